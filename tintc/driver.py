@@ -1,0 +1,149 @@
+"""The compiler, from a Hugging Face decoder to a running simulator: one call per stage."""
+
+from __future__ import annotations
+
+import logging
+import os
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from tintc.frontend.capture import capture
+from tintc.frontend.importer import import_graph
+from tintc.frontend.load import AuxiliarySource, load_auxiliary
+from tintc.ir.core import Program
+from tintc.ir.text import print_program
+from tintc.lowering.allocate_slots import allocate_slots
+from tintc.lowering.canonicalise import canonicalise
+from tintc.lowering.differentiate import differentiate
+from tintc.lowering.eliminate_common import eliminate_common
+from tintc.lowering.emit import emit
+from tintc.lowering.options import DEFAULT_FD_STEP, Options
+from tintc.lowering.plan_layout import layout_of, plan_layout
+from tintc.lowering.roles import assign_roles
+from tintc.lowering.unroll_steps import unroll_steps
+from tintc.runtime.artefact import as_dtype, structure_digest, text_digest
+from tintc.runtime.config import TintConfig
+from tintc.runtime.model import TintForCausalLM
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+LONGEST_DEFAULT = 2048
+logger = logging.getLogger("tintc")
+
+
+def compile(
+    model_or_path: PreTrainedModel | str | os.PathLike[str],
+    n_steps: int = 1,
+    n_update_layers: int | None = None,
+    inner_lr: float = 1e-4,
+    loss: str = "ce",
+    semantics: str = "exact",
+    stack: int | None = None,
+    shards: int | None = None,
+    max_length: int | None = None,
+    fd_step: float | None = None,
+    dtype: torch.dtype | str | None = None,
+) -> TintForCausalLM:
+    """Compile a decoder into a TinT simulator.
+
+    model_or_path: a transformers model, a local folder, a hub id or a GGUF file. n_steps: simulated gradient steps;
+    n_update_layers: top layers that are updated (None: all); inner_lr: learning rate of gradients summed over train
+    tokens; loss ``ce`` or ``quad``; semantics ``exact`` or ``paper-code`` (the authors' implementation); stack, shards:
+    weight rows per prefix and parts of a row (None: the cheapest); max_length: longest text in tokens (None: the
+    model's, at most 2048); fd_step: step of the finite differences (None: 1e-3); dtype: of the simulator (None: the
+    model's).
+
+    Raises `ModelError` if the model cannot be read, `UnsupportedModelError` listing every operation no rule takes, and
+    `OptionError` for options out of range.
+    """
+    options = Options(
+        n_steps=n_steps,
+        n_update_layers=n_update_layers,
+        inner_lr=inner_lr,
+        loss=loss,
+        semantics=semantics,
+        stack=stack,
+        shards=shards,
+        max_length=max_length,
+        fd_step=DEFAULT_FD_STEP if fd_step is None else fd_step,
+    )
+    kind = as_dtype(dtype)
+    logger.info("loading the model")
+    source = load_auxiliary(model_or_path, max_length)
+    logger.info("capturing and importing its graph")
+    auxiliary = import_auxiliary(source)
+    logger.info("lowering to simulator modules")
+    program = lower(auxiliary.program, options, min(source.max_length, LONGEST_DEFAULT if max_length is None else max_length))
+    logger.info("emitting tensors")
+    return assemble(program, auxiliary, source, options, kind or source.dtype)
+
+
+class Auxiliary:
+    """An imported decoder: its program, and the tensors its parameters name."""
+
+    def __init__(self, program: Program, tensors: Any):
+        self.program, self.tensors = program, tensors
+
+
+def import_auxiliary(source: AuxiliarySource) -> Auxiliary:
+    """Capture, import, canonicalise and assign roles."""
+    captured = capture(source.model)
+    program = import_graph(captured)
+    program = canonicalise(program)
+    return Auxiliary(assign_roles(program), captured.tensors)
+
+
+def lower(auxiliary: Program, options: Options, max_length: int) -> Program:
+    """Auxiliary program -> straight-line simulator program with layout and memory slots."""
+    program = differentiate(auxiliary, options)
+    program = unroll_steps(program)
+    program = eliminate_common(program)
+    program = plan_layout(program, options, max_length)
+    return allocate_slots(program)
+
+
+def assemble(
+    program: Program, auxiliary: Auxiliary, source: AuxiliarySource, options: Options, dtype: torch.dtype
+) -> TintForCausalLM:
+    """Emit the tensors and build the model that holds them."""
+    config = configure(program, source, options)
+    with torch.device("meta"):
+        sim = TintForCausalLM(config)
+    state = dict(emit(program, auxiliary.tensors, options.inner_lr, dtype))
+    config.digests["structure"] = structure_digest(state.items())
+    sim.load_state_dict(state, strict=True, assign=True)
+    sim.bind()
+    config.dtype = dtype
+    sim.tokenizer = source.tokenizer
+    return sim.eval()
+
+
+def configure(program: Program, source: AuxiliarySource, options: Options) -> TintConfig:
+    layout, text = layout_of(program), print_program(program)
+    return TintConfig(
+        program=text,
+        vocab_size=program.attributes["vocab_size"],
+        hidden_size=layout.d_aux,
+        num_hidden_layers=program.attributes["n_layers"],
+        max_position_embeddings=layout.max_length,
+        d_sim=layout.d_sim,
+        n_sim_heads=layout.n_heads,
+        n_prefixes=layout.n_prefixes,
+        stack=layout.stack,
+        shards=layout.shards,
+        n_steps=options.n_steps,
+        n_update_layers=program.attributes["n_update_layers"],
+        inner_lr=options.inner_lr,
+        loss=options.loss,
+        semantics=options.semantics,
+        fd_scheme=options.difference.scheme,
+        fd_step=options.fd_step,
+        provenance=source.provenance,
+        digests={"program": text_digest(text)},
+        bos_token_id=source.bos_token_id,
+        eos_token_id=source.eos_token_id,
+        pad_token_id=source.pad_token_id,
+        architectures=["TintForCausalLM"],
+    )

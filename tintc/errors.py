@@ -1,0 +1,59 @@
+"""Errors that a user can cause and mend.
+
+Everything the command line reports with exit code 2 derives from `TintcError`. A message is one clear sentence that
+says what is wrong and what to do; callers add no prefix. Programming errors stay ordinary Python exceptions.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+class TintcError(Exception):
+    """A user's mistake, with a sentence that says what to do about it."""
+
+
+class ModelError(TintcError):
+    """The auxiliary model cannot be found, read or trusted (missing weights, NaN, wrong shapes)."""
+
+
+class OptionError(TintcError):
+    """An option is out of range or two options exclude each other."""
+
+
+class InputError(TintcError):
+    """The text, token ids or masks do not fit the simulator."""
+
+
+class ArtefactError(TintcError):
+    """A compiled folder is missing, damaged or in the way."""
+
+
+class IRError(TintcError):
+    """A program text does not parse or does not verify; the message names the op and both shapes."""
+
+
+@dataclass(frozen=True)
+class Reason:
+    """One thing the compiler cannot take.
+
+    what: the graph operation, e.g. ``aten.sort``; where: the module path it came from; why: a sentence.
+    """
+
+    what: str
+    where: str
+    why: str
+
+    def __str__(self) -> str:
+        return f"{self.what} in {self.where}: {self.why}"
+
+
+class UnsupportedModelError(ModelError):
+    """The model's graph has operations no rule takes. Lists all of them at once."""
+
+    def __init__(self, model: str, reasons: list[Reason]):
+        self.reasons = list(dict.fromkeys(reasons))
+        lines = "\n".join(f"  - {reason}" for reason in self.reasons)
+        count = len(self.reasons)
+        noun = "place is" if count == 1 else "places are"
+        super().__init__(f"{model} cannot be compiled: {count} {noun} not supported.\n{lines}")

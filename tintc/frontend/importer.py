@@ -1,0 +1,92 @@
+"""`import_graph`: from the exported FX graph to the auxiliary dialect, by rules over operations.
+
+Demand-driven from the logits: only what they need is converted. A node no rule takes is recorded with its place and the
+rules' reasons, and the search goes on through its inputs, so that a user sees every problem at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch.fx import Node
+
+from tintc.errors import Reason, UnsupportedModelError
+from tintc.frontend.builder import Builder
+from tintc.frontend.execution import opname
+from tintc.frontend.graph import CapturedGraph
+from tintc.frontend.patterns import peel
+from tintc.frontend.rules import default_rules
+from tintc.frontend.rules.base import Fail, Match, Rule
+from tintc.ir.auxiliary import Embedding
+from tintc.ir.core import Program, Value
+
+
+def import_graph(graph: CapturedGraph, rules: Sequence[Rule] | None = None) -> Program:
+    """The decoder as an auxiliary program with one output, ``logits``; positions and masks are its inputs.
+
+    Tensors the program names are in ``graph.tensors`` under each parameter's `source`. Attributes: ``width`` (D) and
+    ``vocab_size`` (V). Raises `UnsupportedModelError` with all reasons and places.
+    """
+    found = _match_all(graph, rules or default_rules())
+    builder = Builder(graph)
+    values: dict[Node, Value] = {}
+    for node, match in found.items():
+        values[node] = match.build(builder, tuple(values[peel(graph, source)] for source in match.inputs))
+    program = builder.program
+    program.outputs["logits"] = values[peel(graph, graph.logits)]
+    program.attributes = {"width": _width(program), "vocab_size": program.outputs["logits"].type.width}
+    return program.verify()
+
+
+def _match_all(graph: CapturedGraph, rules: Sequence[Rule]) -> dict[Node, Match]:
+    """Matches of every node the logits need, inputs before users."""
+    matches: dict[Node, Match | Fail] = {}
+    ordered: dict[Node, Match] = {}
+    reasons: list[Reason] = []
+    stack = [(peel(graph, graph.logits), False)]
+    while stack:
+        node, inputs_done = stack.pop()
+        if inputs_done:
+            match = matches[node]
+            if isinstance(match, Match):
+                ordered[node] = match
+            continue
+        if node in matches:
+            continue
+        match = matches[node] = _match(graph, node, rules)
+        if isinstance(match, Fail):
+            reasons.append(_reason(graph, node, match))
+            sources = match.inputs if match.inputs is not None else graph.live_inputs(node)
+        else:
+            sources = match.inputs
+        stack.append((node, True))
+        stack.extend((peel(graph, source), False) for source in reversed(sources) if source is not graph.input_ids)
+    if reasons:
+        raise UnsupportedModelError(graph.name, reasons)
+    return ordered
+
+
+def _match(graph: CapturedGraph, node: Node, rules: Sequence[Rule]) -> Match | Fail:
+    outcomes = [(rule, rule.match(graph, node)) for rule in rules]
+    taken = [(rule, outcome) for rule, outcome in outcomes if isinstance(outcome, Match)]
+    if len(taken) > 1:
+        names = ", ".join(type(rule).__name__ for rule, _ in taken)
+        raise RuntimeError(f"Rules must exclude each other, but {names} all take {node.format_node()}.")
+    if taken:
+        return taken[0][1]
+    failures = [outcome for _, outcome in outcomes if isinstance(outcome, Fail) and outcome.why]
+    if not failures:
+        return Fail("no rule takes this operation")
+    sources = [source for failure in failures for source in failure.inputs or graph.live_inputs(node)]
+    blamed = next((failure.at for failure in failures if failure.at is not None), None)
+    return Fail("; ".join(sorted({failure.why for failure in failures})), blamed, tuple(dict.fromkeys(sources)))
+
+
+def _reason(graph: CapturedGraph, node: Node, failure: Fail) -> Reason:
+    blamed = failure.at or node
+    return Reason(f"aten.{opname(blamed)}", graph.where(blamed), failure.why)
+
+
+def _width(program: Program) -> int:
+    """Width of the token embedding."""
+    return next(op.result.type.width for op in program.ops if type(op) is Embedding)

@@ -1,0 +1,29 @@
+"""The importer's rules, one small file each. Their order means nothing."""
+
+from tintc.frontend.rules.activation import ActivationRule
+from tintc.frontend.rules.attention import AttentionRule
+from tintc.frontend.rules.base import Rule
+from tintc.frontend.rules.binary import AddRule, MultiplyRule
+from tintc.frontend.rules.embedding import EmbeddingRule, PositionEmbeddingRule
+from tintc.frontend.rules.layer_norm import LayerNormRule
+from tintc.frontend.rules.linear import LinearRule
+from tintc.frontend.rules.rms_norm import RMSNormRule
+from tintc.frontend.rules.select import SelectRule
+
+
+def default_rules() -> list[Rule]:
+    return [
+        ActivationRule(),
+        AddRule(),
+        AttentionRule(),
+        EmbeddingRule(),
+        LayerNormRule(),
+        LinearRule(),
+        MultiplyRule(),
+        PositionEmbeddingRule(),
+        RMSNormRule(),
+        SelectRule(),
+    ]
+
+
+__all__ = ["Rule", "default_rules"]

@@ -1,0 +1,55 @@
+"""Sums and products of two values."""
+
+from __future__ import annotations
+
+from torch.fx import Node
+
+from tintc.frontend.builder import Builder
+from tintc.frontend.execution import opname
+from tintc.frontend.graph import CapturedGraph
+from tintc.frontend.patterns import parameter_vector, rows_width
+from tintc.frontend.rules.activation import elementwise_source
+from tintc.frontend.rules.base import NOT_MINE, Fail, Match
+from tintc.frontend.rules.rms_norm import RMSNormRule
+from tintc.ir.auxiliary import Add, Multiply
+from tintc.ir.auxiliary.base import AuxOp
+from tintc.ir.core import Value, tokens
+
+
+class _BinaryRule:
+    """Two live operands of one width, neither a function of the other."""
+
+    operation: str
+    op: type[AuxOp]
+
+    def match(self, graph: CapturedGraph, node: Node) -> Match | Fail:
+        if opname(node) != self.operation or elementwise_source(graph, node) is not None:
+            return NOT_MINE
+        a, b = node.args[:2]
+        if not isinstance(a, Node) or not isinstance(b, Node) or a not in graph.live or b not in graph.live:
+            named = parameter_vector(graph, a) or parameter_vector(graph, b)
+            return NOT_MINE if named else Fail("one operand is neither a value of the tokens nor a single number")
+        if RMSNormRule().match(graph, node) is not NOT_MINE:
+            return NOT_MINE
+        if node.kwargs.get("alpha", 1) != 1:
+            return Fail("a sum with a factor alpha is not supported")
+        width = rows_width(graph, node)
+        if width is None or rows_width(graph, a) != width or rows_width(graph, b) != width:
+            return Fail("its operands are not one vector of the same width per token")
+
+        def build(builder: Builder, values: tuple[Value, ...]) -> Value:
+            return builder.emit(self.op, node, values, tokens(width), self.operation.replace("mul", "multiply"))
+
+        return Match((a, b), build)
+
+
+class AddRule(_BinaryRule):
+    """``a + b`` -> `aux.add`."""
+
+    operation, op = "add", Add
+
+
+class MultiplyRule(_BinaryRule):
+    """``a * b`` -> `aux.multiply`."""
+
+    operation, op = "mul", Multiply

@@ -1,0 +1,54 @@
+"""LayerNorm and RMSNorm where the graph keeps them as one operation."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch.fx import Node
+
+from tintc.frontend.builder import Builder
+from tintc.frontend.execution import opname
+from tintc.frontend.graph import CapturedGraph
+from tintc.frontend.patterns import parameter_vector, rows_width
+from tintc.frontend.rules.base import NOT_MINE, Fail, Match
+from tintc.ir.auxiliary import Norm
+from tintc.ir.core import Value, tokens
+
+KINDS = {"layer_norm": "layer", "native_layer_norm": "layer", "rms_norm": "rms"}
+SMALLEST = {"rms_norm": 1.1920928955078125e-07}
+"""eps where none is given: torch takes fp32's, the dtype transformers normalises in."""
+
+
+class LayerNormRule:
+    """``layer_norm(x, [W], gain?, bias?, eps)``, ``native_layer_norm(...)[0]``, ``rms_norm`` -> `aux.norm`."""
+
+    def match(self, graph: CapturedGraph, node: Node) -> Match | Fail:
+        source = node
+        if opname(node) == "getitem" and isinstance(node.args[0], Node) and node.args[1] == 0:
+            source = node.args[0]
+        name = opname(source)
+        if name not in KINDS or (source is node) != (name != "native_layer_norm"):
+            return NOT_MINE
+        x, shape, *affine = source.args
+        width = rows_width(graph, x) if isinstance(x, Node) else None
+        if not isinstance(x, Node) or width is None or list(shape) != [width]:  # pyright: ignore[reportArgumentType]
+            return Fail("it normalises something other than one vector per token")
+        weight = affine[0] if affine else None
+        bias = affine[1] if KINDS[name] == "layer" and len(affine) > 1 else None
+        eps = _eps(name, affine)
+        names = [parameter_vector(graph, value) if value is not None else "" for value in (weight, bias)]
+        if None in names:
+            return Fail("its gain or bias is computed, it must be a parameter", inputs=(x,))
+
+        def build(builder: Builder, values: tuple[Value, ...]) -> Value:
+            gain, beta = (builder.parameter(entry) if entry else "" for entry in names)
+            return builder.emit(Norm, node, values, tokens(width), kind=KINDS[name], eps=eps, weight=gain, bias=beta)
+
+        return Match((x,), build)
+
+
+def _eps(name: str, affine: list[Any]) -> float:
+    position = 1 if name == "rms_norm" else 2
+    if len(affine) > position and affine[position] is not None:
+        return float(affine[position])
+    return SMALLEST.get(name, 1e-5)

@@ -1,0 +1,117 @@
+"""Linear layers, however they are written, as `aux.linear`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch.fx import Node
+
+from tintc.frontend.builder import Builder
+from tintc.frontend.execution import opname
+from tintc.frontend.graph import CapturedGraph
+from tintc.frontend.patterns import COPIES, parameter_vector, peel, rows_width
+from tintc.frontend.rules.base import NOT_MINE, Fail, Match
+from tintc.ir.auxiliary import Linear
+from tintc.ir.core import Value, tokens
+
+
+@dataclass(frozen=True)
+class _Parts:
+    """y = x W^T + b: x a node, W a parameter's name and whether it is stored ``[in, out]``, b a name or empty."""
+
+    x: Node
+    weight: str
+    transpose: bool
+    bias: str = ""
+
+
+class LinearRule:
+    """Takes, with W and b parameters:
+
+    - ``linear(x, W, b)``;
+    - ``addmm(b, x, W)``, GPT-2's Conv1D with W stored ``[in, out]``, or ``addmm(b, x, W^T)``;
+    - ``mm(x, W)`` and ``matmul(x, W)``, W transposed or not;
+    - any of these without bias, plus a parameter vector added after it.
+    """
+
+    def match(self, graph: CapturedGraph, node: Node) -> Match | Fail:
+        parts = _parts(graph, node)
+        if isinstance(parts, Fail):
+            return parts
+        if rows_width(graph, parts.x) is None:
+            return Fail("the layer's input is not one vector per token", inputs=(parts.x,))
+
+        def build(builder: Builder, values: tuple[Value, ...]) -> Value:
+            weight = builder.parameter(parts.weight, parts.transpose)
+            bias = builder.parameter(parts.bias) if parts.bias else ""
+            width = builder.program.parameters[weight].shape[0]
+            return builder.emit(Linear, node, values, tokens(width), weight=weight, bias=bias)
+
+        return Match((parts.x,), build)
+
+
+def _parts(graph: CapturedGraph, node: Node) -> _Parts | Fail:
+    name = opname(node)
+    if name == "linear":
+        return _product(graph, node.args[0], node.args[1], True, node.args[2] if len(node.args) > 2 else None)
+    if name == "addmm":
+        if any(value != 1 for value in node.kwargs.values()):
+            return Fail("a matrix product with factors alpha or beta is not supported")
+        return _product(graph, node.args[1], node.args[2], False, node.args[0])
+    if name in ("mm", "matmul"):
+        if _weight(graph, node.args[1]) is None:
+            return NOT_MINE if _is_live(graph, node.args[1]) else Fail("the weight is computed, it must be a parameter")
+        return _product(graph, node.args[0], node.args[1], False, None)
+    if name == "add" and not node.kwargs:
+        return _with_bias(graph, node)
+    return NOT_MINE
+
+
+def _product(graph: CapturedGraph, x: Any, weight: Any, transposed: bool, bias: Any) -> _Parts | Fail:
+    """x times the matrix `weight`, or times its transpose."""
+    found = _weight(graph, weight)
+    bias_name = "" if bias is None else parameter_vector(graph, bias)
+    if found is None:
+        return Fail("the weight is computed, it must be a parameter")
+    if bias_name is None or (bias_name and graph.tensors[bias_name].dim() != 1):
+        return Fail("the bias is not a parameter vector")
+    name, flipped = found
+    return _Parts(x, name, transpose=flipped == transposed, bias=bias_name)
+
+
+def _weight(graph: CapturedGraph, value: Any) -> tuple[str, bool] | None:
+    """A parameter matrix behind copies and transpositions: its name, and whether it is transposed."""
+    flipped = False
+    while isinstance(value, Node) and value not in graph.names:
+        if opname(value) in ("t", "numpy_T") or _swaps(value):
+            flipped = not flipped
+        elif opname(value) not in COPIES | {"_to_copy", "to"}:
+            return None
+        value = value.args[0]
+    name = graph.tensor_name(value)
+    if name is None or graph.tensors[name].dim() != 2:
+        return None
+    return name, flipped
+
+
+def _swaps(node: Node) -> bool:
+    if opname(node) == "transpose":
+        return set(node.args[1:]) in ({0, 1}, {-1, -2}, {0, -1}, {1, -2})
+    return opname(node) == "permute" and node.args[1] in ([1, 0], [-1, 0], [-1, -2])
+
+
+def _with_bias(graph: CapturedGraph, node: Node) -> _Parts | Fail:
+    for x, bias in (node.args[:2], node.args[1::-1]):
+        name = parameter_vector(graph, bias)
+        if name is None or not isinstance(x, Node) or graph.tensors[name].dim() != 1:
+            continue
+        inner = _parts(graph, peel(graph, x))
+        if isinstance(inner, _Parts) and not inner.bias and len(x.users) == 1:
+            return _Parts(inner.x, inner.weight, inner.transpose, name)
+        return Fail("a parameter vector is added to something that is not a linear layer")
+    return NOT_MINE
+
+
+def _is_live(graph: CapturedGraph, value: Any) -> bool:
+    return isinstance(value, Node) and value in graph.live

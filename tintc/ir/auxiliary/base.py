@@ -1,0 +1,67 @@
+"""What every auxiliary op has: an evaluation and an approximate pullback."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor
+
+from tintc.ir.core import Op
+from tintc.ir.functions import FiniteDifference
+from tintc.ir.inputs import Inputs
+
+Gradients = dict[str, Tensor]
+"""Parameter name -> gradient ``[B, *shape]``, one per example of the batch."""
+
+
+@dataclass(frozen=True)
+class Context:
+    """What an op may read besides its operands.
+
+    tensors: parameter name -> tensor ``shape`` or, once updated, ``[B, *shape]``; difference: the finite-difference
+    scheme of the pullbacks of norms and activations.
+    """
+
+    tensors: Mapping[str, Tensor]
+    inputs: Inputs
+    difference: FiniteDifference
+
+    def parameter(self, name: str) -> Tensor:
+        return self.tensors[name]
+
+
+@dataclass(eq=False, kw_only=True)
+class AuxOp(Op):
+    """An op of the auxiliary dialect.
+
+    layer: index of the decoder layer it belongs to, -1 outside the layers; role: what it is for within its layer. Both
+    are set by the `roles` pass.
+    """
+
+    UPDATED_ROLES: ClassVar[frozenset[str]] = frozenset()
+
+    layer: int = -1
+    role: str = ""
+
+    def parameters(self) -> dict[str, str]:
+        """Field -> parameter name, for the parameters this op has."""
+        names = {key: getattr(self, key, "") for key in ("weight", "bias", "table", "inv_freq")}
+        return {key: name for key, name in names.items() if name}
+
+    def evaluate(self, context: Context, *operands: Tensor) -> Tensor:
+        """The value, ``[B, T, width]`` from operands of such shapes."""
+        raise NotImplementedError(self.opname)
+
+    def pullback(self, context: Context, dy: Tensor, *operands: Tensor) -> tuple[tuple[Tensor | None, ...], Gradients]:
+        """Approximate gradients for the operands (None: dropped or zero) and for the parameters that descend."""
+        raise NotImplementedError(self.opname)
+
+
+def affine(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """``x W^T + b`` for shared ``W [dout, din]`` or per-example ``W [B, dout, din]``."""
+    y = x @ weight.transpose(-1, -2)
+    if bias is None:
+        return y
+    return y + (bias[:, None] if bias.dim() == 2 else bias)

@@ -1,0 +1,129 @@
+"""The auxiliary dialect's interpreter: the semantics, slow and obvious, in fp64.
+
+`forward` runs the decoder; `simulate` runs the whole of a simulator's job on it, with the approximate gradients of the
+construction: forward, loss gradient, backward, descent, N times, forward. Everything else in the package is tested
+against these two.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from tintc.ir.auxiliary.base import AuxOp, Context, Gradients
+from tintc.ir.auxiliary.linear import Linear, Logits
+from tintc.ir.core import Parameter, Program, Value
+from tintc.ir.functions import FiniteDifference, loss_gradient
+from tintc.ir.inputs import Inputs
+
+EXACT = FiniteDifference("token", 1e-3)
+
+
+@dataclass(frozen=True)
+class Descent:
+    """Options of the simulated training (spec, sections 8 to 10).
+
+    n_update_layers None: all layers; semantics: ``exact`` or ``paper-code``.
+    """
+
+    lr: float
+    n_steps: int = 1
+    n_update_layers: int | None = None
+    loss: str = "ce"
+    semantics: str = "exact"
+    difference: FiniteDifference = EXACT
+
+
+def view(parameter: Parameter, tensor: Tensor) -> Tensor:
+    """The checkpoint's `tensor` as the parameter sees it: transposed, then rows selected."""
+    if parameter.transpose:
+        tensor = tensor.transpose(0, 1)
+    if parameter.rows is not None:
+        tensor = torch.cat([tensor[start:stop] for start, stop in parameter.rows])
+    return tensor
+
+
+def load(program: Program, source: Mapping[str, Tensor], dtype: torch.dtype = torch.float64) -> dict[str, Tensor]:
+    """Every parameter of `program` from the checkpoint `source`, in `dtype`."""
+    return {name: view(p, source[p.source]).to(dtype) for name, p in program.parameters.items()}
+
+
+def forward(program: Program, tensors: Mapping[str, Tensor], inputs: Inputs) -> Tensor:
+    """Logits ``[B, T, V]`` of the decoder."""
+    return _values(program, Context(tensors, inputs, EXACT))[program.outputs["logits"]]
+
+
+def descends(op: AuxOp, n_layers: int, n_update_layers: int) -> bool:
+    """Whether the descent updates this op's parameters (spec, section 10)."""
+    if op.role not in op.UPDATED_ROLES:
+        return False
+    return op.role == "final" or op.layer >= n_layers - n_update_layers
+
+
+def simulate(
+    program: Program, tensors: Mapping[str, Tensor], inputs: Inputs, descent: Descent
+) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+    """Logits before and after the descent, and the updated parameters, each ``[B, *shape]``."""
+    n_layers = program.attributes["n_layers"]
+    layers = n_layers if descent.n_update_layers is None else descent.n_update_layers
+    updated = dict(tensors)
+    before = None
+    for _ in range(descent.n_steps):
+        context = Context(updated, inputs, descent.difference)
+        values = _values(program, context)
+        before = values[program.outputs["logits"]] if before is None else before
+        gradients = _gradients(program, context, values, descent, layers)
+        updated = {name: _descend(name, tensor, gradients, descent.lr) for name, tensor in updated.items()}
+    after = _values(program, Context(updated, inputs, descent.difference))[program.outputs["logits"]]
+    assert before is not None
+    return before, after, updated
+
+
+def _values(program: Program, context: Context) -> dict[Value, Tensor]:
+    values: dict[Value, Tensor] = {}
+    for op in program.ops:
+        assert isinstance(op, AuxOp)
+        values[op.result] = op.evaluate(context, *(values[operand] for operand in op.operands))
+    return values
+
+
+def _gradients(
+    program: Program, context: Context, values: dict[Value, Tensor], descent: Descent, layers: int
+) -> Gradients:
+    """Gradients of the parameters that descend; a value used twice receives the sum of its users' gradients."""
+    adjoint: dict[Value, Tensor] = {}
+    gradients: Gradients = {}
+    for op in reversed(program.ops):
+        assert isinstance(op, AuxOp)
+        operands = [values[operand] for operand in op.operands]
+        if isinstance(op, Logits):
+            head, bias = context.parameter(op.weight), context.parameter(op.bias) if op.bias else None
+            dx = loss_gradient(descent.loss, operands[0], head, bias, context.inputs.next_ids)
+            pulled: tuple[Tensor | None, ...] = (dx * context.inputs.counts[..., None],)
+            own: Gradients = {}
+        elif op.result in adjoint:
+            pulled, own = op.pullback(context, adjoint[op.result], *operands)
+        else:
+            continue
+        for operand, gradient in zip(op.operands, pulled, strict=True):
+            if gradient is not None:
+                adjoint[operand] = adjoint[operand] + gradient if operand in adjoint else gradient
+        if descends(op, program.attributes["n_layers"], layers):
+            for name, gradient in own.items():
+                factor = _bias_rate(program, op, descent) if isinstance(op, Linear) and name == op.bias else 1
+                gradients[name] = gradients.get(name, 0) + factor * gradient
+    return gradients
+
+
+def _bias_rate(program: Program, op: Linear, descent: Descent) -> int:
+    """The authors' code stores the bias of a layer that is m widths wide m times over, and updates every copy."""
+    if descent.semantics == "exact":
+        return 1
+    return -(-op.operands[0].type.width // program.attributes["width"])
+
+
+def _descend(name: str, tensor: Tensor, gradients: Gradients, lr: float) -> Tensor:
+    return tensor - lr * gradients[name] if name in gradients else tensor

@@ -1,0 +1,56 @@
+"""`aux.norm`: LayerNorm and RMSNorm, with or without gain and bias."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor
+
+from tintc.ir.auxiliary.base import AuxOp, Context, Gradients
+from tintc.ir.core import register
+from tintc.ir.functions import norm_scale, normalise
+
+
+def per_token(vector: Tensor) -> Tensor:
+    """``[D]`` or per-example ``[B, D]``, ready to broadcast over ``[B, T, D]``."""
+    return vector[:, None] if vector.dim() == 2 else vector
+
+
+@register("aux.norm")
+@dataclass(eq=False, kw_only=True)
+class Norm(AuxOp):
+    """y = gamma * f(x) + beta (Defs. F.1, J.1); `weight` is gamma, `bias` is beta, each optional.
+
+    Roles: layer (inside a layer), final, embedding. Only beta descends, in layers and in the final norm (Def. F.5).
+    """
+
+    UPDATED_ROLES: ClassVar[frozenset[str]] = frozenset({"layer", "final"})
+
+    kind: str
+    eps: float
+    weight: str = ""
+    bias: str = ""
+
+    def verify(self) -> None:
+        (x,) = self.operands
+        self.expect(self.kind in ("layer", "rms"), f"kind {self.kind!r} is neither 'layer' nor 'rms'")
+        self.expect(self.eps > 0, f"eps is {self.eps}, it must be positive")
+        self.expect(x.type == self.result.type, f"types differ: {x.type} -> {self.result.type}")
+
+    def evaluate(self, context: Context, *operands: Tensor) -> Tensor:
+        (x,) = operands
+        y = normalise(self.kind, x, self.eps)
+        if self.weight:
+            y = y * per_token(context.parameter(self.weight))
+        return y + per_token(context.parameter(self.bias)) if self.bias else y
+
+    def pullback(self, context: Context, dy: Tensor, *operands: Tensor) -> tuple[tuple[Tensor | None, ...], Gradients]:
+        """First order (Def. F.3): the Jacobian of f is symmetric, so J^T g is a difference of f along g = gamma dy."""
+        (x,) = operands
+        g = dy * per_token(context.parameter(self.weight)) if self.weight else dy
+        dx = context.difference.derivative(
+            lambda z: normalise(self.kind, z, self.eps), x, g, norm_scale(self.kind, x, self.eps)
+        )
+        gradients = {self.bias: (dy * context.inputs.train[..., None]).sum(1)} if self.bias else {}
+        return (dx,), gradients

@@ -1,0 +1,216 @@
+"""Ops, values and programs: what both dialects are made of.
+
+An op is a dataclass whose fields are its attributes; operands and results are SSA values. A program is a list of ops in
+topological order, the parameters they name, and named outputs. One op, `sim.repeat`, holds a nested block. The classes
+here know nothing of any particular op; `ops.py` files register theirs with `@register`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any, ClassVar, TypeVar
+
+from tintc.errors import IRError
+
+
+@dataclass(frozen=True)
+class Type:
+    """What a value is. `kind` names it, `dims` are its fixed sizes (batch and length are always dynamic).
+
+    Kinds: ``tokens`` (dims = width: one vector per token), ``logits`` (dims = vocabulary), ``linear`` (dims = dout, din;
+    the weights of a linear layer as a value), ``norm`` (dims = width; gain and bias of a norm as a value). `parts` says
+    which tensors a weight value carries, e.g. ``("weight", "bias")``.
+    """
+
+    kind: str
+    dims: tuple[int, ...]
+    parts: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        inner = "x".join(map(str, self.dims))
+        return f"{self.kind}<{', '.join((inner, *self.parts))}>"
+
+    @property
+    def width(self) -> int:
+        return self.dims[-1]
+
+
+def tokens(width: int) -> Type:
+    return Type("tokens", (width,))
+
+
+def logits(vocab: int) -> Type:
+    return Type("logits", (vocab,))
+
+
+@dataclass(eq=False)
+class Value:
+    """An SSA value: a name that is unique in its program, and a type."""
+
+    name: str
+    type: Type
+
+    def __str__(self) -> str:
+        return f"%{self.name}"
+
+    __repr__ = __str__
+
+
+OPS: dict[str, type[Op]] = {}
+OpT = TypeVar("OpT", bound="type[Op]")
+
+
+def register(opname: str) -> Callable[[OpT], OpT]:
+    """Class decorator: make an op class known to the parser under `opname`."""
+
+    def add(cls: OpT) -> OpT:
+        cls.opname = opname
+        OPS[opname] = cls
+        return cls
+
+    return add
+
+
+@dataclass(eq=False, kw_only=True)
+class Op:
+    """One operation. Subclasses are dataclasses; their extra fields are the attributes the text shows."""
+
+    opname: ClassVar[str] = "?"
+
+    operands: tuple[Value, ...] = ()
+    results: tuple[Value, ...] = ()
+
+    @property
+    def result(self) -> Value:
+        if len(self.results) != 1:
+            raise IRError(f"{self.opname} has {len(self.results)} results, not one.")
+        return self.results[0]
+
+    @classmethod
+    def attribute_fields(cls) -> list[Any]:
+        return [f for f in fields(cls) if f.name not in ("operands", "results", "body")]
+
+    def attributes(self) -> dict[str, Any]:
+        """The attributes that differ from their defaults, in the order of declaration."""
+        shown = {}
+        for f in self.attribute_fields():
+            value = getattr(self, f.name)
+            if value != f.default:
+                shown[f.name] = value
+        return shown
+
+    def verify(self) -> None:
+        """Raise `IRError` unless operand types, result types and attributes fit together."""
+
+    def expect(self, condition: bool, sentence: str) -> None:
+        if not condition:
+            where = ", ".join(map(str, self.results)) or "no result"
+            raise IRError(f"{self.opname} ({where}): {sentence}.")
+
+
+@dataclass(eq=False)
+class Block:
+    """The body of a `sim.repeat`: arguments, ops, and the values handed to the next round."""
+
+    arguments: tuple[Value, ...]
+    ops: list[Op]
+    yields: tuple[Value, ...]
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """A tensor of the auxiliary model, as a view of a tensor that its checkpoint stores.
+
+    source: name in the checkpoint (or ``constant.*`` for a tensor the importer derived); shape: after the view;
+    transpose: the checkpoint stores it as ``[in, out]``; rows: runs ``(start, stop)`` of output rows taken, after the
+    transposition; None means all.
+    """
+
+    source: str
+    shape: tuple[int, ...]
+    transpose: bool = False
+    rows: tuple[tuple[int, int], ...] | None = None
+
+
+@dataclass(eq=False)
+class Program:
+    """A program of one dialect.
+
+    attributes: options of the whole program (plain JSON values); parameters: name -> where its tensor comes from;
+    outputs: name -> value.
+    """
+
+    dialect: str
+    attributes: dict[str, Any] = field(default_factory=dict)
+    parameters: dict[str, Parameter] = field(default_factory=dict)
+    ops: list[Op] = field(default_factory=list)
+    outputs: dict[str, Value] = field(default_factory=dict)
+
+    def walk(self) -> Iterator[Op]:
+        """All ops, nested ones after the op that holds them."""
+        for op in self.ops:
+            yield op
+            body = getattr(op, "body", None)
+            if body is not None:
+                yield from body.ops
+
+    def producers(self) -> dict[Value, Op]:
+        return {result: op for op in self.walk() for result in op.results}
+
+    def users(self) -> dict[Value, list[Op]]:
+        table: dict[Value, list[Op]] = {}
+        for op in self.walk():
+            for operand in op.operands:
+                table.setdefault(operand, []).append(op)
+        return table
+
+    def names(self) -> set[str]:
+        taken = {result.name for op in self.walk() for result in op.results}
+        for op in self.walk():
+            body = getattr(op, "body", None)
+            if body is not None:
+                taken.update(argument.name for argument in body.arguments)
+        return taken
+
+    def verify(self) -> Program:
+        """Check SSA form, types and every op. Returns self, so that passes can end in `return program.verify()`."""
+        names: set[str] = set()
+        _verify_ops(self, self.ops, set(), names)
+        defined = {result for op in self.ops for result in op.results}
+        for label, value in self.outputs.items():
+            if value not in defined:
+                raise IRError(f"Output {label!r} names {value}, which no op defines.")
+        return self
+
+
+def _verify_ops(program: Program, ops: list[Op], defined: set[Value], names: set[str]) -> None:
+    for op in ops:
+        if not op.opname.startswith(program.dialect + "."):
+            raise IRError(f"{op.opname} does not belong in a {program.dialect!r} program.")
+        for operand in op.operands:
+            if operand not in defined:
+                raise IRError(f"{op.opname} uses {operand} before it is defined.")
+        op.verify()
+        body: Block | None = getattr(op, "body", None)
+        if body is not None:
+            _claim(names, body.arguments)
+            inner = defined | set(body.arguments)
+            _verify_ops(program, body.ops, inner, names)
+            inner |= {result for nested in body.ops for result in nested.results}
+            for value in body.yields:
+                if value not in inner:
+                    raise IRError(f"{op.opname} yields {value}, which its body does not define.")
+        _claim(names, op.results)
+        defined.update(op.results)
+
+
+def _claim(names: set[str], values: tuple[Value, ...]) -> None:
+    for value in values:
+        if value.name in names:
+            raise IRError(f"{value} is defined twice.")
+        names.add(value.name)
+
+
+def substitute(values: tuple[Value, ...], mapping: Mapping[Value, Value]) -> tuple[Value, ...]:
+    return tuple(mapping.get(value, value) for value in values)

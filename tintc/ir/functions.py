@@ -1,0 +1,133 @@
+"""The mathematics both dialects share: norms, activations, rotations, attention probabilities, finite differences.
+
+Everything here is written for reading, works in the dtype it is given, and is what the interpreters call "right".
+Formula numbers refer to the paper (arXiv 2307.01189); `eps` of a norm is the auxiliary's own.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "relu": torch.relu,
+    "relu2": lambda x: torch.relu(x).square(),
+    "gelu": F.gelu,
+    "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),
+    "quick_gelu": lambda x: x * torch.sigmoid(1.702 * x),
+    "silu": F.silu,
+    "tanh": torch.tanh,
+}
+"""Activations by the name the IR uses. All map 0 to 0, so that the zero pads of an embedding stay zero."""
+
+
+def norm_scale(kind: str, x: Tensor, eps: float) -> Tensor:
+    """sigma(x) of a LayerNorm or rms(x) of an RMSNorm, its `eps` included: ``[..., D] -> [..., 1]``."""
+    if kind == "layer":
+        x = x - x.mean(-1, keepdim=True)
+    return (x.square().mean(-1, keepdim=True) + eps).sqrt()
+
+
+def normalise(kind: str, x: Tensor, eps: float) -> Tensor:
+    """f(x) = (x - mu) / sigma for ``layer``, x / rms(x) for ``rms`` (Defs. F.1, J.1), over the last dimension."""
+    scale = norm_scale(kind, x, eps)
+    if kind == "layer":
+        x = x - x.mean(-1, keepdim=True)
+    return x / scale
+
+
+def rms(g: Tensor) -> Tensor:
+    """Root mean square over the last dimension, kept: ``[..., D] -> [..., 1]``."""
+    return g.square().mean(-1, keepdim=True).sqrt()
+
+
+@dataclass(frozen=True)
+class FiniteDifference:
+    """How a first-order step is chosen (paper Defs. F.3, G.3; schemes of the construction).
+
+    ``fixed``: step `eps` everywhere, as in the paper. ``token``: step ``eps * c / rms(g)`` per token, which suits the
+    gradient whatever its size; a zero gradient gives zero.
+    """
+
+    scheme: str
+    eps: float
+
+    def derivative(self, f: Callable[[Tensor], Tensor], x: Tensor, g: Tensor, c: Tensor | float = 1.0) -> Tensor:
+        """``J_f(x) g`` to first order: ``(f(x + h g) - f(x)) / h``. Shapes of x and g: ``[..., D]``."""
+        if self.scheme == "fixed":
+            return (f(x + self.eps * g) - f(x)) / self.eps
+        size = rms(g)
+        safe = torch.where(size == 0, torch.ones_like(size), size)
+        h = self.eps * c / safe
+        return torch.where(size == 0, torch.zeros_like(g), (f(x + h * g) - f(x)) / h)
+
+
+def rotate(x: Tensor, positions: Tensor, inv_freq: Tensor, style: str) -> Tensor:
+    """Rotary embedding of heads ``x [B, heads, T, d]`` at ``positions [B, T]``.
+
+    The first ``2 * len(inv_freq)`` coordinates of a head turn in pairs: (i, i + n) for style ``half``, (2i, 2i + 1) for
+    ``interleaved``; the rest stay.
+    """
+    n = inv_freq.shape[0]
+    angle = positions[:, None, :, None].to(x.dtype) * inv_freq.to(x.dtype)
+    cos, sin = angle.cos(), angle.sin()
+    turned, rest = x[..., : 2 * n], x[..., 2 * n :]
+    if style == "half":
+        a, b = turned[..., :n], turned[..., n:]
+        return torch.cat((a * cos - b * sin, b * cos + a * sin, rest), -1)
+    a, b = turned[..., 0::2], turned[..., 1::2]
+    pairs = torch.stack((a * cos - b * sin, b * cos + a * sin), -1)
+    return torch.cat((pairs.flatten(-2), rest), -1)
+
+
+def masked_softmax(scores: Tensor, allowed: Tensor) -> Tensor:
+    """Softmax over the last dimension; a row with no allowed key gives zeros, not NaN."""
+    scores = scores.masked_fill(~allowed, -math.inf)
+    top = scores.amax(-1, keepdim=True)
+    weights = torch.exp(scores - torch.where(torch.isinf(top), torch.zeros_like(top), top))
+    total = weights.sum(-1, keepdim=True)
+    return weights / torch.where(total == 0, torch.ones_like(total), total)
+
+
+def split_heads(x: Tensor, n_heads: int) -> Tensor:
+    """``[B, T, n_heads * d] -> [B, n_heads, T, d]``."""
+    return x.unflatten(-1, (n_heads, -1)).transpose(1, 2)
+
+
+def merge_heads(x: Tensor) -> Tensor:
+    """``[B, heads, T, d] -> [B, T, heads * d]``."""
+    return x.transpose(1, 2).flatten(-2)
+
+
+def causal_mask(length: int, device: torch.device) -> Tensor:
+    """``[T, T]``, true where query t may see key j <= t."""
+    return torch.ones(length, length, dtype=torch.bool, device=device).tril()
+
+
+def attention_probabilities(
+    q: Tensor, k: Tensor, allowed: Tensor, n_heads: int, n_kv_heads: int, scale: float, turn: Callable[[Tensor], Tensor]
+) -> Tensor:
+    """``softmax(scale * turn(q) turn(k)^T)`` per head: ``[B, n_heads, T, T]`` from flat q and k ``[B, T, heads * d]``.
+
+    `allowed [B, T, T]` says which keys a query sees; `turn` is the rotary embedding or the identity.
+    """
+    queries = turn(split_heads(q, n_heads))
+    keys = turn(split_heads(k, n_kv_heads)).repeat_interleave(n_heads // n_kv_heads, 1)
+    return masked_softmax(scale * queries @ keys.transpose(-1, -2), allowed[:, None])
+
+
+def loss_gradient(kind: str, x: Tensor, head: Tensor, bias: Tensor | None, next_ids: Tensor) -> Tensor:
+    """Gradient of the summed loss with respect to the head's input (Appendix H), position by position.
+
+    ``x [B, T, D]``, ``head E [V, D]``, ``next_ids [B, T]``. ``ce``: ``E^T (softmax(E x + b) - onehot)``; ``quad``:
+    ``E^T (E x + b) - e_next`` (Remark H.2).
+    """
+    scores = F.linear(x, head, bias)
+    if kind == "ce":
+        scores = scores.softmax(-1)
+    return scores @ head - head[next_ids]

@@ -1,0 +1,111 @@
+"""What a program is run on: token ids, positions and masks, resolved from whatever a user passes.
+
+Defaults are the published ones: positions count the tokens that are not padding, half of a text is trained on, and the
+loss counts at position i only if i, i + 1 are train tokens and target i + 1 is not masked (spec, section 8).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from tintc.errors import InputError, OptionError
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """Resolved inputs; every field is a tensor on one device.
+
+    input_ids, position_ids ``[B, T]``; allowed ``[B, T, T]`` bool, which keys a query may see *before* the causal mask
+    of the attention op; train ``[B, T]`` bool, tokens that descent sums over; counts ``[B, T]`` bool, positions whose
+    loss counts.
+    """
+
+    input_ids: Tensor
+    position_ids: Tensor
+    allowed: Tensor
+    train: Tensor
+    counts: Tensor
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        batch, length = self.input_ids.shape
+        return batch, length
+
+    @property
+    def next_ids(self) -> Tensor:
+        """The target of every position, ``[B, T]``; the last position's is itself, and never counts."""
+        return torch.cat((self.input_ids[:, 1:], self.input_ids[:, -1:]), 1)
+
+
+def resolve_inputs(
+    input_ids: Tensor,
+    train_mask: Tensor | None = None,
+    loss_mask: Tensor | None = None,
+    attention_mask: Tensor | None = None,
+    position_ids: Tensor | None = None,
+    *,
+    train_fraction: float = 0.5,
+    semantics: str = "exact",
+) -> Inputs:
+    """Masks of any dtype (non-zero is true) and None as `Inputs`.
+
+    attention_mask: ``[B, T]`` marks padding on either side, ``[B, T, T]`` says who sees whom. train_mask None: the first
+    ``floor(train_fraction * length)`` tokens of each row that are not padding. Fewer than two train tokens in a row:
+    nothing is trained there. Raises `InputError` for shapes that do not fit and for non-integer ids.
+    """
+    if input_ids.dim() != 2 or input_ids.dtype.is_floating_point or input_ids.dtype == torch.bool:
+        raise InputError("input_ids must be a [batch, length] tensor of integers.")
+    if input_ids.shape[0] == 0 or input_ids.shape[1] == 0:
+        raise InputError("The text is empty; pass at least one token.")
+    shape, device = tuple(input_ids.shape), input_ids.device
+    valid, allowed = _attention(attention_mask, shape, device)
+    if position_ids is None:
+        position_ids = (valid.long().cumsum(1) - 1).clamp(min=0)
+    else:
+        position_ids = _shaped("position_ids", position_ids, shape, device).long()
+    if train_mask is None:
+        train = _first_tokens(valid, train_fraction)
+    else:
+        train = _shaped("train_mask", train_mask, shape, device) != 0
+    train = train & valid
+    train = train & (train.sum(1, keepdim=True) >= 2)
+    target = torch.zeros_like(train)
+    target[:, :-1] = train[:, 1:]
+    counts = target & train if semantics == "exact" else target
+    if loss_mask is not None:
+        wanted = _shaped("loss_mask", loss_mask, shape, device) != 0
+        counts[:, :-1] &= wanted[:, 1:]
+    return Inputs(input_ids.long(), position_ids, allowed, train, counts)
+
+
+def _attention(mask: Tensor | None, shape: tuple[int, ...], device: torch.device) -> tuple[Tensor, Tensor]:
+    batch, length = shape
+    valid = torch.ones(shape, dtype=torch.bool, device=device)
+    if mask is None:
+        return valid, valid[:, None, :].expand(batch, length, length)
+    if tuple(mask.shape) == shape:
+        valid = mask.to(device) != 0
+        if not bool(valid.any(1).all()):
+            raise InputError("attention_mask leaves a row without any token; drop that row.")
+        return valid, valid[:, None, :].expand(batch, length, length)
+    if tuple(mask.shape) == (batch, length, length):
+        return valid, mask.to(device) != 0
+    raise InputError(
+        f"attention_mask has shape {tuple(mask.shape)}; it must be {shape} (padding) or {(batch, length, length)}."
+    )
+
+
+def _shaped(name: str, tensor: Tensor, shape: tuple[int, ...], device: torch.device) -> Tensor:
+    if tuple(tensor.shape) != shape:
+        raise InputError(f"{name} has shape {tuple(tensor.shape)}; it must have the shape of input_ids, {shape}.")
+    return tensor.to(device)
+
+
+def _first_tokens(valid: Tensor, fraction: float) -> Tensor:
+    if not 0 < fraction < 1:
+        raise OptionError(f"The train fraction is {fraction}; it must lie between 0 and 1, both excluded.")
+    budget = (valid.sum(1, keepdim=True).double() * fraction).floor()
+    return valid & (valid.long().cumsum(1) <= budget)

@@ -1,0 +1,71 @@
+"""`sim.activation_forward` and `sim.activation_backward`: act(x), and its derivative to first order (Def. G.3)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from tintc.ir.core import register
+from tintc.ir.functions import ACTIVATIONS, FiniteDifference
+from tintc.ir.layout import Layout
+from tintc.ir.simulator.base import Interpretation, LiteralRun, SimOp, TableCount, Tiles, split_cost
+from tintc.ir.simulator.first_order import activation_blocks, activation_derivative, at_least_fp32
+from tintc.ir.structure import ActivationSpec, Block
+
+
+@register("sim.activation_forward")
+@dataclass(eq=False, kw_only=True)
+class ActivationForward(SimOp):
+    """(x) -> act(x): an MLP with identity weights, tile by tile. act(0) = 0 keeps the pads zero."""
+
+    fn: str
+
+    def verify(self) -> None:
+        self.expect(self.fn in ACTIVATIONS, f"unknown activation {self.fn!r}")
+        self.expect(len(self.operands) == 1 and self.operands[0].type == self.result.type, "keeps the width")
+
+    def interpret(self, run: Interpretation, *operands: Tensor) -> Tensor:
+        return ACTIVATIONS[self.fn](operands[0])
+
+    def structure(self, layout: Layout) -> dict[str, Block]:
+        return {f"act_{self.fn}": Block(ActivationSpec(self.fn, (0,)))}
+
+    def literal(self, run: LiteralRun, *operands: Tiles) -> Tiles:
+        return [run.slot(run.apply(f"act_{self.fn}", run.embed([tile]))) for tile in operands[0]]
+
+    def table_count(self, layout: Layout) -> TableCount:
+        return TableCount(split_cost(layout), 2 * layout.d_sim * layout.n_heads, 0)
+
+
+@register("sim.activation_backward")
+@dataclass(eq=False, kw_only=True)
+class ActivationBackward(SimOp):
+    """(dy, x) -> act'(x) * dy, as ``(act(x + h dy) - act(x)) / h``; scheme ``fixed`` or ``token``, step `fd_step`."""
+
+    fn: str
+    scheme: str
+    fd_step: float
+
+    def verify(self) -> None:
+        self.expect(self.fn in ACTIVATIONS, f"unknown activation {self.fn!r}")
+        self.expect(self.scheme in ("fixed", "token"), f"unknown finite-difference scheme {self.scheme!r}")
+        kinds = {value.type for value in (*self.operands, self.result)}
+        self.expect(len(self.operands) == 2 and len(kinds) == 1, "takes dy and x of one width and keeps it")
+
+    def interpret(self, run: Interpretation, *operands: Tensor) -> Tensor:
+        dy, x = operands
+        return FiniteDifference(self.scheme, self.fd_step).derivative(ACTIVATIONS[self.fn], x, dy)
+
+    def structure(self, layout: Layout) -> dict[str, Block]:
+        width = self.result.type.width
+        blocks = activation_blocks(layout, self.scheme, self.fd_step, layout.tiles(width), width)
+        return blocks | {f"fd_act_{self.fn}": Block(ActivationSpec(self.fn, (0, 1)))}
+
+    def slots(self, layout: Layout) -> int:
+        return max(2, layout.tiles(self.result.type.width)) if self.scheme == "token" else 2
+
+    def literal(self, run: LiteralRun, *operands: Tiles) -> Tiles:
+        dy, x = (at_least_fp32(value) for value in operands)
+        slopes = activation_derivative(run, self.scheme, f"fd_act_{self.fn}", dy, x, self.result.type.width)
+        return [slope.to(operands[0][0].dtype) for slope in slopes]

@@ -1,0 +1,27 @@
+"""`sim.add`: the sum of two values, a residual connection or two gradients that meet."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from tintc.ir.core import register
+from tintc.ir.simulator.base import Interpretation, LiteralRun, SimOp, Tiles, residual
+
+
+@register("sim.add")
+@dataclass(eq=False, kw_only=True)
+class Add(SimOp):
+    """(a, b) -> a + b."""
+
+    def verify(self) -> None:
+        kinds = {value.type for value in (*self.operands, self.result)}
+        self.expect(len(self.operands) == 2 and len(kinds) == 1, "takes two values of one width and keeps it")
+
+    def interpret(self, run: Interpretation, *operands: Tensor) -> Tensor:
+        a, b = operands
+        return a + b
+
+    def literal(self, run: LiteralRun, *operands: Tiles) -> Tiles:
+        return residual(*operands)

@@ -1,0 +1,60 @@
+"""`sim.attention_backward`: dv_j = sum_t a_tj dy_t, the scores taken as constants (Def. E.3)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from tintc.ir.core import register
+from tintc.ir.functions import merge_heads, split_heads
+from tintc.ir.layout import Layout
+from tintc.ir.simulator.attention_common import AttentionOp
+from tintc.ir.simulator.attention_forward import probabilities
+from tintc.ir.simulator.base import Interpretation, LiteralRun, Tiles
+from tintc.ir.structure import AttentionSpec, Block, chunk_map
+
+
+@register("sim.attention_backward")
+@dataclass(eq=False, kw_only=True)
+class AttentionBackward(AttentionOp):
+    """(dy, q, k) -> dv.
+
+    Literally the softmax attention of the forward module, recomputed from q and k and used transposed, with slots
+    [dy | q | k]: W_v brings head h of dy to TinT head h, which returns ``sum_t a_tj dy_t``; W_o adds the query heads
+    that share a value head into that head's chunk.
+    """
+
+    def verify(self) -> None:
+        self.expect(len(self.operands) == 3, "takes dy, q and k")
+        dy, q, k = (value.type.width for value in self.operands)
+        heads, kv_heads = self.n_heads * self.head_dim, self.n_kv_heads * self.head_dim
+        self.expect((dy, q, k) == (heads, heads, kv_heads), f"widths {(dy, q, k)} for {heads} and {kv_heads}")
+        self.expect(self.result.type.width == kv_heads, f"result is {self.result.type}, expected width {kv_heads}")
+
+    def interpret(self, run: Interpretation, *operands: Tensor) -> Tensor:
+        dy, q, k = operands
+        dv = probabilities(self, run, q, k).transpose(-1, -2) @ split_heads(dy, self.n_heads)
+        return merge_heads(dv.unflatten(1, (self.n_kv_heads, -1)).sum(2))
+
+    def structure(self, layout: Layout) -> dict[str, Block]:
+        dy, q, k = self.starts(layout)
+        chunks, group = self.chunks(layout), self.n_heads // self.n_kv_heads
+        spec = AttentionSpec(
+            n_heads=chunks,
+            width=self.head_dim,
+            kind="softmax",
+            w_q=(self.take(layout, q, grouped=False, factor=self.scale),),
+            w_k=(self.take(layout, k, grouped=True),),
+            w_v=(self.take(layout, dy, grouped=False),),
+            w_o=(chunk_map(chunks, self.head_dim, {(h // group, h): 1.0 for h in range(self.n_heads)}),),
+            transpose=True,
+            rotary=self.inv_freq,
+            rotary_style=self.rotary_style,
+        )
+        return {self.block_name("attention_backward"): Block(spec, "replace")}
+
+    def literal(self, run: LiteralRun, *operands: Tiles) -> Tiles:
+        dy, q, k = operands
+        e = run.apply(self.block_name("attention_backward"), run.embed([*dy, *q, *k]), mask=run.token_mask())
+        return [run.slot(e, i) for i in range(run.layout.tiles(self.result.type.width))]

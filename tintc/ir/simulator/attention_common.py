@@ -1,0 +1,54 @@
+"""What the two softmax-attention modules share: their heads, which are the auxiliary's own.
+
+The module views the embedding in chunks of head_dim. Slots hold [q | k | v] or [dy | q | k], one slot per tile; a tile's
+width is a multiple of head_dim, so head h of the first value is chunk h, and the others follow at multiples of the
+pitch. Query head h reads key/value head ``h // group``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from tintc.ir.layout import Layout
+from tintc.ir.simulator.base import SimOp
+from tintc.ir.structure import SplitStage, chunk_map
+
+
+@dataclass(eq=False, kw_only=True)
+class AttentionOp(SimOp):
+    """Attributes as in `aux.attention`."""
+
+    n_heads: int
+    n_kv_heads: int
+    head_dim: int
+    scale: float
+    inv_freq: str = ""
+    rotary_style: str = ""
+
+    def head_dims(self) -> set[int]:
+        return {self.head_dim}
+
+    def slots(self, layout: Layout) -> int:
+        return sum(layout.tiles(value.type.width) for value in self.operands)
+
+    def block_name(self, kind: str) -> str:
+        """Unlike attentions of one model get modules of their own: the name carries what distinguishes them."""
+        shape = f"{self.n_heads}_{self.n_kv_heads}_{self.head_dim}_{self.scale:.6g}"
+        return f"{kind}_{shape}{'_' + self.inv_freq if self.inv_freq else ''}".replace(".", "-")
+
+    def starts(self, layout: Layout) -> list[int]:
+        """First chunk (of width head_dim) of every operand."""
+        starts, slot = [], 0
+        for value in self.operands:
+            starts.append(slot * layout.pitch // self.head_dim)
+            slot += layout.tiles(value.type.width)
+        return starts
+
+    def take(self, layout: Layout, start: int, grouped: bool, factor: float = 1.0) -> SplitStage:
+        """Head h receives chunk ``start + h``, or ``start + h // group`` of a value whose heads are shared."""
+        group = self.n_heads // self.n_kv_heads if grouped else 1
+        entries = {(h, start + h // group): factor for h in range(self.n_heads)}
+        return chunk_map(self.chunks(layout), self.head_dim, entries)
+
+    def chunks(self, layout: Layout) -> int:
+        return layout.d_sim // self.head_dim

@@ -1,0 +1,180 @@
+"""What every simulator op has: an interpreter, a literal form, the blocks that form needs, and counts.
+
+An op's template file is the only place that knows any of these. The interpreter works on plain matrices and vectors and
+is the semantics. The literal form drives a `LiteralRun`, which assembles embeddings ``[B, T_sim, D_sim]`` and applies
+structural blocks to them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from torch import Tensor
+
+from tintc.ir.core import Op
+from tintc.ir.inputs import Inputs
+from tintc.ir.layout import Layout
+from tintc.ir.structure import Block
+
+Tiles = list[Tensor]
+"""A token value in literal execution: slots ``[B, T, P]``, one for every tile of its width."""
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Weights as the interpreter sees them: ``weight [dout, din]`` of a linear layer or gain ``[D]`` of a norm, and a
+    bias; with a leading batch dimension once they have been updated."""
+
+    weight: Tensor | None
+    bias: Tensor | None
+
+
+Tile = Tensor | Callable[[Tensor], Tensor]
+"""A weight tile in literal execution: prefix embeddings ``[B, K, D_sim]``, or, before any module has carried them, what
+puts the stored ones into an embedding."""
+
+
+@dataclass
+class PrefixTiles:
+    """Weights in literal execution, by row tile and column tile.
+
+    Modules hand prefixes on through their residual connection, so a module that reads a tile puts back what its output
+    carries in the prefix positions.
+    """
+
+    rows: list[list[Tile]]
+
+
+@dataclass(frozen=True)
+class Interpretation:
+    """What the interpreter of an op may read: the simulator's tensors by state-dict name, in fp64, and the inputs.
+
+    inner_lr: overrides every stored rate, ``[B]``, or None.
+    """
+
+    tensors: Mapping[str, Tensor]
+    inputs: Inputs
+    inner_lr: Tensor | None = None
+
+    def rate(self, name: str, step: int) -> Tensor:
+        """Learning rate of a parameter in a step: ``[]`` or ``[B]``."""
+        return self.tensors[f"rates.{name}"][step] if self.inner_lr is None else self.inner_lr
+
+
+class LiteralRun(Protocol):
+    """What the literal form of an op may do (implemented by the runtime)."""
+
+    layout: Layout
+    inputs: Inputs
+
+    def embed(self, slots: Sequence[Tensor], prefix: Tile | None = None) -> Tensor:
+        """The embedding ``[B, T_sim, D_sim]`` with `slots [B, T, P]` side by side in its tokens."""
+        ...
+
+    def apply(self, block: str, e: Tensor, mask: Tensor | None = None, rate: Tensor | None = None) -> Tensor:
+        """`e` through a block of `structure` (times `rate`, ``[]`` or ``[B]``), then through its position gate."""
+        ...
+
+    def slot(self, e: Tensor, index: int = 0) -> Tensor:
+        """Slot `index` of the tokens of `e`: ``[B, T, P]``."""
+        ...
+
+    def prefix(self, e: Tensor) -> Tensor:
+        """The prefix positions of `e`: ``[B, K, D_sim]``."""
+        ...
+
+    def train_mask(self) -> Tensor:
+        """``[B, T_sim, T_sim]``: prefixes see train tokens, nothing else is seen."""
+        ...
+
+    def token_mask(self) -> Tensor:
+        """``[B, T_sim, T_sim]``: the auxiliary's causal attention among tokens."""
+        ...
+
+    def rate(self, name: str, step: int) -> Tensor:
+        """Learning rate of a parameter in a step, ``[]`` or ``[B]``."""
+        ...
+
+    def look_up(self, table: str, rows: Tensor) -> Tensor:
+        """Rows of an embedding table, as slot 0 of the tokens: ``[B, T, P]``."""
+        ...
+
+    def weights(self, name: str) -> PrefixTiles: ...
+
+    def logits(self, x: Tensor, head: str, bias: str) -> Tensor: ...
+
+
+@dataclass(frozen=True)
+class TableCount:
+    """Parameters by the paper's table (spec, section 11)."""
+
+    forward: int = 0
+    backward: int = 0
+    descent: int = 0
+
+    def __add__(self, other: TableCount) -> TableCount:
+        return TableCount(
+            self.forward + other.forward, self.backward + other.backward, self.descent + other.descent
+        )
+
+    @property
+    def total(self) -> int:
+        return self.forward + self.backward + self.descent
+
+
+def split_cost(layout: Layout) -> int:
+    """Q_split of the table: one split-wise and one dimension-wise operation."""
+    return layout.d_sim**2 // layout.n_heads + layout.d_sim * layout.n_heads
+
+
+def attention_cost(layout: Layout) -> int:
+    """Q of the table: one TinT attention, four split operations and three position matrices."""
+    return 4 * split_cost(layout) + 3 * layout.sim_seq_len * layout.d_sim // layout.n_heads
+
+
+@dataclass(eq=False, kw_only=True)
+class SimOp(Op):
+    """An op of the simulator dialect.
+
+    origin: the auxiliary value or layer it simulates; phase: forward, loss, backward or descent; step: which pass or
+    gradient step; layer: the auxiliary's layer, -1 outside; role: as in the auxiliary dialect. `write` is added by the
+    slot allocator: the memory slots of each token result, one per tile.
+    """
+
+    origin: str = ""
+    phase: str = "forward"
+    step: int = 0
+    layer: int = -1
+    role: str = ""
+    write: tuple[tuple[int, ...], ...] = ()
+
+    def interpret(self, run: Interpretation, *operands: Any) -> Any:
+        """The result (a tuple if there are several) from interpreter values of the operands."""
+        raise NotImplementedError(self.opname)
+
+    def literal(self, run: LiteralRun, *operands: Any) -> Any:
+        """The same in literal execution: token values are `Tiles`, weights are `PrefixTiles`."""
+        raise NotImplementedError(self.opname)
+
+    def structure(self, layout: Layout) -> dict[str, Block]:
+        """Structural blocks the literal form applies, by their name under ``structure``."""
+        return {}
+
+    def slots(self, layout: Layout) -> int:
+        """The most slots the literal form needs in one embedding."""
+        return 1
+
+    def table_count(self, layout: Layout) -> TableCount:
+        """Parameters by the paper's table; forward ops count for their backward and descent too."""
+        return TableCount()
+
+    def head_dims(self) -> set[int]:
+        """Chunk widths that the linear modules' chunks must be multiples of."""
+        return set()
+
+
+def residual(tiles: Tiles, more: Tiles) -> Tiles:
+    """Sum of two token values: a residual connection."""
+    return [a + b for a, b in zip(tiles, more, strict=True)]

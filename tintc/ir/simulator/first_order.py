@@ -1,0 +1,122 @@
+"""First-order derivatives in literal execution (paper Defs. F.3, G.3): blocks and sequences that three ops share.
+
+``fixed``: slots [g, x] -> dimension-wise [x + eps g, x] -> f on both -> dimension-wise (first - second) / eps.
+
+``token`` rescales per token: h = eps c / r with r = rms(g). Its steps use the simulator's own instruction set:
+
+- ``g^ = GroupRMS(g)`` is g / r, and ``r = mean(g * g^)`` (a product of slots, then a sum), since
+  ``mean(g * g / r) = r^2 / r``. A zero gradient gives g^ = 0, r = 0, and a result of 0.
+- h g = eps c g^, so the step needs c only, and the division by h is a product with r, with 1/c, and 1/eps.
+
+These sequences run in fp32 or better, whatever the simulator's dtype.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from tintc.ir.layout import Layout
+from tintc.ir.simulator.base import LiteralRun, Tiles
+from tintc.ir.structure import (
+    Block,
+    GroupNormSpec,
+    LinearSpec,
+    ProductSpec,
+    SplitStage,
+    TensorSpec,
+    chunk_map,
+)
+
+
+def at_least_fp32(tiles: Tiles) -> Tiles:
+    return [tile.float() if tile.dtype in (torch.bfloat16, torch.float16) else tile for tile in tiles]
+
+
+def slot_map(layout: Layout, entries: dict[tuple[int, int], float]) -> SplitStage:
+    """Dimension-wise on slots: slot `to` receives ``factor * slot from``; slots that are not named become zero."""
+    shards = layout.shards
+    chunks = {
+        (to * shards + j, source * shards + j): factor for (to, source), factor in entries.items() for j in range(shards)
+    }
+    return chunk_map(layout.n_heads, layout.d_h, chunks)
+
+
+def difference_blocks(layout: Layout, eps: float, base: int) -> dict[str, Block]:
+    """`fd_step_*`: [g, ...] with x in slot `base` -> [x + eps g, x]; `fd_difference`: [a, b] -> [(a - b) / eps]."""
+    step = slot_map(layout, {(0, base): 1.0, (0, 0): eps, (1, base): 1.0})
+    difference = slot_map(layout, {(0, 0): 1 / eps, (0, 1): -1 / eps})
+    return {
+        f"fd_step_{base}": Block(LinearSpec((step,))),
+        "fd_difference": Block(LinearSpec((difference,))),
+    }
+
+
+def mean_stages(layout: Layout, width: int, extra: dict[tuple[int, int], float]) -> tuple[SplitStage, SplitStage]:
+    """Slot 0 becomes the mean over its first `width` coordinates, in every coordinate, plus `extra` slots.
+
+    Split-wise: each chunk of slot 0 times the all-ones matrix over `width`, which puts the chunk's sum / width into all
+    its columns. Dimension-wise: every chunk of slot 0 receives all of them. Pads are zero and add nothing.
+    """
+    heads, d_h, shards = layout.n_heads, layout.d_h, layout.shards
+
+    def ones() -> Tensor:
+        weight = torch.eye(d_h, dtype=torch.float64).repeat(heads, 1, 1)
+        weight[:shards] = 1 / width
+        return weight
+
+    split = SplitStage("split", heads, d_h, TensorSpec((heads, d_h, d_h), ones))
+    entries = {(to, source): 1.0 for to in range(shards) for source in range(shards)}
+    entries |= {(to * shards + j, s * shards + j): f for (to, s), f in extra.items() for j in range(shards)}
+    return split, chunk_map(heads, d_h, entries)
+
+
+def unit_blocks(layout: Layout, n_tiles: int, width: int) -> dict[str, Block]:
+    """What `unit` needs for a value of `width` in `n_tiles` tiles."""
+    group = GroupNormSpec((tuple(range(n_tiles)),), "rms", 0.0, width)
+    return {
+        f"fd_unit_{width}": Block(group, "replace"),
+        "product_0_1": Block(ProductSpec(0, 1)),
+        f"fd_mean_{width}": Block(LinearSpec(mean_stages(layout, width, {}))),
+    }
+
+
+def unit(run: LiteralRun, g: Tiles, width: int) -> tuple[Tiles, Tensor]:
+    """g / rms(g) in tiles, and rms(g) in every coordinate of a slot ``[B, T, P]``; rms over all of the `width`."""
+    e = run.apply(f"fd_unit_{width}", run.embed(g))
+    units = [run.slot(e, i) for i in range(len(g))]
+    size: Tensor | None = None
+    for tile, direction in zip(g, units, strict=True):
+        e = run.apply("product_0_1", run.embed([tile, direction]))
+        part = run.slot(run.apply(f"fd_mean_{width}", e))
+        size = part if size is None else size + part
+    assert size is not None
+    return units, size
+
+
+def product(run: LiteralRun, a: Tensor, b: Tensor) -> Tensor:
+    return run.slot(run.apply("product_0_1", run.embed([a, b])))
+
+
+def difference(run: LiteralRun, e: Tensor, base: int, f: Callable[[Tensor], Tensor]) -> Tensor:
+    """``(f(x + eps g) - f(x)) / eps`` for e with g in slot 0 and x in slot `base`; f acts on slots 0 and 1."""
+    e = f(run.apply(f"fd_step_{base}", e))
+    return run.slot(run.apply("fd_difference", e))
+
+
+def activation_blocks(layout: Layout, scheme: str, eps: float, n_tiles: int, width: int) -> dict[str, Block]:
+    blocks = difference_blocks(layout, eps, 1)
+    if scheme == "token":
+        blocks |= unit_blocks(layout, n_tiles, width)
+    return blocks
+
+
+def activation_derivative(run: LiteralRun, scheme: str, act: str, g: Tiles, x: Tiles, width: int) -> Tiles:
+    """act'(x) * g to first order, tile by tile; `act` names the block that applies act to slots 0 and 1."""
+    if scheme == "fixed":
+        return [difference(run, run.embed([gi, xi]), 1, lambda e: run.apply(act, e)) for gi, xi in zip(g, x, strict=True)]
+    units, size = unit(run, g, width)
+    slopes = [difference(run, run.embed([ui, xi]), 1, lambda e: run.apply(act, e)) for ui, xi in zip(units, x, strict=True)]
+    return [product(run, slope, size) for slope in slopes]

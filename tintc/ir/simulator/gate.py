@@ -1,0 +1,97 @@
+"""`sim.gate_forward` and `sim.gate_backward`: g * act(u), a gated linear unit's product (J.3)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from tintc.ir.core import register
+from tintc.ir.functions import ACTIVATIONS, FiniteDifference
+from tintc.ir.layout import Layout
+from tintc.ir.simulator.base import Interpretation, LiteralRun, SimOp, TableCount, Tiles, split_cost
+from tintc.ir.simulator.first_order import activation_blocks, activation_derivative, at_least_fp32, product
+from tintc.ir.structure import ActivationSpec, Block, ProductSpec
+
+
+def gate_blocks(fn: str) -> dict[str, Block]:
+    """[a, u] -> [a, act(u)] -> [a * act(u), .]: the GLU unit."""
+    return {
+        f"gate_act_{fn}": Block(ActivationSpec(fn, (1,))),
+        "product_0_1": Block(ProductSpec(0, 1)),
+    }
+
+
+def gate_tiles(run: LiteralRun, fn: str, a: Tiles, u: Tiles) -> Tiles:
+    """a * act(u), tile by tile."""
+    embedded = (run.embed([ai, ui]) for ai, ui in zip(a, u, strict=True))
+    return [run.slot(run.apply("product_0_1", run.apply(f"gate_act_{fn}", e))) for e in embedded]
+
+
+@register("sim.gate_forward")
+@dataclass(eq=False, kw_only=True)
+class GateForward(SimOp):
+    """(g, u) -> g * act(u)."""
+
+    fn: str
+
+    def verify(self) -> None:
+        self.expect(self.fn in ACTIVATIONS, f"unknown activation {self.fn!r}")
+        kinds = {value.type for value in (*self.operands, self.result)}
+        self.expect(len(self.operands) == 2 and len(kinds) == 1, "takes g and u of one width and keeps it")
+
+    def interpret(self, run: Interpretation, *operands: Tensor) -> Tensor:
+        g, u = operands
+        return g * ACTIVATIONS[self.fn](u)
+
+    def structure(self, layout: Layout) -> dict[str, Block]:
+        return gate_blocks(self.fn)
+
+    def slots(self, layout: Layout) -> int:
+        return 2
+
+    def literal(self, run: LiteralRun, *operands: Tiles) -> Tiles:
+        return gate_tiles(run, self.fn, *operands)
+
+    def table_count(self, layout: Layout) -> TableCount:
+        """The table has no row for it; it is counted as the activation it contains."""
+        return TableCount(split_cost(layout), 2 * layout.d_sim * layout.n_heads, 0)
+
+
+@register("sim.gate_backward")
+@dataclass(eq=False, kw_only=True)
+class GateBackward(SimOp):
+    """(dy, g, u) -> (dg, du): ``dg = dy act(u)``, ``du = (act(u + h p) - act(u)) / h`` with ``p = dy g``."""
+
+    fn: str
+    scheme: str
+    fd_step: float
+
+    def verify(self) -> None:
+        self.expect(self.fn in ACTIVATIONS, f"unknown activation {self.fn!r}")
+        self.expect(self.scheme in ("fixed", "token"), f"unknown finite-difference scheme {self.scheme!r}")
+        kinds = {value.type for value in (*self.operands, *self.results)}
+        shape = (len(self.operands), len(self.results), len(kinds)) == (3, 2, 1)
+        self.expect(shape, "takes dy, g, u of one width and gives dg, du of that width")
+
+    def interpret(self, run: Interpretation, *operands: Tensor) -> tuple[Tensor, Tensor]:
+        dy, g, u = operands
+        act = ACTIVATIONS[self.fn]
+        return dy * act(u), FiniteDifference(self.scheme, self.fd_step).derivative(act, u, dy * g)
+
+    def structure(self, layout: Layout) -> dict[str, Block]:
+        width = self.results[0].type.width
+        blocks = activation_blocks(layout, self.scheme, self.fd_step, layout.tiles(width), width)
+        return blocks | gate_blocks(self.fn) | {f"fd_act_{self.fn}": Block(ActivationSpec(self.fn, (0, 1)))}
+
+    def slots(self, layout: Layout) -> int:
+        return max(2, layout.tiles(self.results[0].type.width)) if self.scheme == "token" else 2
+
+    def literal(self, run: LiteralRun, *operands: Tiles) -> tuple[Tiles, Tiles]:
+        dy, g, u = operands
+        dg = gate_tiles(run, self.fn, dy, u)
+        dy, g, u = (at_least_fp32(value) for value in operands)
+        direction = [product(run, a, b) for a, b in zip(dy, g, strict=True)]
+        width = self.results[0].type.width
+        du = activation_derivative(run, self.scheme, f"fd_act_{self.fn}", direction, u, width)
+        return dg, [slope.to(dg[0].dtype) for slope in du]

@@ -1,0 +1,43 @@
+"""The simulator dialect's interpreter: runs a program op by op, in the dtype of its tensors (fp64 by definition)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+
+from tintc.ir.core import Op, Program, Value
+from tintc.ir.inputs import Inputs
+from tintc.ir.simulator.base import Interpretation, SimOp
+
+
+def interpret(
+    program: Program,
+    tensors: Mapping[str, Tensor],
+    inputs: Inputs,
+    outputs: tuple[str, ...] = ("logits",),
+    inner_lr: Tensor | None = None,
+) -> dict[str, Tensor]:
+    """The named outputs of an unrolled program, from the simulator's state dict. Floating tensors are taken in fp64."""
+    exact = {name: tensor.double() if tensor.is_floating_point() else tensor for name, tensor in tensors.items()}
+    run = Interpretation(exact, inputs, inner_lr)
+    values: dict[Value, Any] = {}
+    for op in needed(program, outputs):
+        assert isinstance(op, SimOp)
+        result = op.interpret(run, *(values[operand] for operand in op.operands))
+        values.update(zip(op.results, result if len(op.results) > 1 else (result,), strict=True))
+    return {label: values[program.outputs[label]] for label in outputs}
+
+
+def needed(program: Program, outputs: tuple[str, ...]) -> list[Op]:
+    """The ops that the named outputs depend on, in program order."""
+    wanted = {program.outputs[label] for label in outputs}
+    kept: list[Op] = []
+    for op in reversed(program.ops):
+        if wanted.intersection(op.results):
+            kept.append(op)
+            wanted.update(op.operands)
+    return kept[::-1]
+
+

@@ -1,0 +1,78 @@
+"""`sim.linear_backward`: dx = W^T dy (Def. D.2)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from tintc.ir.core import register
+from tintc.ir.layout import Layout
+from tintc.ir.routing import route
+from tintc.ir.simulator.base import Interpretation, LiteralRun, PrefixTiles, SimOp, Tiles, Weights
+from tintc.ir.simulator.linear_common import check_linear, main_chunks, rows_to_heads, select_chunks
+from tintc.ir.structure import AttentionSpec, Block, Positions, chunk_map, indicator
+
+
+def backward_block(layout: Layout) -> Block:
+    """The linear-backward attention.
+
+    Claim: with dy_t in slot 0 of token t, slot 0 becomes ``sum_r dy_t[r] w_r``.
+
+    Main head (s, j): W_q brings ``dy_t[kS+s]`` to column k of the query, for every j; P_k with lam_k = 1 makes prefix
+    k's key the one-hot e_k (W_k = 0, so tokens' keys are 0); W_v keeps shard j of row kS+s. The score of token t with
+    prefix k is ``dy_t[kS+s]``, so the output is ``sum_k dy_t[kS+s] * (shard j of w_{kS+s})``.
+    W_o adds over s into chunk j: ``sum_{k,s} dy_t[kS+s] w_{kS+s}``, shard by shard; rows beyond dout are zero and
+    contribute nothing. W is read as it is stored: no transposed copy. QED.
+    """
+    shards, heads, width = layout.shards, layout.n_heads, layout.d_h
+    main = main_chunks(layout)
+    add = chunk_map(heads, width, {(j, s * shards + j): 1.0 for s in range(layout.stack) for j in range(shards)})
+    spec = AttentionSpec(
+        n_heads=heads,
+        width=width,
+        kind="linear",
+        w_q=route(heads, width, rows_to_heads(layout)),
+        w_k=None,
+        w_v=(select_chunks(layout, main),),
+        w_o=(add,),
+        positions_k=Positions("prefix", indicator(heads, main)),
+    )
+    return Block(spec, "replace")
+
+
+def backward_tiles(run: LiteralRun, weights: PrefixTiles, dy: Tiles) -> Tiles:
+    """Row tiles' dx are added, column tiles' dx concatenated."""
+    dx: list[Tensor | None] = [None] * len(weights.rows[0])
+    for r, row in enumerate(weights.rows):
+        for c, tile in enumerate(row):
+            e = run.apply("linear_backward", run.embed([dy[r]], tile))
+            row[c] = run.prefix(e)
+            part, so_far = run.slot(e), dx[c]
+            dx[c] = part if so_far is None else so_far + part
+    return [part for part in dx if part is not None]
+
+
+@register("sim.linear_backward")
+@dataclass(eq=False, kw_only=True)
+class LinearBackward(SimOp):
+    """(W, dy) -> dx. `tiles` (added by planning): row and column tiles."""
+
+    tiles: tuple[int, int] = (0, 0)
+
+    def verify(self) -> None:
+        self.expect(len(self.operands) == 2, "takes weights and dy")
+        check_linear(self, self.operands[0], self.operands[1], self.result)
+
+    def interpret(self, run: Interpretation, *operands: Weights | Tensor) -> Tensor:
+        w, dy = operands
+        assert isinstance(w, Weights) and isinstance(dy, Tensor) and w.weight is not None
+        return dy @ w.weight
+
+    def structure(self, layout: Layout) -> dict[str, Block]:
+        return {"linear_backward": backward_block(layout)}
+
+    def literal(self, run: LiteralRun, *operands: PrefixTiles | Tiles) -> Tiles:
+        w, dy = operands
+        assert isinstance(w, PrefixTiles) and isinstance(dy, list)
+        return backward_tiles(run, w, dy)

@@ -1,0 +1,59 @@
+"""What the three linear modules share: heads, routes between rows and coordinates, and the tile loop.
+
+Heads. Prefix k holds weight rows ``k*S .. k*S+S-1``; row s starts at chunk ``s*S'``. Head (s, j), of index ``s*S' + j``,
+sees chunk j of row s: "shard j of row kS+s". Bias heads ``S*S' .. S*S' + S' - 1`` see the bias, which only prefix 0
+holds. A value's coordinate r stands in chunk ``r // d_h``, column ``r % d_h`` of its slot.
+"""
+
+from __future__ import annotations
+
+from tintc.ir.core import Op, Type, Value
+from tintc.ir.layout import Layout
+from tintc.ir.routing import Move
+from tintc.ir.structure import SplitStage, chunk_map
+
+
+def main_chunks(layout: Layout) -> range:
+    return range(layout.main_heads)
+
+
+def bias_chunks(layout: Layout) -> range:
+    return range(layout.main_heads, layout.main_heads + layout.shards)
+
+
+def select_chunks(layout: Layout, chunks: range, factor: float = 1.0) -> SplitStage:
+    """Dimension-wise: keep `chunks` (times `factor`), clear the others."""
+    return chunk_map(layout.n_heads, layout.d_h, {(chunk, chunk): factor for chunk in chunks})
+
+
+def rows_to_heads(layout: Layout) -> list[Move]:
+    """dy's coordinate ``kS+s`` (slot 0) to column k of every head (s, j), j < S'."""
+    moves = []
+    for row in range(layout.pitch):
+        k, s = divmod(row, layout.stack)
+        chunk, column = divmod(row, layout.d_h)
+        heads = tuple(s * layout.shards + j for j in range(layout.shards))
+        moves.append(Move((chunk,), column, heads, k))
+    return moves
+
+
+def heads_to_rows(layout: Layout) -> list[Move]:
+    """Column k of the heads (s, j), added over j, to y's coordinate ``kS+s`` (slot 0): `rows_to_heads` reversed."""
+    return [Move(move.targets, move.to, move.sources, move.column) for move in rows_to_heads(layout)]
+
+
+def copies_of_bias(weights: Type) -> int:
+    """How many column tiles hold the bias: 1, or m with ``bias/m`` each in the authors' layout; 0 without bias."""
+    for part in weights.parts:
+        if part.startswith("bias"):
+            return int(part.removeprefix("bias") or 1)
+    return 0
+
+
+def check_linear(op: Op, weight: Value, dout: Value | None, din: Value | None) -> None:
+    kind = weight.type
+    op.expect(kind.kind == "linear" and len(kind.dims) == 2, f"needs linear weights, not {kind}")
+    if dout is not None:
+        op.expect(dout.type.width == kind.dims[0], f"weights are {kind}, the output side is {dout.type}")
+    if din is not None:
+        op.expect(din.type.width == kind.dims[1], f"weights are {kind}, the input side is {din.type}")

@@ -1,0 +1,105 @@
+"""`sim.linear_descent`: W <- W - eta sum_t dy_t x_t^T, b <- b - eta sum_t dy_t (Def. D.3)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from tintc.ir.core import register
+from tintc.ir.layout import Layout
+from tintc.ir.routing import route
+from tintc.ir.simulator.base import Interpretation, LiteralRun, PrefixTiles, SimOp, Tile, Tiles, Weights
+from tintc.ir.simulator.linear_common import bias_chunks, check_linear, copies_of_bias, main_chunks, rows_to_heads
+from tintc.ir.structure import AttentionSpec, Block, Positions, chunk_map, indicator
+
+
+def descent_block(layout: Layout, main: bool, bias: bool) -> Block:
+    """The linear-descent attention, with main heads, bias heads or both.
+
+    Claim: with dy_t in slot 0 and x_t in slot 1 of the tokens, the output at prefix k, where shard j of row kS+s is
+    stored, is ``-sum_t dy_t[kS+s] * (shard j of x_t)`` over train tokens, and ``-sum_t dy_t`` where prefix 0 stores the
+    bias. The module's rate multiplies it and the residual connection adds it (the descent gate keeps old and new).
+
+    Query of prefix k: e_k on all used heads (P_q of prefixes, lam_q = 1, W_q = 0).
+    Main head (s, j): W_k brings ``dy_t[kS+s]`` to column k of token t's key: the score of prefix k with token t is
+    ``dy_t[kS+s]``. W_v takes shard j of x_t, negated (chunk ``S' + j`` to chunk ``s*S' + j``).
+    Bias head b: key e_0 for tokens (P_k of tokens, lam_k = 1, W_k = 0 there): score 1 for prefix 0, 0 for the others;
+    W_v takes chunk b of dy_t, negated.
+    The mask M lets prefixes see train tokens only. W_o is the identity on the used heads: head (s, j) writes exactly
+    the chunk in which prefix k stores shard j of row kS+s. QED.
+    """
+    shards, heads, width = layout.shards, layout.n_heads, layout.d_h
+    mains = main_chunks(layout) if main else range(0)
+    biases = bias_chunks(layout) if bias else range(0)
+    used = [*mains, *biases]
+    take = {(head, shards + head % shards): -1.0 for head in mains}
+    take |= {(head, b): -1.0 for b, head in enumerate(biases)}
+    spec = AttentionSpec(
+        n_heads=heads,
+        width=width,
+        kind="linear",
+        w_q=None,
+        w_k=route(heads, width, rows_to_heads(layout)) if main else None,
+        w_v=(chunk_map(heads, width, take),),
+        w_o=(chunk_map(heads, width, {(head, head): 1.0 for head in used}),),
+        positions_q=Positions("prefix", indicator(heads, range(min(used), max(used) + 1))),
+        positions_k=Positions("tokens", indicator(heads, biases)) if bias else None,
+    )
+    return Block(spec, "update")
+
+
+@register("sim.linear_descent")
+@dataclass(eq=False, kw_only=True)
+class LinearDescent(SimOp):
+    """(W, dy, x) -> W'.
+
+    target: name of the weights, whose stored rate is used, times `rate_scale`; `tiles` (added by planning): row and
+    column tiles. Where the bias is held m times (authors' layout, spec section 10), every copy receives the full step.
+    """
+
+    target: str
+    rate_scale: float = 1.0
+    tiles: tuple[int, int] = (0, 0)
+
+    def verify(self) -> None:
+        self.expect(len(self.operands) == 3, "takes weights, dy and x")
+        check_linear(self, *self.operands)
+        self.expect(self.result.type == self.operands[0].type, "returns weights of the type it takes")
+
+    def interpret(self, run: Interpretation, *operands: Weights | Tensor) -> Weights:
+        w, dy, x = operands
+        assert isinstance(w, Weights) and isinstance(dy, Tensor) and isinstance(x, Tensor) and w.weight is not None
+        rate = (run.rate(self.target, self.step) * self.rate_scale).reshape(-1, 1, 1)
+        summed = dy * run.inputs.train[..., None]
+        weight = w.weight - rate * (summed.transpose(-1, -2) @ x)
+        if w.bias is None:
+            return Weights(weight, None)
+        return Weights(weight, w.bias - copies_of_bias(self.operands[0].type) * rate[:, 0] * summed.sum(1))
+
+    def structure(self, layout: Layout) -> dict[str, Block]:
+        copies = copies_of_bias(self.operands[0].type)
+        blocks = {}
+        if copies < self.tiles[1]:
+            blocks["linear_descent"] = descent_block(layout, main=True, bias=False)
+        if copies:
+            blocks["linear_descent_bias"] = descent_block(layout, main=True, bias=True)
+        return blocks
+
+    def slots(self, layout: Layout) -> int:
+        return 2
+
+    def literal(self, run: LiteralRun, *operands: PrefixTiles | Tiles) -> PrefixTiles:
+        w, dy, x = operands
+        assert isinstance(w, PrefixTiles) and isinstance(dy, list) and isinstance(x, list)
+        copies = copies_of_bias(self.operands[0].type)
+        rate = run.rate(self.target, self.step) * self.rate_scale
+        rows: list[list[Tile]] = []
+        for r, row in enumerate(w.rows):
+            updated: list[Tile] = []
+            for c, tile in enumerate(row):
+                block = "linear_descent_bias" if c < copies else "linear_descent"
+                e = run.apply(block, run.embed([dy[r], x[c]], tile), mask=run.train_mask(), rate=rate)
+                updated.append(run.prefix(e))
+            rows.append(updated)
+        return PrefixTiles(rows)

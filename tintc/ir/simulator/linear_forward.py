@@ -1,0 +1,120 @@
+"""`sim.linear_forward`: y = W x + b (Def. D.1)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from tintc.ir.auxiliary.base import affine
+from tintc.ir.core import register
+from tintc.ir.layout import Layout
+from tintc.ir.routing import route
+from tintc.ir.simulator.base import (
+    Interpretation,
+    LiteralRun,
+    PrefixTiles,
+    SimOp,
+    TableCount,
+    Tiles,
+    Weights,
+    attention_cost,
+)
+from tintc.ir.simulator.linear_common import (
+    bias_chunks,
+    check_linear,
+    copies_of_bias,
+    heads_to_rows,
+    main_chunks,
+    select_chunks,
+)
+from tintc.ir.structure import AttentionSpec, Block, Positions, chunk_map, indicator
+
+
+def forward_block(layout: Layout, bias: bool) -> Block:
+    """The linear-forward attention.
+
+    Claim: at token t, coordinate ``kS+s`` of slot 0 becomes ``<w_{kS+s}, x_t> + b_{kS+s}``.
+
+    Main head (s, j): W_q copies shard j of x_t there (chunk j to chunk ``s*S' + j``); W_k keeps shard j of row kS+s at
+    prefix k; P_v with lam_v = 1 makes prefix k's value the one-hot e_k, and W_v is 0 there. So the output is
+    ``sum_k <shard j of w_{kS+s}, shard j of x_t> e_k``: coordinate k holds the product restricted to shard j. Tokens'
+    values are 0, so tokens contribute nothing.
+    Bias head b: query e_0 (P_q of tokens, lam_q = 1), key e_k (P_k of prefixes, lam_k = 1), W_q and W_k being 0 there:
+    score 1 with prefix 0, else 0. W_v keeps the bias chunk, which only prefix 0 holds: the output is chunk b of b.
+    W_o adds column k of the heads (s, j) over j, which completes the inner product, and brings it to coordinate kS+s;
+    bias chunk b is added to chunk b. QED.
+    """
+    shards, heads, width = layout.shards, layout.n_heads, layout.d_h
+    main, biases = main_chunks(layout), bias_chunks(layout) if bias else range(0)
+    copy = chunk_map(heads, width, {(s * shards + j, j): 1.0 for s in range(layout.stack) for j in range(shards)})
+    spec = AttentionSpec(
+        n_heads=heads,
+        width=width,
+        kind="linear",
+        w_q=(copy,),
+        w_k=(select_chunks(layout, main),),
+        w_v=(select_chunks(layout, biases),) if bias else None,
+        w_o=route(heads, width, heads_to_rows(layout), [(chunk, b) for b, chunk in enumerate(biases)]),
+        positions_q=Positions("tokens", indicator(heads, biases)) if bias else None,
+        positions_k=Positions("prefix", indicator(heads, biases)) if bias else None,
+        positions_v=Positions("prefix", indicator(heads, main)),
+    )
+    return Block(spec, "replace")
+
+
+def forward_blocks(layout: Layout, copies: int) -> dict[str, Block]:
+    """Without bias the bias heads go; with one, column tiles that do not hold it use the module without."""
+    blocks = {"linear_forward": forward_block(layout, bias=False)}
+    if copies:
+        blocks["linear_forward_bias"] = forward_block(layout, bias=True)
+    return blocks
+
+
+def forward_tiles(run: LiteralRun, weights: PrefixTiles, copies: int, x: Tiles) -> Tiles:
+    """Row tiles are concatenated, column tiles added (Appendix I); the bias sits in the first `copies` column tiles."""
+    y: Tiles = []
+    for row in weights.rows:
+        total: Tensor | None = None
+        for c, tile in enumerate(row):
+            e = run.embed([x[c]], tile)
+            e = run.apply("linear_forward_bias" if c < copies else "linear_forward", e)
+            row[c] = run.prefix(e)
+            total = run.slot(e) if total is None else total + run.slot(e)
+        assert total is not None
+        y.append(total)
+    return y
+
+
+@register("sim.linear_forward")
+@dataclass(eq=False, kw_only=True)
+class LinearForward(SimOp):
+    """(W, x) -> y. `tiles` (added by planning): row and column tiles."""
+
+    tiles: tuple[int, int] = (0, 0)
+
+    def verify(self) -> None:
+        self.expect(len(self.operands) == 2, "takes weights and x")
+        check_linear(self, self.operands[0], self.result, self.operands[1])
+
+    def interpret(self, run: Interpretation, *operands: Weights | Tensor) -> Tensor:
+        w, x = operands
+        assert isinstance(w, Weights) and isinstance(x, Tensor) and w.weight is not None
+        return affine(x, w.weight, w.bias)
+
+    def structure(self, layout: Layout) -> dict[str, Block]:
+        copies = copies_of_bias(self.operands[0].type)
+        blocks = forward_blocks(layout, copies)
+        if copies >= self.tiles[1]:
+            del blocks["linear_forward"]
+        return blocks
+
+    def literal(self, run: LiteralRun, *operands: PrefixTiles | Tiles) -> Tiles:
+        w, x = operands
+        assert isinstance(w, PrefixTiles) and isinstance(x, list)
+        return forward_tiles(run, w, copies_of_bias(self.operands[0].type), x)
+
+    def table_count(self, layout: Layout) -> TableCount:
+        """q, k and v share one module in the table, which counts it with the value layer."""
+        q = 0 if self.role in ("query", "key") else attention_cost(layout)
+        return TableCount(q, q, q)

@@ -1,0 +1,39 @@
+"""`sim.loss_gradient`: the gradient of the summed loss with respect to the head's input (Appendix H, Remark H.3)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from tintc.ir.core import register
+from tintc.ir.functions import loss_gradient
+from tintc.ir.layout import Layout
+from tintc.ir.simulator.base import Interpretation, LiteralRun, SimOp, Tiles
+from tintc.ir.structure import Block, LossSpec
+
+
+@register("sim.loss_gradient")
+@dataclass(eq=False, kw_only=True)
+class LossGradient(SimOp):
+    """(x) -> dx at the positions that count, 0 elsewhere. loss ``ce`` or ``quad``; `head`, `bias` as in `sim.logits`."""
+
+    loss: str
+    head: str
+    bias: str = ""
+
+    def verify(self) -> None:
+        self.expect(self.loss in ("ce", "quad"), f"loss {self.loss!r} is neither 'ce' nor 'quad'")
+        self.expect(len(self.operands) == 1 and self.operands[0].type == self.result.type, "keeps the width")
+
+    def interpret(self, run: Interpretation, *operands: Tensor) -> Tensor:
+        bias = run.tensors[f"tables.{self.bias}"] if self.bias else None
+        head = run.tensors[f"tables.{self.head}"]
+        dx = loss_gradient(self.loss, operands[0], head, bias, run.inputs.next_ids)
+        return dx * run.inputs.counts[..., None]
+
+    def structure(self, layout: Layout) -> dict[str, Block]:
+        return {f"loss_{self.loss}": Block(LossSpec(self.loss, self.head, self.bias), "replace")}
+
+    def literal(self, run: LiteralRun, *operands: Tiles) -> Tiles:
+        return [run.slot(run.apply(f"loss_{self.loss}", run.embed(operands[0])))]

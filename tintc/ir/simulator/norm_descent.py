@@ -1,0 +1,48 @@
+"""`sim.norm_descent`: beta <- beta - eta sum_t dy_t (Def. F.5); the gain stays."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from tintc.ir.core import register
+from tintc.ir.layout import Layout
+from tintc.ir.simulator.base import Interpretation, LiteralRun, PrefixTiles, SimOp, Tiles, Weights
+from tintc.ir.simulator.linear_descent import descent_block
+from tintc.ir.simulator.norm_common import check_norm, has
+from tintc.ir.structure import Block
+
+
+@register("sim.norm_descent")
+@dataclass(eq=False, kw_only=True)
+class NormDescent(SimOp):
+    """(W, dy) -> W'. Literally the linear descent without main heads: its bias heads sum dy into prefix 0.
+
+    target: name of the weights, whose stored rate is used, times `rate_scale`.
+    """
+
+    target: str
+    rate_scale: float = 1.0
+
+    def verify(self) -> None:
+        self.expect(len(self.operands) == 2, "takes weights and dy")
+        check_norm(self, self.operands[0], self.operands[1])
+        self.expect(has(self.operands[0], "bias"), "the norm has no bias to descend")
+        self.expect(self.result.type == self.operands[0].type, "returns weights of the type it takes")
+
+    def interpret(self, run: Interpretation, *operands: Weights | Tensor) -> Weights:
+        w, dy = operands
+        assert isinstance(w, Weights) and isinstance(dy, Tensor) and w.bias is not None
+        rate = (run.rate(self.target, self.step) * self.rate_scale).reshape(-1, 1)
+        return Weights(w.weight, w.bias - rate * (dy * run.inputs.train[..., None]).sum(1))
+
+    def structure(self, layout: Layout) -> dict[str, Block]:
+        return {"norm_descent": descent_block(layout, main=False, bias=True)}
+
+    def literal(self, run: LiteralRun, *operands: PrefixTiles | Tiles) -> PrefixTiles:
+        w, dy = operands
+        assert isinstance(w, PrefixTiles) and isinstance(dy, list)
+        rate = run.rate(self.target, self.step) * self.rate_scale
+        e = run.embed(dy, w.rows[0][0])
+        return PrefixTiles([[run.prefix(run.apply("norm_descent", e, mask=run.train_mask(), rate=rate))]])

@@ -1,0 +1,72 @@
+"""`sim.norm_forward`: y = gamma * f(x) + beta (Defs. F.1, J.1)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from tintc.ir.auxiliary.norm import per_token
+from tintc.ir.core import register
+from tintc.ir.functions import normalise
+from tintc.ir.layout import Layout
+from tintc.ir.simulator.base import (
+    Interpretation,
+    LiteralRun,
+    PrefixTiles,
+    SimOp,
+    TableCount,
+    Tiles,
+    Weights,
+    attention_cost,
+)
+from tintc.ir.simulator.linear_forward import forward_block, forward_tiles
+from tintc.ir.simulator.norm_common import check_norm, group_blocks, group_norm, has
+from tintc.ir.structure import Block
+
+
+@register("sim.norm_forward")
+@dataclass(eq=False, kw_only=True)
+class NormForward(SimOp):
+    """(x) or (W, x) -> y. Literally a group norm, then a linear layer with weight diag(gamma) and bias beta."""
+
+    kind: str
+    eps: float
+
+    def verify(self) -> None:
+        self.expect(len(self.operands) in (1, 2), "takes x, or weights and x")
+        if len(self.operands) == 2:
+            check_norm(self, self.operands[0], self.operands[1])
+        self.expect(self.operands[-1].type == self.result.type, "keeps the width")
+
+    def interpret(self, run: Interpretation, *operands: Weights | Tensor) -> Tensor:
+        x = operands[-1]
+        assert isinstance(x, Tensor)
+        y = normalise(self.kind, x, self.eps)
+        if len(operands) == 1:
+            return y
+        w = operands[0]
+        assert isinstance(w, Weights)
+        y = y * per_token(w.weight) if w.weight is not None else y
+        return y + per_token(w.bias) if w.bias is not None else y
+
+    def structure(self, layout: Layout) -> dict[str, Block]:
+        blocks = group_blocks(layout, self.kind, self.eps)
+        if len(self.operands) == 2:
+            bias = has(self.operands[0], "bias")
+            blocks["linear_forward_bias" if bias else "linear_forward"] = forward_block(layout, bias)
+        return blocks
+
+    def literal(self, run: LiteralRun, *operands: PrefixTiles | Tiles) -> Tiles:
+        x = operands[-1]
+        assert isinstance(x, list)
+        if len(operands) == 1:
+            return group_norm(run, self.kind, self.eps, x, None)
+        w = operands[0]
+        assert isinstance(w, PrefixTiles)
+        normed = group_norm(run, self.kind, self.eps, x, w)
+        return forward_tiles(run, w, 1 if has(self.operands[0], "bias") else 0, normed)
+
+    def table_count(self, layout: Layout) -> TableCount:
+        q = attention_cost(layout)
+        return TableCount(q, q + 2 * layout.d_sim * layout.n_heads, q)

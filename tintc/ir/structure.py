@@ -1,0 +1,219 @@
+"""Descriptions of the simulator's structural blocks: what a template emits, and what the runtime builds modules from.
+
+A description holds shapes and *how to compute* each tensor; nothing is computed until `TensorSpec.build` is called, so
+that loading an artefact or counting parameters costs nothing. Blocks act on embeddings ``[B, T_sim, D_sim]``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from tintc.ir.layout import Layout
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """A tensor to be: `shape`, and `build() -> Tensor` in fp64."""
+
+    shape: tuple[int, ...]
+    build: Callable[[], Tensor]
+
+
+@dataclass(frozen=True)
+class SplitStage:
+    """One H-split linear operation (Defs. D.4, D.5) with H = `n_heads` chunks of width `width`.
+
+    kind ``dimension``: weight ``[width, H, H]``, mixes the chunks column by column; ``split``: weight
+    ``[H, width, width]``, mixes the columns chunk by chunk. The bias of the definition starts at zero.
+    """
+
+    kind: str
+    n_heads: int
+    width: int
+    weight: TensorSpec
+
+
+Split = tuple[SplitStage, ...] | None
+"""A chain of split operations: () is the identity, None is zero."""
+
+
+@dataclass(frozen=True)
+class Positions:
+    """The term ``lam[h] * (P p_t)``.
+
+    kind names the position matrix ``P [width, T_sim]``, which modules share: ``prefix`` maps prefix k to e_k and tokens
+    to 0; ``tokens`` maps tokens to e_0 and prefixes to 0. lam: the decision vector ``[H]``.
+    """
+
+    kind: str
+    lam: TensorSpec
+
+
+@dataclass(frozen=True)
+class AttentionSpec:
+    """A TinT attention (Def. C.1), H = `n_heads` heads of `width`.
+
+    q, k and v each have a split operation and a `Positions` term; None stands for a term that is zero.
+    """
+
+    n_heads: int
+    width: int
+    kind: str
+    w_q: Split
+    w_k: Split
+    w_v: Split
+    w_o: Split
+    positions_q: Positions | None = None
+    positions_k: Positions | None = None
+    positions_v: Positions | None = None
+    transpose: bool = False
+    rotary: str = ""
+    rotary_style: str = ""
+
+
+@dataclass(frozen=True)
+class LinearSpec:
+    """A chain of split operations on its own."""
+
+    stages: tuple[SplitStage, ...]
+
+
+@dataclass(frozen=True)
+class GroupNormSpec:
+    """Group norm (Defs. F.6, J.2): each group of slots is normalised on its own, over its first `width` coordinates.
+
+    kind ``layer`` or ``rms``. inverse: slot that receives 1 / sigma of the group, in every coordinate (-1: none).
+    """
+
+    groups: tuple[tuple[int, ...], ...]
+    kind: str
+    eps: float
+    width: int
+    inverse: int = -1
+
+
+@dataclass(frozen=True)
+class ActivationSpec:
+    """An activation on some slots; the others pass."""
+
+    fn: str
+    slots: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class ProductSpec:
+    """Slot `target` becomes target * factor (the GLU unit with the identity as activation)."""
+
+    target: int
+    factor: int
+
+
+@dataclass(frozen=True)
+class LossSpec:
+    """The loss module of Remark H.3: slot 0 holds x, then the gradient with respect to x."""
+
+    loss: str
+    head: str
+    bias: str
+
+
+BlockSpec = AttentionSpec | LinearSpec | GroupNormSpec | ActivationSpec | ProductSpec | LossSpec
+
+
+@dataclass(frozen=True)
+class Block:
+    """A block and its position gate: ``replace`` (forward modules), ``update`` (descent), or none (section 2.3)."""
+
+    spec: BlockSpec
+    gate: str = ""
+
+
+def constant(*shape: int, value: float = 0.0) -> TensorSpec:
+    return TensorSpec(shape, lambda: torch.full(shape, value, dtype=torch.float64))
+
+
+def indicator(n_heads: int, ones: range) -> TensorSpec:
+    """A decision vector ``[H]`` that is 1 on the heads of `ones`."""
+
+    def build() -> Tensor:
+        vector = torch.zeros(n_heads, dtype=torch.float64)
+        vector[list(ones)] = 1
+        return vector
+
+    return TensorSpec((n_heads,), build)
+
+
+def chunk_map(n_heads: int, width: int, entries: dict[tuple[int, int], float]) -> SplitStage:
+    """Dimension-wise: chunk `to` receives ``factor * chunk from``, for every ``(to, from): factor``, in all columns."""
+
+    def build() -> Tensor:
+        matrix = torch.zeros(n_heads, n_heads, dtype=torch.float64)
+        for (to, source), factor in entries.items():
+            matrix[to, source] = factor
+        return matrix.expand(width, n_heads, n_heads).clone()
+
+    return SplitStage("dimension", n_heads, width, TensorSpec((width, n_heads, n_heads), build))
+
+
+def block_tensors(spec: BlockSpec) -> dict[str, TensorSpec]:
+    """The tensors of a block, by the name they have below ``structure.<block>``."""
+    named: dict[str, TensorSpec] = {}
+    if isinstance(spec, LinearSpec):
+        _name_stages(named, "", spec.stages)
+    if isinstance(spec, AttentionSpec):
+        for letter in "qkvo":
+            _name_stages(named, f"w_{letter}.", getattr(spec, f"w_{letter}") or ())
+        for letter in "qkv":
+            positions: Positions | None = getattr(spec, f"positions_{letter}")
+            if positions is not None:
+                named[f"lam_{letter}"] = positions.lam
+    return named
+
+
+def _name_stages(named: dict[str, TensorSpec], prefix: str, stages: tuple[SplitStage, ...]) -> None:
+    for index, stage in enumerate(stages):
+        named[f"{prefix}{index}.weight"] = stage.weight
+        named[f"{prefix}{index}.bias"] = constant(stage.n_heads, stage.width)
+
+
+SATURATED = 64.0
+"""Gate pre-activation in `exact`: tanh(64) is exactly 1 in every floating type, so that gates are exactly 0 and 1. The
+paper's 10 leaves 4e-9 per gate, which the finite differences divide by eps (section 2.3)."""
+
+
+def shared_tensors(layout: Layout) -> dict[str, TensorSpec]:
+    """Position matrices ``positions.<kind> [d_h, T_sim]`` and gates ``gates.<kind>.<v_old | v_new> [T_sim]``.
+
+    A gate is ``tanh(v . p)``: positions are one-hot, so the definition's extra bias b is v shifted by a constant.
+    ``replace`` keeps the prefixes and replaces the tokens, ``update`` adds to the prefixes and keeps the tokens.
+    """
+    k, length = layout.n_prefixes, layout.sim_seq_len
+
+    def prefix_matrix() -> Tensor:
+        return torch.eye(layout.d_h, length, dtype=torch.float64)[:, :length] * (torch.arange(length) < k)
+
+    def token_matrix() -> Tensor:
+        matrix = torch.zeros(layout.d_h, length, dtype=torch.float64)
+        matrix[0, k:] = 1
+        return matrix
+
+    def gate(at_prefixes: float, at_tokens: float) -> TensorSpec:
+        def build() -> Tensor:
+            vector = torch.full((length,), at_tokens, dtype=torch.float64)
+            vector[:k] = at_prefixes
+            return vector * SATURATED
+
+        return TensorSpec((length,), build)
+
+    return {
+        "positions.prefix": TensorSpec((layout.d_h, length), prefix_matrix),
+        "positions.tokens": TensorSpec((layout.d_h, length), token_matrix),
+        "gates.replace.v_old": gate(1, 0),
+        "gates.replace.v_new": gate(0, 1),
+        "gates.update.v_old": gate(1, 1),
+        "gates.update.v_new": gate(1, 0),
+    }

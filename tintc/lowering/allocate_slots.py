@@ -1,0 +1,61 @@
+"""Gives every token value memory slots: rows of the table of saved embeddings outside D_sim (spec, section 2.6).
+
+A linear scan over live ranges. A value needs one slot per tile, from the op that makes it to the last op that reads it;
+two live values never share a slot, and a slot is free again before the results of the last reader are placed. Outputs
+stay live to the end. Nothing is read in the op that is writing: literal forms read all operands first.
+"""
+
+from __future__ import annotations
+
+import heapq
+from dataclasses import replace
+
+from tintc.ir import simulator as sim
+from tintc.ir.core import Op, Program, Value
+from tintc.lowering.plan_layout import layout_of
+
+
+def allocate_slots(program: Program) -> Program:
+    """The program with `write` on every op that makes token values, and the attribute ``memory_slots``."""
+    program.verify()
+    layout = layout_of(program)
+    last = _last_uses(program)
+    free: list[int] = []
+    held: dict[Value, tuple[int, ...]] = {}
+    count = 0
+    ops: list[Op] = []
+    for index, op in enumerate(program.ops):
+        for operand in dict.fromkeys(op.operands):
+            if operand in held and last[operand] == index:
+                for slot in held.pop(operand):
+                    heapq.heappush(free, slot)
+        write = []
+        for result in op.results:
+            if result.type.kind != "tokens":
+                continue
+            slots = []
+            for _ in range(layout.tiles(result.type.width)):
+                if not free:
+                    heapq.heappush(free, count)
+                    count += 1
+                slots.append(heapq.heappop(free))
+            held[result] = tuple(slots)
+            write.append(held[result])
+        for result in op.results:
+            if result in held and last[result] == index:
+                for slot in held.pop(result):
+                    heapq.heappush(free, slot)
+        assert isinstance(op, sim.SimOp)
+        ops.append(replace(op, write=tuple(write)))
+    return replace(program, ops=ops, attributes=program.attributes | {"memory_slots": count}).verify()
+
+
+def _last_uses(program: Program) -> dict[Value, int]:
+    """Index of the last op that reads each value; of its own op if none does; past the end for outputs."""
+    last: dict[Value, int] = {}
+    for index, op in enumerate(program.ops):
+        for value in (*op.results, *op.operands):
+            last[value] = index
+    for value in program.outputs.values():
+        last[value] = len(program.ops)
+    return last

@@ -1,0 +1,41 @@
+"""Appending ops to a simulator program, with fresh names and with where each op comes from."""
+
+from __future__ import annotations
+
+from typing import Any, TypeVar
+
+from tintc.ir.core import Op, Type, Value
+from tintc.ir.simulator import SimOp
+
+SimT = TypeVar("SimT", bound=SimOp)
+
+
+class Names:
+    """Unique value names: the wanted one, or the wanted one with a number."""
+
+    def __init__(self) -> None:
+        self.taken: set[str] = set()
+
+    def fresh(self, wanted: str) -> str:
+        name, count = wanted, 1
+        while name in self.taken:
+            count += 1
+            name = f"{wanted}-{count}"
+        self.taken.add(name)
+        return name
+
+
+class Builder:
+    """Appends to `ops`; `phase`, `step` and `suffix` mark everything built until they change."""
+
+    def __init__(self, names: Names, phase: str, suffix: str):
+        self.names, self.phase, self.suffix = names, phase, suffix
+        self.ops: list[Op] = []
+
+    def emit(self, cls: type[SimT], operands: tuple[Value, ...], kinds: tuple[Type, ...], **attributes: Any) -> SimT:
+        """Append an op; its results are named after `origin` and the suffix."""
+        origin = attributes.get("origin", cls.opname)
+        results = tuple(Value(self.names.fresh(f"{origin}.{self.suffix}"), kind) for kind in kinds)
+        op = cls(operands=operands, results=results, **({"phase": self.phase} | attributes))
+        self.ops.append(op)
+        return op

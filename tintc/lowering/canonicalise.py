@@ -1,0 +1,210 @@
+"""`canonicalise`: one way of writing each thing.
+
+Rules, applied until none changes anything:
+
+- `fuse_gates`: ``multiply(x, activation(u))`` is ``gate(x, u)``, if nothing else uses the activation;
+- `merge_selects`: ``select(select(x))`` is one select;
+- `drop_full_selects`: a select of all columns in order is its operand;
+- `fold_selects`: ``select(linear(x))`` is a linear layer with those rows of the weight and bias, if the layer is used by
+  selects alone and no two of them share a row. The parts' parameters are named after what they feed: ``q``, ``k``,
+  ``v`` of an attention, ``gate``, ``up`` of a gate, else ``part0``, ``part1``, ...;
+- `make_logits`: the linear layer whose result is the output is ``logits``;
+- `remove_dead_code`: ops and parameters that nothing uses go.
+
+Products and selects that remain have no place in a simulator and are refused, all at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+from tintc.errors import Reason, UnsupportedModelError
+from tintc.ir.auxiliary import Activation, Attention, AuxOp, Gate, Linear, Logits, Multiply, Select
+from tintc.ir.core import Op, Parameter, Program, Value, logits, substitute
+
+Runs = tuple[tuple[int, int], ...]
+
+
+def canonicalise(program: Program) -> Program:
+    """The program in canonical form; the one given is left alone.
+
+    Raises `UnsupportedModelError` for products and selects that no rule removes, and for logits that are not the
+    result of a linear layer.
+    """
+    program.verify()
+    ops = [replace(op) for op in program.ops]
+    program = Program(program.dialect, dict(program.attributes), dict(program.parameters), ops, dict(program.outputs))
+    while any([rule(program) for rule in RULES]):
+        program.verify()
+    _refuse_leftovers(program)
+    return program.verify()
+
+
+def fuse_gates(program: Program) -> bool:
+    producers, users = program.producers(), program.users()
+    for index, op in enumerate(program.ops):
+        if not isinstance(op, Multiply):
+            continue
+        for activated, other in (op.operands, op.operands[::-1]):
+            act = producers[activated]
+            if isinstance(act, Activation) and len(users[activated]) == 1 and activated is not other:
+                program.ops[index] = Gate(operands=(other, *act.operands), results=op.results, fn=act.fn)
+                remove_dead_code(program)
+                return True
+    return False
+
+
+def merge_selects(program: Program) -> bool:
+    producers = program.producers()
+    for index, op in enumerate(program.ops):
+        if isinstance(op, Select) and isinstance(inner := producers[op.operands[0]], Select):
+            columns = compose(inner.columns, op.columns)
+            program.ops[index] = Select(operands=inner.operands, results=op.results, columns=columns)
+            return True
+    return False
+
+
+def drop_full_selects(program: Program) -> bool:
+    for op in program.ops:
+        if isinstance(op, Select) and compose(((0, op.operands[0].type.width),), op.columns) == _all(op.operands[0]):
+            _forward(program, op, op.operands[0])
+            return True
+    return False
+
+
+def fold_selects(program: Program) -> bool:
+    users = program.users()
+    outputs = set(program.outputs.values())
+    for index, op in enumerate(program.ops):
+        parts = [user for user in users.get(op.results[0], []) if isinstance(user, Select)]
+        if not isinstance(op, Linear) or not parts or op.result in outputs or len(parts) < len(users[op.result]):
+            continue
+        if _overlap([run for part in parts for run in part.columns]):
+            continue
+        ordered = sorted(parts, key=lambda part: part.columns[0])
+        layers = {part: _part(program, op, part, _suffix(users, part, ordered.index(part))) for part in parts}
+        program.ops[index : index + 1] = [layers[part] for part in ordered]
+        program.ops = [kept for kept in program.ops if kept not in layers]
+        return True
+    return False
+
+
+def make_logits(program: Program) -> bool:
+    output = program.outputs["logits"]
+    for index, op in enumerate(program.ops):
+        if isinstance(op, Linear) and op.result is output and not program.users().get(output):
+            result = Value(output.name, logits(output.type.width))
+            program.ops[index] = Logits(operands=op.operands, results=(result,), weight=op.weight, bias=op.bias)
+            program.outputs["logits"] = result
+            return True
+    return False
+
+
+def remove_dead_code(program: Program) -> bool:
+    needed = set(program.outputs.values())
+    kept: list[Op] = []
+    for op in reversed(program.ops):
+        if needed.intersection(op.results):
+            kept.append(op)
+            needed.update(op.operands)
+    names = {name for op in kept if isinstance(op, AuxOp) for name in op.parameters().values()}
+    parameters = {name: value for name, value in program.parameters.items() if name in names}
+    changed = len(kept) < len(program.ops) or len(parameters) < len(program.parameters)
+    program.ops, program.parameters = kept[::-1], parameters
+    return changed
+
+
+RULES: tuple[Callable[[Program], bool], ...] = (
+    fuse_gates,
+    merge_selects,
+    drop_full_selects,
+    fold_selects,
+    make_logits,
+    remove_dead_code,
+)
+
+
+def compose(outer: Runs, inner: Runs) -> Runs:
+    """Runs of `inner` counted within those of `outer`, as runs of what `outer` counts in; neighbours joined."""
+    found: list[tuple[int, int]] = []
+    for start, stop in inner:
+        base = 0
+        for first, last in outer:
+            a, b = max(start, base), min(stop, base + last - first)
+            if a < b:
+                run = (first + a - base, first + b - base)
+                if found and found[-1][1] == run[0]:
+                    found[-1] = (found[-1][0], run[1])
+                else:
+                    found.append(run)
+            base += last - first
+    return tuple(found)
+
+
+def _all(value: Value) -> Runs:
+    return ((0, value.type.width),)
+
+
+def _overlap(runs: list[tuple[int, int]]) -> bool:
+    ordered = sorted(runs)
+    return any(before[1] > after[0] for before, after in zip(ordered, ordered[1:], strict=False))
+
+
+def _forward(program: Program, op: Op, value: Value) -> None:
+    """Remove an op; its users take `value` instead."""
+    mapping = {op.results[0]: value}
+    program.ops = [
+        replace(other, operands=substitute(other.operands, mapping)) for other in program.ops if other is not op
+    ]
+    program.outputs = {label: mapping.get(output, output) for label, output in program.outputs.items()}
+
+
+def _part(program: Program, op: Linear, part: Select, suffix: str) -> Linear:
+    """The rows of a linear layer that a select takes, as a layer of its own."""
+    weight = _view(program, op.weight, part.columns, suffix)
+    bias = _view(program, op.bias, part.columns, suffix) if op.bias else ""
+    return Linear(operands=op.operands, results=part.results, weight=weight, bias=bias)
+
+
+def _view(program: Program, name: str, rows: Runs, suffix: str) -> str:
+    """Declare rows of a parameter under a name of their own; another view of that name gets a number."""
+    old = program.parameters[name]
+    taken = compose(old.rows or ((0, old.shape[0]),), rows)
+    count = sum(stop - start for start, stop in taken)
+    wanted = Parameter(old.source, (count, *old.shape[1:]), old.transpose, taken)
+    stem, _, last = name.rpartition(".")
+    alias, number = ".".join(filter(None, (stem, suffix, last))), 1
+    while program.parameters.setdefault(alias, wanted) != wanted:
+        number += 1
+        alias = ".".join(filter(None, (stem, f"{suffix}{number}", last)))
+    return alias
+
+
+def _suffix(users: dict[Value, list[Op]], part: Select, position: int) -> str:
+    """What the part feeds."""
+    consumers = users.get(part.result, [])
+    if len(consumers) == 1:
+        (user,) = consumers
+        at = user.operands.index(part.result)
+        if isinstance(user, Attention):
+            return "qkv"[at]
+        if isinstance(user, Gate):
+            return ("up", "gate")[at]
+    return f"part{position}"
+
+
+def _refuse_leftovers(program: Program) -> None:
+    reasons: list[Reason] = []
+    for op in program.ops:
+        if isinstance(op, Multiply):
+            why = "a product of two values is supported only if one is an activation that nothing else uses"
+            reasons.append(Reason(op.opname, op.result.name, why))
+        elif isinstance(op, Select):
+            why = "parts are supported only of a linear layer that is used by parts alone, which do not overlap"
+            reasons.append(Reason(op.opname, op.result.name, why))
+    output = program.outputs["logits"]
+    if not isinstance(program.producers()[output], Logits):
+        reasons.append(Reason("logits", output.name, "the logits must be the result of a linear layer"))
+    if reasons:
+        raise UnsupportedModelError("This model", reasons)

@@ -1,0 +1,48 @@
+"""Merges ops that compute the same from the same, and drops ops nobody needs.
+
+- Two ops of one kind with the same operands and attributes (where they come from aside) are one. So layers below the
+  updated ones run once, and the forward pass of the first step is the one that gives `logits_before`.
+- An op whose results no op and no output uses is dropped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from dataclasses import replace
+
+from tintc.ir import simulator as sim
+from tintc.ir.core import Op, Program, Value, substitute
+
+PROVENANCE = frozenset({"origin", "phase", "step", "layer", "role", "write"})
+
+
+def eliminate_common(program: Program) -> Program:
+    program.verify()
+    seen: dict[Hashable, Op] = {}
+    mapping: dict[Value, Value] = {}
+    ops: list[Op] = []
+    for op in program.ops:
+        op = replace(op, operands=substitute(op.operands, mapping))
+        first = seen.setdefault(_key(op), op)
+        if first is op:
+            ops.append(op)
+        else:
+            mapping.update(zip(op.results, first.results, strict=True))
+    outputs = {label: mapping.get(value, value) for label, value in program.outputs.items()}
+    return replace(program, ops=_live(ops, set(outputs.values())), outputs=outputs).verify()
+
+
+def _key(op: Op) -> Hashable:
+    """Descents read the rate of their step, so the step counts for them."""
+    step = getattr(op, "step", 0) if isinstance(op, sim.LinearDescent | sim.NormDescent) else 0
+    attributes = tuple((name, value) for name, value in op.attributes().items() if name not in PROVENANCE)
+    return op.opname, op.operands, attributes, step
+
+
+def _live(ops: list[Op], wanted: set[Value]) -> list[Op]:
+    kept: list[Op] = []
+    for op in reversed(ops):
+        if wanted.intersection(op.results):
+            kept.append(op)
+            wanted.update(op.operands)
+    return kept[::-1]

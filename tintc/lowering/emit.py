@@ -1,0 +1,141 @@
+"""The simulator's tensors: stored prefixes, tables, rates and rotary frequencies, and the structural tensors.
+
+`shapes` says what a program's artefact holds, without computing anything; `emit` computes it from the auxiliary's
+tensors. Names are those of the module tree, so that the result is a state dict:
+
+- ``prefixes.<layer>.weight [ceil(dout/S), S, din]``, ``.bias [dout]``; norms ``.gain [D]``, ``.bias [D]``
+- ``tables.<parameter>``: token and position embeddings and the head, once, D wide
+- ``rates.<layer> [N]``: learning rate of every step
+- ``rotary.<parameter>``: frequencies
+- ``structure.<block>...``: the same for every layer
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+
+import torch
+from torch import Tensor
+
+from tintc.errors import ModelError
+from tintc.ir import simulator as sim
+from tintc.ir.auxiliary.interpreter import view
+from tintc.ir.core import Program
+from tintc.ir.layout import Layout
+from tintc.ir.simulator.attention_common import AttentionOp
+from tintc.ir.structure import Block, Positions, TensorSpec, block_tensors, shared_tensors
+from tintc.lowering.plan_layout import layout_of
+
+Source = Mapping[str, Tensor]
+FULL_PRECISION = ("rates.", "rotary.")
+"""Tensors that stay in fp32 or better when the simulator is stored in a shorter type."""
+
+
+def blocks_of(program: Program) -> dict[str, Block]:
+    """Every structural block the program applies, by name, in order of first use."""
+    layout = layout_of(program)
+    blocks: dict[str, Block] = {}
+    for op in program.ops:
+        if isinstance(op, sim.SimOp):
+            for name, block in op.structure(layout).items():
+                blocks.setdefault(name, block)
+    return blocks
+
+
+def structure_specs(program: Program) -> dict[str, TensorSpec]:
+    """All tensors below ``structure``; position matrices and gates only if some block uses them."""
+    blocks = blocks_of(program)
+    specs = {f"{name}.{part}": spec for name, block in blocks.items() for part, spec in block_tensors(block.spec).items()}
+    used = {f"gates.{block.gate}" for block in blocks.values()}
+    for block in blocks.values():
+        for letter in "qkv":
+            positions: Positions | None = getattr(block.spec, f"positions_{letter}", None)
+            if positions is not None:
+                used.add(f"positions.{positions.kind}")
+    shared = shared_tensors(layout_of(program))
+    kept = {name: spec for name, spec in shared.items() if any(name.startswith(prefix) for prefix in used)}
+    return {f"structure.{name}": spec for name, spec in (specs | kept).items()}
+
+
+def stacked_shape(layout: Layout, dims: tuple[int, ...]) -> tuple[int, int, int]:
+    return (-(-dims[0] // layout.stack), layout.stack, dims[1])
+
+
+def specs(program: Program, source: Source | None = None, lr: float = 0.0) -> dict[str, TensorSpec]:
+    """Every tensor of the artefact, by state-dict name, in a fixed order. Without `source` only shapes may be used."""
+    layout = layout_of(program)
+    found: dict[str, TensorSpec] = {}
+    for op in program.ops:
+        if isinstance(op, sim.Embedding):
+            _table(found, program, op.table, source)
+        if isinstance(op, sim.Logits):
+            for name in filter(None, (op.head, op.bias)):
+                _table(found, program, name, source)
+        if isinstance(op, AttentionOp) and op.inv_freq:
+            found[f"rotary.{op.inv_freq}"] = _parameter(program, op.inv_freq, source)
+    for op in program.ops:
+        if isinstance(op, sim.StoredWeights):
+            found.update(_weights(program, op, layout, source))
+    for op in program.ops:
+        if isinstance(op, sim.LinearDescent | sim.NormDescent):
+            found.setdefault(f"rates.{op.target}", _rate(program.attributes["n_steps"], lr))
+    return found | structure_specs(program)
+
+
+def _rate(n_steps: int, lr: float) -> TensorSpec:
+    return TensorSpec((n_steps,), lambda: torch.full((n_steps,), lr, dtype=torch.float64))
+
+
+def _table(found: dict[str, TensorSpec], program: Program, name: str, source: Source | None) -> None:
+    found.setdefault(f"tables.{name}", _parameter(program, name, source))
+
+
+def _parameter(program: Program, name: str, source: Source | None) -> TensorSpec:
+    parameter = program.parameters[name]
+
+    def build() -> Tensor:
+        assert source is not None, "specs() was called without the auxiliary's tensors"
+        tensor = view(parameter, source[parameter.source])
+        if tuple(tensor.shape) != parameter.shape:
+            raise ModelError(f"{parameter.source} gives shape {tuple(tensor.shape)}, expected {parameter.shape}.")
+        return tensor
+
+    return TensorSpec(parameter.shape, build)
+
+
+def _weights(
+    program: Program, op: sim.StoredWeights, layout: Layout, source: Source | None
+) -> Iterator[tuple[str, TensorSpec]]:
+    """Stored parts of one layer; the simulator program names its parameters ``<layer>.<part>``."""
+    kind = op.result.type
+    if kind.kind == "linear":
+        dims = kind.dims
+        rows = _parameter(program, f"{op.name}.weight", source)
+        shape = stacked_shape(layout, dims)
+        yield f"prefixes.{op.name}.weight", TensorSpec(shape, lambda: stack_rows(rows.build(), layout.stack))
+    for part in ("gain", "bias"):
+        if f"{op.name}.{part}" in program.parameters:
+            yield f"prefixes.{op.name}.{part}", _parameter(program, f"{op.name}.{part}", source)
+
+
+def stack_rows(weight: Tensor, stack: int) -> Tensor:
+    """``[dout, din] -> [ceil(dout/S), S, din]``: row ``k*S + s`` at ``[k, s]``, zeros beyond dout."""
+    missing = -weight.shape[0] % stack
+    padded = torch.nn.functional.pad(weight, (0, 0, 0, missing)) if missing else weight
+    return padded.unflatten(0, (-1, stack))
+
+
+def emit(program: Program, source: Source, lr: float, dtype: torch.dtype) -> Iterator[tuple[str, Tensor]]:
+    """Name and tensor of everything the artefact holds, one at a time, in `dtype` (rates and rotary: at least fp32)."""
+    for name, spec in specs(program, source, lr).items():
+        yield name, contiguous(spec.build, stored_dtype(name, dtype))
+
+
+def stored_dtype(name: str, dtype: torch.dtype) -> torch.dtype:
+    short = dtype in (torch.bfloat16, torch.float16)
+    return torch.float32 if short and name.startswith(FULL_PRECISION) else dtype
+
+
+def contiguous(build: Callable[[], Tensor], dtype: torch.dtype) -> Tensor:
+    tensor = build().detach().to(dtype)
+    return tensor.contiguous().clone() if tensor.data_ptr() % 64 or not tensor.is_contiguous() else tensor.clone()

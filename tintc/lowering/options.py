@@ -1,0 +1,60 @@
+"""What a user chooses when compiling, checked once."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from tintc.errors import OptionError
+from tintc.ir.functions import FiniteDifference
+
+LOSSES = ("ce", "quad")
+SEMANTICS = ("exact", "paper-code")
+DEFAULT_FD_STEP = 1e-3
+
+
+@dataclass(frozen=True)
+class Options:
+    """Options of the simulated descent and of the layout.
+
+    n_steps: gradient steps (N); n_update_layers: top layers that are updated (None: all); inner_lr: learning rate of
+    gradients summed over train tokens; loss ``ce`` or ``quad``; semantics ``exact`` or ``paper-code``; fd_step: step of
+    the finite differences, relative in ``exact`` and absolute in ``paper-code``; stack, shards: S and S' (None:
+    chosen); max_length: longest text in tokens (None: the model's, at most 2048).
+    """
+
+    n_steps: int = 1
+    n_update_layers: int | None = None
+    inner_lr: float = 1e-4
+    loss: str = "ce"
+    semantics: str = "exact"
+    stack: int | None = None
+    shards: int | None = None
+    max_length: int | None = None
+    fd_step: float = DEFAULT_FD_STEP
+
+    def __post_init__(self) -> None:
+        counts = {"steps": self.n_steps, "stack": self.stack, "shards": self.shards, "max length": self.max_length}
+        for name, count in counts.items():
+            if count is not None and count < 1:
+                raise OptionError(f"The option {name} is {count}; it must be at least 1.")
+        if self.loss not in LOSSES:
+            raise OptionError(f"The loss {self.loss!r} is unknown; choose one of {', '.join(LOSSES)}.")
+        if self.semantics not in SEMANTICS:
+            raise OptionError(f"The semantics {self.semantics!r} is unknown; choose one of {', '.join(SEMANTICS)}.")
+        if not (math.isfinite(self.inner_lr) and self.inner_lr >= 0):
+            raise OptionError(f"The learning rate is {self.inner_lr}; it must be a finite number, zero or more.")
+        if not 0 < self.fd_step < 1:
+            raise OptionError(f"The finite-difference step is {self.fd_step}; it must lie between 0 and 1.")
+
+    @property
+    def difference(self) -> FiniteDifference:
+        """The finite-difference scheme that the semantics prescribes (spec, sections 6 and 10)."""
+        return FiniteDifference("token" if self.semantics == "exact" else "fixed", self.fd_step)
+
+    def update_layers(self, n_layers: int) -> int:
+        """L_up for a model of `n_layers`; raises `OptionError` when the model has fewer."""
+        wanted = n_layers if self.n_update_layers is None else self.n_update_layers
+        if not 1 <= wanted <= n_layers:
+            raise OptionError(f"Cannot update {wanted} layers: the model has {n_layers}; choose 1 to {n_layers}.")
+        return wanted

@@ -1,0 +1,210 @@
+"""The compiled folder: what stands in it, how it is written in one step, and how it is read back with clear errors."""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors import SafetensorError
+from torch import Tensor
+from transformers import AutoTokenizer
+from transformers.utils.hub import cached_file
+
+from tintc.errors import ArtefactError, OptionError, TintcError
+
+if TYPE_CHECKING:
+    from tintc.runtime.model import TintForCausalLM
+
+PROGRAM_FILE = "program.tint"
+CARD_FILE = "README.md"
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
+
+
+def as_dtype(dtype: torch.dtype | str | None) -> torch.dtype | None:
+    """A dtype or its name; raises `OptionError` for anything but float32, bfloat16, float64."""
+    if dtype is None:
+        return None
+    name = str(dtype).removeprefix("torch.")
+    if name not in DTYPES:
+        raise OptionError(f"The dtype {name!r} is not supported; choose one of {', '.join(DTYPES)}.")
+    return DTYPES[name]
+
+
+def as_device(device: torch.device | str | None) -> torch.device:
+    """A device that exists; raises `OptionError` otherwise."""
+    try:
+        wanted = torch.device("cpu" if device is None else device)
+    except RuntimeError as error:
+        raise OptionError(f"The device {device!r} is unknown; choose cpu or cuda.") from error
+    if wanted.type == "cuda" and not torch.cuda.is_available():
+        raise OptionError("No CUDA GPU can be used here; choose the device cpu, or install a CUDA build of torch.")
+    return wanted
+
+
+def structure_digest(tensors: Iterable[tuple[str, Tensor]]) -> str:
+    """sha256 over names, shapes, dtypes and bytes of all ``structure.`` tensors, in the order of their names."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted((item for item in tensors if item[0].startswith("structure.")), key=lambda item: item[0]):
+        data = tensor.detach().cpu().contiguous()
+        digest.update(f"{name} {tuple(data.shape)} {data.dtype}\n".encode())
+        digest.update(data.flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def text_digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def read_program(path: str | os.PathLike[str], **hub: Any) -> str:
+    """The program text of an artefact, local or on the hub."""
+    _read_type(path, **hub)
+    found = _file(path, PROGRAM_FILE, **hub)
+    if found is None:
+        raise ArtefactError(f"{path} has no {PROGRAM_FILE}; compile the model again.")
+    return Path(found).read_text(encoding="utf-8")
+
+
+def is_artefact(path: str | os.PathLike[str]) -> bool:
+    """Whether a local folder is a compiled simulator."""
+    return (Path(path) / PROGRAM_FILE).is_file()
+
+
+def _file(path: str | os.PathLike[str], name: str, **hub: Any) -> str | None:
+    try:
+        return cached_file(str(path), name, **hub)
+    except (OSError, ValueError):
+        return None
+
+
+def _read_type(path: str | os.PathLike[str], **hub: Any) -> None:
+    """Raise `ArtefactError` unless the folder's configuration is that of a simulator."""
+    found = _file(path, "config.json", **hub)
+    if found is None:
+        raise ArtefactError(f"{path} is not a compiled simulator: it has no config.json. Check the path.")
+    try:
+        config = json.loads(Path(found).read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ArtefactError(f"{path}/config.json is damaged ({error}); compile the model again.") from error
+    kind = config.get("model_type") if isinstance(config, dict) else None
+    if kind != "tint":
+        raise ArtefactError(
+            f"{path} holds a model of type {kind!r}, not a compiled simulator; run 'tintc compile {path} -o OUT' first."
+        )
+
+
+def read_tokenizer(path: str | os.PathLike[str]) -> Any:
+    """The tokenizer stored with an artefact, None if there is none."""
+    if _file(path, "tokenizer_config.json") is None:
+        return None
+    try:
+        return AutoTokenizer.from_pretrained(path)
+    except (OSError, ValueError, KeyError):
+        return None
+
+
+def check_loading_info(path: str | os.PathLike[str], info: dict[str, Any]) -> None:
+    """Raise `ArtefactError` unless the file held exactly the tensors that the program needs."""
+    problems = []
+    for kind, word in (("missing_keys", "lacks"), ("unexpected_keys", "has the unknown"), ("mismatched_keys", "misfits")):
+        names = sorted(str(key) for key in info.get(kind, ()))
+        if names:
+            problems.append(f"{word} {len(names)} tensors ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})")
+    if problems:
+        raise ArtefactError(f"{path} does not fit its program: it {' and '.join(problems)}. Compile the model again.")
+
+
+def first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+
+
+def load(
+    path: str | os.PathLike[str],
+    executor: str = "auto",
+    device: torch.device | str | None = None,
+    dtype: torch.dtype | str | None = None,
+) -> TintForCausalLM:
+    """A compiled simulator, ready to run.
+
+    executor: ``auto`` or ``literal``; device: where it runs (default cpu); dtype: torch dtype or its name, to convert to
+    (default: as stored). Raises `ArtefactError` if the folder is missing or damaged, `OptionError` for a device or dtype
+    that cannot be had.
+    """
+    from tintc.runtime.model import TintForCausalLM
+
+    where, kind = as_device(device), as_dtype(dtype)
+    sim = TintForCausalLM.from_pretrained(path, executor=executor, dtype=kind or "auto")
+    return sim.to(where).eval()  # pyright: ignore[reportArgumentType]
+
+
+def write_artefact(sim: TintForCausalLM, out: str | os.PathLike[str], force: bool = False) -> Path:
+    """Write the artefact to `out` in one atomic step.
+
+    The folder is written under a temporary name beside `out` and then renamed; with `force`, an existing `out` is
+    exchanged for it and removed. Whatever fails leaves what was there. Raises `ArtefactError` if `out` exists and `force`
+    is not given, or if the disk will not take it.
+    """
+    target = check_output(out, force)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        staging = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+    except OSError as error:
+        raise ArtefactError(f"Cannot write to {target.parent}: {error.strerror or error}.") from error
+    try:
+        os.chmod(staging, 0o777 & ~_umask())
+        sim.save_pretrained(staging)
+        _move(staging, target)
+    except (OSError, SafetensorError, RuntimeError) as error:
+        if isinstance(error, TintcError):
+            raise
+        reason = getattr(error, "strerror", None) or str(error)
+        raise ArtefactError(f"Could not write {target}: {reason}. Nothing was changed.") from error
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+    return target
+
+
+def check_output(out: str | os.PathLike[str], force: bool) -> Path:
+    """The absolute output path; `ArtefactError` if it exists and may not, or is no folder."""
+    target = Path(out).absolute()
+    if target.exists() and not target.is_dir():
+        raise ArtefactError(f"{out} is a file; choose another output folder.")
+    if target.exists() and not force:
+        raise ArtefactError(f"{out} exists already; pass --force to replace it, or choose another output folder.")
+    if target.exists() and any(target.iterdir()) and not is_artefact(target):
+        raise ArtefactError(f"{out} is not a compiled simulator, so it will not be replaced; choose another folder.")
+    return target
+
+
+def _move(staging: Path, target: Path) -> None:
+    """Rename, or exchange with what is there; `staging` then holds the old folder, which the caller removes."""
+    if not target.exists():
+        os.rename(staging, target)
+    elif not _exchange(staging, target):
+        old = staging.with_name(f"{staging.name}.old")
+        os.rename(target, old)
+        os.rename(staging, target)
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def _exchange(a: Path, b: Path) -> bool:
+    """Swap two paths atomically (Linux renameat2 with RENAME_EXCHANGE); False where that cannot be done."""
+    try:
+        libc = ctypes.CDLL(None, use_errno=True)
+        at_cwd, exchange = -100, 2
+        return libc.renameat2(at_cwd, os.fsencode(a), at_cwd, os.fsencode(b), exchange) == 0
+    except (OSError, AttributeError):
+        return False
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

@@ -1,0 +1,78 @@
+"""`TintConfig`: a simulator's sizes and options, as a transformers configuration."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from transformers import PretrainedConfig
+
+FORMAT_VERSION = 1
+
+
+class TintConfig(PretrainedConfig):
+    """Configuration of a TinT simulator.
+
+    hidden_size, num_hidden_layers, vocab_size, max_position_embeddings: the auxiliary's width, layers and vocabulary, and
+    the longest text the simulator was compiled for. d_sim, n_sim_heads, n_prefixes, stack, shards: the simulator's own
+    (spec, section 3). n_steps, n_update_layers, inner_lr, loss, semantics, fd_scheme, fd_step: options of the simulated
+    descent; train_fraction: share of a text that is trained on when no mask is given. provenance: what was compiled, and
+    with what; digests: sha256 of the structural tensors and of the program, as the compiler wrote them.
+
+    `program` is the simulator's program as text. It is stored beside the configuration (``program.tint``), not in it.
+    """
+
+    model_type = "tint"
+
+    def __init__(
+        self,
+        vocab_size: int = 0,
+        hidden_size: int = 0,
+        num_hidden_layers: int = 0,
+        max_position_embeddings: int = 0,
+        d_sim: int = 0,
+        n_sim_heads: int = 0,
+        n_prefixes: int = 0,
+        stack: int = 0,
+        shards: int = 0,
+        n_steps: int = 1,
+        n_update_layers: int = 0,
+        inner_lr: float = 1e-4,
+        loss: str = "ce",
+        semantics: str = "exact",
+        fd_scheme: str = "token",
+        fd_step: float = 1e-3,
+        train_fraction: float = 0.5,
+        provenance: dict[str, Any] | None = None,
+        digests: dict[str, str] | None = None,
+        format_version: int = FORMAT_VERSION,
+        **kwargs: Any,
+    ):
+        self.program: str | None = kwargs.pop("program", None)
+        self.vocab_size = vocab_size
+        self.hidden_size = hidden_size
+        self.num_hidden_layers = num_hidden_layers
+        self.max_position_embeddings = max_position_embeddings
+        self.d_sim = d_sim
+        self.n_sim_heads = n_sim_heads
+        self.n_prefixes = n_prefixes
+        self.stack = stack
+        self.shards = shards
+        self.n_steps = n_steps
+        self.n_update_layers = n_update_layers
+        self.inner_lr = inner_lr
+        self.loss = loss
+        self.semantics = semantics
+        self.fd_scheme = fd_scheme
+        self.fd_step = fd_step
+        self.train_fraction = train_fraction
+        self.provenance = provenance or {}
+        self.digests = digests or {}
+        self.format_version = format_version
+        kwargs.setdefault("tie_word_embeddings", False)
+        kwargs.setdefault("use_cache", False)
+        super().__init__(**kwargs)
+
+    def to_dict(self) -> dict[str, Any]:
+        found = super().to_dict()
+        found.pop("program", None)
+        return found

@@ -1,0 +1,143 @@
+"""Literal execution: the program's ops, one after the other, each as simulator modules on whole embeddings.
+
+The machine owns what a transformer's residual stream carries besides the tensors: the table of saved embeddings (by the
+slots the compiler allocated), the prefixes as they are handed on, positions and masks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from tintc.ir.core import Value
+from tintc.ir.functions import causal_mask
+from tintc.ir.inputs import Inputs
+from tintc.ir.simulator import SimOp
+from tintc.ir.simulator.base import PrefixTiles, Tile
+from tintc.ir.simulator.interpreter import needed
+from tintc.runtime.literal.attention import TintAttention
+from tintc.runtime.literal.blocks import LossModule
+
+if TYPE_CHECKING:
+    from tintc.runtime.model import TintForCausalLM
+
+
+class SimModule(nn.Module):
+    """One module of the simulator: an op of the program, applying structural blocks that all its kind share.
+
+    Called once for every block the op applies (a layer of several tiles applies its attention once per tile); a hook
+    sees ``[B, K + T, D_sim]`` go in and come out.
+    """
+
+    def __init__(self, op: SimOp):
+        super().__init__()
+        self.op = op
+
+    def forward(self, e: Tensor, block: str, machine: Machine, mask: Tensor | None, rate: Tensor | None) -> Tensor:
+        module, gate = machine.model.block(block)
+        if isinstance(module, TintAttention):
+            new = module(e, machine.positions, mask, machine.token_positions)
+        elif isinstance(module, LossModule):
+            new = module(e, machine.inputs.next_ids, machine.inputs.counts)
+        else:
+            new = module(e)
+        if rate is not None:
+            new = new * rate.to(new.dtype).reshape(-1, 1, 1)
+        return new if gate is None else gate(e, new, machine.positions)
+
+    def extra_repr(self) -> str:
+        return self.op.opname
+
+
+class Machine:
+    """One run of a program on one batch (the runtime's `LiteralRun`)."""
+
+    def __init__(self, model: TintForCausalLM, inputs: Inputs, inner_lr: Tensor | None):
+        self.model, self.inputs, self.inner_lr, self.layout = model, inputs, inner_lr, model.layout
+        batch, length = inputs.shape
+        k, device = self.layout.n_prefixes, inputs.input_ids.device
+        self.positions = torch.arange(k + length, device=device).expand(batch, -1)
+        self.token_positions = F.pad(inputs.position_ids, (k, 0))
+        self.site: SimModule | None = None
+        self._masks: dict[str, Tensor] = {}
+
+    def run(self, outputs: tuple[str, ...]) -> dict[str, Tensor]:
+        """The named outputs of the model's program."""
+        program = self.model.program
+        memory: dict[int, Tensor] = {}
+        slots: dict[Value, tuple[int, ...]] = {}
+        weights: dict[Value, PrefixTiles] = {}
+        found: dict[Value, Tensor] = {}
+        for op in needed(program, outputs):
+            assert isinstance(op, SimOp)
+            operands: list[Any] = []
+            for value in op.operands:
+                operands.append(weights[value] if value in weights else [memory[slot] for slot in slots[value]])
+            self.site = self.model.site(op)
+            result = op.literal(self, *operands)
+            write = iter(op.write)
+            for value, made in zip(op.results, result if len(op.results) > 1 else (result,), strict=True):
+                if isinstance(made, PrefixTiles):
+                    weights[value] = made
+                elif value.type.kind == "tokens":
+                    slots[value] = next(write)
+                    memory.update(zip(slots[value], made, strict=True))
+                else:
+                    found[value] = made
+        return {label: found[program.outputs[label]] for label in outputs}
+
+    def embed(self, slots: Sequence[Tensor], prefix: Tile | None = None) -> Tensor:
+        tokens = torch.cat(tuple(slots), -1)
+        k = 0 if isinstance(prefix, Tensor) else self.layout.n_prefixes
+        e = F.pad(tokens, (0, self.layout.d_sim - tokens.shape[-1], k, 0))
+        if prefix is None:
+            return e
+        return torch.cat((prefix.to(e.dtype), e), 1) if isinstance(prefix, Tensor) else prefix(e)
+
+    def apply(self, block: str, e: Tensor, mask: Tensor | None = None, rate: Tensor | None = None) -> Tensor:
+        assert self.site is not None
+        return self.site(e, block, self, mask, rate)
+
+    def slot(self, e: Tensor, index: int = 0) -> Tensor:
+        pitch = self.layout.pitch
+        return e[:, self.layout.n_prefixes :, index * pitch : (index + 1) * pitch]
+
+    def prefix(self, e: Tensor) -> Tensor:
+        return e[:, : self.layout.n_prefixes]
+
+    def train_mask(self) -> Tensor:
+        if "train" not in self._masks:
+            seen = F.pad(self.inputs.train, (self.layout.n_prefixes, 0))
+            is_prefix = self.positions < self.layout.n_prefixes
+            self._masks["train"] = is_prefix[:, :, None] & seen[:, None, :]
+        return self._masks["train"]
+
+    def token_mask(self) -> Tensor:
+        if "token" not in self._masks:
+            k, length = self.layout.n_prefixes, self.inputs.shape[1]
+            allowed = self.inputs.allowed & causal_mask(length, self.positions.device)
+            self._masks["token"] = F.pad(allowed, (k, 0, k, 0))
+        return self._masks["token"]
+
+    def rate(self, name: str, step: int) -> Tensor:
+        return self.model.rate(name)[step] if self.inner_lr is None else self.inner_lr
+
+    def look_up(self, table: str, rows: Tensor) -> Tensor:
+        found = self.model.table(table)[rows]
+        return F.pad(found, (0, self.layout.pitch - found.shape[-1]))
+
+    def weights(self, name: str) -> PrefixTiles:
+        stored = self.model.prefix(name)
+        rows, columns = stored.tiles
+        return PrefixTiles([[partial(stored, row=r, column=c) for c in range(columns)] for r in range(rows)])
+
+    def logits(self, x: Tensor, head: str, bias: str) -> Tensor:
+        x = x[..., : self.layout.d_aux]
+        return F.linear(x, self.model.table(head), self.model.table(bias) if bias else None)
+
+

@@ -1,0 +1,45 @@
+"""H-split linear operations (Defs. D.4, D.5) as modules on embeddings."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from tintc.ir.structure import Split, SplitStage
+
+
+class SplitOperation(nn.Module):
+    """One split operation with H chunks of width w: ``[..., D_sim] -> [..., D_sim]``.
+
+    kind ``dimension``: ``weight [w, H, H]``, column c becomes ``W_c E_:c + B_c``; ``split``: ``weight [H, w, w]``, chunk
+    h becomes ``W_h E_h + B_h``. ``bias [H, w]``.
+    """
+
+    def __init__(self, stage: SplitStage):
+        super().__init__()
+        self.kind, self.n_heads, self.width = stage.kind, stage.n_heads, stage.width
+        self.weight = nn.Parameter(torch.empty(stage.weight.shape))
+        self.bias = nn.Parameter(torch.empty(stage.n_heads, stage.width))
+
+    def forward(self, e: Tensor) -> Tensor:
+        chunks = e.unflatten(-1, (self.n_heads, self.width))
+        weight = self.weight.to(e.dtype)
+        rule = "...hc,cgh->...gc" if self.kind == "dimension" else "...hc,hdc->...hd"
+        return (torch.einsum(rule, chunks, weight) + self.bias.to(e.dtype)).flatten(-2)
+
+    def extra_repr(self) -> str:
+        return f"{self.kind}, n_heads={self.n_heads}, width={self.width}"
+
+
+class Zero(nn.Module):
+    """The zero operation: no parameters."""
+
+    def forward(self, e: Tensor) -> Tensor:
+        return torch.zeros_like(e)
+
+
+def build_split(split: Split) -> nn.Module:
+    """A chain of split operations; none at all is the identity, None is zero."""
+    if split is None:
+        return Zero()
+    return nn.Sequential(*(SplitOperation(stage) for stage in split)) if split else nn.Identity()

@@ -1,0 +1,259 @@
+"""`TintForCausalLM`: a simulator as a transformers model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import PreTrainedModel
+from transformers.modeling_outputs import ModelOutput
+
+from tintc.errors import ArtefactError, InputError, OptionError
+from tintc.ir import simulator as sim
+from tintc.ir.core import Op, Program
+from tintc.ir.inputs import Inputs, resolve_inputs
+from tintc.ir.layout import Layout
+from tintc.ir.structure import AttentionSpec, LossSpec
+from tintc.ir.text import parse_program, print_program
+from tintc.lowering.emit import blocks_of, specs
+from tintc.lowering.plan_layout import layout_of
+from tintc.runtime.artefact import (
+    CARD_FILE,
+    PROGRAM_FILE,
+    check_loading_info,
+    first_line,
+    read_program,
+    read_tokenizer,
+)
+from tintc.runtime.card import model_card
+from tintc.runtime.config import TintConfig
+from tintc.runtime.literal.attention import TintAttention
+from tintc.runtime.literal.blocks import LossModule, PositionGate, Prefix, build_block
+from tintc.runtime.literal.machine import Machine, SimModule
+from tintc.runtime.tree import Container, place_module, place_parameter
+
+EXECUTORS = ("auto", "literal")
+HUB_ARGUMENTS = ("revision", "token", "cache_dir", "subfolder", "local_files_only", "force_download")
+
+
+@dataclass
+class TintOutput(ModelOutput):
+    """What a simulator returns.
+
+    loss: mean next-token cross-entropy of `labels` under `logits`; logits ``[B, T, V]`` after the update; logits_before:
+    of the unchanged auxiliary, None unless asked for.
+    """
+
+    loss: Tensor | None = None
+    logits: Tensor | None = None
+    logits_before: Tensor | None = None
+
+
+class TintForCausalLM(PreTrainedModel):
+    """A TinT simulator: one forward pass runs, trains and re-runs the auxiliary model on the text it is given.
+
+    The tree has ``tables`` (embeddings and head), ``prefixes`` (the auxiliary's weights), ``rates``, ``rotary``,
+    ``structure`` (tensors that do not depend on the layer, registered once) and ``sites`` (one module per module of the
+    program, without tensors of their own: hook these). Every tensor of the file is a parameter of it.
+    """
+
+    config_class = TintConfig
+    base_model_prefix = ""
+    main_input_name = "input_ids"
+    _no_split_modules: list[str] = []
+    _keep_in_fp32_modules_strict = ["rates", "rotary"]
+
+    def __init__(self, config: TintConfig):
+        super().__init__(config)
+        if config.program is None:
+            raise ArtefactError("The configuration comes without a program; load the folder with tintc.load instead.")
+        self.program: Program = parse_program(config.program)
+        self.layout: Layout = layout_of(self.program)
+        self.executor = "auto"
+        self.tokenizer: Any = None
+        self._build()
+        self.post_init()
+        self.bind()
+
+    def _build(self) -> None:
+        """Modules and empty parameters, from the program alone."""
+        self.tables, self.prefixes, self.rates, self.rotary = (Container() for _ in range(4))
+        self.structure, self.sites = Container(), Container()
+        self._blocks = blocks_of(self.program)
+        self._rotary_of: dict[str, str] = {}
+        for name, block in self._blocks.items():
+            place_module(self.structure, name, build_block(block.spec, self.layout))
+        gates = dict.fromkeys(block.gate for block in self._blocks.values() if block.gate)
+        for gate in gates:
+            place_module(self.structure, f"gates.{gate}", PositionGate(self.layout.sim_seq_len))
+        shapes = {name: spec.shape for name, spec in specs(self.program).items()}
+        for name, shape in shapes.items():
+            kind, _, rest = name.partition(".")
+            if kind in ("tables", "rates", "rotary") or name.startswith("structure.positions."):
+                place_parameter(self, name, nn.Parameter(torch.empty(shape)))
+        for op in self.program.ops:
+            if isinstance(op, sim.StoredWeights):
+                stem = f"prefixes.{op.name}."
+                parts = {part: shapes[stem + part] for part in ("weight", "gain", "bias") if stem + part in shapes}
+                place_module(self.prefixes, op.name, Prefix(op.result.type, parts, op.tiles, self.layout))
+        self._sites: dict[Op, str] = {}
+        for op in self.program.ops:
+            if isinstance(op, sim.SimOp) and op.structure(self.layout):
+                self._add_site(op)
+
+    def _add_site(self, op: sim.SimOp) -> None:
+        name, count = f"{op.phase}_{op.step}.{op.origin}", 1
+        taken = set(self._sites.values())
+        while name in taken:
+            count += 1
+            name = f"{op.phase}_{op.step}.{op.origin}-{count}"
+        self._sites[op] = name
+        place_module(self.sites, name, SimModule(op))
+
+    @classmethod
+    def from_pretrained(cls, path: Any, *args: Any, executor: str = "auto", **kwargs: Any) -> TintForCausalLM:
+        """A compiled simulator from a folder or the hub, as `transformers` loads models.
+
+        executor: ``auto`` or ``literal``. Raises `ArtefactError` if the folder is not a simulator, is damaged, or lacks
+        or has extra tensors; transformers' own keyword arguments pass through.
+        """
+        check_executor(executor)
+        hub = {key: kwargs[key] for key in HUB_ARGUMENTS if key in kwargs}
+        config = kwargs.pop("config", None) or TintConfig.from_pretrained(path, **hub)
+        config.program = read_program(path, **hub)
+        wants_info = kwargs.pop("output_loading_info", False)
+        try:
+            sim, info = super().from_pretrained(path, *args, config=config, output_loading_info=True, **kwargs)
+        except (SafetensorError, OSError, RuntimeError) as error:
+            raise ArtefactError(f"{path} cannot be loaded: {first_line(error)}. Compile the model again.") from error
+        check_loading_info(path, info)
+        sim.bind()
+        sim.executor, sim.tokenizer = executor, read_tokenizer(path)
+        return (sim, info) if wants_info else sim
+
+    def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> None:
+        """Everything the simulator needs: configuration, tensors, program, model card and, if known, the tokenizer."""
+        super().save_pretrained(save_directory, *args, **kwargs)
+        folder = Path(save_directory)
+        (folder / PROGRAM_FILE).write_text(print_program(self.program), encoding="utf-8")
+        (folder / CARD_FILE).write_text(model_card(self.config), encoding="utf-8")
+        if self.tokenizer is not None:
+            self.tokenizer.save_pretrained(folder)
+
+    def bind(self) -> None:
+        """Point blocks at the tensors they share, and zero the terms that are not stored. Needed after loading."""
+        for name, block in self._blocks.items():
+            module, spec = self.structure.get_submodule(name), block.spec
+            if isinstance(module, TintAttention) and isinstance(spec, AttentionSpec):
+                kinds = {letter: getattr(spec, f"positions_{letter}") for letter in "qkv"}
+                positions = {p.kind: self._parameter(f"structure.positions.{p.kind}") for p in kinds.values() if p}
+                module.refer(positions, self._parameter(f"rotary.{spec.rotary}") if spec.rotary else None)
+                self._init_weights(module)
+            if isinstance(module, LossModule) and isinstance(spec, LossSpec):
+                module.refer(self.table(spec.head), self.table(spec.bias) if spec.bias else None)
+
+    def _init_weights(self, module: nn.Module) -> None:
+        """Nothing is initialised at random: every tensor is compiled. Terms that are not stored are zero."""
+        for name, buffer in list(module.named_buffers(recurse=False)):
+            device = self.device if buffer.is_meta else buffer.device
+            module.register_buffer(name, torch.zeros_like(buffer, device=device), persistent=False)
+
+    def block(self, name: str) -> tuple[nn.Module, nn.Module | None]:
+        """A structural block and its gate."""
+        gate = self._blocks[name].gate
+        module = self.structure.get_submodule(name)
+        return module, self.structure.get_submodule(f"gates.{gate}") if gate else None
+
+    def site(self, op: Op) -> SimModule | None:
+        name = self._sites.get(op)
+        module = None if name is None else self.sites.get_submodule(name)
+        return module if isinstance(module, SimModule) else None
+
+    def prefix(self, name: str) -> Prefix:
+        module = self.prefixes.get_submodule(name)
+        assert isinstance(module, Prefix)
+        return module
+
+    def rate(self, name: str) -> nn.Parameter:
+        return self._parameter(f"rates.{name}")
+
+    def table(self, name: str) -> nn.Parameter:
+        return self._parameter(f"tables.{name}")
+
+    def _parameter(self, name: str) -> nn.Parameter:
+        path, _, leaf = name.rpartition(".")
+        return getattr(self.get_submodule(path), leaf)
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        train_mask: Tensor | None = None,
+        loss_mask: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        labels: Tensor | None = None,
+        inner_lr: float | Tensor | None = None,
+        return_before: bool = False,
+        **_: Any,
+    ) -> TintOutput:
+        """Train the auxiliary on the text's train tokens and predict with the result, all in this pass.
+
+        input_ids ``[B, T]``; train_mask ``[B, T]`` (default: the first ``floor(train_fraction * length)`` tokens of each
+        row; with fewer than two, no update), loss_mask ``[B, T]`` over target tokens, attention_mask ``[B, T]`` (padding)
+        or ``[B, T, T]``; masks of any dtype, non-zero is true. position_ids ``[B, T]`` (default: counting tokens that
+        are not padding). labels ``[B, T]``: targets of `loss`, -100 is ignored. inner_lr: float or ``[B]``, instead of
+        the stored rates. Raises `InputError` for ids out of range, texts too long and shapes that do not fit.
+        """
+        inputs = resolve_inputs(
+            input_ids,
+            train_mask,
+            loss_mask,
+            attention_mask,
+            position_ids,
+            train_fraction=self.config.train_fraction,
+            semantics=self.config.semantics,
+        )
+        self._check(inputs)
+        machine = Machine(self, inputs, self._rate_of(inner_lr, inputs))
+        found = machine.run(("logits_before", "logits") if return_before else ("logits",))
+        loss = None
+        if labels is not None:
+            logits = found["logits"]
+            targets = labels[:, 1:].to(logits.device).flatten()
+            loss = F.cross_entropy(logits[:, :-1].flatten(0, 1).float(), targets, ignore_index=-100)
+        return TintOutput(loss=loss, logits=found["logits"], logits_before=found.get("logits_before"))
+
+    def _check(self, inputs: Inputs) -> None:
+        length, limit = inputs.shape[1], self.layout.max_length
+        if length > limit:
+            raise InputError(
+                f"The text has {length} tokens; this simulator was compiled for at most {limit}. Shorten it, or compile "
+                "with a larger max length."
+            )
+        low, high = int(inputs.input_ids.min()), int(inputs.input_ids.max())
+        if low < 0 or high >= self.config.vocab_size:
+            bad = low if low < 0 else high
+            raise InputError(f"Token id {bad} is out of range; the vocabulary has {self.config.vocab_size} entries.")
+        for op in self.program.ops:
+            if isinstance(op, sim.PositionEmbedding):
+                rows, last = self.table(op.table).shape[0], int(inputs.position_ids.max()) + op.offset
+                if last >= rows or int(inputs.position_ids.min()) + op.offset < 0:
+                    raise InputError(f"Position {last - op.offset} is out of range; the model has {rows - op.offset}.")
+
+    def _rate_of(self, inner_lr: float | Tensor | None, inputs: Inputs) -> Tensor | None:
+        if inner_lr is None:
+            return None
+        rate = torch.as_tensor(inner_lr, dtype=self.dtype if self.dtype == torch.float64 else torch.float32)
+        if rate.dim() > 1 or (rate.dim() == 1 and rate.shape[0] != inputs.shape[0]):
+            raise OptionError(f"inner_lr has shape {tuple(rate.shape)}; pass a number or one rate per example.")
+        return rate.to(inputs.input_ids.device).expand(inputs.shape[0])
+
+
+def check_executor(executor: str) -> None:
+    if executor not in EXECUTORS:
+        raise OptionError(f"The executor {executor!r} is unknown; choose one of {', '.join(EXECUTORS)}.")
