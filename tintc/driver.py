@@ -75,7 +75,9 @@ def compile(
     logger.info("capturing and importing its graph")
     auxiliary = import_auxiliary(source)
     logger.info("lowering to simulator modules")
-    program = lower(auxiliary.program, options, min(source.max_length, LONGEST_DEFAULT if max_length is None else max_length))
+    program = lower(
+        auxiliary.program, options, min(source.max_length, LONGEST_DEFAULT if max_length is None else max_length)
+    )
     logger.info("emitting tensors")
     return assemble(program, auxiliary, source, options, kind or source.dtype)
 

@@ -18,9 +18,9 @@ from tintc.errors import IRError
 class Type:
     """What a value is. `kind` names it, `dims` are its fixed sizes (batch and length are always dynamic).
 
-    Kinds: ``tokens`` (dims = width: one vector per token), ``logits`` (dims = vocabulary), ``linear`` (dims = dout, din;
-    the weights of a linear layer as a value), ``norm`` (dims = width; gain and bias of a norm as a value). `parts` says
-    which tensors a weight value carries, e.g. ``("weight", "bias")``.
+    Kinds: ``tokens`` (dims = width: one vector per token), ``logits`` (dims = vocabulary), ``linear`` (dims = dout,
+    din; the weights of a linear layer as a value), ``norm`` (dims = width; gain and bias of a norm as a value).
+    `parts` says which tensors a weight value carries, e.g. ``("weight", "bias")``.
     """
 
     kind: str

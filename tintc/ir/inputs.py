@@ -52,9 +52,9 @@ def resolve_inputs(
 ) -> Inputs:
     """Masks of any dtype (non-zero is true) and None as `Inputs`.
 
-    attention_mask: ``[B, T]`` marks padding on either side, ``[B, T, T]`` says who sees whom. train_mask None: the first
-    ``floor(train_fraction * length)`` tokens of each row that are not padding. Fewer than two train tokens in a row:
-    nothing is trained there. Raises `InputError` for shapes that do not fit and for non-integer ids.
+    attention_mask: ``[B, T]`` marks padding on either side, ``[B, T, T]`` says who sees whom. train_mask None: the
+    first ``floor(train_fraction * length)`` tokens of each row that are not padding. Fewer than two train tokens in a
+    row: nothing is trained there. Raises `InputError` for shapes that do not fit and for non-integer ids.
     """
     if input_ids.dim() != 2 or input_ids.dtype.is_floating_point or input_ids.dtype == torch.bool:
         raise InputError("input_ids must be a [batch, length] tensor of integers.")

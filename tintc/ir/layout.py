@@ -61,13 +61,19 @@ class Layout:
         conditions = [
             (self.pitch >= self.d_aux, f"S' * d_h = {self.pitch} must be at least the width {self.d_aux}"),
             (self.pitch % self.stack == 0, f"S = {self.stack} must divide the slot width {self.pitch}"),
-            (self.d_h >= self.n_prefixes, f"d_h = {self.d_h} must be at least K = {self.n_prefixes}; raise S or lower S'"),
+            (
+                self.d_h >= self.n_prefixes,
+                f"d_h = {self.d_h} must be at least K = {self.n_prefixes}; raise S or lower S'",
+            ),
             (
                 self.n_heads >= self.main_heads + (self.shards if has_bias else 0),
                 f"H_sim = {self.n_heads} must be at least S * S' + n_b",
             ),
             (self.n_slots >= slots, f"{slots} slots of width {self.pitch} must fit into D_sim = {self.d_sim}"),
-            (all(self.d_h % d == 0 for d in head_dims), f"head widths {sorted(head_dims)} must divide d_h = {self.d_h}"),
+            (
+                all(self.d_h % d == 0 for d in head_dims),
+                f"head widths {sorted(head_dims)} must divide d_h = {self.d_h}",
+            ),
         ]
         broken = [sentence for holds, sentence in conditions if not holds]
         if broken:

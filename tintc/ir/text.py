@@ -20,7 +20,9 @@ from tintc.ir.core import OPS, Block, Op, Parameter, Program, Type, Value
 
 NAME = r"[A-Za-z0-9_.\-]+"
 TYPE = re.compile(r"(\w+)<(\d+(?:x\d+)*)((?:, \w+)*)>")
-OP_LINE = re.compile(rf"(?:(?P<results>%{NAME}(?:, %{NAME})*) = )?(?P<opname>\w+\.\w+)\((?P<operands>[^)]*)\)(?P<rest>.*)$")
+OP_LINE = re.compile(
+    rf"(?:(?P<results>%{NAME}(?:, %{NAME})*) = )?(?P<opname>\w+\.\w+)\((?P<operands>[^)]*)\)(?P<rest>.*)$"
+)
 BLOCK_OPEN = re.compile(rf"\((?P<arguments>(?:%{NAME}(?:, %{NAME})*)?)\) \{{$")
 
 

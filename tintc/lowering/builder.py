@@ -36,6 +36,6 @@ class Builder:
         """Append an op; its results are named after `origin` and the suffix."""
         origin = attributes.get("origin", cls.opname)
         results = tuple(Value(self.names.fresh(f"{origin}.{self.suffix}"), kind) for kind in kinds)
-        op = cls(operands=operands, results=results, **({"phase": self.phase} | attributes))
+        op = cls(operands=operands, results=results, **(dict[str, Any](phase=self.phase) | attributes))
         self.ops.append(op)
         return op

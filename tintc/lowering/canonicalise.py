@@ -5,8 +5,8 @@ Rules, applied until none changes anything:
 - `fuse_gates`: ``multiply(x, activation(u))`` is ``gate(x, u)``, if nothing else uses the activation;
 - `merge_selects`: ``select(select(x))`` is one select;
 - `drop_full_selects`: a select of all columns in order is its operand;
-- `fold_selects`: ``select(linear(x))`` is a linear layer with those rows of the weight and bias, if the layer is used by
-  selects alone and no two of them share a row. The parts' parameters are named after what they feed: ``q``, ``k``,
+- `fold_selects`: ``select(linear(x))`` is a linear layer with those rows of the weight and bias, if the layer is used
+  by selects alone and no two of them share a row. The parts' parameters are named after what they feed: ``q``, ``k``,
   ``v`` of an attention, ``gate``, ``up`` of a gate, else ``part0``, ``part1``, ...;
 - `make_logits`: the linear layer whose result is the output is ``logits``;
 - `remove_dead_code`: ops and parameters that nothing uses go.
@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import pairwise
 
 from tintc.errors import Reason, UnsupportedModelError
 from tintc.ir.auxiliary import Activation, Attention, AuxOp, Gate, Linear, Logits, Multiply, Select
@@ -35,7 +36,7 @@ def canonicalise(program: Program) -> Program:
     program.verify()
     ops = [replace(op) for op in program.ops]
     program = Program(program.dialect, dict(program.attributes), dict(program.parameters), ops, dict(program.outputs))
-    while any([rule(program) for rule in RULES]):
+    while sum(rule(program) for rule in RULES):
         program.verify()
     _refuse_leftovers(program)
     return program.verify()
@@ -148,7 +149,7 @@ def _all(value: Value) -> Runs:
 
 def _overlap(runs: list[tuple[int, int]]) -> bool:
     ordered = sorted(runs)
-    return any(before[1] > after[0] for before, after in zip(ordered, ordered[1:], strict=False))
+    return any(before[1] > after[0] for before, after in pairwise(ordered))
 
 
 def _forward(program: Program, op: Op, value: Value) -> None:

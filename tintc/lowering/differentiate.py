@@ -85,9 +85,7 @@ class _Differentiation:
 
     def parameters(self) -> dict[str, Parameter]:
         """Where the simulator's tensors come from: tables by their own names, weights as ``<layer>.<part>``."""
-        layered = {
-            f"{layer.name}.{part}": name for layer in self.layers.values() for part, name in layer.parts.items()
-        }
+        layered = {f"{layer.name}.{part}": name for layer in self.layers.values() for part, name in layer.parts.items()}
         weights = set(layered.values())
         others = [name for op in self.aux_ops() for name in op.parameters().values() if name not in weights]
         heads = [name for op in self.aux_ops() if isinstance(op, aux.Logits) for name in op.parameters().values()]

@@ -45,7 +45,9 @@ def blocks_of(program: Program) -> dict[str, Block]:
 def structure_specs(program: Program) -> dict[str, TensorSpec]:
     """All tensors below ``structure``; position matrices and gates only if some block uses them."""
     blocks = blocks_of(program)
-    specs = {f"{name}.{part}": spec for name, block in blocks.items() for part, spec in block_tensors(block.spec).items()}
+    specs = {
+        f"{name}.{part}": spec for name, block in blocks.items() for part, spec in block_tensors(block.spec).items()
+    }
     used = {f"gates.{block.gate}" for block in blocks.values()}
     for block in blocks.values():
         for letter in "qkv":

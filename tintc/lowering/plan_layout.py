@@ -1,7 +1,8 @@
 """Chooses the layout and writes it into the program: stacking, shards, tiles (spec, section 3).
 
 A candidate is a pair (S, S') with a chunk width d_h that is a multiple of every attention head's width (so that heads
-are chunks) and a slot width that S divides. The cheapest feasible one is taken, by an estimate of literal multiply-adds.
+are chunks) and a slot width that S divides. The cheapest feasible one is taken, by an estimate of literal
+multiply-adds.
 """
 
 from __future__ import annotations

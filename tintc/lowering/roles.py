@@ -10,6 +10,7 @@ before it; a single layer ends at the last sum.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 from tintc.errors import Reason, UnsupportedModelError
 from tintc.ir.auxiliary import Add, Attention, AuxOp, Embedding, Linear, Logits, Norm, PositionEmbedding
@@ -101,7 +102,7 @@ def _layers(flow: _Flow) -> dict[Op, int]:
     found = _boundaries(flow)
     marks = (*found.starts, found.end)
     layers: dict[Op, int] = {}
-    for index, (start, stop) in enumerate(zip(marks, marks[1:], strict=False)):
+    for index, (start, stop) in enumerate(pairwise(marks)):
         inside = flow.ancestors[stop] | {stop}
         layers.update({op: index for op in inside if start in flow.ancestors[op]})
     return layers

@@ -52,7 +52,9 @@ def as_device(device: torch.device | str | None) -> torch.device:
 def structure_digest(tensors: Iterable[tuple[str, Tensor]]) -> str:
     """sha256 over names, shapes, dtypes and bytes of all ``structure.`` tensors, in the order of their names."""
     digest = hashlib.sha256()
-    for name, tensor in sorted((item for item in tensors if item[0].startswith("structure.")), key=lambda item: item[0]):
+    for name, tensor in sorted(
+        (item for item in tensors if item[0].startswith("structure.")), key=lambda item: item[0]
+    ):
         data = tensor.detach().cpu().contiguous()
         digest.update(f"{name} {tuple(data.shape)} {data.dtype}\n".encode())
         digest.update(data.flatten().view(torch.uint8).numpy().tobytes())
@@ -113,7 +115,11 @@ def read_tokenizer(path: str | os.PathLike[str]) -> Any:
 def check_loading_info(path: str | os.PathLike[str], info: dict[str, Any]) -> None:
     """Raise `ArtefactError` unless the file held exactly the tensors that the program needs."""
     problems = []
-    for kind, word in (("missing_keys", "lacks"), ("unexpected_keys", "has the unknown"), ("mismatched_keys", "misfits")):
+    for kind, word in (
+        ("missing_keys", "lacks"),
+        ("unexpected_keys", "has the unknown"),
+        ("mismatched_keys", "misfits"),
+    ):
         names = sorted(str(key) for key in info.get(kind, ()))
         if names:
             problems.append(f"{word} {len(names)} tensors ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})")
@@ -133,9 +139,9 @@ def load(
 ) -> TintForCausalLM:
     """A compiled simulator, ready to run.
 
-    executor: ``auto`` or ``literal``; device: where it runs (default cpu); dtype: torch dtype or its name, to convert to
-    (default: as stored). Raises `ArtefactError` if the folder is missing or damaged, `OptionError` for a device or dtype
-    that cannot be had.
+    executor: ``auto`` or ``literal``; device: where it runs (default cpu); dtype: torch dtype or its name, to convert
+    to (default: as stored). Raises `ArtefactError` if the folder is missing or damaged, `OptionError` for a device or
+    dtype that cannot be had.
     """
     from tintc.runtime.model import TintForCausalLM
 
@@ -148,8 +154,8 @@ def write_artefact(sim: TintForCausalLM, out: str | os.PathLike[str], force: boo
     """Write the artefact to `out` in one atomic step.
 
     The folder is written under a temporary name beside `out` and then renamed; with `force`, an existing `out` is
-    exchanged for it and removed. Whatever fails leaves what was there. Raises `ArtefactError` if `out` exists and `force`
-    is not given, or if the disk will not take it.
+    exchanged for it and removed. Whatever fails leaves what was there. Raises `ArtefactError` if `out` exists and
+    `force` is not given, or if the disk will not take it.
     """
     target = check_output(out, force)
     try:

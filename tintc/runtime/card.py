@@ -15,10 +15,10 @@ tags:
 ---
 # TinT simulator of {{ source }}
 
-A *TinT simulator* (Trainable Transformer in Transformer, arXiv 2307.01189), compiled by tintc. In one forward pass over a
-text it runs the auxiliary model **{{ source }}**, computes its loss on the first part of the text, back-propagates it,
-takes {{ config.n_steps }} gradient step{{ "" if config.n_steps == 1 else "s" }} on the top {{ config.n_update_layers }} of
-{{ config.num_hidden_layers }} layers, and predicts the rest with the updated weights.
+A *TinT simulator* (Trainable Transformer in Transformer, arXiv 2307.01189), compiled by tintc. In one forward pass
+over a text it runs the auxiliary model **{{ source }}**, computes its loss on the first part of the text,
+back-propagates it, takes {{ config.n_steps }} gradient step{{ "" if config.n_steps == 1 else "s" }} on the top {{
+config.n_update_layers }} of {{ config.num_hidden_layers }} layers, and predicts the rest with the updated weights.
 
 | option | value |
 |---|---|
@@ -40,7 +40,8 @@ out = sim(input_ids)              # trains on the first half of the text
 out.logits                        # predictions of the updated auxiliary
 ```
 
-`program.tint` is the simulator's program as text; the weights are those of the auxiliary model and stay under its licence.
+`program.tint` is the simulator's program as text; the weights are those of the auxiliary model and stay under its
+licence.
 """
 
 

@@ -12,11 +12,11 @@ FORMAT_VERSION = 1
 class TintConfig(PretrainedConfig):
     """Configuration of a TinT simulator.
 
-    hidden_size, num_hidden_layers, vocab_size, max_position_embeddings: the auxiliary's width, layers and vocabulary, and
-    the longest text the simulator was compiled for. d_sim, n_sim_heads, n_prefixes, stack, shards: the simulator's own
-    (spec, section 3). n_steps, n_update_layers, inner_lr, loss, semantics, fd_scheme, fd_step: options of the simulated
-    descent; train_fraction: share of a text that is trained on when no mask is given. provenance: what was compiled, and
-    with what; digests: sha256 of the structural tensors and of the program, as the compiler wrote them.
+    hidden_size, num_hidden_layers, vocab_size, max_position_embeddings: the auxiliary's width, layers and vocabulary,
+    and the longest text the simulator was compiled for. d_sim, n_sim_heads, n_prefixes, stack, shards: the simulator's
+    own (spec, section 3). n_steps, n_update_layers, inner_lr, loss, semantics, fd_scheme, fd_step: options of the
+    simulated descent; train_fraction: share of a text that is trained on when no mask is given. provenance: what was
+    compiled, and with what; digests: sha256 of the structural tensors and of the program, as the compiler wrote them.
 
     `program` is the simulator's program as text. It is stored beside the configuration (``program.tint``), not in it.
     """

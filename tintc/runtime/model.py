@@ -11,7 +11,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import PreTrainedModel
-from transformers.modeling_outputs import ModelOutput
+from transformers.utils.generic import ModelOutput
 
 from tintc.errors import ArtefactError, InputError, OptionError
 from tintc.ir import simulator as sim
@@ -45,8 +45,8 @@ HUB_ARGUMENTS = ("revision", "token", "cache_dir", "subfolder", "local_files_onl
 class TintOutput(ModelOutput):
     """What a simulator returns.
 
-    loss: mean next-token cross-entropy of `labels` under `logits`; logits ``[B, T, V]`` after the update; logits_before:
-    of the unchanged auxiliary, None unless asked for.
+    loss: mean next-token cross-entropy of `labels` under `logits`; logits ``[B, T, V]`` after the update;
+    logits_before: of the unchanged auxiliary, None unless asked for.
     """
 
     loss: Tensor | None = None
@@ -62,11 +62,11 @@ class TintForCausalLM(PreTrainedModel):
     program, without tensors of their own: hook these). Every tensor of the file is a parameter of it.
     """
 
+    config: TintConfig
     config_class = TintConfig
     base_model_prefix = ""
     main_input_name = "input_ids"
-    _no_split_modules: list[str] = []
-    _keep_in_fp32_modules_strict = ["rates", "rotary"]
+    _keep_in_fp32_modules_strict = ["rates", "rotary"]  # noqa: RUF012 - read by transformers
 
     def __init__(self, config: TintConfig):
         super().__init__(config)
@@ -93,7 +93,7 @@ class TintForCausalLM(PreTrainedModel):
             place_module(self.structure, f"gates.{gate}", PositionGate(self.layout.sim_seq_len))
         shapes = {name: spec.shape for name, spec in specs(self.program).items()}
         for name, shape in shapes.items():
-            kind, _, rest = name.partition(".")
+            kind, _, _ = name.partition(".")
             if kind in ("tables", "rates", "rotary") or name.startswith("structure.positions."):
                 place_parameter(self, name, nn.Parameter(torch.empty(shape)))
         for op in self.program.ops:
@@ -116,7 +116,7 @@ class TintForCausalLM(PreTrainedModel):
         place_module(self.sites, name, SimModule(op))
 
     @classmethod
-    def from_pretrained(cls, path: Any, *args: Any, executor: str = "auto", **kwargs: Any) -> TintForCausalLM:
+    def from_pretrained(cls, path: Any, *args: Any, executor: str = "auto", **kwargs: Any) -> Any:
         """A compiled simulator from a folder or the hub, as `transformers` loads models.
 
         executor: ``auto`` or ``literal``. Raises `ArtefactError` if the folder is not a simulator, is damaged, or lacks
@@ -128,9 +128,10 @@ class TintForCausalLM(PreTrainedModel):
         config.program = read_program(path, **hub)
         wants_info = kwargs.pop("output_loading_info", False)
         try:
-            sim, info = super().from_pretrained(path, *args, config=config, output_loading_info=True, **kwargs)
+            loaded: Any = super().from_pretrained(path, *args, config=config, output_loading_info=True, **kwargs)
         except (SafetensorError, OSError, RuntimeError) as error:
             raise ArtefactError(f"{path} cannot be loaded: {first_line(error)}. Compile the model again.") from error
+        sim, info = loaded
         check_loading_info(path, info)
         sim.bind()
         sim.executor, sim.tokenizer = executor, read_tokenizer(path)
@@ -203,11 +204,12 @@ class TintForCausalLM(PreTrainedModel):
     ) -> TintOutput:
         """Train the auxiliary on the text's train tokens and predict with the result, all in this pass.
 
-        input_ids ``[B, T]``; train_mask ``[B, T]`` (default: the first ``floor(train_fraction * length)`` tokens of each
-        row; with fewer than two, no update), loss_mask ``[B, T]`` over target tokens, attention_mask ``[B, T]`` (padding)
-        or ``[B, T, T]``; masks of any dtype, non-zero is true. position_ids ``[B, T]`` (default: counting tokens that
-        are not padding). labels ``[B, T]``: targets of `loss`, -100 is ignored. inner_lr: float or ``[B]``, instead of
-        the stored rates. Raises `InputError` for ids out of range, texts too long and shapes that do not fit.
+        input_ids ``[B, T]``; train_mask ``[B, T]`` (default: the first ``floor(train_fraction * length)`` tokens of
+        each row; with fewer than two, no update), loss_mask ``[B, T]`` over target tokens, attention_mask ``[B, T]``
+        (padding) or ``[B, T, T]``; masks of any dtype, non-zero is true. position_ids ``[B, T]`` (default: counting
+        tokens that are not padding). labels ``[B, T]``: targets of `loss`, -100 is ignored. inner_lr: float or
+        ``[B]``, instead of the stored rates. Raises `InputError` for ids out of range, texts too long and shapes that
+        do not fit.
         """
         inputs = resolve_inputs(
             input_ids,
@@ -232,8 +234,8 @@ class TintForCausalLM(PreTrainedModel):
         length, limit = inputs.shape[1], self.layout.max_length
         if length > limit:
             raise InputError(
-                f"The text has {length} tokens; this simulator was compiled for at most {limit}. Shorten it, or compile "
-                "with a larger max length."
+                f"The text has {length} tokens; this simulator was compiled for at most {limit}. Shorten it, or "
+                "compile with a larger max length."
             )
         low, high = int(inputs.input_ids.min()), int(inputs.input_ids.max())
         if low < 0 or high >= self.config.vocab_size:

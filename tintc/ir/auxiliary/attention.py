@@ -34,7 +34,9 @@ class Attention(AuxOp):
         self.expect(self.n_heads % self.n_kv_heads == 0, f"{self.n_heads} heads do not share {self.n_kv_heads} evenly")
         self.expect((q, k, v) == (heads, kv_heads, kv_heads), f"widths {(q, k, v)} for {heads} and {kv_heads}")
         self.expect(self.result.type.width == heads, f"result is {self.result.type}, expected width {heads}")
-        self.expect(bool(self.inv_freq) == (self.rotary_style in ("half", "interleaved")), "rotary style and frequencies")
+        self.expect(
+            bool(self.inv_freq) == (self.rotary_style in ("half", "interleaved")), "rotary style and frequencies"
+        )
 
     def probabilities(self, context: Context, q: Tensor, k: Tensor) -> Tensor:
         def turn(heads: Tensor) -> Tensor:

@@ -1,8 +1,8 @@
 """What the two softmax-attention modules share: their heads, which are the auxiliary's own.
 
-The module views the embedding in chunks of head_dim. Slots hold [q | k | v] or [dy | q | k], one slot per tile; a tile's
-width is a multiple of head_dim, so head h of the first value is chunk h, and the others follow at multiples of the
-pitch. Query head h reads key/value head ``h // group``.
+The module views the embedding in chunks of head_dim. Slots hold [q | k | v] or [dy | q | k], one slot per tile; a
+tile's width is a multiple of head_dim, so head h of the first value is chunk h, and the others follow at multiples of
+the pitch. Query head h reads key/value head ``h // group``.
 """
 
 from __future__ import annotations

@@ -31,9 +31,9 @@ def probabilities(op: AttentionOp, run: Interpretation, q: Tensor, k: Tensor) ->
 class AttentionForward(AttentionOp):
     """(q, k, v) -> y.
 
-    Literally one TinT softmax attention with slots [q | k | v]: W_q brings head h of q (times the scale) to TinT head h,
-    W_k and W_v the key/value head it reads; the mask lets tokens see earlier tokens and hides the prefixes; W_o keeps
-    the used heads, so that y lands in the first chunks. Heads that are not used have q = k = v = 0 and give 0.
+    Literally one TinT softmax attention with slots [q | k | v]: W_q brings head h of q (times the scale) to TinT head
+    h, W_k and W_v the key/value head it reads; the mask lets tokens see earlier tokens and hides the prefixes; W_o
+    keeps the used heads, so that y lands in the first chunks. Heads that are not used have q = k = v = 0 and give 0.
     """
 
     def verify(self) -> None:

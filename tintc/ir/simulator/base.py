@@ -115,9 +115,7 @@ class TableCount:
     descent: int = 0
 
     def __add__(self, other: TableCount) -> TableCount:
-        return TableCount(
-            self.forward + other.forward, self.backward + other.backward, self.descent + other.descent
-        )
+        return TableCount(self.forward + other.forward, self.backward + other.backward, self.descent + other.descent)
 
     @property
     def total(self) -> int:

@@ -39,7 +39,9 @@ def slot_map(layout: Layout, entries: dict[tuple[int, int], float]) -> SplitStag
     """Dimension-wise on slots: slot `to` receives ``factor * slot from``; slots that are not named become zero."""
     shards = layout.shards
     chunks = {
-        (to * shards + j, source * shards + j): factor for (to, source), factor in entries.items() for j in range(shards)
+        (to * shards + j, source * shards + j): factor
+        for (to, source), factor in entries.items()
+        for j in range(shards)
     }
     return chunk_map(layout.n_heads, layout.d_h, chunks)
 
@@ -116,7 +118,11 @@ def activation_blocks(layout: Layout, scheme: str, eps: float, n_tiles: int, wid
 def activation_derivative(run: LiteralRun, scheme: str, act: str, g: Tiles, x: Tiles, width: int) -> Tiles:
     """act'(x) * g to first order, tile by tile; `act` names the block that applies act to slots 0 and 1."""
     if scheme == "fixed":
-        return [difference(run, run.embed([gi, xi]), 1, lambda e: run.apply(act, e)) for gi, xi in zip(g, x, strict=True)]
+        return [
+            difference(run, run.embed([gi, xi]), 1, lambda e: run.apply(act, e)) for gi, xi in zip(g, x, strict=True)
+        ]
     units, size = unit(run, g, width)
-    slopes = [difference(run, run.embed([ui, xi]), 1, lambda e: run.apply(act, e)) for ui, xi in zip(units, x, strict=True)]
+    slopes = [
+        difference(run, run.embed([ui, xi]), 1, lambda e: run.apply(act, e)) for ui, xi in zip(units, x, strict=True)
+    ]
     return [product(run, slope, size) for slope in slopes]

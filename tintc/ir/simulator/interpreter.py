@@ -39,5 +39,3 @@ def needed(program: Program, outputs: tuple[str, ...]) -> list[Op]:
             kept.append(op)
             wanted.update(op.operands)
     return kept[::-1]
-
-

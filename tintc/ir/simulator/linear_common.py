@@ -1,8 +1,8 @@
 """What the three linear modules share: heads, routes between rows and coordinates, and the tile loop.
 
-Heads. Prefix k holds weight rows ``k*S .. k*S+S-1``; row s starts at chunk ``s*S'``. Head (s, j), of index ``s*S' + j``,
-sees chunk j of row s: "shard j of row kS+s". Bias heads ``S*S' .. S*S' + S' - 1`` see the bias, which only prefix 0
-holds. A value's coordinate r stands in chunk ``r // d_h``, column ``r % d_h`` of its slot.
+Heads. Prefix k holds weight rows ``k*S .. k*S+S-1``; row s starts at chunk ``s*S'``. Head (s, j), of index ``s*S' +
+j``, sees chunk j of row s: "shard j of row kS+s". Bias heads ``S*S' .. S*S' + S' - 1`` see the bias, which only prefix
+0 holds. A value's coordinate r stands in chunk ``r // d_h``, column ``r % d_h`` of its slot.
 """
 
 from __future__ import annotations

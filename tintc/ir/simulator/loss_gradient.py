@@ -16,7 +16,8 @@ from tintc.ir.structure import Block, LossSpec
 @register("sim.loss_gradient")
 @dataclass(eq=False, kw_only=True)
 class LossGradient(SimOp):
-    """(x) -> dx at the positions that count, 0 elsewhere. loss ``ce`` or ``quad``; `head`, `bias` as in `sim.logits`."""
+    """(x) -> dx at the positions that count, 0 elsewhere. loss ``ce`` or ``quad``; `head`, `bias` as in
+    `sim.logits`."""
 
     loss: str
     head: str

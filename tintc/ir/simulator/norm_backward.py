@@ -16,7 +16,6 @@ from tintc.ir.simulator.first_order import (
     difference,
     difference_blocks,
     mean_stages,
-    product,
     unit,
     unit_blocks,
 )
@@ -58,9 +57,7 @@ class NormBackward(SimOp):
     def structure(self, layout: Layout) -> dict[str, Block]:
         """`fd_scale_*` turns slot 0 = x * f(x) into c: mean(x f(x)) = var / c, and var / c + eps / c = c."""
         blocks = difference_blocks(layout, self.fd_step, 1 if self.scheme == "fixed" else 2)
-        blocks[f"fd_{self._group}"] = Block(
-            GroupNormSpec(((0,), (1,)), self.kind, self.eps, layout.d_aux), "replace"
-        )
+        blocks[f"fd_{self._group}"] = Block(GroupNormSpec(((0,), (1,)), self.kind, self.eps, layout.d_aux), "replace")
         if len(self.operands) == 3 and has(self.operands[0], "gain"):
             blocks["linear_backward"] = backward_block(layout)
         if self.scheme == "token":

@@ -18,5 +18,7 @@ class Repeat(SimOp):
 
     def verify(self) -> None:
         self.expect(self.count >= 1, f"count is {self.count}, it must be at least 1")
-        types = [tuple(v.type for v in vs) for vs in (self.operands, self.body.arguments, self.body.yields, self.results)]
+        types = [
+            tuple(v.type for v in vs) for vs in (self.operands, self.body.arguments, self.body.yields, self.results)
+        ]
         self.expect(all(kinds == types[0] for kinds in types), "operands, arguments, yields and results have one type")

@@ -5,4 +5,13 @@ from tintc.runtime.literal.blocks import GroupNorm, LossModule, PositionGate, Pr
 from tintc.runtime.literal.machine import Machine, SimModule
 from tintc.runtime.literal.split import SplitOperation
 
-__all__ = ["GroupNorm", "LossModule", "Machine", "PositionGate", "Prefix", "SimModule", "SplitOperation", "TintAttention"]
+__all__ = [
+    "GroupNorm",
+    "LossModule",
+    "Machine",
+    "PositionGate",
+    "Prefix",
+    "SimModule",
+    "SplitOperation",
+    "TintAttention",
+]

@@ -22,9 +22,12 @@ class TintAttention(nn.Module):
     The heads' outputs are concatenated and pass through `w_o`. With `transpose`, ``out_t = sum_j a_jt v_j``.
 
     ``w_q, w_k, w_v, w_o`` are split operations; ``p_q, p_k, p_v [d_h, T_sim]``, ``lam_q, lam_k, lam_v [H]``. Position
-    matrices are shared by modules: they belong to the model's ``structure.positions`` and are only referred to here (see
-    `refer`). A term that the construction leaves out has zeros, which are not stored.
+    matrices are shared by modules: they belong to the model's ``structure.positions`` and are only referred to here
+    (see `refer`). A term that the construction leaves out has zeros, which are not stored.
     """
+
+    w_o: nn.Module
+    inv_freq: Tensor | None
 
     def __init__(self, spec: AttentionSpec, sim_seq_len: int):
         super().__init__()

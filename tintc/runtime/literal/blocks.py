@@ -26,10 +26,10 @@ from tintc.runtime.literal.split import build_split
 class GroupNorm(nn.Module):
     """Group norm and group RMS norm on slots (Defs. F.6, J.2), without parameters.
 
-    Each group of slots is one vector of `width` coordinates (pads are zero and stay zero); it is divided by its sigma or
-    rms. A zero vector with eps = 0 stays zero. `inverse`: a slot that receives 1/sigma in its first coordinates. A norm
-    holds it anyway: its eps is a constant coordinate ``sqrt(D eps)`` that is normalised with the others, and comes out
-    as ``sqrt(D eps) / sigma``.
+    Each group of slots is one vector of `width` coordinates (pads are zero and stay zero); it is divided by its sigma
+    or rms. A zero vector with eps = 0 stays zero. `inverse`: a slot that receives 1/sigma in its first coordinates. A
+    norm holds it anyway: its eps is a constant coordinate ``sqrt(D eps)`` that is normalised with the others, and
+    comes out as ``sqrt(D eps) / sigma``.
     """
 
     def __init__(self, spec: GroupNormSpec, layout: Layout):
@@ -86,6 +86,9 @@ class LossModule(nn.Module):
     The head ``E [V, D]`` belongs to the model's tables and is only referred to.
     """
 
+    head: Tensor
+    bias: Tensor | None
+
     def __init__(self, spec: LossSpec, layout: Layout):
         super().__init__()
         self.spec, self.layout = spec, layout
@@ -124,9 +127,13 @@ class Prefix(nn.Module):
     prefix k at chunk ``s*S'``, the bias at chunk ``S*S'`` of prefix 0.
     """
 
+    weight: Tensor
+    gain: Tensor
+    bias: Tensor
+
     def __init__(self, kind: Type, shapes: dict[str, tuple[int, ...]], tiles: tuple[int, int], layout: Layout):
         super().__init__()
-        self.type, self.tiles, self.layout = kind, tiles, layout
+        self.holds, self.tiles, self.layout = kind, tiles, layout
         for part, shape in shapes.items():
             setattr(self, part, nn.Parameter(torch.empty(shape)))
         self.bias_copies = copies_of_bias(kind)
@@ -138,10 +145,10 @@ class Prefix(nn.Module):
 
     def _rows(self) -> Tensor:
         """``[K', S, din]``: the stored rows, or the diagonal of a gain."""
-        if self.type.kind == "linear":
+        if self.holds.kind == "linear":
             return self.weight
-        (width,) = self.type.dims
-        gain = self.gain if "gain" in self.type.parts else torch.ones_like(self.bias)
+        (width,) = self.holds.dims
+        gain = self.gain if "gain" in self.holds.parts else torch.ones_like(self.bias)
         padded = F.pad(torch.diag(gain), (0, 0, 0, -width % self.layout.stack))
         return padded.unflatten(0, (-1, self.layout.stack))
 

@@ -139,5 +139,3 @@ class Machine:
     def logits(self, x: Tensor, head: str, bias: str) -> Tensor:
         x = x[..., : self.layout.d_aux]
         return F.linear(x, self.model.table(head), self.model.table(bias) if bias else None)
-
-

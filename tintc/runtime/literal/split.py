@@ -11,8 +11,8 @@ from tintc.ir.structure import Split, SplitStage
 class SplitOperation(nn.Module):
     """One split operation with H chunks of width w: ``[..., D_sim] -> [..., D_sim]``.
 
-    kind ``dimension``: ``weight [w, H, H]``, column c becomes ``W_c E_:c + B_c``; ``split``: ``weight [H, w, w]``, chunk
-    h becomes ``W_h E_h + B_h``. ``bias [H, w]``.
+    kind ``dimension``: ``weight [w, H, H]``, column c becomes ``W_c E_:c + B_c``; ``split``: ``weight [H, w, w]``,
+    chunk h becomes ``W_h E_h + B_h``. ``bias [H, w]``.
     """
 
     def __init__(self, stage: SplitStage):
