@@ -117,6 +117,7 @@ def assemble(
     config.digests["structure"] = structure_digest(state.items())
     sim.load_state_dict(state, strict=True, assign=True)
     sim.bind()
+    sim.trust()
     config.dtype = dtype
     sim.tokenizer = source.tokenizer
     return sim.eval()

@@ -1,16 +1,17 @@
 """`capture`: a Hugging Face decoder as an FX graph, by `torch.export`.
 
-Export is called with token ids alone, batch and length symbolic. What the graph then computes for positions and masks is
-recognised by evaluating it (`CapturedGraph.evaluate`), so that both become inputs of the program.
+Export is called with token ids alone, batch and length symbolic. What the graph then computes for positions and masks
+is recognised by evaluating it (`CapturedGraph.evaluate`), so that both become inputs of the program.
 """
 
 from __future__ import annotations
 
+import inspect
 import logging
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -42,8 +43,8 @@ def capture(model: nn.Module, max_length: int | None = None, name: str | None = 
             exported = _export(model, ids)
         except Exception as error:
             raise ModelError(
-                f"{name} cannot be captured: torch.export fails with {type(error).__name__}: {_first_line(error)}. "
-                "Its forward pass depends on the data; choose another model or configuration."
+                f"{name} cannot be captured, choose another model or configuration: torch.export fails with "
+                f"{type(error).__name__}: {_first_line(error)}."
             ) from error
         finally:
             model.train(was_training)
@@ -61,10 +62,18 @@ def longest_sequence(config: Any) -> int | None:
 
 def _export(model: nn.Module, ids: Tensor) -> torch.export.ExportedProgram:
     dynamic = {0: torch.export.Dim.DYNAMIC, 1: torch.export.Dim.DYNAMIC}
-    options = {"use_cache": False}
-    shapes = {"input_ids": dynamic, "use_cache": None}
+    caches = "use_cache" in inspect.signature(model.forward).parameters
+    options = {"use_cache": False} if caches else {}
+    shapes = (dynamic, None) if caches else (dynamic,)
     exported = torch.export.export(model, (ids,), options, strict=False, dynamic_shapes=shapes)
-    return exported.run_decompositions({})
+    # Functionalising traces everything once more, which takes twice as long as the export: only where it is needed.
+    return exported if _is_functional(exported) else exported.run_decompositions({})
+
+
+def _is_functional(exported: torch.export.ExportedProgram) -> bool:
+    """Whether nothing is changed in place; ``detach_`` of constants is all that decoders usually do."""
+    schemas = [getattr(node.target, "_schema", None) for node in exported.graph.nodes if node.op == "call_function"]
+    return not any(schema.is_mutable and schema.name != "aten::detach_" for schema in schemas if schema is not None)
 
 
 def _describe(model: nn.Module, exported: torch.export.ExportedProgram, name: str, limit: int) -> CapturedGraph:
@@ -78,7 +87,7 @@ def _describe(model: nn.Module, exported: torch.export.ExportedProgram, name: st
             names[node] = aliases[spec.target]
         elif spec.kind is InputKind.CONSTANT_TENSOR and spec.target is not None:
             names[node] = f"constant.captured.{spec.target}"
-            tensors[names[node]] = exported.constants[spec.target]
+            tensors[names[node]] = cast(Tensor, exported.constants[spec.target])
         elif input_ids is None:
             input_ids = node
     (output,) = [node for node in exported.graph.nodes if node.op == "output"]

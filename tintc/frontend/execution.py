@@ -34,7 +34,8 @@ def execute(node: Node, lookup: Callable[[Node], Any], dtype: torch.dtype | None
     dtype: what every float becomes; None keeps the graph's own casts. ``detach`` is an identity here: export writes it
     around constants, and the reference differentiates through the graph.
     """
-    args, kwargs = map_arg(node.args, lookup), map_arg(node.kwargs, lookup)
+    args: Any = map_arg(node.args, lookup)
+    kwargs: Any = map_arg(node.kwargs, lookup)
     name = opname(node)
     if name in CHECKS:
         return None

@@ -14,7 +14,7 @@ from tintc.errors import Reason, UnsupportedModelError
 from tintc.frontend.builder import Builder
 from tintc.frontend.execution import opname
 from tintc.frontend.graph import CapturedGraph
-from tintc.frontend.patterns import peel
+from tintc.frontend.patterns import peel, rows_width
 from tintc.frontend.rules import default_rules
 from tintc.frontend.rules.base import Fail, Match, Rule
 from tintc.ir.auxiliary import Embedding
@@ -56,11 +56,11 @@ def _match_all(graph: CapturedGraph, rules: Sequence[Rule]) -> dict[Node, Match]
         match = matches[node] = _match(graph, node, rules)
         if isinstance(match, Fail):
             reasons.append(_reason(graph, node, match))
-            sources = match.inputs if match.inputs is not None else graph.live_inputs(node)
+            sources = match.inputs if match.inputs is not None else _vectors_behind(graph, node)
         else:
             sources = match.inputs
         stack.append((node, True))
-        stack.extend((peel(graph, source), False) for source in reversed(sources) if source is not graph.input_ids)
+        stack.extend((peel(graph, source), False) for source in reversed(sources))
     if reasons:
         raise UnsupportedModelError(graph.name, reasons)
     return ordered
@@ -77,9 +77,26 @@ def _match(graph: CapturedGraph, node: Node, rules: Sequence[Rule]) -> Match | F
     failures = [outcome for _, outcome in outcomes if isinstance(outcome, Fail) and outcome.why]
     if not failures:
         return Fail("no rule takes this operation")
-    sources = [source for failure in failures for source in failure.inputs or graph.live_inputs(node)]
+    sources = [source for failure in failures for source in failure.inputs or _vectors_behind(graph, node)]
     blamed = next((failure.at for failure in failures if failure.at is not None), None)
     return Fail("; ".join(sorted({failure.why for failure in failures})), blamed, tuple(dict.fromkeys(sources)))
+
+
+def _vectors_behind(graph: CapturedGraph, node: Node) -> tuple[Node, ...]:
+    """The nearest nodes behind one that hold a vector per token: where the search for further problems goes on.
+
+    What lies between belongs to the same problem.
+    """
+    found: dict[Node, None] = {}
+    stack, seen = graph.live_inputs(node), set[Node]()
+    while stack:
+        source = stack.pop()
+        if rows_width(graph, source) is not None:
+            found[source] = None
+        elif source not in seen:
+            seen.add(source)
+            stack.extend(graph.live_inputs(source))
+    return tuple(sorted(found, key=graph.order.__getitem__))
 
 
 def _reason(graph: CapturedGraph, node: Node, failure: Fail) -> Reason:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import logging
+import os
 import re
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -58,7 +60,9 @@ class _Place:
         return options | ({"gguf_file": self.gguf_file} if self.gguf_file else {})
 
 
-def load_auxiliary(model_or_path: PreTrainedModel | str | Path, max_length: int | None = None) -> AuxiliarySource:
+def load_auxiliary(
+    model_or_path: PreTrainedModel | str | os.PathLike[str], max_length: int | None = None
+) -> AuxiliarySource:
     """A model in memory (left as it is), a local folder, a ``.gguf`` file, or a hub id.
 
     max_length None: the configuration's, at most 2048. Weights keep the checkpoint's dtype; only safetensors and GGUF
@@ -120,15 +124,16 @@ def _load(place: _Place) -> PreTrainedModel:
     options |= {} if place.gguf_file else {"use_safetensors": True}
     try:
         try:
-            model, report = AutoModelForCausalLM.from_pretrained(place.folder, attn_implementation="sdpa", **options)
+            loaded: Any = AutoModelForCausalLM.from_pretrained(place.folder, attn_implementation="sdpa", **options)
         except ValueError as error:
             if "attention" not in str(error):
                 raise
-            model, report = AutoModelForCausalLM.from_pretrained(place.folder, attn_implementation="eager", **options)
+            loaded = AutoModelForCausalLM.from_pretrained(place.folder, attn_implementation="eager", **options)
     except ImportError as error:
         raise ModelError(f"{place.name} needs a package that is not installed: {_sentence(error)}") from error
     except Exception as error:
         raise ModelError(_explain(place, error)) from error
+    model, report = loaded
     _check_report(place.name, report)
     return model.eval()
 
@@ -155,7 +160,8 @@ def _check_report(name: str, report: Mapping[str, Any]) -> None:
     missing = sorted(report["missing_keys"])
     if missing:
         raise ModelError(f"{name} lacks weights that its configuration asks for: {_listed(missing)}.")
-    shapes = sorted(f"{key} is {tuple(found)}, expected {tuple(wanted)}" for key, found, wanted in report["mismatched_keys"])
+    misfits = sorted(report["mismatched_keys"])
+    shapes = [f"{key} is {tuple(found)}, expected {tuple(wanted)}" for key, found, wanted in misfits]
     if shapes:
         raise ModelError(f"{name} has weights of other shapes than its configuration says: {_listed(shapes)}.")
     if report["error_msgs"]:
@@ -211,17 +217,14 @@ def _provenance(model: PreTrainedModel, name: str, kind: str) -> dict[str, Any]:
 @contextmanager
 def _quiet() -> Iterator[None]:
     """No reports of transformers' own (ours follow as errors), and no progress bars unless somebody watches."""
-    log = transformers.logging
-    level, bars = log.get_verbosity(), log.is_progress_bar_enabled()
-    log.set_verbosity(logging.ERROR)
-    if not sys.stderr.isatty():
-        log.disable_progress_bar()
+    level = transformers.logging.get_verbosity()
+    transformers.logging.set_verbosity(logging.ERROR)
+    bars = sys.stderr if sys.stderr.isatty() else io.StringIO()
     try:
-        yield
+        with redirect_stderr(bars):
+            yield
     finally:
-        log.set_verbosity(level)
-        if bars:
-            log.enable_progress_bar()
+        transformers.logging.set_verbosity(level)
 
 
 def _listed(items: list[str]) -> str:

@@ -77,7 +77,7 @@ def _behind(graph: CapturedGraph, node: Node) -> Node | None:
         return source
     if name in CASTS:
         return source if _keeps_kind(source, node) else None
-    if name in ("dropout", "native_dropout") and node.args[2] is False:
+    if name == "dropout" and node.args[2] is False:
         return source
     if name == "slice":
         return source if _same_shape(graph, source, node) else None
@@ -143,4 +143,3 @@ def parameter_vector(graph: CapturedGraph, value: Any) -> str | None:
     while isinstance(value, Node) and opname(value) in COPIES | CASTS and isinstance(value.args[0], Node):
         value = value.args[0]
     return graph.tensor_name(value)
-

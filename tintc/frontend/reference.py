@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.fx import Node
+from torch.fx.node import map_arg
 
 from tintc.frontend.execution import CHECKS, execute, opname
 from tintc.frontend.graph import CapturedGraph
@@ -50,8 +51,8 @@ def _widened(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
 
 def _run(node: Node, values: dict[Node, Any], dtype: torch.dtype | None, detach_attention: bool) -> Any:
     if detach_attention and opname(node) == "scaled_dot_product_attention":
-        args = [values[value] if isinstance(value, Node) else value for value in node.args]
-        kwargs = {key: values[value] if isinstance(value, Node) else value for key, value in node.kwargs.items()}
+        args: Any = map_arg(node.args, values.__getitem__)
+        kwargs: Any = map_arg(node.kwargs, values.__getitem__)
         return _detached_attention(*args, **kwargs)
     result = execute(node, values.__getitem__, dtype)
     return result.detach() if detach_attention and opname(node) in ("softmax", "_softmax") else result

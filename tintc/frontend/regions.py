@@ -18,10 +18,11 @@ from tintc.frontend.execution import execute, opname
 from tintc.frontend.graph import CapturedGraph
 from tintc.frontend.patterns import CASTS, COPIES, VIEWS, is_noise
 
-LAYOUT = COPIES | CASTS | VIEWS | frozenset(
+MOVES = frozenset(
     {"transpose", "permute", "t", "slice", "select", "split", "split_with_sizes", "chunk", "unbind", "getitem", "cat"}
     | {"stack", "repeat_interleave", "repeat", "movedim", "flip", "roll", "index_select"}
 )
+LAYOUT = COPIES | CASTS | VIEWS | MOVES
 """Operations that move numbers and change none."""
 
 

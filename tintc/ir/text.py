@@ -23,7 +23,11 @@ TYPE = re.compile(r"(\w+)<(\d+(?:x\d+)*)((?:, \w+)*)>")
 OP_LINE = re.compile(
     rf"(?:(?P<results>%{NAME}(?:, %{NAME})*) = )?(?P<opname>\w+\.\w+)\((?P<operands>[^)]*)\)(?P<rest>.*)$"
 )
+COMMENT = re.compile(r'("(?:[^"\\]|\\.)*")|//.*')
+"""A comment, or a string (kept), which may hold two slashes."""
 BLOCK_OPEN = re.compile(rf"\((?P<arguments>(?:%{NAME}(?:, %{NAME})*)?)\) \{{$")
+KINDS: dict[str, type | tuple[type, ...]] = {"int": int, "float": (int, float), "str": str, "tuple": list}
+"""JSON types of attributes, by the annotation of their field."""
 
 
 def print_program(program: Program) -> str:
@@ -80,7 +84,7 @@ def parse_program(text: str) -> Program:
 
 class _Parser:
     def __init__(self, text: str):
-        numbered = ((number, line.split("//")[0].strip()) for number, line in enumerate(text.splitlines(), 1))
+        numbered = ((number, COMMENT.sub(r"\1", line).strip()) for number, line in enumerate(text.splitlines(), 1))
         self.lines = [(number, line) for number, line in numbered if line]
         self.at = 0
 
@@ -170,6 +174,9 @@ class _Parser:
         required = [name for name, f in fields.items() if f.default is dataclasses.MISSING and name not in attributes]
         if unknown or required:
             raise self.fail(f"unknown attributes {unknown}" if unknown else f"missing attributes {required}")
+        for name, value in attributes.items():
+            if not isinstance(value, KINDS[str(fields[name].type).split("[")[0]]):
+                raise self.fail(f"attribute {name!r} must be of type {fields[name].type}")
         operands = self.lookup(match["operands"], scope)
         results = tuple(Value(name, kind) for name, kind in zip(names, types, strict=True))
         self.at += 1

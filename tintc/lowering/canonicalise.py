@@ -9,7 +9,7 @@ Rules, applied until none changes anything:
   by selects alone and no two of them share a row. The parts' parameters are named after what they feed: ``q``, ``k``,
   ``v`` of an attention, ``gate``, ``up`` of a gate, else ``part0``, ``part1``, ...;
 - `make_logits`: the linear layer whose result is the output is ``logits``;
-- `remove_dead_code`: ops and parameters that nothing uses go.
+- `remove_dead_code`: ops and parameters that nothing uses go; parameters stand in the order of their use.
 
 Products and selects that remain have no place in a simulator and are refused, all at once.
 """
@@ -109,10 +109,10 @@ def remove_dead_code(program: Program) -> bool:
         if needed.intersection(op.results):
             kept.append(op)
             needed.update(op.operands)
-    names = {name for op in kept if isinstance(op, AuxOp) for name in op.parameters().values()}
-    parameters = {name: value for name, value in program.parameters.items() if name in names}
-    changed = len(kept) < len(program.ops) or len(parameters) < len(program.parameters)
-    program.ops, program.parameters = kept[::-1], parameters
+    kept.reverse()
+    names = [name for op in kept if isinstance(op, AuxOp) for name in op.parameters().values()]
+    changed = len(kept) < len(program.ops) or set(names) != set(program.parameters)
+    program.ops, program.parameters = kept, {name: program.parameters[name] for name in names}
     return changed
 
 

@@ -48,7 +48,7 @@ def structure_specs(program: Program) -> dict[str, TensorSpec]:
     specs = {
         f"{name}.{part}": spec for name, block in blocks.items() for part, spec in block_tensors(block.spec).items()
     }
-    used = {f"gates.{block.gate}" for block in blocks.values()}
+    used = {f"gates.{block.gate}" for block in blocks.values() if block.gate}
     for block in blocks.values():
         for letter in "qkv":
             positions: Positions | None = getattr(block.spec, f"positions_{letter}", None)

@@ -74,6 +74,13 @@ def read_program(path: str | os.PathLike[str], **hub: Any) -> str:
     return Path(found).read_text(encoding="utf-8")
 
 
+def files_of(path: str | os.PathLike[str], **hub: Any) -> Path:
+    """The local folder that holds an artefact's files, which for a hub id is transformers' cache."""
+    found = _file(path, "config.json", **hub)
+    assert found is not None, "read_program has checked that the folder is an artefact"
+    return Path(found).parent
+
+
 def is_artefact(path: str | os.PathLike[str]) -> bool:
     """Whether a local folder is a compiled simulator."""
     return (Path(path) / PROGRAM_FILE).is_file()
@@ -164,8 +171,8 @@ def write_artefact(sim: TintForCausalLM, out: str | os.PathLike[str], force: boo
     except OSError as error:
         raise ArtefactError(f"Cannot write to {target.parent}: {error.strerror or error}.") from error
     try:
-        os.chmod(staging, 0o777 & ~_umask())
         sim.save_pretrained(staging)
+        _open_up(staging)
         _move(staging, target)
     except (OSError, SafetensorError, RuntimeError) as error:
         if isinstance(error, TintcError):
@@ -208,6 +215,14 @@ def _exchange(a: Path, b: Path) -> bool:
         return libc.renameat2(at_cwd, os.fsencode(a), at_cwd, os.fsencode(b), exchange) == 0
     except (OSError, AttributeError):
         return False
+
+
+def _open_up(folder: Path) -> None:
+    """Permissions as the umask gives them: temporary folders and safetensors' files are their owner's alone."""
+    mask = _umask()
+    os.chmod(folder, 0o777 & ~mask)
+    for file in folder.iterdir():
+        os.chmod(file, 0o666 & ~mask)
 
 
 def _umask() -> int:

@@ -10,7 +10,6 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import PreTrainedModel
 from transformers.utils.generic import ModelOutput
 
 from tintc.errors import ArtefactError, InputError, OptionError
@@ -26,18 +25,21 @@ from tintc.runtime.artefact import (
     CARD_FILE,
     PROGRAM_FILE,
     check_loading_info,
+    files_of,
     first_line,
     read_program,
     read_tokenizer,
 )
 from tintc.runtime.card import model_card
 from tintc.runtime.config import TintConfig
+from tintc.runtime.fused.executor import FusedExecutor
+from tintc.runtime.fused.plan import Sizes, make_plan
 from tintc.runtime.literal.attention import TintAttention
 from tintc.runtime.literal.blocks import LossModule, PositionGate, Prefix, build_block
 from tintc.runtime.literal.machine import Machine, SimModule
-from tintc.runtime.tree import Container, place_module, place_parameter
+from tintc.runtime.structural import StructuralModel, check_executor, stored_digest
+from tintc.runtime.tree import Container, owner, place_module, place_parameter
 
-EXECUTORS = ("auto", "literal")
 HUB_ARGUMENTS = ("revision", "token", "cache_dir", "subfolder", "local_files_only", "force_download")
 
 
@@ -54,7 +56,7 @@ class TintOutput(ModelOutput):
     logits_before: Tensor | None = None
 
 
-class TintForCausalLM(PreTrainedModel):
+class TintForCausalLM(StructuralModel):
     """A TinT simulator: one forward pass runs, trains and re-runs the auxiliary model on the text it is given.
 
     The tree has ``tables`` (embeddings and head), ``prefixes`` (the auxiliary's weights), ``rates``, ``rotary``,
@@ -74,9 +76,10 @@ class TintForCausalLM(PreTrainedModel):
             raise ArtefactError("The configuration comes without a program; load the folder with tintc.load instead.")
         self.program: Program = parse_program(config.program)
         self.layout: Layout = layout_of(self.program)
-        self.executor = "auto"
+        self.update = "auto"
         self.tokenizer: Any = None
         self._build()
+        self._start()
         self.post_init()
         self.bind()
 
@@ -85,12 +88,10 @@ class TintForCausalLM(PreTrainedModel):
         self.tables, self.prefixes, self.rates, self.rotary = (Container() for _ in range(4))
         self.structure, self.sites = Container(), Container()
         self._blocks = blocks_of(self.program)
-        self._rotary_of: dict[str, str] = {}
         for name, block in self._blocks.items():
-            place_module(self.structure, name, build_block(block.spec, self.layout))
-        gates = dict.fromkeys(block.gate for block in self._blocks.values() if block.gate)
-        for gate in gates:
-            place_module(self.structure, f"gates.{gate}", PositionGate(self.layout.sim_seq_len))
+            place_module(self, f"structure.{name}", build_block(block.spec, self.layout))
+        for gate in dict.fromkeys(block.gate for block in self._blocks.values() if block.gate):
+            place_module(self, f"structure.gates.{gate}", PositionGate(self.layout.sim_seq_len))
         shapes = {name: spec.shape for name, spec in specs(self.program).items()}
         for name, shape in shapes.items():
             kind, _, _ = name.partition(".")
@@ -107,11 +108,12 @@ class TintForCausalLM(PreTrainedModel):
                 self._add_site(op)
 
     def _add_site(self, op: sim.SimOp) -> None:
-        name, count = f"{op.phase}_{op.step}.{op.origin}", 1
+        stem = f"{op.phase}_{op.step}.{op.origin or op.results[0].name}"
+        name, count = stem, 1
         taken = set(self._sites.values())
         while name in taken:
             count += 1
-            name = f"{op.phase}_{op.step}.{op.origin}-{count}"
+            name = f"{stem}-{count}"
         self._sites[op] = name
         place_module(self.sites, name, SimModule(op))
 
@@ -135,6 +137,7 @@ class TintForCausalLM(PreTrainedModel):
         check_loading_info(path, info)
         sim.bind()
         sim.executor, sim.tokenizer = executor, read_tokenizer(path)
+        sim.settle(stored_digest(files_of(path, **hub)))
         return (sim, info) if wants_info else sim
 
     def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> None:
@@ -147,9 +150,8 @@ class TintForCausalLM(PreTrainedModel):
             self.tokenizer.save_pretrained(folder)
 
     def bind(self) -> None:
-        """Point blocks at the tensors they share, and zero the terms that are not stored. Needed after loading."""
         for name, block in self._blocks.items():
-            module, spec = self.structure.get_submodule(name), block.spec
+            module, spec = self._module(f"structure.{name}"), block.spec
             if isinstance(module, TintAttention) and isinstance(spec, AttentionSpec):
                 kinds = {letter: getattr(spec, f"positions_{letter}") for letter in "qkv"}
                 positions = {p.kind: self._parameter(f"structure.positions.{p.kind}") for p in kinds.values() if p}
@@ -162,33 +164,40 @@ class TintForCausalLM(PreTrainedModel):
         """Nothing is initialised at random: every tensor is compiled. Terms that are not stored are zero."""
         for name, buffer in list(module.named_buffers(recurse=False)):
             device = self.device if buffer.is_meta else buffer.device
-            module.register_buffer(name, torch.zeros_like(buffer, device=device), persistent=False)
+            module.register_buffer(name, torch.zeros_like(buffer, dtype=self.dtype, device=device), persistent=False)
 
     def block(self, name: str) -> tuple[nn.Module, nn.Module | None]:
         """A structural block and its gate."""
         gate = self._blocks[name].gate
-        module = self.structure.get_submodule(name)
-        return module, self.structure.get_submodule(f"gates.{gate}") if gate else None
+        module = self._module(f"structure.{name}")
+        return module, self._module(f"structure.gates.{gate}") if gate else None
 
     def site(self, op: Op) -> SimModule | None:
         name = self._sites.get(op)
-        module = None if name is None else self.sites.get_submodule(name)
+        module = None if name is None else self._module(f"sites.{name}")
         return module if isinstance(module, SimModule) else None
 
     def prefix(self, name: str) -> Prefix:
-        module = self.prefixes.get_submodule(name)
+        module = self._module(f"prefixes.{name}")
         assert isinstance(module, Prefix)
         return module
 
     def rate(self, name: str) -> nn.Parameter:
         return self._parameter(f"rates.{name}")
 
+    def rotary_table(self, name: str) -> nn.Parameter:
+        return self._parameter(f"rotary.{name}")
+
     def table(self, name: str) -> nn.Parameter:
         return self._parameter(f"tables.{name}")
 
     def _parameter(self, name: str) -> nn.Parameter:
-        path, _, leaf = name.rpartition(".")
-        return getattr(self.get_submodule(path), leaf)
+        module, leaf = owner(self, name)
+        return getattr(module, leaf)
+
+    def _module(self, name: str) -> nn.Module:
+        module, leaf = owner(self, name)
+        return getattr(module, leaf)
 
     def forward(
         self,
@@ -221,14 +230,23 @@ class TintForCausalLM(PreTrainedModel):
             semantics=self.config.semantics,
         )
         self._check(inputs)
-        machine = Machine(self, inputs, self._rate_of(inner_lr, inputs))
-        found = machine.run(("logits_before", "logits") if return_before else ("logits",))
+        found = self._execute(inputs, inner_lr, ("logits_before", "logits") if return_before else ("logits",))
         loss = None
         if labels is not None:
             logits = found["logits"]
             targets = labels[:, 1:].to(logits.device).flatten()
             loss = F.cross_entropy(logits[:, :-1].flatten(0, 1).float(), targets, ignore_index=-100)
         return TintOutput(loss=loss, logits=found["logits"], logits_before=found.get("logits_before"))
+
+    def _execute(self, inputs: Inputs, inner_lr: float | Tensor | None, outputs: tuple[str, ...]) -> dict[str, Tensor]:
+        rate = self._rate_of(inner_lr, inputs)
+        if self._choose_executor() == "fused":
+            batch, length = inputs.shape
+            columns = inputs.train.any(0).nonzero()
+            sizes = Sizes(batch, length, int(columns[-1]) + 1 if len(columns) else 0)
+            plan = make_plan(self.program, outputs, sizes, self.update)
+            return FusedExecutor(self, inputs, plan, rate).run(outputs)
+        return Machine(self, inputs, rate).run(outputs)
 
     def _check(self, inputs: Inputs) -> None:
         length, limit = inputs.shape[1], self.layout.max_length
@@ -254,8 +272,3 @@ class TintForCausalLM(PreTrainedModel):
         if rate.dim() > 1 or (rate.dim() == 1 and rate.shape[0] != inputs.shape[0]):
             raise OptionError(f"inner_lr has shape {tuple(rate.shape)}; pass a number or one rate per example.")
         return rate.to(inputs.input_ids.device).expand(inputs.shape[0])
-
-
-def check_executor(executor: str) -> None:
-    if executor not in EXECUTORS:
-        raise OptionError(f"The executor {executor!r} is unknown; choose one of {', '.join(EXECUTORS)}.")

@@ -32,3 +32,16 @@ def descend(root: nn.Module, name: str) -> tuple[nn.Module, str]:
             root.add_module(part, Container())
         root = root.get_submodule(part)
     return root, leaf
+
+
+def owner(root: nn.Module, name: str) -> tuple[nn.Module, str]:
+    """The module that owns the parameter of this dotted name, and its own name for it.
+
+    Walks the registered modules directly, so that looking does not count as a user's access.
+    """
+    *path, leaf = name.split(".")
+    for part in path:
+        child = root._modules[part]
+        assert child is not None
+        root = child
+    return root, leaf

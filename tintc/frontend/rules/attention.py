@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.fx import Node
 
 from tintc.frontend.builder import Builder
+from tintc.frontend.execution import opname
 from tintc.frontend.graph import CapturedGraph
 from tintc.frontend.heads import Heads, NotHeads, classify, distinct_heads
 from tintc.frontend.masks import why_not_causal
@@ -60,8 +61,8 @@ class AttentionRule:
         problems = [*found.problems, *_mask_problems(graph, found, memory)]
         sources: list[Node] = []
         heads: list[Heads] = []
-        for label, operand, transposed in (("q", found.q, False), ("k", found.k, found.k_transposed), ("v", found.v, False)):
-            source, result = _operand(graph, operand, transposed, memory)
+        for label, operand in (("q", found.q), ("k", found.k), ("v", found.v)):
+            source, result = _operand(graph, operand, label == "k" and found.k_transposed, memory)
             sources.append(source)
             if isinstance(result, Heads):
                 heads.append(result)
@@ -95,7 +96,8 @@ def _operand(graph: CapturedGraph, root: Node, transposed: bool, memory: _Memory
     chain = [root, *single_sources(graph, root, lambda node: is_linear(graph, node))]
     sources = [node for node in chain if rows_width(graph, node) is not None]
     if not sources:
-        return chain[-1], f"it comes from aten.{chain[-1].name} in {graph.where(chain[-1])}, which is not one vector per token"
+        last = chain[-1]
+        return last, f"it comes from aten.{opname(last)} in {graph.where(last)}, which is not one vector per token"
     source = sources[-1]
     key = (memory.signatures.of(root, source), transposed)
     if key not in memory.heads:
@@ -128,7 +130,7 @@ def _disagreements(heads: list[Heads]) -> list[str]:
 
 
 def _merges(graph: CapturedGraph, node: Node, result: Node, memory: _Memory) -> bool:
-    """Whether the layout from ``[B, H, T, d]`` to the node is head after head, by pushing distinct numbers through it."""
+    """Whether the layout from ``[B, H, T, d]`` to the node is head after head: distinct numbers are pushed through."""
     key = memory.signatures.of(node, result)
     if key not in memory.layouts:
         shape = graph.shape(result, 2, 3)

@@ -31,7 +31,7 @@ class Match:
 class Fail:
     """why: a sentence without a full stop; at: the node to blame if it is not the one looked at.
 
-    inputs: where the importer goes on looking for further problems; None means all live inputs of the node.
+    inputs: where the importer goes on looking for further problems; None: at the nearest vectors behind the node.
     """
 
     why: str

@@ -25,12 +25,12 @@ class _BinaryRule:
     def match(self, graph: CapturedGraph, node: Node) -> Match | Fail:
         if opname(node) != self.operation or elementwise_source(graph, node) is not None:
             return NOT_MINE
+        if RMSNormRule().match(graph, node) is not NOT_MINE:
+            return NOT_MINE
         a, b = node.args[:2]
         if not isinstance(a, Node) or not isinstance(b, Node) or a not in graph.live or b not in graph.live:
             named = parameter_vector(graph, a) or parameter_vector(graph, b)
             return NOT_MINE if named else Fail("one operand is neither a value of the tokens nor a single number")
-        if RMSNormRule().match(graph, node) is not NOT_MINE:
-            return NOT_MINE
         if node.kwargs.get("alpha", 1) != 1:
             return Fail("a sum with a factor alpha is not supported")
         width = rows_width(graph, node)

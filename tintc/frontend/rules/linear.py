@@ -40,7 +40,7 @@ class LinearRule:
         if isinstance(parts, Fail):
             return parts
         if rows_width(graph, parts.x) is None:
-            return Fail("the layer's input is not one vector per token", inputs=(parts.x,))
+            return Fail("the layer's input is not one vector per token")
 
         def build(builder: Builder, values: tuple[Value, ...]) -> Value:
             weight = builder.parameter(parts.weight, parts.transpose)

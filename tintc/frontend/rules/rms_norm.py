@@ -39,7 +39,7 @@ class RMSNormRule:
             return NOT_MINE
         width = rows_width(graph, core.x)
         if width is None:
-            return Fail("it normalises something other than one vector per token", inputs=(core.x,))
+            return Fail("it normalises something other than one vector per token")
         if gain is None:
             return Fail("the norm's gain is computed, it must be a parameter", inputs=(core.x,))
         if core.eps <= 0:

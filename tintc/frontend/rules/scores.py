@@ -9,8 +9,11 @@ from torch.fx import Node
 
 from tintc.frontend.execution import opname
 from tintc.frontend.graph import CapturedGraph
-from tintc.frontend.patterns import is_noise, peel, scalar
+from tintc.frontend.patterns import is_noise, scalar, single_sources
+from tintc.frontend.regions import moves
 from tintc.frontend.rules.base import Fail
+
+PRODUCTS = frozenset({"matmul", "bmm", "baddbmm"})
 
 
 @dataclass(frozen=True)
@@ -59,37 +62,42 @@ def _fused(node: Node) -> Scores:
 def _written_out(graph: CapturedGraph, node: Node) -> Scores | Fail | None:
     probabilities, v = node.args[:2]
     assert isinstance(probabilities, Node) and isinstance(v, Node)
-    softmax = peel(graph, probabilities)
+    softmax = _through_layout(graph, probabilities)
     if opname(softmax) not in ("softmax", "_softmax"):
         return None
-    scores, dim = softmax.args[:2]
-    if dim not in (-1, 3) or not isinstance(scores, Node):
-        return Fail("its softmax is not over the keys", softmax)
+    at, dim = softmax.args[:2]
+    problems: list[str] = [] if dim in (-1, 3) else ["its softmax is not over the keys"]
     scale, masks = 1.0, []
-    at = scores
-    while opname(at) not in ("matmul", "bmm"):
-        step = _step(graph, at)
-        if step is None:
-            return Fail(f"its scores pass through aten.{opname(at)} (a soft cap or a bias?), which is not supported", at)
-        at, factor, mask = step
-        scale *= factor
+    assert isinstance(at, Node)
+    while opname(at) not in PRODUCTS:
+        below, factor, mask = _step(graph, at)
+        if below is None:
+            return Fail(f"its scores are made by aten.{opname(at)}, not by a product of q and k", at)
+        if factor is None:
+            problems.append(f"its scores pass through aten.{opname(at)}, which is not supported")
+        at, scale = below, scale * (factor or 1.0)
         masks += [mask] if mask is not None else []
-    q, k = at.args[:2]
+    if opname(at) == "baddbmm":
+        problems.append("a bias is added to the scores (ALiBi or a learned one)")
+    q, k = at.args[-2:]
     assert isinstance(q, Node) and isinstance(k, Node)
-    return Scores(node, q, k, v, k_transposed=True, scale=scale, masks=tuple(masks))
+    return Scores(node, q, k, v, k_transposed=True, scale=scale, masks=tuple(masks), problems=tuple(problems))
 
 
-def _step(graph: CapturedGraph, node: Node) -> tuple[Node, float, Node | None] | None:
-    """One operation on the scores taken off: what is below, a factor, a mask that was added."""
-    name = opname(node)
-    if is_noise(graph, node):
-        return graph.live_inputs(node)[0], 1.0, None
+def _through_layout(graph: CapturedGraph, node: Node) -> Node:
+    return [node, *single_sources(graph, node, lambda at: moves(at) or is_noise(graph, at))][-1]
+
+
+def _step(graph: CapturedGraph, node: Node) -> tuple[Node | None, float | None, Node | None]:
+    """One operation on the scores taken off: what is below, a factor (None: not one), a mask that was added."""
+    name, live = opname(node), graph.live_inputs(node)
+    below = live[0] if len(live) == 1 else None
+    if moves(node) or is_noise(graph, node):
+        return below, 1.0, None
     if name in ("mul", "div"):
-        below, number = node.args[0], scalar(graph, node.args[1])
-        if isinstance(below, Node) and number:
-            return below, number if name == "mul" else 1 / number, None
+        number = scalar(graph, node.args[1])
+        return below, (number if name == "mul" else 1 / number) if number else None, None
     if name == "add" and not node.kwargs:
-        for below, mask in (node.args[:2], node.args[1::-1]):
-            if isinstance(below, Node) and isinstance(mask, Node) and below in graph.live and mask not in graph.live:
-                return below, 1.0, mask
-    return None
+        mask = next((value for value in node.args if isinstance(value, Node) and value not in graph.live), None)
+        return below, 1.0 if mask is not None else None, mask
+    return below, None, None

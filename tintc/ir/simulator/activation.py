@@ -11,6 +11,7 @@ from tintc.ir.functions import ACTIVATIONS, FiniteDifference
 from tintc.ir.layout import Layout
 from tintc.ir.simulator.base import Interpretation, LiteralRun, SimOp, TableCount, Tiles, split_cost
 from tintc.ir.simulator.first_order import activation_blocks, activation_derivative, at_least_fp32
+from tintc.ir.simulator.fused_base import FusedRun, fused_slope
 from tintc.ir.structure import ActivationSpec, Block
 
 
@@ -26,6 +27,9 @@ class ActivationForward(SimOp):
         self.expect(len(self.operands) == 1 and self.operands[0].type == self.result.type, "keeps the width")
 
     def interpret(self, run: Interpretation, *operands: Tensor) -> Tensor:
+        return ACTIVATIONS[self.fn](operands[0])
+
+    def fused(self, run: FusedRun, *operands: Tensor) -> Tensor:
         return ACTIVATIONS[self.fn](operands[0])
 
     def structure(self, layout: Layout) -> dict[str, Block]:
@@ -56,6 +60,10 @@ class ActivationBackward(SimOp):
     def interpret(self, run: Interpretation, *operands: Tensor) -> Tensor:
         dy, x = operands
         return FiniteDifference(self.scheme, self.fd_step).derivative(ACTIVATIONS[self.fn], x, dy)
+
+    def fused(self, run: FusedRun, *operands: Tensor) -> Tensor:
+        dy, x = operands
+        return fused_slope(self.fn, self.scheme, self.fd_step, dy, x)
 
     def structure(self, layout: Layout) -> dict[str, Block]:
         width = self.result.type.width

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from tintc.ir.core import register
 from tintc.ir.simulator.base import Interpretation, LiteralRun, SimOp, Tiles, residual
+from tintc.ir.simulator.fused_base import FusedRun
 
 
 @register("sim.add")
@@ -20,6 +21,10 @@ class Add(SimOp):
         self.expect(len(self.operands) == 2 and len(kinds) == 1, "takes two values of one width and keeps it")
 
     def interpret(self, run: Interpretation, *operands: Tensor) -> Tensor:
+        a, b = operands
+        return a + b
+
+    def fused(self, run: FusedRun, *operands: Tensor) -> Tensor:
         a, b = operands
         return a + b
 

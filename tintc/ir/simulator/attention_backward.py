@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from tintc.ir.core import register
@@ -12,7 +15,11 @@ from tintc.ir.layout import Layout
 from tintc.ir.simulator.attention_common import AttentionOp
 from tintc.ir.simulator.attention_forward import probabilities
 from tintc.ir.simulator.base import Interpretation, LiteralRun, Tiles
+from tintc.ir.simulator.fused_base import FusedRun
 from tintc.ir.structure import AttentionSpec, Block, chunk_map
+
+ROWS = 512
+"""Queries whose attention probabilities exist at one time in fused execution."""
 
 
 @register("sim.attention_backward")
@@ -36,6 +43,25 @@ class AttentionBackward(AttentionOp):
         dy, q, k = operands
         dv = probabilities(self, run, q, k).transpose(-1, -2) @ split_heads(dy, self.n_heads)
         return merge_heads(dv.unflatten(1, (self.n_kv_heads, -1)).sum(2))
+
+    def fused(self, run: FusedRun, *operands: Tensor) -> Tensor:
+        """Probabilities are recomputed for `ROWS` queries at a time, so that no T x T tensor is kept."""
+        dy, q, k = operands
+        queries, keys = self.rotated(run, q, k)
+        group, length = self.n_heads // self.n_kv_heads, q.shape[1]
+        keys = keys.repeat_interleave(group, 1) if group > 1 else keys
+        heads, mask = split_heads(dy, self.n_heads), run.allowed(length)
+        later = torch.ones(length, length, dtype=torch.bool, device=q.device).triu(1) if mask is None else ~mask
+        dv = None
+        for start in range(0, length, ROWS):
+            rows, seen = slice(start, min(start + ROWS, length)), slice(0, min(start + ROWS, length))
+            scores = (queries[:, :, rows] * self.scale) @ keys[:, :, seen].transpose(-1, -2)
+            weights = scores.masked_fill(later[..., rows, seen], -math.inf).softmax(-1)
+            weights = weights if mask is None else weights.nan_to_num(0.0)
+            part = F.pad(weights.transpose(-1, -2) @ heads[:, :, rows], (0, 0, 0, length - seen.stop))
+            dv = part if dv is None else dv + part
+        assert dv is not None
+        return merge_heads(dv if group == 1 else dv.unflatten(1, (self.n_kv_heads, -1)).sum(2))
 
     def structure(self, layout: Layout) -> dict[str, Block]:
         dy, q, k = self.starts(layout)

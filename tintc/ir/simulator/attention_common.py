@@ -9,8 +9,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from torch import Tensor
+
+from tintc.ir.functions import split_heads
 from tintc.ir.layout import Layout
 from tintc.ir.simulator.base import SimOp
+from tintc.ir.simulator.fused_base import FusedRun
 from tintc.ir.structure import SplitStage, chunk_map
 
 
@@ -24,6 +28,11 @@ class AttentionOp(SimOp):
     scale: float
     inv_freq: str = ""
     rotary_style: str = ""
+
+    def rotated(self, run: FusedRun, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
+        """Query heads ``[B, n_heads, n, d]`` and key heads ``[B, n_kv_heads, n, d]`` at their positions."""
+        queries, keys = split_heads(q, self.n_heads), split_heads(k, self.n_kv_heads)
+        return run.turn(queries, self.inv_freq, self.rotary_style), run.turn(keys, self.inv_freq, self.rotary_style)
 
     def head_dims(self) -> set[int]:
         return {self.head_dim}

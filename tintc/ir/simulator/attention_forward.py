@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch.nn.functional as F
 from torch import Tensor
 
 from tintc.ir.core import register
@@ -11,6 +12,7 @@ from tintc.ir.functions import attention_probabilities, causal_mask, merge_heads
 from tintc.ir.layout import Layout
 from tintc.ir.simulator.attention_common import AttentionOp
 from tintc.ir.simulator.base import Interpretation, LiteralRun, TableCount, Tiles, attention_cost
+from tintc.ir.simulator.fused_base import FusedRun
 from tintc.ir.structure import AttentionSpec, Block, chunk_map
 
 
@@ -47,6 +49,16 @@ class AttentionForward(AttentionOp):
         q, k, v = operands
         values = split_heads(v, self.n_kv_heads).repeat_interleave(self.n_heads // self.n_kv_heads, 1)
         return merge_heads(probabilities(self, run, q, k) @ values)
+
+    def fused(self, run: FusedRun, *operands: Tensor) -> Tensor:
+        q, k, v = operands
+        queries, keys = self.rotated(run, q, k)
+        values, mask = split_heads(v, self.n_kv_heads), run.allowed(q.shape[1])
+        grouped = self.n_kv_heads != self.n_heads
+        y = F.scaled_dot_product_attention(
+            queries, keys, values, mask, is_causal=mask is None, scale=self.scale, enable_gqa=grouped
+        )
+        return merge_heads(y)
 
     def structure(self, layout: Layout) -> dict[str, Block]:
         q, k, v = self.starts(layout)

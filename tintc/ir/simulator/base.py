@@ -16,6 +16,7 @@ from torch import Tensor
 from tintc.ir.core import Op
 from tintc.ir.inputs import Inputs
 from tintc.ir.layout import Layout
+from tintc.ir.simulator.fused_base import FusedRun
 from tintc.ir.structure import Block
 
 Tiles = list[Tensor]
@@ -154,6 +155,10 @@ class SimOp(Op):
 
     def literal(self, run: LiteralRun, *operands: Any) -> Any:
         """The same in literal execution: token values are `Tiles`, weights are `PrefixTiles`."""
+        raise NotImplementedError(self.opname)
+
+    def fused(self, run: FusedRun, *operands: Any) -> Any:
+        """The same by the module's algebra: token values are ``[B, n, width]``, weights are `FusedWeights`."""
         raise NotImplementedError(self.opname)
 
     def structure(self, layout: Layout) -> dict[str, Block]:

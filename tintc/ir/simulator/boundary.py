@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch.nn.functional as F
 from torch import Tensor
 
 from tintc.ir.auxiliary.base import affine
 from tintc.ir.core import register
 from tintc.ir.inputs import Inputs
 from tintc.ir.simulator.base import Interpretation, LiteralRun, PrefixTiles, SimOp, Tiles, Weights
+from tintc.ir.simulator.fused_base import FusedRun, FusedWeights
 from tintc.ir.simulator.linear_common import copies_of_bias
 
 
@@ -31,6 +33,9 @@ class Embedding(SimOp):
 
     def literal(self, run: LiteralRun, *operands: Tiles) -> Tiles:
         return [run.look_up(self.table, self.rows(run.inputs))]
+
+    def fused(self, run: FusedRun, *operands: Tensor) -> Tensor:
+        return F.embedding(self.rows(run.inputs)[:, : run.length(self)], run.table(self.table))
 
 
 @register("sim.position_embedding")
@@ -71,6 +76,9 @@ class StoredWeights(SimOp):
     def literal(self, run: LiteralRun, *operands: Tiles) -> PrefixTiles:
         return run.weights(self.name)
 
+    def fused(self, run: FusedRun, *operands: Tensor) -> FusedWeights:
+        return run.stored(self.name)
+
     @property
     def bias_copies(self) -> int:
         return copies_of_bias(self.result.type)
@@ -93,3 +101,6 @@ class Logits(SimOp):
 
     def literal(self, run: LiteralRun, *operands: Tiles) -> Tensor:
         return run.logits(operands[0][0], self.head, self.bias)
+
+    def fused(self, run: FusedRun, *operands: Tensor) -> Tensor:
+        return F.linear(operands[0], run.table(self.head), run.table(self.bias) if self.bias else None)

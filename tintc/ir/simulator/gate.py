@@ -11,6 +11,7 @@ from tintc.ir.functions import ACTIVATIONS, FiniteDifference
 from tintc.ir.layout import Layout
 from tintc.ir.simulator.base import Interpretation, LiteralRun, SimOp, TableCount, Tiles, split_cost
 from tintc.ir.simulator.first_order import activation_blocks, activation_derivative, at_least_fp32, product
+from tintc.ir.simulator.fused_base import FusedRun, fused_slope
 from tintc.ir.structure import ActivationSpec, Block, ProductSpec
 
 
@@ -41,6 +42,10 @@ class GateForward(SimOp):
         self.expect(len(self.operands) == 2 and len(kinds) == 1, "takes g and u of one width and keeps it")
 
     def interpret(self, run: Interpretation, *operands: Tensor) -> Tensor:
+        g, u = operands
+        return g * ACTIVATIONS[self.fn](u)
+
+    def fused(self, run: FusedRun, *operands: Tensor) -> Tensor:
         g, u = operands
         return g * ACTIVATIONS[self.fn](u)
 
@@ -78,6 +83,10 @@ class GateBackward(SimOp):
         dy, g, u = operands
         act = ACTIVATIONS[self.fn]
         return dy * act(u), FiniteDifference(self.scheme, self.fd_step).derivative(act, u, dy * g)
+
+    def fused(self, run: FusedRun, *operands: Tensor) -> tuple[Tensor, Tensor]:
+        dy, g, u = operands
+        return dy * ACTIVATIONS[self.fn](u), fused_slope(self.fn, self.scheme, self.fd_step, dy * g, u)
 
     def structure(self, layout: Layout) -> dict[str, Block]:
         width = self.results[0].type.width

@@ -10,6 +10,7 @@ from tintc.ir.core import register
 from tintc.ir.layout import Layout
 from tintc.ir.routing import route
 from tintc.ir.simulator.base import Interpretation, LiteralRun, PrefixTiles, SimOp, Tiles, Weights
+from tintc.ir.simulator.fused_base import FusedRun, FusedWeights, apply_transposed
 from tintc.ir.simulator.linear_common import check_linear, main_chunks, rows_to_heads, select_chunks
 from tintc.ir.structure import AttentionSpec, Block, Positions, chunk_map, indicator
 
@@ -68,6 +69,11 @@ class LinearBackward(SimOp):
         w, dy = operands
         assert isinstance(w, Weights) and isinstance(dy, Tensor) and w.weight is not None
         return dy @ w.weight
+
+    def fused(self, run: FusedRun, *operands: FusedWeights | Tensor) -> Tensor:
+        w, dy = operands
+        assert isinstance(w, FusedWeights) and isinstance(dy, Tensor)
+        return apply_transposed(w, dy)
 
     def structure(self, layout: Layout) -> dict[str, Block]:
         return {"linear_backward": backward_block(layout)}

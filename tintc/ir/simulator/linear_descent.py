@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 
+import torch
 from torch import Tensor
 
 from tintc.ir.core import register
 from tintc.ir.layout import Layout
 from tintc.ir.routing import route
 from tintc.ir.simulator.base import Interpretation, LiteralRun, PrefixTiles, SimOp, Tile, Tiles, Weights
+from tintc.ir.simulator.fused_base import FusedRun, FusedWeights, Pending
 from tintc.ir.simulator.linear_common import bias_chunks, check_linear, copies_of_bias, main_chunks, rows_to_heads
 from tintc.ir.structure import AttentionSpec, Block, Positions, chunk_map, indicator
 
@@ -49,6 +52,17 @@ def descent_block(layout: Layout, main: bool, bias: bool) -> Block:
     return Block(spec, "update")
 
 
+def materialise(w: FusedWeights, step: Tensor, x: Tensor, copies: int) -> FusedWeights:
+    """Weights with ``step^T x`` added: ``[dout, din]`` for one example, else ``[B, dout, din]``."""
+    assert w.weight is not None and not w.pending
+    bias = None if w.bias is None else w.bias + copies * step.sum(1)
+    if step.shape[0] == 1 and w.weight.dim() == 2:
+        in_place = w.owned and not torch.is_grad_enabled()
+        add = w.weight.addmm_ if in_place else partial(torch.addmm, w.weight)
+        return FusedWeights(add(step[0].t(), x[0]), bias, owned=True)
+    return FusedWeights(torch.baddbmm(w.weight, step.transpose(1, 2), x), bias, owned=True)
+
+
 @register("sim.linear_descent")
 @dataclass(eq=False, kw_only=True)
 class LinearDescent(SimOp):
@@ -76,6 +90,19 @@ class LinearDescent(SimOp):
         if w.bias is None:
             return Weights(weight, None)
         return Weights(weight, w.bias - copies_of_bias(self.operands[0].type) * rate[:, 0] * summed.sum(1))
+
+    def fused(self, run: FusedRun, *operands: FusedWeights | Tensor) -> FusedWeights:
+        """Pending or carried out, as the plan says; the weights a step before made may be overwritten."""
+        w, dy, x = operands
+        assert isinstance(w, FusedWeights) and isinstance(dy, Tensor) and isinstance(x, Tensor)
+        mask, rate = run.train(dy.shape[1]), run.rate(self.target, self.step) * -self.rate_scale
+        step = dy * (
+            rate.to(dy.dtype).reshape(-1, 1, 1) if mask is None else rate.to(dy.dtype).reshape(-1, 1, 1) * mask
+        )
+        copies = copies_of_bias(self.operands[0].type)
+        if run.lazy(self):
+            return replace(w, pending=(*w.pending, Pending(step, x, self.operands[2], copies)))
+        return materialise(w, step, x, copies)
 
     def structure(self, layout: Layout) -> dict[str, Block]:
         copies = copies_of_bias(self.operands[0].type)

@@ -20,6 +20,7 @@ from tintc.ir.simulator.base import (
     Weights,
     attention_cost,
 )
+from tintc.ir.simulator.fused_base import FusedRun, FusedWeights, apply_linear
 from tintc.ir.simulator.linear_common import (
     bias_chunks,
     check_linear,
@@ -101,6 +102,11 @@ class LinearForward(SimOp):
         w, x = operands
         assert isinstance(w, Weights) and isinstance(x, Tensor) and w.weight is not None
         return affine(x, w.weight, w.bias)
+
+    def fused(self, run: FusedRun, *operands: FusedWeights | Tensor) -> Tensor:
+        w, x = operands
+        assert isinstance(w, FusedWeights) and isinstance(x, Tensor)
+        return apply_linear(run, w, x, self.operands[1])
 
     def structure(self, layout: Layout) -> dict[str, Block]:
         copies = copies_of_bias(self.operands[0].type)

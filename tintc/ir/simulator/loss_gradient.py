@@ -4,13 +4,18 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from tintc.ir.core import register
 from tintc.ir.functions import loss_gradient
 from tintc.ir.layout import Layout
 from tintc.ir.simulator.base import Interpretation, LiteralRun, SimOp, Tiles
+from tintc.ir.simulator.fused_base import FusedRun
 from tintc.ir.structure import Block, LossSpec
+
+CHUNK = 1024
+"""Positions whose scores over the vocabulary exist at one time in fused execution."""
 
 
 @register("sim.loss_gradient")
@@ -32,6 +37,20 @@ class LossGradient(SimOp):
         head = run.tensors[f"tables.{self.head}"]
         dx = loss_gradient(self.loss, operands[0], head, bias, run.inputs.next_ids)
         return dx * run.inputs.counts[..., None]
+
+    def fused(self, run: FusedRun, *operands: Tensor) -> Tensor:
+        """By `CHUNK` positions of the batch at a time, and only the positions that count: ``[CHUNK, V]`` at most."""
+        (x,) = operands
+        length = x.shape[1]
+        counts, targets = run.inputs.counts[:, :length], run.inputs.next_ids[:, :length]
+        chosen = counts.flatten().nonzero()[:, 0]
+        head, bias = run.table(self.head), run.table(self.bias) if self.bias else None
+        rows, ids = x.flatten(0, 1)[chosen], targets.flatten()[chosen]
+        parts = [
+            loss_gradient(self.loss, part, head, bias, at)
+            for part, at in zip(rows.split(CHUNK), ids.split(CHUNK), strict=True)
+        ]
+        return x.new_zeros(x.flatten(0, 1).shape).index_copy(0, chosen, torch.cat(parts)).view_as(x)
 
     def structure(self, layout: Layout) -> dict[str, Block]:
         return {f"loss_{self.loss}": Block(LossSpec(self.loss, self.head, self.bias), "replace")}

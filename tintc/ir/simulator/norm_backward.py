@@ -19,8 +19,11 @@ from tintc.ir.simulator.first_order import (
     unit,
     unit_blocks,
 )
+from tintc.ir.simulator.fused_base import FusedRun, FusedWeights, step_size
+from tintc.ir.simulator.fused_base import at_least_fp32 as fp32
 from tintc.ir.simulator.linear_backward import backward_block, backward_tiles
 from tintc.ir.simulator.norm_common import check_norm, group_name, has
+from tintc.ir.simulator.norm_forward import fused_norm
 from tintc.ir.structure import Block, GroupNormSpec, LinearSpec, ProductSpec
 
 
@@ -53,6 +56,21 @@ class NormBackward(SimOp):
             dy = dy * per_token(w.weight) if w.weight is not None else dy
         f = FiniteDifference(self.scheme, self.fd_step)
         return f.derivative(lambda z: normalise(self.kind, z, self.eps), x, dy, norm_scale(self.kind, x, self.eps))
+
+    def fused(self, run: FusedRun, *operands: FusedWeights | Tensor) -> Tensor:
+        dy, x = operands[-2:]
+        assert isinstance(dy, Tensor) and isinstance(x, Tensor)
+        wide, g = fp32(x), fp32(dy)
+        if len(operands) == 3:
+            w = operands[0]
+            assert isinstance(w, FusedWeights)
+            g = g if w.weight is None else g * w.weight.to(g.dtype)
+        if self.scheme == "fixed":
+            h: Tensor | float = self.fd_step
+        else:
+            h = step_size(self.fd_step, g) * norm_scale(self.kind, wide, self.eps)
+        stepped = fused_norm(self.kind, self.eps, wide + h * g, None, None)
+        return ((stepped - fused_norm(self.kind, self.eps, wide, None, None)) / h).to(x.dtype)
 
     def structure(self, layout: Layout) -> dict[str, Block]:
         """`fd_scale_*` turns slot 0 = x * f(x) into c: mean(x f(x)) = var / c, and var / c + eps / c = c."""

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
 from tintc.ir.core import register
 from tintc.ir.layout import Layout
 from tintc.ir.simulator.base import Interpretation, LiteralRun, PrefixTiles, SimOp, Tiles, Weights
+from tintc.ir.simulator.fused_base import FusedRun, FusedWeights
 from tintc.ir.simulator.linear_descent import descent_block
 from tintc.ir.simulator.norm_common import check_norm, has
 from tintc.ir.structure import Block
@@ -36,6 +37,13 @@ class NormDescent(SimOp):
         assert isinstance(w, Weights) and isinstance(dy, Tensor) and w.bias is not None
         rate = (run.rate(self.target, self.step) * self.rate_scale).reshape(-1, 1)
         return Weights(w.weight, w.bias - rate * (dy * run.inputs.train[..., None]).sum(1))
+
+    def fused(self, run: FusedRun, *operands: FusedWeights | Tensor) -> FusedWeights:
+        w, dy = operands
+        assert isinstance(w, FusedWeights) and isinstance(dy, Tensor) and w.bias is not None
+        mask = run.train(dy.shape[1])
+        rate = (run.rate(self.target, self.step) * self.rate_scale).to(dy.dtype).reshape(-1, 1)
+        return replace(w, bias=w.bias - rate * (dy if mask is None else dy * mask).sum(1))
 
     def structure(self, layout: Layout) -> dict[str, Block]:
         return {"norm_descent": descent_block(layout, main=False, bias=True)}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch.nn.functional as F
 from torch import Tensor
 
 from tintc.ir.auxiliary.norm import per_token
@@ -20,9 +21,22 @@ from tintc.ir.simulator.base import (
     Weights,
     attention_cost,
 )
+from tintc.ir.simulator.fused_base import FusedRun, FusedWeights
 from tintc.ir.simulator.linear_forward import forward_block, forward_tiles
 from tintc.ir.simulator.norm_common import check_norm, group_blocks, group_norm, has
 from tintc.ir.structure import Block
+
+
+def fused_norm(kind: str, eps: float, x: Tensor, gain: Tensor | None, bias: Tensor | None) -> Tensor:
+    """gain * f(x) + bias in one kernel where PyTorch has it; the bias may be per example, ``[B, D]``."""
+    own = bias if bias is not None and bias.dim() == 1 else None
+    shape = x.shape[-1:]
+    if kind == "layer":
+        y = F.layer_norm(x, shape, gain, own, eps)
+    else:
+        y = F.rms_norm(x, shape, gain, eps)
+        y = y if own is None else y + own
+    return y if bias is None or own is not None else y + bias[:, None]
 
 
 @register("sim.norm_forward")
@@ -49,6 +63,13 @@ class NormForward(SimOp):
         assert isinstance(w, Weights)
         y = y * per_token(w.weight) if w.weight is not None else y
         return y + per_token(w.bias) if w.bias is not None else y
+
+    def fused(self, run: FusedRun, *operands: FusedWeights | Tensor) -> Tensor:
+        x = operands[-1]
+        assert isinstance(x, Tensor)
+        w = operands[0] if len(operands) == 2 else FusedWeights(None, None)
+        assert isinstance(w, FusedWeights)
+        return fused_norm(self.kind, self.eps, x, w.weight, w.bias)
 
     def structure(self, layout: Layout) -> dict[str, Block]:
         blocks = group_blocks(layout, self.kind, self.eps)

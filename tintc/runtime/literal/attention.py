@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor, nn
 
@@ -42,7 +44,7 @@ class TintAttention(nn.Module):
                 self.register_buffer(f"lam_{letter}", torch.zeros(spec.n_heads), persistent=False)
                 self.register_buffer(f"p_{letter}", torch.zeros(spec.width, sim_seq_len), persistent=False)
 
-    def refer(self, positions: dict[str, nn.Parameter], inv_freq: nn.Parameter | None) -> None:
+    def refer(self, positions: Mapping[str, nn.Parameter | None], inv_freq: nn.Parameter | None) -> None:
         """Point at the shared position matrices (by kind) and rotary frequencies, without owning them."""
         for letter in "qkv":
             term = getattr(self.spec, f"positions_{letter}")

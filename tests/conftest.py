@@ -1,0 +1,43 @@
+"""Options and fixtures of the whole test suite."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+SHARED = Path(__file__).resolve().parents[2] / "shared"
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--update-golden", action="store_true", help="rewrite golden texts with what the passes give now")
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _few_threads() -> None:
+    torch.set_num_threads(2)
+
+
+@pytest.fixture
+def golden(request: pytest.FixtureRequest) -> Callable[[str, str], None]:
+    """``golden(name, text)`` compares with ``golden/<name>.txt`` beside the test; --update-golden rewrites the file."""
+
+    def check(name: str, text: str) -> None:
+        path = Path(request.path).parent / "golden" / f"{name}.txt"
+        if request.config.getoption("--update-golden"):
+            path.parent.mkdir(exist_ok=True)
+            path.write_text(text)
+        assert path.exists(), f"{path} is missing; run pytest with --update-golden and read what it wrote"
+        assert text == path.read_text()
+
+    return check
+
+
+@pytest.fixture
+def shared() -> Path:
+    """The folder of models and golden data beside the repository."""
+    if not SHARED.is_dir():
+        pytest.skip(f"{SHARED} is not here; it holds pretrained models and the authors' outputs")
+    return SHARED

@@ -1,0 +1,124 @@
+"""Canonical form: each rule on a few lines of text, and golden texts of three decoders."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from tiny_models import gpt2, llama, opt, token_ids
+from transformers import PreTrainedModel
+
+from tintc.errors import UnsupportedModelError
+from tintc.frontend.capture import capture
+from tintc.frontend.importer import import_graph
+from tintc.ir.auxiliary.interpreter import forward, load
+from tintc.ir.inputs import resolve_inputs
+from tintc.ir.text import parse_program, print_program
+from tintc.lowering.canonicalise import canonicalise, compose
+from tintc.lowering.roles import assign_roles
+
+
+def program(body: str, parameters: str = "") -> str:
+    """A program with embedding ``%x`` of width 8, a body that defines ``%y`` of width 8, and a head."""
+    return f"""aux.program {{width=8, vocab_size=5}}
+parameter @embed {{source="embed"}} : 5x8
+parameter @head {{source="head"}} : 5x8
+{parameters}
+%x = aux.embedding() {{table="embed"}} : tokens<8>
+{body}
+%z = aux.linear(%y) {{weight="head"}} : tokens<5>
+return logits = %z
+"""
+
+
+FUSED = 'parameter @l.w {source="l.w", transpose=true} : 24x8\nparameter @l.b {source="l.b"} : 24'
+GATE = 'parameter @l.w {source="l.w"} : 16x8'
+SPLIT = '%p = aux.linear(%x) {weight="l.w"} : tokens<16>\n'
+
+
+def canonical(text: str) -> str:
+    """The canonical text, after checking that it computes the same."""
+    before = parse_program(text)
+    after = canonicalise(before)
+    assert print_program(before) == print_program(parse_program(text))
+    torch.manual_seed(0)
+    sources = {p.source: torch.randn(p.shape[::-1] if p.transpose else p.shape) for p in before.parameters.values()}
+    inputs = resolve_inputs(token_ids(2, 6, 5))
+    expected = forward(before, load(before, sources), inputs)
+    torch.testing.assert_close(forward(after, load(after, sources), inputs), expected, rtol=1e-12, atol=1e-12)
+    return print_program(after)
+
+
+def test_selects_of_a_projection_become_layers_named_after_what_they_feed() -> None:
+    body = """%p = aux.linear(%x) {weight="l.w", bias="l.b"} : tokens<24>
+%q = aux.select(%p) {columns=[[0, 8]]} : tokens<8>
+%k = aux.select(%p) {columns=[[8, 12], [20, 24]]} : tokens<8>
+%v = aux.select(%p) {columns=[[12, 20]]} : tokens<8>
+%y = aux.attention(%q, %k, %v) {n_heads=2, n_kv_heads=2, head_dim=4, scale=0.5} : tokens<8>"""
+    text = canonical(program(body, FUSED))
+    assert 'parameter @l.q.w {source="l.w", transpose=true, rows=[[0, 8]]} : 8x8' in text
+    assert 'parameter @l.k.w {source="l.w", transpose=true, rows=[[8, 12], [20, 24]]} : 8x8' in text
+    assert '%v = aux.linear(%x) {weight="l.v.w", bias="l.v.b"} : tokens<8>' in text
+    assert "select" not in text and "@l.w" not in text
+
+
+def test_fused_gate_and_nested_selects() -> None:
+    body = (
+        SPLIT
+        + """%all = aux.select(%p) {columns=[[0, 16]]} : tokens<16>
+%u = aux.select(%all) {columns=[[0, 8]]} : tokens<8>
+%g = aux.select(%all) {columns=[[8, 16]]} : tokens<8>
+%a = aux.activation(%u) {fn="silu"} : tokens<8>
+%y = aux.multiply(%a, %g) : tokens<8>"""
+    )
+    text = canonical(program(body, GATE))
+    assert '%y = aux.gate(%g, %u) {fn="silu"} : tokens<8>' in text
+    assert 'parameter @l.up.w {source="l.w", rows=[[8, 16]]}' in text
+    assert 'parameter @l.gate.w {source="l.w", rows=[[0, 8]]}' in text
+
+
+def test_other_parts_are_numbered() -> None:
+    body = (
+        SPLIT
+        + """%b = aux.select(%p) {columns=[[8, 16]]} : tokens<8>
+%a = aux.select(%p) {columns=[[0, 8]]} : tokens<8>
+%y = aux.add(%b, %a) : tokens<8>"""
+    )
+    text = canonical(program(body, GATE))
+    assert 'parameter @l.part0.w {source="l.w", rows=[[0, 8]]}' in text
+
+
+def test_dead_code_goes_and_the_head_is_named() -> None:
+    text = canonical(program(SPLIT + "%y = aux.add(%x, %x) : tokens<8>", GATE))
+    assert "l.w" not in text and '%z = aux.logits(%y) {weight="head"} : logits<5>' in text
+
+
+@pytest.mark.parametrize(
+    ("body", "reason"),
+    [
+        ("%y = aux.multiply(%x, %x) : tokens<8>", "a product of two values"),
+        ('%a = aux.activation(%x) {fn="relu"} : tokens<8>\n%b = aux.multiply(%a, %x) : tokens<8>\n'
+         "%y = aux.add(%a, %b) : tokens<8>", "a product of two values"),
+        (SPLIT + "%a = aux.select(%p) {columns=[[0, 8]]} : tokens<8>\n"
+         "%b = aux.select(%p) {columns=[[4, 12]]} : tokens<8>\n%y = aux.add(%a, %b) : tokens<8>", "do not overlap"),
+        ("%y = aux.select(%x) {columns=[[4, 8], [0, 4]]} : tokens<8>", "only of a linear layer"),
+    ],
+)  # fmt: skip
+def test_what_remains_is_refused(body: str, reason: str) -> None:
+    with pytest.raises(UnsupportedModelError, match=reason):
+        canonicalise(parse_program(program(body, GATE)))
+
+
+def test_compose_counts_runs_within_runs() -> None:
+    assert compose(((10, 14), (20, 26)), ((2, 6),)) == ((12, 14), (20, 22))
+    assert compose(((0, 4), (4, 8)), ((0, 8),)) == ((0, 8),)
+
+
+@pytest.mark.parametrize(
+    ("name", "make"), [("gpt2", lambda: gpt2(2)), ("opt", lambda: opt(1)), ("llama", lambda: llama(2))]
+)
+def test_golden_texts(name: str, make: Callable[[], PreTrainedModel], golden: Callable[[str, str], None]) -> None:
+    imported = import_graph(capture(make()))
+    golden(f"{name}.import", print_program(imported))
+    golden(f"{name}.canonical", print_program(assign_roles(canonicalise(imported))))

@@ -1,0 +1,60 @@
+"""Tiny random decoders for tests, fp32 unless told otherwise. Same arguments, same weights."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+
+SPECIAL = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
+
+
+def build(model_type: str, attention: str = "sdpa", seed: int = 0, **options: Any) -> PreTrainedModel:
+    """A model of that type with random weights, norms and biases included (they start as ones and zeros)."""
+    torch.manual_seed(seed)
+    config = AutoConfig.for_model(model_type, **SPECIAL, **options)
+    model = AutoModelForCausalLM.from_config(config, attn_implementation=attention).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.05 * torch.randn_like(parameter))
+    return model
+
+
+def gpt2(
+    n_layers: int = 2, n_heads: int = 4, head_dim: int = 8, d_ff: int | None = None, vocab: int = 53, **options: Any
+) -> PreTrainedModel:
+    sizes = {"n_layer": n_layers, "n_head": n_heads, "n_embd": n_heads * head_dim, "n_inner": d_ff}
+    return build("gpt2", vocab_size=vocab, n_positions=32, **sizes, **options)
+
+
+def opt(
+    n_layers: int = 2, n_heads: int = 4, head_dim: int = 8, d_ff: int = 45, vocab: int = 53, **options: Any
+) -> PreTrainedModel:
+    width = n_heads * head_dim
+    sizes = {"num_hidden_layers": n_layers, "num_attention_heads": n_heads, "hidden_size": width, "ffn_dim": d_ff}
+    return build("opt", vocab_size=vocab, max_position_embeddings=32, word_embed_proj_dim=width, **sizes, **options)
+
+
+def llama(
+    n_layers: int = 2,
+    n_heads: int = 4,
+    n_kv_heads: int = 2,
+    head_dim: int = 8,
+    d_ff: int = 45,
+    vocab: int = 53,
+    **options: Any,
+) -> PreTrainedModel:
+    sizes = {"num_hidden_layers": n_layers, "num_attention_heads": n_heads, "hidden_size": n_heads * head_dim}
+    sizes |= {"num_key_value_heads": n_kv_heads, "intermediate_size": d_ff}
+    return build("llama", vocab_size=vocab, max_position_embeddings=32, **sizes, **options)
+
+
+def token_ids(batch: int, length: int, vocab: int = 53, seed: int = 1) -> torch.Tensor:
+    """Random ids ``[batch, length]`` without the special ones."""
+    return torch.randint(3, vocab, (batch, length), generator=torch.Generator().manual_seed(seed))
+
+
+def relative(a: torch.Tensor, b: torch.Tensor) -> float:
+    """Largest difference relative to the largest entry of b."""
+    return float((a - b).abs().max() / b.abs().max())

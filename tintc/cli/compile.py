@@ -1,0 +1,45 @@
+"""`tintc compile`."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import tintc
+from tintc.cli.console import LOGGER, print_json, print_table, silence_libraries, stages
+from tintc.lowering.options import Options
+from tintc.runtime.artefact import check_output, write_artefact
+from tintc.runtime.evaluate import peak_rss_bytes
+from tintc.runtime.report import sizes
+
+
+def compile_model(model: str, output: Path, options: dict[str, Any], force: bool, as_json: bool) -> None:
+    """Compile and write; whatever can be checked before the long work is checked before it."""
+    silence_libraries()
+    check_output(output, force)
+    check_options(options)
+    start = time.perf_counter()
+    with stages():
+        sim = tintc.compile(model, **options)
+        LOGGER.info("writing %s", output)
+        write_artefact(sim, output, force)
+    found = {
+        "output": str(output),
+        "seconds": time.perf_counter() - start,
+        "peak_rss_bytes": peak_rss_bytes(),
+        "file_bytes": sum(file.stat().st_size for file in output.iterdir()),
+        "dtype": str(sim.dtype).removeprefix("torch."),
+        "tokenizer": sim.tokenizer is not None,
+        **sizes(sim.program),
+    }
+    if as_json:
+        print_json(found)
+    else:
+        print_table(f"Compiled {model}", found)
+
+
+def check_options(options: dict[str, Any]) -> None:
+    """Raise `OptionError` for values that no model could make right."""
+    unset = ("dtype",) if options["fd_step"] is not None else ("dtype", "fd_step")
+    Options(**{name: value for name, value in options.items() if name not in unset})

@@ -1,0 +1,89 @@
+"""Where output goes: results on standard output, everything else on standard error."""
+
+from __future__ import annotations
+
+import json
+import logging
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import transformers
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+LOGGER = logging.getLogger("tintc")
+
+
+def silence_libraries() -> None:
+    """No warnings and progress bars but our own."""
+    warnings.filterwarnings("ignore")
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+
+
+def print_json(values: Mapping[str, Any]) -> None:
+    """One JSON object, on one line."""
+    print(json.dumps(values, allow_nan=False))
+
+
+def print_table(title: str, rows: Mapping[str, Any]) -> None:
+    """Names and values; nested mappings are indented below their name."""
+    table = Table(title=title, title_justify="left", show_header=False, box=None)
+    table.add_column(style="bold")
+    table.add_column(overflow="fold")
+    for name, value in rows.items():
+        if isinstance(value, Mapping):
+            table.add_row(name, "")
+            for key, inner in value.items():
+                table.add_row(f"  {key}", _shown(inner))
+        else:
+            table.add_row(name, _shown(value))
+    Console().print(table, markup=False)
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+    return f"{value:,}" if isinstance(value, int) else f"{value:.6g}"
+
+
+class _Status(logging.Handler):
+    """Shows the compiler's stages, which it logs, beside a spinner."""
+
+    def __init__(self, show: Any):
+        super().__init__(logging.INFO)
+        self.show = show
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.show(record.getMessage())
+
+
+@contextmanager
+def stages() -> Iterator[None]:
+    """A spinner with the stage that runs, where standard error is a terminal."""
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield
+        return
+    with console.status("starting") as status:
+        handler, level = _Status(status.update), LOGGER.level
+        LOGGER.addHandler(handler)
+        LOGGER.setLevel(logging.INFO)
+        try:
+            yield
+        finally:
+            LOGGER.removeHandler(handler)
+            LOGGER.setLevel(level)
+
+
+@contextmanager
+def block_progress() -> Iterator[Any]:
+    """A function of (done, total) that moves a bar, where standard error is a terminal."""
+    console = Console(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+        task = progress.add_task("blocks", total=None)
+        yield lambda done, total: progress.update(task, completed=done, total=total)

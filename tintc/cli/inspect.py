@@ -1,0 +1,87 @@
+"""`tintc inspect`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from tintc.cli.console import print_json, print_table, silence_libraries, stages
+from tintc.driver import LONGEST_DEFAULT, import_auxiliary, lower
+from tintc.errors import OptionError
+from tintc.frontend.load import load_auxiliary
+from tintc.ir.core import Program
+from tintc.ir.text import parse_program, print_program
+from tintc.lowering.options import Options
+from tintc.runtime.artefact import is_artefact, read_program
+from tintc.runtime.report import OPTIONS, check_file, parameter_report, read_config, summary
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What is looked into: a model, or a compiled simulator, which does not hold the auxiliary's program.
+
+    facts: what is known besides the program; simulator: makes or gives the simulator's program.
+    """
+
+    kind: str
+    facts: dict[str, Any]
+    auxiliary: Program | None
+    simulator: Callable[[], Program]
+
+
+def inspect_path(path: str, ir: str | None, params: bool, as_json: bool) -> None:
+    """Print what was asked for, or a summary if nothing was."""
+    silence_libraries()
+    with stages():
+        subject = read_artefact(path) if holds_simulator(path) else read_model(path)
+        shown = parameter_report(subject.simulator()) if params else {}
+        if ir is not None:
+            shown |= {"ir": ir, "program": print_program(_program(path, subject, ir))}
+        shown = shown or {"kind": subject.kind, **subject.facts, **summary(subject.simulator())}
+    if as_json:
+        print_json(shown)
+        return
+    text = shown.pop("program", "")
+    if shown.pop("ir", None) is None or shown:
+        print_table(f"{subject.kind} {path}", shown)
+    print(text, end="")
+
+
+def _program(path: str, subject: Subject, ir: str) -> Program:
+    if ir == "sim":
+        return subject.simulator()
+    if subject.auxiliary is None:
+        raise OptionError(
+            f"{path} is a compiled simulator, which holds its own program only; pass the model it was compiled from to "
+            "print the auxiliary's, or ask for --ir sim."
+        )
+    return subject.auxiliary
+
+
+def holds_simulator(path: str) -> bool:
+    """Whether a local folder is, or says it is, a compiled simulator."""
+    try:
+        config = json.loads((Path(path) / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        config = None
+    return is_artefact(path) or (isinstance(config, dict) and config.get("model_type") == "tint")
+
+
+def read_artefact(path: str) -> Subject:
+    """An artefact's program and configuration, checked against the headers of its weight files; reads no weights."""
+    program, config = parse_program(read_program(path)), read_config(path)
+    check_file(path, program)
+    facts = {name: config.get(name) for name in OPTIONS} | {"provenance": config.get("provenance", {})}
+    return Subject("simulator", facts, None, lambda: program)
+
+
+def read_model(path: str) -> Subject:
+    """A model as the compiler sees it, with the simulator that default options give."""
+    source = load_auxiliary(path)
+    auxiliary = import_auxiliary(source).program
+    longest = min(source.max_length, LONGEST_DEFAULT)
+    return Subject("model", {"provenance": source.provenance}, auxiliary, partial(lower, auxiliary, Options(), longest))

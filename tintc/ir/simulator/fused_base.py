@@ -1,0 +1,140 @@
+"""What the fused forms of the ops share: token values as plain tensors, weights with pending updates.
+
+Fused execution runs the program by its algebra (spec, section 13). Token values are ``[B, n, width]``, where n is the
+part of the text that the plan keeps; layout attributes are ignored. An update of a linear layer is either carried out
+(*materialised*: per-example weights) or kept as the pair dY, X that defines it (*lazy*)::
+
+    x W'^T + b' = x W^T + b + (x X^T + 1) dY'          dY' = -eta dY, over the train tokens
+    dy W'       = dy W + (dy dY'^T) X
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from tintc.ir.core import Value
+from tintc.ir.functions import ACTIVATIONS
+from tintc.ir.inputs import Inputs
+
+if TYPE_CHECKING:
+    from tintc.ir.simulator.base import SimOp
+
+
+@dataclass(frozen=True)
+class Pending:
+    """A lazy update: ``dy [B, t, dout]`` times minus the rate, ``x [B, t, din]``; `source` names x in the program.
+
+    bias: how many times the bias receives the step (0 without bias; m in the authors' layout).
+    """
+
+    dy: Tensor
+    x: Tensor
+    source: Value
+    bias: int
+
+
+@dataclass(frozen=True)
+class FusedWeights:
+    """Weights of a linear layer (``weight [dout, din]``, or ``[B, dout, din]`` once materialised) or norm (gain in
+    `weight`), and updates not carried out yet."""
+
+    weight: Tensor | None
+    bias: Tensor | None
+    pending: tuple[Pending, ...] = ()
+    owned: bool = False
+
+
+class FusedRun(Protocol):
+    """What the fused form of an op may read."""
+
+    inputs: Inputs
+
+    def table(self, name: str) -> Tensor: ...
+
+    def stored(self, name: str) -> FusedWeights:
+        """Weights as they are stored, as views."""
+        ...
+
+    def rate(self, name: str, step: int) -> Tensor:
+        """Learning rate, ``[]`` or ``[B]``."""
+        ...
+
+    def length(self, op: SimOp) -> int:
+        """How many leading positions of the text the plan keeps for this op's results."""
+        ...
+
+    def lazy(self, op: SimOp) -> bool:
+        """Whether the plan leaves this descent pending."""
+        ...
+
+    def scores(self, x: Tensor, source: Value, pending: Pending) -> Tensor:
+        """``x X^T [B, n, t]``, computed once for all layers that share x and X."""
+        ...
+
+    def turn(self, heads: Tensor, inv_freq: str, style: str) -> Tensor:
+        """Heads ``[B, H, n, d]`` rotated by their positions; the heads themselves if `inv_freq` is empty."""
+        ...
+
+    def allowed(self, length: int) -> Tensor | None:
+        """``[B, 1, n, n]`` bool, causal and masked; None if plain causal attention is all there is."""
+        ...
+
+    def train(self, length: int) -> Tensor | None:
+        """``[B, n, 1]`` train mask in the model's dtype; None if every one of the first n tokens is trained on."""
+        ...
+
+
+def apply_linear(run: FusedRun, w: FusedWeights, x: Tensor, source: Value) -> Tensor:
+    """y = W x + b, pending updates included."""
+    assert w.weight is not None
+    if w.weight.dim() == 2:
+        bias = w.bias if w.bias is None or w.bias.dim() == 1 else None
+        y = F.linear(x, w.weight, bias)
+        if w.bias is not None and bias is None:
+            y = y + w.bias[:, None]
+    else:
+        weight = w.weight.transpose(1, 2)
+        y = torch.bmm(x, weight) if w.bias is None else torch.baddbmm(_rows(w.bias), x, weight)
+    for pending in w.pending:
+        scores = run.scores(x, source, pending)
+        scores = scores + pending.bias if pending.bias else scores
+        y = torch.baddbmm(y, scores, pending.dy)
+    return y
+
+
+def _rows(bias: Tensor) -> Tensor:
+    return bias[None, None] if bias.dim() == 1 else bias[:, None]
+
+
+def apply_transposed(w: FusedWeights, dy: Tensor) -> Tensor:
+    """dx = W^T dy, pending updates included."""
+    assert w.weight is not None
+    dx = dy @ w.weight
+    for pending in w.pending:
+        dx = torch.baddbmm(dx, dy @ pending.dy.transpose(1, 2), pending.x)
+    return dx
+
+
+def at_least_fp32(x: Tensor) -> Tensor:
+    return x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
+
+
+TINY = 1e-30
+"""Gradients smaller than this are stepped as if they were this large, which leaves a zero gradient zero."""
+
+
+def step_size(eps: float, g: Tensor) -> Tensor:
+    """eps / rms(g), per token: ``[..., D] -> [..., 1]``."""
+    return eps * g.shape[-1] ** 0.5 / torch.linalg.vector_norm(g, dim=-1, keepdim=True).clamp(min=TINY)
+
+
+def fused_slope(fn: str, scheme: str, eps: float, g: Tensor, x: Tensor) -> Tensor:
+    """act'(x) * g to first order, in fp32 or better, in the dtype of x."""
+    act, g, wide = ACTIVATIONS[fn], at_least_fp32(g), at_least_fp32(x)
+    h = eps if scheme == "fixed" else step_size(eps, g)
+    return ((act(wide + h * g) - act(wide)) / h).to(x.dtype)

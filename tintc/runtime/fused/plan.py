@@ -1,0 +1,121 @@
+"""What fused execution decides before it runs: which ops, on which part of the text, with which kind of update.
+
+The plan is made from the program, the wanted outputs and the sizes of a batch; nothing in it depends on data.
+
+- Dead code: ops that no wanted output needs. A value that only train tokens need (the loss, backward, descent, and
+  the forward pass before an update) is computed up to the last train token, which is all of it by causality. Without
+  train tokens, every descent is the identity and what feeds it is dropped.
+- Layers below the updated ones run once: the compiler has merged them.
+- Updates are lazy or materialised, per layer, by a cost model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from tintc.ir import simulator as sim
+from tintc.ir.core import Program, Value
+from tintc.ir.simulator import SimOp
+
+UPDATES = ("auto", "lazy", "materialised")
+WRITE_COST = 48
+"""Multiply-adds in whose time one entry of a weight matrix is read and written again (memory against arithmetic)."""
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Sizes of one run: batch, length of the text, and position of the last train token plus one (0: none)."""
+
+    batch: int
+    length: int
+    train: int
+
+
+@dataclass
+class Plan:
+    """ops in order; lengths: positions kept of each op's results; last: values no op after this one reads; alias: what
+    a dropped descent's result stands for; lazy: descents left pending."""
+
+    sizes: Sizes
+    ops: list[SimOp]
+    lengths: dict[SimOp, int]
+    last: dict[SimOp, list[Value]]
+    alias: dict[Value, Value]
+    lazy: set[SimOp] = field(default_factory=set)
+
+    def operands(self, op: SimOp) -> tuple[Value, ...]:
+        return tuple(self.resolve(value) for value in op.operands)
+
+    def resolve(self, value: Value) -> Value:
+        while value in self.alias:
+            value = self.alias[value]
+        return value
+
+
+def make_plan(program: Program, outputs: tuple[str, ...], sizes: Sizes, update: str = "auto") -> Plan:
+    """The plan for the named outputs; update ``auto``, ``lazy`` or ``materialised``."""
+    all_ops = [op for op in program.ops if isinstance(op, SimOp)]
+    alias = {op.results[0]: op.operands[0] for op in all_ops if _is_descent(op)} if sizes.train == 0 else {}
+    plan = Plan(sizes, [], {}, {}, alias)
+    needs = {plan.resolve(program.outputs[label]): sizes.length for label in outputs}
+    for op in reversed(all_ops):
+        wanted = [needs[result] for result in op.results if result in needs]
+        if not wanted or op.results[0] in alias:
+            continue
+        plan.ops.append(op)
+        plan.lengths[op] = max(wanted)
+        reads = plan.lengths[op] if op.phase == "forward" else sizes.train
+        for operand in plan.operands(op):
+            needs[operand] = max(needs.get(operand, 0), reads)
+    plan.ops.reverse()
+    plan.last = _last_reads(plan, {plan.resolve(program.outputs[label]) for label in outputs})
+    plan.lazy = _lazy(plan, update)
+    return plan
+
+
+def _is_descent(op: SimOp) -> bool:
+    return isinstance(op, sim.LinearDescent | sim.NormDescent)
+
+
+def _last_reads(plan: Plan, kept: set[Value]) -> dict[SimOp, list[Value]]:
+    last: dict[SimOp, list[Value]] = {}
+    seen = set(kept)
+    for op in reversed(plan.ops):
+        values = dict.fromkeys((*plan.operands(op), *op.results))
+        last[op] = [value for value in values if value not in seen]
+        seen.update(values)
+    return last
+
+
+def _lazy(plan: Plan, update: str) -> set[SimOp]:
+    """Descents to leave pending, all of one layer alike."""
+    chains: dict[str, list[sim.LinearDescent]] = {}
+    for op in plan.ops:
+        if isinstance(op, sim.LinearDescent):
+            chains.setdefault(op.target, []).append(op)
+    return {op for chain in chains.values() if update == "lazy" or _prefers_lazy(plan, chain, update) for op in chain}
+
+
+def _prefers_lazy(plan: Plan, chain: list[sim.LinearDescent], update: str) -> bool:
+    """Compares multiply-adds per example (spec, section 13).
+
+    Lazy: every later product with the layer costs ``n t (din + dout)`` more for each pending step. Materialised: each
+    step costs ``t din dout``, and the weights are read and written once per example.
+    """
+    if update != "auto":
+        return False
+    t = plan.sizes.train
+    dout, din = chain[0].result.type.dims
+    lazy = 0
+    for index in range(len(chain)):
+        carriers = {later.result for later in chain[index:]}
+        lazy += sum(n * t * (din + dout) for n in _uses(plan, carriers))
+    return lazy < len(chain) * dout * din * (t + WRITE_COST)
+
+
+def _uses(plan: Plan, weights: set[Value]) -> Iterable[int]:
+    """Positions of every product with one of these weights."""
+    for op in plan.ops:
+        if isinstance(op, sim.LinearForward | sim.LinearBackward) and plan.operands(op)[0] in weights:
+            yield plan.lengths[op]
