@@ -10,6 +10,7 @@ import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass
+from glob import escape, glob
 from pathlib import Path
 from typing import Any
 
@@ -94,6 +95,9 @@ def load_auxiliary(
     )
 
 
+TOKENIZER_FILES = ("tokenizer*", "vocab*", "*.model", "merges.txt", "*.tiktoken")
+
+
 def _find(text: str) -> _Place:
     path = Path(text).expanduser()
     if path.is_file():
@@ -169,7 +173,16 @@ def _check_report(name: str, report: Mapping[str, Any]) -> None:
 
 
 def _tokenizer(place: _Place) -> Any | None:
-    """The tokenizer beside the weights, None if there is none that transformers can read."""
+    """The tokenizer beside the weights, None if there is none that transformers can read.
+
+    transformers makes an empty tokenizer for some model types when a folder has none; that would only mislead.
+    """
+    if (
+        place.local
+        and not place.gguf_file
+        and not any(glob(f"{escape(place.folder)}/{name}") for name in TOKENIZER_FILES)
+    ):
+        return None
     try:
         return AutoTokenizer.from_pretrained(place.folder, **place.options)
     except Exception:

@@ -95,10 +95,8 @@ class LinearDescent(SimOp):
         """Pending or carried out, as the plan says; the weights a step before made may be overwritten."""
         w, dy, x = operands
         assert isinstance(w, FusedWeights) and isinstance(dy, Tensor) and isinstance(x, Tensor)
-        mask, rate = run.train(dy.shape[1]), run.rate(self.target, self.step) * -self.rate_scale
-        step = dy * (
-            rate.to(dy.dtype).reshape(-1, 1, 1) if mask is None else rate.to(dy.dtype).reshape(-1, 1, 1) * mask
-        )
+        mask, rate = run.train(dy.shape[1]), (run.rate(self.target, self.step) * -self.rate_scale).reshape(-1, 1, 1)
+        step = (dy * (rate if mask is None else rate * mask)).to(dy.dtype)
         copies = copies_of_bias(self.operands[0].type)
         if run.lazy(self):
             return replace(w, pending=(*w.pending, Pending(step, x, self.operands[2], copies)))
