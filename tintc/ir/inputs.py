@@ -6,7 +6,7 @@ loss counts at position i only if i, i + 1 are train tokens and target i + 1 is 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
@@ -33,6 +33,10 @@ class Inputs:
     def shape(self) -> tuple[int, int]:
         batch, length = self.input_ids.shape
         return batch, length
+
+    def rows(self, start: int, stop: int) -> Inputs:
+        """The same for examples start ... stop - 1 of the batch."""
+        return Inputs(*(getattr(self, f.name)[start:stop] for f in fields(self)))
 
     @property
     def next_ids(self) -> Tensor:

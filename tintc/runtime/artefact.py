@@ -153,6 +153,7 @@ def load(
     from tintc.runtime.model import TintForCausalLM
 
     where, kind = as_device(device), as_dtype(dtype)
+    _read_type(path)
     sim = TintForCausalLM.from_pretrained(path, executor=executor, dtype=kind or "auto")
     return sim.to(where).eval()  # pyright: ignore[reportArgumentType]
 

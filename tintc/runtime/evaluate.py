@@ -119,8 +119,7 @@ def cut_blocks(
         found = "is empty" if length == 0 else f"has only {length} token{'s' if length > 1 else ''}"
         raise InputError(f"The text {found}; pass at least {SHORTEST} tokens.")
     size = min(length, max_length) if block_size is None else block_size
-    if size < SHORTEST:
-        raise OptionError(f"The block size is {size}; it must be at least {SHORTEST} tokens.")
+    trained = train_tokens(size, train_fraction)
     if size > max_length:
         raise OptionError(f"The block size is {size}; this simulator was compiled for at most {max_length} tokens.")
     if size > length:
@@ -128,11 +127,13 @@ def cut_blocks(
     if max_blocks is not None and max_blocks < 1:
         raise OptionError(f"The number of blocks is {max_blocks}; it must be at least 1.")
     count = length // size if max_blocks is None else min(length // size, max_blocks)
-    return Blocks(input_ids[: count * size].reshape(count, size), train_tokens(size, train_fraction))
+    return Blocks(input_ids[: count * size].reshape(count, size), trained)
 
 
 def train_tokens(size: int, fraction: float) -> int:
-    """How many of a block's tokens are trained on."""
+    """How many of a block's tokens are trained on; `OptionError` unless some are, and some are left."""
+    if size < SHORTEST:
+        raise OptionError(f"The block size is {size}; it must be at least {SHORTEST} tokens.")
     if not 0 < fraction < 1:
         raise OptionError(f"The train fraction is {fraction}; it must lie between 0 and 1, both excluded.")
     count = math.floor(fraction * size)

@@ -32,8 +32,8 @@ from tintc.runtime.artefact import (
 )
 from tintc.runtime.card import model_card
 from tintc.runtime.config import TintConfig
-from tintc.runtime.fused.executor import FusedExecutor
-from tintc.runtime.fused.plan import Sizes, make_plan
+from tintc.runtime.fused.batches import run_fused
+from tintc.runtime.fused.plan import Plan
 from tintc.runtime.literal.attention import TintAttention
 from tintc.runtime.literal.blocks import LossModule, PositionGate, Prefix, build_block
 from tintc.runtime.literal.machine import Machine, SimModule
@@ -77,6 +77,7 @@ class TintForCausalLM(StructuralModel):
         self.program: Program = parse_program(config.program)
         self.layout: Layout = layout_of(self.program)
         self.update = "auto"
+        self.plans: dict[Any, Plan] = {}
         self.tokenizer: Any = None
         self._build()
         self._start()
@@ -209,6 +210,7 @@ class TintForCausalLM(StructuralModel):
         labels: Tensor | None = None,
         inner_lr: float | Tensor | None = None,
         return_before: bool = False,
+        max_batch: int | str | None = None,
         **_: Any,
     ) -> TintOutput:
         """Train the auxiliary on the text's train tokens and predict with the result, all in this pass.
@@ -217,8 +219,9 @@ class TintForCausalLM(StructuralModel):
         each row; with fewer than two, no update), loss_mask ``[B, T]`` over target tokens, attention_mask ``[B, T]``
         (padding) or ``[B, T, T]``; masks of any dtype, non-zero is true. position_ids ``[B, T]`` (default: counting
         tokens that are not padding). labels ``[B, T]``: targets of `loss`, -100 is ignored. inner_lr: float or
-        ``[B]``, instead of the stored rates. Raises `InputError` for ids out of range, texts too long and shapes that
-        do not fit.
+        ``[B]``, instead of the stored rates. max_batch: examples that fused execution runs at a time, ``auto``: as
+        many as memory takes; None: all, refused if memory will not take them. Raises `InputError` for ids out of
+        range, texts too long and shapes that do not fit.
         """
         inputs = resolve_inputs(
             input_ids,
@@ -230,7 +233,8 @@ class TintForCausalLM(StructuralModel):
             semantics=self.config.semantics,
         )
         self._check(inputs)
-        found = self._execute(inputs, inner_lr, ("logits_before", "logits") if return_before else ("logits",))
+        outputs = ("logits_before", "logits") if return_before else ("logits",)
+        found = self._execute(inputs, inner_lr, outputs, max_batch)
         loss = None
         if labels is not None:
             logits = found["logits"]
@@ -238,15 +242,13 @@ class TintForCausalLM(StructuralModel):
             loss = F.cross_entropy(logits[:, :-1].flatten(0, 1).float(), targets, ignore_index=-100)
         return TintOutput(loss=loss, logits=found["logits"], logits_before=found.get("logits_before"))
 
-    def _execute(self, inputs: Inputs, inner_lr: float | Tensor | None, outputs: tuple[str, ...]) -> dict[str, Tensor]:
+    def _execute(
+        self, inputs: Inputs, inner_lr: float | Tensor | None, outputs: tuple[str, ...], max_batch: int | str | None
+    ) -> dict[str, Tensor]:
         rate = self._rate_of(inner_lr, inputs)
-        if self._choose_executor() == "fused":
-            batch, length = inputs.shape
-            columns = inputs.train.any(0).nonzero()
-            sizes = Sizes(batch, length, int(columns[-1]) + 1 if len(columns) else 0)
-            plan = make_plan(self.program, outputs, sizes, self.update)
-            return FusedExecutor(self, inputs, plan, rate).run(outputs)
-        return Machine(self, inputs, rate).run(outputs)
+        if self._choose_executor() == "literal":
+            return Machine(self, inputs, rate).run(outputs)
+        return run_fused(self, inputs, rate, outputs, max_batch)
 
     def _check(self, inputs: Inputs) -> None:
         length, limit = inputs.shape[1], self.layout.max_length

@@ -25,11 +25,12 @@ WRITE_COST = 48
 
 @dataclass(frozen=True)
 class Sizes:
-    """Sizes of one run: batch, length of the text, and position of the last train token plus one (0: none)."""
+    """Sizes of one run: batch, length of the text, position of the last train token plus one (0: none), vocabulary."""
 
     batch: int
     length: int
     train: int
+    vocab: int
 
 
 @dataclass
