@@ -26,11 +26,17 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 """Activations by the name the IR uses. All map 0 to 0, so that the zero pads of an embedding stay zero."""
 
 
+def square_root(x: Tensor) -> Tensor:
+    """The square root, with the derivative 0 at 0: a zero vector must not make autograd's gradients NaN."""
+    zero = x == 0
+    return torch.where(zero, 0.0, torch.where(zero, 1.0, x).sqrt())
+
+
 def norm_scale(kind: str, x: Tensor, eps: float) -> Tensor:
     """sigma(x) of a LayerNorm or rms(x) of an RMSNorm, its `eps` included: ``[..., D] -> [..., 1]``."""
     if kind == "layer":
         x = x - x.mean(-1, keepdim=True)
-    return (x.square().mean(-1, keepdim=True) + eps).sqrt()
+    return square_root(x.square().mean(-1, keepdim=True) + eps)
 
 
 def normalise(kind: str, x: Tensor, eps: float) -> Tensor:
@@ -43,7 +49,7 @@ def normalise(kind: str, x: Tensor, eps: float) -> Tensor:
 
 def rms(g: Tensor) -> Tensor:
     """Root mean square over the last dimension, kept: ``[..., D] -> [..., 1]``."""
-    return g.square().mean(-1, keepdim=True).sqrt()
+    return square_root(g.square().mean(-1, keepdim=True))
 
 
 @dataclass(frozen=True)

@@ -119,6 +119,13 @@ def read_tokenizer(path: str | os.PathLike[str]) -> Any:
         return None
 
 
+def write_tokenizer(tokenizer: Any, folder: Path) -> None:
+    """Save a tokenizer without what transformers notes about where it was loaded from."""
+    for key in ("is_local", "local_files_only"):
+        tokenizer.init_kwargs.pop(key, None)
+    tokenizer.save_pretrained(folder)
+
+
 def check_loading_info(path: str | os.PathLike[str], info: dict[str, Any]) -> None:
     """Raise `ArtefactError` unless the file held exactly the tensors that the program needs."""
     problems = []

@@ -29,6 +29,7 @@ from tintc.runtime.artefact import (
     first_line,
     read_program,
     read_tokenizer,
+    write_tokenizer,
 )
 from tintc.runtime.card import model_card
 from tintc.runtime.config import TintConfig
@@ -78,7 +79,8 @@ class TintForCausalLM(StructuralModel):
         self.layout: Layout = layout_of(self.program)
         self.update = "auto"
         self.plans: dict[Any, Plan] = {}
-        self.tokenizer: Any = None
+        self._tokenizer: Any = None
+        self._tokenizer_folder: Path | None = None
         self._build()
         self._start()
         self.post_init()
@@ -137,18 +139,31 @@ class TintForCausalLM(StructuralModel):
         sim, info = loaded
         check_loading_info(path, info)
         sim.bind()
-        sim.executor, sim.tokenizer = executor, read_tokenizer(path)
-        sim.settle(stored_digest(files_of(path, **hub)))
+        sim.executor, sim._tokenizer_folder = executor, files_of(path, **hub)
+        sim.settle(stored_digest(sim._tokenizer_folder))
         return (sim, info) if wants_info else sim
+
+    @property
+    def tokenizer(self) -> Any:
+        """The auxiliary's tokenizer, read when it is first asked for; None if the artefact has none."""
+        if self._tokenizer is None and self._tokenizer_folder is not None:
+            self._tokenizer, self._tokenizer_folder = read_tokenizer(self._tokenizer_folder), None
+        return self._tokenizer
+
+    @tokenizer.setter
+    def tokenizer(self, tokenizer: Any) -> None:
+        self._tokenizer, self._tokenizer_folder = tokenizer, None
 
     def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> None:
         """Everything the simulator needs: configuration, tensors, program, model card and, if known, the tokenizer."""
         super().save_pretrained(save_directory, *args, **kwargs)
         folder = Path(save_directory)
+        for file in folder.glob("*.safetensors"):
+            file.chmod((folder / "config.json").stat().st_mode)  # written readable by its owner alone
         (folder / PROGRAM_FILE).write_text(print_program(self.program), encoding="utf-8")
         (folder / CARD_FILE).write_text(model_card(self.config), encoding="utf-8")
         if self.tokenizer is not None:
-            self.tokenizer.save_pretrained(folder)
+            write_tokenizer(self.tokenizer, folder)
 
     def bind(self) -> None:
         for name, block in self._blocks.items():

@@ -72,6 +72,10 @@ class FusedRun(Protocol):
         """Whether the plan leaves this descent pending."""
         ...
 
+    def frees(self, op: SimOp, value: Value) -> bool:
+        """Whether `op` is the last to read `value`."""
+        ...
+
     def scores(self, x: Tensor, source: Value, pending: Pending) -> Tensor:
         """``x X^T [B, n, t]``, computed once for all layers that share x and X."""
         ...

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 
 from torch import Tensor
 
@@ -15,6 +16,7 @@ from tintc.ir.simulator.linear_common import check_linear, main_chunks, rows_to_
 from tintc.ir.structure import AttentionSpec, Block, Positions, chunk_map, indicator
 
 
+@cache
 def backward_block(layout: Layout) -> Block:
     """The linear-backward attention.
 

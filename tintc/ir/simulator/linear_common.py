@@ -7,6 +7,8 @@ j``, sees chunk j of row s: "shard j of row kS+s". Bias heads ``S*S' .. S*S' + S
 
 from __future__ import annotations
 
+from functools import cache
+
 from tintc.ir.core import Op, Type, Value
 from tintc.ir.layout import Layout
 from tintc.ir.routing import Move
@@ -26,6 +28,7 @@ def select_chunks(layout: Layout, chunks: range, factor: float = 1.0) -> SplitSt
     return chunk_map(layout.n_heads, layout.d_h, {(chunk, chunk): factor for chunk in chunks})
 
 
+@cache
 def rows_to_heads(layout: Layout) -> list[Move]:
     """dy's coordinate ``kS+s`` (slot 0) to column k of every head (s, j), j < S'."""
     moves = []
@@ -37,6 +40,7 @@ def rows_to_heads(layout: Layout) -> list[Move]:
     return moves
 
 
+@cache
 def heads_to_rows(layout: Layout) -> list[Move]:
     """Column k of the heads (s, j), added over j, to y's coordinate ``kS+s`` (slot 0): `rows_to_heads` reversed."""
     return [Move(move.targets, move.to, move.sources, move.column) for move in rows_to_heads(layout)]

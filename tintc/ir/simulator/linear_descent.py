@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cache, partial
 
 import torch
 from torch import Tensor
@@ -17,6 +17,7 @@ from tintc.ir.simulator.linear_common import bias_chunks, check_linear, copies_o
 from tintc.ir.structure import AttentionSpec, Block, Positions, chunk_map, indicator
 
 
+@cache
 def descent_block(layout: Layout, main: bool, bias: bool) -> Block:
     """The linear-descent attention, with main heads, bias heads or both.
 
@@ -52,15 +53,19 @@ def descent_block(layout: Layout, main: bool, bias: bool) -> Block:
     return Block(spec, "update")
 
 
-def materialise(w: FusedWeights, step: Tensor, x: Tensor, copies: int) -> FusedWeights:
-    """Weights with ``step^T x`` added: ``[dout, din]`` for one example, else ``[B, dout, din]``."""
+def materialise(w: FusedWeights, step: Tensor, x: Tensor, copies: int, overwrite: bool) -> FusedWeights:
+    """Weights with ``step^T x`` added: ``[dout, din]`` for one example, else ``[B, dout, din]``.
+
+    overwrite: nothing needs `w` any more; what an earlier step has made is then written over.
+    """
     assert w.weight is not None and not w.pending
     bias = None if w.bias is None else w.bias + copies * step.sum(1)
+    in_place = overwrite and w.owned and not torch.is_grad_enabled()
     if step.shape[0] == 1 and w.weight.dim() == 2:
-        in_place = w.owned and not torch.is_grad_enabled()
         add = w.weight.addmm_ if in_place else partial(torch.addmm, w.weight)
         return FusedWeights(add(step[0].t(), x[0]), bias, owned=True)
-    return FusedWeights(torch.baddbmm(w.weight, step.transpose(1, 2), x), bias, owned=True)
+    add = w.weight.baddbmm_ if in_place else partial(torch.baddbmm, w.weight)
+    return FusedWeights(add(step.transpose(1, 2), x), bias, owned=True)
 
 
 @register("sim.linear_descent")
@@ -92,7 +97,7 @@ class LinearDescent(SimOp):
         return Weights(weight, w.bias - copies_of_bias(self.operands[0].type) * rate[:, 0] * summed.sum(1))
 
     def fused(self, run: FusedRun, *operands: FusedWeights | Tensor) -> FusedWeights:
-        """Pending or carried out, as the plan says; the weights a step before made may be overwritten."""
+        """Pending or carried out, as the plan says."""
         w, dy, x = operands
         assert isinstance(w, FusedWeights) and isinstance(dy, Tensor) and isinstance(x, Tensor)
         mask, rate = run.train(dy.shape[1]), (run.rate(self.target, self.step) * -self.rate_scale).reshape(-1, 1, 1)
@@ -100,7 +105,7 @@ class LinearDescent(SimOp):
         copies = copies_of_bias(self.operands[0].type)
         if run.lazy(self):
             return replace(w, pending=(*w.pending, Pending(step, x, self.operands[2], copies)))
-        return materialise(w, step, x, copies)
+        return materialise(w, step, x, copies, run.frees(self, self.operands[0]))
 
     def structure(self, layout: Layout) -> dict[str, Block]:
         copies = copies_of_bias(self.operands[0].type)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 
 from torch import Tensor
 
@@ -32,6 +33,7 @@ from tintc.ir.simulator.linear_common import (
 from tintc.ir.structure import AttentionSpec, Block, Positions, chunk_map, indicator
 
 
+@cache
 def forward_block(layout: Layout, bias: bool) -> Block:
     """The linear-forward attention.
 

@@ -61,6 +61,9 @@ class FusedExecutor:
     def lazy(self, op: SimOp) -> bool:
         return op in self.plan.lazy
 
+    def frees(self, op: SimOp, value: Value) -> bool:
+        return self.plan.resolve(value) in self.plan.last[op]
+
     def scores(self, x: Tensor, source: Value, pending: Pending) -> Tensor:
         key = (self.plan.resolve(source), pending.source, x.shape[1])
         if key not in self._scores:
