@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import logging
 import os
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
+from torch import Tensor
 
 from tintc.frontend.capture import capture
 from tintc.frontend.importer import import_graph
@@ -29,7 +32,6 @@ from tintc.runtime.model import TintForCausalLM
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-LONGEST_DEFAULT = 2048
 logger = logging.getLogger("tintc")
 
 
@@ -75,23 +77,22 @@ def compile(
     logger.info("capturing and importing its graph")
     auxiliary = import_auxiliary(source)
     logger.info("lowering to simulator modules")
-    program = lower(
-        auxiliary.program, options, min(source.max_length, LONGEST_DEFAULT if max_length is None else max_length)
-    )
+    program = lower(auxiliary.program, options, source.max_length)
     logger.info("emitting tensors")
     return assemble(program, auxiliary, source, options, kind or source.dtype)
 
 
+@dataclass(frozen=True)
 class Auxiliary:
-    """An imported decoder: its program, and the tensors its parameters name."""
+    """An imported decoder: its program, and the tensors that its parameters' sources name."""
 
-    def __init__(self, program: Program, tensors: Any):
-        self.program, self.tensors = program, tensors
+    program: Program
+    tensors: Mapping[str, Tensor]
 
 
 def import_auxiliary(source: AuxiliarySource) -> Auxiliary:
     """Capture, import, canonicalise and assign roles."""
-    captured = capture(source.model)
+    captured = capture(source.model, source.max_length, source.provenance["source"])
     program = import_graph(captured)
     program = canonicalise(program)
     return Auxiliary(assign_roles(program), captured.tensors)

@@ -126,8 +126,13 @@ def write_tokenizer(tokenizer: Any, folder: Path) -> None:
     tokenizer.save_pretrained(folder)
 
 
-def check_loading_info(path: str | os.PathLike[str], info: dict[str, Any]) -> None:
-    """Raise `ArtefactError` unless the file held exactly the tensors that the program needs."""
+def check_loading_info(path: str | os.PathLike[str], info: dict[str, Any], edited: bool) -> None:
+    """Raise `ArtefactError` unless the file held exactly the tensors that the program needs.
+
+    A program whose text was edited after compiling may have no use for some of them any more.
+    """
+    if edited:
+        info = {**info, "unexpected_keys": ()}
     problems = []
     for kind, word in (
         ("missing_keys", "lacks"),

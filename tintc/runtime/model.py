@@ -125,7 +125,7 @@ class TintForCausalLM(StructuralModel):
         """A compiled simulator from a folder or the hub, as `transformers` loads models.
 
         executor: ``auto`` or ``literal``. Raises `ArtefactError` if the folder is not a simulator, is damaged, or lacks
-        or has extra tensors; transformers' own keyword arguments pass through.
+        or has extra tensors (extra ones are left out if its program was edited); transformers' own keyword arguments pass through.
         """
         check_executor(executor)
         hub = {key: kwargs[key] for key in HUB_ARGUMENTS if key in kwargs}
@@ -137,7 +137,7 @@ class TintForCausalLM(StructuralModel):
         except (SafetensorError, OSError, RuntimeError) as error:
             raise ArtefactError(f"{path} cannot be loaded: {first_line(error)}. Compile the model again.") from error
         sim, info = loaded
-        check_loading_info(path, info)
+        check_loading_info(path, info, edited=text_digest(config.program) != config.digests.get("program"))
         sim.bind()
         sim.executor, sim._tokenizer_folder = executor, files_of(path, **hub)
         sim.settle(stored_digest(sim._tokenizer_folder))
