@@ -28,13 +28,15 @@ class SplitStage:
     """One H-split linear operation (Defs. D.4, D.5) with H = `n_heads` chunks of width `width`.
 
     kind ``dimension``: weight ``[width, H, H]``, mixes the chunks column by column; ``split``: weight
-    ``[H, width, width]``, mixes the columns chunk by chunk. The bias of the definition starts at zero.
+    ``[H, width, width]``, mixes the columns chunk by chunk. The bias of the definition starts at zero; a stage whose
+    bias could not matter has none.
     """
 
     kind: str
     n_heads: int
     width: int
     weight: TensorSpec
+    bias: bool = True
 
 
 Split = tuple[SplitStage, ...] | None
@@ -177,7 +179,8 @@ def block_tensors(spec: BlockSpec) -> dict[str, TensorSpec]:
 def _name_stages(named: dict[str, TensorSpec], prefix: str, stages: tuple[SplitStage, ...]) -> None:
     for index, stage in enumerate(stages):
         named[f"{prefix}{index}.weight"] = stage.weight
-        named[f"{prefix}{index}.bias"] = constant(stage.n_heads, stage.width)
+        if stage.bias:
+            named[f"{prefix}{index}.bias"] = constant(stage.n_heads, stage.width)
 
 
 SATURATED = 64.0

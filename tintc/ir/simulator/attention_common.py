@@ -7,7 +7,7 @@ the pitch. Query head h reads key/value head ``h // group``.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
@@ -58,6 +58,10 @@ class AttentionOp(SimOp):
         group = self.n_heads // self.n_kv_heads if grouped else 1
         entries = {(h, start + h // group): factor for h in range(self.n_heads)}
         return chunk_map(self.chunks(layout), self.head_dim, entries)
+
+    def take_keys(self, layout: Layout, start: int) -> SplitStage:
+        """`take` for keys, without a bias: softmax does not see what is added to all keys alike."""
+        return replace(self.take(layout, start, grouped=True), bias=False)
 
     def chunks(self, layout: Layout) -> int:
         return layout.d_sim // self.head_dim

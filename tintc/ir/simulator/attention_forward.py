@@ -68,7 +68,7 @@ class AttentionForward(AttentionOp):
             width=self.head_dim,
             kind="softmax",
             w_q=(self.take(layout, q, grouped=False, factor=self.scale),),
-            w_k=(self.take(layout, k, grouped=True),),
+            w_k=(self.take_keys(layout, k),),
             w_v=(self.take(layout, v, grouped=True),),
             w_o=(chunk_map(chunks, self.head_dim, {(h, h): 1.0 for h in range(self.n_heads)}),),
             rotary=self.inv_freq,

@@ -12,20 +12,21 @@ class SplitOperation(nn.Module):
     """One split operation with H chunks of width w: ``[..., D_sim] -> [..., D_sim]``.
 
     kind ``dimension``: ``weight [w, H, H]``, column c becomes ``W_c E_:c + B_c``; ``split``: ``weight [H, w, w]``,
-    chunk h becomes ``W_h E_h + B_h``. ``bias [H, w]``.
+    chunk h becomes ``W_h E_h + B_h``. ``bias [H, w]`` or None.
     """
 
     def __init__(self, stage: SplitStage):
         super().__init__()
         self.kind, self.n_heads, self.width = stage.kind, stage.n_heads, stage.width
         self.weight = nn.Parameter(torch.empty(stage.weight.shape))
-        self.bias = nn.Parameter(torch.empty(stage.n_heads, stage.width))
+        self.bias = nn.Parameter(torch.empty(stage.n_heads, stage.width)) if stage.bias else None
 
     def forward(self, e: Tensor) -> Tensor:
         chunks = e.unflatten(-1, (self.n_heads, self.width))
         weight = self.weight.to(e.dtype)
         rule = "...hc,cgh->...gc" if self.kind == "dimension" else "...hc,hdc->...hd"
-        return (torch.einsum(rule, chunks, weight) + self.bias.to(e.dtype)).flatten(-2)
+        out = torch.einsum(rule, chunks, weight)
+        return (out if self.bias is None else out + self.bias.to(e.dtype)).flatten(-2)
 
     def extra_repr(self) -> str:
         return f"{self.kind}, n_heads={self.n_heads}, width={self.width}"

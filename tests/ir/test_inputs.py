@@ -1,0 +1,74 @@
+"""Masks and positions as the programs see them."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from tintc.errors import InputError, OptionError
+from tintc.ir.inputs import resolve_inputs
+
+IDS = torch.arange(12).reshape(2, 6)
+
+
+def rows(tensor: Tensor) -> list[list[int]]:
+    return tensor.long().tolist()
+
+
+def test_defaults() -> None:
+    found = resolve_inputs(IDS)
+    assert rows(found.position_ids) == [[0, 1, 2, 3, 4, 5]] * 2
+    assert rows(found.train) == [[1, 1, 1, 0, 0, 0]] * 2
+    assert rows(found.counts) == [[1, 1, 0, 0, 0, 0]] * 2
+    assert bool(found.allowed.all()) and found.shape == (2, 6)
+    assert rows(found.next_ids) == [[1, 2, 3, 4, 5, 5], [7, 8, 9, 10, 11, 11]]
+
+
+def test_padding_on_either_side() -> None:
+    found = resolve_inputs(IDS, attention_mask=torch.tensor([[0, 0, 1, 1, 1, 1], [1, 1, 1, 1, 1, 0]]))
+    assert rows(found.position_ids) == [[0, 0, 0, 1, 2, 3], [0, 1, 2, 3, 4, 4]]
+    assert rows(found.train) == [[0, 0, 1, 1, 0, 0], [1, 1, 0, 0, 0, 0]]
+    assert rows(found.allowed[0]) == [[0, 0, 1, 1, 1, 1]] * 6
+
+
+def test_pads_never_train_or_count() -> None:
+    mask = torch.tensor([[0, 1, 1, 1, 1, 1], [1, 1, 1, 1, 0, 0]])
+    found = resolve_inputs(IDS, train_mask=torch.ones(2, 6), attention_mask=mask)
+    assert rows(found.train) == rows(mask)
+    assert rows(found.counts) == [[0, 1, 1, 1, 1, 0], [1, 1, 1, 0, 0, 0]]
+
+
+def test_counting_needs_both_tokens_in_exact_and_the_target_in_paper_code() -> None:
+    train = torch.tensor([[0, 1, 1, 0, 1, 1], [1, 1, 0, 0, 0, 1]])
+    assert rows(resolve_inputs(IDS, train).counts) == [[0, 1, 0, 0, 1, 0], [1, 0, 0, 0, 0, 0]]
+    assert rows(resolve_inputs(IDS, train, semantics="paper-code").counts) == [[1, 1, 0, 1, 1, 0], [1, 0, 0, 0, 1, 0]]
+
+
+def test_loss_mask_indexes_the_target() -> None:
+    found = resolve_inputs(IDS, torch.ones(2, 6), torch.tensor([[1, 0, 1, 1, 1, 1], [0, 1, 1, 1, 1, 0]]))
+    assert rows(found.counts) == [[0, 1, 1, 1, 1, 0], [1, 1, 1, 1, 0, 0]]
+
+
+@pytest.mark.parametrize("train", [[0, 0, 0, 0, 0, 0], [0, 0, 1, 0, 0, 0]])
+def test_fewer_than_two_train_tokens_are_none(train: list[int]) -> None:
+    found = resolve_inputs(IDS, torch.tensor([train, [1, 1, 0, 0, 0, 0]]))
+    assert rows(found.train) == [[0] * 6, [1, 1, 0, 0, 0, 0]]
+    assert rows(found.counts) == [[0] * 6, [1, 0, 0, 0, 0, 0]]
+
+
+@pytest.mark.parametrize(("fraction", "count"), [(0.01, 0), (0.34, 2), (0.5, 3), (0.99, 5)])
+def test_train_fraction_is_rounded_down(fraction: float, count: int) -> None:
+    assert rows(resolve_inputs(IDS, train_fraction=fraction).train) == [[1] * count + [0] * (6 - count)] * 2
+
+
+@pytest.mark.parametrize("fraction", [0.0, 1.0, -0.5, 2.0, float("nan")])
+def test_train_fraction_out_of_range(fraction: float) -> None:
+    with pytest.raises(OptionError, match="must lie between 0 and 1"):
+        resolve_inputs(IDS, train_fraction=fraction)
+
+
+@pytest.mark.parametrize("ids", [torch.ones(2, 3), torch.ones(3, dtype=torch.long), torch.ones(1, 1, dtype=torch.bool)])
+def test_ids_are_integers_in_two_dimensions(ids: Tensor) -> None:
+    with pytest.raises(InputError, match="integers"):
+        resolve_inputs(ids)

@@ -1,0 +1,113 @@
+"""`differentiate`: reverse mode on the graph, pinned by text, and checked against the auxiliary interpreter."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from programs import Sketch, check_agreement, gpt_like, llama_like, simulator, three_ways
+
+from tintc.ir import simulator as sim
+from tintc.ir.auxiliary.interpreter import Descent, forward, simulate
+from tintc.ir.core import Program
+from tintc.ir.functions import FiniteDifference
+from tintc.ir.inputs import resolve_inputs
+from tintc.ir.text import parse_program, print_program
+from tintc.lowering.differentiate import differentiate
+from tintc.lowering.options import Options
+
+IDS = torch.randint(0, 11, (2, 9), generator=torch.Generator().manual_seed(0))
+
+
+def parallel() -> tuple[Program, dict[str, torch.Tensor]]:
+    return llama_like(layers=1, parallel=True)
+
+
+@pytest.mark.parametrize("name", ["gpt", "parallel"])
+def test_text(name: str, golden: Callable[[str, str], None]) -> None:
+    program, _ = gpt_like(layers=2) if name == "gpt" else parallel()
+    found = differentiate(program, Options(n_steps=2, n_update_layers=1))
+    assert print_program(parse_program(print_program(found))) == print_program(found)
+    golden(f"sim_differentiate_{name}", print_program(found))
+
+
+def inside(program: Program) -> list[sim.SimOp]:
+    (repeat,) = [op for op in program.ops if isinstance(op, sim.Repeat)]
+    return [op for op in repeat.body.ops if isinstance(op, sim.SimOp)]
+
+
+def targets(program: Program) -> set[str]:
+    return {op.target for op in inside(program) if isinstance(op, sim.LinearDescent | sim.NormDescent)}
+
+
+def test_what_descends() -> None:
+    """Section 10: value, output, feed-forward, norm biases of the top layers, the final norm's bias; nothing else."""
+    program, _ = gpt_like(layers=2)
+    layer = {f"h.1.{part}" for part in ("attn.v", "attn.o", "ffn.up", "ffn.down", "ln1", "ln2")}
+    assert targets(differentiate(program, Options(n_update_layers=1))) == layer | {"lnf"}
+    lower = {name.replace("h.1", "h.0") for name in layer}
+    assert targets(differentiate(program, Options())) == layer | lower | {"lnf"}
+
+
+def test_norms_without_bias_do_not_descend() -> None:
+    program, _ = parallel()
+    assert targets(differentiate(program, Options())) == {
+        f"h.0.{part}" for part in ("attn.v", "attn.o", "ffn.up", "ffn.gate", "ffn.down")
+    }
+
+
+def test_no_gradient_goes_where_no_update_lies_below() -> None:
+    """Nothing flows into the lowest updated layer's input, nor into queries and keys."""
+    program, _ = gpt_like(layers=2)
+    ops = inside(differentiate(program, Options(n_update_layers=1)))
+    assert {op.layer for op in ops if op.phase == "backward"} <= {-1, 1}
+    assert not [op for op in ops if isinstance(op, sim.LinearBackward) and op.role in ("query", "key")]
+    assert not [op for op in ops if isinstance(op, sim.NormBackward) and op.origin == "h.1.ln1"]
+
+
+def test_descent_and_backward_read_the_weights_from_before_the_update() -> None:
+    program, _ = gpt_like(layers=2)
+    ops = inside(differentiate(program, Options()))
+    updated = {op.result for op in ops if isinstance(op, sim.LinearDescent | sim.NormDescent)}
+    assert not [op for op in ops if updated.intersection(op.operands)]
+
+
+def several_uses() -> tuple[Program, dict[str, torch.Tensor]]:
+    """A value used three times, twice by one op; a layer applied twice."""
+    make = Sketch(8, seed=4)
+    x = make.embedding("wte", 11)
+    make.layer = 0
+    value = make.linear("v", make.norm("ln", x), 8, "value")
+    doubled = make.sum("doubled", value, value)
+    mixed = make.linear("mix", make.sum("thrice", doubled, value), 8, "ffn")
+    again = make.linear("mix", mixed, 8, "ffn")
+    again.name = "mix.again"
+    out = make.sum("out", make.sum("skip", x, again), mixed)
+    make.layer = -1
+    return make.finish(make.norm("lnf", out, "final"), 11, 1)
+
+
+def test_a_value_used_three_times_receives_the_sum() -> None:
+    """fp64, 1e-9 of the update; the second of two layers that share weights adds to the first one's update."""
+    program, tensors = several_uses()
+    sums = [
+        op for op in inside(differentiate(program, Options())) if isinstance(op, sim.Add) and op.phase == "backward"
+    ]
+    assert [op.origin for op in sums].count("v") == 2
+    model = simulator(program, tensors, n_steps=2, inner_lr=0.01)
+    check_agreement(three_ways(model, program, tensors, IDS, Descent(0.01, 2)))
+
+
+def test_gradients_of_a_dag_are_those_of_autograd() -> None:
+    """The interpreter of the auxiliary sums too: at step 1e-6 its gradients are autograd's, to 1e-4 (fp64)."""
+    program, tensors = several_uses()
+    inputs = resolve_inputs(IDS[:1], train_mask=torch.tensor([[1] * 6 + [0] * 3]))
+    leaves = {name: tensor.clone().requires_grad_() for name, tensor in tensors.items()}
+    z = forward(program, leaves, inputs)
+    loss = (z.logsumexp(-1) - z.gather(-1, inputs.next_ids[..., None])[..., 0]) * inputs.counts
+    loss.sum().backward()
+    _, _, updated = simulate(program, tensors, inputs, Descent(1.0, difference=FiniteDifference("token", 1e-6)))
+    for name in ("v.weight", "mix.weight", "mix.bias", "ln.bias", "lnf.bias"):
+        wanted, found = leaves[name].grad, (tensors[name] - updated[name])[0]
+        assert wanted is not None and float((found - wanted).norm() / wanted.norm()) < 1e-4, name

@@ -1,0 +1,128 @@
+"""Editing the program's text changes the interpreter and literal execution alike. fp64, 1e-9 of the update."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from programs import Imported, import_model, relative_to_update
+from tiny_models import gpt2, llama, token_ids
+from torch import Tensor
+
+import tintc
+from tintc.errors import IRError
+from tintc.ir.inputs import resolve_inputs
+from tintc.ir.simulator.interpreter import interpret
+from tintc.ir.text import parse_program, print_program
+from tintc.runtime.model import TintForCausalLM
+
+MODELS = {
+    "gpt2": lambda: gpt2(n_heads=3, head_dim=4),
+    "llama": lambda: llama(n_heads=3, n_kv_heads=1, head_dim=4, d_ff=20),
+}
+
+
+@pytest.fixture(scope="module", params=MODELS)
+def auxiliary(request: pytest.FixtureRequest) -> Imported:
+    return import_model(MODELS[request.param]())
+
+
+def descents(text: str) -> list[tuple[str, str, str]]:
+    """(line, result, weights) of every linear descent."""
+    return re.findall(r"^(%([\w.\-]+) = sim\.linear_descent\(%([\w.\-]+), .*)$", text, re.M)
+
+
+def drop_descent(text: str) -> str:
+    line, result, weights = descents(text)[0]
+    return re.sub(rf"%{re.escape(result)}(?![\w.\-])", f"%{weights}", text.replace(line + "\n", ""))
+
+
+def drop_all_descents(text: str) -> str:
+    while descents(text):
+        text = drop_descent(text)
+    for line, result, weights in re.findall(r"^(%([\w.\-]+) = sim\.norm_descent\(%([\w.\-]+), .*)$", text, re.M):
+        text = re.sub(rf"%{re.escape(result)}(?![\w.\-])", f"%{weights}", text.replace(line + "\n", ""))
+    return text
+
+
+def swap_layers(text: str) -> str:
+    """The stored weights of layer 0 go where those of layer 1 went, and the other way round."""
+    lines = text.splitlines()
+    for index, line in enumerate(lines):
+        if " = sim.weights()" in line:
+            lines[index] = re.sub(r'(name="[^"]*\.)([01])(\.)', lambda m: f"{m[1]}{1 - int(m[2])}{m[3]}", line)
+    return "\n".join(lines) + "\n"
+
+
+def double_rate(text: str) -> str:
+    line, _, _ = descents(text)[0]
+    return text.replace(line, line.replace('target="', 'rate_scale=2.0, target="', 1))
+
+
+EDITS: dict[str, Callable[[str], str]] = {"drop": drop_descent, "swap": swap_layers, "double": double_rate}
+
+
+def both(program_text: str, state: dict[str, Tensor], sim: TintForCausalLM, ids: Tensor) -> tuple[Tensor, Tensor]:
+    program = parse_program(program_text)
+    found = interpret(program, state, resolve_inputs(ids))["logits"]
+    with torch.no_grad():
+        return found, sim(ids).logits
+
+
+@pytest.mark.parametrize("edit", EDITS)
+def test_an_edit_changes_both_alike(auxiliary: Imported, edit: str) -> None:
+    """The edited text runs with the tensors of the simulator it was made from."""
+    sim, ids = auxiliary.compile(inner_lr=0.05), token_ids(2, 10)
+    state, text = sim.state_dict(), print_program(sim.program)
+    changed = EDITS[edit](text)
+    assert changed != text
+    program = parse_program(changed)
+    edited = TintForCausalLM(type(sim.config)(**(sim.config.to_dict() | {"program": changed})))
+    edited.executor = "literal"
+    edited.load_state_dict(state, strict=edit != "drop", assign=True)
+    edited.bind()
+    interpreted, literal = both(changed, state, edited, ids)
+    with torch.no_grad():
+        out = sim(ids, return_before=True)
+    assert print_program(program) == changed or edit == "double"
+    assert relative_to_update(interpreted, out.logits, out.logits_before) > 1e-4
+    assert relative_to_update(literal, interpreted, out.logits_before) < 1e-9
+
+
+@pytest.mark.parametrize("edit", EDITS)
+def test_an_artefact_with_an_edited_program_loads_and_runs_it(auxiliary: Imported, edit: str, tmp_path: Path) -> None:
+    sim, ids = auxiliary.compile(inner_lr=0.05), token_ids(2, 10)
+    sim.save_pretrained(tmp_path)
+    file = tmp_path / "program.tint"
+    changed = EDITS[edit](file.read_text())
+    file.write_text(changed)
+    state = dict(sim.state_dict())
+    with torch.no_grad():
+        out = sim(ids, return_before=True)
+    for executor in ("literal", "auto"):
+        edited = tintc.load(tmp_path, executor=executor)
+        interpreted, found = both(changed, state, edited, ids)
+        assert relative_to_update(interpreted, out.logits, out.logits_before) > 1e-4
+        assert relative_to_update(found, interpreted, out.logits_before) < 1e-9
+
+
+def test_dropping_every_descent_is_no_update(auxiliary: Imported, tmp_path: Path) -> None:
+    sim, ids = auxiliary.compile(inner_lr=0.05), token_ids(2, 10)
+    sim.save_pretrained(tmp_path)
+    file = tmp_path / "program.tint"
+    file.write_text(drop_all_descents(file.read_text()))
+    edited = tintc.load(tmp_path, executor="literal")
+    with torch.no_grad():
+        assert torch.equal(edited(ids).logits, sim(ids, return_before=True).logits_before)
+
+
+def test_an_edit_that_does_not_verify_is_refused_when_loading(auxiliary: Imported, tmp_path: Path) -> None:
+    sim = auxiliary.compile()
+    sim.save_pretrained(tmp_path)
+    file = tmp_path / "program.tint"
+    file.write_text(file.read_text().replace("sim.linear_backward(", "sim.linear_sideways(", 1))
+    with pytest.raises(IRError, match=r"line \d+: there is no op 'sim.linear_sideways'"):
+        tintc.load(tmp_path)

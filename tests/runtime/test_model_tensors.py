@@ -1,0 +1,113 @@
+"""Every tensor of the artefact matters, receives a gradient, and is a parameter under its own name.
+
+fp64, literal execution, two steps (so that every rate and every weight before the last update is read).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from programs import gpt_like, import_model, llama_like, simulator
+from safetensors import safe_open
+from tiny_models import gpt2
+from torch import Tensor
+
+from tintc.lowering.emit import specs
+from tintc.runtime.model import TintForCausalLM
+
+IDS = torch.randint(0, 11, (1, 8), generator=torch.Generator().manual_seed(3))
+
+
+@pytest.fixture(scope="module", params=["gpt", "llama", "gpt, paper-code"])
+def sim(request: pytest.FixtureRequest) -> TintForCausalLM:
+    options: dict[str, object] = {"n_steps": 2, "inner_lr": 0.01, "stack": 2, "shards": 2}
+    make = llama_like if request.param == "llama" else gpt_like
+    options |= {"semantics": "paper-code", "stack": None, "shards": None} if "paper" in request.param else {}
+    return simulator(*make(width=12, heads=3, layers=1, d_ff=18), max_length=8, **options)
+
+
+def run(sim: TintForCausalLM) -> Tensor:
+    with torch.no_grad():
+        return sim(IDS).logits
+
+
+def invariant(name: str) -> bool:
+    """Softmax does not see what is added to all keys alike (unless rotation turns it by position)."""
+    return name.endswith(".k.bias")
+
+
+def test_every_tensor_changes_the_output(sim: TintForCausalLM) -> None:
+    """Strongly, since gates are saturated: t becomes -t - 1 - noise."""
+    right = run(sim)
+    size = float(right.norm())
+    rotary = any(name.startswith("rotary.") for name, _ in sim.named_parameters())
+    idle: list[str] = []
+    for name, parameter in sim.named_parameters():
+        kept, noise = parameter.detach().clone(), torch.Generator().manual_seed(1)
+        with torch.no_grad():
+            parameter.copy_(-kept - 1 - torch.randn(kept.shape, generator=noise, dtype=kept.dtype))
+            change = float((run(sim) - right).norm()) / size
+            parameter.copy_(kept)
+        if change <= 1e-7:
+            idle.append(name)
+    unexplained = [name for name in idle if rotary or not invariant(name)]
+    assert not unexplained
+    assert torch.equal(run(sim), right), "every tensor is back as it was"
+
+
+def test_every_rate_of_every_step_changes_the_output(sim: TintForCausalLM) -> None:
+    right = run(sim)
+    for name, parameter in sim.rates.named_parameters():
+        for step in range(2):
+            with torch.no_grad():
+                parameter[step] += 0.05
+                assert float((run(sim) - right).norm()) > 1e-9, (name, step)
+                parameter[step] -= 0.05
+
+
+def test_every_parameter_receives_a_gradient(sim: TintForCausalLM) -> None:
+    """Not None for all; not zero for what is the auxiliary's, and the rates."""
+    sim.zero_grad()
+    sim(IDS).logits.sum().backward()
+    for name, parameter in sim.named_parameters():
+        assert parameter.grad is not None, name
+        assert bool(torch.isfinite(parameter.grad).all()), name
+        if name.split(".")[0] in ("prefixes", "tables", "rates", "rotary") and not invariant(name):
+            assert float(parameter.grad.abs().max()) > 0, name
+    sim.zero_grad()
+
+
+def test_a_gradient_is_the_slope(sim: TintForCausalLM) -> None:
+    """A central difference along one rate, to 1e-4 relative: autograd goes through the whole simulated descent."""
+    sim.zero_grad()
+    sim(IDS).logits.square().sum().backward()
+    name, rate = next(iter(sim.rates.named_parameters()))
+    assert rate.grad is not None, name
+    step, values = 1e-5, []
+    for sign in (1, -1):
+        with torch.no_grad():
+            rate[0] += sign * step
+            values.append(float(sim(IDS).logits.square().sum()))
+            rate[0] -= sign * step
+    assert abs((values[0] - values[1]) / (2 * step) / float(rate.grad[0]) - 1) < 1e-4
+    sim.zero_grad()
+
+
+def test_names_and_shapes_are_the_compiler_s(sim: TintForCausalLM) -> None:
+    wanted = {name: spec.shape for name, spec in specs(sim.program).items()}
+    assert {name: tuple(tensor.shape) for name, tensor in sim.state_dict().items()} == wanted
+    assert {name for name, _ in sim.named_parameters()} == set(wanted)
+
+
+def test_the_file_holds_the_parameters_and_nothing_else(tmp_path: Path) -> None:
+    sim = import_model(gpt2(n_layers=1)).compile()
+    sim.save_pretrained(tmp_path)
+    with safe_open(tmp_path / "model.safetensors", framework="pt") as file:
+        stored = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+    assert stored == {name: tuple(parameter.shape) for name, parameter in sim.named_parameters()}
+    assert stored["prefixes.transformer.h.0.attn.c_attn.q.weight"] == (
+        -(-32 // sim.layout.stack), sim.layout.stack, 32
+    )  # fmt: skip
+    assert stored["tables.transformer.wte.weight"] == (53, 32) and "tables.lm_head.weight" not in stored
