@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from tintc.cli.console import print_json, print_table, silence_libraries, stages
-from tintc.driver import LONGEST_DEFAULT, import_auxiliary, lower
+from tintc.driver import import_auxiliary, lower
 from tintc.errors import OptionError
 from tintc.frontend.load import load_auxiliary
 from tintc.ir.core import Program
@@ -83,5 +83,5 @@ def read_model(path: str) -> Subject:
     """A model as the compiler sees it, with the simulator that default options give."""
     source = load_auxiliary(path)
     auxiliary = import_auxiliary(source).program
-    longest = min(source.max_length, LONGEST_DEFAULT)
-    return Subject("model", {"provenance": source.provenance}, auxiliary, partial(lower, auxiliary, Options(), longest))
+    simulator = partial(lower, auxiliary, Options(), source.max_length)
+    return Subject("model", {"provenance": source.provenance}, auxiliary, simulator)

@@ -8,9 +8,9 @@ multiply-adds.
 from __future__ import annotations
 
 import math
-from dataclasses import replace
+from dataclasses import fields, replace
 
-from tintc.errors import OptionError
+from tintc.errors import IRError, OptionError
 from tintc.ir import simulator as sim
 from tintc.ir.core import Op, Program
 from tintc.ir.layout import Layout
@@ -33,7 +33,12 @@ def plan_layout(program: Program, options: Options, max_length: int) -> Program:
 
 
 def layout_of(program: Program) -> Layout:
-    return Layout.from_attributes(program.attributes["layout"])
+    """The layout that planning wrote into the program; `IRError` if it is not there, or not a layout."""
+    try:
+        return Layout.from_attributes(program.attributes["layout"])
+    except (KeyError, TypeError) as error:
+        names = ", ".join(f.name for f in fields(Layout))
+        raise IRError(f"The program has no layout; its attribute 'layout' must have {names}.") from error
 
 
 def choose_layout(program: Program, options: Options, max_length: int) -> Layout:

@@ -187,8 +187,10 @@ def write_artefact(sim: TintForCausalLM, out: str | os.PathLike[str], force: boo
         sim.save_pretrained(staging)
         _open_up(staging)
         _move(staging, target)
-    except (OSError, SafetensorError, RuntimeError) as error:
-        if isinstance(error, TintcError):
+    except TintcError:
+        raise
+    except Exception as error:  # tokenizers raises bare ones for a full disk
+        if not isinstance(error, OSError | SafetensorError | RuntimeError) and type(error) is not Exception:
             raise
         reason = getattr(error, "strerror", None) or str(error)
         raise ArtefactError(f"Could not write {target}: {reason}. Nothing was changed.") from error

@@ -17,6 +17,7 @@ from tintc.ir import simulator as sim
 from tintc.ir.core import Op, Program
 from tintc.ir.inputs import Inputs, resolve_inputs
 from tintc.ir.layout import Layout
+from tintc.ir.simulator.fused_base import at_least_fp32
 from tintc.ir.structure import AttentionSpec, LossSpec
 from tintc.ir.text import parse_program, print_program
 from tintc.lowering.emit import blocks_of, specs
@@ -29,6 +30,7 @@ from tintc.runtime.artefact import (
     first_line,
     read_program,
     read_tokenizer,
+    text_digest,
     write_tokenizer,
 )
 from tintc.runtime.card import model_card
@@ -125,12 +127,14 @@ class TintForCausalLM(StructuralModel):
         """A compiled simulator from a folder or the hub, as `transformers` loads models.
 
         executor: ``auto`` or ``literal``. Raises `ArtefactError` if the folder is not a simulator, is damaged, or lacks
-        or has extra tensors (extra ones are left out if its program was edited); transformers' own keyword arguments pass through.
+        or has extra tensors (extra ones are left out if its program was edited); transformers' own keyword arguments
+        pass through.
         """
         check_executor(executor)
         hub = {key: kwargs[key] for key in HUB_ARGUMENTS if key in kwargs}
+        program = read_program(path, **hub)
         config = kwargs.pop("config", None) or TintConfig.from_pretrained(path, **hub)
-        config.program = read_program(path, **hub)
+        config.program = program
         wants_info = kwargs.pop("output_loading_info", False)
         try:
             loaded: Any = super().from_pretrained(path, *args, config=config, output_loading_info=True, **kwargs)
@@ -254,7 +258,7 @@ class TintForCausalLM(StructuralModel):
         if labels is not None:
             logits = found["logits"]
             targets = labels[:, 1:].to(logits.device).flatten()
-            loss = F.cross_entropy(logits[:, :-1].flatten(0, 1).float(), targets, ignore_index=-100)
+            loss = F.cross_entropy(at_least_fp32(logits[:, :-1].flatten(0, 1)), targets, ignore_index=-100)
         return TintOutput(loss=loss, logits=found["logits"], logits_before=found.get("logits_before"))
 
     def _execute(

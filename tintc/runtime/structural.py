@@ -58,6 +58,7 @@ class StructuralModel(PreTrainedModel):
         self._held = True
         self._own: str | None = None
         self._said = False
+        self._passing = False
         self._structural = tuple(structure_specs(self.program))
         self._every_module = (*nn.Module.modules(self),)
 
@@ -78,7 +79,10 @@ class StructuralModel(PreTrainedModel):
             self.release()
 
     def release(self) -> None:
-        """Drop structural tensors that are the compiler's own; `hold` makes them again."""
+        """Drop structural tensors that are the compiler's own; `hold` makes them again. Raises `OptionError` if they
+        are not."""
+        if self._held and structure_digest(self._held_tensors()) != self._own:
+            raise OptionError("The structural tensors are not those the compiler emitted, so they are kept.")
         for name in self._structural:
             module, leaf = owner(self, name)
             module._parameters[leaf] = None
@@ -159,6 +163,17 @@ class StructuralModel(PreTrainedModel):
             self.hold()
         return super().named_modules(*args, **kwargs)
 
+    def named_children(self) -> Iterator[Any]:
+        if "_held" in self.__dict__ and not self._passing:
+            self.hold()
+        return super().named_children()
+
+    def train(self, mode: bool = True) -> Any:
+        """As any module's; it looks at no tensor, so that nothing need be held for it."""
+        for module in self._every_module:
+            module.training = mode
+        return self
+
     def get_submodule(self, target: str) -> nn.Module:
         if target.startswith("structure") and "_held" in self.__dict__:
             self.hold()
@@ -175,7 +190,11 @@ class StructuralModel(PreTrainedModel):
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
         """Moves and casts keep the tensors the compiler's own, in another form."""
         own = self._held and self._own is not None and structure_digest(self._held_tensors()) == self._own
-        super()._apply(fn, recurse)
+        self._passing = True
+        try:
+            super()._apply(fn, recurse)
+        finally:
+            self._passing = False
         if own:
             self.trust()
         self.bind()

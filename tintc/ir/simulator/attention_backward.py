@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -50,15 +49,17 @@ class AttentionBackward(AttentionOp):
         queries, keys = self.rotated(run, q, k)
         group, length = self.n_heads // self.n_kv_heads, q.shape[1]
         keys = keys.repeat_interleave(group, 1) if group > 1 else keys
-        heads, mask = split_heads(dy, self.n_heads), run.allowed(length)
-        later = torch.ones(length, length, dtype=torch.bool, device=q.device).triu(1) if mask is None else ~mask
+        heads, mask, later = split_heads(dy, self.n_heads), run.allowed(length), run.later(length)
         dv = None
         for start in range(0, length, ROWS):
             rows, seen = slice(start, min(start + ROWS, length)), slice(0, min(start + ROWS, length))
             scores = (queries[:, :, rows] * self.scale) @ keys[:, :, seen].transpose(-1, -2)
-            weights = scores.masked_fill(later[..., rows, seen], -math.inf).softmax(-1)
-            weights = weights if mask is None else weights.nan_to_num(0.0)
-            part = F.pad(weights.transpose(-1, -2) @ heads[:, :, rows], (0, 0, 0, length - seen.stop))
+            if mask is None:
+                weights = scores.add_(later[rows, seen]).softmax(-1)
+            else:
+                weights = scores.masked_fill(~mask[..., rows, seen], -math.inf).softmax(-1).nan_to_num(0.0)
+            part = weights.transpose(-1, -2) @ heads[:, :, rows]
+            part = F.pad(part, (0, 0, 0, length - seen.stop)) if seen.stop < length else part
             dv = part if dv is None else dv + part
         assert dv is not None
         return merge_heads(dv if group == 1 else dv.unflatten(1, (self.n_kv_heads, -1)).sum(2))

@@ -88,6 +88,10 @@ class FusedRun(Protocol):
         """``[B, 1, n, n]`` bool, causal and masked; None if plain causal attention is all there is."""
         ...
 
+    def later(self, length: int) -> Tensor:
+        """Plain causal attention as an addend of its scores: ``[n, n]``, -inf for keys after the query, else 0."""
+        ...
+
     def train(self, length: int) -> Tensor | None:
         """``[B, n, 1]`` train mask in the model's dtype; None if every one of the first n tokens is trained on."""
         ...
@@ -132,13 +136,19 @@ TINY = 1e-30
 """Gradients smaller than this are stepped as if they were this large, which leaves a zero gradient zero."""
 
 
+def mean_square(x: Tensor) -> Tensor:
+    """Mean of the squares, per token, in one pass: ``[..., D] -> [..., 1]``."""
+    return torch.linalg.vector_norm(x, dim=-1, keepdim=True).square() / x.shape[-1]
+
+
 def step_size(eps: float, g: Tensor) -> Tensor:
     """eps / rms(g), per token: ``[..., D] -> [..., 1]``."""
     return eps * g.shape[-1] ** 0.5 / torch.linalg.vector_norm(g, dim=-1, keepdim=True).clamp(min=TINY)
 
 
-def fused_slope(fn: str, scheme: str, eps: float, g: Tensor, x: Tensor) -> Tensor:
-    """act'(x) * g to first order, in fp32 or better, in the dtype of x."""
+def fused_slope(fn: str, scheme: str, eps: float, g: Tensor, x: Tensor, y: Tensor | None = None) -> Tensor:
+    """act'(x) * g to first order, in fp32 or better, in the dtype of x. y: act(x), if it is known in that precision."""
     act, g, wide = ACTIVATIONS[fn], at_least_fp32(g), at_least_fp32(x)
-    h = eps if scheme == "fixed" else step_size(eps, g)
-    return ((act(wide + h * g) - act(wide)) / h).to(x.dtype)
+    h = g.new_tensor(eps) if scheme == "fixed" else step_size(eps, g)
+    stepped = act(torch.addcmul(wide, g, h))
+    return ((stepped - (act(wide) if y is None else y)) * h.reciprocal()).to(x.dtype)

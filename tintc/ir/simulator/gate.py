@@ -12,6 +12,7 @@ from tintc.ir.layout import Layout
 from tintc.ir.simulator.base import Interpretation, LiteralRun, SimOp, TableCount, Tiles, split_cost
 from tintc.ir.simulator.first_order import activation_blocks, activation_derivative, at_least_fp32, product
 from tintc.ir.simulator.fused_base import FusedRun, fused_slope
+from tintc.ir.simulator.fused_base import at_least_fp32 as fp32
 from tintc.ir.structure import ActivationSpec, Block, ProductSpec
 
 
@@ -86,7 +87,8 @@ class GateBackward(SimOp):
 
     def fused(self, run: FusedRun, *operands: Tensor) -> tuple[Tensor, Tensor]:
         dy, g, u = operands
-        return dy * ACTIVATIONS[self.fn](u), fused_slope(self.fn, self.scheme, self.fd_step, dy * g, u)
+        act = ACTIVATIONS[self.fn](fp32(u))
+        return dy * act.to(u.dtype), fused_slope(self.fn, self.scheme, self.fd_step, dy * g, u, act)
 
     def structure(self, layout: Layout) -> dict[str, Block]:
         width = self.results[0].type.width

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -24,9 +25,11 @@ class FusedExecutor:
     def __init__(self, model: TintForCausalLM, inputs: Inputs, plan: Plan, inner_lr: Tensor | None):
         self.model, self.inputs, self.plan, self.inner_lr = model, inputs, plan, inner_lr
         self.plain = bool(inputs.allowed.all())
-        self._scores: dict[tuple[Value, Value, int], Tensor] = {}
+        self._scores: dict[Value, dict[tuple[Value, int], Tensor]] = {}
         self._turns: dict[str, tuple[Tensor, Tensor]] = {}
         self._masks: dict[int, Tensor] = {}
+        self._later: dict[int, Tensor] = {}
+        self._trains: dict[int, Tensor | None] = {}
 
     def run(self, outputs: tuple[str, ...]) -> dict[str, Tensor]:
         values: dict[Value, Any] = {}
@@ -37,7 +40,7 @@ class FusedExecutor:
             values.update(zip(op.results, result if len(op.results) > 1 else (result,), strict=True))
             for value in self.plan.last[op]:
                 del values[value]
-                self._scores = {key: scores for key, scores in self._scores.items() if key[0] is not value}
+                self._scores.pop(value, None)
         program = self.model.program
         return {label: values[self.plan.resolve(program.outputs[label])] for label in outputs}
 
@@ -65,29 +68,39 @@ class FusedExecutor:
         return self.plan.resolve(value) in self.plan.last[op]
 
     def scores(self, x: Tensor, source: Value, pending: Pending) -> Tensor:
-        key = (self.plan.resolve(source), pending.source, x.shape[1])
-        if key not in self._scores:
-            self._scores[key] = x @ pending.x.transpose(1, 2)
-        return self._scores[key]
+        known = self._scores.setdefault(self.plan.resolve(source), {})
+        key = (pending.source, x.shape[1])
+        if key not in known:
+            known[key] = x @ pending.x.transpose(1, 2)
+        return known[key]
 
     def turn(self, heads: Tensor, inv_freq: str, style: str) -> Tensor:
         """As `tintc.ir.functions.rotate`, with cosines and sines kept for the run."""
         if not inv_freq:
             return heads
+        cos, sin = self._turn(inv_freq, style, heads)
+        n = cos.shape[-1]
+        turned = heads[..., :n]
+        if style == "half":
+            partner = torch.cat((turned[..., n // 2 :], turned[..., : n // 2]), -1)
+        else:
+            partner = turned.unflatten(-1, (-1, 2)).flip(-1).flatten(-2)
+        turned = torch.addcmul(turned * cos, partner, sin)
+        return turned if n == heads.shape[-1] else torch.cat((turned, heads[..., n:]), -1)
+
+    def _turn(self, inv_freq: str, style: str, heads: Tensor) -> tuple[Tensor, Tensor]:
+        """What a coordinate and its partner in the pair are multiplied by: ``[B, 1, n, d]``."""
         if inv_freq not in self._turns:
             frequencies = self.model.rotary_table(inv_freq)
             angle = self.inputs.position_ids[:, None, :, None].to(frequencies.dtype) * frequencies
-            self._turns[inv_freq] = angle.cos(), angle.sin()
+            cos, sin = angle.cos(), angle.sin()
+            if style == "half":
+                self._turns[inv_freq] = torch.cat((cos, cos), -1), torch.cat((-sin, sin), -1)
+            else:
+                pairs = torch.stack((cos, cos), -1), torch.stack((-sin, sin), -1)
+                self._turns[inv_freq] = pairs[0].flatten(-2), pairs[1].flatten(-2)
         cos, sin = (table[:, :, : heads.shape[2]].to(heads.dtype) for table in self._turns[inv_freq])
-        n = cos.shape[-1]
-        turned, rest = heads[..., : 2 * n], heads[..., 2 * n :]
-        if style == "half":
-            a, b = turned[..., :n], turned[..., n:]
-            parts = (a * cos - b * sin, b * cos + a * sin)
-            return torch.cat((*parts, rest), -1)
-        a, b = turned[..., 0::2], turned[..., 1::2]
-        pairs = torch.stack((a * cos - b * sin, b * cos + a * sin), -1).flatten(-2)
-        return torch.cat((pairs, rest), -1)
+        return cos, sin
 
     def allowed(self, length: int) -> Tensor | None:
         if self.plain:
@@ -97,9 +110,17 @@ class FusedExecutor:
             self._masks[length] = seen[:, None]
         return self._masks[length]
 
+    def later(self, length: int) -> Tensor:
+        if length not in self._later:
+            full = torch.full((length, length), -math.inf, dtype=self.model.dtype, device=self.inputs.allowed.device)
+            self._later[length] = full.triu_(1)
+        return self._later[length]
+
     def train(self, length: int) -> Tensor | None:
-        mask = self.inputs.train[:, :length]
-        return None if bool(mask.all()) else mask[..., None].to(self.model.dtype)
+        if length not in self._trains:
+            mask = self.inputs.train[:, :length]
+            self._trains[length] = None if bool(mask.all()) else mask[..., None].to(self.model.dtype)
+        return self._trains[length]
 
 
 def _cut(value: Any, length: int) -> Any:

@@ -25,14 +25,14 @@ HEADROOM = 0.9
 def peak_bytes(plan: Plan, itemsize: int) -> int:
     """Bytes a run of `plan` holds at its peak, beyond the simulator's own tensors. itemsize: of the dtype."""
     batch, held, peak = plan.sizes.batch, 0, 0
-    size: dict[Value, int] = {}
+    kept, size = _kept_by_updates(plan), {}
     for op in plan.ops:
         for result in op.results:
             size[result] = itemsize * _entries(plan, op, result)
             held += size[result]
         peak = max(peak, held + batch * _temporary(plan, op, itemsize))
         for value in plan.last[op]:
-            if not _kept_by_update(plan, value):
+            if value not in kept:
                 held -= size[value]
     return peak
 
@@ -50,9 +50,9 @@ def _entries(plan: Plan, op: SimOp, result: Value) -> int:
     return batch * plan.lengths[op] * result.type.width
 
 
-def _kept_by_update(plan: Plan, value: Value) -> bool:
-    """A pending update keeps its dY and X to the end of the run; so does a value it was computed from."""
-    return any(value in (op.operands[2], op.results[0]) for op in plan.lazy)
+def _kept_by_updates(plan: Plan) -> set[Value]:
+    """A pending update keeps its dY and X to the end of the run."""
+    return {value for op in plan.lazy for value in (op.operands[2], op.results[0])}
 
 
 def _temporary(plan: Plan, op: SimOp, itemsize: int) -> int:

@@ -1,0 +1,97 @@
+"""The command line in a test: run in this process or another, and small model folders for it."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny_models
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Whitespace
+from transformers import PreTrainedTokenizerFast
+
+import tintc_cli
+
+WORDS = """
+a the cat dog bird sat ran saw on under mat tree and then it was happy sad big small red
+""".split()  # noqa: SIM905
+STORY = " ".join(WORDS[index % len(WORDS)] for index in range(0, 7 * 40, 7))
+"""Forty tokens of the tiny tokenizer."""
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@dataclass(frozen=True)
+class Result:
+    """Exit code, standard output and standard error of a command."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def json(self) -> dict[str, Any]:
+        """The one JSON object on standard output."""
+        (line,) = self.out.splitlines()
+        return json.loads(line)
+
+
+Command = Callable[..., Result]
+
+
+def make_command(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Command:
+    """``command("compile", folder, ...)`` runs `tintc` in this process."""
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+
+    def command(*arguments: object) -> Result:
+        monkeypatch.setattr(sys, "argv", ["tintc", *map(str, arguments)])
+        capfd.readouterr()
+        with pytest.raises(SystemExit) as stopped:
+            tintc_cli.main()
+        found = capfd.readouterr()
+        return Result(int(stopped.value.code or 0), found.out, found.err)
+
+    return command
+
+
+def process(*arguments: object, before: str = "") -> subprocess.Popen[str]:
+    """`tintc` in a process of its own; `before` is Python that runs there first."""
+    program = f"import sys; sys.argv[0] = 'tintc'\n{before}\nimport tintc_cli; tintc_cli.main()"
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-c", program, *map(str, arguments)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+
+
+def finished(running: subprocess.Popen[str]) -> Result:
+    out, err = running.communicate(timeout=240)
+    return Result(running.returncode, out, err)
+
+
+def tokenizer() -> PreTrainedTokenizerFast:
+    """One token a word."""
+    vocabulary = {word: index for index, word in enumerate(["[UNK]", *WORDS])}
+    base = Tokenizer(WordLevel(vocabulary, unk_token="[UNK]"))
+    base.pre_tokenizer = Whitespace()  # pyright: ignore[reportAttributeAccessIssue]
+    return PreTrainedTokenizerFast(tokenizer_object=base, unk_token="[UNK]")
+
+
+def model_folder(path: Path, model: Any = None, with_tokenizer: bool = True) -> Path:
+    """A model folder as transformers writes it."""
+    (tiny_models.gpt2() if model is None else model).save_pretrained(path)
+    if with_tokenizer:
+        tokenizer().save_pretrained(path)
+    return path
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """Every file below a folder, hidden ones too, by name."""
+    return {str(file.relative_to(folder)): file.read_bytes() for file in sorted(folder.rglob("*")) if file.is_file()}

@@ -1,0 +1,213 @@
+"""Fused execution = literal execution = interpreter: families, losses, semantics, steps, masks, batches, dtypes.
+
+fp64: 1e-9 of the update. Shorter types are measured against the fp64 update of the same weights: fp32 1e-3, bf16 0.2
+(weights and products in bf16, whose rounding is 4e-3; differences and sums in fp32).
+"""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from fused_cases import FAMILIES, check_fused, compiled, edited, relative_to_update, run, token_ids
+from programs import Sketch, simulator
+
+from tintc.ir import simulator as ops
+from tintc.ir.auxiliary import Linear
+from tintc.ir.core import Program, Value, substitute
+from tintc.ir.inputs import resolve_inputs
+from tintc.ir.simulator.interpreter import interpret
+from tintc.runtime.fused import UPDATES
+from tintc.runtime.model import TintForCausalLM
+
+NAMES = tuple(FAMILIES)
+TRAIN = torch.tensor([[0, 1, 1, 0, 1, 1, 1, 0, 0, 0, 0, 0], [1, 1, 1, 1, 1, 1, 1, 0, 1, 1, 0, 0]])
+
+
+@pytest.mark.parametrize("semantics", ["exact", "paper-code"])
+@pytest.mark.parametrize("loss", ["ce", "quad"])
+@pytest.mark.parametrize("name", NAMES)
+def test_families(name: str, loss: str, semantics: str) -> None:
+    check_fused(compiled(name, loss=loss, semantics=semantics), token_ids(2, 12))
+
+
+@pytest.mark.parametrize(("steps", "layers"), [(1, 1), (2, 3), (2, 1), (3, 2)])
+@pytest.mark.parametrize("name", NAMES)
+def test_steps_and_top_layers(name: str, steps: int, layers: int) -> None:
+    check_fused(compiled(name, n_steps=steps, n_update_layers=layers), token_ids(1, 9))
+    check_fused(compiled(name, n_steps=steps, n_update_layers=layers), token_ids(2, 9))
+
+
+@pytest.mark.parametrize("semantics", ["exact", "paper-code"])
+@pytest.mark.parametrize("name", NAMES)
+def test_masks(name: str, semantics: str) -> None:
+    """Train tokens that are no prefix and differ in number, targets left out, who sees whom, positions of one's own."""
+    sim, ids = compiled(name, n_steps=2, semantics=semantics), token_ids(2, 12)
+    generator = torch.Generator().manual_seed(0)
+    seen = torch.rand(2, 12, 12, generator=generator) < 0.7
+    positions = torch.stack([torch.arange(12), torch.arange(12) % 5 + 3])
+    check_fused(sim, ids, train_mask=TRAIN)
+    check_fused(sim, ids, loss_mask=torch.rand(2, 12, generator=generator) < 0.6)
+    check_fused(sim, ids, attention_mask=seen)
+    check_fused(sim, ids, attention_mask=seen, train_mask=TRAIN, loss_mask=seen[:, 0], position_ids=positions)
+
+
+@pytest.mark.parametrize("side", ["left", "right", "both"])
+@pytest.mark.parametrize("name", NAMES)
+def test_padding(name: str, side: str) -> None:
+    mask = torch.ones(3, 12, dtype=torch.long)
+    for row, pads in enumerate((1, 4, 0)):
+        if side in ("left", "both"):
+            mask[row, :pads] = 0
+        if side in ("right", "both"):
+            mask[row, 12 - pads :] = 0
+    check_fused(compiled(name, n_steps=2), token_ids(3, 12), attention_mask=mask)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_rates_of_the_call(name: str) -> None:
+    rates = torch.tensor([0.03, 0.0, 0.01], dtype=torch.float64)
+    check_fused(compiled(name, n_steps=2), token_ids(3, 10), rates)
+
+
+@pytest.mark.parametrize("update", UPDATES)
+@pytest.mark.parametrize("name", NAMES)
+def test_a_batch_is_its_examples_one_by_one(name: str, update: str) -> None:
+    """Each example has an update of its own, whatever the others' padding and number of train tokens."""
+    sim, ids, mask = compiled(name, n_steps=2), token_ids(2, 12), torch.ones(2, 12, dtype=torch.long)
+    mask[1, :5] = 0
+    rates = torch.tensor([0.03, 0.02], dtype=torch.float64)
+    together = run(sim, ids, update=update, attention_mask=mask, inner_lr=rates, return_before=True)
+    for row, length in ((0, 12), (1, 7)):
+        alone = run(sim, ids[row : row + 1, -length:], update=update, inner_lr=float(rates[row]))
+        found, before = (z[row : row + 1, -length:] for z in (together.logits, together.logits_before))
+        assert relative_to_update(found, alone.logits, before) < 1e-9
+
+
+@pytest.mark.parametrize("update", UPDATES)
+@pytest.mark.parametrize("name", NAMES)
+def test_too_few_train_tokens(name: str, update: str) -> None:
+    """Nothing is trained, and the logits after are those before; a row that is trained beside it is."""
+    sim, ids = compiled(name), token_ids(2, 8)
+    for mask in (torch.zeros(2, 8), torch.eye(2, 8)):
+        out = run(sim, ids, update=update, train_mask=mask, return_before=True)
+        assert torch.equal(out.logits, out.logits_before)
+    mask = torch.zeros(2, 8)
+    mask[0, :4], mask[1, 2] = 1, 1
+    out = run(sim, ids, update=update, train_mask=mask, return_before=True)
+    assert not torch.equal(out.logits[0], out.logits_before[0])
+    assert torch.allclose(out.logits[1], out.logits_before[1], rtol=0, atol=1e-12)
+    assert run(sim, ids[:1, :1], return_before=True).logits.shape == (1, 1, 53)
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-3), (torch.bfloat16, 0.2)])
+@pytest.mark.parametrize("update", UPDATES)
+@pytest.mark.parametrize("name", NAMES)
+def test_shorter_types(name: str, update: str, dtype: torch.dtype, tolerance: float) -> None:
+    """Of the fp64 update. bf16: before and after of one run share the rounding of the weights, so updates compare."""
+    ids = token_ids(2, 16)
+    right = run(compiled(name, inner_lr=0.1), ids, return_before=True)
+    found = run(compiled(name, dtype, inner_lr=0.1), ids, update=update, return_before=True)
+    assert found.logits.dtype == dtype
+    wanted = right.logits - right.logits_before
+    got = found.logits.double() - found.logits_before.double()
+    assert float((got - wanted).norm() / wanted.norm()) < tolerance
+    if dtype == torch.float32:
+        assert relative_to_update(found.logits.double(), right.logits, right.logits_before) < tolerance
+
+
+def test_weights_are_never_written(name: str = "gpt2") -> None:
+    """Later steps may overwrite the weights an earlier step made, and no others."""
+    sim, ids = compiled(name, n_steps=3), token_ids(1, 12)
+    kept = {key: tensor.clone() for key, tensor in sim.state_dict().items()}
+    for update in UPDATES:
+        first, second = (run(sim, ids, update=update).logits for _ in range(2))
+        assert torch.equal(first, second)
+    assert all(torch.equal(tensor, kept[key]) for key, tensor in sim.state_dict().items())
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+def test_layers_that_share_weights(batch: int) -> None:
+    """Both layers' gradients are taken with the weights from before the step, though one descent follows the other."""
+    make = Sketch(12, seed=3)
+    x = make.embedding("wte", 11)
+    for make.layer in range(2):
+        x = make.sum(
+            f"out{make.layer}", x, make.feed_forward(f"ffn{make.layer}", make.norm(f"ln{make.layer}", x), 20, False)
+        )
+    for op in make.ops:
+        if isinstance(op, Linear):
+            op.weight, op.bias = (name.replace("ffn1", "ffn0") for name in (op.weight, op.bias))
+    make.layer = -1
+    program, tensors = make.finish(make.norm("lnf", x, "final"), 11, 2)
+    sim = simulator(program, tensors, n_steps=3, inner_lr=1e-3)
+    sim.trust()
+    check_fused(sim, torch.randint(0, 11, (batch, 9), generator=torch.Generator().manual_seed(0)))
+
+
+def drop_descent(program: Program) -> None:
+    """Without the first feed-forward descent: the layer keeps its weights."""
+    op = next(op for op in program.ops if isinstance(op, ops.LinearDescent) and op.role == "ffn")
+    program.ops.remove(op)
+    replace_uses(program, {op.results[0]: op.operands[0]})
+
+
+def double_rate(program: Program) -> None:
+    for op in program.ops:
+        if isinstance(op, ops.LinearDescent) and op.role == "output":
+            op.rate_scale = 2.0
+
+
+def swap_layers(program: Program) -> None:
+    """The feed-forwards' first weights of layers 0 and 1 change places."""
+    stored = [op for op in program.ops if isinstance(op, ops.StoredWeights) and op.role == "ffn"]
+    first, second = (next(op for op in stored if op.layer == layer) for layer in (0, 1))
+    a, b = first.results[0], second.results[0]
+    replace_uses(program, {a: b, b: a})
+
+
+def replace_uses(program: Program, mapping: dict[Value, Value]) -> None:
+    for op in program.ops:
+        op.operands = substitute(op.operands, mapping)
+
+
+@pytest.mark.parametrize("edit", [drop_descent, double_rate, swap_layers])
+def test_an_edited_program_is_what_runs(edit: object) -> None:
+    """The text is the program: an edit changes fused and literal execution alike."""
+    sim, ids = compiled("gpt2", n_steps=2), token_ids(2, 10)
+    program = parse(sim)
+    assert callable(edit)
+    edit(program)
+    other = edited(sim, program)
+    check_fused(other, ids)
+    plain, changed = run(sim, ids, return_before=True), run(other, ids)
+    assert relative_to_update(changed.logits, plain.logits, plain.logits_before) > 1e-3
+
+
+def parse(sim: TintForCausalLM) -> Program:
+    from tintc.ir.text import parse_program, print_program
+
+    return parse_program(print_program(sim.program))
+
+
+def test_long_texts_take_the_attention_backward_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`ROWS` queries and `CHUNK` positions at a time give what all at once do."""
+    from tintc.ir.simulator import attention_backward, loss_gradient
+
+    monkeypatch.setattr(attention_backward, "ROWS", 3)
+    monkeypatch.setattr(loss_gradient, "CHUNK", 4)
+    for name in ("gpt2", "llama"):
+        check_fused(compiled(name), token_ids(2, 16), train_mask=torch.arange(16) < torch.tensor([[11], [7]]))
+
+
+def test_the_plan_leaves_out_what_nobody_needs() -> None:
+    """Test tokens' first pass, and backward below the lowest updated layer."""
+    sim = compiled("gpt2", n_update_layers=1)
+    run(sim, token_ids(1, 12))
+    run(sim, token_ids(1, 12), return_before=True)
+    alone, both = (plan for key, plan in sim.plans.items() if key[1].length == 12 and key[1].batch == 1)
+    first = {op: length for op, length in alone.lengths.items() if op.phase == "forward" and op.layer == 2}
+    assert set(first.values()) == {6, 12} and set(both.lengths.values()) == {6, 12}
+    assert len(alone.ops) < len(both.ops)
+    assert all(op.layer in (-1, 2) for op in alone.ops if op.phase in ("backward", "descent"))
+    inputs = resolve_inputs(token_ids(1, 12))
+    assert interpret(sim.program, sim.state_dict(), inputs)["logits"].shape == (1, 12, 53)

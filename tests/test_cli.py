@@ -1,0 +1,141 @@
+"""The three commands on tiny models: what they write, print and return."""
+
+from __future__ import annotations
+
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import tiny_models
+import torch
+from command import ROOT, STORY, Command, contents, make_command, model_folder
+from safetensors.torch import load_file
+
+import tintc
+from tintc.errors import TintcError
+from tintc.ir.text import parse_program
+
+
+@pytest.fixture
+def command(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Command:
+    return make_command(monkeypatch, capfd)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return model_folder(tmp_path_factory.mktemp("model") / "tiny")
+
+
+@pytest.fixture(scope="module")
+def compiled(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    sim, out = tintc.compile(model, inner_lr=1e-2), tmp_path_factory.mktemp("compiled") / "sim"
+    sim.save_pretrained(out)
+    return out
+
+
+def test_compile_run_inspect(command: Command, model: Path, tmp_path: Path) -> None:
+    out = tmp_path / "deep" / "sim"
+    options = ("--steps", 2, "--update-layers", 1, "--lr", 1e-2, "--max-length", 24, "--fd-step", 1e-3)
+    made = command("compile", model, "-o", out, *options, "--dtype", "float64", "--json")
+    assert made.code == 0, made.err
+    assert made.json["n_update_layers"] == 1 and made.json["max_length"] == 24 and made.json["tokenizer"]
+    assert {path.name for path in out.iterdir()} >= {"config.json", "model.safetensors", "program.tint", "README.md"}
+    sim = tintc.load(out)
+    assert (sim.dtype, sim.config.n_steps, sim.config.inner_lr) == (torch.float64, 2, 1e-2)
+    ran = command("run", out, "--text", STORY, "--block-size", 16, "--json")
+    assert ran.code == 0, ran.err
+    assert ran.json["tokens_scored"] == 16 and ran.json["blocks"] == 2
+    assert ran.json["perplexity_after"] != ran.json["perplexity_before"]
+    assert ran.json["seconds"] > 0 and ran.json["peak_rss_bytes"] > 1e7
+
+
+def test_run_equals_the_python_interface(command: Command, compiled: Path) -> None:
+    """Two blocks of 10 tokens, 3 of them train tokens; perplexity to 1e-5 (fp32)."""
+    options = ("--block-size", 10, "--max-blocks", 2, "--train-fraction", 0.35, "--lr", 0.02)
+    found = command("run", compiled, "--text", STORY, *options, "--json").json
+    sim = tintc.load(compiled)
+    ids = torch.tensor(sim.tokenizer(STORY)["input_ids"])[:20].reshape(2, 10)
+    with torch.no_grad():
+        out = sim(ids, train_mask=(torch.arange(10) < 3).expand(2, 10), inner_lr=0.02, return_before=True)
+    for logits, name in ((out.logits_before, "perplexity_before"), (out.logits, "perplexity_after")):
+        wanted = torch.nn.functional.cross_entropy(logits[:, 2:-1].flatten(0, 1), ids[:, 3:].flatten())
+        assert found[name] == pytest.approx(math.exp(wanted), rel=1e-5)
+    assert found["tokens_scored"] == 14
+
+
+def test_file_and_text_are_the_same(command: Command, compiled: Path, tmp_path: Path) -> None:
+    (tmp_path / "story.txt").write_text(STORY, encoding="utf-8")
+    from_file = command("run", compiled, "--file", tmp_path / "story.txt", "--json").json
+    from_text = command("run", compiled, "--text", STORY, "--json").json
+    assert from_file["perplexity_after"] == from_text["perplexity_after"]
+    assert from_file["block_size"] == 32, "by default a block is the longest text the simulator takes"
+
+
+def test_params_are_exact(command: Command, compiled: Path, model: Path) -> None:
+    found = command("inspect", compiled, "--params", "--json").json
+    sizes = {name: tensor.shape for name, tensor in load_file(compiled / "model.safetensors").items()}
+    assert found["parameters"]["unique"] == sum(shape.numel() for shape in sizes.values())
+    assert found["parameters"]["table"] == sum(found["table_by_phase"].values())
+    assert found["d_sim"] == found["heads"] * found["head_width"]
+    assert sizes["structure.linear_forward_bias.w_o.0.bias"][0] == found["heads"]
+    assert found == command("inspect", model, "--params", "--json").json, "of a model: what it would become"
+
+
+def test_programs_are_printed(command: Command, compiled: Path, model: Path) -> None:
+    shown = command("inspect", compiled, "--ir", "sim")
+    assert shown.out == (compiled / "program.tint").read_text()
+    assert command("inspect", model, "--ir", "sim").out == shown.out
+    aux = command("inspect", model, "--ir", "aux", "--json").json
+    assert parse_program(aux["program"]).dialect == "aux"
+    refused = command("inspect", compiled, "--ir", "aux")
+    assert refused.code == 2 and refused.out == "" and "--ir sim" in refused.err
+
+
+def test_summary_for_people(command: Command, compiled: Path) -> None:
+    shown = command("inspect", compiled)
+    assert "semantics" in shown.out and "exact" in shown.out
+    assert command("run", compiled, "--text", STORY).out.count("perplexity") == 2
+
+
+def test_nothing_but_json_on_standard_output(command: Command, model: Path, tmp_path: Path) -> None:
+    made = command("compile", model, "-o", tmp_path / "sim", "--json")
+    assert len(made.out.splitlines()) == 1 and made.err == ""
+
+
+def test_same_input_same_bytes(command: Command, model: Path, tmp_path: Path) -> None:
+    for name in "ab":
+        assert command("compile", model, "-o", tmp_path / name).code == 0
+    assert contents(tmp_path / "a") == contents(tmp_path / "b")
+
+
+def test_no_tokenizer_is_invented(command: Command, tmp_path: Path) -> None:
+    """A model folder without tokenizer files compiles, and can be run from Python only."""
+    bare, out = model_folder(tmp_path / "bare", tiny_models.llama(), with_tokenizer=False), tmp_path / "sim"
+    assert not command("compile", bare, "-o", out, "--json").json["tokenizer"]
+    assert not list(out.glob("*token*"))
+    refused = command("run", out, "--text", STORY)
+    assert refused.code == 2 and "no tokenizer" in refused.err
+    assert tintc.load(out)(torch.arange(8)[None]).logits.shape == (1, 8, 53)
+
+
+def test_a_defect_keeps_its_traceback(command: Command, compiled: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object) -> None:
+        raise ZeroDivisionError("a defect")
+
+    monkeypatch.setattr("tintc.cli.inspect.parameter_report", broken)
+    with pytest.raises(ZeroDivisionError):
+        command("inspect", compiled, "--params")
+    assert not issubclass(ZeroDivisionError, TintcError)
+
+
+@pytest.mark.parametrize("start", [["-m", "tintc_cli"], ["-m", "tintc"]])
+def test_help(start: list[str]) -> None:
+    shown = subprocess.run([sys.executable, *start, "--help"], capture_output=True, text=True, cwd=ROOT, check=True)
+    assert all(name in shown.stdout for name in ("compile", "inspect", "run"))
+
+
+def test_help_needs_no_torch() -> None:
+    program = "import sys, tintc_cli; assert not {'torch', 'transformers', 'tintc'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=True)

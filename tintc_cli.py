@@ -1,0 +1,116 @@
+"""The command `tintc`: its options, and how errors leave it.
+
+This module stands beside the package because importing anything of `tintc` registers its classes with transformers,
+which takes seconds; `tintc --help`, completion and mistyped options should not. What commands do is in `tintc.cli`.
+"""
+
+from __future__ import annotations
+
+import signal
+import sys
+from pathlib import Path
+from typing import Annotated, Literal, NoReturn
+
+import typer
+
+OK, MISTAKE, INTERRUPTED, TERMINATED = 0, 2, 130, 143
+
+app = typer.Typer(
+    name="tintc",
+    help="Compile a Hugging Face decoder into a TinT simulator, which fine-tunes it inside one forward pass.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+)
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output.")]
+
+
+@app.command("compile")
+def compile_(
+    model: Annotated[str, typer.Argument(help="A model folder, a .gguf file, or the id of a model on the hub.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder to write.")],
+    steps: Annotated[int, typer.Option(help="Simulated gradient steps.")] = 1,
+    update_layers: Annotated[int | None, typer.Option(help="Top layers that are updated [default: all].")] = None,
+    lr: Annotated[float, typer.Option(help="Learning rate; gradients are summed over train tokens.")] = 1e-4,
+    loss: Annotated[Literal["ce", "quad"], typer.Option(help="Loss on the train tokens.")] = "ce",
+    semantics: Annotated[Literal["exact", "paper-code"], typer.Option(help="Which definition to follow.")] = "exact",
+    stack: Annotated[int | None, typer.Option(help="Weight rows in one prefix [default: the cheapest].")] = None,
+    shards: Annotated[int | None, typer.Option(help="Parts of a weight row [default: the cheapest].")] = None,
+    max_length: Annotated[int | None, typer.Option(help="Longest text [default: the model's, at most 2048].")] = None,
+    fd_step: Annotated[float | None, typer.Option(help="Step of the finite differences [default: 0.001].")] = None,
+    dtype: Annotated[
+        Literal["float32", "bfloat16", "float64"] | None, typer.Option(help="Stored type [default: the model's].")
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace an existing simulator, in one step.")] = False,
+    json: Json = False,
+) -> None:
+    """Compile MODEL into a simulator and write it to a folder."""
+    from tintc.cli.compile import compile_model
+
+    options = {
+        "n_steps": steps,
+        "n_update_layers": update_layers,
+        "inner_lr": lr,
+        "loss": loss,
+        "semantics": semantics,
+        "stack": stack,
+        "shards": shards,
+        "max_length": max_length,
+        "fd_step": fd_step,
+        "dtype": dtype,
+    }
+    compile_model(model, output, options, force, json)
+
+
+@app.command()
+def inspect(
+    path: Annotated[str, typer.Argument(metavar="OUT|MODEL", help="A compiled simulator, or a model to look into.")],
+    ir: Annotated[Literal["aux", "sim"] | None, typer.Option(help="Print this program.")] = None,
+    params: Annotated[bool, typer.Option("--params", help="Count the parameters.")] = False,
+    json: Json = False,
+) -> None:
+    """Show a simulator's options and sizes, its program or its parameter counts; of a MODEL, what it would become."""
+    from tintc.cli.inspect import inspect_path
+
+    inspect_path(path, ir, params, json)
+
+
+@app.command()
+def run(
+    path: Annotated[str, typer.Argument(metavar="OUT", help="A compiled simulator.")],
+    text: Annotated[str | None, typer.Option(help="The text to train on and to score.")] = None,
+    file: Annotated[Path | None, typer.Option(help="A UTF-8 file with the text.")] = None,
+    train_fraction: Annotated[float, typer.Option(help="Share of each block that is trained on.")] = 0.5,
+    block_size: Annotated[int | None, typer.Option(help="Tokens in a block [default: as many as fit].")] = None,
+    max_blocks: Annotated[int | None, typer.Option(help="Most blocks to run [default: all].")] = None,
+    lr: Annotated[float | None, typer.Option(help="Learning rate [default: the stored one].")] = None,
+    executor: Annotated[Literal["auto", "fused", "literal"], typer.Option(help="How the simulator is executed.")] = "auto",
+    device: Annotated[Literal["cpu", "cuda"], typer.Option(help="Where it is executed.")] = "cpu",
+    json: Json = False,
+) -> None:
+    """Train on the first part of every block of a text, and score the rest before and after."""
+    from tintc.cli.run import run_text
+
+    options = {"train_fraction": train_fraction, "block_size": block_size, "max_blocks": max_blocks, "inner_lr": lr}
+    run_text(path, text, file, options, executor, device, json)
+
+
+def main() -> NoReturn:
+    """The console script. A user's mistake is one sentence and exit code 2; anything else keeps its traceback."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(TERMINATED))
+    try:
+        app(prog_name="tintc", standalone_mode=True)
+    except KeyboardInterrupt:
+        sys.exit(INTERRUPTED)
+    except Exception as error:
+        errors = sys.modules.get("tintc.errors")
+        if errors is None or not isinstance(error, errors.TintcError):
+            raise
+        sys.stdout.flush()
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(MISTAKE)
+    sys.exit(OK)
+
+
+if __name__ == "__main__":
+    main()
