@@ -84,7 +84,9 @@ def run(
     block_size: Annotated[int | None, typer.Option(help="Tokens in a block [default: as many as fit].")] = None,
     max_blocks: Annotated[int | None, typer.Option(help="Most blocks to run [default: all].")] = None,
     lr: Annotated[float | None, typer.Option(help="Learning rate [default: the stored one].")] = None,
-    executor: Annotated[Literal["auto", "fused", "literal"], typer.Option(help="How the simulator is executed.")] = "auto",
+    executor: Annotated[
+        Literal["auto", "fused", "literal"], typer.Option(help="How it is executed [auto: fused where that is exact].")
+    ] = "auto",
     device: Annotated[Literal["cpu", "cuda"], typer.Option(help="Where it is executed.")] = "cpu",
     json: Json = False,
 ) -> None:
