@@ -1,6 +1,7 @@
 """Fused simulation against explicit fine-tuning: time per update, from load to first result, and memory.
 
-    python benchmarks/speed.py [--models opt-125m,gpt2,smollm2-135m] [--rounds 7] [--threads 2] [--no-compile] [--no-write]
+    python benchmarks/speed.py [--models opt-125m,gpt2,smollm2-135m] [--rounds 7] [--threads 2] [--no-compile]
+                               [--no-write]
 
 Both run in one process, in turn, on the same texts, threads and dtype; a ratio is taken in every round. The peer is
 `peer.py`, the faster of eager and torch.compile; a third one, which swaps weights instead of copying them, is shown
@@ -215,14 +216,14 @@ def run_all(models: list[str], wanted: list[str], rounds: int, with_compile: boo
     return [times, loads, peaks]
 
 
+EXPLANATION = f"""Texts of {LENGTH} random tokens, the first {TRAIN} trained on, rate {RATE:g}. *explicit* is the peer in
+eager mode, *compiled* under torch.compile, *swapping* a peer that puts weights aside instead of copying them. Ratios are
+fused over the faster of the first two, taken in every round: median (smallest-largest). *error*: explicit descent with
+detached scores against the simulation, as a part of the update (its order is the step of the finite differences)."""
+
+
 def explanation() -> list[str]:
-    return [
-        f"Texts of {LENGTH} random tokens, the first {TRAIN} trained on, rate {RATE:g}. *explicit* is the peer in eager",
-        "mode, *compiled* under torch.compile, *swapping* a peer that puts weights aside instead of copying them. Ratios",
-        "are fused over the faster of the first two, taken in every round: median (smallest-largest). *error*: explicit",
-        "descent with detached scores against the simulation, as a part of the update (its order is the step of the",
-        "finite differences).",
-    ]
+    return EXPLANATION.splitlines()
 
 
 if __name__ == "__main__":
