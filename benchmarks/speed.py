@@ -216,10 +216,11 @@ def run_all(models: list[str], wanted: list[str], rounds: int, with_compile: boo
     return [times, loads, peaks]
 
 
-EXPLANATION = f"""Texts of {LENGTH} random tokens, the first {TRAIN} trained on, rate {RATE:g}. *explicit* is the peer in
-eager mode, *compiled* under torch.compile, *swapping* a peer that puts weights aside instead of copying them. Ratios are
-fused over the faster of the first two, taken in every round: median (smallest-largest). *error*: explicit descent with
-detached scores against the simulation, as a part of the update (its order is the step of the finite differences)."""
+EXPLANATION = f"""Texts of {LENGTH} random tokens, the first {TRAIN} trained on, rate {RATE:g}. *explicit* is the peer
+in eager mode, *compiled* under torch.compile, *swapping* a peer that puts weights aside instead of copying them.
+Ratios are fused over the faster of the first two, taken in every round: median (smallest-largest). *error*: explicit
+descent with detached scores against the simulation, as a part of the update (its order is the step of the finite
+differences)."""
 
 
 def explanation() -> list[str]:
