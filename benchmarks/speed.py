@@ -35,7 +35,7 @@ from peer import Peer
 import tintc
 from tintc.runtime.artefact import write_artefact
 
-LENGTH, TRAIN, RATE = 256, 128, 1e-4
+LENGTH, TRAIN, RATE = 256, 128, 1e-5
 HEAD = [
     "model",
     "case",

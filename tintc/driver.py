@@ -112,6 +112,7 @@ def assemble(
 ) -> TintForCausalLM:
     """Emit the tensors and build the model that holds them."""
     config = configure(program, source, options)
+    config.auxiliary = print_program(auxiliary.program)
     with torch.device("meta"):
         sim = TintForCausalLM(config)
     state = dict(emit(program, auxiliary.tensors, options.inner_lr, dtype))

@@ -16,7 +16,7 @@ from tintc.frontend.load import load_auxiliary
 from tintc.ir.core import Program
 from tintc.ir.text import parse_program, print_program
 from tintc.lowering.options import Options
-from tintc.runtime.artefact import is_artefact, read_program
+from tintc.runtime.artefact import is_artefact, read_auxiliary, read_program
 from tintc.runtime.report import OPTIONS, check_file, parameter_report, read_config, summary
 
 
@@ -56,8 +56,8 @@ def _program(path: str, subject: Subject, ir: str) -> Program:
         return subject.simulator()
     if subject.auxiliary is None:
         raise OptionError(
-            f"{path} is a compiled simulator, which holds its own program only; pass the model it was compiled from to "
-            "print the auxiliary's, or ask for --ir sim."
+            f"{path} has no auxiliary.tint beside its program; pass the model it was compiled from, or ask for "
+            "--ir sim."
         )
     return subject.auxiliary
 
@@ -76,7 +76,8 @@ def read_artefact(path: str) -> Subject:
     program, config = parse_program(read_program(path)), read_config(path)
     check_file(path, program)
     facts = {name: config.get(name) for name in OPTIONS} | {"provenance": config.get("provenance", {})}
-    return Subject("simulator", facts, None, lambda: program)
+    text = read_auxiliary(path)
+    return Subject("simulator", facts, None if text is None else parse_program(text), lambda: program)
 
 
 def read_model(path: str) -> Subject:

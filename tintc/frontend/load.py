@@ -88,7 +88,7 @@ def load_auxiliary(
         provenance=_provenance(model, name, kind),
         tensors={key: tensor.detach() for key, tensor in tensors.items()},
         max_length=_length(name, longest_sequence(config), max_length),
-        dtype=model.dtype,
+        dtype=torch.float32 if model.dtype == torch.float16 else model.dtype,
         bos_token_id=getattr(config, "bos_token_id", None),
         eos_token_id=getattr(config, "eos_token_id", None),
         pad_token_id=getattr(config, "pad_token_id", None),

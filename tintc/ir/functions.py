@@ -80,8 +80,9 @@ def rotate(x: Tensor, positions: Tensor, inv_freq: Tensor, style: str) -> Tensor
     ``interleaved``; the rest stay.
     """
     n = inv_freq.shape[0]
-    angle = positions[:, None, :, None].to(x.dtype) * inv_freq.to(x.dtype)
-    cos, sin = angle.cos(), angle.sin()
+    wide = torch.promote_types(x.dtype, torch.float32)  # bf16 cannot tell position 1000 from 1001
+    angle = positions[:, None, :, None].to(wide) * inv_freq.to(wide)
+    cos, sin = angle.cos().to(x.dtype), angle.sin().to(x.dtype)
     turned, rest = x[..., : 2 * n], x[..., 2 * n :]
     if style == "half":
         a, b = turned[..., :n], turned[..., n:]

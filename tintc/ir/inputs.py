@@ -69,18 +69,18 @@ def resolve_inputs(
     if position_ids is None:
         position_ids = (valid.long().cumsum(1) - 1).clamp(min=0)
     else:
-        position_ids = _shaped("position_ids", position_ids, shape, device).long()
+        position_ids = matching("position_ids", position_ids, shape, device).long()
     if train_mask is None:
         train = _first_tokens(valid, train_fraction)
     else:
-        train = _shaped("train_mask", train_mask, shape, device) != 0
+        train = matching("train_mask", train_mask, shape, device) != 0
     train = train & valid
     train = train & (train.sum(1, keepdim=True) >= 2)
     target = torch.zeros_like(train)
     target[:, :-1] = train[:, 1:]
     counts = target & train if semantics == "exact" else target
     if loss_mask is not None:
-        wanted = _shaped("loss_mask", loss_mask, shape, device) != 0
+        wanted = matching("loss_mask", loss_mask, shape, device) != 0
         counts[:, :-1] &= wanted[:, 1:]
     return Inputs(input_ids.long(), position_ids, allowed, train, counts)
 
@@ -102,7 +102,8 @@ def _attention(mask: Tensor | None, shape: tuple[int, ...], device: torch.device
     )
 
 
-def _shaped(name: str, tensor: Tensor, shape: tuple[int, ...], device: torch.device) -> Tensor:
+def matching(name: str, tensor: Tensor, shape: tuple[int, ...], device: torch.device) -> Tensor:
+    """`tensor` on `device`; `InputError` unless it has this shape."""
     if tuple(tensor.shape) != shape:
         raise InputError(f"{name} has shape {tuple(tensor.shape)}; it must have the shape of input_ids, {shape}.")
     return tensor.to(device)

@@ -139,5 +139,5 @@ def stored_dtype(name: str, dtype: torch.dtype) -> torch.dtype:
 
 
 def contiguous(build: Callable[[], Tensor], dtype: torch.dtype) -> Tensor:
-    tensor = build().detach().to(dtype)
-    return tensor.contiguous().clone() if tensor.data_ptr() % 64 or not tensor.is_contiguous() else tensor.clone()
+    """The tensor on the CPU, in memory of its own, whatever the auxiliary lies on and shares."""
+    return build().detach().to("cpu", dtype).clone(memory_format=torch.contiguous_format)

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from tintc.runtime.model import TintForCausalLM
 
 PROGRAM_FILE = "program.tint"
+AUXILIARY_FILE = "auxiliary.tint"
 CARD_FILE = "README.md"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
 
@@ -68,10 +69,23 @@ def text_digest(text: str) -> str:
 def read_program(path: str | os.PathLike[str], **hub: Any) -> str:
     """The program text of an artefact, local or on the hub."""
     _read_type(path, **hub)
-    found = _file(path, PROGRAM_FILE, **hub)
-    if found is None:
+    text = _read_text(path, PROGRAM_FILE, **hub)
+    if text is None:
         raise ArtefactError(f"{path} has no {PROGRAM_FILE}; compile the model again.")
-    return Path(found).read_text(encoding="utf-8")
+    return text
+
+
+def read_auxiliary(path: str | os.PathLike[str], **hub: Any) -> str | None:
+    """The text of the auxiliary program that an artefact was made from; nothing needs it to run."""
+    return _read_text(path, AUXILIARY_FILE, **hub)
+
+
+def _read_text(path: str | os.PathLike[str], name: str, **hub: Any) -> str | None:
+    found = _file(path, name, **hub)
+    try:
+        return None if found is None else Path(found).read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ArtefactError(f"{path}/{name} is damaged: it is not UTF-8. Compile the model again.") from error
 
 
 def files_of(path: str | os.PathLike[str], **hub: Any) -> Path:
@@ -109,12 +123,12 @@ def _read_type(path: str | os.PathLike[str], **hub: Any) -> None:
         )
 
 
-def read_tokenizer(path: str | os.PathLike[str]) -> Any:
-    """The tokenizer stored with an artefact, None if there is none."""
-    if _file(path, "tokenizer_config.json") is None:
+def read_tokenizer(path: str | os.PathLike[str], **hub: Any) -> Any:
+    """The tokenizer stored with an artefact, local or on the hub; None if there is none."""
+    if _file(path, "tokenizer_config.json", **hub) is None:
         return None
     try:
-        return AutoTokenizer.from_pretrained(path)
+        return AutoTokenizer.from_pretrained(path, trust_remote_code=False, **hub)
     except (OSError, ValueError, KeyError):
         return None
 
@@ -158,9 +172,9 @@ def load(
 ) -> TintForCausalLM:
     """A compiled simulator, ready to run.
 
-    executor: ``auto`` or ``literal``; device: where it runs (default cpu); dtype: torch dtype or its name, to convert
-    to (default: as stored). Raises `ArtefactError` if the folder is missing or damaged, `OptionError` for a device or
-    dtype that cannot be had.
+    executor: ``auto``, ``fused`` or ``literal``; device: where it runs (default cpu); dtype: torch dtype or its name,
+    to convert to (default: as stored). Raises `ArtefactError` if the folder is missing or damaged, `OptionError` for a
+    device or dtype that cannot be had.
     """
     from tintc.runtime.model import TintForCausalLM
 
@@ -201,7 +215,7 @@ def write_artefact(sim: TintForCausalLM, out: str | os.PathLike[str], force: boo
 
 def check_output(out: str | os.PathLike[str], force: bool) -> Path:
     """The absolute output path; `ArtefactError` if it exists and may not, or is no folder."""
-    target = Path(out).absolute()
+    target = Path(out).resolve()
     if target.exists() and not target.is_dir():
         raise ArtefactError(f"{out} is a file; choose another output folder.")
     if target.exists() and not force:
@@ -218,7 +232,11 @@ def _move(staging: Path, target: Path) -> None:
     elif not _exchange(staging, target):
         old = staging.with_name(f"{staging.name}.old")
         os.rename(target, old)
-        os.rename(staging, target)
+        try:
+            os.rename(staging, target)
+        except OSError:
+            os.rename(old, target)
+            raise
         shutil.rmtree(old, ignore_errors=True)
 
 

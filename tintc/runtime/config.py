@@ -18,7 +18,8 @@ class TintConfig(PretrainedConfig):
     simulated descent; train_fraction: share of a text that is trained on when no mask is given. provenance: what was
     compiled, and with what; digests: sha256 of the structural tensors and of the program, as the compiler wrote them.
 
-    `program` is the simulator's program as text. It is stored beside the configuration (``program.tint``), not in it.
+    `program` is the simulator's program as text, `auxiliary` the auxiliary's it was made from. They are stored beside
+    the configuration (``program.tint``, ``auxiliary.tint``), not in it.
     """
 
     model_type = "tint"
@@ -48,6 +49,7 @@ class TintConfig(PretrainedConfig):
         **kwargs: Any,
     ):
         self.program: str | None = kwargs.pop("program", None)
+        self.auxiliary: str | None = kwargs.pop("auxiliary", None)
         self.vocab_size = vocab_size
         self.hidden_size = hidden_size
         self.num_hidden_layers = num_hidden_layers
@@ -75,4 +77,5 @@ class TintConfig(PretrainedConfig):
     def to_dict(self) -> dict[str, Any]:
         found = super().to_dict()
         found.pop("program", None)
+        found.pop("auxiliary", None)
         return found

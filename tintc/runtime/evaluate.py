@@ -103,7 +103,7 @@ def evaluate_blocks(
         train_tokens=blocks.train_tokens,
         train_fraction=train_fraction,
         inner_lr=rate,
-        executor=sim.executor,
+        executor=sim.last_executor,
         device=str(sim.device),
     )
 

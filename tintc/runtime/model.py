@@ -15,7 +15,7 @@ from transformers.utils.generic import ModelOutput
 from tintc.errors import ArtefactError, InputError, OptionError
 from tintc.ir import simulator as sim
 from tintc.ir.core import Op, Program
-from tintc.ir.inputs import Inputs, resolve_inputs
+from tintc.ir.inputs import Inputs, matching, resolve_inputs
 from tintc.ir.layout import Layout
 from tintc.ir.simulator.fused_base import at_least_fp32
 from tintc.ir.structure import AttentionSpec, LossSpec
@@ -23,11 +23,13 @@ from tintc.ir.text import parse_program, print_program
 from tintc.lowering.emit import blocks_of, specs
 from tintc.lowering.plan_layout import layout_of
 from tintc.runtime.artefact import (
+    AUXILIARY_FILE,
     CARD_FILE,
     PROGRAM_FILE,
     check_loading_info,
     files_of,
     first_line,
+    read_auxiliary,
     read_program,
     read_tokenizer,
     text_digest,
@@ -82,7 +84,7 @@ class TintForCausalLM(StructuralModel):
         self.update = "auto"
         self.plans: dict[Any, Plan] = {}
         self._tokenizer: Any = None
-        self._tokenizer_folder: Path | None = None
+        self._tokenizer_source: tuple[Any, dict[str, Any]] | None = None
         self._build()
         self._start()
         self.post_init()
@@ -126,15 +128,15 @@ class TintForCausalLM(StructuralModel):
     def from_pretrained(cls, path: Any, *args: Any, executor: str = "auto", **kwargs: Any) -> Any:
         """A compiled simulator from a folder or the hub, as `transformers` loads models.
 
-        executor: ``auto`` or ``literal``. Raises `ArtefactError` if the folder is not a simulator, is damaged, or lacks
-        or has extra tensors (extra ones are left out if its program was edited); transformers' own keyword arguments
-        pass through.
+        executor: ``auto``, ``fused`` or ``literal``. Raises `ArtefactError` if the folder is not a simulator, is
+        damaged, or lacks or has extra tensors (extra ones are left out if its program was edited); transformers' own
+        keyword arguments pass through.
         """
         check_executor(executor)
         hub = {key: kwargs[key] for key in HUB_ARGUMENTS if key in kwargs}
         program = read_program(path, **hub)
         config = kwargs.pop("config", None) or TintConfig.from_pretrained(path, **hub)
-        config.program = program
+        config.program, config.auxiliary = program, read_auxiliary(path, **hub)
         wants_info = kwargs.pop("output_loading_info", False)
         try:
             loaded: Any = super().from_pretrained(path, *args, config=config, output_loading_info=True, **kwargs)
@@ -142,29 +144,38 @@ class TintForCausalLM(StructuralModel):
             raise ArtefactError(f"{path} cannot be loaded: {first_line(error)}. Compile the model again.") from error
         sim, info = loaded
         check_loading_info(path, info, edited=text_digest(config.program) != config.digests.get("program"))
+        sim.zero_absent_terms()
         sim.bind()
-        sim.executor, sim._tokenizer_folder = executor, files_of(path, **hub)
-        sim.settle(stored_digest(sim._tokenizer_folder))
+        sim.executor, sim._tokenizer_source = executor, (path, hub)
+        sim.settle(stored_digest(files_of(path, **hub)))
         return (sim, info) if wants_info else sim
 
     @property
     def tokenizer(self) -> Any:
         """The auxiliary's tokenizer, read when it is first asked for; None if the artefact has none."""
-        if self._tokenizer is None and self._tokenizer_folder is not None:
-            self._tokenizer, self._tokenizer_folder = read_tokenizer(self._tokenizer_folder), None
+        if self._tokenizer is None and self._tokenizer_source is not None:
+            path, hub = self._tokenizer_source
+            self._tokenizer, self._tokenizer_source = read_tokenizer(path, **hub), None
         return self._tokenizer
 
     @tokenizer.setter
     def tokenizer(self, tokenizer: Any) -> None:
-        self._tokenizer, self._tokenizer_folder = tokenizer, None
+        self._tokenizer, self._tokenizer_source = tokenizer, None
 
     def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> None:
         """Everything the simulator needs: configuration, tensors, program, model card and, if known, the tokenizer."""
+        held, own = self._held, self.own_digest()
+        if own is not None:  # tensors that were cast are still the compiler's own
+            self.config.digests = self.config.digests | {"structure": own}
         super().save_pretrained(save_directory, *args, **kwargs)
+        if not held:
+            self.release()
         folder = Path(save_directory)
         for file in folder.glob("*.safetensors"):
             file.chmod((folder / "config.json").stat().st_mode)  # written readable by its owner alone
         (folder / PROGRAM_FILE).write_text(print_program(self.program), encoding="utf-8")
+        if self.config.auxiliary is not None:
+            (folder / AUXILIARY_FILE).write_text(self.config.auxiliary, encoding="utf-8")
         (folder / CARD_FILE).write_text(model_card(self.config), encoding="utf-8")
         if self.tokenizer is not None:
             write_tokenizer(self.tokenizer, folder)
@@ -176,9 +187,15 @@ class TintForCausalLM(StructuralModel):
                 kinds = {letter: getattr(spec, f"positions_{letter}") for letter in "qkv"}
                 positions = {p.kind: self._parameter(f"structure.positions.{p.kind}") for p in kinds.values() if p}
                 module.refer(positions, self._parameter(f"rotary.{spec.rotary}") if spec.rotary else None)
-                self._init_weights(module)
+                if any(buffer.is_meta for buffer in module.buffers(recurse=False)):
+                    self._init_weights(module)
             if isinstance(module, LossModule) and isinstance(spec, LossSpec):
                 module.refer(self.table(spec.head), self.table(spec.bias) if spec.bias else None)
+
+    def zero_absent_terms(self) -> None:
+        """Zero the terms of the definition that the construction leaves out, which no file holds."""
+        for name in self._blocks:
+            self._init_weights(self._module(f"structure.{name}"))
 
     def _init_weights(self, module: nn.Module) -> None:
         """Nothing is initialised at random: every tensor is compiled. Terms that are not stored are zero."""
@@ -230,7 +247,6 @@ class TintForCausalLM(StructuralModel):
         inner_lr: float | Tensor | None = None,
         return_before: bool = False,
         max_batch: int | str | None = None,
-        **_: Any,
     ) -> TintOutput:
         """Train the auxiliary on the text's train tokens and predict with the result, all in this pass.
 
@@ -257,7 +273,7 @@ class TintForCausalLM(StructuralModel):
         loss = None
         if labels is not None:
             logits = found["logits"]
-            targets = labels[:, 1:].to(logits.device).flatten()
+            targets = matching("labels", labels, tuple(input_ids.shape), logits.device)[:, 1:].flatten()
             loss = F.cross_entropy(at_least_fp32(logits[:, :-1].flatten(0, 1)), targets, ignore_index=-100)
         return TintOutput(loss=loss, logits=found["logits"], logits_before=found.get("logits_before"))
 
@@ -282,9 +298,11 @@ class TintForCausalLM(StructuralModel):
             raise InputError(f"Token id {bad} is out of range; the vocabulary has {self.config.vocab_size} entries.")
         for op in self.program.ops:
             if isinstance(op, sim.PositionEmbedding):
-                rows, last = self.table(op.table).shape[0], int(inputs.position_ids.max()) + op.offset
-                if last >= rows or int(inputs.position_ids.min()) + op.offset < 0:
-                    raise InputError(f"Position {last - op.offset} is out of range; the model has {rows - op.offset}.")
+                count = self.table(op.table).shape[0] - op.offset
+                first, last = int(inputs.position_ids.min()), int(inputs.position_ids.max())
+                if first < 0 or last >= count:
+                    bad = first if first < 0 else last
+                    raise InputError(f"Position {bad} is out of range; the model has {count} positions.")
 
     def _rate_of(self, inner_lr: float | Tensor | None, inputs: Inputs) -> Tensor | None:
         if inner_lr is None:
@@ -292,4 +310,6 @@ class TintForCausalLM(StructuralModel):
         rate = torch.as_tensor(inner_lr, dtype=self.dtype if self.dtype == torch.float64 else torch.float32)
         if rate.dim() > 1 or (rate.dim() == 1 and rate.shape[0] != inputs.shape[0]):
             raise OptionError(f"inner_lr has shape {tuple(rate.shape)}; pass a number or one rate per example.")
+        if not bool((torch.isfinite(rate) & (rate >= 0)).all()):
+            raise OptionError("inner_lr must be finite and not negative.")
         return rate.to(inputs.input_ids.device).expand(inputs.shape[0])

@@ -60,11 +60,18 @@ class StructuralModel(PreTrainedModel):
         self._said = False
         self._passing = False
         self._structural = tuple(structure_specs(self.program))
-        self._every_module = (*nn.Module.modules(self),)
+        self._every_module = (*_modules_below(self),)
+        self.last_executor = ""
 
     def bind(self) -> None:
         """Point blocks at the tensors they share. Needed whenever parameters have been replaced."""
         raise NotImplementedError
+
+    def own_digest(self) -> str | None:
+        """Digest of the structural tensors as a file would hold them, if they are the compiler's own."""
+        self.hold()
+        stored = ((name, tensor) for name, tensor in self._held_tensors() if name in self._structural)
+        return structure_digest(stored) if self._is_own() else None
 
     def trust(self) -> None:
         """Record that the structural tensors, as they are now, are the compiler's own."""
@@ -81,7 +88,7 @@ class StructuralModel(PreTrainedModel):
     def release(self) -> None:
         """Drop structural tensors that are the compiler's own; `hold` makes them again. Raises `OptionError` if they
         are not."""
-        if self._held and structure_digest(self._held_tensors()) != self._own:
+        if self._held and not self._is_own():
             raise OptionError("The structural tensors are not those the compiler emitted, so they are kept.")
         for name in self._structural:
             module, leaf = owner(self, name)
@@ -102,17 +109,31 @@ class StructuralModel(PreTrainedModel):
         self.trust()
 
     def _held_tensors(self) -> Iterator[tuple[str, Tensor]]:
+        """Every structural tensor, and every term that is zero and not stored, by name."""
+        structure = self._modules["structure"]
+        assert structure is not None
+        for index, module in enumerate(_modules_below(structure)):
+            yield from ((f"structure.{index}.{name}", b) for name, b in module._buffers.items() if b is not None)
         for name in self._structural:
             module, leaf = owner(self, name)
             tensor = module._parameters[leaf]
             assert tensor is not None
             yield name, tensor
 
+    def _is_own(self) -> bool:
+        """Whether the tensors and modules held are those the compiler emitted."""
+        if self._own is None or self._every_module != (*_modules_below(self),):
+            return False
+        try:
+            return structure_digest(self._held_tensors()) == self._own
+        except KeyError:  # a parametrisation has taken a tensor's place
+            return False
+
     def _reason_for_literal(self) -> str | None:
         """Why fused execution would not do what literal execution does; None if it would."""
-        if any(_hooked(module) for module in self._every_module):
+        if any(_hooked(module) for module in _modules_below(self)):
             return "a module carries a hook"
-        if self._held and (self._own is None or structure_digest(self._held_tensors()) != self._own):
+        if self._held and not self._is_own():
             return "the structural tensors are not those the compiler emitted"
         return None
 
@@ -121,14 +142,16 @@ class StructuralModel(PreTrainedModel):
         check_executor(self.executor)
         reason = None if self.executor == "literal" else self._reason_for_literal()
         if self.executor != "literal" and reason is None:
-            return "fused"
+            self.last_executor = "fused"
+            return self.last_executor
         if self.executor == "fused":
             raise OptionError(f"The executor fused cannot be used: {reason}. Choose auto or literal.")
         if reason is not None and not self._said:
             logger.warning("running literally, which is slow: %s", reason)
             self._said = True
         self.hold()
-        return "literal"
+        self.last_executor = "literal"
+        return self.last_executor
 
     @property
     def device(self) -> torch.device:
@@ -187,18 +210,41 @@ class StructuralModel(PreTrainedModel):
         self.hold()
         return super().load_state_dict(*args, **kwargs)
 
+    def _precise(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """Rates and rotary frequencies, which stay in fp32 or better."""
+        for kind in ("rates", "rotary"):
+            root = self._modules[kind]
+            assert root is not None
+            for module in _modules_below(root):
+                yield from (
+                    (f"{kind}.", parameter) for parameter in module._parameters.values() if parameter is not None
+                )
+
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
         """Moves and casts keep the tensors the compiler's own, in another form."""
-        own = self._held and self._own is not None and structure_digest(self._held_tensors()) == self._own
+        own = self._held and self._is_own()
+        precise = [(name, parameter, parameter.data) for name, parameter in self._precise()]
         self._passing = True
         try:
             super()._apply(fn, recurse)
         finally:
             self._passing = False
+        for name, parameter, before in precise:
+            wanted = stored_dtype(name, parameter.dtype)
+            if parameter.dtype != wanted:
+                parameter.data = before.to(device=parameter.device, dtype=wanted)
         if own:
             self.trust()
         self.bind()
         return self
+
+
+def _modules_below(root: nn.Module) -> Iterator[nn.Module]:
+    """`root` and all modules below it, without what `StructuralModel` does when a user asks."""
+    yield root
+    for child in root._modules.values():
+        if child is not None:
+            yield from _modules_below(child)
 
 
 def _hooked(module: nn.Module) -> bool:

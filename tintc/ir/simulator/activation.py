@@ -75,5 +75,6 @@ class ActivationBackward(SimOp):
 
     def literal(self, run: LiteralRun, *operands: Tiles) -> Tiles:
         dy, x = (at_least_fp32(value) for value in operands)
-        slopes = activation_derivative(run, self.scheme, f"fd_act_{self.fn}", dy, x, self.result.type.width)
+        width = self.result.type.width
+        slopes = activation_derivative(run, self.scheme, self.fd_step, f"fd_act_{self.fn}", dy, x, width)
         return [slope.to(operands[0][0].dtype) for slope in slopes]

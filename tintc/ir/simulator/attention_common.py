@@ -42,8 +42,9 @@ class AttentionOp(SimOp):
 
     def block_name(self, kind: str) -> str:
         """Unlike attentions of one model get modules of their own: the name carries what distinguishes them."""
-        shape = f"{self.n_heads}_{self.n_kv_heads}_{self.head_dim}_{self.scale:.6g}"
-        return f"{kind}_{shape}{'_' + self.inv_freq if self.inv_freq else ''}".replace(".", "-")
+        shape = f"{self.n_heads}_{self.n_kv_heads}_{self.head_dim}_{self.scale!r}"
+        rotary = f"_{self.rotary_style}_{self.inv_freq}" if self.inv_freq else ""
+        return f"{kind}_{shape}{rotary}".replace(".", "-")
 
     def starts(self, layout: Layout) -> list[int]:
         """First chunk (of width head_dim) of every operand."""

@@ -47,13 +47,18 @@ def slot_map(layout: Layout, entries: dict[tuple[int, int], float]) -> SplitStag
 
 
 def difference_blocks(layout: Layout, eps: float, base: int) -> dict[str, Block]:
-    """`fd_step_*`: [g, ...] with x in slot `base` -> [x + eps g, x]; `fd_difference`: [a, b] -> [(a - b) / eps]."""
+    """`fd_step_*`: [g, ...] with x in slot `base` -> [x + eps g, x]; `fd_difference_*`: [a, b] -> [(a - b) / eps]."""
     step = slot_map(layout, {(0, base): 1.0, (0, 0): eps, (1, base): 1.0})
     difference = slot_map(layout, {(0, 0): 1 / eps, (0, 1): -1 / eps})
     return {
-        f"fd_step_{base}": Block(LinearSpec((step,))),
-        "fd_difference": Block(LinearSpec((difference,))),
+        _named(f"fd_step_{base}", eps): Block(LinearSpec((step,))),
+        _named("fd_difference", eps): Block(LinearSpec((difference,))),
     }
+
+
+def _named(block: str, eps: float) -> str:
+    """A block's tensors depend on eps, so its name does too (a dot may not stand in a module's name)."""
+    return f"{block}_{eps!r}".replace(".", "p")
 
 
 def mean_stages(layout: Layout, width: int, extra: dict[tuple[int, int], float]) -> tuple[SplitStage, SplitStage]:
@@ -102,10 +107,10 @@ def product(run: LiteralRun, a: Tensor, b: Tensor) -> Tensor:
     return run.slot(run.apply("product_0_1", run.embed([a, b])))
 
 
-def difference(run: LiteralRun, e: Tensor, base: int, f: Callable[[Tensor], Tensor]) -> Tensor:
+def difference(run: LiteralRun, e: Tensor, base: int, eps: float, f: Callable[[Tensor], Tensor]) -> Tensor:
     """``(f(x + eps g) - f(x)) / eps`` for e with g in slot 0 and x in slot `base`; f acts on slots 0 and 1."""
-    e = f(run.apply(f"fd_step_{base}", e))
-    return run.slot(run.apply("fd_difference", e))
+    e = f(run.apply(_named(f"fd_step_{base}", eps), e))
+    return run.slot(run.apply(_named("fd_difference", eps), e))
 
 
 def activation_blocks(layout: Layout, scheme: str, eps: float, n_tiles: int, width: int) -> dict[str, Block]:
@@ -115,14 +120,13 @@ def activation_blocks(layout: Layout, scheme: str, eps: float, n_tiles: int, wid
     return blocks
 
 
-def activation_derivative(run: LiteralRun, scheme: str, act: str, g: Tiles, x: Tiles, width: int) -> Tiles:
+def activation_derivative(run: LiteralRun, scheme: str, eps: float, act: str, g: Tiles, x: Tiles, width: int) -> Tiles:
     """act'(x) * g to first order, tile by tile; `act` names the block that applies act to slots 0 and 1."""
+
+    def slope(direction: Tensor, at: Tensor) -> Tensor:
+        return difference(run, run.embed([direction, at]), 1, eps, lambda e: run.apply(act, e))
+
     if scheme == "fixed":
-        return [
-            difference(run, run.embed([gi, xi]), 1, lambda e: run.apply(act, e)) for gi, xi in zip(g, x, strict=True)
-        ]
+        return [slope(gi, xi) for gi, xi in zip(g, x, strict=True)]
     units, size = unit(run, g, width)
-    slopes = [
-        difference(run, run.embed([ui, xi]), 1, lambda e: run.apply(act, e)) for ui, xi in zip(units, x, strict=True)
-    ]
-    return [product(run, slope, size) for slope in slopes]
+    return [product(run, slope(ui, xi), size) for ui, xi in zip(units, x, strict=True)]

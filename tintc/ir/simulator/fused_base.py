@@ -27,7 +27,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Pending:
-    """A lazy update: ``dy [B, t, dout]`` times minus the rate, ``x [B, t, din]``; `source` names x in the program.
+    """A lazy update: ``dy [B, t, dout]``, zero where nothing is trained, ``x [B, t, din]``; `source` names x in the
+    program. rate: minus the learning rate, if it is not multiplied into dy already (then 1).
 
     bias: how many times the bias receives the step (0 without bias; m in the authors' layout).
     """
@@ -36,6 +37,7 @@ class Pending:
     x: Tensor
     source: Value
     bias: int
+    rate: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -60,8 +62,8 @@ class FusedRun(Protocol):
         """Weights as they are stored, as views."""
         ...
 
-    def rate(self, name: str, step: int) -> Tensor:
-        """Learning rate, ``[]`` or ``[B]``."""
+    def rate(self, name: str, step: int) -> Tensor | float:
+        """Learning rate: a number if all examples share it and nobody asks for its gradient, else ``[]`` or ``[B]``."""
         ...
 
     def length(self, op: SimOp) -> int:
@@ -111,7 +113,7 @@ def apply_linear(run: FusedRun, w: FusedWeights, x: Tensor, source: Value) -> Te
     for pending in w.pending:
         scores = run.scores(x, source, pending)
         scores = scores + pending.bias if pending.bias else scores
-        y = torch.baddbmm(y, scores, pending.dy)
+        y = torch.baddbmm(y, scores, pending.dy, alpha=pending.rate)
     return y
 
 
@@ -124,7 +126,7 @@ def apply_transposed(w: FusedWeights, dy: Tensor) -> Tensor:
     assert w.weight is not None
     dx = dy @ w.weight
     for pending in w.pending:
-        dx = torch.baddbmm(dx, dy @ pending.dy.transpose(1, 2), pending.x)
+        dx = torch.baddbmm(dx, dy @ pending.dy.transpose(1, 2), pending.x, alpha=pending.rate)
     return dx
 
 
@@ -136,19 +138,19 @@ TINY = 1e-30
 """Gradients smaller than this are stepped as if they were this large, which leaves a zero gradient zero."""
 
 
-def mean_square(x: Tensor) -> Tensor:
-    """Mean of the squares, per token, in one pass: ``[..., D] -> [..., 1]``."""
-    return torch.linalg.vector_norm(x, dim=-1, keepdim=True).square() / x.shape[-1]
+def rms(x: Tensor) -> Tensor:
+    """Root mean square over the last dimension, in one pass: ``[..., D] -> [..., 1]``."""
+    return torch.linalg.vector_norm(x, dim=-1, keepdim=True) * x.shape[-1] ** -0.5
 
 
-def step_size(eps: float, g: Tensor) -> Tensor:
-    """eps / rms(g), per token: ``[..., D] -> [..., 1]``."""
-    return eps * g.shape[-1] ** 0.5 / torch.linalg.vector_norm(g, dim=-1, keepdim=True).clamp(min=TINY)
+def step_size(eps: float, size: Tensor) -> Tensor:
+    """eps / rms(g), per token."""
+    return eps / size.clamp(min=TINY)
 
 
 def fused_slope(fn: str, scheme: str, eps: float, g: Tensor, x: Tensor, y: Tensor | None = None) -> Tensor:
     """act'(x) * g to first order, in fp32 or better, in the dtype of x. y: act(x), if it is known in that precision."""
     act, g, wide = ACTIVATIONS[fn], at_least_fp32(g), at_least_fp32(x)
-    h = g.new_tensor(eps) if scheme == "fixed" else step_size(eps, g)
+    h = g.new_tensor(eps) if scheme == "fixed" else step_size(eps, rms(g))
     stepped = act(torch.addcmul(wide, g, h))
     return ((stepped - (act(wide) if y is None else y)) * h.reciprocal()).to(x.dtype)

@@ -104,5 +104,5 @@ class GateBackward(SimOp):
         dy, g, u = (at_least_fp32(value) for value in operands)
         direction = [product(run, a, b) for a, b in zip(dy, g, strict=True)]
         width = self.results[0].type.width
-        du = activation_derivative(run, self.scheme, f"fd_act_{self.fn}", direction, u, width)
+        du = activation_derivative(run, self.scheme, self.fd_step, f"fd_act_{self.fn}", direction, u, width)
         return dg, [slope.to(dg[0].dtype) for slope in du]

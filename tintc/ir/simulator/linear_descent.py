@@ -53,19 +53,20 @@ def descent_block(layout: Layout, main: bool, bias: bool) -> Block:
     return Block(spec, "update")
 
 
-def materialise(w: FusedWeights, step: Tensor, x: Tensor, copies: int, overwrite: bool) -> FusedWeights:
-    """Weights with ``step^T x`` added: ``[dout, din]`` for one example, else ``[B, dout, din]``.
+def materialise(w: FusedWeights, update: Pending, overwrite: bool) -> FusedWeights:
+    """Weights with an update carried out: ``[dout, din]`` for one example, else ``[B, dout, din]``.
 
     overwrite: nothing needs `w` any more; what an earlier step has made is then written over.
     """
     assert w.weight is not None and not w.pending
-    bias = None if w.bias is None else w.bias + copies * step.sum(1)
+    dy, x = update.dy, update.x
+    bias = None if w.bias is None else torch.add(w.bias, dy.sum(1), alpha=update.bias * update.rate)
     in_place = overwrite and w.owned and not torch.is_grad_enabled()
-    if step.shape[0] == 1 and w.weight.dim() == 2:
+    if dy.shape[0] == 1 and w.weight.dim() == 2:
         add = w.weight.addmm_ if in_place else partial(torch.addmm, w.weight)
-        return FusedWeights(add(step[0].t(), x[0]), bias, owned=True)
+        return FusedWeights(add(dy[0].t(), x[0], alpha=update.rate), bias, owned=True)
     add = w.weight.baddbmm_ if in_place else partial(torch.baddbmm, w.weight)
-    return FusedWeights(add(step.transpose(1, 2), x), bias, owned=True)
+    return FusedWeights(add(dy.transpose(1, 2), x, alpha=update.rate), bias, owned=True)
 
 
 @register("sim.linear_descent")
@@ -100,12 +101,14 @@ class LinearDescent(SimOp):
         """Pending or carried out, as the plan says."""
         w, dy, x = operands
         assert isinstance(w, FusedWeights) and isinstance(dy, Tensor) and isinstance(x, Tensor)
-        mask, rate = run.train(dy.shape[1]), (run.rate(self.target, self.step) * -self.rate_scale).reshape(-1, 1, 1)
-        step = (dy * (rate if mask is None else rate * mask)).to(dy.dtype)
-        copies = copies_of_bias(self.operands[0].type)
+        mask, rate = run.train(dy.shape[1]), run.rate(self.target, self.step) * -self.rate_scale
+        dy = dy if mask is None else dy * mask
+        if isinstance(rate, Tensor):
+            dy, rate = (dy * rate.reshape(-1, 1, 1)).to(dy.dtype), 1.0
+        update = Pending(dy, x, self.operands[2], copies_of_bias(self.operands[0].type), rate)
         if run.lazy(self):
-            return replace(w, pending=(*w.pending, Pending(step, x, self.operands[2], copies)))
-        return materialise(w, step, x, copies, run.frees(self, self.operands[0]))
+            return replace(w, pending=(*w.pending, update))
+        return materialise(w, update, run.frees(self, self.operands[0]))
 
     def structure(self, layout: Layout) -> dict[str, Block]:
         copies = copies_of_bias(self.operands[0].type)

@@ -20,7 +20,7 @@ from tintc.ir.simulator.first_order import (
     unit,
     unit_blocks,
 )
-from tintc.ir.simulator.fused_base import FusedRun, FusedWeights, mean_square, step_size
+from tintc.ir.simulator.fused_base import FusedRun, FusedWeights, rms, step_size
 from tintc.ir.simulator.fused_base import at_least_fp32 as fp32
 from tintc.ir.simulator.linear_backward import backward_block, backward_tiles
 from tintc.ir.simulator.norm_common import check_norm, group_name, has
@@ -71,21 +71,22 @@ class NormBackward(SimOp):
         """``(f(x + h g) - f(x)) / h`` from three sums per token, without the cancellation.
 
         Let x have its mean mu taken off, s be the scale of f at x, and s' that at x + h g. With m the mean of g and
-        p, q those of x g and (g - m)^2: ``s'^2 = s^2 + 2 h p + h^2 q``, and f(x + h g) - f(x) is
-        ``h (g - m) / s' + x (1/s' - 1/s)``, where ``1/s' - 1/s = -h (2 p + h q) / (s s' (s + s'))``. For RMSNorm, mu =
+        p / 2, q those of x g and (g - m)^2: ``s'^2 = s^2 + h p + h^2 q``, and f(x + h g) - f(x) is
+        ``h (g - m) / s' + x (1/s' - 1/s)``, where ``1/s' - 1/s = -h (p + h q) / (s s' (s + s'))``. For RMSNorm, mu =
         m = 0. QED.
         """
         x = x - x.mean(-1, keepdim=True) if self.kind == "layer" else x
         m = g.mean(-1, keepdim=True) if self.kind == "layer" else None
-        s2 = mean_square(x) + self.eps
-        q = mean_square(g) if m is None else mean_square(g) - m.square()
-        p = (x * g).mean(-1, keepdim=True)
+        size, s2 = rms(g), rms(x).square() + self.eps
+        q = size.square() if m is None else size.square() - m.square()
+        p = (x * g).sum(-1, keepdim=True) * (2 / x.shape[-1])
         s = s2.sqrt()
-        h = g.new_tensor(self.fd_step) if self.scheme == "fixed" else step_size(self.fd_step, g) * s
-        change = 2 * p + h * q
-        inverse = (s2 + h * change).rsqrt()
+        h = self.fd_step if self.scheme == "fixed" else s * step_size(self.fd_step, size)
+        change = p + h * q
+        s_stepped = (s2 + h * change).sqrt()
+        inverse = s_stepped.reciprocal()
         dx = g * inverse if m is None else torch.addcmul(-m * inverse, g, inverse)
-        return torch.addcmul(dx, x, -change * inverse * inverse / (s * (1 + s * inverse)))
+        return torch.addcmul(dx, x, -change * inverse / (s * (s + s_stepped)))
 
     def structure(self, layout: Layout) -> dict[str, Block]:
         """`fd_scale_*` turns slot 0 = x * f(x) into c: mean(x f(x)) = var / c, and var / c + eps / c = c."""
@@ -128,7 +129,7 @@ class NormBackward(SimOp):
         return [run.slot(run.apply("product_0_2", e)).to(x[0].dtype)]
 
     def _difference(self, run: LiteralRun, e: Tensor, base: int) -> Tensor:
-        return difference(run, e, base, lambda stepped: run.apply(f"fd_{self._group}", stepped))
+        return difference(run, e, base, self.fd_step, lambda stepped: run.apply(f"fd_{self._group}", stepped))
 
     def _scale(self, run: LiteralRun, x: Tensor) -> tuple[Tensor, Tensor]:
         """c and 1/c in every coordinate of a slot: [x, x, 0] -> [x, f(x), 1/c] -> [x f(x), ., 1/c] -> [c, ., 1/c]."""

@@ -42,8 +42,9 @@ class NormDescent(SimOp):
         w, dy = operands
         assert isinstance(w, FusedWeights) and isinstance(dy, Tensor) and w.bias is not None
         mask = run.train(dy.shape[1])
-        rate = (run.rate(self.target, self.step) * self.rate_scale).to(dy.dtype).reshape(-1, 1)
-        return replace(w, bias=w.bias - rate * (dy if mask is None else dy * mask).sum(1))
+        rate, summed = run.rate(self.target, self.step) * self.rate_scale, (dy if mask is None else dy * mask).sum(1)
+        rate = rate.to(dy.dtype).reshape(-1, 1) if isinstance(rate, Tensor) else rate
+        return replace(w, bias=w.bias - rate * summed)
 
     def structure(self, layout: Layout) -> dict[str, Block]:
         return {"norm_descent": descent_block(layout, main=False, bias=True)}

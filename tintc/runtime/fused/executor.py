@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from tintc.ir import simulator as sim
 from tintc.ir.core import Value
 from tintc.ir.functions import causal_mask
 from tintc.ir.inputs import Inputs
@@ -30,15 +31,18 @@ class FusedExecutor:
         self._masks: dict[int, Tensor] = {}
         self._later: dict[int, Tensor] = {}
         self._trains: dict[int, Tensor | None] = {}
+        self._rates: dict[str, list[float]] = {}
+        self._shared = None if inner_lr is None or torch.is_grad_enabled() else _one_number(inner_lr)
 
     def run(self, outputs: tuple[str, ...]) -> dict[str, Tensor]:
         values: dict[Value, Any] = {}
-        for op in self.plan.ops:
-            read = self.plan.lengths[op] if op.phase == "forward" else self.plan.sizes.train
-            operands = [_cut(values[value], read) for value in self.plan.operands(op)]
-            result = op.fused(self, *operands)
-            values.update(zip(op.results, result if len(op.results) > 1 else (result,), strict=True))
-            for value in self.plan.last[op]:
+        for op, operands, read, last in self.plan.steps:
+            result = op.fused(self, *(_cut(values[value], read) for value in operands))
+            if len(op.results) == 1:
+                values[op.results[0]] = result
+            else:
+                values.update(zip(op.results, result, strict=True))
+            for value in last:
                 del values[value]
                 self._scores.pop(value, None)
         program = self.model.program
@@ -55,8 +59,20 @@ class FusedExecutor:
             return FusedWeights(module.gain if "gain" in parts else None, bias)
         return FusedWeights(module.weight.flatten(0, 1)[: module.holds.dims[0]], bias)
 
-    def rate(self, name: str, step: int) -> Tensor:
-        return self.model.rate(name)[step] if self.inner_lr is None else self.inner_lr
+    def rate(self, name: str, step: int) -> Tensor | float:
+        if self.inner_lr is not None:
+            return self.inner_lr if self._shared is None else self._shared
+        if torch.is_grad_enabled():
+            return self.model.rate(name)[step]
+        if not self._rates:
+            self._rates = self._read_rates()
+        return self._rates[name][step]
+
+    def _read_rates(self) -> dict[str, list[float]]:
+        """All stored rates as numbers, in one transfer."""
+        names = [op.target for op in self.plan.ops if isinstance(op, sim.LinearDescent | sim.NormDescent)]
+        stacked = torch.stack([self.model.rate(name).detach() for name in names])
+        return dict(zip(names, stacked.tolist(), strict=True))
 
     def length(self, op: SimOp) -> int:
         return self.plan.lengths[op]
@@ -121,6 +137,12 @@ class FusedExecutor:
             mask = self.inputs.train[:, :length]
             self._trains[length] = None if bool(mask.all()) else mask[..., None].to(self.model.dtype)
         return self._trains[length]
+
+
+def _one_number(rates: Tensor) -> float | None:
+    """What all entries are, if they are one number."""
+    numbers = set(rates.tolist())
+    return numbers.pop() if len(numbers) == 1 else None
 
 
 def _cut(value: Any, length: int) -> Any:
