@@ -9,7 +9,7 @@ import torch
 from tiny_models import gpt2, llama
 
 import tintc
-from tintc.errors import ArtefactError, InputError, IRError, OptionError
+from tintc.errors import ArtefactError, InputError, IRError, OptionError, TintcError
 from tintc.ir.functions import rotate
 from tintc.ir.text import parse_program
 from tintc.lowering.plan_layout import layout_of
@@ -80,3 +80,21 @@ def test_mistakes_in_the_call_are_said() -> None:
         sim(IDS, labels=IDS[:, :4])
     with pytest.raises(OptionError, match="finite"):
         sim(IDS, inner_lr=float("nan"))
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "sentence"),
+    [
+        ("return logits = ", "// return logits = ", "lacks the output logits"),
+        (", n_steps=1", "", "lacks the attribute n_steps"),
+        ("parameter @transformer.ln_f.bias", "// parameter @transformer.ln_f.bias", "does not fit|does not declare"),
+        ("sim.program", "aux.program", "dialect|does not belong"),
+    ],
+)
+def test_a_damaged_program_is_refused(tmp_path: Path, old: str, new: str, sentence: str) -> None:
+    tintc.compile(gpt2()).save_pretrained(tmp_path / "sim")
+    file = tmp_path / "sim" / "program.tint"
+    assert old in file.read_text()
+    file.write_text(file.read_text().replace(old, new))
+    with pytest.raises(TintcError, match=sentence):
+        tintc.load(tmp_path / "sim")

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Mapping
 import torch
 from torch import Tensor
 
-from tintc.errors import ModelError
+from tintc.errors import IRError, ModelError
 from tintc.ir import simulator as sim
 from tintc.ir.auxiliary.interpreter import view
 from tintc.ir.core import Program
@@ -29,6 +29,22 @@ from tintc.lowering.plan_layout import layout_of
 Source = Mapping[str, Tensor]
 FULL_PRECISION = ("rates.", "rotary.")
 """Tensors that stay in fp32 or better when the simulator is stored in a shorter type."""
+
+
+REQUIRED = {"width": int, "vocab_size": int, "n_layers": int, "n_steps": int, "semantics": str, "layout": dict}
+OUTPUTS = ("logits_before", "logits")
+
+
+def check_complete(program: Program) -> Program:
+    """Raise `IRError` unless a text, which users may edit, is a whole simulator program; returns the program."""
+    if program.dialect != "sim":
+        raise IRError(f"This is a program of the dialect {program.dialect!r}, not a simulator's.")
+    attributes = [name for name, kind in REQUIRED.items() if not isinstance(program.attributes.get(name), kind)]
+    outputs = [name for name in OUTPUTS if name not in program.outputs]
+    if attributes or outputs:
+        missing = [f"the attribute {name}" for name in attributes] + [f"the output {name}" for name in outputs]
+        raise IRError(f"The simulator's program is incomplete: it lacks {', '.join(missing)}. Compile the model again.")
+    return program
 
 
 def blocks_of(program: Program) -> dict[str, Block]:
@@ -93,6 +109,8 @@ def _table(found: dict[str, TensorSpec], program: Program, name: str, source: So
 
 
 def _parameter(program: Program, name: str, source: Source | None) -> TensorSpec:
+    if name not in program.parameters:
+        raise IRError(f"The program names the parameter @{name}, which it does not declare.")
     parameter = program.parameters[name]
 
     def build() -> Tensor:
@@ -116,7 +134,7 @@ def _weights(
         shape = stacked_shape(layout, dims)
         yield f"prefixes.{op.name}.weight", TensorSpec(shape, lambda: stack_rows(rows.build(), layout.stack))
     for part in ("gain", "bias"):
-        if f"{op.name}.{part}" in program.parameters:
+        if any(held.startswith(part) for held in kind.parts):
             yield f"prefixes.{op.name}.{part}", _parameter(program, f"{op.name}.{part}", source)
 
 

@@ -20,7 +20,7 @@ from tintc.ir.layout import Layout
 from tintc.ir.simulator.fused_base import at_least_fp32
 from tintc.ir.structure import AttentionSpec, LossSpec
 from tintc.ir.text import parse_program, print_program
-from tintc.lowering.emit import blocks_of, specs
+from tintc.lowering.emit import blocks_of, check_complete, specs
 from tintc.lowering.plan_layout import layout_of
 from tintc.runtime.artefact import (
     AUXILIARY_FILE,
@@ -79,7 +79,7 @@ class TintForCausalLM(StructuralModel):
         super().__init__(config)
         if config.program is None:
             raise ArtefactError("The configuration comes without a program; load the folder with tintc.load instead.")
-        self.program: Program = parse_program(config.program)
+        self.program: Program = check_complete(parse_program(config.program))
         self.layout: Layout = layout_of(self.program)
         self.update = "auto"
         self.plans: dict[Any, Plan] = {}
