@@ -48,7 +48,7 @@ class Step(NamedTuple):
 @dataclass
 class Plan:
     """ops in order; lengths: positions kept of each op's results; last: values no op after this one reads; alias: what
-    a dropped descent's result stands for; lazy: descents left pending; known: act(x) for the activations' backward."""
+    a dropped descent's result stands for; lazy: descents left pending."""
 
     sizes: Sizes
     ops: list[SimOp]
@@ -56,12 +56,9 @@ class Plan:
     last: dict[SimOp, list[Value]]
     alias: dict[Value, Value]
     lazy: set[SimOp] = field(default_factory=set)
-    known: dict[SimOp, Value] = field(default_factory=dict)
 
     def operands(self, op: SimOp) -> tuple[Value, ...]:
-        """What an op reads: its operands, and what is known of its result."""
-        extra = (self.known[op],) if op in self.known else ()
-        return *(self.resolve(value) for value in op.operands), *extra
+        return tuple(self.resolve(value) for value in op.operands)
 
     @cached_property
     def steps(self) -> list[Step]:
@@ -83,7 +80,7 @@ def make_plan(program: Program, outputs: tuple[str, ...], sizes: Sizes, update: 
         raise OptionError(f"The update {update!r} is unknown; choose one of {', '.join(UPDATES)}.")
     all_ops = [op for op in program.ops if isinstance(op, SimOp)]
     alias = {op.results[0]: op.operands[0] for op in all_ops if _is_descent(op)} if sizes.train == 0 else {}
-    plan = Plan(sizes, [], {}, {}, alias, known=_known(all_ops))
+    plan = Plan(sizes, [], {}, {}, alias)
     needs = {plan.resolve(program.outputs[label]): sizes.length for label in outputs}
     for op in reversed(all_ops):
         wanted = [needs[result] for result in op.results if result in needs]
@@ -98,13 +95,6 @@ def make_plan(program: Program, outputs: tuple[str, ...], sizes: Sizes, update: 
     plan.last = _last_reads(plan, {plan.resolve(program.outputs[label]) for label in outputs})
     plan.lazy = _lazy(plan, update)
     return plan
-
-
-def _known(ops: list[SimOp]) -> dict[SimOp, Value]:
-    """The forward pass has the value that an activation's finite difference starts from."""
-    forward = {(op.operands[0], op.fn): op.result for op in ops if isinstance(op, sim.ActivationForward)}
-    backward = [op for op in ops if isinstance(op, sim.ActivationBackward)]
-    return {op: forward[op.operands[1], op.fn] for op in backward if (op.operands[1], op.fn) in forward}
 
 
 def _is_descent(op: SimOp) -> bool:
