@@ -77,7 +77,11 @@ class StoredWeights(SimOp):
         return run.weights(self.name)
 
     def fused(self, run: FusedRun, *operands: Tensor) -> FusedWeights:
-        return run.stored(self.name)
+        """Views of what is stored; a layer's stacked rows are its matrix, up to the rows that fill the last prefix."""
+        parts = run.stored(self.name)
+        stacked = parts.get("weight")
+        weight = parts.get("gain") if stacked is None else stacked.flatten(0, 1)[: self.result.type.dims[0]]
+        return FusedWeights(weight, parts.get("bias"))
 
     @property
     def bias_copies(self) -> int:

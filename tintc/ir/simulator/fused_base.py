@@ -10,6 +10,7 @@ part of the text that the plan keeps; layout attributes are ignored. An update o
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
@@ -58,8 +59,8 @@ class FusedRun(Protocol):
 
     def table(self, name: str) -> Tensor: ...
 
-    def stored(self, name: str) -> FusedWeights:
-        """Weights as they are stored, as views."""
+    def stored(self, name: str) -> Mapping[str, Tensor]:
+        """The stored tensors of a layer by part, as `sim.weights` describes them."""
         ...
 
     def rate(self, name: str, step: int) -> Tensor | float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -13,7 +14,7 @@ from tintc.ir.core import Value
 from tintc.ir.functions import causal_mask
 from tintc.ir.inputs import Inputs
 from tintc.ir.simulator import SimOp
-from tintc.ir.simulator.fused_base import FusedWeights, Pending
+from tintc.ir.simulator.fused_base import Pending
 from tintc.runtime.fused.plan import Plan
 
 if TYPE_CHECKING:
@@ -51,13 +52,8 @@ class FusedExecutor:
     def table(self, name: str) -> Tensor:
         return self.model.table(name)
 
-    def stored(self, name: str) -> FusedWeights:
-        module = self.model.prefix(name)
-        parts = module.holds.parts
-        bias = module.bias if any(part.startswith("bias") for part in parts) else None
-        if module.holds.kind == "norm":
-            return FusedWeights(module.gain if "gain" in parts else None, bias)
-        return FusedWeights(module.weight.flatten(0, 1)[: module.holds.dims[0]], bias)
+    def stored(self, name: str) -> Mapping[str, Tensor]:
+        return dict(self.model.prefix(name).named_parameters(recurse=False))
 
     def rate(self, name: str, step: int) -> Tensor | float:
         if self.inner_lr is not None:
