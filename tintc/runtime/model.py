@@ -79,7 +79,7 @@ class TintForCausalLM(StructuralModel):
         super().__init__(config)
         if config.program is None:
             raise ArtefactError("The configuration comes without a program; load the folder with tintc.load instead.")
-        self.program: Program = check_complete(parse_program(config.program))
+        self.program: Program = parse_program(config.program)
         self.layout: Layout = layout_of(self.program)
         self.update = "auto"
         self.plans: dict[Any, Plan] = {}
@@ -135,6 +135,7 @@ class TintForCausalLM(StructuralModel):
         check_executor(executor)
         hub = {key: kwargs[key] for key in HUB_ARGUMENTS if key in kwargs}
         program = read_program(path, **hub)
+        check_complete(parse_program(program))
         config = kwargs.pop("config", None) or TintConfig.from_pretrained(path, **hub)
         config.program, config.auxiliary = program, read_auxiliary(path, **hub)
         wants_info = kwargs.pop("output_loading_info", False)
