@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -11,7 +12,7 @@ from tintc.ir.functions import ACTIVATIONS, FiniteDifference
 from tintc.ir.layout import Layout
 from tintc.ir.simulator.base import Interpretation, LiteralRun, SimOp, TableCount, Tiles, split_cost
 from tintc.ir.simulator.first_order import activation_blocks, activation_derivative, at_least_fp32
-from tintc.ir.simulator.fused_base import FusedRun, fused_slope
+from tintc.ir.simulator.fused_base import FusedRun, activate, fused_slope
 from tintc.ir.structure import ActivationSpec, Block
 
 
@@ -30,7 +31,10 @@ class ActivationForward(SimOp):
         return ACTIVATIONS[self.fn](operands[0])
 
     def fused(self, run: FusedRun, *operands: Tensor) -> Tensor:
-        return ACTIVATIONS[self.fn](operands[0])
+        return activate(self.fn, operands[0])
+
+    def computes(self) -> Hashable:
+        return self.fn, self.operands[0]
 
     def structure(self, layout: Layout) -> dict[str, Block]:
         return {f"act_{self.fn}": Block(ActivationSpec(self.fn, (0,)))}
@@ -62,8 +66,12 @@ class ActivationBackward(SimOp):
         return FiniteDifference(self.scheme, self.fd_step).derivative(ACTIVATIONS[self.fn], x, dy)
 
     def fused(self, run: FusedRun, *operands: Tensor) -> Tensor:
-        dy, x = operands
-        return fused_slope(self.fn, self.scheme, self.fd_step, dy, x)
+        """A third operand is act(x), where the forward pass has left it."""
+        dy, x, *known = operands
+        return fused_slope(self.fn, self.scheme, self.fd_step, dy, x, *known)
+
+    def reuses(self) -> Hashable:
+        return self.fn, self.operands[1]
 
     def structure(self, layout: Layout) -> dict[str, Block]:
         width = self.result.type.width

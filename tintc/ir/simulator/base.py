@@ -7,7 +7,7 @@ structural blocks to them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -160,6 +160,14 @@ class SimOp(Op):
     def fused(self, run: FusedRun, *operands: Any) -> Any:
         """The same by the module's algebra: token values are ``[B, n, width]``, weights are `FusedWeights`."""
         raise NotImplementedError(self.opname)
+
+    def computes(self) -> Hashable | None:
+        """What the result is, for ops that can start from it in fused execution; None if none can."""
+        return None
+
+    def reuses(self) -> Hashable | None:
+        """What (see `computes`) the fused form takes as one more operand where an earlier op has computed it."""
+        return None
 
     def structure(self, layout: Layout) -> dict[str, Block]:
         """Structural blocks the literal form applies, by their name under ``structure``."""

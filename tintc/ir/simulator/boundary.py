@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -11,7 +12,7 @@ from tintc.ir.auxiliary.base import affine
 from tintc.ir.core import register
 from tintc.ir.inputs import Inputs
 from tintc.ir.simulator.base import Interpretation, LiteralRun, PrefixTiles, SimOp, Tiles, Weights
-from tintc.ir.simulator.fused_base import FusedRun, FusedWeights
+from tintc.ir.simulator.fused_base import FusedRun, FusedWeights, aligned_scores
 from tintc.ir.simulator.linear_common import copies_of_bias
 
 
@@ -107,4 +108,7 @@ class Logits(SimOp):
         return run.logits(operands[0][0], self.head, self.bias)
 
     def fused(self, run: FusedRun, *operands: Tensor) -> Tensor:
-        return F.linear(operands[0], run.table(self.head), run.table(self.bias) if self.bias else None)
+        (x,), head, bias = operands, run.table(self.head), run.table(self.bias) if self.bias else None
+        if torch.is_grad_enabled():
+            return F.linear(x, head, bias)
+        return aligned_scores(x.flatten(0, 1), head, bias)[0].unflatten(0, x.shape[:2])

@@ -11,7 +11,7 @@ from tintc.ir.functions import ACTIVATIONS, FiniteDifference
 from tintc.ir.layout import Layout
 from tintc.ir.simulator.base import Interpretation, LiteralRun, SimOp, TableCount, Tiles, split_cost
 from tintc.ir.simulator.first_order import activation_blocks, activation_derivative, at_least_fp32, product
-from tintc.ir.simulator.fused_base import FusedRun, fused_slope
+from tintc.ir.simulator.fused_base import FusedRun, activate, fused_slope
 from tintc.ir.simulator.fused_base import at_least_fp32 as fp32
 from tintc.ir.structure import ActivationSpec, Block, ProductSpec
 
@@ -48,7 +48,7 @@ class GateForward(SimOp):
 
     def fused(self, run: FusedRun, *operands: Tensor) -> Tensor:
         g, u = operands
-        return g * ACTIVATIONS[self.fn](u)
+        return g * activate(self.fn, u)
 
     def structure(self, layout: Layout) -> dict[str, Block]:
         return gate_blocks(self.fn)
@@ -87,7 +87,7 @@ class GateBackward(SimOp):
 
     def fused(self, run: FusedRun, *operands: Tensor) -> tuple[Tensor, Tensor]:
         dy, g, u = operands
-        act = ACTIVATIONS[self.fn](fp32(u))
+        act = activate(self.fn, fp32(u))
         return dy * act.to(u.dtype), fused_slope(self.fn, self.scheme, self.fd_step, dy * g, u, act)
 
     def structure(self, layout: Layout) -> dict[str, Block]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -11,11 +12,20 @@ from tintc.ir.core import register
 from tintc.ir.functions import loss_gradient
 from tintc.ir.layout import Layout
 from tintc.ir.simulator.base import Interpretation, LiteralRun, SimOp, Tiles
-from tintc.ir.simulator.fused_base import FusedRun
+from tintc.ir.simulator.fused_base import FusedRun, aligned_scores
 from tintc.ir.structure import Block, LossSpec
 
 CHUNK = 1024
 """Positions whose scores over the vocabulary exist at one time in fused execution."""
+
+
+def aligned_gradient(kind: str, x: Tensor, head: Tensor, bias: Tensor | None, next_ids: Tensor) -> Tensor:
+    """As `loss_gradient`, for ``x [n, D]``, with aligned scores; not differentiable."""
+    scores, rows = aligned_scores(x, head, bias)
+    if kind == "ce":
+        rows[:, head.shape[0] :] = -math.inf
+        scores = rows.softmax(-1)[:, : head.shape[0]]
+    return (scores @ head).sub_(head[next_ids])
 
 
 @register("sim.loss_gradient")
@@ -46,8 +56,9 @@ class LossGradient(SimOp):
         chosen = counts.flatten().nonzero()[:, 0]
         head, bias = run.table(self.head), run.table(self.bias) if self.bias else None
         rows, ids = x.flatten(0, 1)[chosen], targets.flatten()[chosen]
+        gradient = loss_gradient if torch.is_grad_enabled() else aligned_gradient
         parts = [
-            loss_gradient(self.loss, part, head, bias, at)
+            gradient(self.loss, part, head, bias, at)
             for part, at in zip(rows.split(CHUNK), ids.split(CHUNK), strict=True)
         ]
         return x.new_zeros(x.flatten(0, 1).shape).index_copy(0, chosen, torch.cat(parts)).view_as(x)

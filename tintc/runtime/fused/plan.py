@@ -11,7 +11,7 @@ The plan is made from the program, the wanted outputs and the sizes of a batch; 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Hashable, Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import NamedTuple
@@ -48,7 +48,8 @@ class Step(NamedTuple):
 @dataclass
 class Plan:
     """ops in order; lengths: positions kept of each op's results; last: values no op after this one reads; alias: what
-    a dropped descent's result stands for; lazy: descents left pending."""
+    a dropped descent's result stands for; lazy: descents left pending; known: one more operand of
+    some ops (`SimOp.reuses`)."""
 
     sizes: Sizes
     ops: list[SimOp]
@@ -56,9 +57,12 @@ class Plan:
     last: dict[SimOp, list[Value]]
     alias: dict[Value, Value]
     lazy: set[SimOp] = field(default_factory=set)
+    known: dict[SimOp, Value] = field(default_factory=dict)
 
     def operands(self, op: SimOp) -> tuple[Value, ...]:
-        return tuple(self.resolve(value) for value in op.operands)
+        """What an op reads: its operands, and what is known of its result."""
+        extra = (self.known[op],) if op in self.known else ()
+        return *(self.resolve(value) for value in op.operands), *extra
 
     @cached_property
     def steps(self) -> list[Step]:
@@ -80,7 +84,7 @@ def make_plan(program: Program, outputs: tuple[str, ...], sizes: Sizes, update: 
         raise OptionError(f"The update {update!r} is unknown; choose one of {', '.join(UPDATES)}.")
     all_ops = [op for op in program.ops if isinstance(op, SimOp)]
     alias = {op.results[0]: op.operands[0] for op in all_ops if _is_descent(op)} if sizes.train == 0 else {}
-    plan = Plan(sizes, [], {}, {}, alias)
+    plan = Plan(sizes, [], {}, {}, alias, known=_known(all_ops))
     needs = {plan.resolve(program.outputs[label]): sizes.length for label in outputs}
     for op in reversed(all_ops):
         wanted = [needs[result] for result in op.results if result in needs]
@@ -95,6 +99,18 @@ def make_plan(program: Program, outputs: tuple[str, ...], sizes: Sizes, update: 
     plan.last = _last_reads(plan, {plan.resolve(program.outputs[label]) for label in outputs})
     plan.lazy = _lazy(plan, update)
     return plan
+
+
+def _known(ops: list[SimOp]) -> dict[SimOp, Value]:
+    """Values of earlier ops that an op's fused form starts from rather than computing them again."""
+    computed: dict[Hashable, Value] = {}
+    known: dict[SimOp, Value] = {}
+    for op in ops:
+        if op.reuses() in computed:
+            known[op] = computed[op.reuses()]
+        if op.computes() is not None:
+            computed.setdefault(op.computes(), op.result)
+    return known
 
 
 def _is_descent(op: SimOp) -> bool:
