@@ -11,7 +11,8 @@ from fused_cases import compiled, run, token_ids
 
 from tintc.errors import InputError, OptionError
 from tintc.runtime.fused import Sizes, batches, make_plan
-from tintc.runtime.fused.memory import HEADROOM, peak_bytes
+from tintc.runtime.fused.budget import HEADROOM
+from tintc.runtime.fused.memory import peak_bytes
 
 IDS = token_ids(5, 12)
 

@@ -7,6 +7,7 @@ loss counts at position i only if i, i + 1 are train tokens and target i + 1 is 
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -33,6 +34,11 @@ class Inputs:
     def shape(self) -> tuple[int, int]:
         batch, length = self.input_ids.shape
         return batch, length
+
+    @cached_property
+    def plain(self) -> bool:
+        """Whether nothing is masked. A mask whose rows are views of its first one is looked at once."""
+        return bool((self.allowed[:, :1] if self.allowed.stride(1) == 0 else self.allowed).all())
 
     def rows(self, start: int, stop: int) -> Inputs:
         """The same for examples start ... stop - 1 of the batch."""

@@ -25,8 +25,11 @@ class Add(SimOp):
         return a + b
 
     def fused(self, run: FusedRun, *operands: Tensor) -> Tensor:
+        """Into an operand that nothing else reads, if there is one."""
         a, b = operands
-        return a + b
+        if run.frees(self, self.operands[0]):
+            return a.add_(b)
+        return b.add_(a) if run.frees(self, self.operands[1]) else a + b
 
     def literal(self, run: LiteralRun, *operands: Tiles) -> Tiles:
         return residual(*operands)

@@ -49,13 +49,14 @@ class AttentionBackward(AttentionOp):
         queries, keys = self.rotated(run, q, k)
         group, length = self.n_heads // self.n_kv_heads, q.shape[1]
         keys = keys.repeat_interleave(group, 1) if group > 1 else keys
-        heads, mask, later = split_heads(dy, self.n_heads), run.allowed(length), run.later(length)
+        heads, mask = split_heads(dy, self.n_heads), run.allowed(length)
         dv = None
         for start in range(0, length, ROWS):
             rows, seen = slice(start, min(start + ROWS, length)), slice(0, min(start + ROWS, length))
             scores = (queries[:, :, rows] * self.scale) @ keys[:, :, seen].transpose(-1, -2)
             if mask is None:
-                weights = scores.add_(later[rows, seen]).softmax(-1)
+                scores[..., start:].add_(run.later(rows.stop - start))
+                weights = scores.softmax(-1)
             else:
                 weights = scores.masked_fill(~mask[..., rows, seen], -math.inf).softmax(-1).nan_to_num(0.0)
             part = weights.transpose(-1, -2) @ heads[:, :, rows]

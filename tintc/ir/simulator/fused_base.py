@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Protocol
 
 import torch
@@ -77,7 +78,8 @@ class FusedRun(Protocol):
         ...
 
     def frees(self, op: SimOp, value: Value) -> bool:
-        """Whether `op` is the last to read `value`."""
+        """Whether nothing needs `value` once `op` has read it, so that `op` may write over it. Fused forms return
+        memory of their own, or that of such a value."""
         ...
 
     def scores(self, x: Tensor, source: Value, pending: Pending) -> Tensor:
@@ -92,8 +94,9 @@ class FusedRun(Protocol):
         """``[B, 1, n, n]`` bool, causal and masked; None if plain causal attention is all there is."""
         ...
 
-    def later(self, length: int) -> Tensor:
-        """Plain causal attention as an addend of its scores: ``[n, n]``, -inf for keys after the query, else 0."""
+    def later(self, count: int) -> Tensor:
+        """Plain causal attention among `count` neighbouring positions as an addend of its scores: ``[count, count]``,
+        -inf for keys after the query, else 0."""
         ...
 
     def train(self, length: int) -> Tensor | None:
@@ -140,7 +143,7 @@ def apply_linear(run: FusedRun, w: FusedWeights, x: Tensor, source: Value) -> Te
     for pending in w.pending:
         scores = run.scores(x, source, pending)
         scores = scores + pending.bias if pending.bias else scores
-        y = torch.baddbmm(y, scores, pending.dy, alpha=pending.rate)
+        y = _add_product(y, scores, pending.dy, pending.rate)
     return y
 
 
@@ -153,8 +156,14 @@ def apply_transposed(w: FusedWeights, dy: Tensor) -> Tensor:
     assert w.weight is not None
     dx = dy @ w.weight
     for pending in w.pending:
-        dx = torch.baddbmm(dx, dy @ pending.dy.transpose(1, 2), pending.x, alpha=pending.rate)
+        dx = _add_product(dx, dy @ pending.dy.transpose(1, 2), pending.x, pending.rate)
     return dx
+
+
+def _add_product(y: Tensor, a: Tensor, b: Tensor, factor: float) -> Tensor:
+    """``y + factor a b`` by example, over y itself unless autograd records it."""
+    add = partial(torch.baddbmm, y) if torch.is_grad_enabled() else y.baddbmm_
+    return add(a, b, alpha=factor)
 
 
 def at_least_fp32(x: Tensor) -> Tensor:

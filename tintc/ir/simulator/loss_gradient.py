@@ -6,26 +6,48 @@ import math
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from tintc.ir.core import register
 from tintc.ir.functions import loss_gradient
 from tintc.ir.layout import Layout
 from tintc.ir.simulator.base import Interpretation, LiteralRun, SimOp, Tiles
-from tintc.ir.simulator.fused_base import FusedRun, aligned_scores
+from tintc.ir.simulator.fused_base import FusedRun, at_least_fp32
 from tintc.ir.structure import Block, LossSpec
 
 CHUNK = 1024
-"""Positions whose scores over the vocabulary exist at one time in fused execution."""
+"""Positions whose scores exist at one time in fused execution."""
+WORDS = 4096
+"""Vocabulary entries whose scores exist at one time, unless autograd records the run."""
 
 
-def aligned_gradient(kind: str, x: Tensor, head: Tensor, bias: Tensor | None, next_ids: Tensor) -> Tensor:
-    """As `loss_gradient`, for ``x [n, D]``, with aligned scores; not differentiable."""
-    scores, rows = aligned_scores(x, head, bias)
-    if kind == "ce":
-        rows[:, head.shape[0] :] = -math.inf
-        scores = rows.softmax(-1)[:, : head.shape[0]]
-    return (scores @ head).sub_(head[next_ids])
+def blockwise_gradient(kind: str, x: Tensor, head: Tensor, bias: Tensor | None, next_ids: Tensor) -> Tensor:
+    """As `loss_gradient`, for ``x [n, D]``, by `WORDS` of the vocabulary at a time; not differentiable.
+
+    A softmax over blocks: with m the largest score so far, both ``z = sum exp(s - m)`` and ``sum exp(s - m) head`` are
+    kept, and scaled by ``exp(m - m')`` when a larger score m' is met. Their quotient is ``softmax(s) head``. Sums are
+    in fp32 or better.
+    """
+    wide = at_least_fp32(x).dtype
+    total, z = torch.zeros(x.shape, dtype=wide, device=x.device), x.new_zeros(x.shape[0], 1, dtype=wide)
+    top = z - math.inf
+    biases = [None] * -(-head.shape[0] // WORDS) if bias is None else bias.split(WORDS)
+    for block, added in zip(head.split(WORDS), biases, strict=True):
+        scores = F.linear(x, block, added)
+        if kind == "ce":
+            higher = torch.maximum(top, at_least_fp32(scores).amax(-1, keepdim=True))
+            scores = (scores.to(wide) if scores.dtype != wide else scores).sub_(higher).exp_()
+            shrink = (top - higher).exp_()
+            z.mul_(shrink).add_(scores.sum(-1, keepdim=True))
+            total.mul_(shrink)
+            top = higher
+        if wide == x.dtype:
+            total.addmm_(scores, block)
+        else:
+            total.add_(scores.to(x.dtype) @ block)
+    total = total.div_(z) if kind == "ce" else total
+    return total.sub_(head[next_ids]).to(x.dtype)
 
 
 @register("sim.loss_gradient")
@@ -49,14 +71,14 @@ class LossGradient(SimOp):
         return dx * run.inputs.counts[..., None]
 
     def fused(self, run: FusedRun, *operands: Tensor) -> Tensor:
-        """By `CHUNK` positions of the batch at a time, and only the positions that count: ``[CHUNK, V]`` at most."""
+        """By `CHUNK` positions of the batch at a time, and only the positions that count."""
         (x,) = operands
         length = x.shape[1]
         counts, targets = run.inputs.counts[:, :length], run.inputs.next_ids[:, :length]
         chosen = counts.flatten().nonzero()[:, 0]
         head, bias = run.table(self.head), run.table(self.bias) if self.bias else None
         rows, ids = x.flatten(0, 1)[chosen], targets.flatten()[chosen]
-        gradient = loss_gradient if torch.is_grad_enabled() else aligned_gradient
+        gradient = loss_gradient if torch.is_grad_enabled() else blockwise_gradient
         parts = [
             gradient(self.loss, part, head, bias, at)
             for part, at in zip(rows.split(CHUNK), ids.split(CHUNK), strict=True)

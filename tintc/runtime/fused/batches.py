@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -9,12 +10,15 @@ from torch import Tensor
 
 from tintc.errors import OptionError
 from tintc.ir.inputs import Inputs
+from tintc.runtime.fused.available import available_bytes
+from tintc.runtime.fused.budget import HEADROOM, Budget
 from tintc.runtime.fused.executor import FusedExecutor
-from tintc.runtime.fused.memory import HEADROOM, available_bytes, fitting_batch, peak_bytes, refuse
-from tintc.runtime.fused.plan import Plan, Sizes, make_plan
+from tintc.runtime.fused.plan import Plan, Sizes
 
 if TYPE_CHECKING:
     from tintc.runtime.model import TintForCausalLM
+
+KEPT_PLANS = 64
 
 
 def run_fused(
@@ -26,12 +30,17 @@ def run_fused(
 ) -> dict[str, Tensor]:
     """The named outputs for a batch; `InputError` says what would fit if the batch does not."""
     sizes = sizes_of(inputs, model.config.vocab_size)
-    part = _part(model, outputs, sizes, max_batch)
+    limit = int(HEADROOM * available_bytes(model.device))
+    budget = Budget(model.program, outputs, model.update, model.dtype.itemsize, torch.is_grad_enabled(), limit)
+    part = _part(model, budget, sizes, max_batch)
     found: list[dict[str, Tensor]] = []
     for start in range(0, sizes.batch, part):
         rows = inputs.rows(start, start + part) if part < sizes.batch else inputs
         rate = inner_lr if inner_lr is None or part >= sizes.batch else inner_lr[start : start + part]
-        plan = plan_for(model, outputs, sizes_of(rows, sizes.vocab))
+        smaller = sizes_of(rows, sizes.vocab)
+        plan = plan_for(model, budget, smaller)
+        if plan is None:
+            raise budget.refusal(smaller)
         found.append(FusedExecutor(model, rows, plan, rate).run(outputs))
     return found[0] if len(found) == 1 else {label: torch.cat([one[label] for one in found]) for label in outputs}
 
@@ -39,34 +48,31 @@ def run_fused(
 def sizes_of(inputs: Inputs, vocab: int) -> Sizes:
     batch, length = inputs.shape
     columns = inputs.train.any(0).nonzero()
-    return Sizes(batch, length, int(columns[-1]) + 1 if len(columns) else 0, vocab)
+    return Sizes(batch, length, int(columns[-1]) + 1 if len(columns) else 0, vocab, not inputs.plain)
 
 
-def plan_for(model: TintForCausalLM, outputs: tuple[str, ...], sizes: Sizes) -> Plan:
-    """The plan for these sizes, kept for the next run of the same sizes."""
-    key = (outputs, sizes, model.update)
-    if key not in model.plans:
-        if len(model.plans) >= KEPT_PLANS:
-            model.plans.clear()
-        model.plans[key] = make_plan(model.program, *key)
-    return model.plans[key]
+def plan_for(model: TintForCausalLM, budget: Budget, sizes: Sizes) -> Plan | None:
+    """The plan for these sizes, kept for the next run of the same sizes while it fits; None if nothing fits."""
+    key = (budget.outputs, sizes, budget.update)
+    plan = model.plans.get(key)
+    if plan is None or budget.needs(plan) > budget.limit:
+        plan = budget.plan(sizes)
+        if plan is not None:
+            if len(model.plans) >= KEPT_PLANS:
+                model.plans.clear()
+            model.plans[key] = plan
+    return plan
 
 
-KEPT_PLANS = 64
-
-
-def _part(model: TintForCausalLM, outputs: tuple[str, ...], sizes: Sizes, max_batch: int | str | None) -> int:
+def _part(model: TintForCausalLM, budget: Budget, sizes: Sizes, max_batch: int | str | None) -> int:
     """How many examples to run at a time."""
     if isinstance(max_batch, int) and max_batch >= 1:
-        sizes = Sizes(min(max_batch, sizes.batch), sizes.length, sizes.train, sizes.vocab)
+        sizes = replace(sizes, batch=min(max_batch, sizes.batch))
     elif max_batch is not None and max_batch != "auto":
         raise OptionError(f"max_batch is {max_batch!r}; pass a number of examples, 'auto' or None.")
-    limit = int(HEADROOM * available_bytes(model.device))
-    itemsize = model.dtype.itemsize
-    if peak_bytes(plan_for(model, outputs, sizes), itemsize) <= limit:
+    if plan_for(model, budget, sizes) is not None:
         return sizes.batch
-    budget = (model.program, outputs, sizes, model.update, itemsize, limit)
-    batch = fitting_batch(*budget) if max_batch == "auto" else 0
+    batch = budget.largest_batch(sizes) if max_batch == "auto" else 0
     if batch == 0:
-        raise refuse(*budget)
+        raise budget.refusal(sizes)
     return batch

@@ -26,7 +26,7 @@ class FusedExecutor:
 
     def __init__(self, model: TintForCausalLM, inputs: Inputs, plan: Plan, inner_lr: Tensor | None):
         self.model, self.inputs, self.plan, self.inner_lr = model, inputs, plan, inner_lr
-        self.plain = bool(inputs.allowed.all())
+        self.recorded = torch.is_grad_enabled()
         self._scores: dict[Value, dict[tuple[Value, int], Tensor]] = {}
         self._turns: dict[str, tuple[Tensor, Tensor]] = {}
         self._masks: dict[int, Tensor] = {}
@@ -77,7 +77,7 @@ class FusedExecutor:
         return op in self.plan.lazy
 
     def frees(self, op: SimOp, value: Value) -> bool:
-        return self.plan.resolve(value) in self.plan.last[op]
+        return not self.recorded and self.plan.frees(op, value)
 
     def scores(self, x: Tensor, source: Value, pending: Pending) -> Tensor:
         known = self._scores.setdefault(self.plan.resolve(source), {})
@@ -115,18 +115,18 @@ class FusedExecutor:
         return cos, sin
 
     def allowed(self, length: int) -> Tensor | None:
-        if self.plain:
+        if self.inputs.plain:
             return None
         if length not in self._masks:
             seen = self.inputs.allowed[:, :length, :length] & causal_mask(length, self.inputs.allowed.device)
             self._masks[length] = seen[:, None]
         return self._masks[length]
 
-    def later(self, length: int) -> Tensor:
-        if length not in self._later:
-            full = torch.full((length, length), -math.inf, dtype=self.model.dtype, device=self.inputs.allowed.device)
-            self._later[length] = full.triu_(1)
-        return self._later[length]
+    def later(self, count: int) -> Tensor:
+        if count not in self._later:
+            full = torch.full((count, count), -math.inf, dtype=self.model.dtype, device=self.inputs.allowed.device)
+            self._later[count] = full.triu_(1)
+        return self._later[count]
 
     def train(self, length: int) -> Tensor | None:
         if length not in self._trains:

@@ -28,12 +28,14 @@ WRITE_COST = 24
 
 @dataclass(frozen=True)
 class Sizes:
-    """Sizes of one run: batch, length of the text, position of the last train token plus one (0: none), vocabulary."""
+    """Sizes of one run: batch, length of the text, position of the last train token plus one (0: none), vocabulary;
+    masked: whether some tokens do not see all earlier ones."""
 
     batch: int
     length: int
     train: int
     vocab: int
+    masked: bool = False
 
 
 class Step(NamedTuple):
@@ -49,7 +51,7 @@ class Step(NamedTuple):
 class Plan:
     """ops in order; lengths: positions kept of each op's results; last: values no op after this one reads; alias: what
     a dropped descent's result stands for; lazy: descents left pending; known: one more operand of
-    some ops (`SimOp.reuses`)."""
+    some ops (`SimOp.reuses`); peaks: bytes at the peak, by size of numbers and whether autograd records the run."""
 
     sizes: Sizes
     ops: list[SimOp]
@@ -58,6 +60,7 @@ class Plan:
     alias: dict[Value, Value]
     lazy: set[SimOp] = field(default_factory=set)
     known: dict[SimOp, Value] = field(default_factory=dict)
+    peaks: dict[tuple[int, bool], int] = field(default_factory=dict)
 
     def operands(self, op: SimOp) -> tuple[Value, ...]:
         """What an op reads: its operands, and what is known of its result."""
@@ -71,6 +74,16 @@ class Plan:
             Step(op, self.operands(op), self.lengths[op] if op.phase == "forward" else train, self.last[op])
             for op in self.ops
         ]
+
+    def frees(self, op: SimOp, value: Value) -> bool:
+        """Whether `op` is the last that needs `value`; pending updates need theirs to the end."""
+        value = self.resolve(value)
+        return value in self.last[op] and value not in self.carried
+
+    @cached_property
+    def carried(self) -> set[Value]:
+        """dY and X of every pending update."""
+        return {value for op in self.lazy for value in self.operands(op)[1:]}
 
     def resolve(self, value: Value) -> Value:
         while value in self.alias:
