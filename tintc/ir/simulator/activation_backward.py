@@ -13,6 +13,7 @@ from tintc.ir.layout import Layout
 from tintc.ir.simulator.base import Interpretation, LiteralRun, SimOp, Tiles
 from tintc.ir.simulator.first_order import activation_blocks, activation_derivative, at_least_fp32
 from tintc.ir.simulator.fused_base import FusedRun, fused_slope
+from tintc.ir.simulator.fused_counts import DIFFERENCE_BYTES, FusedCounts
 from tintc.ir.structure import ActivationSpec, Block
 
 
@@ -42,6 +43,9 @@ class ActivationBackward(SimOp):
 
     def reuses(self) -> Hashable:
         return self.fn, self.operands[1]
+
+    def scratch(self, counts: FusedCounts, itemsize: int) -> int:
+        return DIFFERENCE_BYTES * counts.lengths[self] * self.results[0].type.width
 
     def structure(self, layout: Layout) -> dict[str, Block]:
         width = self.result.type.width

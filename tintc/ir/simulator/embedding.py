@@ -9,8 +9,9 @@ from torch import Tensor
 
 from tintc.ir.core import register
 from tintc.ir.inputs import Inputs
-from tintc.ir.simulator.base import Interpretation, LiteralRun, SimOp, Tiles
+from tintc.ir.simulator.base import Interpretation, LiteralRun, SimOp, Storage, Tiles
 from tintc.ir.simulator.fused_base import FusedRun
+from tintc.ir.structure import TensorSpec
 
 
 @register("sim.embedding")
@@ -22,6 +23,9 @@ class Embedding(SimOp):
 
     def verify(self) -> None:
         self.expect(not self.operands and self.result.type.kind == "tokens", "takes no operand and gives tokens")
+
+    def stored(self, storage: Storage) -> dict[str, TensorSpec]:
+        return storage.tables(self.table)
 
     def rows(self, inputs: Inputs) -> Tensor:
         return inputs.input_ids

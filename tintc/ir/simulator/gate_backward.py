@@ -13,6 +13,7 @@ from tintc.ir.simulator.base import Interpretation, LiteralRun, SimOp, Tiles
 from tintc.ir.simulator.first_order import activation_blocks, activation_derivative, at_least_fp32, product
 from tintc.ir.simulator.fused_base import FusedRun, activate, fused_slope
 from tintc.ir.simulator.fused_base import at_least_fp32 as fp32
+from tintc.ir.simulator.fused_counts import DIFFERENCE_BYTES, FusedCounts
 from tintc.ir.simulator.gate_common import gate_blocks, gate_tiles
 from tintc.ir.structure import ActivationSpec, Block
 
@@ -42,6 +43,9 @@ class GateBackward(SimOp):
         dy, g, u = operands
         act = activate(self.fn, fp32(u))
         return dy * act.to(u.dtype), fused_slope(self.fn, self.scheme, self.fd_step, dy * g, u, act)
+
+    def scratch(self, counts: FusedCounts, itemsize: int) -> int:
+        return DIFFERENCE_BYTES * counts.lengths[self] * self.results[0].type.width
 
     def structure(self, layout: Layout) -> dict[str, Block]:
         width = self.results[0].type.width

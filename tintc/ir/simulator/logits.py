@@ -9,9 +9,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tintc.ir.auxiliary.base import affine
-from tintc.ir.core import register
-from tintc.ir.simulator.base import Interpretation, LiteralRun, SimOp, Tiles
+from tintc.ir.core import Value, register
+from tintc.ir.simulator.base import Interpretation, LiteralRun, SimOp, Storage, Tiles
 from tintc.ir.simulator.fused_base import FusedRun, aligned_scores
+from tintc.ir.simulator.fused_counts import FusedCounts
+from tintc.ir.structure import TensorSpec
 
 
 @register("sim.logits")
@@ -24,6 +26,12 @@ class Logits(SimOp):
 
     def verify(self) -> None:
         self.expect(len(self.operands) == 1 and self.result.type.kind == "logits", "maps tokens to logits")
+
+    def stored(self, storage: Storage) -> dict[str, TensorSpec]:
+        return storage.tables(self.head, self.bias)
+
+    def multiply_adds(self, counts: FusedCounts, *operands: Value) -> int:
+        return counts.lengths[self] * operands[0].type.width * counts.sizes.vocab
 
     def interpret(self, run: Interpretation, *operands: Tensor) -> Tensor:
         bias = run.tensors[f"tables.{self.bias}"] if self.bias else None

@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+import torch.nn.functional as F
 from torch import Tensor
 
-from tintc.ir.core import register
-from tintc.ir.simulator.base import Interpretation, LiteralRun, PrefixTiles, SimOp, Tiles, Weights
+from tintc.ir.core import Value, register
+from tintc.ir.layout import Layout
+from tintc.ir.simulator.base import Interpretation, LiteralRun, PrefixTiles, SimOp, Storage, Tiles, Weights
 from tintc.ir.simulator.fused_base import FusedRun, FusedWeights
-from tintc.ir.simulator.linear_common import copies_of_bias
+from tintc.ir.simulator.fused_counts import FusedCounts
+from tintc.ir.simulator.linear_common import weight_tiles
+from tintc.ir.structure import TensorSpec
+
+
+def stack_rows(weight: Tensor, stack: int) -> Tensor:
+    """``[dout, din] -> [ceil(dout/S), S, din]``: row ``k*S + s`` at ``[k, s]``, zeros beyond dout."""
+    missing = -weight.shape[0] % stack
+    padded = F.pad(weight, (0, 0, 0, missing)) if missing else weight
+    return padded.unflatten(0, (-1, stack))
 
 
 @register("sim.weights")
@@ -27,6 +38,22 @@ class StoredWeights(SimOp):
     def verify(self) -> None:
         kind = self.result.type
         self.expect(not self.operands and kind.kind in ("linear", "norm"), "takes no operand and gives weights")
+
+    def planned(self, layout: Layout) -> StoredWeights:
+        return replace(self, tiles=weight_tiles(layout, self.result))
+
+    def stored(self, storage: Storage) -> dict[str, TensorSpec]:
+        """The program names these parameters ``<layer>.<part>``."""
+        kind, found = self.result.type, {}
+        if kind.kind == "linear":
+            (dout, din), stack = kind.dims, storage.layout.stack
+            rows = storage.parameter(f"{self.name}.weight")
+            stacked = TensorSpec((-(-dout // stack), stack, din), lambda: stack_rows(rows.build(), stack))
+            found[f"prefixes.{self.name}.weight"] = stacked
+        for part in ("gain", "bias"):
+            if any(held.startswith(part) for held in kind.parts):
+                found[f"prefixes.{self.name}.{part}"] = storage.parameter(f"{self.name}.{part}")
+        return found
 
     def interpret(self, run: Interpretation, *operands: Tensor) -> Weights:
         kind, prefix = self.result.type, f"prefixes.{self.name}"
@@ -46,6 +73,6 @@ class StoredWeights(SimOp):
         weight = parts.get("gain") if stacked is None else stacked.flatten(0, 1)[: self.result.type.dims[0]]
         return FusedWeights(weight, parts.get("bias"))
 
-    @property
-    def bias_copies(self) -> int:
-        return copies_of_bias(self.result.type)
+    def entries(self, counts: FusedCounts, result: Value) -> int:
+        """None: they are views of what is stored."""
+        return 0

@@ -9,15 +9,9 @@ import psutil
 import torch
 
 from tintc.errors import InputError
-from tintc.ir import simulator as sim
 from tintc.ir.core import Program, Value
-from tintc.ir.simulator import SimOp
-from tintc.ir.simulator.attention_backward import ROWS
-from tintc.ir.simulator.loss_gradient import CHUNK
 from tintc.runtime.fused.plan import Plan, Sizes, make_plan
 
-FULL = 4
-"""Bytes of the fp32 numbers in which finite differences run whatever the dtype."""
 HEADROOM = 0.9
 """Share of the available memory that a run may plan to use."""
 
@@ -25,50 +19,22 @@ HEADROOM = 0.9
 def peak_bytes(plan: Plan, itemsize: int) -> int:
     """Bytes a run of `plan` holds at its peak, beyond the simulator's own tensors. itemsize: of the dtype."""
     batch, held, peak = plan.sizes.batch, 0, 0
-    kept, size = _kept_by_updates(plan), {}
+    counts, kept, size = plan.counts(), _kept_by_updates(plan), {}
     for op in plan.ops:
         for result in op.results:
-            size[result] = itemsize * _entries(plan, op, result)
+            size[result] = itemsize * batch * op.entries(counts, result)
             held += size[result]
-        peak = max(peak, held + batch * _temporary(plan, op, itemsize))
+        peak = max(peak, held + batch * op.scratch(counts, itemsize))
         for value in plan.last[op]:
             if value not in kept:
                 held -= size[value]
     return peak
 
 
-def _entries(plan: Plan, op: SimOp, result: Value) -> int:
-    """Entries of a result, all examples together; stored weights are views, a lazy update is its dY."""
-    batch = plan.sizes.batch
-    if isinstance(op, sim.StoredWeights):
-        return 0
-    if result.type.kind == "norm":
-        return batch * result.type.width
-    if result.type.kind == "linear":
-        dout, din = result.type.dims
-        return batch * (plan.sizes.train * dout if op in plan.lazy else dout * din)
-    return batch * plan.lengths[op] * result.type.width
-
-
 def _kept_by_updates(plan: Plan) -> set[Value]:
-    """A pending update keeps its dY and X to the end of the run."""
-    return {value for op in plan.lazy for value in (op.operands[2], op.results[0])}
-
-
-def _temporary(plan: Plan, op: SimOp, itemsize: int) -> int:
-    """Bytes per example of what exists only while `op` runs."""
-    n, batch = plan.lengths[op], plan.sizes.batch
-    width = op.results[0].type.width
-    match op:
-        case sim.ActivationBackward() | sim.GateBackward() | sim.NormBackward():
-            return 4 * FULL * n * width
-        case sim.AttentionBackward():
-            return 2 * itemsize * op.n_heads * min(n, ROWS) * n
-        case sim.LossGradient():
-            return -(-2 * itemsize * min(n * batch, CHUNK) * plan.sizes.vocab // batch)
-        case sim.LinearForward():
-            return itemsize * n * plan.sizes.train
-    return itemsize * n * width
+    """What pending updates keep to the end of the run."""
+    deferrals = (op.deferral() for op in plan.lazy)
+    return {value for deferral in deferrals if deferral is not None for value in deferral.keeps}
 
 
 def available_bytes(device: torch.device) -> int:
