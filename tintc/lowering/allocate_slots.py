@@ -8,10 +8,12 @@ stay live to the end. Nothing is read in the op that is writing: literal forms r
 from __future__ import annotations
 
 import heapq
+from collections.abc import Iterable
 from dataclasses import replace
 
 from tintc.ir import simulator as sim
 from tintc.ir.core import Op, Program, Value
+from tintc.ir.liveness import last_reads
 from tintc.lowering.plan_layout import layout_of
 
 
@@ -19,16 +21,13 @@ def allocate_slots(program: Program) -> Program:
     """The program with `write` on every op that makes token values, and the attribute ``memory_slots``."""
     program.verify()
     layout = layout_of(program)
-    last = _last_uses(program)
+    last = last_reads(program.ops, program.outputs.values())
     free: list[int] = []
     held: dict[Value, tuple[int, ...]] = {}
     count = 0
     ops: list[Op] = []
-    for index, op in enumerate(program.ops):
-        for operand in dict.fromkeys(op.operands):
-            if operand in held and last[operand] == index:
-                for slot in held.pop(operand):
-                    heapq.heappush(free, slot)
+    for op in program.ops:
+        _release(free, held, (value for value in last[op] if value not in op.results))
         write = []
         for result in op.results:
             if result.type.kind != "tokens":
@@ -41,21 +40,14 @@ def allocate_slots(program: Program) -> Program:
                 slots.append(heapq.heappop(free))
             held[result] = tuple(slots)
             write.append(held[result])
-        for result in op.results:
-            if result in held and last[result] == index:
-                for slot in held.pop(result):
-                    heapq.heappush(free, slot)
+        _release(free, held, last[op])
         assert isinstance(op, sim.SimOp)
         ops.append(replace(op, write=tuple(write)))
     return replace(program, ops=ops, attributes=program.attributes | {"memory_slots": count}).verify()
 
 
-def _last_uses(program: Program) -> dict[Value, int]:
-    """Index of the last op that reads each value; of its own op if none does; past the end for outputs."""
-    last: dict[Value, int] = {}
-    for index, op in enumerate(program.ops):
-        for value in (*op.results, *op.operands):
-            last[value] = index
-    for value in program.outputs.values():
-        last[value] = len(program.ops)
-    return last
+def _release(free: list[int], held: dict[Value, tuple[int, ...]], values: Iterable[Value]) -> None:
+    """Give back the slots of those values that hold any."""
+    for value in values:
+        for slot in held.pop(value, ()):
+            heapq.heappush(free, slot)

@@ -23,6 +23,7 @@ from itertools import pairwise
 from tintc.errors import Reason, UnsupportedModelError
 from tintc.ir.auxiliary import Activation, Attention, AuxOp, Gate, Linear, Logits, Multiply, Select
 from tintc.ir.core import Op, Parameter, Program, Value, logits, substitute
+from tintc.ir.liveness import needed_ops
 
 Runs = tuple[tuple[int, int], ...]
 
@@ -103,13 +104,7 @@ def make_logits(program: Program) -> bool:
 
 
 def remove_dead_code(program: Program) -> bool:
-    needed = set(program.outputs.values())
-    kept: list[Op] = []
-    for op in reversed(program.ops):
-        if needed.intersection(op.results):
-            kept.append(op)
-            needed.update(op.operands)
-    kept.reverse()
+    kept = needed_ops(program.ops, program.outputs.values())
     names = [name for op in kept if isinstance(op, AuxOp) for name in op.parameters().values()]
     changed = len(kept) < len(program.ops) or set(names) != set(program.parameters)
     program.ops, program.parameters = kept, {name: program.parameters[name] for name in names}

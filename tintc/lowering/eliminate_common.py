@@ -10,8 +10,9 @@ from __future__ import annotations
 from collections.abc import Hashable
 from dataclasses import replace
 
-from tintc.ir import simulator as sim
 from tintc.ir.core import Op, Program, Value, substitute
+from tintc.ir.liveness import needed_ops
+from tintc.ir.simulator import SimOp
 
 PROVENANCE = frozenset({"origin", "phase", "step", "layer", "role", "write"})
 
@@ -29,20 +30,11 @@ def eliminate_common(program: Program) -> Program:
         else:
             mapping.update(zip(op.results, first.results, strict=True))
     outputs = {label: mapping.get(value, value) for label, value in program.outputs.items()}
-    return replace(program, ops=_live(ops, set(outputs.values())), outputs=outputs).verify()
+    return replace(program, ops=needed_ops(ops, outputs.values()), outputs=outputs).verify()
 
 
 def _key(op: Op) -> Hashable:
-    """Descents read the rate of their step, so the step counts for them."""
-    step = getattr(op, "step", 0) if isinstance(op, sim.LinearDescent | sim.NormDescent) else 0
+    """The step counts for ops that read the rate of their step."""
+    step = op.step if isinstance(op, SimOp) and op.rates() else 0
     attributes = tuple((name, value) for name, value in op.attributes().items() if name not in PROVENANCE)
     return op.opname, op.operands, attributes, step
-
-
-def _live(ops: list[Op], wanted: set[Value]) -> list[Op]:
-    kept: list[Op] = []
-    for op in reversed(ops):
-        if wanted.intersection(op.results):
-            kept.append(op)
-            wanted.update(op.operands)
-    return kept[::-1]

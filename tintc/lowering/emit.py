@@ -1,6 +1,6 @@
 """The simulator's tensors: stored prefixes, tables, rates and rotary frequencies, and the structural tensors.
 
-`shapes` says what a program's artefact holds, without computing anything; `emit` computes it from the auxiliary's
+`specs` says what a program's artefact holds, without computing anything; `emit` computes it from the auxiliary's
 tensors. Names are those of the module tree, so that the result is a state dict:
 
 - ``prefixes.<layer>.weight [ceil(dout/S), S, din]``, ``.bias [dout]``; norms ``.gain [D]``, ``.bias [D]``
@@ -13,6 +13,7 @@ tensors. Names are those of the module tree, so that the result is a state dict:
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -21,8 +22,7 @@ from tintc.errors import IRError, ModelError
 from tintc.ir import simulator as sim
 from tintc.ir.auxiliary.interpreter import view
 from tintc.ir.core import Program
-from tintc.ir.layout import Layout
-from tintc.ir.simulator.attention_common import AttentionOp
+from tintc.ir.simulator.base import Storage
 from tintc.ir.structure import Block, Positions, TensorSpec, block_tensors, shared_tensors
 from tintc.lowering.plan_layout import layout_of
 
@@ -75,40 +75,19 @@ def structure_specs(program: Program) -> dict[str, TensorSpec]:
     return {f"structure.{name}": spec for name, spec in (specs | kept).items()}
 
 
-def stacked_shape(layout: Layout, dims: tuple[int, ...]) -> tuple[int, int, int]:
-    return (-(-dims[0] // layout.stack), layout.stack, dims[1])
-
-
 def specs(program: Program, source: Source | None = None, lr: float = 0.0) -> dict[str, TensorSpec]:
     """Every tensor of the artefact, by state-dict name, in a fixed order. Without `source` only shapes may be used."""
-    layout = layout_of(program)
+    parameter = partial(_parameter, program, source)
+    storage = Storage(layout_of(program), parameter, program.attributes["n_steps"], lr)
     found: dict[str, TensorSpec] = {}
     for op in program.ops:
-        if isinstance(op, sim.Embedding):
-            _table(found, program, op.table, source)
-        if isinstance(op, sim.Logits):
-            for name in filter(None, (op.head, op.bias)):
-                _table(found, program, name, source)
-        if isinstance(op, AttentionOp) and op.inv_freq:
-            found[f"rotary.{op.inv_freq}"] = _parameter(program, op.inv_freq, source)
-    for op in program.ops:
-        if isinstance(op, sim.StoredWeights):
-            found.update(_weights(program, op, layout, source))
-    for op in program.ops:
-        if isinstance(op, sim.LinearDescent | sim.NormDescent):
-            found.setdefault(f"rates.{op.target}", _rate(program.attributes["n_steps"], lr))
+        if isinstance(op, sim.SimOp):
+            for name, spec in op.stored(storage).items():
+                found.setdefault(name, spec)
     return found | structure_specs(program)
 
 
-def _rate(n_steps: int, lr: float) -> TensorSpec:
-    return TensorSpec((n_steps,), lambda: torch.full((n_steps,), lr, dtype=torch.float64))
-
-
-def _table(found: dict[str, TensorSpec], program: Program, name: str, source: Source | None) -> None:
-    found.setdefault(f"tables.{name}", _parameter(program, name, source))
-
-
-def _parameter(program: Program, name: str, source: Source | None) -> TensorSpec:
+def _parameter(program: Program, source: Source | None, name: str) -> TensorSpec:
     if name not in program.parameters:
         raise IRError(f"The program names the parameter @{name}, which it does not declare.")
     parameter = program.parameters[name]
@@ -121,28 +100,6 @@ def _parameter(program: Program, name: str, source: Source | None) -> TensorSpec
         return tensor
 
     return TensorSpec(parameter.shape, build)
-
-
-def _weights(
-    program: Program, op: sim.StoredWeights, layout: Layout, source: Source | None
-) -> Iterator[tuple[str, TensorSpec]]:
-    """Stored parts of one layer; the simulator program names its parameters ``<layer>.<part>``."""
-    kind = op.result.type
-    if kind.kind == "linear":
-        dims = kind.dims
-        rows = _parameter(program, f"{op.name}.weight", source)
-        shape = stacked_shape(layout, dims)
-        yield f"prefixes.{op.name}.weight", TensorSpec(shape, lambda: stack_rows(rows.build(), layout.stack))
-    for part in ("gain", "bias"):
-        if any(held.startswith(part) for held in kind.parts):
-            yield f"prefixes.{op.name}.{part}", _parameter(program, f"{op.name}.{part}", source)
-
-
-def stack_rows(weight: Tensor, stack: int) -> Tensor:
-    """``[dout, din] -> [ceil(dout/S), S, din]``: row ``k*S + s`` at ``[k, s]``, zeros beyond dout."""
-    missing = -weight.shape[0] % stack
-    padded = torch.nn.functional.pad(weight, (0, 0, 0, missing)) if missing else weight
-    return padded.unflatten(0, (-1, stack))
 
 
 def emit(program: Program, source: Source, lr: float, dtype: torch.dtype) -> Iterator[tuple[str, Tensor]]:

@@ -85,8 +85,4 @@ def _has_bias(op: sim.SimOp) -> bool:
 
 
 def _tiled(op: Op, layout: Layout) -> Op:
-    if not hasattr(op, "tiles"):
-        return op
-    weight = op.result if isinstance(op, sim.StoredWeights) else op.operands[0]
-    dims = weight.type.dims
-    return replace(op, tiles=(layout.tiles(dims[0]), layout.tiles(dims[-1])))  # pyright: ignore[reportCallIssue]
+    return op.planned(layout) if isinstance(op, sim.SimOp) else op

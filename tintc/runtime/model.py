@@ -298,12 +298,8 @@ class TintForCausalLM(StructuralModel):
             bad = low if low < 0 else high
             raise InputError(f"Token id {bad} is out of range; the vocabulary has {self.config.vocab_size} entries.")
         for op in self.program.ops:
-            if isinstance(op, sim.PositionEmbedding):
-                count = self.table(op.table).shape[0] - op.offset
-                first, last = int(inputs.position_ids.min()), int(inputs.position_ids.max())
-                if first < 0 or last >= count:
-                    bad = first if first < 0 else last
-                    raise InputError(f"Position {bad} is out of range; the model has {count} positions.")
+            if isinstance(op, sim.SimOp):
+                op.check(inputs, self.table)
 
     def _rate_of(self, inner_lr: float | Tensor | None, inputs: Inputs) -> Tensor | None:
         if inner_lr is None:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from tintc.ir.auxiliary.base import AuxOp, Context, Gradients
+from tintc.ir.auxiliary.base import AuxOp, Context, Pulled
 from tintc.ir.core import register
 from tintc.ir.functions import attention_probabilities, causal_mask, merge_heads, rotate, split_heads
 
@@ -52,7 +52,7 @@ class Attention(AuxOp):
         values = split_heads(v, self.n_kv_heads).repeat_interleave(self.n_heads // self.n_kv_heads, 1)
         return merge_heads(self.probabilities(context, q, k) @ values)
 
-    def pullback(self, context: Context, dy: Tensor, *operands: Tensor) -> tuple[tuple[Tensor | None, ...], Gradients]:
+    def pullback(self, context: Context, dy: Tensor, *operands: Tensor) -> Pulled:
         """Def. E.3: the scores count as constants, so q and k get nothing; query heads of a group add up in dv."""
         q, k, _ = operands
         dv = self.probabilities(context, q, k).transpose(-1, -2) @ split_heads(dy, self.n_heads)

@@ -15,6 +15,9 @@ from tintc.ir.inputs import Inputs
 Gradients = dict[str, Tensor]
 """Parameter name -> gradient ``[B, *shape]``, one per example of the batch."""
 
+Pulled = tuple[tuple[Tensor | None, ...], Gradients]
+"""What a pullback gives: gradients of the operands (None: dropped or zero) and of the parameters that descend."""
+
 
 @dataclass(frozen=True)
 class Context:
@@ -54,8 +57,8 @@ class AuxOp(Op):
         """The value, ``[B, T, width]`` from operands of such shapes."""
         raise NotImplementedError(self.opname)
 
-    def pullback(self, context: Context, dy: Tensor, *operands: Tensor) -> tuple[tuple[Tensor | None, ...], Gradients]:
-        """Approximate gradients for the operands (None: dropped or zero) and for the parameters that descend."""
+    def pullback(self, context: Context, dy: Tensor, *operands: Tensor) -> Pulled:
+        """Approximate gradients."""
         raise NotImplementedError(self.opname)
 
 

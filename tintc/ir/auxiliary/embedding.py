@@ -1,4 +1,4 @@
-"""`aux.embedding` and `aux.position_embedding`: table look-ups by token and by position."""
+"""`aux.embedding`: table look-up by token."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from tintc.ir.auxiliary.base import AuxOp, Context, Gradients
+from tintc.ir.auxiliary.base import AuxOp, Context, Pulled
 from tintc.ir.core import register
 
 
@@ -23,16 +23,5 @@ class Embedding(AuxOp):
     def evaluate(self, context: Context, *operands: Tensor) -> Tensor:
         return context.parameter(self.table)[context.inputs.input_ids]
 
-    def pullback(self, context: Context, dy: Tensor, *operands: Tensor) -> tuple[tuple[Tensor | None, ...], Gradients]:
+    def pullback(self, context: Context, dy: Tensor, *operands: Tensor) -> Pulled:
         return (), {}
-
-
-@register("aux.position_embedding")
-@dataclass(eq=False, kw_only=True)
-class PositionEmbedding(Embedding):
-    """Row `position_ids + offset` of `table [P, D]`. Never updated."""
-
-    offset: int = 0
-
-    def evaluate(self, context: Context, *operands: Tensor) -> Tensor:
-        return context.parameter(self.table)[context.inputs.position_ids + self.offset]

@@ -1,4 +1,4 @@
-"""`aux.linear` and `aux.logits`: y = W x + b."""
+"""`aux.linear`: y = W x + b."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from tintc.ir.auxiliary.base import AuxOp, Context, Gradients, affine
+from tintc.ir.auxiliary.base import AuxOp, Context, Pulled, affine
 from tintc.ir.core import register
 
 
@@ -32,7 +32,7 @@ class Linear(AuxOp):
         (x,) = operands
         return affine(x, context.parameter(self.weight), context.parameter(self.bias) if self.bias else None)
 
-    def pullback(self, context: Context, dy: Tensor, *operands: Tensor) -> tuple[tuple[Tensor | None, ...], Gradients]:
+    def pullback(self, context: Context, dy: Tensor, *operands: Tensor) -> Pulled:
         """dx = W^T dy; dW = sum over train tokens of dy x^T, db = sum of dy (Defs. D.2, D.3)."""
         (x,) = operands
         summed = dy * context.inputs.train[..., None]
@@ -40,20 +40,3 @@ class Linear(AuxOp):
         if self.bias:
             gradients[self.bias] = summed.sum(1)
         return (dy @ context.parameter(self.weight),), gradients
-
-
-@register("aux.logits")
-@dataclass(eq=False, kw_only=True)
-class Logits(AuxOp):
-    """The language-model head: z = E x + b over the vocabulary, ``E [V, D]``. Never updated."""
-
-    weight: str
-    bias: str = ""
-
-    def verify(self) -> None:
-        (x,) = self.operands
-        self.expect(x.type.kind == "tokens" and self.result.type.kind == "logits", "maps tokens to logits")
-
-    def evaluate(self, context: Context, *operands: Tensor) -> Tensor:
-        (x,) = operands
-        return affine(x, context.parameter(self.weight), context.parameter(self.bias) if self.bias else None)

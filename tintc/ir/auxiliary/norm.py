@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from tintc.ir.auxiliary.base import AuxOp, Context, Gradients
+from tintc.ir.auxiliary.base import AuxOp, Context, Pulled
 from tintc.ir.core import register
 from tintc.ir.functions import norm_scale, normalise
 
@@ -45,7 +45,7 @@ class Norm(AuxOp):
             y = y * per_token(context.parameter(self.weight))
         return y + per_token(context.parameter(self.bias)) if self.bias else y
 
-    def pullback(self, context: Context, dy: Tensor, *operands: Tensor) -> tuple[tuple[Tensor | None, ...], Gradients]:
+    def pullback(self, context: Context, dy: Tensor, *operands: Tensor) -> Pulled:
         """First order (Def. F.3): the Jacobian of f is symmetric, so J^T g is a difference of f along g = gamma dy."""
         (x,) = operands
         g = dy * per_token(context.parameter(self.weight)) if self.weight else dy

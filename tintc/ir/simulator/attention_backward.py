@@ -8,13 +8,14 @@ from dataclasses import dataclass
 import torch.nn.functional as F
 from torch import Tensor
 
-from tintc.ir.core import register
+from tintc.ir.core import Value, register
 from tintc.ir.functions import merge_heads, split_heads
 from tintc.ir.layout import Layout
 from tintc.ir.simulator.attention_common import AttentionOp
 from tintc.ir.simulator.attention_forward import probabilities
 from tintc.ir.simulator.base import Interpretation, LiteralRun, Tiles
 from tintc.ir.simulator.fused_base import FusedRun
+from tintc.ir.simulator.fused_counts import FusedCounts
 from tintc.ir.structure import AttentionSpec, Block, chunk_map
 
 ROWS = 512
@@ -64,6 +65,16 @@ class AttentionBackward(AttentionOp):
             dv = part if dv is None else dv + part
         assert dv is not None
         return merge_heads(dv if group == 1 else dv.unflatten(1, (self.n_kv_heads, -1)).sum(2))
+
+    def multiply_adds(self, counts: FusedCounts, *operands: Value) -> int:
+        """Blocks of `ROWS` queries see every key up to the block's last."""
+        n = counts.lengths[self]
+        seen = sum((min(start + ROWS, n) - start) * min(start + ROWS, n) for start in range(0, n, ROWS))
+        return 2 * seen * self.n_heads * self.head_dim
+
+    def scratch(self, counts: FusedCounts, itemsize: int) -> int:
+        n = counts.lengths[self]
+        return 2 * itemsize * self.n_heads * min(n, ROWS) * n
 
     def structure(self, layout: Layout) -> dict[str, Block]:
         dy, q, k = self.starts(layout)

@@ -13,9 +13,9 @@ from torch import Tensor
 
 from tintc.ir.functions import split_heads
 from tintc.ir.layout import Layout
-from tintc.ir.simulator.base import SimOp
+from tintc.ir.simulator.base import SimOp, Storage
 from tintc.ir.simulator.fused_base import FusedRun
-from tintc.ir.structure import SplitStage, chunk_map
+from tintc.ir.structure import SplitStage, TensorSpec, chunk_map
 
 
 @dataclass(eq=False, kw_only=True)
@@ -33,6 +33,9 @@ class AttentionOp(SimOp):
         """Query heads ``[B, n_heads, n, d]`` and key heads ``[B, n_kv_heads, n, d]`` at their positions."""
         queries, keys = split_heads(q, self.n_heads), split_heads(k, self.n_kv_heads)
         return run.turn(queries, self.inv_freq, self.rotary_style), run.turn(keys, self.inv_freq, self.rotary_style)
+
+    def stored(self, storage: Storage) -> dict[str, TensorSpec]:
+        return {f"rotary.{self.inv_freq}": storage.parameter(self.inv_freq)} if self.inv_freq else {}
 
     def head_dims(self) -> set[int]:
         return {self.head_dim}

@@ -7,12 +7,13 @@ from dataclasses import dataclass
 import torch.nn.functional as F
 from torch import Tensor
 
-from tintc.ir.core import register
+from tintc.ir.core import Value, register
 from tintc.ir.functions import attention_probabilities, causal_mask, merge_heads, rotate, split_heads
 from tintc.ir.layout import Layout
 from tintc.ir.simulator.attention_common import AttentionOp
 from tintc.ir.simulator.base import Interpretation, LiteralRun, TableCount, Tiles, attention_cost
 from tintc.ir.simulator.fused_base import FusedRun
+from tintc.ir.simulator.fused_counts import FusedCounts
 from tintc.ir.structure import AttentionSpec, Block, chunk_map
 
 
@@ -59,6 +60,11 @@ class AttentionForward(AttentionOp):
             queries, keys, values, mask, is_causal=mask is None, scale=self.scale, enable_gqa=grouped
         )
         return merge_heads(y)
+
+    def multiply_adds(self, counts: FusedCounts, *operands: Value) -> int:
+        """Every query sees the keys up to its own."""
+        n = counts.lengths[self]
+        return n * (n + 1) * self.n_heads * self.head_dim
 
     def structure(self, layout: Layout) -> dict[str, Block]:
         q, k, v = self.starts(layout)

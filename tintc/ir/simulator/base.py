@@ -1,8 +1,8 @@
-"""What every simulator op has: an interpreter, a literal form, the blocks that form needs, and counts.
+"""What every simulator op has: an interpreter, a literal form, a fused form, the tensors these need, and counts.
 
 An op's template file is the only place that knows any of these. The interpreter works on plain matrices and vectors and
 is the semantics. The literal form drives a `LiteralRun`, which assembles embeddings ``[B, T_sim, D_sim]`` and applies
-structural blocks to them.
+structural blocks to them. The fused form computes the same by the module's algebra.
 """
 
 from __future__ import annotations
@@ -11,13 +11,15 @@ from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor
 
-from tintc.ir.core import Op
+from tintc.ir.core import Op, Value
 from tintc.ir.inputs import Inputs
 from tintc.ir.layout import Layout
 from tintc.ir.simulator.fused_base import FusedRun
-from tintc.ir.structure import Block
+from tintc.ir.simulator.fused_counts import Deferral, FusedCounts
+from tintc.ir.structure import Block, TensorSpec
 
 Tiles = list[Tensor]
 """A token value in literal execution: slots ``[B, T, P]``, one for every tile of its width."""
@@ -108,6 +110,27 @@ class LiteralRun(Protocol):
 
 
 @dataclass(frozen=True)
+class Storage:
+    """What an op may read to describe the tensors it has in the artefact.
+
+    parameter: a parameter by the name the program gives it; n_steps, lr: of the descent.
+    """
+
+    layout: Layout
+    parameter: Callable[[str], TensorSpec]
+    n_steps: int
+    lr: float
+
+    def tables(self, *names: str) -> dict[str, TensorSpec]:
+        """Parameters that are stored as they are, those of empty names left out."""
+        return {f"tables.{name}": self.parameter(name) for name in names if name}
+
+    def rates(self) -> TensorSpec:
+        """The learning rate of every step, ``[N]``."""
+        return TensorSpec((self.n_steps,), lambda: torch.full((self.n_steps,), self.lr, dtype=torch.float64))
+
+
+@dataclass(frozen=True)
 class TableCount:
     """Parameters by the paper's table (spec, section 11)."""
 
@@ -161,6 +184,17 @@ class SimOp(Op):
         """The same by the module's algebra: token values are ``[B, n, width]``, weights are `FusedWeights`."""
         raise NotImplementedError(self.opname)
 
+    def stored(self, storage: Storage) -> dict[str, TensorSpec]:
+        """The tensors of the artefact that the op reads, by state-dict name, structural ones aside."""
+        return {}
+
+    def rates(self) -> tuple[str, ...]:
+        """Names of the stored rates of which the op reads its step's: in another step it is another op."""
+        return ()
+
+    def check(self, inputs: Inputs, table: Callable[[str], Tensor]) -> None:
+        """Raise `InputError` for inputs that the op cannot take; `table` gives the stored tables."""
+
     def computes(self) -> Hashable | None:
         """What the result is, for ops that can start from it in fused execution; None if none can."""
         return None
@@ -168,6 +202,34 @@ class SimOp(Op):
     def reuses(self) -> Hashable | None:
         """What (see `computes`) the fused form takes as one more operand where an earlier op has computed it."""
         return None
+
+    def untrained(self) -> Value | None:
+        """The operand that the result is where there are no train tokens; None if there is none such."""
+        return None
+
+    def deferral(self) -> Deferral | None:
+        """The update that the fused form can leave pending; None for all ops but those that have one."""
+        return None
+
+    def multiplies(self) -> Value | None:
+        """The operand whose product with token values the fused form takes, and which may carry pending updates."""
+        return None
+
+    def multiply_adds(self, counts: FusedCounts, *operands: Value) -> int:
+        """Multiply-adds of the fused form's products, per example. Called once per op, in the program's order."""
+        return 0
+
+    def entries(self, counts: FusedCounts, result: Value) -> int:
+        """Entries of one of the results in fused execution, per example."""
+        return counts.lengths[self] * result.type.width
+
+    def scratch(self, counts: FusedCounts, itemsize: int) -> int:
+        """Bytes per example of what exists only while the fused form runs; itemsize: of the dtype."""
+        return itemsize * counts.lengths[self] * self.results[0].type.width
+
+    def planned(self, layout: Layout) -> SimOp:
+        """The op with what planning the layout adds to it: the tiles of the weights it holds or reads."""
+        return self
 
     def structure(self, layout: Layout) -> dict[str, Block]:
         """Structural blocks the literal form applies, by their name under ``structure``."""

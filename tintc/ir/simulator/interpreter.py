@@ -9,6 +9,7 @@ from torch import Tensor
 
 from tintc.ir.core import Op, Program, Value
 from tintc.ir.inputs import Inputs
+from tintc.ir.liveness import needed_ops
 from tintc.ir.simulator.base import Interpretation, SimOp
 
 
@@ -32,10 +33,4 @@ def interpret(
 
 def needed(program: Program, outputs: tuple[str, ...]) -> list[Op]:
     """The ops that the named outputs depend on, in program order."""
-    wanted = {program.outputs[label] for label in outputs}
-    kept: list[Op] = []
-    for op in reversed(program.ops):
-        if wanted.intersection(op.results):
-            kept.append(op)
-            wanted.update(op.operands)
-    return kept[::-1]
+    return needed_ops(program.ops, (program.outputs[label] for label in outputs))

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 
 from torch import Tensor
 
-from tintc.ir.core import register
+from tintc.ir.core import Value, register
 from tintc.ir.layout import Layout
 from tintc.ir.routing import route
 from tintc.ir.simulator.base import Interpretation, LiteralRun, PrefixTiles, SimOp, Tiles, Weights
 from tintc.ir.simulator.fused_base import FusedRun, FusedWeights, apply_transposed
-from tintc.ir.simulator.linear_common import check_linear, main_chunks, rows_to_heads, select_chunks
+from tintc.ir.simulator.fused_counts import FusedCounts
+from tintc.ir.simulator.linear_common import check_linear, main_chunks, rows_to_heads, select_chunks, weight_tiles
 from tintc.ir.structure import AttentionSpec, Block, Positions, chunk_map, indicator
 
 
@@ -76,6 +77,17 @@ class LinearBackward(SimOp):
         w, dy = operands
         assert isinstance(w, FusedWeights) and isinstance(dy, Tensor)
         return apply_transposed(w, dy)
+
+    def planned(self, layout: Layout) -> LinearBackward:
+        return replace(self, tiles=weight_tiles(layout, self.operands[0]))
+
+    def multiplies(self) -> Value:
+        return self.operands[0]
+
+    def multiply_adds(self, counts: FusedCounts, *operands: Value) -> int:
+        w, n = operands[0], counts.lengths[self]
+        dout, din = w.type.dims
+        return n * dout * din + len(counts.updates(w)) * n * counts.sizes.train * (din + dout)
 
     def structure(self, layout: Layout) -> dict[str, Block]:
         return {"linear_backward": backward_block(layout)}

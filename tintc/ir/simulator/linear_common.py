@@ -54,6 +54,12 @@ def copies_of_bias(weights: Type) -> int:
     return 0
 
 
+def weight_tiles(layout: Layout, weights: Value) -> tuple[int, int]:
+    """Row and column tiles of a linear layer's weights, or of a norm's as a diagonal."""
+    dims = weights.type.dims
+    return layout.tiles(dims[0]), layout.tiles(dims[-1])
+
+
 def check_linear(op: Op, weight: Value, dout: Value | None, din: Value | None) -> None:
     kind = weight.type
     op.expect(kind.kind == "linear" and len(kind.dims) == 2, f"needs linear weights, not {kind}")

@@ -8,12 +8,21 @@ from functools import cache, partial
 import torch
 from torch import Tensor
 
-from tintc.ir.core import register
+from tintc.ir.core import Value, register
 from tintc.ir.layout import Layout
 from tintc.ir.routing import route
-from tintc.ir.simulator.base import Interpretation, LiteralRun, PrefixTiles, SimOp, Tile, Tiles, Weights
+from tintc.ir.simulator.base import Interpretation, LiteralRun, PrefixTiles, Tile, Tiles, Weights
+from tintc.ir.simulator.descent_common import DescentOp
 from tintc.ir.simulator.fused_base import FusedRun, FusedWeights, Pending
-from tintc.ir.simulator.linear_common import bias_chunks, check_linear, copies_of_bias, main_chunks, rows_to_heads
+from tintc.ir.simulator.fused_counts import Deferral, FusedCounts
+from tintc.ir.simulator.linear_common import (
+    bias_chunks,
+    check_linear,
+    copies_of_bias,
+    main_chunks,
+    rows_to_heads,
+    weight_tiles,
+)
 from tintc.ir.structure import AttentionSpec, Block, Positions, chunk_map, indicator
 
 
@@ -71,15 +80,13 @@ def materialise(w: FusedWeights, update: Pending, overwrite: bool) -> FusedWeigh
 
 @register("sim.linear_descent")
 @dataclass(eq=False, kw_only=True)
-class LinearDescent(SimOp):
+class LinearDescent(DescentOp):
     """(W, dy, x) -> W'.
 
-    target: name of the weights, whose stored rate is used, times `rate_scale`; `tiles` (added by planning): row and
-    column tiles. Where the bias is held m times (authors' layout, spec section 10), every copy receives the full step.
+    `tiles` (added by planning): row and column tiles. Where the bias is held m times (authors' layout, spec section
+    10), every copy receives the full step.
     """
 
-    target: str
-    rate_scale: float = 1.0
     tiles: tuple[int, int] = (0, 0)
 
     def verify(self) -> None:
@@ -109,6 +116,26 @@ class LinearDescent(SimOp):
         if run.lazy(self):
             return replace(w, pending=(*w.pending, update))
         return materialise(w, update, run.frees(self, self.operands[0]))
+
+    def deferral(self) -> Deferral:
+        """A pending update keeps its dY, which stands in the result, and its X."""
+        return Deferral(self.target, (self.operands[2], self.result))
+
+    def multiply_adds(self, counts: FusedCounts, *operands: Value) -> int:
+        w, _, x = operands
+        if self in counts.lazy:
+            counts.pending[self.result] = (*counts.updates(w), x)
+            return 0
+        dout, din = w.type.dims
+        return counts.sizes.train * dout * din
+
+    def entries(self, counts: FusedCounts, result: Value) -> int:
+        """Per-example weights, or the dY of a pending update."""
+        dout, din = result.type.dims
+        return dout * (counts.sizes.train if self in counts.lazy else din)
+
+    def planned(self, layout: Layout) -> LinearDescent:
+        return replace(self, tiles=weight_tiles(layout, self.operands[0]))
 
     def structure(self, layout: Layout) -> dict[str, Block]:
         copies = copies_of_bias(self.operands[0].type)

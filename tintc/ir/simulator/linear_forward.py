@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 
 from torch import Tensor
 
 from tintc.ir.auxiliary.base import affine
-from tintc.ir.core import register
+from tintc.ir.core import Value, register
 from tintc.ir.layout import Layout
 from tintc.ir.routing import route
 from tintc.ir.simulator.base import (
@@ -22,6 +22,7 @@ from tintc.ir.simulator.base import (
     attention_cost,
 )
 from tintc.ir.simulator.fused_base import FusedRun, FusedWeights, apply_linear
+from tintc.ir.simulator.fused_counts import FusedCounts
 from tintc.ir.simulator.linear_common import (
     bias_chunks,
     check_linear,
@@ -29,6 +30,7 @@ from tintc.ir.simulator.linear_common import (
     heads_to_rows,
     main_chunks,
     select_chunks,
+    weight_tiles,
 )
 from tintc.ir.structure import AttentionSpec, Block, Positions, chunk_map, indicator
 
@@ -109,6 +111,23 @@ class LinearForward(SimOp):
         w, x = operands
         assert isinstance(w, FusedWeights) and isinstance(x, Tensor)
         return apply_linear(run, w, x, self.operands[1])
+
+    def planned(self, layout: Layout) -> LinearForward:
+        return replace(self, tiles=weight_tiles(layout, self.operands[0]))
+
+    def multiplies(self) -> Value:
+        return self.operands[0]
+
+    def multiply_adds(self, counts: FusedCounts, *operands: Value) -> int:
+        """Scores ``x X^T`` are computed once for all layers that share both inputs."""
+        (w, x), n, t = operands, counts.lengths[self], counts.sizes.train
+        dout, din = w.type.dims
+        updates = counts.updates(w)
+        first = sum(counts.first_scores(x, source, n) for source in updates)
+        return n * dout * din + n * t * (len(updates) * dout + first * din)
+
+    def scratch(self, counts: FusedCounts, itemsize: int) -> int:
+        return itemsize * counts.lengths[self] * counts.sizes.train
 
     def structure(self, layout: Layout) -> dict[str, Block]:
         copies = copies_of_bias(self.operands[0].type)

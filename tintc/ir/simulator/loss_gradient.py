@@ -9,12 +9,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tintc.ir.core import register
+from tintc.ir.core import Value, register
 from tintc.ir.functions import loss_gradient
 from tintc.ir.layout import Layout
-from tintc.ir.simulator.base import Interpretation, LiteralRun, SimOp, Tiles
+from tintc.ir.simulator.base import Interpretation, LiteralRun, SimOp, Storage, Tiles
 from tintc.ir.simulator.fused_base import FusedRun, at_least_fp32
-from tintc.ir.structure import Block, LossSpec
+from tintc.ir.simulator.fused_counts import FusedCounts
+from tintc.ir.structure import Block, LossSpec, TensorSpec
 
 CHUNK = 1024
 """Positions whose scores exist at one time in fused execution."""
@@ -64,6 +65,9 @@ class LossGradient(SimOp):
         self.expect(self.loss in ("ce", "quad"), f"loss {self.loss!r} is neither 'ce' nor 'quad'")
         self.expect(len(self.operands) == 1 and self.operands[0].type == self.result.type, "keeps the width")
 
+    def stored(self, storage: Storage) -> dict[str, TensorSpec]:
+        return storage.tables(self.head, self.bias)
+
     def interpret(self, run: Interpretation, *operands: Tensor) -> Tensor:
         bias = run.tensors[f"tables.{self.bias}"] if self.bias else None
         head = run.tensors[f"tables.{self.head}"]
@@ -84,6 +88,15 @@ class LossGradient(SimOp):
             for part, at in zip(rows.split(CHUNK), ids.split(CHUNK), strict=True)
         ]
         return x.new_zeros(x.flatten(0, 1).shape).index_copy(0, chosen, torch.cat(parts)).view_as(x)
+
+    def multiply_adds(self, counts: FusedCounts, *operands: Value) -> int:
+        return 2 * counts.sizes.train * operands[0].type.width * counts.sizes.vocab
+
+    def scratch(self, counts: FusedCounts, itemsize: int) -> int:
+        batch, vocab = counts.sizes.batch, counts.sizes.vocab
+        rows = min(counts.lengths[self] * batch, CHUNK)
+        words = vocab if counts.recorded else min(vocab, WORDS)
+        return -(-rows * (2 * words + 2 * self.result.type.width) * itemsize // batch)
 
     def structure(self, layout: Layout) -> dict[str, Block]:
         return {f"loss_{self.loss}": Block(LossSpec(self.loss, self.head, self.bias), "replace")}

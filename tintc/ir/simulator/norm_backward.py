@@ -22,6 +22,7 @@ from tintc.ir.simulator.first_order import (
 )
 from tintc.ir.simulator.fused_base import FusedRun, FusedWeights, rms, step_size
 from tintc.ir.simulator.fused_base import at_least_fp32 as fp32
+from tintc.ir.simulator.fused_counts import DIFFERENCE_BYTES, FusedCounts
 from tintc.ir.simulator.linear_backward import backward_block, backward_tiles
 from tintc.ir.simulator.norm_common import check_norm, group_name, has
 from tintc.ir.structure import Block, GroupNormSpec, LinearSpec, ProductSpec
@@ -87,6 +88,9 @@ class NormBackward(SimOp):
         inverse = s_stepped.reciprocal()
         dx = g * inverse if m is None else torch.addcmul(-m * inverse, g, inverse)
         return torch.addcmul(dx, x, -change * inverse / (s * (s + s_stepped)))
+
+    def scratch(self, counts: FusedCounts, itemsize: int) -> int:
+        return DIFFERENCE_BYTES * counts.lengths[self] * self.results[0].type.width
 
     def structure(self, layout: Layout) -> dict[str, Block]:
         """`fd_scale_*` turns slot 0 = x * f(x) into c: mean(x f(x)) = var / c, and var / c + eps / c = c."""

@@ -6,10 +6,12 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor
 
-from tintc.ir.core import register
+from tintc.ir.core import Value, register
 from tintc.ir.layout import Layout
-from tintc.ir.simulator.base import Interpretation, LiteralRun, PrefixTiles, SimOp, Tiles, Weights
+from tintc.ir.simulator.base import Interpretation, LiteralRun, PrefixTiles, Tiles, Weights
+from tintc.ir.simulator.descent_common import DescentOp
 from tintc.ir.simulator.fused_base import FusedRun, FusedWeights
+from tintc.ir.simulator.fused_counts import FusedCounts
 from tintc.ir.simulator.linear_descent import descent_block
 from tintc.ir.simulator.norm_common import check_norm, has
 from tintc.ir.structure import Block
@@ -17,14 +19,8 @@ from tintc.ir.structure import Block
 
 @register("sim.norm_descent")
 @dataclass(eq=False, kw_only=True)
-class NormDescent(SimOp):
-    """(W, dy) -> W'. Literally the linear descent without main heads: its bias heads sum dy into prefix 0.
-
-    target: name of the weights, whose stored rate is used, times `rate_scale`.
-    """
-
-    target: str
-    rate_scale: float = 1.0
+class NormDescent(DescentOp):
+    """(W, dy) -> W'. Literally the linear descent without main heads: its bias heads sum dy into prefix 0."""
 
     def verify(self) -> None:
         self.expect(len(self.operands) == 2, "takes weights and dy")
@@ -45,6 +41,10 @@ class NormDescent(SimOp):
         rate, summed = run.rate(self.target, self.step) * self.rate_scale, (dy if mask is None else dy * mask).sum(1)
         rate = rate.to(dy.dtype).reshape(-1, 1) if isinstance(rate, Tensor) else rate
         return replace(w, bias=w.bias - rate * summed)
+
+    def entries(self, counts: FusedCounts, result: Value) -> int:
+        """The bias of each example."""
+        return result.type.width
 
     def structure(self, layout: Layout) -> dict[str, Block]:
         return {"norm_descent": descent_block(layout, main=False, bias=True)}

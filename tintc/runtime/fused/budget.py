@@ -16,14 +16,14 @@ HEADROOM = 0.9
 
 @dataclass(frozen=True)
 class Budget:
-    """Memory for one call. update: as the model's; itemsize: of its dtype; kept: whether autograd records the run;
+    """Memory for one call. update: as the model's; itemsize: of its dtype; recorded: whether autograd records the run;
     limit: bytes."""
 
     program: Program
     outputs: tuple[str, ...]
     update: str
     itemsize: int
-    kept: bool
+    recorded: bool
     limit: int
 
     def plan(self, sizes: Sizes) -> Plan | None:
@@ -36,7 +36,7 @@ class Budget:
         return None
 
     def needs(self, plan: Plan) -> int:
-        key = (self.itemsize, self.kept)
+        key = (self.itemsize, self.recorded)
         if key not in plan.peaks:
             plan.peaks[key] = peak_bytes(plan, *key)
         return plan.peaks[key]
@@ -60,7 +60,7 @@ class Budget:
         else:
             length = _largest(fits, sizes.length)
             advice = f"texts of {length} tokens would fit" if length else "no text would fit: free memory"
-        if self.kept:
+        if self.recorded:
             advice += ", and without gradients (torch.no_grad()) a run takes far less"
         return InputError(
             f"A batch of {sizes.batch} texts of {sizes.length} tokens needs about {need / 1e9:.2f} GB; "

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from tintc.ir import simulator as sim
 from tintc.ir.core import Value
 from tintc.ir.functions import causal_mask
 from tintc.ir.inputs import Inputs
@@ -66,7 +65,7 @@ class FusedExecutor:
 
     def _read_rates(self) -> dict[str, list[float]]:
         """All stored rates as numbers, in one transfer."""
-        names = [op.target for op in self.plan.ops if isinstance(op, sim.LinearDescent | sim.NormDescent)]
+        names = [name for op in self.plan.ops for name in op.rates()]
         stacked = torch.stack([self.model.rate(name).detach() for name in names])
         return dict(zip(names, stacked.tolist(), strict=True))
 

@@ -17,9 +17,10 @@ from functools import cached_property
 from typing import NamedTuple
 
 from tintc.errors import OptionError
-from tintc.ir import simulator as sim
 from tintc.ir.core import Program, Value
+from tintc.ir.liveness import last_reads
 from tintc.ir.simulator import SimOp
+from tintc.ir.simulator.fused_counts import FusedCounts
 
 UPDATES = ("auto", "lazy", "materialised")
 WRITE_COST = 24
@@ -50,8 +51,8 @@ class Step(NamedTuple):
 @dataclass
 class Plan:
     """ops in order; lengths: positions kept of each op's results; last: values no op after this one reads; alias: what
-    a dropped descent's result stands for; lazy: descents left pending; known: one more operand of
-    some ops (`SimOp.reuses`); peaks: bytes at the peak, by size of numbers and whether autograd records the run."""
+    a dropped descent's result stands for; lazy: descents left pending; known: one more operand of some
+    ops (`SimOp.reuses`); peaks: bytes at the peak, by size of numbers and whether autograd records the run."""
 
     sizes: Sizes
     ops: list[SimOp]
@@ -66,6 +67,10 @@ class Plan:
         """What an op reads: its operands, and what is known of its result."""
         extra = (self.known[op],) if op in self.known else ()
         return *(self.resolve(value) for value in op.operands), *extra
+
+    def counts(self, recorded: bool = False) -> FusedCounts:
+        """What the ops' counts read, with nothing counted yet."""
+        return FusedCounts(self.sizes, self.lengths, self.lazy, recorded)
 
     @cached_property
     def steps(self) -> list[Step]:
@@ -82,8 +87,8 @@ class Plan:
 
     @cached_property
     def carried(self) -> set[Value]:
-        """dY and X of every pending update."""
-        return {value for op in self.lazy for value in self.operands(op)[1:]}
+        """What pending updates are made of."""
+        return {value for op in self.lazy for value in self.operands(op) if value.type.kind == "tokens"}
 
     def resolve(self, value: Value) -> Value:
         while value in self.alias:
@@ -96,7 +101,7 @@ def make_plan(program: Program, outputs: tuple[str, ...], sizes: Sizes, update: 
     if update not in UPDATES:
         raise OptionError(f"The update {update!r} is unknown; choose one of {', '.join(UPDATES)}.")
     all_ops = [op for op in program.ops if isinstance(op, SimOp)]
-    alias = {op.results[0]: op.operands[0] for op in all_ops if _is_descent(op)} if sizes.train == 0 else {}
+    alias = _untrained(all_ops) if sizes.train == 0 else {}
     plan = Plan(sizes, [], {}, {}, alias, known=_known(all_ops))
     needs = {plan.resolve(program.outputs[label]): sizes.length for label in outputs}
     for op in reversed(all_ops):
@@ -109,9 +114,15 @@ def make_plan(program: Program, outputs: tuple[str, ...], sizes: Sizes, update: 
         for operand in plan.operands(op):
             needs[operand] = max(needs.get(operand, 0), reads)
     plan.ops.reverse()
-    plan.last = _last_reads(plan, {plan.resolve(program.outputs[label]) for label in outputs})
+    plan.last = last_reads(plan.ops, (plan.resolve(program.outputs[label]) for label in outputs), plan.operands)
     plan.lazy = _lazy(plan, update)
     return plan
+
+
+def _untrained(ops: list[SimOp]) -> dict[Value, Value]:
+    """What results stand for where there are no train tokens."""
+    found = ((op, op.untrained()) for op in ops)
+    return {op.result: value for op, value in found if value is not None}
 
 
 def _known(ops: list[SimOp]) -> dict[SimOp, Value]:
@@ -126,30 +137,17 @@ def _known(ops: list[SimOp]) -> dict[SimOp, Value]:
     return known
 
 
-def _is_descent(op: SimOp) -> bool:
-    return isinstance(op, sim.LinearDescent | sim.NormDescent)
-
-
-def _last_reads(plan: Plan, kept: set[Value]) -> dict[SimOp, list[Value]]:
-    last: dict[SimOp, list[Value]] = {}
-    seen = set(kept)
-    for op in reversed(plan.ops):
-        values = dict.fromkeys((*plan.operands(op), *op.results))
-        last[op] = [value for value in values if value not in seen]
-        seen.update(values)
-    return last
-
-
 def _lazy(plan: Plan, update: str) -> set[SimOp]:
     """Descents to leave pending, all of one layer alike."""
-    chains: dict[str, list[sim.LinearDescent]] = {}
+    chains: dict[str, list[SimOp]] = {}
     for op in plan.ops:
-        if isinstance(op, sim.LinearDescent):
-            chains.setdefault(op.target, []).append(op)
+        deferral = op.deferral()
+        if deferral is not None:
+            chains.setdefault(deferral.layer, []).append(op)
     return {op for chain in chains.values() if update == "lazy" or _prefers_lazy(plan, chain, update) for op in chain}
 
 
-def _prefers_lazy(plan: Plan, chain: list[sim.LinearDescent], update: str) -> bool:
+def _prefers_lazy(plan: Plan, chain: list[SimOp], update: str) -> bool:
     """Compares multiply-adds per example (spec, section 13).
 
     Lazy: every later product with the layer costs ``n t (din + dout)`` more for each pending step. Materialised: each
@@ -169,5 +167,6 @@ def _prefers_lazy(plan: Plan, chain: list[sim.LinearDescent], update: str) -> bo
 def _uses(plan: Plan, weights: set[Value]) -> Iterable[int]:
     """Positions of every product with one of these weights."""
     for op in plan.ops:
-        if isinstance(op, sim.LinearForward | sim.LinearBackward) and plan.operands(op)[0] in weights:
+        factor = op.multiplies()
+        if factor is not None and plan.resolve(factor) in weights:
             yield plan.lengths[op]

@@ -1,4 +1,4 @@
-"""`sim.activation_forward` and `sim.activation_backward`: act(x), and its derivative to first order (Def. G.3)."""
+"""`sim.activation_backward`: act'(x) dy, to first order (Def. G.3)."""
 
 from __future__ import annotations
 
@@ -10,40 +10,11 @@ from torch import Tensor
 from tintc.ir.core import register
 from tintc.ir.functions import ACTIVATIONS, FiniteDifference
 from tintc.ir.layout import Layout
-from tintc.ir.simulator.base import Interpretation, LiteralRun, SimOp, TableCount, Tiles, split_cost
+from tintc.ir.simulator.base import Interpretation, LiteralRun, SimOp, Tiles
 from tintc.ir.simulator.first_order import activation_blocks, activation_derivative, at_least_fp32
-from tintc.ir.simulator.fused_base import FusedRun, activate, fused_slope
+from tintc.ir.simulator.fused_base import FusedRun, fused_slope
+from tintc.ir.simulator.fused_counts import DIFFERENCE_BYTES, FusedCounts
 from tintc.ir.structure import ActivationSpec, Block
-
-
-@register("sim.activation_forward")
-@dataclass(eq=False, kw_only=True)
-class ActivationForward(SimOp):
-    """(x) -> act(x): an MLP with identity weights, tile by tile. act(0) = 0 keeps the pads zero."""
-
-    fn: str
-
-    def verify(self) -> None:
-        self.expect(self.fn in ACTIVATIONS, f"unknown activation {self.fn!r}")
-        self.expect(len(self.operands) == 1 and self.operands[0].type == self.result.type, "keeps the width")
-
-    def interpret(self, run: Interpretation, *operands: Tensor) -> Tensor:
-        return ACTIVATIONS[self.fn](operands[0])
-
-    def fused(self, run: FusedRun, *operands: Tensor) -> Tensor:
-        return activate(self.fn, operands[0])
-
-    def computes(self) -> Hashable:
-        return self.fn, self.operands[0]
-
-    def structure(self, layout: Layout) -> dict[str, Block]:
-        return {f"act_{self.fn}": Block(ActivationSpec(self.fn, (0,)))}
-
-    def literal(self, run: LiteralRun, *operands: Tiles) -> Tiles:
-        return [run.slot(run.apply(f"act_{self.fn}", run.embed([tile]))) for tile in operands[0]]
-
-    def table_count(self, layout: Layout) -> TableCount:
-        return TableCount(split_cost(layout), 2 * layout.d_sim * layout.n_heads, 0)
 
 
 @register("sim.activation_backward")
@@ -72,6 +43,9 @@ class ActivationBackward(SimOp):
 
     def reuses(self) -> Hashable:
         return self.fn, self.operands[1]
+
+    def scratch(self, counts: FusedCounts, itemsize: int) -> int:
+        return DIFFERENCE_BYTES * counts.lengths[self] * self.results[0].type.width
 
     def structure(self, layout: Layout) -> dict[str, Block]:
         width = self.result.type.width

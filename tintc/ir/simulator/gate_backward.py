@@ -1,4 +1,4 @@
-"""`sim.gate_forward` and `sim.gate_backward`: g * act(u), a gated linear unit's product (J.3)."""
+"""`sim.gate_backward`: the gradients of g * act(u), that of u to first order (J.3, Def. G.3)."""
 
 from __future__ import annotations
 
@@ -9,59 +9,13 @@ from torch import Tensor
 from tintc.ir.core import register
 from tintc.ir.functions import ACTIVATIONS, FiniteDifference
 from tintc.ir.layout import Layout
-from tintc.ir.simulator.base import Interpretation, LiteralRun, SimOp, TableCount, Tiles, split_cost
+from tintc.ir.simulator.base import Interpretation, LiteralRun, SimOp, Tiles
 from tintc.ir.simulator.first_order import activation_blocks, activation_derivative, at_least_fp32, product
 from tintc.ir.simulator.fused_base import FusedRun, activate, fused_slope
 from tintc.ir.simulator.fused_base import at_least_fp32 as fp32
-from tintc.ir.structure import ActivationSpec, Block, ProductSpec
-
-
-def gate_blocks(fn: str) -> dict[str, Block]:
-    """[a, u] -> [a, act(u)] -> [a * act(u), .]: the GLU unit."""
-    return {
-        f"gate_act_{fn}": Block(ActivationSpec(fn, (1,))),
-        "product_0_1": Block(ProductSpec(0, 1)),
-    }
-
-
-def gate_tiles(run: LiteralRun, fn: str, a: Tiles, u: Tiles) -> Tiles:
-    """a * act(u), tile by tile."""
-    embedded = (run.embed([ai, ui]) for ai, ui in zip(a, u, strict=True))
-    return [run.slot(run.apply("product_0_1", run.apply(f"gate_act_{fn}", e))) for e in embedded]
-
-
-@register("sim.gate_forward")
-@dataclass(eq=False, kw_only=True)
-class GateForward(SimOp):
-    """(g, u) -> g * act(u)."""
-
-    fn: str
-
-    def verify(self) -> None:
-        self.expect(self.fn in ACTIVATIONS, f"unknown activation {self.fn!r}")
-        kinds = {value.type for value in (*self.operands, self.result)}
-        self.expect(len(self.operands) == 2 and len(kinds) == 1, "takes g and u of one width and keeps it")
-
-    def interpret(self, run: Interpretation, *operands: Tensor) -> Tensor:
-        g, u = operands
-        return g * ACTIVATIONS[self.fn](u)
-
-    def fused(self, run: FusedRun, *operands: Tensor) -> Tensor:
-        g, u = operands
-        return g * activate(self.fn, u)
-
-    def structure(self, layout: Layout) -> dict[str, Block]:
-        return gate_blocks(self.fn)
-
-    def slots(self, layout: Layout) -> int:
-        return 2
-
-    def literal(self, run: LiteralRun, *operands: Tiles) -> Tiles:
-        return gate_tiles(run, self.fn, *operands)
-
-    def table_count(self, layout: Layout) -> TableCount:
-        """The table has no row for it; it is counted as the activation it contains."""
-        return TableCount(split_cost(layout), 2 * layout.d_sim * layout.n_heads, 0)
+from tintc.ir.simulator.fused_counts import DIFFERENCE_BYTES, FusedCounts
+from tintc.ir.simulator.gate_common import gate_blocks, gate_tiles
+from tintc.ir.structure import ActivationSpec, Block
 
 
 @register("sim.gate_backward")
@@ -89,6 +43,9 @@ class GateBackward(SimOp):
         dy, g, u = operands
         act = activate(self.fn, fp32(u))
         return dy * act.to(u.dtype), fused_slope(self.fn, self.scheme, self.fd_step, dy * g, u, act)
+
+    def scratch(self, counts: FusedCounts, itemsize: int) -> int:
+        return DIFFERENCE_BYTES * counts.lengths[self] * self.results[0].type.width
 
     def structure(self, layout: Layout) -> dict[str, Block]:
         width = self.results[0].type.width

@@ -1,0 +1,20 @@
+"""What the two gate modules share: the gated linear unit's product."""
+
+from __future__ import annotations
+
+from tintc.ir.simulator.base import LiteralRun, Tiles
+from tintc.ir.structure import ActivationSpec, Block, ProductSpec
+
+
+def gate_blocks(fn: str) -> dict[str, Block]:
+    """[a, u] -> [a, act(u)] -> [a * act(u), .]: the GLU unit."""
+    return {
+        f"gate_act_{fn}": Block(ActivationSpec(fn, (1,))),
+        "product_0_1": Block(ProductSpec(0, 1)),
+    }
+
+
+def gate_tiles(run: LiteralRun, fn: str, a: Tiles, u: Tiles) -> Tiles:
+    """a * act(u), tile by tile."""
+    embedded = (run.embed([ai, ui]) for ai, ui in zip(a, u, strict=True))
+    return [run.slot(run.apply("product_0_1", run.apply(f"gate_act_{fn}", e))) for e in embedded]

@@ -1,0 +1,90 @@
+"""What a lowering rule is: everything the compiler knows of how one auxiliary op is simulated.
+
+A rule stands in a file of its own and registers itself with `@lowers`; there is no list of rules to add it to.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
+
+from tintc.ir.auxiliary import AuxOp
+from tintc.ir.core import Program, Type, Value
+from tintc.ir.simulator import SimOp
+from tintc.lowering.options import Options
+
+if TYPE_CHECKING:
+    from tintc.lowering.rules.sweep import Sweep
+
+AuxT = TypeVar("AuxT", bound=AuxOp)
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A linear layer or norm of the auxiliary: `name` without the tensor's own suffix, parameter names by part."""
+
+    name: str
+    type: Type
+    parts: dict[str, str]
+
+
+class Module(NamedTuple):
+    """A simulator op to be, and its attributes."""
+
+    kind: type[SimOp]
+    attributes: dict[str, Any]
+
+
+class Rule(Generic[AuxT]):
+    """How one auxiliary op is simulated."""
+
+    def forward(self, op: AuxT) -> Module:
+        """The module that runs the op forward, on its weights, if it has any, and its operands."""
+        raise NotImplementedError(op.opname)
+
+    def layer(self, program: Program, op: AuxT, options: Options) -> Layer | None:
+        """The op's weights, which prefixes hold; None if it has none."""
+        return None
+
+    def trains(self, op: AuxT) -> bool:
+        """Whether a descent on the op's weights would change anything."""
+        return True
+
+    def carriers(self, op: AuxT) -> tuple[Value, ...]:
+        """The operands that receive a gradient."""
+        return op.operands
+
+    def visit(self, sweep: Sweep, op: AuxT) -> None:
+        """Called for all ops in reverse, whether or not their results have received a gradient."""
+        if op.result in sweep.gradients:
+            self.backward(sweep, op, sweep.gradients[op.result])
+
+    def backward(self, sweep: Sweep, op: AuxT, dy: Value) -> None:
+        """Emit what hands `dy`, the gradient of the result, to the operands, and the descent of the weights."""
+        raise NotImplementedError(op.opname)
+
+
+RULES: dict[type[AuxOp], Rule[Any]] = {}
+RuleT = TypeVar("RuleT", bound=Rule[Any])
+
+
+def lowers(kind: type[AuxOp]) -> Callable[[type[RuleT]], type[RuleT]]:
+    """Class decorator: the rule of an auxiliary op."""
+
+    def add(cls: type[RuleT]) -> type[RuleT]:
+        RULES[kind] = cls()
+        return cls
+
+    return add
+
+
+def rule_of(op: AuxOp) -> Rule[Any]:
+    if type(op) not in RULES:
+        raise NotImplementedError(f"{op.opname} has no simulator module; canonicalise first.")
+    return RULES[type(op)]
+
+
+def stem(parameter: str) -> str:
+    """A layer's name: that of its parameter without the tensor's own suffix."""
+    return parameter.removesuffix(".weight").removesuffix(".bias")

@@ -1,0 +1,21 @@
+"""`aux.logits`: forward, and the gradient of the loss, where the backward pass begins (Appendix H)."""
+
+from __future__ import annotations
+
+from tintc.ir import auxiliary as aux
+from tintc.ir import simulator as sim
+from tintc.lowering.rules.base import Module, Rule, lowers
+from tintc.lowering.rules.sweep import Sweep
+
+
+@lowers(aux.Logits)
+class LogitsRule(Rule[aux.Logits]):
+    def forward(self, op: aux.Logits) -> Module:
+        return Module(sim.Logits, {"head": op.weight, "bias": op.bias})
+
+    def visit(self, sweep: Sweep, op: aux.Logits) -> None:
+        (x,) = op.operands
+        if x in sweep.wanted:
+            operands, loss = (sweep.values[x],), sweep.options.loss
+            dx = sweep.emit(sim.LossGradient, op, operands, "loss", loss=loss, head=op.weight, bias=op.bias)
+            sweep.receive(x, dx)

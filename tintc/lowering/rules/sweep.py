@@ -1,0 +1,86 @@
+"""One reverse pass over a program: the gradients met so far, and the weights updated so far."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tintc.ir import simulator as sim
+from tintc.ir.auxiliary import AuxOp
+from tintc.ir.core import Type, Value
+from tintc.lowering.builder import Builder
+from tintc.lowering.options import Options
+from tintc.lowering.rules.base import Layer
+
+
+class Sweep:
+    """What rules emit the backward pass and the descent with.
+
+    values: auxiliary value -> the simulator's; weights: before the update, by layer; layers: of the ops that have one;
+    updated: those that descend; wanted: auxiliary values whose gradient some descent needs. Fills `gradients`
+    (auxiliary value -> gradient) and `stepped` (layer -> weights after the update).
+    """
+
+    def __init__(
+        self,
+        builder: Builder,
+        options: Options,
+        values: dict[Value, Value],
+        weights: dict[str, Value],
+        layers: dict[AuxOp, Layer],
+        updated: set[AuxOp],
+        wanted: set[Value],
+    ):
+        self.builder, self.options, self.values = builder, options, values
+        self.weights, self.layers, self.updated, self.wanted = weights, layers, updated, wanted
+        self.gradients: dict[Value, Value] = {}
+        self.stepped: dict[str, Value] = {}
+        difference = options.difference
+        self.scheme: dict[str, Any] = {"scheme": difference.scheme, "fd_step": difference.eps}
+
+    def weights_of(self, op: AuxOp) -> tuple[Value, ...]:
+        """The op's weights as an operand; none if it has none."""
+        return (self.weights[self.layers[op].name],) if op in self.layers else ()
+
+    def emit(
+        self,
+        cls: type[sim.SimOp],
+        op: AuxOp,
+        operands: tuple[Value, ...],
+        phase: str = "backward",
+        gives: Type | None = None,
+        **more: Any,
+    ) -> Value:
+        """Emit a module for `op`; its result has the type `gives`, or that of its last operand."""
+        return self.emit_many(cls, op, operands, (gives or operands[-1].type,), phase, **more)[0]
+
+    def emit_many(
+        self,
+        cls: type[sim.SimOp],
+        op: AuxOp,
+        operands: tuple[Value, ...],
+        kinds: tuple[Type, ...],
+        phase: str = "backward",
+        **more: Any,
+    ) -> tuple[Value, ...]:
+        """The same for a module with several results."""
+        self.builder.phase, self.builder.suffix = phase, "updated" if phase == "descent" else "grad"
+        made = self.builder.emit(cls, operands, kinds, origin=op.result.name, layer=op.layer, role=op.role, **more)
+        return made.results
+
+    def receive(self, value: Value, gradient: Value) -> None:
+        """Add `gradient` to what `value` has received."""
+        if value not in self.wanted:
+            return
+        if value in self.gradients:
+            self.builder.phase, self.builder.suffix = "backward", "grad"
+            both = (self.gradients[value], gradient)
+            gradient = self.builder.emit(sim.Add, both, (gradient.type,), origin=value.name).result
+        self.gradients[value] = gradient
+
+    def descend(self, cls: type[sim.SimOp], op: AuxOp, operands: tuple[Value, ...]) -> None:
+        """Emit the descent of the op's weights, if they are updated; after that of other ops that share them."""
+        if op not in self.updated:
+            return
+        name = self.layers[op].name
+        current = self.stepped.get(name, self.weights[name])
+        self.stepped[name] = self.emit(cls, op, (current, *operands), "descent", current.type, target=name)
