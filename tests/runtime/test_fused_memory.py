@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import re
+import weakref
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from fused_cases import compiled, run, token_ids
+from fused_cases import FAMILIES, compiled, run, token_ids
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from tintc.errors import InputError, OptionError
-from tintc.runtime.fused import Sizes, batches, make_plan
+from tintc.runtime.fused import Sizes, available, batches, make_plan
 from tintc.runtime.fused.budget import HEADROOM
 from tintc.runtime.fused.memory import peak_bytes
 
@@ -66,3 +70,98 @@ def test_the_refusal_names_a_length_that_fits(monkeypatch: pytest.MonkeyPatch) -
 def test_parts_that_make_no_sense(max_batch: Any) -> None:
     with pytest.raises(OptionError, match="max_batch"):
         run(compiled("gpt2", n_steps=2), IDS, max_batch=max_batch)
+
+
+class Live(TorchDispatchMode):
+    """Bytes of the storages that PyTorch's ops make, as long as they live."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = self.peak = 0
+        self.known: set[int] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        given = {
+            leaf.untyped_storage()._cdata for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)
+        }
+        out = func(*args, **(kwargs or {}))
+        for leaf in tree_leaves(out):
+            if isinstance(leaf, torch.Tensor):
+                storage = leaf.untyped_storage()
+                if storage._cdata not in given | self.known:
+                    self.known.add(storage._cdata)
+                    self.now += storage.nbytes()
+                    self.peak = max(self.peak, self.now)
+                    weakref.finalize(storage, self.drop, storage._cdata, storage.nbytes())
+        return out
+
+    def drop(self, key: int, size: int) -> None:
+        self.now -= size
+        self.known.discard(key)
+
+
+@pytest.mark.parametrize("recorded", [False, True])
+@pytest.mark.parametrize("update", ["lazy", "materialised"])
+@pytest.mark.parametrize("name", FAMILIES)
+def test_the_estimate_is_what_a_run_takes(name: str, update: str, recorded: bool) -> None:
+    """Within a sixth below and the double above the bytes of all tensors alive at the peak, fp32, masked or not."""
+    sim = compiled(name, torch.float32, n_steps=2)
+    for batch, length, train in ((1, 30, 15), (4, 30, 20), (1, 12, 6), (4, 12, 3)):
+        for masked in (False, True):
+            ids, given = token_ids(batch, length), {"train_mask": torch.arange(length).expand(batch, -1) < train}
+            if masked:
+                given["attention_mask"] = torch.ones(batch, length).index_fill(1, torch.tensor([0]), 0)
+            kept, (sim.executor, sim.update) = (sim.executor, sim.update), ("fused", update)
+            with torch.set_grad_enabled(recorded), Live() as live:
+                sim(ids, **given)
+            sim.executor, sim.update = kept
+            plan = make_plan(sim.program, ("logits",), Sizes(batch, length, train, 53, masked), update)
+            assert 0.83 < peak_bytes(plan, 4, recorded) / live.peak < 2, (batch, length, train, masked)
+
+
+def test_a_slower_update_where_the_fastest_does_not_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`auto` falls back on what takes less memory, and gives the same; what was asked for is refused."""
+    sim, ids = compiled("opt"), token_ids(4, 30)
+    given = {"train_mask": torch.arange(30).expand(4, -1) < 16}
+    whole, sizes = run(sim, ids, **given), Sizes(4, 30, 16, 53)
+    auto, lazy = (peak_bytes(make_plan(sim.program, ("logits",), sizes, update), 8) for update in ("auto", "lazy"))
+    assert lazy < auto
+    monkeypatch.setattr(batches, "available_bytes", lambda device: int(lazy / HEADROOM) + 1)
+    assert torch.allclose(run(sim, ids, **given).logits, whole.logits, rtol=0, atol=1e-12)
+    with pytest.raises(InputError, match="would fit"):
+        run(sim, ids, update="materialised", **given)
+
+
+def test_recorded_runs_are_told_to_do_without(monkeypatch: pytest.MonkeyPatch) -> None:
+    limit(monkeypatch, 1.1)
+    sim = compiled("gpt2", n_steps=2)
+    assert run(sim, IDS[:1]).logits.shape[0] == 1
+    monkeypatch.setattr(sim, "executor", "fused")
+    with pytest.raises(InputError, match="without gradients"):
+        sim(IDS[:1])
+
+
+@pytest.mark.parametrize(
+    ("membership", "files", "left"),
+    [
+        (
+            "0::/job",
+            {"job/memory.max": "1000", "job/memory.current": "400", "job/memory.stat": "inactive_file 50"},
+            650,
+        ),
+        ("0::/a/b", {"a/memory.max": "900", "a/memory.current": "100", "a/b/memory.max": "max"}, 800),
+        ("4:memory:/j", {"memory/j/memory.limit_in_bytes": "700", "memory/j/memory.usage_in_bytes": "800"}, 0),
+        ("3:cpu:/j", {"cpu/j/memory.limit_in_bytes": "700"}, available.UNLIMITED),
+        ("4:memory:/", {"memory/memory.limit_in_bytes": str(2**63 - 4096)}, available.UNLIMITED),
+    ],
+)
+def test_limits_of_containers(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, membership: str, files: dict[str, str], left: int
+) -> None:
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text + "\n")
+    (tmp_path / "cgroup").write_text(membership + "\n")
+    monkeypatch.setattr(available, "CGROUP", tmp_path)
+    monkeypatch.setattr(available, "MEMBERSHIP", tmp_path / "cgroup")
+    assert available.container_bytes() == left

@@ -30,7 +30,7 @@ class ActivationForward(SimOp):
         return ACTIVATIONS[self.fn](operands[0])
 
     def fused(self, run: FusedRun, *operands: Tensor) -> Tensor:
-        return activate(self.fn, operands[0])
+        return activate(self.fn, operands[0], run.frees(self, self.operands[0]))
 
     def computes(self) -> Hashable:
         return self.fn, self.operands[0]

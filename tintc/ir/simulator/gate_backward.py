@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from tintc.ir.core import register
@@ -42,7 +43,9 @@ class GateBackward(SimOp):
     def fused(self, run: FusedRun, *operands: Tensor) -> tuple[Tensor, Tensor]:
         dy, g, u = operands
         act = activate(self.fn, fp32(u))
-        return dy * act.to(u.dtype), fused_slope(self.fn, self.scheme, self.fd_step, dy * g, u, act)
+        du = fused_slope(self.fn, self.scheme, self.fd_step, dy * g, u, act)
+        act = act.to(u.dtype)
+        return dy * act if torch.is_grad_enabled() else act.mul_(dy), du
 
     def scratch(self, counts: FusedCounts, itemsize: int) -> int:
         return DIFFERENCE_BYTES * counts.lengths[self] * self.results[0].type.width

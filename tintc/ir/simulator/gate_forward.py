@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from tintc.ir.core import register
@@ -33,7 +34,8 @@ class GateForward(SimOp):
 
     def fused(self, run: FusedRun, *operands: Tensor) -> Tensor:
         g, u = operands
-        return g * activate(self.fn, u)
+        act = activate(self.fn, u, run.frees(self, self.operands[1]))
+        return g * act if torch.is_grad_enabled() else act.mul_(g)
 
     def structure(self, layout: Layout) -> dict[str, Block]:
         return gate_blocks(self.fn)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from tintc.errors import InputError
 from tintc.ir.core import Program
 from tintc.runtime.fused.memory import peak_bytes
-from tintc.runtime.fused.plan import Plan, Sizes, make_plan
+from tintc.runtime.fused.plan import UPDATES, Plan, Sizes, make_plan
 
 HEADROOM = 0.9
 """Share of the available memory that a run may plan to use."""
@@ -27,9 +27,9 @@ class Budget:
     limit: int
 
     def plan(self, sizes: Sizes) -> Plan | None:
-        """The plan to run; pending updates, which take less memory, where the faster ones do not fit. None if
-        nothing does."""
-        for update in dict.fromkeys((self.update, "lazy" if self.update == "auto" else self.update)):
+        """The plan to run; a slower kind of update that takes less memory where the fastest does not fit. None if
+        none fits."""
+        for update in UPDATES if self.update == "auto" else (self.update,):
             plan = make_plan(self.program, self.outputs, sizes, update)
             if self.needs(plan) <= self.limit:
                 return plan
@@ -52,8 +52,7 @@ class Budget:
             shorter = replace(sizes, length=length, train=sizes.train * length // sizes.length)
             return self.plan(shorter) is not None
 
-        least = "lazy" if self.update == "auto" else self.update
-        need = self.needs(make_plan(self.program, self.outputs, sizes, least))
+        need = self.needs(make_plan(self.program, self.outputs, sizes, self.update))
         batch = self.largest_batch(sizes)
         if batch:
             advice = f"a batch of {batch} would fit, or pass max_batch='auto'"
