@@ -9,11 +9,13 @@ from pathlib import Path
 import pytest
 import torch
 from programs import Imported, import_model, relative_to_update
+from safetensors.torch import load_file, save_file
 from tiny_models import gpt2, llama, token_ids
 from torch import Tensor
 
 import tintc
-from tintc.errors import IRError
+from tintc.cli.inspect import read_artefact
+from tintc.errors import ArtefactError, IRError
 from tintc.ir.inputs import resolve_inputs
 from tintc.ir.simulator.interpreter import interpret
 from tintc.ir.text import parse_program, print_program
@@ -126,3 +128,25 @@ def test_an_edit_that_does_not_verify_is_refused_when_loading(auxiliary: Importe
     file.write_text(file.read_text().replace("sim.linear_backward(", "sim.linear_sideways(", 1))
     with pytest.raises(IRError, match=r"line \d+: there is no op 'sim.linear_sideways'"):
         tintc.load(tmp_path)
+
+
+def test_an_artefact_with_an_edited_program_can_be_inspected(auxiliary: Imported, tmp_path: Path) -> None:
+    """It may hold tensors that its program has no use for, as when it is loaded, but it may not lack any."""
+    auxiliary.compile().save_pretrained(tmp_path)
+    file = tmp_path / "program.tint"
+    text = file.read_text()
+    file.write_text(drop_all_descents(text))
+    kinds = {op.opname for op in read_artefact(str(tmp_path)).simulator().ops}
+    assert "sim.linear_backward" in kinds and "sim.linear_descent" not in kinds
+    file.write_text(text.replace("fd_step=0.001", "fd_step=0.01"))
+    with pytest.raises(ArtefactError, match="does not fit its program"):
+        read_artefact(str(tmp_path))
+
+
+def test_tensors_nobody_asked_for_are_refused(auxiliary: Imported, tmp_path: Path) -> None:
+    sim = auxiliary.compile()
+    sim.save_pretrained(tmp_path)
+    weights = load_file(tmp_path / "model.safetensors")
+    save_file(weights | {"tables.more": torch.zeros(1)}, tmp_path / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ArtefactError, match=r"does not fit its program: tables\.more"):
+        read_artefact(str(tmp_path))

@@ -12,7 +12,9 @@ from tiny_models import gpt2, llama, opt, token_ids
 from transformers import AutoConfig, AutoModelForCausalLM
 
 import tintc
+from tintc.cli.inspect import read_artefact
 from tintc.errors import ArtefactError, OptionError
+from tintc.runtime.config import FORMAT_VERSION
 
 MAKERS = {
     "gpt2": lambda: gpt2(n_layers=1, n_heads=3, head_dim=4),
@@ -103,3 +105,15 @@ def test_damaged_folders_are_refused(tmp_path: Path) -> None:
         tintc.load(whole, dtype="int8")
     with pytest.raises(OptionError, match="executor 'quick' is unknown"):
         tintc.load(whole, executor="quick")
+
+
+@pytest.mark.parametrize("version", [FORMAT_VERSION + 1, "2.0"])
+def test_a_newer_format_is_refused(version: int | str, tmp_path: Path) -> None:
+    tintc.compile(MAKERS["gpt2"]()).save_pretrained(tmp_path)
+    file = tmp_path / "config.json"
+    config = json.loads(file.read_text())
+    assert config["format_version"] == FORMAT_VERSION
+    file.write_text(json.dumps(config | {"format_version": version}))
+    for read in (tintc.load, tintc.TintForCausalLM.from_pretrained, lambda path: read_artefact(str(path))):
+        with pytest.raises(ArtefactError, match=rf"newer tintc \(format {version}; .*\); update tintc\.$"):
+            read(tmp_path)

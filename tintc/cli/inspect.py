@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from tintc.cli.console import print_json, print_table, silence_libraries, stages
@@ -16,8 +14,8 @@ from tintc.frontend.load import load_auxiliary
 from tintc.ir.core import Program
 from tintc.ir.text import parse_program, print_program
 from tintc.lowering.options import Options
-from tintc.runtime.artefact import is_artefact, read_auxiliary, read_program
-from tintc.runtime.report import OPTIONS, check_file, parameter_report, read_config, summary
+from tintc.runtime.artefact import is_artefact, is_edited, read_auxiliary, read_config, read_program, says_simulator
+from tintc.runtime.report import OPTIONS, check_file, parameter_report, summary
 
 
 @dataclass(frozen=True)
@@ -64,20 +62,17 @@ def _program(path: str, subject: Subject, ir: str) -> Program:
 
 def holds_simulator(path: str) -> bool:
     """Whether a local folder is, or says it is, a compiled simulator."""
-    try:
-        config = json.loads((Path(path) / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        config = None
-    return is_artefact(path) or (isinstance(config, dict) and config.get("model_type") == "tint")
+    return is_artefact(path) or says_simulator(path)
 
 
 def read_artefact(path: str) -> Subject:
     """An artefact's program and configuration, checked against the headers of its weight files; reads no weights."""
-    program, config = parse_program(read_program(path)), read_config(path)
-    check_file(path, program)
+    text, config = read_program(path), read_config(path)
+    program = parse_program(text)
+    check_file(path, program, edited=is_edited(text, config.get("digests", {})))
     facts = {name: config.get(name) for name in OPTIONS} | {"provenance": config.get("provenance", {})}
-    text = read_auxiliary(path)
-    return Subject("simulator", facts, None if text is None else parse_program(text), lambda: program)
+    auxiliary = read_auxiliary(path)
+    return Subject("simulator", facts, None if auxiliary is None else parse_program(auxiliary), lambda: program)
 
 
 def read_model(path: str) -> Subject:

@@ -10,6 +10,7 @@ from torch.fx import Node
 from tintc.frontend.graph import CapturedGraph
 from tintc.ir.auxiliary.base import AuxOp
 from tintc.ir.core import Parameter, Program, Type, Value
+from tintc.ir.names import Names
 
 FORBIDDEN = re.compile(r"[^A-Za-z0-9_.\-]")
 
@@ -20,7 +21,7 @@ class Builder:
     def __init__(self, graph: CapturedGraph):
         self.graph = graph
         self.program = Program("aux")
-        self._taken: set[str] = set()
+        self._names = Names(".")
 
     def emit(
         self, op: type[AuxOp], node: Node, operands: tuple[Value, ...], type_: Type, hint: str = "", **attributes: Any
@@ -41,10 +42,4 @@ class Builder:
 
     def _name(self, node: Node, hint: str) -> str:
         parts = [part for part in (self.graph.path(node), hint) if part]
-        stem = FORBIDDEN.sub("_", ".".join(parts)) or "value"
-        name, number = stem, 1
-        while name in self._taken:
-            number += 1
-            name = f"{stem}.{number}"
-        self._taken.add(name)
-        return name
+        return self._names.fresh(FORBIDDEN.sub("_", ".".join(parts)) or "value")

@@ -16,7 +16,6 @@ from typing import Any
 
 import torch
 import transformers
-from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from tintc.errors import ModelError, OptionError
@@ -32,13 +31,12 @@ class AuxiliarySource:
     """A decoder that is complete, finite and a causal language model.
 
     tokenizer: None if there is none beside the weights; provenance: where it came from, plain JSON values, the same for
-    the same input on every machine; tensors: every parameter and buffer by name, tied and non-persistent ones included.
+    the same input on every machine.
     """
 
     model: PreTrainedModel
     tokenizer: Any | None
     provenance: dict[str, Any]
-    tensors: Mapping[str, Tensor]
     max_length: int
     dtype: torch.dtype
     bos_token_id: int | None
@@ -79,14 +77,12 @@ def load_auxiliary(
         with _quiet():
             model, tokenizer = _load(place), _tokenizer(place)
     _check_kind(model, name)
-    tensors = dict(model.named_parameters(remove_duplicate=False)) | dict(model.named_buffers(remove_duplicate=False))
     _check_finite(model, name)
     config = model.config.get_text_config()
     return AuxiliarySource(
         model=model,
         tokenizer=tokenizer,
         provenance=_provenance(model, name, kind),
-        tensors={key: tensor.detach() for key, tensor in tensors.items()},
         max_length=_length(name, longest_sequence(config), max_length),
         dtype=torch.float32 if model.dtype == torch.float16 else model.dtype,
         bos_token_id=getattr(config, "bos_token_id", None),

@@ -2,7 +2,7 @@
 
 An op is a dataclass whose fields are its attributes; operands and results are SSA values. A program is a list of ops in
 topological order, the parameters they name, and named outputs. One op, `sim.repeat`, holds a nested block. The classes
-here know nothing of any particular op; `ops.py` files register theirs with `@register`.
+here know nothing of any particular op; the files of `auxiliary` and `simulator` register theirs with `@register`.
 """
 
 from __future__ import annotations
@@ -164,14 +164,6 @@ class Program:
             for operand in op.operands:
                 table.setdefault(operand, []).append(op)
         return table
-
-    def names(self) -> set[str]:
-        taken = {result.name for op in self.walk() for result in op.results}
-        for op in self.walk():
-            body = getattr(op, "body", None)
-            if body is not None:
-                taken.update(argument.name for argument in body.arguments)
-        return taken
 
     def verify(self) -> Program:
         """Check SSA form, types and every op. Returns self, so that passes can end in `return program.verify()`."""

@@ -26,6 +26,11 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 """Activations by the name the IR uses. All map 0 to 0, so that the zero pads of an embedding stay zero."""
 
 
+def at_least_fp32(x: Tensor) -> Tensor:
+    """x itself, or in fp32 if its dtype is a shorter one."""
+    return x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
+
+
 def square_root(x: Tensor) -> Tensor:
     """The square root, with the derivative 0 at 0: a zero vector must not make autograd's gradients NaN."""
     zero = x == 0

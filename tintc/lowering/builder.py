@@ -5,24 +5,10 @@ from __future__ import annotations
 from typing import Any, TypeVar
 
 from tintc.ir.core import Op, Type, Value
+from tintc.ir.names import Names
 from tintc.ir.simulator import SimOp
 
 SimT = TypeVar("SimT", bound=SimOp)
-
-
-class Names:
-    """Unique value names: the wanted one, or the wanted one with a number."""
-
-    def __init__(self) -> None:
-        self.taken: set[str] = set()
-
-    def fresh(self, wanted: str) -> str:
-        name, count = wanted, 1
-        while name in self.taken:
-            count += 1
-            name = f"{wanted}-{count}"
-        self.taken.add(name)
-        return name
 
 
 class Builder:

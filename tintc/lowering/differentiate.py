@@ -16,7 +16,8 @@ from tintc.ir import auxiliary as aux
 from tintc.ir import simulator as sim
 from tintc.ir.auxiliary.interpreter import descends
 from tintc.ir.core import Block, Parameter, Program, Value
-from tintc.lowering.builder import Builder, Names
+from tintc.ir.names import Names
+from tintc.lowering.builder import Builder
 from tintc.lowering.options import Options
 from tintc.lowering.rules import Layer, Sweep, rule_of
 

@@ -10,7 +10,7 @@ from dataclasses import replace
 
 from tintc.ir import simulator as sim
 from tintc.ir.core import Op, Program, Value, substitute
-from tintc.lowering.builder import Names
+from tintc.ir.names import Names
 
 SUFFIXES = {"forward": "f", "loss": "g", "backward": "g", "descent": "w"}
 

@@ -8,7 +8,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +19,7 @@ from transformers import AutoTokenizer
 from transformers.utils.hub import cached_file
 
 from tintc.errors import ArtefactError, OptionError, TintcError
+from tintc.runtime.config import FORMAT_VERSION
 
 if TYPE_CHECKING:
     from tintc.runtime.model import TintForCausalLM
@@ -66,9 +67,14 @@ def text_digest(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
+def is_edited(program: str, digests: Mapping[str, str]) -> bool:
+    """Whether a program's text is not what the compiler wrote, whose digests stand in the configuration."""
+    return text_digest(program) != digests.get("program")
+
+
 def read_program(path: str | os.PathLike[str], **hub: Any) -> str:
     """The program text of an artefact, local or on the hub."""
-    _read_type(path, **hub)
+    read_config(path, **hub)
     text = _read_text(path, PROGRAM_FILE, **hub)
     if text is None:
         raise ArtefactError(f"{path} has no {PROGRAM_FILE}; compile the model again.")
@@ -107,20 +113,43 @@ def _file(path: str | os.PathLike[str], name: str, **hub: Any) -> str | None:
         return None
 
 
-def _read_type(path: str | os.PathLike[str], **hub: Any) -> None:
-    """Raise `ArtefactError` unless the folder's configuration is that of a simulator."""
+def says_simulator(path: str | os.PathLike[str]) -> bool:
+    """Whether a local folder's configuration is that of a compiled simulator, whatever else the folder holds."""
+    try:
+        return _model_type(_parsed(Path(path) / "config.json")) == "tint"
+    except (OSError, ValueError):
+        return False
+
+
+def _parsed(file: str | Path) -> Any:
+    return json.loads(Path(file).read_text(encoding="utf-8"))
+
+
+def _model_type(config: Any) -> Any:
+    return config.get("model_type") if isinstance(config, dict) else None
+
+
+def read_config(path: str | os.PathLike[str], **hub: Any) -> dict[str, Any]:
+    """The configuration as it is stored; `ArtefactError` unless it is that of a simulator this version can read."""
     found = _file(path, "config.json", **hub)
     if found is None:
         raise ArtefactError(f"{path} is not a compiled simulator: it has no config.json. Check the path.")
     try:
-        config = json.loads(Path(found).read_text(encoding="utf-8"))
+        config = _parsed(found)
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ArtefactError(f"{path}/config.json is damaged ({error}); compile the model again.") from error
-    kind = config.get("model_type") if isinstance(config, dict) else None
+    kind = _model_type(config)
     if kind != "tint":
         raise ArtefactError(
             f"{path} holds a model of type {kind!r}, not a compiled simulator; run 'tintc compile {path} -o OUT' first."
         )
+    version = config.get("format_version", FORMAT_VERSION)
+    if not isinstance(version, int) or version > FORMAT_VERSION:
+        raise ArtefactError(
+            f"{path} was written by a newer tintc (format {version}; this one reads up to {FORMAT_VERSION}); update "
+            "tintc."
+        )
+    return config
 
 
 def read_tokenizer(path: str | os.PathLike[str], **hub: Any) -> Any:
@@ -179,7 +208,7 @@ def load(
     from tintc.runtime.model import TintForCausalLM
 
     where, kind = as_device(device), as_dtype(dtype)
-    _read_type(path)
+    read_config(path)
     sim = TintForCausalLM.from_pretrained(path, executor=executor, dtype=kind or "auto")
     return sim.to(where).eval()  # pyright: ignore[reportArgumentType]
 

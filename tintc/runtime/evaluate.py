@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from tintc.errors import InputError, OptionError
+from tintc.ir.functions import at_least_fp32
 
 if TYPE_CHECKING:
     from tintc.runtime.model import TintForCausalLM
@@ -147,8 +148,7 @@ def train_tokens(size: int, fraction: float) -> int:
 
 def held_out_loss(logits: Tensor, ids: Tensor, start: int) -> float:
     """Summed cross-entropy of the targets at positions ``>= start``; logits ``[B, T, V]``, ids ``[B, T]``."""
-    scored = logits[:, start - 1 : -1].flatten(0, 1)
-    scored = scored.float() if scored.dtype in (torch.bfloat16, torch.float16) else scored
+    scored = at_least_fp32(logits[:, start - 1 : -1].flatten(0, 1))
     return float(F.cross_entropy(scored, ids[:, start:].flatten(), reduction="sum"))
 
 

@@ -15,9 +15,10 @@ from transformers.utils.generic import ModelOutput
 from tintc.errors import ArtefactError, InputError, OptionError
 from tintc.ir import simulator as sim
 from tintc.ir.core import Op, Program
+from tintc.ir.functions import at_least_fp32
 from tintc.ir.inputs import Inputs, matching, resolve_inputs
 from tintc.ir.layout import Layout
-from tintc.ir.simulator.fused_base import at_least_fp32
+from tintc.ir.names import Names
 from tintc.ir.structure import AttentionSpec, LossSpec
 from tintc.ir.text import parse_program, print_program
 from tintc.lowering.emit import blocks_of, check_complete, specs
@@ -29,10 +30,10 @@ from tintc.runtime.artefact import (
     check_loading_info,
     files_of,
     first_line,
+    is_edited,
     read_auxiliary,
     read_program,
     read_tokenizer,
-    text_digest,
     write_tokenizer,
 )
 from tintc.runtime.card import model_card
@@ -75,11 +76,12 @@ class TintForCausalLM(StructuralModel):
     main_input_name = "input_ids"
     _keep_in_fp32_modules_strict = ["rates", "rotary"]  # noqa: RUF012 - read by transformers
 
-    def __init__(self, config: TintConfig):
+    def __init__(self, config: TintConfig, program: Program | None = None):
+        """program: what `config.program` says, if it has been parsed already."""
         super().__init__(config)
         if config.program is None:
             raise ArtefactError("The configuration comes without a program; load the folder with tintc.load instead.")
-        self.program: Program = parse_program(config.program)
+        self.program: Program = parse_program(config.program) if program is None else program
         self.layout: Layout = layout_of(self.program)
         self.update = "auto"
         self.plans: dict[Any, Plan] = {}
@@ -110,19 +112,11 @@ class TintForCausalLM(StructuralModel):
                 parts = {part: shapes[stem + part] for part in ("weight", "gain", "bias") if stem + part in shapes}
                 place_module(self.prefixes, op.name, Prefix(op.result.type, parts, op.tiles, self.layout))
         self._sites: dict[Op, str] = {}
+        names = Names()
         for op in self.program.ops:
             if isinstance(op, sim.SimOp) and op.structure(self.layout):
-                self._add_site(op)
-
-    def _add_site(self, op: sim.SimOp) -> None:
-        stem = f"{op.phase}_{op.step}.{op.origin or op.results[0].name}"
-        name, count = stem, 1
-        taken = set(self._sites.values())
-        while name in taken:
-            count += 1
-            name = f"{stem}-{count}"
-        self._sites[op] = name
-        place_module(self.sites, name, SimModule(op))
+                self._sites[op] = names.fresh(f"{op.phase}_{op.step}.{op.origin or op.results[0].name}")
+                place_module(self.sites, self._sites[op], SimModule(op))
 
     @classmethod
     def from_pretrained(cls, path: Any, *args: Any, executor: str = "auto", **kwargs: Any) -> Any:
@@ -134,17 +128,18 @@ class TintForCausalLM(StructuralModel):
         """
         check_executor(executor)
         hub = {key: kwargs[key] for key in HUB_ARGUMENTS if key in kwargs}
-        program = read_program(path, **hub)
-        check_complete(parse_program(program))
+        text = read_program(path, **hub)
+        program = check_complete(parse_program(text))
         config = kwargs.pop("config", None) or TintConfig.from_pretrained(path, **hub)
-        config.program, config.auxiliary = program, read_auxiliary(path, **hub)
+        config.program, config.auxiliary = text, read_auxiliary(path, **hub)
         wants_info = kwargs.pop("output_loading_info", False)
+        kwargs |= {"config": config, "program": program, "output_loading_info": True}
         try:
-            loaded: Any = super().from_pretrained(path, *args, config=config, output_loading_info=True, **kwargs)
+            loaded: Any = super().from_pretrained(path, *args, **kwargs)
         except (SafetensorError, OSError, RuntimeError) as error:
             raise ArtefactError(f"{path} cannot be loaded: {first_line(error)}. Compile the model again.") from error
         sim, info = loaded
-        check_loading_info(path, info, edited=text_digest(config.program) != config.digests.get("program"))
+        check_loading_info(path, info, edited=is_edited(text, config.digests))
         sim.zero_absent_terms()
         sim.bind()
         sim.executor, sim._tokenizer_source = executor, (path, hub)

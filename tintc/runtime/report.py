@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 from collections import Counter
@@ -78,8 +77,11 @@ def _by_kind(program: Program) -> dict[str, int]:
     return dict(sorted(counts.items()))
 
 
-def check_file(path: str | os.PathLike[str], program: Program) -> None:
-    """Raise `ArtefactError` unless a folder's files hold exactly the tensors the program needs, by their headers."""
+def check_file(path: str | os.PathLike[str], program: Program, edited: bool) -> None:
+    """Raise `ArtefactError` unless a folder's files hold exactly the tensors the program needs, by their headers.
+
+    edited: the program's text was edited after compiling, and may have no use for some of them any more.
+    """
     found: dict[str, tuple[int, ...]] = {}
     try:
         for file in sorted(Path(path).glob("*.safetensors")):
@@ -88,18 +90,11 @@ def check_file(path: str | os.PathLike[str], program: Program) -> None:
     except (SafetensorError, OSError) as error:
         raise ArtefactError(f"{path} has a damaged weight file ({error}); compile the model again.") from error
     wanted = {name: spec.shape for name, spec in specs(program).items()}
-    wrong = sorted(name for name in found.keys() | wanted.keys() if found.get(name) != wanted.get(name))
+    checked = wanted.keys() if edited else found.keys() | wanted.keys()
+    wrong = sorted(name for name in checked if found.get(name) != wanted.get(name))
     if wrong:
         more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
         raise ArtefactError(
             f"{path} does not fit its program: {', '.join(wrong[:3])}{more} are missing, unknown or of another shape. "
             "Compile the model again."
         )
-
-
-def read_config(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """The configuration of a local artefact, as it is stored."""
-    try:
-        return json.loads((Path(path) / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ArtefactError(f"{path}/config.json is missing or damaged; compile the model again.") from error

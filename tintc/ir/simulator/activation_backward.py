@@ -11,7 +11,7 @@ from tintc.ir.core import register
 from tintc.ir.functions import ACTIVATIONS, FiniteDifference
 from tintc.ir.layout import Layout
 from tintc.ir.simulator.base import Interpretation, LiteralRun, SimOp, Tiles
-from tintc.ir.simulator.first_order import activation_blocks, activation_derivative, at_least_fp32
+from tintc.ir.simulator.first_order import activation_blocks, activation_derivative, widened
 from tintc.ir.simulator.fused_base import FusedRun, fused_slope
 from tintc.ir.simulator.fused_counts import DIFFERENCE_BYTES, FusedCounts
 from tintc.ir.structure import ActivationSpec, Block
@@ -56,7 +56,7 @@ class ActivationBackward(SimOp):
         return max(2, layout.tiles(self.result.type.width)) if self.scheme == "token" else 2
 
     def literal(self, run: LiteralRun, *operands: Tiles) -> Tiles:
-        dy, x = (at_least_fp32(value) for value in operands)
+        dy, x = (widened(value) for value in operands)
         width = self.result.type.width
         slopes = activation_derivative(run, self.scheme, self.fd_step, f"fd_act_{self.fn}", dy, x, width)
         return [slope.to(operands[0][0].dtype) for slope in slopes]

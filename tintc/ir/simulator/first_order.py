@@ -18,6 +18,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from tintc.ir.functions import at_least_fp32
 from tintc.ir.layout import Layout
 from tintc.ir.simulator.base import LiteralRun, Tiles
 from tintc.ir.structure import (
@@ -31,8 +32,8 @@ from tintc.ir.structure import (
 )
 
 
-def at_least_fp32(tiles: Tiles) -> Tiles:
-    return [tile.float() if tile.dtype in (torch.bfloat16, torch.float16) else tile for tile in tiles]
+def widened(tiles: Tiles) -> Tiles:
+    return [at_least_fp32(tile) for tile in tiles]
 
 
 def slot_map(layout: Layout, entries: dict[tuple[int, int], float]) -> SplitStage:

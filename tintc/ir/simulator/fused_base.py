@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tintc.ir.core import Value
-from tintc.ir.functions import ACTIVATIONS
+from tintc.ir.functions import ACTIVATIONS, at_least_fp32
 from tintc.ir.inputs import Inputs
 
 if TYPE_CHECKING:
@@ -177,10 +177,6 @@ def _add_product(y: Tensor, a: Tensor, b: Tensor, factor: float) -> Tensor:
     """``y + factor a b`` by example, over y itself unless autograd records it."""
     add = partial(torch.baddbmm, y) if torch.is_grad_enabled() else y.baddbmm_
     return add(a, b, alpha=factor)
-
-
-def at_least_fp32(x: Tensor) -> Tensor:
-    return x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
 
 
 TINY = 1e-30

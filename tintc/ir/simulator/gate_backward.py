@@ -8,12 +8,11 @@ import torch
 from torch import Tensor
 
 from tintc.ir.core import register
-from tintc.ir.functions import ACTIVATIONS, FiniteDifference
+from tintc.ir.functions import ACTIVATIONS, FiniteDifference, at_least_fp32
 from tintc.ir.layout import Layout
 from tintc.ir.simulator.base import Interpretation, LiteralRun, SimOp, Tiles
-from tintc.ir.simulator.first_order import activation_blocks, activation_derivative, at_least_fp32, product
+from tintc.ir.simulator.first_order import activation_blocks, activation_derivative, product, widened
 from tintc.ir.simulator.fused_base import FusedRun, activate, fused_slope
-from tintc.ir.simulator.fused_base import at_least_fp32 as fp32
 from tintc.ir.simulator.fused_counts import DIFFERENCE_BYTES, FusedCounts
 from tintc.ir.simulator.gate_common import gate_blocks, gate_tiles
 from tintc.ir.structure import ActivationSpec, Block
@@ -42,7 +41,7 @@ class GateBackward(SimOp):
 
     def fused(self, run: FusedRun, *operands: Tensor) -> tuple[Tensor, Tensor]:
         dy, g, u = operands
-        act = activate(self.fn, fp32(u))
+        act = activate(self.fn, at_least_fp32(u))
         du = fused_slope(self.fn, self.scheme, self.fd_step, dy * g, u, act)
         act = act.to(u.dtype)
         return dy * act if torch.is_grad_enabled() else act.mul_(dy), du
@@ -61,7 +60,7 @@ class GateBackward(SimOp):
     def literal(self, run: LiteralRun, *operands: Tiles) -> tuple[Tiles, Tiles]:
         dy, g, u = operands
         dg = gate_tiles(run, self.fn, dy, u)
-        dy, g, u = (at_least_fp32(value) for value in operands)
+        dy, g, u = (widened(value) for value in operands)
         direction = [product(run, a, b) for a, b in zip(dy, g, strict=True)]
         width = self.results[0].type.width
         du = activation_derivative(run, self.scheme, self.fd_step, f"fd_act_{self.fn}", direction, u, width)

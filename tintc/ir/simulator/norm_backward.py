@@ -9,19 +9,18 @@ from torch import Tensor
 
 from tintc.ir.auxiliary.norm import per_token
 from tintc.ir.core import register
-from tintc.ir.functions import FiniteDifference, norm_scale, normalise
+from tintc.ir.functions import FiniteDifference, at_least_fp32, norm_scale, normalise
 from tintc.ir.layout import Layout
 from tintc.ir.simulator.base import Interpretation, LiteralRun, PrefixTiles, SimOp, Tiles, Weights
 from tintc.ir.simulator.first_order import (
-    at_least_fp32,
     difference,
     difference_blocks,
     mean_stages,
     unit,
     unit_blocks,
+    widened,
 )
 from tintc.ir.simulator.fused_base import FusedRun, FusedWeights, rms, step_size
-from tintc.ir.simulator.fused_base import at_least_fp32 as fp32
 from tintc.ir.simulator.fused_counts import DIFFERENCE_BYTES, FusedCounts
 from tintc.ir.simulator.linear_backward import backward_block, backward_tiles
 from tintc.ir.simulator.norm_common import check_norm, group_name, has
@@ -61,7 +60,7 @@ class NormBackward(SimOp):
     def fused(self, run: FusedRun, *operands: FusedWeights | Tensor) -> Tensor:
         dy, x = operands[-2:]
         assert isinstance(dy, Tensor) and isinstance(x, Tensor)
-        wide, g = fp32(x), fp32(dy)
+        wide, g = at_least_fp32(x), at_least_fp32(dy)
         if len(operands) == 3:
             w = operands[0]
             assert isinstance(w, FusedWeights)
@@ -122,7 +121,7 @@ class NormBackward(SimOp):
             w = operands[0]
             assert isinstance(w, PrefixTiles)
             g = backward_tiles(run, w, dy)
-        g, (x0,) = at_least_fp32(g), at_least_fp32(x)
+        g, (x0,) = widened(g), widened(x)
         if self.scheme == "fixed":
             return [self._difference(run, run.embed([g[0], x0]), 1).to(x[0].dtype)]
         (direction,), size = unit(run, g, run.layout.d_aux)
