@@ -119,8 +119,8 @@ def assemble(
     config.digests["structure"] = structure_digest(state.items())
     sim.load_state_dict(state, strict=True, assign=True)
     sim.bind()
-    sim.trust()
     config.dtype = dtype
+    sim.settle()
     sim.tokenizer = source.tokenizer
     return sim.eval()
 

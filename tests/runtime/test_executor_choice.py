@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 import logging
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,9 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 import tintc
-from tintc.errors import OptionError
+from tintc.errors import ArtefactError, OptionError
+from tintc.lowering.emit import structure_specs
+from tintc.runtime import structural as structural_module
 from tintc.runtime.artefact import load, write_artefact
 from tintc.runtime.fused.executor import FusedExecutor
 from tintc.runtime.literal.machine import Machine
@@ -289,3 +292,52 @@ def test_load_and_from_pretrained_pass_the_executor_on(folder: Path, ran: list[s
         with torch.no_grad():
             sim(IDS)
     assert ran == ["fused", "fused", "literal"]
+
+
+def test_what_is_compiled_in_memory_is_released_unless_somebody_looked(sim: TintForCausalLM) -> None:
+    complete = sorted(structure_specs(sim.program))
+    fresh = family("gpt2").compile(inner_lr=0.02)
+    fresh.executor = "auto"
+    plain = run(fresh, IDS, "auto")
+    assert not held(fresh)
+    assert sorted(name for name in fresh.state_dict() if name.startswith("structure.")) == complete
+    structural(sim)
+    assert torch.equal(run(sim, IDS, "auto").logits, plain.logits) and held(sim)
+
+
+def test_coming_back_from_a_file_that_has_changed(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The tensors that come back are the ones that were released, or none do."""
+    sims, right = [load(folder) for _ in range(2)], load(folder).state_dict()
+    file = folder / "model.safetensors"
+    tensors = load_file(file)
+    name = next(name for name in sorted(tensors) if name.startswith(MATTERS))
+    tensors[name] = tensors[name] + 0.01
+    file.unlink()
+    save_file(tensors, file, {"format": "pt"})
+    assert torch.equal(sims[0].state_dict()[name], right[name])
+    emitted = structure_specs(sims[1].program)
+    changed = {key: replace(spec, build=lambda spec=spec: spec.build() + 1) for key, spec in emitted.items()}
+    monkeypatch.setattr(structural_module, "structure_specs", lambda program: changed)
+    with pytest.raises(ArtefactError, match="load the simulator again"):
+        sims[1].state_dict()
+    assert run(sims[1], IDS, "auto").logits.shape == (2, 10, 53)
+
+
+def test_a_cast_simulator_that_was_saved_brings_its_tensors_back(folder: Path, tmp_path: Path) -> None:
+    sim = load(folder).to(torch.bfloat16)
+    other = load(write_artefact(sim, tmp_path / "short"))
+    assert not held(other)
+    sim.release()
+    again = sim.state_dict()
+    assert all(torch.equal(tensor, again[name]) for name, tensor in other.state_dict().items())
+
+
+def test_shards_of_a_file(folder: Path, tmp_path: Path, ran: list[str]) -> None:
+    """Structural tensors in several files are found, checked and brought back."""
+    sim = load(folder)
+    sim.save_pretrained(tmp_path / "shards", max_shard_size="40KB")
+    assert len(list((tmp_path / "shards").glob("*.safetensors"))) > 2
+    other = load(tmp_path / "shards")
+    assert torch.allclose(run(other, IDS, "auto").logits, run(sim, IDS, "auto").logits, rtol=0, atol=1e-12)
+    assert not held(other) and ran == ["fused", "fused"]
+    assert all(torch.equal(tensor, sim.state_dict()[name]) for name, tensor in other.state_dict().items())

@@ -43,7 +43,7 @@ from tintc.runtime.fused.plan import Plan
 from tintc.runtime.literal.attention import TintAttention
 from tintc.runtime.literal.blocks import LossModule, PositionGate, Prefix, build_block
 from tintc.runtime.literal.machine import Machine, SimModule
-from tintc.runtime.structural import StructuralModel, check_executor, stored_digest
+from tintc.runtime.structural import StructuralModel, check_executor
 from tintc.runtime.tree import Container, owner, place_module, place_parameter
 
 HUB_ARGUMENTS = ("revision", "token", "cache_dir", "subfolder", "local_files_only", "force_download")
@@ -143,7 +143,7 @@ class TintForCausalLM(StructuralModel):
         sim.zero_absent_terms()
         sim.bind()
         sim.executor, sim._tokenizer_source = executor, (path, hub)
-        sim.settle(stored_digest(files_of(path, **hub)))
+        sim.settle(files_of(path, **hub))
         return (sim, info) if wants_info else sim
 
     @property

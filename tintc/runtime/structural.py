@@ -4,8 +4,9 @@ Fused execution is the algebra of the structural tensors that the compiler emitt
 while they are known to be the compiler's own:
 
 - A loaded simulator has its structural tensors hashed in the file. If they are the compiler's own they are *released*
-  (fused execution does not hold them). Looking at the model's modules, parameters or state dict brings them back.
-- While they are held they can be edited, so they are hashed again before every fused run.
+  (fused execution does not hold them); those of a simulator just compiled are, at its first fused run. Looking at the
+  model's modules, parameters or state dict brings them back from the file, checked again.
+- Once somebody has looked they can be edited, so they are hashed again before every fused run.
 """
 
 from __future__ import annotations
@@ -20,10 +21,10 @@ from safetensors import safe_open
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from tintc.errors import OptionError
+from tintc.errors import ArtefactError, OptionError
 from tintc.ir.core import Program
-from tintc.lowering.emit import stored_dtype, structure_specs
-from tintc.runtime.artefact import structure_digest
+from tintc.lowering.emit import contiguous, stored_dtype, structure_specs
+from tintc.runtime.artefact import as_dtype, structure_digest
 from tintc.runtime.config import TintConfig
 from tintc.runtime.tree import owner
 
@@ -36,14 +37,14 @@ def check_executor(executor: str) -> None:
         raise OptionError(f"The executor {executor!r} is unknown; choose one of {', '.join(EXECUTORS)}.")
 
 
-def stored_digest(folder: str | Path) -> str | None:
-    """Digest of the structural tensors in a folder's safetensors files; None if there are none."""
+def stored_structure(folder: str | Path) -> dict[str, Tensor]:
+    """The structural tensors in a folder's safetensors files, memory-mapped; none if there is no such file."""
     tensors: dict[str, Tensor] = {}
     for file in sorted(Path(folder).glob("*.safetensors")):
         with safe_open(file, framework="pt") as opened:
             names = [name for name in opened.keys() if name.startswith("structure.")]  # noqa: SIM118 - not a dict
             tensors.update((name, opened.get_tensor(name)) for name in names)
-    return structure_digest(tensors.items()) if tensors else None
+    return tensors
 
 
 class StructuralModel(PreTrainedModel):
@@ -62,6 +63,8 @@ class StructuralModel(PreTrainedModel):
         self._structural = tuple(structure_specs(self.program))
         self._every_module = (*_modules_below(self),)
         self.last_executor = ""
+        self._seen = False
+        self._origin: tuple[Path | None, str | None, torch.dtype | None] = None, None, None
 
     def bind(self) -> None:
         """Point blocks at the tensors they share. Needed whenever parameters have been replaced."""
@@ -77,19 +80,34 @@ class StructuralModel(PreTrainedModel):
         """Record that the structural tensors, as they are now, are the compiler's own."""
         self._own = structure_digest(self._held_tensors())
 
-    def settle(self, digest: str | None) -> None:
-        """After loading: trust and release tensors whose file has the compiler's digest, unless literal is wanted."""
-        if digest is None or digest != self.config.digests.get("structure"):
-            return
-        self.trust()
-        if self.executor != "literal":
-            self.release()
+    def settle(self, folder: Path | None = None) -> None:
+        """After compiling, or loading from `folder`: remember where the compiler's own tensors are to be had, and
+        release them unless literal execution is wanted. Tensors without the compiler's digest stay."""
+        self._origin = folder, self.config.digests.get("structure"), as_dtype(self.config.dtype)
+        if folder is None:
+            self.trust()
+        else:
+            tensors = stored_structure(folder)
+            if not self._matches(tensors):
+                return
+            self._origin = *self._origin[:2], next(iter(tensors.values())).dtype
+            self.trust()
+            if self.executor != "literal":
+                self.release()
+        self._seen = False
+
+    def _matches(self, tensors: dict[str, Tensor]) -> bool:
+        """Whether these are the tensors whose digest the compiler wrote down."""
+        return tensors.keys() == set(self._structural) and structure_digest(tensors.items()) == self._origin[1]
 
     def release(self) -> None:
-        """Drop structural tensors that are the compiler's own; `hold` makes them again. Raises `OptionError` if they
+        """Drop structural tensors that are the compiler's own; `hold` brings them back. Raises `OptionError` if they
         are not."""
         if self._held and not self._is_own():
             raise OptionError("The structural tensors are not those the compiler emitted, so they are kept.")
+        self._drop()
+
+    def _drop(self) -> None:
         for name in self._structural:
             module, leaf = owner(self, name)
             module._parameters[leaf] = None
@@ -97,16 +115,32 @@ class StructuralModel(PreTrainedModel):
         self.bind()
 
     def hold(self) -> None:
-        """Have the structural tensors in memory: those the compiler emits, since no others are ever released."""
+        """Have the structural tensors in memory again, checked against the compiler's digest: those of the file, or,
+        where the file is gone or has changed, those that the compiler emits. Raises `ArtefactError` if neither are."""
+        self._seen = True
         if self._held:
             return
+        tensors = self._compilers_own()
         self._held = True
-        for name, spec in structure_specs(self.program).items():
+        for name, stored in tensors.items():
             module, leaf = owner(self, name)
-            tensor = spec.build().to(stored_dtype(name, self.dtype)).to(self.device)
-            module._parameters[leaf] = nn.Parameter(tensor)
+            tensor = torch.empty(stored.shape, dtype=stored_dtype(name, self.dtype), device=self.device)
+            module._parameters[leaf] = nn.Parameter(tensor.copy_(stored))
         self.bind()
         self.trust()
+
+    def _compilers_own(self) -> dict[str, Tensor]:
+        folder, digest, dtype = self._origin
+        if folder is not None and self._matches(tensors := stored_structure(folder)):
+            return tensors
+        specs = structure_specs(self.program).items()
+        tensors = {name: contiguous(spec.build, stored_dtype(name, dtype or self.dtype)) for name, spec in specs}
+        if digest is not None and not self._matches(tensors):
+            raise ArtefactError(
+                "The simulator's file has changed since it was loaded, and this version of tintc would emit other "
+                "structural tensors; load the simulator again."
+            )
+        return tensors
 
     def _held_tensors(self) -> Iterator[tuple[str, Tensor]]:
         """Every structural tensor, and every term that is zero and not stored, by name."""
@@ -142,6 +176,8 @@ class StructuralModel(PreTrainedModel):
         check_executor(self.executor)
         reason = None if self.executor == "literal" else self._reason_for_literal()
         if self.executor != "literal" and reason is None:
+            if self._held and not self._seen:  # nobody can have a tensor to edit, so none need be checked again
+                self._drop()
             self.last_executor = "fused"
             return self.last_executor
         if self.executor == "fused":
