@@ -215,6 +215,14 @@ class SimOp(Op):
         """The operand whose product with token values the fused form takes, and which may carry pending updates."""
         return None
 
+    def holds(self) -> str | None:
+        """The layer whose stored weights the result is."""
+        return None
+
+    def shares_input(self) -> bool:
+        """Whether the fused form is a product (W, x) that can be one with others of the same x."""
+        return False
+
     def multiply_adds(self, counts: FusedCounts, *operands: Value) -> int:
         """Multiply-adds of the fused form's products, per example. Called once per op, in the program's order."""
         return 0

@@ -86,6 +86,11 @@ class FusedRun(Protocol):
         """``x X^T [B, n, t]``, computed once for all layers that share x and X."""
         ...
 
+    def shared(self, op: SimOp, x: Tensor) -> Tensor | None:
+        """``W x + b`` of stored weights, as a part of one product for all ops that share x; None if it is to be taken
+        alone."""
+        ...
+
     def turn(self, heads: Tensor, inv_freq: str, style: str) -> Tensor:
         """Heads ``[B, H, n, d]`` rotated by their positions; the heads themselves if `inv_freq` is empty."""
         ...
@@ -142,22 +147,24 @@ def aligned_scores(x: Tensor, head: Tensor, bias: Tensor | None) -> tuple[Tensor
     return out, rows
 
 
-def apply_linear(run: FusedRun, w: FusedWeights, x: Tensor, source: Value) -> Tensor:
-    """y = W x + b, pending updates included."""
-    assert w.weight is not None
-    if w.weight.dim() == 2:
-        bias = w.bias if w.bias is None or w.bias.dim() == 1 else None
-        y = F.linear(x, w.weight, bias)
-        if w.bias is not None and bias is None:
-            y = y + w.bias[:, None]
-    else:
-        weight = w.weight.transpose(1, 2)
-        y = torch.bmm(x, weight) if w.bias is None else torch.baddbmm(_rows(w.bias), x, weight)
+def apply_linear(run: FusedRun, w: FusedWeights, x: Tensor, source: Value, shared: Tensor | None = None) -> Tensor:
+    """y = W x + b, pending updates included. shared: the same without them, if it is known."""
+    y = _plain_linear(w, x) if shared is None else shared
     for pending in w.pending:
         scores = run.scores(x, source, pending)
         scores = scores + pending.bias if pending.bias else scores
         y = _add_product(y, scores, pending.dy, pending.rate)
     return y
+
+
+def _plain_linear(w: FusedWeights, x: Tensor) -> Tensor:
+    assert w.weight is not None
+    if w.weight.dim() == 2:
+        bias = w.bias if w.bias is None or w.bias.dim() == 1 else None
+        y = F.linear(x, w.weight, bias)
+        return y if w.bias is None or bias is not None else y + w.bias[:, None]
+    weight = w.weight.transpose(1, 2)
+    return torch.bmm(x, weight) if w.bias is None else torch.baddbmm(_rows(w.bias), x, weight)
 
 
 def _rows(bias: Tensor) -> Tensor:

@@ -110,13 +110,16 @@ class LinearForward(SimOp):
     def fused(self, run: FusedRun, *operands: FusedWeights | Tensor) -> Tensor:
         w, x = operands
         assert isinstance(w, FusedWeights) and isinstance(x, Tensor)
-        return apply_linear(run, w, x, self.operands[1])
+        return apply_linear(run, w, x, self.operands[1], run.shared(self, x))
 
     def planned(self, layout: Layout) -> LinearForward:
         return replace(self, tiles=weight_tiles(layout, self.operands[0]))
 
     def multiplies(self) -> Value:
         return self.operands[0]
+
+    def shares_input(self) -> bool:
+        return True
 
     def multiply_adds(self, counts: FusedCounts, *operands: Value) -> int:
         """Scores ``x X^T`` are computed once for all layers that share both inputs."""

@@ -73,6 +73,9 @@ class StoredWeights(SimOp):
         weight = parts.get("gain") if stacked is None else stacked.flatten(0, 1)[: self.result.type.dims[0]]
         return FusedWeights(weight, parts.get("bias"))
 
+    def holds(self) -> str:
+        return self.name
+
     def entries(self, counts: FusedCounts, result: Value) -> int:
         """None: they are views of what is stored."""
         return 0

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from tintc.ir.core import Value
@@ -14,6 +15,7 @@ from tintc.ir.functions import causal_mask
 from tintc.ir.inputs import Inputs
 from tintc.ir.simulator import SimOp
 from tintc.ir.simulator.fused_base import Pending
+from tintc.runtime.fused.joined import joined
 from tintc.runtime.fused.plan import Plan
 
 if TYPE_CHECKING:
@@ -27,6 +29,7 @@ class FusedExecutor:
         self.model, self.inputs, self.plan, self.inner_lr = model, inputs, plan, inner_lr
         self.recorded = torch.is_grad_enabled()
         self._scores: dict[Value, dict[tuple[Value, int], Tensor]] = {}
+        self._parts: dict[SimOp, Tensor] = {}
         self._turns: dict[str, tuple[Tensor, Tensor]] = {}
         self._masks: dict[int, Tensor] = {}
         self._later: dict[int, Tensor] = {}
@@ -84,6 +87,18 @@ class FusedExecutor:
         if key not in known:
             known[key] = x @ pending.x.transpose(1, 2)
         return known[key]
+
+    def shared(self, op: SimOp, x: Tensor) -> Tensor | None:
+        if self.recorded or op not in self.plan.joined:
+            return None
+        if op not in self._parts:
+            ops, layers = self.plan.joined[op]
+            together = joined(self.model, layers)
+            if together is None:
+                return None
+            parts = F.linear(x, *together).split([one.result.type.width for one in ops], -1)
+            self._parts.update(zip(ops, parts, strict=True))
+        return self._parts.pop(op)
 
     def turn(self, heads: Tensor, inv_freq: str, style: str) -> Tensor:
         """As `tintc.ir.functions.rotate`, with cosines and sines kept for the run."""

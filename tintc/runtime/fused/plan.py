@@ -7,6 +7,7 @@ The plan is made from the program, the wanted outputs and the sizes of a batch; 
   train tokens, every descent is the identity and what feeds it is dropped.
 - Layers below the updated ones run once: the compiler has merged them.
 - Updates are lazy or materialised, per layer, by a cost model.
+- Products that share an input (q, k and v; gate and up) can be taken as one.
 """
 
 from __future__ import annotations
@@ -48,11 +49,19 @@ class Step(NamedTuple):
     last: list[Value]
 
 
+class Joined(NamedTuple):
+    """Products of stored weights with one input that can be taken as one. layers: whose weights they are."""
+
+    ops: tuple[SimOp, ...]
+    layers: tuple[str, ...]
+
+
 @dataclass
 class Plan:
     """ops in order; lengths: positions kept of each op's results; last: values no op after this one reads; alias: what
-    a dropped descent's result stands for; lazy: descents left pending; known: one more operand of some
-    ops (`SimOp.reuses`); peaks: bytes at the peak, by size of numbers and whether autograd records the run."""
+    a dropped descent's result stands for; lazy: descents left pending; known: one more operand of some ops
+    (`SimOp.reuses`); joined: products that share an input; peaks: bytes at the peak, by size of numbers and whether
+    autograd records the run."""
 
     sizes: Sizes
     ops: list[SimOp]
@@ -61,6 +70,7 @@ class Plan:
     alias: dict[Value, Value]
     lazy: set[SimOp] = field(default_factory=set)
     known: dict[SimOp, Value] = field(default_factory=dict)
+    joined: dict[SimOp, Joined] = field(default_factory=dict)
     peaks: dict[tuple[int, bool], int] = field(default_factory=dict)
 
     def operands(self, op: SimOp) -> tuple[Value, ...]:
@@ -116,6 +126,7 @@ def make_plan(program: Program, outputs: tuple[str, ...], sizes: Sizes, update: 
     plan.ops.reverse()
     plan.last = last_reads(plan.ops, (plan.resolve(program.outputs[label]) for label in outputs), plan.operands)
     plan.lazy = _lazy(plan, update)
+    plan.joined = _joined(plan)
     return plan
 
 
@@ -135,6 +146,23 @@ def _known(ops: list[SimOp]) -> dict[SimOp, Value]:
         if op.computes() is not None:
             computed.setdefault(op.computes(), op.result)
     return known
+
+
+def _joined(plan: Plan) -> dict[SimOp, Joined]:
+    """Two or more products of one input, over as many positions, with weights as they are stored; pending updates are
+    added to each part alone."""
+    layers: dict[Value, str] = {}
+    groups: dict[Hashable, dict[str, SimOp]] = {}
+    for op in plan.ops:
+        name = layers.get(plan.operands(op)[0]) if op in plan.lazy else op.holds()
+        if name is not None:
+            layers[op.result] = name
+        if op.shares_input() and plan.operands(op)[0] in layers:
+            weights, x = plan.operands(op)
+            together = groups.setdefault((x, plan.lengths[op], "bias" in weights.type.parts), {})
+            together.setdefault(layers[weights], op)
+    found = [Joined(tuple(ops.values()), tuple(ops)) for ops in groups.values() if len(ops) > 1]
+    return {op: group for group in found for op in group.ops}
 
 
 def _lazy(plan: Plan, update: str) -> set[SimOp]:
