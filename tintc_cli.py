@@ -36,6 +36,8 @@ def compile_(
     semantics: Annotated[Literal["exact", "paper-code"], typer.Option(help="Which definition to follow.")] = "exact",
     stack: Annotated[int | None, typer.Option(help="Weight rows in one prefix [default: the cheapest].")] = None,
     shards: Annotated[int | None, typer.Option(help="Parts of a weight row [default: the cheapest].")] = None,
+    head_width: Annotated[int | None, typer.Option(help="Width of a head [default: the least that will do].")] = None,
+    heads: Annotated[int | None, typer.Option(help="Heads of an embedding [default: the least that will do].")] = None,
     max_length: Annotated[int | None, typer.Option(help="Longest text [default: the model's, at most 2048].")] = None,
     fd_step: Annotated[float | None, typer.Option(help="Step of the finite differences [default: 0.001].")] = None,
     dtype: Annotated[
@@ -55,6 +57,8 @@ def compile_(
         "semantics": semantics,
         "stack": stack,
         "shards": shards,
+        "head_width": head_width,
+        "heads": heads,
         "max_length": max_length,
         "fd_step": fd_step,
         "dtype": dtype,
