@@ -96,7 +96,7 @@ def test_params_for_people(command: Command, compiled: Path) -> None:
     (total,) = (line for line in shown if line[:1] == ["all"])
     found = command("inspect", compiled, "--params", "--json").json["parameters"]
     assert total[1:] == [f"{found[count]:,}" for count in ("table", "unrolled", "unique")]
-    assert ["OPT-2.7b", *"7.4 / 7.39".split()] == next(line for line in shown if line[:1] == ["OPT-2.7b"])[:4]
+    assert ["OPT-2.7b", "7.4", "/", "7.39"] in [line[:4] for line in shown]
 
 
 def test_programs_are_printed(command: Command, compiled: Path, model: Path) -> None:

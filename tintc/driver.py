@@ -104,11 +104,16 @@ def import_auxiliary(source: AuxiliarySource) -> Auxiliary:
 
 def lower(auxiliary: Program, options: Options, max_length: int) -> Program:
     """Auxiliary program -> straight-line simulator program with layout and memory slots."""
-    program = differentiate(auxiliary, options)
-    program = unroll_steps(program)
-    program = eliminate_common(program)
+    program = lower_to_modules(auxiliary, options)
     program = plan_layout(program, options, max_length)
     return allocate_slots(program)
+
+
+def lower_to_modules(auxiliary: Program, options: Options) -> Program:
+    """Auxiliary program -> straight-line simulator program that has no layout yet."""
+    program = differentiate(auxiliary, options)
+    program = unroll_steps(program)
+    return eliminate_common(program)
 
 
 def assemble(

@@ -111,6 +111,18 @@ class Survey:
     def refused(self) -> list[Candidate]:
         return [candidate for candidate in self.tried if candidate.broken]
 
+    def frontier(self) -> list[Candidate]:
+        """The feasible layouts that no other one beats in prefixes, D_sim, work and what is read, all at once."""
+        best: dict[tuple[int, ...], Candidate] = {}
+        for candidate in self.feasible:
+            layout = candidate.layout
+            best.setdefault((layout.n_prefixes, layout.d_sim, candidate.work, candidate.reads), candidate)
+
+        def beaten(mine: tuple[int, ...]) -> bool:
+            return any(theirs != mine and all(a <= b for a, b in zip(theirs, mine, strict=True)) for theirs in best)
+
+        return [candidate for figures, candidate in best.items() if not beaten(figures)]
+
     @cached_property
     def chosen(self) -> Candidate:
         """The cheapest; `OptionError` with the conditions that the nearest miss breaks if none is feasible."""

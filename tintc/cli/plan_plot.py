@@ -1,0 +1,65 @@
+"""The picture of `tintc plan`; matplotlib is imported only here, where one is asked for."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from pathlib import Path
+
+from tintc.errors import OptionError
+from tintc.lowering.candidates import Candidate, Survey
+
+DEAREST = 8.0
+"""Layouts that cost more than this many times the cheapest are left out of the picture."""
+MOST_SHARDS = 8
+"""And those with more shards."""
+
+
+def check_plot(png: Path) -> None:
+    """Raise `OptionError` where a picture cannot be drawn or written."""
+    if importlib.util.find_spec("matplotlib") is None:
+        raise OptionError(
+            "--png needs matplotlib, which is not installed: pip install 'tintc[plot]', or leave out --png."
+        )
+    if not png.parent.is_dir() or png.is_dir():
+        raise OptionError(f"Cannot write {png}: it must be a file in a folder that exists.")
+
+
+def draw(found: Survey, png: Path, title: str) -> None:
+    """Prefixes K against D_sim and against estimated work, a line for each S'; the chosen layout is a star."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    taken = found.chosen
+    figure, axes = plt.subplots(1, 2, figsize=(11, 4.5), constrained_layout=True)
+    panels = (("D_sim", lambda c: c.layout.d_sim), ("multiply-adds of a literal run", lambda c: c.work))
+    for axis, (label, value) in zip(axes, panels, strict=True):
+        for shards, line in _lines(found).items():
+            prefixes = [candidate.layout.n_prefixes for candidate in line]
+            axis.plot(prefixes, [value(c) for c in line], "o-", markersize=3, linewidth=1, label=f"S' = {shards}")
+        chosen = f"chosen: S = {taken.layout.stack}, S' = {taken.layout.shards}"
+        axis.plot(taken.layout.n_prefixes, value(taken), "k*", markersize=14, label=chosen)
+        axis.set(xlabel="prefixes K (positions taken from the text)", ylabel=label, xscale="log", yscale="log")
+        axis.grid(True, which="both", alpha=0.25)
+    axes[1].legend(fontsize=8)
+    figure.suptitle(f"Layouts for {title}, texts of {taken.layout.max_length} tokens")
+    unfinished = png.with_name(f".{png.name}.{os.getpid()}")
+    try:
+        figure.savefig(unfinished, format="png", dpi=120)
+        unfinished.replace(png)
+    except OSError as error:
+        unfinished.unlink(missing_ok=True)
+        raise OptionError(f"Cannot write {png}: {error.strerror or error}.") from error
+    finally:
+        plt.close(figure)
+
+
+def _lines(found: Survey) -> dict[int, list[Candidate]]:
+    """Candidates of each S', by S."""
+    lines: dict[int, list[Candidate]] = {}
+    for candidate in found.feasible:
+        if candidate.cost <= DEAREST * found.chosen.cost and candidate.layout.shards <= MOST_SHARDS:
+            lines.setdefault(candidate.layout.shards, []).append(candidate)
+    return dict(sorted(lines.items()))
