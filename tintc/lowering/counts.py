@@ -15,10 +15,9 @@ from dataclasses import dataclass
 from tintc.ir import simulator as sim
 from tintc.ir.core import Program
 from tintc.ir.layout import Layout
-from tintc.ir.simulator.attention_common import AttentionOp
-from tintc.ir.simulator.base import SimOp, TableCount, attention_cost, split_cost
+from tintc.ir.simulator.base import SimOp, Storage, TableCount, attention_cost, split_cost
 from tintc.ir.structure import AttentionSpec, Block, TensorSpec, block_tensors, shared_tensors
-from tintc.lowering.emit import blocks_of, specs
+from tintc.lowering.emit import blocks_of, specs, storage_of
 from tintc.lowering.plan_layout import layout_of
 
 
@@ -85,14 +84,14 @@ def module_counts(program: Program) -> list[ModuleCount]:
     A tensor that several modules use is counted, as unique, with the first of them whose kind its block is named after
     (norms apply blocks of linear modules too), or else with the first.
     """
-    layout, tensors = layout_of(program), specs(program)
+    layout, storage, tensors = layout_of(program), storage_of(program), specs(program)
     counts: dict[tuple[str, int | None, str], list[int]] = defaultdict(lambda: [0, 0, 0])
     users: dict[str, list[SimOp]] = defaultdict(list)
     own = {name: block_count(block, layout) for name, block in blocks_of(program).items()}
     for op in program.ops:
         if not isinstance(op, SimOp):
             continue
-        for name in _uses(op, layout):
+        for name in _uses(op, storage):
             users[name].append(op)
         counts[_kind(op), op.layer, op.phase][1] += sum(own[name] for name in op.structure(layout))
         if op.phase == "forward" and op.step == 0 and op.layer >= 0:
@@ -117,24 +116,12 @@ def _kind(op: SimOp) -> str:
     return name
 
 
-def _uses(op: SimOp, layout: Layout) -> Iterator[str]:
+def _uses(op: SimOp, storage: Storage) -> Iterator[str]:
     """State-dict names of the tensors an op uses."""
-    for name, block in op.structure(layout).items():
+    for name, block in op.structure(storage.layout).items():
         yield from (f"structure.{name}.{part}" for part in block_tensors(block.spec))
         yield from (f"structure.{shared}" for shared in _shared(block))
-    match op:
-        case sim.StoredWeights():
-            held = {part.rstrip("0123456789") for part in op.result.type.parts}
-            parts = held if op.result.type.kind == "norm" else {"weight", *held}
-            yield from (f"prefixes.{op.name}.{part}" for part in parts)
-        case sim.Embedding():
-            yield f"tables.{op.table}"
-        case sim.Logits() | sim.LossGradient():
-            yield from (f"tables.{name}" for name in (op.head, op.bias) if name)
-        case AttentionOp(inv_freq=name) if name:
-            yield f"rotary.{name}"
-        case sim.LinearDescent() | sim.NormDescent():
-            yield f"rates.{op.target}"
+    yield from op.stored(storage)
 
 
 def unrolled_count(program: Program) -> int:
