@@ -36,6 +36,8 @@ def compile_(
     semantics: Annotated[Literal["exact", "paper-code"], typer.Option(help="Which definition to follow.")] = "exact",
     stack: Annotated[int | None, typer.Option(help="Weight rows in one prefix [default: the cheapest].")] = None,
     shards: Annotated[int | None, typer.Option(help="Parts of a weight row [default: the cheapest].")] = None,
+    head_width: Annotated[int | None, typer.Option(help="Width of a head [default: the least that will do].")] = None,
+    heads: Annotated[int | None, typer.Option(help="Heads of an embedding [default: the least that will do].")] = None,
     max_length: Annotated[int | None, typer.Option(help="Longest text [default: the model's, at most 2048].")] = None,
     fd_step: Annotated[float | None, typer.Option(help="Step of the finite differences [default: 0.001].")] = None,
     dtype: Annotated[
@@ -55,11 +57,44 @@ def compile_(
         "semantics": semantics,
         "stack": stack,
         "shards": shards,
+        "head_width": head_width,
+        "heads": heads,
         "max_length": max_length,
         "fd_step": fd_step,
         "dtype": dtype,
     }
     compile_model(model, output, options, force, json)
+
+
+@app.command()
+def plan(
+    model: Annotated[str, typer.Argument(help="A model folder, a .gguf file, or the id of a model on the hub.")],
+    steps: Annotated[int, typer.Option(help="Simulated gradient steps.")] = 1,
+    update_layers: Annotated[int | None, typer.Option(help="Top layers that are updated [default: all].")] = None,
+    semantics: Annotated[Literal["exact", "paper-code"], typer.Option(help="Which definition to follow.")] = "exact",
+    stack: Annotated[int | None, typer.Option(help="Weight rows in one prefix [default: any].")] = None,
+    shards: Annotated[int | None, typer.Option(help="Parts of a weight row [default: any].")] = None,
+    head_width: Annotated[int | None, typer.Option(help="Width of a head [default: the least that will do].")] = None,
+    heads: Annotated[int | None, typer.Option(help="Heads of an embedding [default: the least that will do].")] = None,
+    max_length: Annotated[int | None, typer.Option(help="Longest text [default: the model's, at most 2048].")] = None,
+    png: Annotated[Path | None, typer.Option(help="Also draw the trade-off into this file.")] = None,
+    every: Annotated[bool, typer.Option("--all", help="List layouts that others beat in everything too.")] = False,
+    json: Json = False,
+) -> None:
+    """Show the layouts a MODEL's simulator could have, what each costs, and the one that compile takes."""
+    from tintc.cli.plan import plan_model
+
+    options = {
+        "n_steps": steps,
+        "n_update_layers": update_layers,
+        "semantics": semantics,
+        "stack": stack,
+        "shards": shards,
+        "head_width": head_width,
+        "heads": heads,
+        "max_length": max_length,
+    }
+    plan_model(model, options, png, every, json)
 
 
 @app.command()

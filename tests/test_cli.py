@@ -78,9 +78,25 @@ def test_params_are_exact(command: Command, compiled: Path, model: Path) -> None
     sizes = {name: tensor.shape for name, tensor in load_file(compiled / "model.safetensors").items()}
     assert found["parameters"]["unique"] == sum(shape.numel() for shape in sizes.values())
     assert found["parameters"]["table"] == sum(found["table_by_phase"].values())
+    for count in ("table", "unrolled", "unique"):
+        assert sum(row[count] for row in found["modules"]) == found["parameters"][count]
+    weights = sum(row["unique"] for row in found["modules"] if row["kind"] == "weights")
+    assert weights == sum(shape.numel() for name, shape in sizes.items() if name.startswith("prefixes."))
+    assert found["paper"][0]["published"]["total"] == 1.2 and round(found["paper"][0]["table"]["total"], 2) == 1.29
     assert found["d_sim"] == found["heads"] * found["head_width"]
     assert sizes["structure.linear_forward_bias.w_o.0.bias"][0] == found["heads"]
     assert found == command("inspect", model, "--params", "--json").json, "of a model: what it would become"
+
+
+def test_params_for_people(command: Command, compiled: Path) -> None:
+    """Layers whose counts are the same share a row, and the last row is the sum."""
+    shown = [line.split() for line in command("inspect", compiled, "--params").out.splitlines()]
+    rows = [line for line in shown if line[:2] == ["forward", "weights"]]
+    assert [line[2] for line in rows] == ["0-1", "outside"]
+    (total,) = (line for line in shown if line[:1] == ["all"])
+    found = command("inspect", compiled, "--params", "--json").json["parameters"]
+    assert total[1:] == [f"{found[count]:,}" for count in ("table", "unrolled", "unique")]
+    assert ["OPT-2.7b", "7.4", "/", "7.39"] in [line[:4] for line in shown]
 
 
 def test_programs_are_printed(command: Command, compiled: Path, model: Path) -> None:

@@ -44,6 +44,8 @@ def compile(
     semantics: str = "exact",
     stack: int | None = None,
     shards: int | None = None,
+    head_width: int | None = None,
+    heads: int | None = None,
     max_length: int | None = None,
     fd_step: float | None = None,
     dtype: torch.dtype | str | None = None,
@@ -53,9 +55,9 @@ def compile(
     model_or_path: a transformers model, a local folder, a hub id or a GGUF file. n_steps: simulated gradient steps;
     n_update_layers: top layers that are updated (None: all); inner_lr: learning rate of gradients summed over train
     tokens; loss ``ce`` or ``quad``; semantics ``exact`` or ``paper-code`` (the authors' implementation); stack, shards:
-    weight rows per prefix and parts of a row (None: the cheapest); max_length: longest text in tokens (None: the
-    model's, at most 2048); fd_step: step of the finite differences (None: 1e-3); dtype: of the simulator (None: the
-    model's).
+    weight rows per prefix and parts of a row (None: the cheapest); head_width, heads: width and number of the
+    simulator's heads (None: the least that will do); max_length: longest text in tokens (None: the model's, at most
+    2048); fd_step: step of the finite differences (None: 1e-3); dtype: of the simulator (None: the model's).
 
     Raises `ModelError` if the model cannot be read, `UnsupportedModelError` listing every operation no rule takes, and
     `OptionError` for options out of range.
@@ -68,6 +70,8 @@ def compile(
         semantics=semantics,
         stack=stack,
         shards=shards,
+        head_width=head_width,
+        heads=heads,
         max_length=max_length,
         fd_step=DEFAULT_FD_STEP if fd_step is None else fd_step,
     )
@@ -100,11 +104,16 @@ def import_auxiliary(source: AuxiliarySource) -> Auxiliary:
 
 def lower(auxiliary: Program, options: Options, max_length: int) -> Program:
     """Auxiliary program -> straight-line simulator program with layout and memory slots."""
-    program = differentiate(auxiliary, options)
-    program = unroll_steps(program)
-    program = eliminate_common(program)
+    program = lower_to_modules(auxiliary, options)
     program = plan_layout(program, options, max_length)
     return allocate_slots(program)
+
+
+def lower_to_modules(auxiliary: Program, options: Options) -> Program:
+    """Auxiliary program -> straight-line simulator program that has no layout yet."""
+    program = differentiate(auxiliary, options)
+    program = unroll_steps(program)
+    return eliminate_common(program)
 
 
 def assemble(

@@ -15,18 +15,20 @@ from tintc.ir.layout import Layout
 from tintc.lowering.differentiate import differentiate
 from tintc.lowering.options import Options
 from tintc.lowering.plan_layout import layout_of, plan_layout
+from tintc.lowering.unroll_steps import unroll_steps
 
 
 @pytest.mark.parametrize(
     ("layout", "bias", "slots", "heads", "why"),
     [
         (Layout(13, 2, 2, 6, 6, 8), True, 1, set(), "S' * d_h = 12 must be at least the width 13"),
-        (Layout(12, 5, 2, 6, 12, 8), True, 1, set(), "S = 5 must divide the slot width 12"),
+        (Layout(12, 5, 2, 6, 12, 8), True, 1, set(), "S = 5 must divide the slot width S' * d_h = 12"),
         (Layout(12, 1, 2, 6, 6, 8), True, 1, set(), "d_h = 6 must be at least K = 12"),
-        (Layout(12, 2, 2, 6, 5, 8), True, 1, set(), "H_sim = 5 must be at least S * S' + n_b"),
-        (Layout(12, 2, 2, 6, 3, 8), False, 1, set(), "H_sim = 3 must be at least S * S' + n_b"),
+        (Layout(12, 2, 2, 6, 5, 8), True, 1, set(), "H_sim = 5 must be at least S * S' + n_b = 4 + 2"),
+        (Layout(12, 2, 2, 6, 3, 8), False, 1, set(), "H_sim = 3 must be at least S * S' + n_b = 4 + 0"),
         (Layout(12, 2, 2, 6, 6, 8), True, 4, set(), "4 slots of width 12 must fit into D_sim = 36"),
-        (Layout(12, 2, 2, 6, 6, 8), True, 1, {4}, "head widths [4] must divide d_h = 6"),
+        (Layout(12, 2, 2, 6, 6, 8), True, 1, {5}, "the heads' width (5) must divide the slot width S' * d_h = 12"),
+        (Layout(12, 2, 2, 6, 7, 8), True, 1, {4, 3}, "the heads' width (3, 4) must divide D_sim = 42"),
     ],
 )
 def test_the_condition_that_fails_is_named(layout: Layout, bias: bool, slots: int, heads: set[int], why: str) -> None:
@@ -44,10 +46,11 @@ def test_a_bias_needs_heads_and_none_needs_none() -> None:
         layout.check(True, 2, {2, 3})
 
 
-def planned(width: int, heads: int, d_ff: int, llama: bool, **options: object) -> Program:
+def planned(width: int, heads: int, d_ff: int, llama: bool, /, **options: object) -> Program:
     make = llama_like if llama else gpt_like
     program, _ = make(width=width, heads=heads, d_ff=d_ff, layers=1)
-    return plan_layout(differentiate(program, Options(**options)), Options(**options), 24)  # pyright: ignore[reportArgumentType]
+    chosen = Options(**options)  # pyright: ignore[reportArgumentType]
+    return plan_layout(unroll_steps(differentiate(program, chosen)), chosen, 24)
 
 
 @settings(max_examples=25, deadline=None, derandomize=True)
@@ -76,7 +79,7 @@ def test_layouts_that_are_chosen_hold_every_condition(
     biases = -(-layout.pitch // layout.d_h) if not llama else 0
     assert layout.pitch == sp * layout.d_h >= width and layout.pitch == s * layout.n_prefixes
     assert layout.d_h >= layout.n_prefixes and layout.n_heads >= s * sp + biases
-    assert layout.d_h % head_dim == 0 and layout.d_sim == layout.n_heads * layout.d_h
+    assert layout.pitch % head_dim == layout.d_sim % head_dim == 0 and layout.d_sim == layout.n_heads * layout.d_h
     assert semantics == "exact" or layout.pitch == width
     for op in program.ops:
         if isinstance(op, sim.SimOp):
@@ -95,8 +98,15 @@ def test_every_width_has_a_layout() -> None:
 @pytest.mark.parametrize(
     ("options", "why"),
     [
-        ({"stack": 1, "shards": 2}, "d_h = 8 must be at least K = 16"),
+        ({"stack": 1, "shards": 2}, "d_h = 6 must be at least K = 12"),
         ({"stack": 0}, "stack is 0"),
+        ({"heads": 0}, "heads is 0"),
+        ({"head_width": 11, "shards": 1}, "S' * d_h = 11 must be at least the width 12"),
+        ({"head_width": 6, "stack": 5, "shards": 2}, "S = 5 must divide the slot width S' * d_h = 12"),
+        ({"head_width": 13, "shards": 1}, "the heads' width (4) must divide the slot width"),
+        ({"stack": 3, "shards": 2, "heads": 7}, "H_sim = 7 must be at least S * S' + n_b = 6 + 2"),
+        ({"stack": 1, "shards": 1, "heads": 2}, "3 slots of width 12 must fit into D_sim = 24"),
+        ({"stack": 2, "shards": 2, "head_width": 6, "heads": 7}, "the heads' width (4) must divide D_sim = 42"),
         ({"shards": 5, "semantics": "paper-code"}, "S' = 5 does not divide the width 12"),
     ],
 )
@@ -104,6 +114,14 @@ def test_wishes_that_cannot_be_had(options: dict[str, object], why: str) -> None
     with pytest.raises(OptionError) as caught:
         planned(12, 3, 20, False, **options)
     assert why in str(caught.value)
+
+
+def test_wishes_that_can_be_had() -> None:
+    """More heads and wider chunks than needed; d_h need not be a multiple of the heads' width 4."""
+    layout = layout_of(planned(12, 3, 20, False, stack=2, shards=2, head_width=10, heads=12))
+    assert (layout.d_h, layout.n_heads, layout.pitch, layout.n_prefixes) == (10, 12, 20, 10)
+    layout = layout_of(planned(12, 3, 20, False, stack=2, shards=2))
+    assert (layout.d_h, layout.n_heads, layout.d_sim) == (6, 6, 36)
 
 
 def test_the_whole_way_refuses_too() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -41,6 +41,18 @@ def print_table(title: str, rows: Mapping[str, Any]) -> None:
                 table.add_row(f"  {key}", _shown(inner))
         else:
             table.add_row(name, _shown(value))
+    Console().print(table, markup=False)
+
+
+def print_rows(title: str, header: Sequence[str], rows: Iterable[Sequence[Any]], bold: int = -1) -> None:
+    """A table with a header; numbers stand at the right. bold: index of a row to show in bold."""
+    table = Table(title=title, title_justify="left", box=None, header_style="bold", pad_edge=False)
+    rows = [list(row) for row in rows]
+    for column, name in enumerate(header):
+        numbers = all(isinstance(row[column], int | float) for row in rows)
+        table.add_column(name, justify="right" if numbers else "left", overflow="fold")
+    for index, row in enumerate(rows):
+        table.add_row(*map(_shown, row), style="bold" if index == bold else None)
     Console().print(table, markup=False)
 
 

@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any
 
 from tintc.cli.console import print_json, print_table, silence_libraries, stages
+from tintc.cli.params import print_modules, print_paper
 from tintc.driver import import_auxiliary, lower
 from tintc.errors import OptionError
 from tintc.frontend.load import load_auxiliary
@@ -44,8 +45,12 @@ def inspect_path(path: str, ir: str | None, params: bool, as_json: bool) -> None
         print_json(shown)
         return
     text = shown.pop("program", "")
+    rows, paper = shown.pop("modules", None), shown.pop("paper", None)
     if shown.pop("ir", None) is None or shown:
         print_table(f"{subject.kind} {path}", shown)
+    if rows is not None and paper is not None:
+        print_modules(rows)
+        print_paper(paper)
     print(text, end="")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -56,28 +57,39 @@ class Layout:
         """How many tiles a value or weight side of `width` is cut into."""
         return -(-width // self.pitch)
 
-    def check(self, has_bias: bool, slots: int, head_dims: set[int]) -> Layout:
-        """Raise `OptionError` with the condition that fails; returns self."""
+    def broken(self, has_bias: bool, slots: int, head_dims: Collection[int]) -> list[str]:
+        """The conditions of section 3 that fail, as sentences.
+
+        has_bias: whether any weights hold a bias; slots: the most slots that a module reads together; head_dims: widths
+        of the auxiliary's attention heads. Softmax attention views an embedding in chunks of head_dim, so every slot
+        has to begin at a multiple of it; the linear modules' chunks need not.
+        """
+        k, bias_heads = self.n_prefixes, self.shards if has_bias else 0
+        heads = ", ".join(map(str, sorted(head_dims)))
         conditions = [
             (self.pitch >= self.d_aux, f"S' * d_h = {self.pitch} must be at least the width {self.d_aux}"),
-            (self.pitch % self.stack == 0, f"S = {self.stack} must divide the slot width {self.pitch}"),
+            (self.pitch % self.stack == 0, f"S = {self.stack} must divide the slot width S' * d_h = {self.pitch}"),
+            (self.d_h >= k, f"d_h = {self.d_h} must be at least K = {k}; raise S or lower S'"),
             (
-                self.d_h >= self.n_prefixes,
-                f"d_h = {self.d_h} must be at least K = {self.n_prefixes}; raise S or lower S'",
-            ),
-            (
-                self.n_heads >= self.main_heads + (self.shards if has_bias else 0),
-                f"H_sim = {self.n_heads} must be at least S * S' + n_b",
+                self.n_heads >= self.main_heads + bias_heads,
+                f"H_sim = {self.n_heads} must be at least S * S' + n_b = {self.main_heads} + {bias_heads}",
             ),
             (self.n_slots >= slots, f"{slots} slots of width {self.pitch} must fit into D_sim = {self.d_sim}"),
             (
-                all(self.d_h % d == 0 for d in head_dims),
-                f"head widths {sorted(head_dims)} must divide d_h = {self.d_h}",
+                all(self.pitch % d == 0 for d in head_dims),
+                f"the heads' width ({heads}) must divide the slot width S' * d_h = {self.pitch}",
+            ),
+            (
+                all(self.d_sim % d == 0 for d in head_dims),
+                f"the heads' width ({heads}) must divide D_sim = {self.d_sim}",
             ),
         ]
-        broken = [sentence for holds, sentence in conditions if not holds]
-        if broken:
-            raise OptionError(f"S = {self.stack}, S' = {self.shards} is not a feasible layout: {'; '.join(broken)}.")
+        return [sentence for holds, sentence in conditions if not holds]
+
+    def check(self, has_bias: bool, slots: int, head_dims: Collection[int]) -> Layout:
+        """Raise `OptionError` with the conditions that fail; returns self."""
+        if sentences := self.broken(has_bias, slots, head_dims):
+            raise infeasible(self.stack, self.shards, sentences)
         return self
 
     def to_attributes(self) -> dict[str, Any]:
@@ -86,3 +98,8 @@ class Layout:
     @classmethod
     def from_attributes(cls, attributes: dict[str, Any]) -> Layout:
         return cls(**attributes)
+
+
+def infeasible(stack: int, shards: int, sentences: Sequence[str]) -> OptionError:
+    """The error for a choice of S and S' with the conditions that it breaks."""
+    return OptionError(f"S = {stack}, S' = {shards} is not a feasible layout: {'; '.join(sentences)}.")

@@ -1,21 +1,23 @@
 """Parameter counts of a program, from its shapes alone (spec, section 11).
 
 Three counts of the same simulator: by the paper's table; *unrolled*, with structural tensors of its own for every
-module; and *unique*, the values that the artefact stores.
+module; and *unique*, the values that the artefact stores. `module_counts` splits all three by module kind, layer and
+phase.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from tintc.ir import simulator as sim
 from tintc.ir.core import Program
 from tintc.ir.layout import Layout
-from tintc.ir.simulator.base import SimOp, TableCount
+from tintc.ir.simulator.base import SimOp, Storage, TableCount, attention_cost, split_cost
 from tintc.ir.structure import AttentionSpec, Block, TensorSpec, block_tensors, shared_tensors
-from tintc.lowering.emit import specs
+from tintc.lowering.emit import blocks_of, specs, storage_of
 from tintc.lowering.plan_layout import layout_of
 
 
@@ -28,6 +30,22 @@ class ParameterReport:
     unique: int
     prefixes: int
     layout: Layout
+
+
+@dataclass(frozen=True)
+class ModuleCount:
+    """The three counts of one kind of module, in one layer and phase.
+
+    kind: ``linear``, ``norm``, ``attention``, ..., or what is stored: ``weights``, ``embedding``, ``logits``; layer: -1
+    outside the layers, None for tensors that modules of several layers share; phase: forward, backward or descent.
+    """
+
+    kind: str
+    layer: int | None
+    phase: str
+    table: int
+    unrolled: int
+    unique: int
 
 
 def count_parameters(program: Program) -> ParameterReport:
@@ -54,6 +72,58 @@ def table_count(program: Program) -> TableCount:
     return total
 
 
+def transformer_block(layout: Layout) -> TableCount:
+    """The table's last row, a block of attention and a feed-forward with two norms: seven attention modules."""
+    q, extra = attention_cost(layout), layout.d_sim * layout.n_heads
+    return TableCount(7 * q + split_cost(layout), 7 * q + 6 * extra, 7 * q)
+
+
+def module_counts(program: Program) -> list[ModuleCount]:
+    """Every count, split; the sums are those of `table_count`, `unrolled_count` and `unique_count`.
+
+    A tensor that several modules use is counted, as unique, with the first of them whose kind its block is named after
+    (norms apply blocks of linear modules too), or else with the first.
+    """
+    layout, storage, tensors = layout_of(program), storage_of(program), specs(program)
+    counts: dict[tuple[str, int | None, str], list[int]] = defaultdict(lambda: [0, 0, 0])
+    users: dict[str, list[SimOp]] = defaultdict(list)
+    own = {name: block_count(block, layout) for name, block in blocks_of(program).items()}
+    for op in program.ops:
+        if not isinstance(op, SimOp):
+            continue
+        for name in _uses(op, storage):
+            users[name].append(op)
+        counts[_kind(op), op.layer, op.phase][1] += sum(own[name] for name in op.structure(layout))
+        if op.phase == "forward" and op.step == 0 and op.layer >= 0:
+            table = op.table_count(layout)
+            for phase in ("forward", "backward", "descent"):
+                counts[_kind(op), op.layer, phase][0] += getattr(table, phase)
+    for name, spec in tensors.items():
+        named = (op for op in users[name] if name.startswith(f"structure.{_kind(op)}_"))
+        first, size = next(named, users[name][0]), math.prod(spec.shape)
+        layers = {op.layer for op in users[name]}
+        row = counts[_kind(first), first.layer if len(layers) == 1 else None, first.phase]
+        row[1] += 0 if name.startswith("structure.") else size
+        row[2] += size
+    return [ModuleCount(*key, *row) for key, row in counts.items() if any(row)]
+
+
+def _kind(op: SimOp) -> str:
+    """``linear`` for ``sim.linear_forward``."""
+    name = op.opname.removeprefix("sim.")
+    for phase in ("forward", "backward", "descent"):
+        name = name.removesuffix(f"_{phase}")
+    return name
+
+
+def _uses(op: SimOp, storage: Storage) -> Iterator[str]:
+    """State-dict names of the tensors an op uses."""
+    for name, block in op.structure(storage.layout).items():
+        yield from (f"structure.{name}.{part}" for part in block_tensors(block.spec))
+        yield from (f"structure.{shared}" for shared in _shared(block))
+    yield from op.stored(storage)
+
+
 def unrolled_count(program: Program) -> int:
     """Values of a simulator in which no two modules share a structural tensor; what is stored besides counts once."""
     layout = layout_of(program)
@@ -65,13 +135,18 @@ def unrolled_count(program: Program) -> int:
 def block_count(block: Block, layout: Layout) -> int:
     """Values of one block with position matrices and gate of its own."""
     shared = shared_tensors(layout)
-    used = list(block_tensors(block.spec).values())
+    return _numel([*block_tensors(block.spec).values(), *(shared[name] for name in _shared(block))])
+
+
+def _shared(block: Block) -> list[str]:
+    """Names of the position matrices, each as often as a term uses it, and of the gate's vectors."""
+    names = []
     if isinstance(block.spec, AttentionSpec):
         terms = (block.spec.positions_q, block.spec.positions_k, block.spec.positions_v)
-        used += [shared[f"positions.{term.kind}"] for term in terms if term is not None]
+        names += [f"positions.{term.kind}" for term in terms if term is not None]
     if block.gate:
-        used += [shared[f"gates.{block.gate}.{part}"] for part in ("v_old", "v_new")]
-    return _numel(used)
+        names += [f"gates.{block.gate}.{part}" for part in ("v_old", "v_new")]
+    return names
 
 
 def unique_count(program: Program) -> int:

@@ -77,14 +77,18 @@ def structure_specs(program: Program) -> dict[str, TensorSpec]:
 
 def specs(program: Program, source: Source | None = None, lr: float = 0.0) -> dict[str, TensorSpec]:
     """Every tensor of the artefact, by state-dict name, in a fixed order. Without `source` only shapes may be used."""
-    parameter = partial(_parameter, program, source)
-    storage = Storage(layout_of(program), parameter, program.attributes["n_steps"], lr)
+    storage = storage_of(program, source, lr)
     found: dict[str, TensorSpec] = {}
     for op in program.ops:
         if isinstance(op, sim.SimOp):
             for name, spec in op.stored(storage).items():
                 found.setdefault(name, spec)
     return found | structure_specs(program)
+
+
+def storage_of(program: Program, source: Source | None = None, lr: float = 0.0) -> Storage:
+    """What the program's ops read to describe their stored tensors; without `source`, shapes only."""
+    return Storage(layout_of(program), partial(_parameter, program, source), program.attributes["n_steps"], lr)
 
 
 def _parameter(program: Program, source: Source | None, name: str) -> TensorSpec:

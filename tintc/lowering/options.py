@@ -20,7 +20,8 @@ class Options:
     n_steps: gradient steps (N); n_update_layers: top layers that are updated (None: all); inner_lr: learning rate of
     gradients summed over train tokens; loss ``ce`` or ``quad``; semantics ``exact`` or ``paper-code``; fd_step: step of
     the finite differences, relative in ``exact`` and absolute in ``paper-code``; stack, shards: S and S' (None:
-    chosen); max_length: longest text in tokens (None: the model's, at most 2048).
+    chosen); head_width, heads: d_h and H_sim (None: the least that will do); max_length: longest text in tokens (None:
+    the model's, at most 2048).
     """
 
     n_steps: int = 1
@@ -30,11 +31,20 @@ class Options:
     semantics: str = "exact"
     stack: int | None = None
     shards: int | None = None
+    head_width: int | None = None
+    heads: int | None = None
     max_length: int | None = None
     fd_step: float = DEFAULT_FD_STEP
 
     def __post_init__(self) -> None:
-        counts = {"steps": self.n_steps, "stack": self.stack, "shards": self.shards, "max length": self.max_length}
+        counts = {
+            "steps": self.n_steps,
+            "stack": self.stack,
+            "shards": self.shards,
+            "head width": self.head_width,
+            "heads": self.heads,
+            "max length": self.max_length,
+        }
         for name, count in counts.items():
             if count is not None and count < 1:
                 raise OptionError(f"The option {name} is {count}; it must be at least 1.")

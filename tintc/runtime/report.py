@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections import Counter
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,10 @@ from safetensors import SafetensorError, safe_open
 
 from tintc.errors import ArtefactError
 from tintc.ir.core import Program
-from tintc.lowering.counts import count_parameters
+from tintc.lowering.counts import count_parameters, module_counts
 from tintc.lowering.emit import specs
 from tintc.lowering.plan_layout import layout_of
+from tintc.lowering.published import PUBLISHED, Published
 
 OPTIONS = ("n_steps", "n_update_layers", "inner_lr", "loss", "semantics", "fd_scheme", "fd_step", "train_fraction")
 """Fields of `TintConfig` that the summary shows."""
@@ -49,6 +51,9 @@ def summary(program: Program) -> dict[str, Any]:
 def parameter_report(program: Program) -> dict[str, Any]:
     """The three counts (spec, section 11), the prefixes and the layout.
 
+    modules: the three counts of every kind of module, layer (-1 outside the layers, None for tensors that several
+    layers share) and phase; paper: its published totals for OPT and the table's for the same shapes.
+
     parameters: ``table`` by the paper's table, ``unrolled`` with structural tensors for every module, ``unique`` as
     stored; table_by_phase splits the first; prefixes: embeddings over all weight tiles; d_sim, stack (S), shards (S'),
     n_prefixes (K of one module), heads (H_sim).
@@ -59,6 +64,8 @@ def parameter_report(program: Program) -> dict[str, Any]:
         "parameters": {"table": table.total, "unrolled": report.unrolled, "unique": report.unique},
         "table_by_phase": {"forward": table.forward, "backward": table.backward, "descent": table.descent},
         "unique_by_kind": _by_kind(program),
+        "modules": [asdict(row) for row in module_counts(program)],
+        "paper": [_published(row) for row in PUBLISHED],
         "prefixes": report.prefixes,
         "d_sim": layout.d_sim,
         "stack": layout.stack,
@@ -67,6 +74,15 @@ def parameter_report(program: Program) -> dict[str, Any]:
         "heads": layout.n_heads,
         "head_width": layout.d_h,
         "sim_seq_len": layout.sim_seq_len,
+    }
+
+
+def _published(row: Published) -> dict[str, Any]:
+    names, table = ("forward", "backward", "descent", "total"), row.table
+    return {
+        "name": row.name,
+        "published": dict(zip(names, row.totals, strict=True)),
+        "table": {name: getattr(table, name) / 1e9 for name in names},
     }
 
 

@@ -252,7 +252,7 @@ class SimOp(Op):
         return TableCount()
 
     def head_dims(self) -> set[int]:
-        """Chunk widths that the linear modules' chunks must be multiples of."""
+        """Widths of the chunks in which the literal form views an embedding; slots begin at multiples of them."""
         return set()
 
 

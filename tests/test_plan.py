@@ -1,0 +1,75 @@
+"""`tintc plan`: the same choice as `tintc compile`, counts that are those of the layout, and mistakes in a sentence."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+import tiny_models
+from command import Command, make_command, model_folder
+
+import tintc
+from tintc.lowering.counts import unique_count, unrolled_count
+
+
+@pytest.fixture
+def command(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Command:
+    return make_command(monkeypatch, capfd)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """60 wide with 3 heads of 20, one key/value head, feed-forward 140."""
+    decoder = tiny_models.llama(n_layers=1, n_heads=3, n_kv_heads=1, head_dim=20, d_ff=140)
+    return model_folder(tmp_path_factory.mktemp("model") / "tiny", decoder)
+
+
+def test_what_is_planned_is_compiled(command: Command, model: Path, tmp_path: Path) -> None:
+    found = command("plan", model, "--max-length", 24, "--json").json
+    sim = tintc.compile(model, max_length=24)
+    layout, chosen = sim.layout, found["chosen"]
+    assert (chosen["stack"], chosen["shards"], chosen["head_width"], chosen["heads"]) == (
+        layout.stack,
+        layout.shards,
+        layout.d_h,
+        layout.n_heads,
+    )
+    assert chosen["unique"] == unique_count(sim.program) == sum(t.numel() for t in sim.state_dict().values())
+    assert chosen["unrolled"] == unrolled_count(sim.program)
+    assert chosen["text_left"] == 24 - layout.n_prefixes and chosen["cost"] == 1
+    assert [row for row in found["candidates"] if row["chosen"]] == [chosen]
+    assert all(row["cost"] >= 1 for row in found["candidates"])
+    other = command("plan", model, "--stack", 4, "--shards", 3, "--max-length", 24, "--json").json["chosen"]
+    made = command("compile", model, "-o", tmp_path / "sim", "--stack", 4, "--shards", 3, "--max-length", 24, "--json")
+    assert made.json["d_sim"] == other["d_sim"] and other["stack"] == 4
+    counted = command("inspect", tmp_path / "sim", "--params", "--json").json["parameters"]
+    assert counted == {name: other[name] for name in ("table", "unrolled", "unique")}
+
+
+def test_refusals_and_all(command: Command, model: Path) -> None:
+    found = command("plan", model, "--shards", 2, "--all", "--json").json
+    assert {row["stack"] for row in found["candidates"]} == set(range(2, 17))
+    (refused,) = found["refused"]
+    assert refused["stack"] == 1 and "d_h = 30 must be at least K = 60" in refused["conditions"][0]
+    pruned = command("plan", model, "--shards", 2, "--json").json["candidates"]
+    assert 0 < len(pruned) < len(found["candidates"])
+
+
+def test_for_people_and_picture(command: Command, model: Path, tmp_path: Path) -> None:
+    shown = command("plan", model, "--png", tmp_path / "plan.png")
+    assert shown.code == 0 and "feasible layouts" in shown.out and "must be at least K" in " ".join(shown.out.split())
+    assert (tmp_path / "plan.png").read_bytes().startswith(b"\x89PNG")
+    assert [path.name for path in tmp_path.iterdir()] == ["plan.png"]
+
+
+def test_mistakes(command: Command, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    refused = command("plan", model, "--stack", 1, "--shards", 3)
+    assert (
+        refused.code == 2 and "S = 1, S' = 3 is not a feasible layout: d_h = 20 must be at least K = 60" in refused.err
+    )
+    assert command("plan", model, "--png", tmp_path / "missing" / "plan.png").code == 2
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "matplotlib" else find(name))
+    refused = command("plan", model, "--png", tmp_path / "plan.png")
+    assert refused.code == 2 and "tintc[plot]" in refused.err and not list(tmp_path.iterdir())

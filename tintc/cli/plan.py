@@ -1,0 +1,139 @@
+"""`tintc plan`: the layouts that a model's simulator could have, and the one that compiling takes."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from tintc.cli.console import print_json, print_rows, print_table, silence_libraries, stages
+from tintc.cli.plan_plot import check_plot, draw
+from tintc.driver import import_auxiliary, lower_to_modules
+from tintc.frontend.load import load_auxiliary
+from tintc.ir.core import Program
+from tintc.lowering.candidates import Candidate, Survey, survey
+from tintc.lowering.counts import count_parameters
+from tintc.lowering.options import Options
+from tintc.lowering.plan_layout import plan_layout
+
+COLUMNS = {
+    "stack": "S",
+    "shards": "S'",
+    "n_prefixes": "K",
+    "head_width": "d_h",
+    "heads": "heads",
+    "d_sim": "D_sim",
+    "padding": "padding",
+    "text_left": "text left",
+    "table": "table, 1e6",
+    "unrolled": "unrolled, 1e6",
+    "unique": "unique, 1e6",
+    "work": "work, 1e12",
+    "cost": "cost",
+}
+"""Fields of a row and their headings."""
+
+
+def plan_model(model: str, options: dict[str, Any], png: Path | None, every: bool, as_json: bool) -> None:
+    """Print the trade-off; with `every`, all feasible layouts and not only those that no other beats."""
+    silence_libraries()
+    chosen = Options(**options)
+    if png is not None:
+        check_plot(png)
+    with stages():
+        source = load_auxiliary(model, chosen.max_length)
+        program = lower_to_modules(import_auxiliary(source).program, chosen)
+        found = survey(program, chosen, source.max_length)
+        taken = found.chosen
+        listed = found.feasible if every else found.frontier()
+        listed = listed if taken in listed else [taken, *listed]
+        rows = [describe(program, chosen, candidate, taken) for candidate in listed]
+        if png is not None:
+            draw(found, png, model)
+    shown = {
+        "d_aux": taken.layout.d_aux,
+        "max_length": taken.layout.max_length,
+        "semantics": chosen.semantics,
+        "chosen": rows[listed.index(taken)],
+        "reason": explain(found, chosen),
+    }
+    if as_json:
+        print_json(shown | {"candidates": rows, "refused": [refusal(candidate) for candidate in found.refused]})
+        return
+    print_rows(f"Layouts for {model}", list(COLUMNS.values()), map(_cells, rows), bold=listed.index(taken))
+    print_table("", {"chosen": shown["reason"], "no layouts": summarise(found.refused)})
+
+
+def describe(program: Program, options: Options, candidate: Candidate, taken: Candidate) -> dict[str, Any]:
+    """One row.
+
+    padding: share of a slot that is padding; text_left: positions for text in a simulator that is as long as the
+    longest text; table, unrolled, unique: the three parameter counts; work: estimated multiply-adds of one literal run
+    on the longest text; cost: relative to the layout that is taken.
+    """
+    layout = candidate.layout
+    fixed = replace(options, stack=layout.stack, shards=layout.shards, head_width=layout.d_h, heads=layout.n_heads)
+    counts = count_parameters(plan_layout(program, fixed, layout.max_length))
+    return {
+        "stack": layout.stack,
+        "shards": layout.shards,
+        "n_prefixes": layout.n_prefixes,
+        "head_width": layout.d_h,
+        "heads": layout.n_heads,
+        "d_sim": layout.d_sim,
+        "padding": candidate.padding,
+        "text_left": max(0, layout.max_length - layout.n_prefixes),
+        "table": counts.table.total,
+        "unrolled": counts.unrolled,
+        "unique": counts.unique,
+        "work": candidate.work,
+        "cost": candidate.cost / taken.cost,
+        "chosen": candidate is taken,
+    }
+
+
+def _cells(row: dict[str, Any]) -> list[str]:
+    shown = row | {name: f"{row[name] / 1e6:,.1f}" for name in ("table", "unrolled", "unique")}
+    shown |= {"padding": f"{row['padding']:.1%}", "work": f"{row['work'] / 1e12:.4g}", "cost": f"{row['cost']:.3f}"}
+    return [str(shown[name]) for name in COLUMNS]
+
+
+def explain(found: Survey, options: Options) -> str:
+    """Why the chosen layout was chosen, in a sentence."""
+    taken, layout = found.chosen, found.chosen.layout
+    others = sorted((c for c in found.feasible if c is not taken), key=lambda candidate: candidate.cost)
+    fixed = any((options.stack, options.shards, options.head_width, options.heads))
+    among = f"the cheapest of {len(found.feasible)} feasible layouts" + (" with what the options fix" if fixed else "")
+    if others:
+        second = others[0]
+        percent = 100 * (second.cost / taken.cost - 1)
+        among += f" (the next, S = {second.layout.stack}, S' = {second.layout.shards}, costs {percent:.1f} % more)"
+    slots = taken.demands.slots(layout)
+    needs = f"{slots} slots of width {layout.pitch} are read together"
+    rows = f"{layout.main_heads} heads hold weight rows"
+    bias = f" and {layout.shards} the bias" if taken.demands.has_bias else ""
+    return (
+        f"S = {layout.stack}, S' = {layout.shards} is {among}: K = {layout.n_prefixes} prefixes, and D_sim = "
+        f"{layout.d_sim}, in which {needs} and {rows}{bias}."
+    )
+
+
+def refusal(candidate: Candidate) -> dict[str, Any]:
+    layout = candidate.layout
+    return {"stack": layout.stack, "shards": layout.shards, "conditions": list(candidate.broken)}
+
+
+def summarise(refused: Sequence[Candidate]) -> str:
+    """Every condition that some pair breaks, with the first such pair."""
+    groups: dict[str, list[tuple[Candidate, str]]] = {}
+    for candidate in refused:
+        for sentence in candidate.broken:
+            groups.setdefault(re.sub(r"\d+", "n", sentence), []).append((candidate, sentence))
+    parts = []
+    for members in groups.values():
+        candidate, sentence = members[0]
+        pairs = f"{len(members)} pairs, such as " if len(members) > 1 else ""
+        parts.append(f"{pairs}S = {candidate.layout.stack}, S' = {candidate.layout.shards}: {sentence}")
+    return ". ".join(parts) + "." if parts else "none"

@@ -1,0 +1,76 @@
+"""The picture of `tintc plan`; matplotlib is imported only here, where one is asked for."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+from tintc.errors import OptionError
+from tintc.lowering.candidates import Candidate, Survey
+
+DEAREST = 4.0
+"""Layouts that cost more than this many times the cheapest are left out of the picture."""
+MOST_SHARDS = 8
+"""And those with more shards."""
+
+
+def check_plot(png: Path) -> None:
+    """Raise `OptionError` where a picture cannot be drawn or written."""
+    if importlib.util.find_spec("matplotlib") is None:
+        raise OptionError(
+            "--png needs matplotlib, which is not installed: pip install 'tintc[plot]', or leave out --png."
+        )
+    if not png.parent.is_dir() or png.is_dir():
+        raise OptionError(f"Cannot write {png}: it must be a file in a folder that exists.")
+
+
+def draw(found: Survey, png: Path, title: str) -> None:
+    """Prefixes K against D_sim and against estimated work, coloured by S'.
+
+    A line joins the layouts that no other beats, with their S and S'; the chosen one is a star.
+    """
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    taken = found.chosen
+    figure, axes = plt.subplots(1, 2, figsize=(11, 4.5), constrained_layout=True)
+    panels = (("D_sim", lambda c: c.layout.d_sim), ("multiply-adds of a literal run", lambda c: c.work))
+    front = sorted(_shown(found, found.frontier()), key=lambda c: (c.layout.n_prefixes, -c.work))
+    for axis, (label, value) in zip(axes, panels, strict=True):
+        for shards, points in _by_shards(_shown(found, found.feasible)).items():
+            axis.plot([c.layout.n_prefixes for c in points], [value(c) for c in points], "o", label=f"S' = {shards}")
+        axis.plot([c.layout.n_prefixes for c in front], [value(c) for c in front], "-", color="grey", zorder=0)
+        for c in front:
+            place = (c.layout.n_prefixes, value(c))
+            axis.annotate(f"{c.layout.stack},{c.layout.shards}", place, (4, 4), textcoords="offset points", fontsize=7)
+        chosen = f"chosen: S = {taken.layout.stack}, S' = {taken.layout.shards}"
+        axis.plot(taken.layout.n_prefixes, value(taken), "k*", markersize=14, label=chosen)
+        axis.set(xlabel="prefixes K", ylabel=label, yscale="log")
+        axis.grid(True, which="both", alpha=0.25)
+    axes[1].legend(fontsize=8)
+    figure.suptitle(f"Layouts (S, S') for {title}, texts of {taken.layout.max_length} tokens")
+    unfinished = png.with_name(f".{png.name}.{os.getpid()}")
+    try:
+        figure.savefig(unfinished, format="png", dpi=120)
+        unfinished.replace(png)
+    except OSError as error:
+        unfinished.unlink(missing_ok=True)
+        raise OptionError(f"Cannot write {png}: {error.strerror or error}.") from error
+    finally:
+        plt.close(figure)
+
+
+def _shown(found: Survey, candidates: Iterable[Candidate]) -> list[Candidate]:
+    limit = DEAREST * found.chosen.cost
+    return [c for c in candidates if (c.cost <= limit and c.layout.shards <= MOST_SHARDS) or c is found.chosen]
+
+
+def _by_shards(candidates: Iterable[Candidate]) -> dict[int, list[Candidate]]:
+    groups: dict[int, list[Candidate]] = {}
+    for candidate in candidates:
+        groups.setdefault(candidate.layout.shards, []).append(candidate)
+    return dict(sorted(groups.items()))
