@@ -70,7 +70,7 @@ def factors(
         chosen = approximations.groups is not None and member.group in approximations.groups
         if chosen and (member.layer < 0 or member.layer >= n_layers - wanted):
             name = member.where.source
-            factor = found.setdefault(name, torch.zeros_like(tensors[name]))
+            factor = found.setdefault(name, torch.zeros_like(tensors[name], dtype=torch.int16))
             for part in member.rows(factor):
                 part.fill_(member.copies if approximations.tiled_bias else 1)
     return found
