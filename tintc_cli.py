@@ -13,7 +13,7 @@ from typing import Annotated, Literal, NoReturn
 
 import typer
 
-OK, MISTAKE, INTERRUPTED, TERMINATED = 0, 2, 130, 143
+OK, FAILED, MISTAKE, INTERRUPTED, TERMINATED = 0, 1, 2, 130, 143
 
 app = typer.Typer(
     name="tintc",
@@ -132,8 +132,31 @@ def run(
     run_text(path, text, file, options, executor, device, json)
 
 
+@app.command()
+def verify(
+    path: Annotated[str, typer.Argument(metavar="OUT", help="A compiled simulator.")],
+    model: Annotated[str, typer.Argument(help="The model it was compiled from.")],
+    text: Annotated[
+        Path | None, typer.Option(help="A UTF-8 file with the probe text [default: a built-in one].")
+    ] = None,
+    length: Annotated[int | None, typer.Option(help="Tokens of it that are used [default: 64, or what fits].")] = None,
+    train_fraction: Annotated[float, typer.Option(help="Share of them that is trained on.")] = 0.5,
+    executor: Annotated[
+        Literal["auto", "fused", "literal"], typer.Option(help="How it is executed [auto: fused where that is exact].")
+    ] = "auto",
+    every: Annotated[bool, typer.Option("--all", help="Show every parameter, not only those farthest off.")] = False,
+    json: Json = False,
+) -> None:
+    """Compare a simulator with explicit fine-tuning of MODEL; exit code 1 if it does not do what its options say."""
+    from tintc.cli.verify import verify_artefact
+
+    if not verify_artefact(path, model, text, length, train_fraction, executor, every, json):
+        raise typer.Exit(FAILED)
+
+
 def main() -> NoReturn:
-    """The console script. A user's mistake is one sentence and exit code 2; anything else keeps its traceback."""
+    """The console script. A user's mistake is one sentence and exit code 2, a simulator that `verify` finds at fault
+    exit code 1; anything else keeps its traceback."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(TERMINATED))
     try:
         app(prog_name="tintc", standalone_mode=True)

@@ -20,13 +20,13 @@ from transformers import PreTrainedModel
 from tintc.frontend.capture import capture
 from tintc.frontend.importer import import_graph
 from tintc.frontend.load import load_auxiliary
-from tintc.frontend.reference import run_captured
 from tintc.ir.auxiliary.interpreter import forward, load
 from tintc.ir.core import Program
 from tintc.ir.inputs import resolve_inputs
 from tintc.ir.text import parse_program, print_program
 from tintc.lowering.canonicalise import canonicalise
 from tintc.lowering.roles import assign_roles
+from tintc.reference.captured import run_captured
 
 FEW = settings(max_examples=3, deadline=None, derandomize=True)
 LAYERS, HEADS = st.integers(1, 2), st.sampled_from([(1, 12), (3, 8), (4, 6), (5, 4)])

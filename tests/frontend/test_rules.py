@@ -16,12 +16,12 @@ from torch import Tensor, nn
 from tintc.errors import UnsupportedModelError
 from tintc.frontend.capture import capture
 from tintc.frontend.importer import import_graph
-from tintc.frontend.reference import run_captured
 from tintc.frontend.rules import default_rules
 from tintc.ir.auxiliary.interpreter import forward, load
 from tintc.ir.core import Op, Program
 from tintc.ir.inputs import resolve_inputs
 from tintc.ir.text import print_program
+from tintc.reference.captured import run_captured
 
 D, HEADS, VOCAB = 24, 3, 29
 

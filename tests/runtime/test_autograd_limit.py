@@ -17,7 +17,6 @@ from tintc import driver
 from tintc.frontend.capture import capture
 from tintc.frontend.graph import CapturedGraph
 from tintc.frontend.importer import import_graph
-from tintc.frontend.reference import run_captured
 from tintc.ir import simulator as sim
 from tintc.ir.auxiliary.interpreter import view
 from tintc.ir.core import Program, Value
@@ -28,6 +27,7 @@ from tintc.lowering.canonicalise import canonicalise
 from tintc.lowering.emit import emit
 from tintc.lowering.options import Options
 from tintc.lowering.roles import assign_roles
+from tintc.reference.captured import run_captured
 
 MODELS = {
     "gpt2": lambda: gpt2(n_heads=3, head_dim=6),

@@ -7,6 +7,7 @@ rules' reasons, and the search goes on through its inputs, so that a user sees e
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from torch.fx import Node
 
@@ -21,21 +22,39 @@ from tintc.ir.auxiliary import Embedding
 from tintc.ir.core import Program, Value
 
 
+@dataclass(frozen=True)
+class Recognised:
+    """An imported graph, and where its ops lie in it.
+
+    values: the program's value at every node that a rule took; inputs: the nodes whose values that op reads.
+    """
+
+    program: Program
+    values: dict[Node, Value]
+    inputs: dict[Node, tuple[Node, ...]]
+
+
 def import_graph(graph: CapturedGraph, rules: Sequence[Rule] | None = None) -> Program:
     """The decoder as an auxiliary program with one output, ``logits``; positions and masks are its inputs.
 
     Tensors the program names are in ``graph.tensors`` under each parameter's `source`. Attributes: ``width`` (D) and
     ``vocab_size`` (V). Raises `UnsupportedModelError` with all reasons and places.
     """
+    return recognise(graph, rules).program
+
+
+def recognise(graph: CapturedGraph, rules: Sequence[Rule] | None = None) -> Recognised:
+    """As `import_graph`, with the places."""
     found = _match_all(graph, rules or default_rules())
     builder = Builder(graph)
     values: dict[Node, Value] = {}
+    inputs = {node: tuple(peel(graph, source) for source in match.inputs) for node, match in found.items()}
     for node, match in found.items():
-        values[node] = match.build(builder, tuple(values[peel(graph, source)] for source in match.inputs))
+        values[node] = match.build(builder, tuple(values[source] for source in inputs[node]))
     program = builder.program
     program.outputs["logits"] = values[peel(graph, graph.logits)]
     program.attributes = {"width": _width(program), "vocab_size": program.outputs["logits"].type.width}
-    return program.verify()
+    return Recognised(program.verify(), values, inputs)
 
 
 def _match_all(graph: CapturedGraph, rules: Sequence[Rule]) -> dict[Node, Match]:

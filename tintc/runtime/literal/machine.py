@@ -66,8 +66,8 @@ class Machine:
         self.site: SimModule | None = None
         self._masks: dict[str, Tensor] = {}
 
-    def run(self, outputs: tuple[str, ...]) -> dict[str, Tensor]:
-        """The named outputs of the model's program."""
+    def run(self, outputs: tuple[str, ...]) -> dict[str, Any]:
+        """The named outputs of the model's program: logits ``[B, T, V]``, or weights as `PrefixTiles`."""
         program = self.model.program
         memory: dict[int, Tensor] = {}
         slots: dict[Value, tuple[int, ...]] = {}
@@ -89,7 +89,8 @@ class Machine:
                     memory.update(zip(slots[value], made, strict=True))
                 else:
                     found[value] = made
-        return {label: found[program.outputs[label]] for label in outputs}
+        results = {**found, **weights}
+        return {label: results[program.outputs[label]] for label in outputs}
 
     def embed(self, slots: Sequence[Tensor], prefix: Tile | None = None) -> Tensor:
         tokens = torch.cat(tuple(slots), -1)

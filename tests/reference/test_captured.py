@@ -10,7 +10,7 @@ from tiny_models import gpt2, llama, opt, relative, token_ids
 from transformers import PreTrainedModel
 
 from tintc.frontend.capture import capture
-from tintc.frontend.reference import run_captured
+from tintc.reference.captured import run_captured
 
 
 @pytest.mark.parametrize("make", [gpt2, opt, llama])

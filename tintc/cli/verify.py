@@ -1,0 +1,112 @@
+"""`tintc verify`."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+
+from tintc.cli.console import print_json, silence_libraries, stages
+from tintc.cli.run import read_text, tokenise
+from tintc.errors import InputError, OptionError
+from tintc.frontend.load import load_auxiliary
+from tintc.reference.verify import Compared, Verdict, verify
+from tintc.runtime.artefact import load
+from tintc.runtime.evaluate import peak_rss_bytes, train_tokens
+from tintc.runtime.model import TintForCausalLM
+
+PROBE = """
+The river had been rising since Tuesday, and by Friday evening the lower street was under water. Anna carried the last
+of the books upstairs, two boxes at a time, while her brother tied the boat to the railing of the porch. Nobody in the
+town could remember a spring like this one. The mill stood silent, its wheel half drowned; the baker sold bread from a
+window on the first floor, and the children thought it was the best week of their lives. On Saturday the rain stopped.
+The water stayed where it was for another day, brown and quite still, and then went down in a single night, as if
+somebody had pulled out a plug. What it left behind was mud, a great many fish in the school's garden, and a piano that
+belonged to none of them.
+"""
+"""The text that is used if the user passes none."""
+LENGTH = 64
+"""Tokens of the text that are used, if the simulator takes so many."""
+WORST = 12
+"""Parameters shown in the table unless all are asked for."""
+
+
+def verify_artefact(
+    path: str,
+    model: str,
+    file: Path | None,
+    length: int | None,
+    train_fraction: float,
+    executor: str,
+    every: bool,
+    as_json: bool,
+) -> bool:
+    """Print how far the simulator is from the reference; whether it does what its options say."""
+    silence_libraries()
+    start = time.perf_counter()
+    content = PROBE if file is None else read_text(None, file)
+    train_tokens(LENGTH if length is None else length, train_fraction)
+    with stages():
+        sim = load(path, executor=executor)
+        ids = probe(path, sim, content, length, is_default=file is None)
+        source = load_auxiliary(model)
+        verdict = verify(path, sim, source, ids, train_tokens(len(ids), train_fraction))
+    facts = {"output": path, "model": model, "seconds": time.perf_counter() - start, "peak_rss_bytes": peak_rss_bytes()}
+    if as_json:
+        print_json(facts | verdict.to_json())
+    else:
+        show(path, model, verdict, every)
+    return verdict.ok
+
+
+def probe(path: str, sim: TintForCausalLM, text: str, wanted: int | None, is_default: bool) -> Tensor:
+    """The first tokens of the text; of a simulator without tokenizer, numbers that are the same every time."""
+    length = min(LENGTH, sim.layout.max_length) if wanted is None else wanted
+    if length > sim.layout.max_length:
+        raise OptionError(f"The length is {length}; this simulator was compiled for at most {sim.layout.max_length}.")
+    if sim.tokenizer is None and is_default:
+        return torch.randint(0, sim.config.vocab_size, (length,), generator=torch.Generator().manual_seed(0))
+    ids = tokenise(path, sim.tokenizer, text)
+    if len(ids) < length:
+        raise InputError(f"The text has {len(ids)} tokens and {length} are asked for; pass a longer one, or --length.")
+    return ids[:length]
+
+
+def show(path: str, model: str, verdict: Verdict, every: bool) -> None:
+    """A table of the parameters farthest off, and the verdict."""
+    console = Console()
+    names = sorted(verdict.parameters, key=lambda name: -verdict.parameters[name].error)
+    shown = list(verdict.parameters) if every else names[:WORST]
+    title = f"Gradients of {path} beside explicit fine-tuning of {model}"
+    table = Table(title=title, title_justify="left", box=None)
+    table.add_column("parameter", overflow="fold")
+    for head in ("cosine", "error", "allowed", "to exact: cosine", "error"):
+        table.add_column(head, justify="right")
+    for name in shown:
+        table.add_row(name, *_cells(verdict.parameters[name]))
+    if len(shown) < len(names):
+        table.add_row(f"{len(names) - len(shown)} more (--all)")
+    table.add_row("all together", *_cells(verdict.gradient), style="bold")
+    console.print(table, markup=False)
+    allowed = verdict.tolerances
+    console.print(
+        f"logits before: error {verdict.logits_before_error:.2e} (allowed {allowed.logits:g})\n"
+        f"logits after:  error {verdict.logits_after_error:.2e}; {verdict.update_error:.2e} of the update\n"
+        f"{verdict.tokens} tokens, {verdict.train_tokens} of them trained on; {verdict.executor} in {verdict.dtype}, "
+        f"reference in {verdict.reference_dtype}",
+        highlight=False,
+    )
+    for problem in verdict.problems:
+        console.print(f"problem: {problem}.", style="red", markup=False, highlight=False)
+    console.print(
+        "It does what its options say." if verdict.ok else "It does NOT do what its options say.", style="bold"
+    )
+
+
+def _cells(found: Compared) -> list[str]:
+    cosines = [f"{value:.6f}" for value in (found.cosine, found.cosine_exact)]
+    return [cosines[0], f"{found.error:.2e}", f"{found.allowed:.2e}", cosines[1], f"{found.error_exact:.2e}"]

@@ -1,0 +1,91 @@
+"""`Approximations`: what a simulator leaves out of the exact gradient, each with a switch of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from tintc.errors import OptionError
+
+DESCENDS = frozenset({"values", "out", "ffn", "norm-bias"})
+"""Parameter groups that a simulator updates unless told otherwise (spec, section 10)."""
+GROUPS = DESCENDS | {"norm-gain", "queries", "keys"}
+"""Groups of a layer's parameters that may be chosen; the final norm's count as the last layer's."""
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A derivative to first order, ``J_f(x) g ~ (f(x + h g) - f(x)) / h`` (paper Defs. F.3, G.3).
+
+    scheme ``fixed``: h is `step`; ``token``: h is ``step * scale / rms(g)`` for every token on its own, where the scale
+    is 1 for activations and that of the norm at x for norms. A zero gradient gives zero.
+    """
+
+    scheme: str = "token"
+    step: float = 1e-3
+
+    def __post_init__(self) -> None:
+        if self.scheme not in ("fixed", "token"):
+            raise OptionError(f"The finite-difference scheme {self.scheme!r} is unknown; choose fixed or token.")
+
+    def along(self, f: Callable[[Tensor], Tensor], x: Tensor, g: Tensor, is_norm: bool) -> Tensor:
+        """The derivative of f at ``x [..., D]`` along g, of the shape of x."""
+        at_x = f(x)
+        if self.scheme == "fixed":
+            return (f(x + self.step * g) - at_x) / self.step
+        size = g.pow(2).mean(-1, keepdim=True).sqrt()
+        unit = g / size.masked_fill(size == 0, 1.0)
+        scale = norm_scale(f, x, at_x, unit) if is_norm else 1.0
+        return size * (f(x + self.step * scale * unit) - at_x) / (self.step * scale)
+
+
+def norm_scale(f: Callable[[Tensor], Tensor], x: Tensor, y: Tensor, unit: Tensor) -> Tensor:
+    """What a norm f without gain and bias divides by at x, read off ``y = f(x)``: ``[..., D] -> [..., 1]``.
+
+    ``y = x / c`` gives ``<x, y> = c <y, y>``. So does LayerNorm's ``y = (x - mu) / c``, whose entries add up to zero:
+    ``<x, y> = <x - mu, y>``. Where y is zero, the same is asked of a tiny vector along `unit`, added to x.
+    """
+    nothing = y.pow(2).sum(-1, keepdim=True) == 0
+    if nothing.any():
+        tiny = 1e-9 * unit
+        x, y = torch.where(nothing, tiny, x), torch.where(nothing, f(x + tiny), y)
+    square = y.pow(2).sum(-1, keepdim=True)
+    return torch.where(square == 0, 1.0, (x * y).sum(-1, keepdim=True) / square.masked_fill(square == 0, 1.0))
+
+
+@dataclass(frozen=True)
+class Approximations:
+    """Switches of `tune`; all off is autograd and gradient descent on every parameter.
+
+    scores: attention probabilities are constants of the differentiation (Def. E.3); norms, activations: their
+    derivative by finite differences (Defs. F.3, G.3), None: exact; groups: the only parameters that descend, of the
+    layers that are updated, None: all parameters of the model; train_tokens: a parameter's gradient sums over train
+    tokens alone, although earlier tokens may influence the loss too; tiled_bias: the authors' code keeps the bias of a
+    linear layer whose input is m model widths wide m times, and updates every copy, so that its gradient counts m
+    times (spec, section 10).
+    """
+
+    scores: bool = False
+    norms: Difference | None = None
+    activations: Difference | None = None
+    groups: frozenset[str] | None = None
+    train_tokens: bool = False
+    tiled_bias: bool = False
+
+    def __post_init__(self) -> None:
+        unknown = sorted((self.groups or frozenset()) - GROUPS)
+        if unknown:
+            raise OptionError(
+                f"The parameter group {unknown[0]!r} is unknown; choose among {', '.join(sorted(GROUPS))}."
+            )
+
+    @classmethod
+    def of(cls, semantics: str = "exact", step: float = 1e-3) -> Approximations:
+        """All those of a simulator with these semantics, ``exact`` or ``paper-code``."""
+        if semantics not in ("exact", "paper-code"):
+            raise OptionError(f"The semantics {semantics!r} is unknown; choose exact or paper-code.")
+        difference = Difference("token" if semantics == "exact" else "fixed", step)
+        return cls(True, difference, difference, DESCENDS, True, semantics == "paper-code")

@@ -1,0 +1,178 @@
+"""`run_captured`: the exported FX graph, run node by node. Independent of the IR, so that tests may compare with it.
+
+An `Override` says what to compute in place of a node, from which nodes. That is how approximations enter: without any,
+the run is the model, and autograd through it is exact.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from torch.fx import Node
+from torch.fx.node import map_arg
+
+from tintc.frontend.execution import CHECKS, execute, opname
+from tintc.frontend.graph import CapturedGraph
+
+Lookup = Callable[[Node], Any]
+
+
+class Override(Protocol):
+    """What stands in place of a node: it reads `inputs`, and is called with their values and the run's dtype."""
+
+    inputs: tuple[Node, ...]
+
+    def __call__(self, lookup: Lookup, dtype: torch.dtype | None) -> Any: ...
+
+
+def run_captured(
+    captured: CapturedGraph,
+    input_ids: Tensor,
+    parameters: Mapping[str, Tensor] | None = None,
+    dtype: torch.dtype = torch.float64,
+    keep_casts: bool = False,
+    detach_attention: bool = False,
+) -> Tensor:
+    """Logits ``[B, T, V]`` of the graph for ``input_ids [B, T]``, differentiable with respect to `parameters`.
+
+    parameters: tensors by name, tied names included, in place of the captured ones. Every float is in `dtype`;
+    keep_casts leaves the graph in its own dtypes instead. detach_attention makes attention probabilities constants of
+    the differentiation (paper Def. E.3), whether attention is fused or a softmax written out.
+    """
+    overrides = detached_scores(captured) if detach_attention else {}
+    wide = None if keep_casts else dtype
+    return run_nodes(captured, input_ids, (captured.logits,), parameters, wide, overrides)[0]
+
+
+def run_nodes(
+    captured: CapturedGraph,
+    input_ids: Tensor,
+    wanted: tuple[Node, ...],
+    parameters: Mapping[str, Tensor] | None = None,
+    dtype: torch.dtype | None = torch.float64,
+    overrides: Mapping[Node, Override] | None = None,
+    train: Tensor | None = None,
+) -> tuple[Tensor, ...]:
+    """Values of the wanted nodes, as `run_captured` describes; dtype None keeps the graph's own casts.
+
+    train ``[T]`` bool: the tokens through whose rows parameters receive gradients (None: all). The others see the same
+    parameters as constants.
+    """
+    given = {captured.aliases.get(name, name): tensor for name, tensor in (parameters or {}).items()}
+    overrides = overrides or {}
+    order = _needed(captured, wanted, overrides)
+    last_use = {source: node for node in order for source in _inputs(node, overrides)}
+    values: dict[Node, Any] = {captured.input_ids: input_ids}
+    for node in order:
+        if node.op == "placeholder":
+            if node in captured.names:
+                name = captured.names[node]
+                values[node] = _widened(given.get(name, captured.tensors[name]), dtype)
+            continue
+        values[node] = _value(captured, node, values, dtype, overrides, train)
+        for source in _inputs(node, overrides):
+            if last_use[source] is node and source not in wanted:
+                values.pop(source, None)
+    return tuple(values[node] for node in wanted)
+
+
+def _inputs(node: Node, overrides: Mapping[Node, Override]) -> tuple[Node, ...]:
+    return overrides[node].inputs if node in overrides else tuple(node.all_input_nodes)
+
+
+def _needed(captured: CapturedGraph, wanted: tuple[Node, ...], overrides: Mapping[Node, Override]) -> list[Node]:
+    """The nodes that the wanted ones depend on, in graph order."""
+    found: set[Node] = set()
+    stack = list(wanted)
+    while stack:
+        node = stack.pop()
+        if node not in found:
+            found.add(node)
+            stack.extend(_inputs(node, overrides))
+    return sorted(
+        (node for node in found if node.op == "placeholder" or opname(node) not in CHECKS),
+        key=captured.order.__getitem__,
+    )
+
+
+def _value(
+    captured: CapturedGraph,
+    node: Node,
+    values: Mapping[Node, Any],
+    dtype: torch.dtype | None,
+    overrides: Mapping[Node, Override],
+    train: Tensor | None,
+) -> Any:
+    def compute(lookup: Lookup) -> Any:
+        return overrides[node](lookup, dtype) if node in overrides else execute(node, lookup, dtype)
+
+    def constant(source: Node) -> Any:
+        value = values[source]
+        return value.detach() if source not in captured.live and isinstance(value, Tensor) else value
+
+    if train is None or node not in captured.live or not _differentiates(captured, node, values, overrides):
+        return compute(values.__getitem__)
+    return torch.where(train[:, None], compute(values.__getitem__), compute(constant))
+
+
+def _differentiates(
+    captured: CapturedGraph, node: Node, values: Mapping[Node, Any], overrides: Mapping[Node, Override]
+) -> bool:
+    """Whether some parameter that wants a gradient enters at this node."""
+    sources = (values[source] for source in _inputs(node, overrides) if source not in captured.live)
+    return any(isinstance(value, Tensor) and value.requires_grad for value in sources)
+
+
+def _widened(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
+    return tensor.to(dtype) if dtype is not None and tensor.is_floating_point() else tensor
+
+
+def detached_scores(captured: CapturedGraph) -> dict[Node, Override]:
+    """Overrides that make attention probabilities constants (paper Def. E.3), fused or written out."""
+    found: dict[Node, Override] = {}
+    for node in captured.module.graph.nodes:
+        if opname(node) == "scaled_dot_product_attention":
+            found[node] = _DetachedAttention(node)
+        elif opname(node) in ("softmax", "_softmax"):
+            found[node] = _DetachedSoftmax(node)
+    return found
+
+
+class _DetachedSoftmax:
+    def __init__(self, node: Node):
+        self.node, self.inputs = node, tuple(node.all_input_nodes)
+
+    def __call__(self, lookup: Lookup, dtype: torch.dtype | None) -> Tensor:
+        return execute(self.node, lookup, dtype).detach()
+
+
+class _DetachedAttention(_DetachedSoftmax):
+    def __call__(self, lookup: Lookup, dtype: torch.dtype | None) -> Tensor:
+        args: Any = map_arg(self.node.args, lookup)
+        kwargs: Any = map_arg(self.node.kwargs, lookup)
+        return _detached_attention(*args, **kwargs)
+
+
+def _detached_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> Tensor:
+    """`scaled_dot_product_attention` with its probabilities as constants; heads ``[B, H, T, d]``."""
+    if enable_gqa:
+        group = query.shape[1] // key.shape[1]
+        key, value = key.repeat_interleave(group, 1), value.repeat_interleave(group, 1)
+    scores = query @ key.transpose(-1, -2) * (query.shape[-1] ** -0.5 if scale is None else scale)
+    if is_causal:
+        attn_mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()
+    if attn_mask is not None:
+        scores = scores.masked_fill(~attn_mask, -torch.inf) if attn_mask.dtype == torch.bool else scores + attn_mask
+    return scores.softmax(-1).detach() @ value

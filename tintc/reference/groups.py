@@ -1,0 +1,76 @@
+"""Which parameters descend: the rows of a model's tensors that each group of a layer's parameters names."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from tintc.errors import OptionError
+from tintc.ir.auxiliary import Linear, Norm
+from tintc.ir.core import Parameter, Program
+from tintc.lowering.canonicalise import canonicalise
+from tintc.lowering.roles import assign_roles
+from tintc.reference.approximations import Approximations
+
+LINEAR = {"value": "values", "output": "out", "ffn": "ffn", "query": "queries", "key": "keys"}
+"""Groups of linear layers by the importer's role."""
+
+
+@dataclass(frozen=True)
+class Member:
+    """Rows of one tensor that belong to a group. layer: -1 for the final norm; copies: how many times the authors' code
+    keeps this bias (1 for all else)."""
+
+    where: Parameter
+    group: str
+    layer: int
+    copies: int = 1
+
+    def rows(self, tensor: Tensor) -> list[Tensor]:
+        """Views of the parts of ``tensor``, or of anything of its shape, that belong to the group."""
+        tensor = tensor.T if self.where.transpose else tensor
+        return [tensor[start:stop] for start, stop in self.where.rows or ((0, tensor.shape[0]),)]
+
+
+def members(program: Program) -> Iterator[Member]:
+    """Every parameter of the layers and of the final norm, from an imported program."""
+    program = assign_roles(canonicalise(program))
+    width, parameters = program.attributes["width"], program.parameters
+    for op in program.ops:
+        if isinstance(op, Linear) and op.role in LINEAR:
+            group = LINEAR[op.role]
+            yield Member(parameters[op.weight], group, op.layer)
+            if op.bias:
+                copies = -(-parameters[op.weight].shape[1] // width)
+                yield Member(parameters[op.bias], group, op.layer, copies)
+        elif isinstance(op, Norm) and op.role in ("layer", "final"):
+            layer = op.layer if op.role == "layer" else -1
+            for name, group in ((op.weight, "norm-gain"), (op.bias, "norm-bias")):
+                if name:
+                    yield Member(parameters[name], group, layer)
+
+
+def factors(
+    program: Program, tensors: dict[str, Tensor], approximations: Approximations, n_update_layers: int | None
+) -> dict[str, Tensor]:
+    """What gradients are multiplied by, for the tensors that descend: 1, 0 for rows that stay, m for tiled biases.
+
+    n_update_layers None: all. Raises `OptionError` if the model has fewer layers.
+    """
+    found: dict[str, Tensor] = {}
+    everything = list(members(program))
+    n_layers = 1 + max((member.layer for member in everything), default=-1)
+    wanted = n_layers if n_update_layers is None else n_update_layers
+    if not 1 <= wanted <= n_layers:
+        raise OptionError(f"Cannot update {wanted} layers: the model has {n_layers}; choose 1 to {n_layers}.")
+    for member in everything:
+        chosen = approximations.groups is not None and member.group in approximations.groups
+        if chosen and (member.layer < 0 or member.layer >= n_layers - wanted):
+            name = member.where.source
+            factor = found.setdefault(name, torch.zeros_like(tensors[name], dtype=torch.int16))
+            for part in member.rows(factor):
+                part.fill_(member.copies if approximations.tiled_bias else 1)
+    return found

@@ -1,0 +1,69 @@
+"""What an artefact stores, beside what compiling its model again gives: streamed, a tensor at a time."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from torch import Tensor
+
+from tintc.errors import ModelError
+from tintc.frontend.graph import CapturedGraph
+from tintc.frontend.importer import import_graph
+from tintc.frontend.load import AuxiliarySource
+from tintc.ir.text import print_program
+from tintc.lowering.canonicalise import canonicalise
+from tintc.lowering.emit import emit
+from tintc.lowering.roles import assign_roles
+from tintc.runtime.artefact import files_of, read_auxiliary
+from tintc.runtime.model import TintForCausalLM
+
+
+def check_program(path: str, graph: CapturedGraph, source: AuxiliarySource) -> None:
+    """Raise `ModelError` unless the artefact was made from a model with this program."""
+    text = read_auxiliary(path)
+    if text is not None and text != print_program(assign_roles(canonicalise(import_graph(graph)))):
+        raise ModelError(
+            f"{path} was not compiled from {source.provenance['source']}: their programs differ. Pass the model it was "
+            "compiled from, or compile again."
+        )
+
+
+def stored_problems(path: str, sim: TintForCausalLM, graph: CapturedGraph, source: AuxiliarySource) -> list[str]:
+    """Stored tensors that compiling again does not give. Raises `ModelError` if most weights are others."""
+    missing = sorted({p.source for p in sim.program.parameters.values()} - set(graph.tensors))
+    if missing:
+        raise ModelError(f"{source.provenance['source']} has no tensor {missing[0]}, from which {path} was compiled.")
+    expected = emit(sim.program, graph.tensors, sim.config.inner_lr, sim.dtype)
+    stored = _stored(files_of(path))
+    weights, changed = 0, []
+    for name, tensor in expected:
+        weights += _is_weight(name)
+        if name not in stored or not _same(stored[name].get_tensor(name), tensor):
+            changed.append(name)
+    others = [name for name in changed if _is_weight(name)]
+    if 2 * len(others) > weights:
+        raise ModelError(
+            f"{path} was not compiled from {source.provenance['source']}: {len(others)} of its {weights} weight "
+            "tensors are others. Pass the model it was compiled from."
+        )
+    if not changed:
+        return []
+    more = ", ..." if len(changed) > 3 else ""
+    return [f"{len(changed)} stored tensors are not those that the compiler makes: {', '.join(changed[:3])}{more}"]
+
+
+def _is_weight(name: str) -> bool:
+    return name.startswith(("prefixes.", "tables."))
+
+
+def _stored(folder: Path) -> dict[str, Any]:
+    """The open file that holds each tensor; tensors are read one at a time."""
+    files = [safe_open(file, framework="pt") for file in sorted(folder.glob("*.safetensors"))]
+    return {name: file for file in files for name in file.keys()}  # noqa: SIM118 - not a dict
+
+
+def _same(a: Tensor, b: Tensor) -> bool:
+    return a.dtype == b.dtype and torch.equal(a, b)

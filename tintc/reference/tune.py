@@ -1,0 +1,220 @@
+"""`tune`: fine-tuning written out, on a captured graph, with the approximations one asks for.
+
+    logits before  <- the model
+    N times:          loss over the train tokens; gradients; p <- p - lr * gradient, of the parameters that descend
+    logits after   <- the model with the new parameters
+
+Every text of a batch is trained and run on its own: a simulator keeps updated weights per example.
+"""
+
+from __future__ import annotations
+
+import math
+import weakref
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.fx import Node
+
+from tintc.errors import InputError, OptionError
+from tintc.frontend.capture import capture
+from tintc.frontend.graph import CapturedGraph
+from tintc.frontend.importer import Recognised, recognise
+from tintc.ir.auxiliary import Linear
+from tintc.reference.approximations import Approximations
+from tintc.reference.captured import Override, detached_scores, run_nodes
+from tintc.reference.groups import factors
+from tintc.reference.regions import difference_regions
+
+LOSSES = ("ce", "quad", "mse")
+_RECOGNISED: weakref.WeakKeyDictionary[CapturedGraph, Recognised] = weakref.WeakKeyDictionary()
+
+Tensors = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """What `tune` found.
+
+    before, after: logits ``[B, T, V]`` of the model and of what it was tuned to; gradients: for every step, the update
+    over minus the learning rate of each parameter that descends, by its name in the model, ``[B, *shape]``; rows of a
+    tensor that do not descend are zero; losses ``[N, B]``: the summed loss in which each step begins.
+    """
+
+    before: Tensor
+    after: Tensor
+    gradients: tuple[Tensors, ...]
+    losses: Tensor
+
+
+def tune(
+    model: nn.Module | CapturedGraph,
+    input_ids: Tensor,
+    train_mask: Tensor,
+    *,
+    loss_mask: Tensor | None = None,
+    inner_lr: float = 1e-4,
+    n_steps: int = 1,
+    n_update_layers: int | None = None,
+    loss: str = "ce",
+    semantics: str = "exact",
+    approximations: Approximations | None = None,
+    dtype: torch.dtype = torch.float64,
+) -> Tuned:
+    """Fine-tune a decoder on the train tokens of each text, and predict with the result; the model stays as it was.
+
+    model: a transformers model, or what `capture` made of one; input_ids ``[B, T]``; train_mask ``[B, T]`` or, for
+    different tokens in each step, ``[N, B, T]``, non-zero is true; loss_mask ``[B, T]`` over target tokens;
+    n_update_layers: top layers that descend (None: all); loss ``ce``, ``quad`` or ``mse`` (Remark H.2), summed over
+    tokens; semantics: ``exact`` counts position i if tokens i and i + 1 are train tokens, ``paper-code`` if i + 1 is;
+    approximations None: those of a simulator with these semantics. With fewer than two train tokens nothing is trained.
+
+    Raises `OptionError` and `InputError` for what does not fit, `UnsupportedModelError` if an approximation needs to
+    know the graph's parts and they are not recognised.
+    """
+    graph = model if isinstance(model, CapturedGraph) else capture(model)
+    chosen = Approximations.of(semantics) if approximations is None else approximations
+    _check(loss, n_steps, inner_lr)
+    train = _masks(train_mask, input_ids, n_steps)
+    counts = _counted(train, loss_mask, input_ids, semantics)
+    tuning = _Tuning(graph, chosen, n_update_layers, loss, dtype)
+    rows = [
+        tuning.run(ids, train[:, index], counts[:, index], inner_lr)
+        for index, ids in enumerate(input_ids.to(graph.input_ids.meta["val"].device))
+    ]
+    gradients = tuple(
+        {name: torch.stack([row.gradients[n][name] for row in rows]) for name in step}
+        for n, step in enumerate(rows[0].gradients)
+    )
+    return Tuned(
+        torch.stack([row.before for row in rows]),
+        torch.stack([row.after for row in rows]),
+        gradients,
+        torch.stack([row.losses for row in rows], 1),
+    )
+
+
+def _check(loss: str, n_steps: int, inner_lr: float) -> None:
+    if loss not in LOSSES:
+        raise OptionError(f"The loss {loss!r} is unknown; choose one of {', '.join(LOSSES)}.")
+    if n_steps < 1:
+        raise OptionError(f"The option steps is {n_steps}; it must be at least 1.")
+    if not (math.isfinite(inner_lr) and inner_lr >= 0):
+        raise OptionError(f"The learning rate is {inner_lr}; it must be a finite number, zero or more.")
+
+
+def _masks(mask: Tensor, ids: Tensor, n_steps: int) -> Tensor:
+    """The train mask as ``[N, B, T]`` bool; rows with fewer than two train tokens are emptied."""
+    if ids.dim() != 2 or mask.shape not in (ids.shape, (n_steps, *ids.shape)):
+        raise InputError(
+            f"input_ids {tuple(ids.shape)} and train_mask {tuple(mask.shape)} do not fit; pass [B, T] and [B, T], or "
+            f"[{n_steps}, B, T]."
+        )
+    train = (mask != 0).expand(n_steps, *ids.shape)
+    return train & (train.sum(-1, keepdim=True) >= 2)
+
+
+def _counted(train: Tensor, loss_mask: Tensor | None, ids: Tensor, semantics: str) -> Tensor:
+    """Positions whose loss counts, ``[N, B, T]``; the last one never does, for want of a target."""
+    target = train if loss_mask is None else train & (loss_mask != 0).expand_as(ids)
+    counts = torch.zeros_like(train)
+    counts[..., :-1] = target[..., 1:] if semantics == "paper-code" else target[..., 1:] & train[..., :-1]
+    return counts
+
+
+@dataclass(frozen=True)
+class _Row:
+    """`Tuned` for one text."""
+
+    before: Tensor
+    after: Tensor
+    gradients: list[Tensors]
+    losses: Tensor
+
+
+class _Tuning:
+    """One model with one choice of approximations."""
+
+    def __init__(
+        self,
+        graph: CapturedGraph,
+        approximations: Approximations,
+        n_update_layers: int | None,
+        loss: str,
+        dtype: torch.dtype,
+    ):
+        self.graph, self.approximations, self.loss, self.dtype = graph, approximations, loss, dtype
+        floats = [name for name in sorted(graph.parameter_names) if graph.tensors[name].is_floating_point()]
+        self.parameters = {name: graph.tensors[name].to(dtype) for name in floats}
+        if approximations.groups is not None:
+            self.factors = factors(self.recognised().program, self.parameters, approximations, n_update_layers)
+        elif n_update_layers is not None:
+            raise OptionError("n_update_layers needs groups of parameters that descend; name them, or leave it out.")
+        else:
+            self.factors = {name: torch.ones((), dtype=dtype) for name in floats}
+        self.overrides: dict[Node, Override] = {}
+        if approximations.scores:
+            self.overrides |= detached_scores(graph)
+        if approximations.norms is not None or approximations.activations is not None:
+            found = self.recognised()
+            self.overrides |= difference_regions(graph, found, approximations.norms, approximations.activations)
+
+    def recognised(self) -> Recognised:
+        if self.graph not in _RECOGNISED:
+            _RECOGNISED[self.graph] = recognise(self.graph)
+        return _RECOGNISED[self.graph]
+
+    def run(self, ids: Tensor, train: Tensor, counts: Tensor, inner_lr: float) -> _Row:
+        """``ids [T]``, masks ``[N, T]``."""
+        parameters, before, gradients, losses = dict(self.parameters), None, [], []
+        for trained, counted in zip(train, counts, strict=True):
+            logits, loss, gradient = self.step(parameters, ids, trained.to(ids.device), counted.to(ids.device))
+            before = logits if before is None else before
+            parameters |= {name: parameters[name] - inner_lr * g for name, g in gradient.items()}
+            gradients.append(gradient)
+            losses.append(loss)
+        with torch.no_grad():
+            (after,) = run_nodes(self.graph, ids[None], (self.graph.logits,), parameters, self.dtype, self.overrides)
+        assert before is not None
+        return _Row(before, after[0], gradients, torch.stack(losses))
+
+    @torch.enable_grad()
+    def step(self, parameters: Tensors, ids: Tensor, train: Tensor, counts: Tensor) -> tuple[Tensor, Tensor, Tensors]:
+        """Logits ``[T, V]``, summed loss and gradients at the given parameters."""
+        leaves = {name: parameters[name].detach().requires_grad_() for name in self.factors}
+        only = train if self.approximations.train_tokens and not _is_prefix(train) else None
+        wanted = (self.graph.logits, self.head()[0]) if self.loss == "mse" else (self.graph.logits,)
+        found = run_nodes(self.graph, ids[None], wanted, parameters | leaves, self.dtype, self.overrides, only)
+        total = self.summed_loss(found, ids)[counts[:-1]].sum()
+        if not total.requires_grad or not counts.any():
+            return found[0][0].detach(), total.detach(), {name: torch.zeros_like(leaf) for name, leaf in leaves.items()}
+        pulled = torch.autograd.grad(total, list(leaves.values()), allow_unused=True, materialize_grads=True)
+        gradients = {name: g * self.factors[name] for name, g in zip(leaves, pulled, strict=True)}
+        return found[0][0].detach(), total.detach(), gradients
+
+    def summed_loss(self, found: tuple[Tensor, ...], ids: Tensor) -> Tensor:
+        """The loss at every position but the last, ``[T - 1]`` (Appendix H, Remark H.2)."""
+        logits, targets = found[0][0, :-1], ids[1:]
+        if self.loss == "ce":
+            return F.cross_entropy(logits, targets, reduction="none")
+        if self.loss == "quad":  # its gradient with respect to the head's input x is E^T (E x + b) - e_next
+            return logits.square().sum(-1) / 2 - logits.gather(1, targets[:, None])[:, 0]
+        rows = self.parameters[self.head()[1]][targets]
+        return (found[1].reshape(len(ids), -1)[:-1] - rows).square().sum(-1) / 2
+
+    def head(self) -> tuple[Node, str]:
+        """The node that the language-model head reads, and the head's matrix."""
+        found = self.recognised()
+        node = next(node for node, value in found.values.items() if value is found.program.outputs["logits"])
+        op = found.program.producers()[found.values[node]]
+        if not isinstance(op, Linear):
+            raise OptionError("The loss mse needs logits that are a linear function of the last layer; choose ce.")
+        return found.inputs[node][0], found.program.parameters[op.weight].source
+
+
+def _is_prefix(train: Tensor) -> bool:
+    """Whether no token before a train token is left out. Then no other token receives a gradient, by causality."""
+    count = int(train.sum())
+    return bool(train[:count].all())

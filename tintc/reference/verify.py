@@ -1,0 +1,260 @@
+"""`verify`: whether a compiled simulator does to a model what its options say, by the reference beside it.
+
+Three things are compared, on a probe text:
+
+- every stored tensor with the one that compiling the model again gives, bit for bit;
+- logits before and after the simulated descent with those of `tune` under the same options;
+- the gradient of the first step, parameter by parameter, with that of `tune` (and, to show what the approximations
+  cost, with exact autograd).
+
+The simulator computes in its own dtype, the reference in fp64 where memory allows; `Tolerances` says how far apart they
+may be.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import psutil
+import torch
+from torch import Tensor
+
+from tintc.errors import InputError
+from tintc.frontend.capture import capture
+from tintc.frontend.graph import CapturedGraph
+from tintc.frontend.load import AuxiliarySource
+from tintc.ir.auxiliary.interpreter import view
+from tintc.ir.inputs import resolve_inputs
+from tintc.reference.approximations import Approximations, Difference
+from tintc.reference.stored import check_program, stored_problems
+from tintc.reference.tune import Tuned, tune
+from tintc.runtime.config import TintConfig
+from tintc.runtime.gradients import simulated_gradients
+from tintc.runtime.model import TintForCausalLM
+
+LOGGER = logging.getLogger("tintc")
+COPIES = 6
+"""How many times the model's size the reference takes."""
+
+
+@dataclass(frozen=True)
+class Tolerances:
+    """Largest relative errors, in the Euclidean norm.
+
+    logits: of the logits before; gradient: of each parameter's gradient. Logits after may differ by both: `logits` of
+    their size and `gradient` of the update's. floor: part of the whole gradient's norm that is let pass in any
+    parameter, because rounding does not shrink with a gradient that nearly cancels.
+    """
+
+    logits: float
+    gradient: float
+    floor: float
+
+    @classmethod
+    def of(cls, dtype: torch.dtype, scheme: str) -> Tolerances:
+        """For a simulator of that dtype; a constant step of differences is noisy in short types (spec, section 6)."""
+        if dtype == torch.float64:
+            return cls(1e-9, 1e-6, 1e-9)
+        if dtype == torch.float32:
+            return cls(1e-4, 1e-2 if scheme == "token" else 0.3, 1e-5)
+        return cls(5e-2, 0.3, 1e-2)
+
+
+@dataclass(frozen=True)
+class Compared:
+    """A simulated gradient beside the reference's, with the same approximations and without any."""
+
+    cosine: float
+    error: float
+    cosine_exact: float
+    error_exact: float
+    allowed: float
+    size: float
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What `verify` found. problems: sentences, none if the simulator does what its options say; gradient: all
+    parameters together; errors as in `Tolerances`, that of the update relative to the update."""
+
+    problems: list[str]
+    tolerances: Tolerances
+    logits_before_error: float
+    logits_after_error: float
+    update_error: float
+    gradient: Compared
+    parameters: dict[str, Compared]
+    executor: str
+    dtype: str
+    reference_dtype: str
+    tokens: int
+    train_tokens: int
+
+    @property
+    def ok(self) -> bool:
+        return not self.problems
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values; numbers that are not finite are null."""
+        return {"ok": self.ok, **_finite(asdict(self))}
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(inner) for key, inner in value.items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def verify(path: str, sim: TintForCausalLM, source: AuxiliarySource, ids: Tensor, train: int) -> Verdict:
+    """Compare the simulator in folder `path`, loaded as `sim`, with the model, on ``ids [T]``, the first `train` of
+    which are trained on.
+
+    Raises `ModelError` if it was compiled from another model, `InputError` if training blows up on this text.
+    """
+    LOGGER.info("capturing the model")
+    graph = capture(source.model, sim.layout.max_length, source.provenance["source"])
+    check_program(path, graph, source)
+    LOGGER.info("comparing stored tensors")
+    problems = stored_problems(path, sim, graph, source)
+    LOGGER.info("running the simulator")
+    mask = (torch.arange(len(ids)) < train)[None]
+    with torch.no_grad():
+        out = sim(ids[None].to(sim.device), train_mask=mask, return_before=True)
+    executor = sim.last_executor
+    made = simulated_gradients(sim, resolve_inputs(ids[None].to(sim.device), mask, semantics=sim.config.semantics))
+    config, tolerances = sim.config, Tolerances.of(sim.dtype, sim.config.fd_scheme)
+    dtype = reference_dtype(source)
+    LOGGER.info("fine-tuning the model with the same approximations")
+    tuned = _tuned(graph, config, ids, mask, _approximations(config), config.n_steps, dtype)
+    if not bool(tuned.after.isfinite().all()):
+        raise InputError(f"The learning rate {config.inner_lr} is too large for this text; pass another with --text.")
+    LOGGER.info("fine-tuning the model exactly")
+    plain = replace(_approximations(config), scores=False, norms=None, activations=None, tiled_bias=False)
+    exact = _tuned(graph, config, ids, mask, plain, 1, dtype)
+    stays = [name for name in made if sim.program.parameters[name].source not in tuned.gradients[0]]
+    products = {name: _products(sim, name, g, tuned, exact) for name, g in made.items() if name not in stays}
+    parameters = _compare(products, tolerances)
+    before, after = _apart(out.logits_before, tuned.before), _apart(out.logits, tuned.after)
+    update = float((tuned.after - tuned.before).norm())
+    problems += _numeric_problems(tolerances, before, after, update, tuned, parameters)
+    problems += _other_parameters(sim, tuned, list(products), stays)
+    return Verdict(
+        problems=problems,
+        tolerances=tolerances,
+        logits_before_error=before / float(tuned.before.norm()),
+        logits_after_error=after / float(tuned.after.norm()),
+        update_error=after / update if update else 0.0,
+        gradient=_compared(torch.stack(list(products.values())).sum(0), tolerances.gradient),
+        parameters=parameters,
+        executor=executor,
+        dtype=str(sim.dtype).removeprefix("torch."),
+        reference_dtype=str(dtype).removeprefix("torch."),
+        tokens=len(ids),
+        train_tokens=train,
+    )
+
+
+def reference_dtype(source: AuxiliarySource) -> torch.dtype:
+    """fp64, or fp32 for a model too large for that."""
+    size = sum(tensor.numel() for tensor in source.model.parameters())
+    return torch.float64 if COPIES * size * 8 <= psutil.virtual_memory().available else torch.float32
+
+
+def _approximations(config: TintConfig) -> Approximations:
+    difference = Difference(config.fd_scheme, config.fd_step)
+    return replace(Approximations.of(config.semantics), norms=difference, activations=difference)
+
+
+def _tuned(
+    graph: CapturedGraph,
+    config: TintConfig,
+    ids: Tensor,
+    mask: Tensor,
+    approximations: Approximations,
+    n_steps: int,
+    dtype: torch.dtype,
+) -> Tuned:
+    return tune(
+        graph,
+        ids[None],
+        mask,
+        inner_lr=config.inner_lr,
+        n_steps=n_steps,
+        n_update_layers=config.n_update_layers,
+        loss=config.loss,
+        semantics=config.semantics,
+        approximations=approximations,
+        dtype=dtype,
+    )
+
+
+def _products(sim: TintForCausalLM, name: str, gradient: Tensor, tuned: Tuned, exact: Tuned) -> Tensor:
+    """Of a parameter's gradient g: ``<g, g>``, then ``<r, r>``, ``<g, r>``, ``|g - r|^2`` with r the reference's
+    gradient of the same rows, and the same three with the exact one."""
+    parameter = sim.program.parameters[name]
+    found: list[Tensor] = []
+    for other in (tuned, exact):
+        right = view(parameter, other.gradients[0][parameter.source][0]).cpu()
+        own = gradient.to("cpu", right.dtype)
+        found += [right.square().sum(), (own * right).sum(), (own - right).square().sum()]
+    return torch.stack([gradient.double().square().sum().cpu(), *found]).double()
+
+
+def _compare(products: dict[str, Tensor], tolerances: Tolerances) -> dict[str, Compared]:
+    total = float(sum(found[1] for found in products.values())) ** 0.5
+    compared = {}
+    for name, found in products.items():
+        size = float(found[1]) ** 0.5
+        compared[name] = _compared(found, tolerances.gradient + (tolerances.floor * total / size if size else 0.0))
+    return compared
+
+
+def _compared(products: Tensor, allowed: float) -> Compared:
+    own, *others = products.tolist()
+    cosines, errors = [], []
+    for size, both, apart in (others[:3], others[3:]):
+        cosines.append(both / (own * size) ** 0.5 if own and size else float(own == size))
+        errors.append((apart / size) ** 0.5 if size else own**0.5)
+    return Compared(cosines[0], errors[0], cosines[1], errors[1], allowed, others[0] ** 0.5)
+
+
+def _apart(found: Tensor, right: Tensor) -> float:
+    return float((found.to("cpu", right.dtype) - right.cpu()).norm())
+
+
+def _numeric_problems(
+    tolerances: Tolerances, before: float, after: float, update: float, tuned: Tuned, parameters: dict[str, Compared]
+) -> Iterator[str]:
+    size = float(tuned.before.norm())
+    if not before <= tolerances.logits * size:
+        yield f"the logits before the update are {before / size:.2g} off, relatively; {tolerances.logits:g} is allowed"
+    allowed = tolerances.logits * float(tuned.after.norm()) + tolerances.gradient * update
+    if not after <= allowed:
+        yield f"the logits after the update are {after:.3g} off; {allowed:.3g} is allowed (the update is {update:.3g})"
+    wrong = [name for name, found in parameters.items() if not found.error <= found.allowed]
+    if wrong:
+        worst = max(wrong, key=lambda name: parameters[name].error)
+        found = parameters[worst]
+        yield (
+            f"the gradients of {len(wrong)} of {len(parameters)} parameters are off, most that of {worst}: "
+            f"{found.error:.2g}, relatively; {found.allowed:.2g} is allowed"
+        )
+
+
+def _other_parameters(sim: TintForCausalLM, tuned: Tuned, made: list[str], stays: list[str]) -> Iterator[str]:
+    """Parameters that the options say descend and that the program leaves alone, and the other way round."""
+    if stays:
+        yield f"the program updates {len(stays)} parameters that its options say stay, {stays[0]} among them"
+    left = {name: gradient[0].clone() for name, gradient in tuned.gradients[0].items()}
+    for name in made:
+        parameter = sim.program.parameters[name]
+        tensor = left[parameter.source].T if parameter.transpose else left[parameter.source]
+        for start, stop in parameter.rows or ((0, tensor.shape[0]),):
+            tensor[start:stop] = 0
+    names = [name for name, gradient in left.items() if bool(gradient.any())]
+    if names:
+        yield f"the program does not update {len(names)} parameters that its options say it does, {names[0]} among them"
