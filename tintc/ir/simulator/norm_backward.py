@@ -70,23 +70,30 @@ class NormBackward(SimOp):
     def _fused_difference(self, x: Tensor, g: Tensor) -> Tensor:
         """``(f(x + h g) - f(x)) / h`` from three sums per token, without the cancellation.
 
-        Let x have its mean mu taken off, s be the scale of f at x, and s' that at x + h g. With m the mean of g and
-        p / 2, q those of x g and (g - m)^2: ``s'^2 = s^2 + h p + h^2 q``, and f(x + h g) - f(x) is
-        ``h (g - m) / s' + x (1/s' - 1/s)``, where ``1/s' - 1/s = -h (p + h q) / (s s' (s + s'))``. For RMSNorm, mu =
-        m = 0. QED.
+        Let x have its mean taken off, s be the scale of f at x (x = s f), and s' that at x + h g. With m the mean
+        of g and p / 2, q those of x g and (g - m)^2: ``s'^2 = s^2 + h p + h^2 q``, and f(x + h g) - f(x) is
+        ``h (g - m) / s' + x (1/s' - 1/s)``, where ``1/s' - 1/s = -h (p + h q) / (s s' (s + s'))``. For RMSNorm, m = 0.
+        QED.
         """
-        x = x - x.mean(-1, keepdim=True) if self.kind == "layer" else x
+        f, inverse = self._normalised(x)
         m = g.mean(-1, keepdim=True) if self.kind == "layer" else None
-        size, s2 = rms(g), rms(x).square() + self.eps
+        s, size = inverse.reciprocal(), rms(g)
+        p = torch.linalg.vecdot(f, g)[..., None] * s * (2 / x.shape[-1])
         q = size.square() if m is None else size.square() - m.square()
-        p = (x * g).sum(-1, keepdim=True) * (2 / x.shape[-1])
-        s = s2.sqrt()
         h = self.fd_step if self.scheme == "fixed" else s * step_size(self.fd_step, size)
         change = p + h * q
-        s_stepped = (s2 + h * change).sqrt()
-        inverse = s_stepped.reciprocal()
-        dx = g * inverse if m is None else torch.addcmul(-m * inverse, g, inverse)
-        return torch.addcmul(dx, x, -change * inverse / (s * (s + s_stepped)))
+        stepped = (s.square() + h * change).rsqrt()
+        dx = g * stepped if m is None else torch.addcmul(-m * stepped, g, stepped)
+        return torch.addcmul(dx, f, -change * stepped / (s + stepped.reciprocal()))
+
+    def _normalised(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """f(x) and 1/s; the kernel that has both gives no gradient through 1/s."""
+        if self.kind == "layer" and not torch.is_grad_enabled():
+            f, _, inverse = torch.native_layer_norm(x, x.shape[-1:], None, None, self.eps)
+            return f, inverse
+        x = x - x.mean(-1, keepdim=True) if self.kind == "layer" else x
+        inverse = (rms(x).square() + self.eps).rsqrt()
+        return x * inverse, inverse
 
     def scratch(self, counts: FusedCounts, itemsize: int) -> int:
         return DIFFERENCE_BYTES * counts.lengths[self] * self.results[0].type.width

@@ -29,6 +29,7 @@ from tintc.ir.structure import Block
 
 def fused_norm(kind: str, eps: float, x: Tensor, gain: Tensor | None, bias: Tensor | None) -> Tensor:
     """gain * f(x) + bias in one kernel where PyTorch has it; the bias may be per example, ``[B, D]``."""
+    bias = bias[0] if bias is not None and bias.shape[:-1] == (1,) else bias
     own = bias if bias is not None and bias.dim() == 1 else None
     shape = x.shape[-1:]
     if kind == "layer":
