@@ -14,7 +14,7 @@ from fused_cases import FAMILIES, check_fused, compiled, edited, relative_to_upd
 from programs import Sketch, simulator
 
 from tintc.ir import simulator as ops
-from tintc.ir.auxiliary import Linear
+from tintc.ir.auxiliary import Gate, Linear
 from tintc.ir.core import Program, Value, substitute
 from tintc.ir.inputs import resolve_inputs
 from tintc.ir.simulator.interpreter import interpret
@@ -144,6 +144,21 @@ def test_layers_that_share_weights(batch: int) -> None:
     sim = simulator(program, tensors, n_steps=3, inner_lr=1e-3)
     sim.trust()
     check_fused(sim, torch.randint(0, 11, (batch, 9), generator=torch.Generator().manual_seed(0)))
+
+
+def test_values_that_an_op_reads_twice() -> None:
+    """``x silu(x)`` and ``x + x``: what is written over must not be the other operand."""
+    make = Sketch(12, seed=4)
+    x = make.embedding("wte", 11)
+    make.layer = 0
+    up = make.linear("up", make.norm("ln", x), 20, "ffn")
+    down = make.linear("down", make.add(Gate, "act", 20, up, up, fn="silu"), 12, "ffn")
+    x = make.sum("out", x, make.sum("twice", down, down))
+    make.layer = -1
+    program, tensors = make.finish(make.norm("lnf", x, "final"), 11, 1)
+    sim = simulator(program, tensors, n_steps=2, inner_lr=1e-2)
+    sim.trust()
+    check_fused(sim, torch.randint(0, 11, (2, 9), generator=torch.Generator().manual_seed(0)))
 
 
 def drop_descent(program: Program) -> None:

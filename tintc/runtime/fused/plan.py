@@ -91,9 +91,9 @@ class Plan:
         ]
 
     def frees(self, op: SimOp, value: Value) -> bool:
-        """Whether `op` is the last that needs `value`; pending updates need theirs to the end."""
+        """Whether `op`, which reads `value` once, is the last that needs it; pending updates need theirs to the end."""
         value = self.resolve(value)
-        return value in self.last[op] and value not in self.carried
+        return value in self.last[op] and value not in self.carried and self.operands(op).count(value) == 1
 
     @cached_property
     def carried(self) -> set[Value]:
