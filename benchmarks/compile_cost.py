@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import json
 import os
-import resource
 import subprocess
 import sys
 import tempfile
@@ -29,6 +28,7 @@ import shapes
 
 import tintc
 from tintc.runtime.artefact import write_artefact
+from tintc.runtime.evaluate import peak_rss_bytes
 
 TARGETS = {"seconds": 15.0, "GB at the peak": 2.5, "1e9 stored values": 0.35}
 
@@ -42,7 +42,7 @@ def measure(auxiliary: Path, out: Path) -> dict[str, float]:
     write_artefact(sim, out)
     return {
         "seconds": compiled - start,
-        "GB at the peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9,
+        "GB at the peak": peak_rss_bytes() / 1e9,
         "1e9 stored values": values / 1e9,
         "seconds to write": time.perf_counter() - compiled,
         "GB on disk": sum(file.stat().st_size for file in out.iterdir()) / 1e9,

@@ -10,7 +10,6 @@ the whole batch's train tokens plus the batch's logits.
 from __future__ import annotations
 
 import json
-import resource
 import sys
 import time
 from pathlib import Path
@@ -26,6 +25,7 @@ from speed import LENGTH, RATE, TRAIN, texts
 
 import tintc
 from tintc.ir.text import parse_program
+from tintc.runtime.evaluate import peak_rss_bytes
 
 
 def fused(folder: Path, batch: int) -> dict[str, float]:
@@ -33,7 +33,7 @@ def fused(folder: Path, batch: int) -> dict[str, float]:
     sim = tintc.load(folder, executor="fused")
     with torch.no_grad():
         sim(texts(batch, sim.config.vocab_size))
-    return {"seconds": time.perf_counter() - start, "peak": peak() - base}
+    return {"seconds": time.perf_counter() - start, "peak": peak_rss_bytes() - base}
 
 
 def explicit(folder: Path, compiled: Path, batch: int) -> dict[str, float]:
@@ -42,7 +42,7 @@ def explicit(folder: Path, compiled: Path, batch: int) -> dict[str, float]:
     peer = Peer(shapes.load(folder), program, RATE)
     ids = texts(batch, peer.model.config.vocab_size)
     peer.run_batch(ids, TRAIN)
-    found = {"seconds": time.perf_counter() - start, "peak": peak() - base}
+    found = {"seconds": time.perf_counter() - start, "peak": peak_rss_bytes() - base}
     weights = sum(p.numel() * p.element_size() for p in peer.model.parameters())
     logits = batch * LENGTH * peer.model.config.vocab_size * 4
     return found | {"weights": weights, "activations": saved(peer, ids[:, :TRAIN]) + logits}
@@ -63,10 +63,6 @@ def saved(peer: Peer, ids: torch.Tensor) -> int:
         logits = peer.model(ids, use_cache=False).logits
         torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten(), reduction="sum")
     return sum(storage.nbytes() for storage in kept.values())
-
-
-def peak() -> int:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 if __name__ == "__main__":
