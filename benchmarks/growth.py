@@ -22,6 +22,7 @@ import matplotlib.pyplot as plt
 import torch
 import transformers
 import typer
+from matplotlib.ticker import FuncFormatter, NullLocator
 from torch import Tensor
 
 sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
@@ -147,7 +148,9 @@ def plot(curve: str, points: list[Measured], folder: Path) -> None:
     for axes in (left, right):
         axes.set_xlabel(NAMES[curve])
         axes.set_xticks(values, [str(value) for value in values])
-        axes.minorticks_off()
+        axes.xaxis.set_minor_locator(NullLocator())
+        for axis in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
+            axis(FuncFormatter(lambda value, _: f"{value:g}"))
         axes.grid(alpha=0.3)
         axes.legend()
     figure.savefig(folder / f"growth_{curve}.png", dpi=110)
