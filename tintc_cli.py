@@ -23,22 +23,32 @@ app = typer.Typer(
 )
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output.")]
+Model = Annotated[str, typer.Argument(help="A model folder, a .gguf file, or the id of a model on the hub.")]
+Steps = Annotated[int, typer.Option(help="Simulated gradient steps.")]
+UpdateLayers = Annotated[int | None, typer.Option(help="Top layers that are updated [default: all].")]
+Semantics = Annotated[Literal["exact", "paper-code"], typer.Option(help="Which definition to follow.")]
+HeadWidth = Annotated[int | None, typer.Option(help="Width of a head [default: the least that will do].")]
+Heads = Annotated[int | None, typer.Option(help="Heads of an embedding [default: the least that will do].")]
+MaxLength = Annotated[int | None, typer.Option(help="Longest text [default: the model's, at most 2048].")]
+Executor = Annotated[
+    Literal["auto", "fused", "literal"], typer.Option(help="How it is executed [auto: fused where that is exact].")
+]
 
 
 @app.command("compile")
 def compile_(
-    model: Annotated[str, typer.Argument(help="A model folder, a .gguf file, or the id of a model on the hub.")],
+    model: Model,
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder to write.")],
-    steps: Annotated[int, typer.Option(help="Simulated gradient steps.")] = 1,
-    update_layers: Annotated[int | None, typer.Option(help="Top layers that are updated [default: all].")] = None,
+    steps: Steps = 1,
+    update_layers: UpdateLayers = None,
     lr: Annotated[float, typer.Option(help="Learning rate; gradients are summed over train tokens.")] = 1e-4,
     loss: Annotated[Literal["ce", "quad"], typer.Option(help="Loss on the train tokens.")] = "ce",
-    semantics: Annotated[Literal["exact", "paper-code"], typer.Option(help="Which definition to follow.")] = "exact",
+    semantics: Semantics = "exact",
     stack: Annotated[int | None, typer.Option(help="Weight rows in one prefix [default: the cheapest].")] = None,
     shards: Annotated[int | None, typer.Option(help="Parts of a weight row [default: the cheapest].")] = None,
-    head_width: Annotated[int | None, typer.Option(help="Width of a head [default: the least that will do].")] = None,
-    heads: Annotated[int | None, typer.Option(help="Heads of an embedding [default: the least that will do].")] = None,
-    max_length: Annotated[int | None, typer.Option(help="Longest text [default: the model's, at most 2048].")] = None,
+    head_width: HeadWidth = None,
+    heads: Heads = None,
+    max_length: MaxLength = None,
     fd_step: Annotated[float | None, typer.Option(help="Step of the finite differences [default: 0.001].")] = None,
     dtype: Annotated[
         Literal["float32", "bfloat16", "float64"] | None, typer.Option(help="Stored type [default: the model's].")
@@ -68,15 +78,15 @@ def compile_(
 
 @app.command()
 def plan(
-    model: Annotated[str, typer.Argument(help="A model folder, a .gguf file, or the id of a model on the hub.")],
-    steps: Annotated[int, typer.Option(help="Simulated gradient steps.")] = 1,
-    update_layers: Annotated[int | None, typer.Option(help="Top layers that are updated [default: all].")] = None,
-    semantics: Annotated[Literal["exact", "paper-code"], typer.Option(help="Which definition to follow.")] = "exact",
+    model: Model,
+    steps: Steps = 1,
+    update_layers: UpdateLayers = None,
+    semantics: Semantics = "exact",
     stack: Annotated[int | None, typer.Option(help="Weight rows in one prefix [default: any].")] = None,
     shards: Annotated[int | None, typer.Option(help="Parts of a weight row [default: any].")] = None,
-    head_width: Annotated[int | None, typer.Option(help="Width of a head [default: the least that will do].")] = None,
-    heads: Annotated[int | None, typer.Option(help="Heads of an embedding [default: the least that will do].")] = None,
-    max_length: Annotated[int | None, typer.Option(help="Longest text [default: the model's, at most 2048].")] = None,
+    head_width: HeadWidth = None,
+    heads: Heads = None,
+    max_length: MaxLength = None,
     png: Annotated[Path | None, typer.Option(help="Also draw the trade-off into this file.")] = None,
     every: Annotated[bool, typer.Option("--all", help="List layouts that others beat in everything too.")] = False,
     json: Json = False,
@@ -119,9 +129,7 @@ def run(
     block_size: Annotated[int | None, typer.Option(help="Tokens in a block [default: as many as fit].")] = None,
     max_blocks: Annotated[int | None, typer.Option(help="Most blocks to run [default: all].")] = None,
     lr: Annotated[float | None, typer.Option(help="Learning rate [default: the stored one].")] = None,
-    executor: Annotated[
-        Literal["auto", "fused", "literal"], typer.Option(help="How it is executed [auto: fused where that is exact].")
-    ] = "auto",
+    executor: Executor = "auto",
     device: Annotated[Literal["cpu", "cuda"], typer.Option(help="Where it is executed.")] = "cpu",
     json: Json = False,
 ) -> None:
@@ -141,9 +149,7 @@ def verify(
     ] = None,
     length: Annotated[int | None, typer.Option(help="Tokens of it that are used [default: 64, or what fits].")] = None,
     train_fraction: Annotated[float, typer.Option(help="Share of them that is trained on.")] = 0.5,
-    executor: Annotated[
-        Literal["auto", "fused", "literal"], typer.Option(help="How it is executed [auto: fused where that is exact].")
-    ] = "auto",
+    executor: Executor = "auto",
     every: Annotated[bool, typer.Option("--all", help="Show every parameter, not only those farthest off.")] = False,
     json: Json = False,
 ) -> None:

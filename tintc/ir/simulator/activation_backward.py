@@ -11,7 +11,7 @@ from tintc.ir.core import register
 from tintc.ir.functions import ACTIVATIONS, FiniteDifference
 from tintc.ir.layout import Layout
 from tintc.ir.simulator.base import Interpretation, LiteralRun, SimOp, Tiles
-from tintc.ir.simulator.first_order import activation_blocks, activation_derivative, widened
+from tintc.ir.simulator.first_order import activation_blocks, activation_derivative, check_scheme, widened
 from tintc.ir.simulator.fused_base import FusedRun, fused_slope
 from tintc.ir.simulator.fused_counts import DIFFERENCE_BYTES, FusedCounts
 from tintc.ir.structure import ActivationSpec, Block
@@ -28,7 +28,7 @@ class ActivationBackward(SimOp):
 
     def verify(self) -> None:
         self.expect(self.fn in ACTIVATIONS, f"unknown activation {self.fn!r}")
-        self.expect(self.scheme in ("fixed", "token"), f"unknown finite-difference scheme {self.scheme!r}")
+        check_scheme(self, self.scheme)
         kinds = {value.type for value in (*self.operands, self.result)}
         self.expect(len(self.operands) == 2 and len(kinds) == 1, "takes dy and x of one width and keeps it")
 

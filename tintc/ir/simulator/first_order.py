@@ -18,6 +18,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from tintc.ir.core import Op
 from tintc.ir.functions import at_least_fp32
 from tintc.ir.layout import Layout
 from tintc.ir.simulator.base import LiteralRun, Tiles
@@ -30,6 +31,10 @@ from tintc.ir.structure import (
     TensorSpec,
     chunk_map,
 )
+
+
+def check_scheme(op: Op, scheme: str) -> None:
+    op.expect(scheme in ("fixed", "token"), f"unknown finite-difference scheme {scheme!r}")
 
 
 def widened(tiles: Tiles) -> Tiles:

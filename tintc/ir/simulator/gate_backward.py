@@ -11,7 +11,7 @@ from tintc.ir.core import register
 from tintc.ir.functions import ACTIVATIONS, FiniteDifference, at_least_fp32
 from tintc.ir.layout import Layout
 from tintc.ir.simulator.base import Interpretation, LiteralRun, SimOp, Tiles
-from tintc.ir.simulator.first_order import activation_blocks, activation_derivative, product, widened
+from tintc.ir.simulator.first_order import activation_blocks, activation_derivative, check_scheme, product, widened
 from tintc.ir.simulator.fused_base import FusedRun, activate, fused_slope
 from tintc.ir.simulator.fused_counts import DIFFERENCE_BYTES, FusedCounts
 from tintc.ir.simulator.gate_common import gate_blocks, gate_tiles
@@ -29,7 +29,7 @@ class GateBackward(SimOp):
 
     def verify(self) -> None:
         self.expect(self.fn in ACTIVATIONS, f"unknown activation {self.fn!r}")
-        self.expect(self.scheme in ("fixed", "token"), f"unknown finite-difference scheme {self.scheme!r}")
+        check_scheme(self, self.scheme)
         kinds = {value.type for value in (*self.operands, *self.results)}
         shape = (len(self.operands), len(self.results), len(kinds)) == (3, 2, 1)
         self.expect(shape, "takes dy, g, u of one width and gives dg, du of that width")

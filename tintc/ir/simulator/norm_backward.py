@@ -13,6 +13,7 @@ from tintc.ir.functions import FiniteDifference, at_least_fp32, norm_scale, norm
 from tintc.ir.layout import Layout
 from tintc.ir.simulator.base import Interpretation, LiteralRun, PrefixTiles, SimOp, Tiles, Weights
 from tintc.ir.simulator.first_order import (
+    check_scheme,
     difference,
     difference_blocks,
     mean_stages,
@@ -45,7 +46,7 @@ class NormBackward(SimOp):
         if len(self.operands) == 3:
             check_norm(self, self.operands[0], self.operands[1])
         self.expect(self.operands[-2].type == self.operands[-1].type == self.result.type, "keeps the width")
-        self.expect(self.scheme in ("fixed", "token"), f"unknown finite-difference scheme {self.scheme!r}")
+        check_scheme(self, self.scheme)
 
     def interpret(self, run: Interpretation, *operands: Weights | Tensor) -> Tensor:
         dy, x = operands[-2:]
