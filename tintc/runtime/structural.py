@@ -84,16 +84,15 @@ class StructuralModel(PreTrainedModel):
         """After compiling, or loading from `folder`: remember where the compiler's own tensors are to be had, and
         release them unless literal execution is wanted. Tensors without the compiler's digest stay."""
         self._origin = folder, self.config.digests.get("structure"), as_dtype(self.config.dtype)
-        if folder is None:
-            self.trust()
-        else:
+        if folder is not None:
             tensors = stored_structure(folder)
             if not self._matches(tensors):
                 return
             self._origin = *self._origin[:2], next(iter(tensors.values())).dtype
+        if folder is not None and self.executor != "literal":
+            self._drop()
+        else:
             self.trust()
-            if self.executor != "literal":
-                self.release()
         self._seen = False
 
     def _matches(self, tensors: dict[str, Tensor]) -> bool:

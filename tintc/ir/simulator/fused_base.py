@@ -132,21 +132,6 @@ def activate(fn: str, x: Tensor, overwrite: bool = False) -> Tensor:
     return inner.sigmoid_().mul_(x)
 
 
-def aligned_scores(x: Tensor, head: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
-    """``x head^T + bias [n, V]`` in rows that start at multiples of 64 bytes, and the rows with their padding.
-
-    A vocabulary of odd size, such as GPT-2's, costs the product up to 40 % otherwise. Not differentiable.
-    """
-    vocab, unit = head.shape[0], 64 // x.element_size()
-    rows = x.new_empty(x.shape[0], -(-vocab // unit) * unit)
-    out = rows[:, :vocab]
-    if bias is None:
-        torch.mm(x, head.t(), out=out)
-    else:
-        torch.addmm(bias, x, head.t(), out=out)
-    return out, rows
-
-
 def apply_linear(run: FusedRun, w: FusedWeights, x: Tensor, source: Value, shared: Tensor | None = None) -> Tensor:
     """y = W x + b, pending updates included. shared: the same without them, if it is known."""
     y = _plain_linear(w, x) if shared is None else shared

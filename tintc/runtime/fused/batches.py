@@ -37,7 +37,7 @@ def run_fused(
     for start in range(0, sizes.batch, part):
         rows = inputs.rows(start, start + part) if part < sizes.batch else inputs
         rate = inner_lr if inner_lr is None or part >= sizes.batch else inner_lr[start : start + part]
-        smaller = sizes_of(rows, sizes.vocab)
+        smaller = sizes_of(rows, sizes.vocab) if part < sizes.batch else sizes
         plan = plan_for(model, budget, smaller)
         if plan is None:
             raise budget.refusal(smaller)

@@ -35,7 +35,7 @@ class FusedExecutor:
         self._later: dict[int, Tensor] = {}
         self._trains: dict[int, Tensor | None] = {}
         self._rates: dict[str, list[float]] = {}
-        self._shared = None if inner_lr is None or torch.is_grad_enabled() else _one_number(inner_lr)
+        self._shared = None if inner_lr is None or self.recorded else _one_number(inner_lr)
 
     def run(self, outputs: tuple[str, ...]) -> dict[str, Tensor]:
         values: dict[Value, Any] = {}
@@ -60,7 +60,7 @@ class FusedExecutor:
     def rate(self, name: str, step: int) -> Tensor | float:
         if self.inner_lr is not None:
             return self.inner_lr if self._shared is None else self._shared
-        if torch.is_grad_enabled():
+        if self.recorded:
             return self.model.rate(name)[step]
         if not self._rates:
             self._rates = self._read_rates()
