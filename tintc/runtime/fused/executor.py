@@ -17,6 +17,7 @@ from tintc.ir.simulator import SimOp
 from tintc.ir.simulator.fused_base import Pending
 from tintc.runtime.fused.joined import joined
 from tintc.runtime.fused.plan import Plan
+from tintc.runtime.fused.threads import threads
 
 if TYPE_CHECKING:
     from tintc.runtime.model import TintForCausalLM
@@ -39,15 +40,18 @@ class FusedExecutor:
 
     def run(self, outputs: tuple[str, ...]) -> dict[str, Tensor]:
         values: dict[Value, Any] = {}
-        for op, operands, read, last in self.plan.steps:
-            result = op.fused(self, *(_cut(values[value], read) for value in operands))
-            if len(op.results) == 1:
-                values[op.results[0]] = result
-            else:
-                values.update(zip(op.results, result, strict=True))
-            for value in last:
-                del values[value]
-                self._scores.pop(value, None)
+        switching = not self.recorded and self.inputs.allowed.device.type == "cpu"
+        with threads() as switch:
+            for op, operands, read, last, small in self.plan.steps:
+                switch.one(small and switching)
+                result = op.fused(self, *(_cut(values[value], read) for value in operands))
+                if len(op.results) == 1:
+                    values[op.results[0]] = result
+                else:
+                    values.update(zip(op.results, result, strict=True))
+                for value in last:
+                    del values[value]
+                    self._scores.pop(value, None)
         program = self.model.program
         return {label: values[self.plan.resolve(program.outputs[label])] for label in outputs}
 

@@ -22,6 +22,7 @@ from tintc.ir.core import Program, Value
 from tintc.ir.liveness import last_reads
 from tintc.ir.simulator import SimOp
 from tintc.ir.simulator.fused_counts import FusedCounts
+from tintc.runtime.fused.threads import SMALL
 
 UPDATES = ("auto", "lazy", "materialised")
 WRITE_COST = 24
@@ -41,12 +42,14 @@ class Sizes:
 
 
 class Step(NamedTuple):
-    """One op of a plan, ready to run: operands resolved; read: how many positions of them; last: values to let go."""
+    """One op of a plan, ready to run: operands resolved; read: how many positions of them; last: values to let go;
+    small: too little work for more than one thread."""
 
     op: SimOp
     operands: tuple[Value, ...]
     read: int
     last: list[Value]
+    small: bool
 
 
 class Joined(NamedTuple):
@@ -84,11 +87,17 @@ class Plan:
 
     @cached_property
     def steps(self) -> list[Step]:
-        train = self.sizes.train
-        return [
-            Step(op, self.operands(op), self.lengths[op] if op.phase == "forward" else train, self.last[op])
-            for op in self.ops
-        ]
+        counts, found = self.counts(), []
+        for op in self.ops:
+            operands, read = self.operands(op), self.lengths[op] if op.phase == "forward" else self.sizes.train
+            small = not op.multiply_adds(counts, *operands) and self._entries(op, operands, read) <= SMALL
+            found.append(Step(op, operands, read, self.last[op], small))
+        return found
+
+    def _entries(self, op: SimOp, operands: tuple[Value, ...], read: int) -> int:
+        """The largest token value that an op reads or writes, in numbers."""
+        widths = [value.type.width for value in (*operands, *op.results) if value.type.kind == "tokens"]
+        return self.sizes.batch * read * max(widths, default=1)
 
     def frees(self, op: SimOp, value: Value) -> bool:
         """Whether `op`, which reads `value` once, is the last that needs it; pending updates need theirs to the end."""
