@@ -42,7 +42,7 @@ def compile_(
     steps: Steps = 1,
     update_layers: UpdateLayers = None,
     lr: Annotated[float, typer.Option(help="Learning rate; gradients are summed over train tokens.")] = 1e-4,
-    loss: Annotated[Literal["ce", "quad"], typer.Option(help="Loss on the train tokens.")] = "ce",
+    loss: Annotated[Literal["ce", "quad", "mse"], typer.Option(help="Loss on the train tokens.")] = "ce",
     semantics: Semantics = "exact",
     stack: Annotated[int | None, typer.Option(help="Weight rows in one prefix [default: the cheapest].")] = None,
     shards: Annotated[int | None, typer.Option(help="Parts of a weight row [default: the cheapest].")] = None,

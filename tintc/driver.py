@@ -54,10 +54,10 @@ def compile(
 
     model_or_path: a transformers model, a local folder, a hub id or a GGUF file. n_steps: simulated gradient steps;
     n_update_layers: top layers that are updated (None: all); inner_lr: learning rate of gradients summed over train
-    tokens; loss ``ce`` or ``quad``; semantics ``exact`` or ``paper-code`` (the authors' implementation); stack, shards:
-    weight rows per prefix and parts of a row (None: the cheapest); head_width, heads: width and number of the
-    simulator's heads (None: the least that will do); max_length: longest text in tokens (None: the model's, at most
-    2048); fd_step: step of the finite differences (None: 1e-3); dtype: of the simulator (None: the model's).
+    tokens; loss ``ce``, ``quad`` or ``mse``; semantics ``exact`` or ``paper-code`` (the authors' implementation);
+    stack, shards: weight rows per prefix and parts of a row (None: the cheapest); head_width, heads: width and number
+    of the simulator's heads (None: the least that will do); max_length: longest text in tokens (None: the model's, at
+    most 2048); fd_step: step of the finite differences (None: 1e-3); dtype: of the simulator (None: the model's).
 
     Raises `ModelError` if the model cannot be read, `UnsupportedModelError` listing every operation no rule takes, and
     `OptionError` for options out of range.

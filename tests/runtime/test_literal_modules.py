@@ -20,6 +20,7 @@ from tintc.ir import simulator as sim
 from tintc.ir.core import Op, Parameter, Program, Type, Value, tokens
 from tintc.ir.inputs import resolve_inputs
 from tintc.ir.layout import Layout
+from tintc.ir.losses import LOSSES
 from tintc.ir.simulator.base import Interpretation, PrefixTiles, SimOp, Weights
 from tintc.lowering.allocate_slots import allocate_slots
 from tintc.lowering.options import Options
@@ -303,10 +304,11 @@ def test_gate(width: int, size: int, fn: str, scheme: str, backward: bool, stack
 
 
 @FEW
-@given(WIDTHS, st.sampled_from(["ce", "quad"]), st.booleans(), STACKS, SEEDS)
-def test_loss_gradient(width: int, loss: str, bias: bool, stack: int | None, seed: int) -> None:
+@given(WIDTHS, st.sampled_from(LOSSES), st.booleans(), st.sampled_from([0.0, 0.9]), STACKS, SEEDS)
+def test_loss_gradient(width: int, loss: str, bias: bool, softcap: float, stack: int | None, seed: int) -> None:
     bench = Bench(width, seed)
-    head = {"head": bench.parameter("head", VOCAB, width), "bias": bench.parameter("b", VOCAB) if bias else ""}
+    head: dict[str, Any] = {"head": bench.parameter("head", VOCAB, width), "scale": 0.7, "softcap": softcap}
+    head["bias"] = bench.parameter("b", VOCAB) if bias else ""
     x = bench.value("x", width)
     logits = sim.Logits(operands=(x,), results=(Value("z", Type("logits", (VOCAB,))),), **head)
     bench.ops.append(logits)

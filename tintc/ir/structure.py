@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from tintc.ir.layout import Layout
+from tintc.ir.losses import LogitMap
 
 
 @dataclass(frozen=True)
@@ -121,6 +122,7 @@ class LossSpec:
     loss: str
     head: str
     bias: str
+    logit_map: LogitMap
 
 
 BlockSpec = AttentionSpec | LinearSpec | GroupNormSpec | ActivationSpec | ProductSpec | LossSpec

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from tintc.errors import OptionError
 from tintc.ir.functions import FiniteDifference
+from tintc.ir.losses import LOSSES
 
-LOSSES = ("ce", "quad")
 SEMANTICS = ("exact", "paper-code")
 DEFAULT_FD_STEP = 1e-3
 
@@ -18,10 +18,10 @@ class Options:
     """Options of the simulated descent and of the layout.
 
     n_steps: gradient steps (N); n_update_layers: top layers that are updated (None: all); inner_lr: learning rate of
-    gradients summed over train tokens; loss ``ce`` or ``quad``; semantics ``exact`` or ``paper-code``; fd_step: step of
-    the finite differences, relative in ``exact`` and absolute in ``paper-code``; stack, shards: S and S' (None:
-    chosen); head_width, heads: d_h and H_sim (None: the least that will do); max_length: longest text in tokens (None:
-    the model's, at most 2048).
+    gradients summed over train tokens; loss ``ce``, ``quad`` or ``mse``; semantics ``exact`` or ``paper-code``;
+    fd_step: step of the finite differences, relative in ``exact`` and absolute in ``paper-code``; stack, shards: S and
+    S' (None: chosen); head_width, heads: d_h and H_sim (None: the least that will do); max_length: longest text in
+    tokens (None: the model's, at most 2048).
     """
 
     n_steps: int = 1

@@ -17,8 +17,9 @@ from tintc.ir.auxiliary.base import AuxOp, Context, Gradients
 from tintc.ir.auxiliary.linear import Linear
 from tintc.ir.auxiliary.logits import Logits
 from tintc.ir.core import Parameter, Program, Value
-from tintc.ir.functions import FiniteDifference, loss_gradient
+from tintc.ir.functions import FiniteDifference
 from tintc.ir.inputs import Inputs
+from tintc.ir.losses import loss_gradient
 
 EXACT = FiniteDifference("token", 1e-3)
 
@@ -102,7 +103,7 @@ def _gradients(
         operands = [values[operand] for operand in op.operands]
         if isinstance(op, Logits):
             head, bias = context.parameter(op.weight), context.parameter(op.bias) if op.bias else None
-            dx = loss_gradient(descent.loss, operands[0], head, bias, context.inputs.next_ids)
+            dx = loss_gradient(descent.loss, operands[0], head, bias, context.inputs.next_ids, op.logit_map)
             pulled: tuple[Tensor | None, ...] = (dx * context.inputs.counts[..., None],)
             own: Gradients = {}
         elif op.result in adjoint:

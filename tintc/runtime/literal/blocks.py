@@ -7,8 +7,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tintc.ir.core import Type
-from tintc.ir.functions import ACTIVATIONS, loss_gradient, norm_scale
+from tintc.ir.functions import ACTIVATIONS, norm_scale
 from tintc.ir.layout import Layout
+from tintc.ir.losses import loss_gradient
 from tintc.ir.simulator.linear_common import copies_of_bias
 from tintc.ir.structure import (
     ActivationSpec,
@@ -101,7 +102,8 @@ class LossModule(nn.Module):
         """``e [B, T_sim, D_sim]``; next_ids, counts ``[B, T]``."""
         x = e[:, self.layout.n_prefixes :, : self.layout.d_aux]
         head, bias = self.head.to(e.dtype), None if self.bias is None else self.bias.to(e.dtype)
-        dx = loss_gradient(self.spec.loss, x, head, bias, next_ids) * counts[..., None].to(e.dtype)
+        dx = loss_gradient(self.spec.loss, x, head, bias, next_ids, self.spec.logit_map)
+        dx = dx * counts[..., None].to(e.dtype)
         return F.pad(dx, (0, self.layout.d_sim - self.layout.d_aux, self.layout.n_prefixes, 0))
 
 
