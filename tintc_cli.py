@@ -129,6 +129,7 @@ def run(
     block_size: Annotated[int | None, typer.Option(help="Tokens in a block [default: as many as fit].")] = None,
     max_blocks: Annotated[int | None, typer.Option(help="Most blocks to run [default: all].")] = None,
     lr: Annotated[float | None, typer.Option(help="Learning rate [default: the stored one].")] = None,
+    split_steps: Annotated[bool, typer.Option("--split-steps", help="Train each step on a part of its own.")] = False,
     executor: Executor = "auto",
     device: Annotated[Literal["cpu", "cuda"], typer.Option(help="Where it is executed.")] = "cpu",
     json: Json = False,
@@ -136,7 +137,13 @@ def run(
     """Train on the first part of every block of a text, and score the rest before and after."""
     from tintc.cli.run import run_text
 
-    options = {"train_fraction": train_fraction, "block_size": block_size, "max_blocks": max_blocks, "inner_lr": lr}
+    options = {
+        "train_fraction": train_fraction,
+        "block_size": block_size,
+        "max_blocks": max_blocks,
+        "inner_lr": lr,
+        "split_steps": split_steps,
+    }
     run_text(path, text, file, options, executor, device, json)
 
 

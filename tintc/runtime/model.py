@@ -246,8 +246,9 @@ class TintForCausalLM(StructuralModel):
     ) -> TintOutput:
         """Train the auxiliary on the text's train tokens and predict with the result, all in this pass.
 
-        input_ids ``[B, T]``; train_mask ``[B, T]`` (default: the first ``floor(train_fraction * length)`` tokens of
-        each row; with fewer than two, no update), loss_mask ``[B, T]`` over target tokens, attention_mask ``[B, T]``
+        input_ids ``[B, T]``; train_mask ``[B, T]``, or ``[N, B, T]`` for tokens of its own in each of the N steps
+        (default: the first ``floor(train_fraction * length)`` tokens of each row; with fewer than two, no update),
+        loss_mask ``[B, T]`` over target tokens, attention_mask ``[B, T]``
         (padding) or ``[B, T, T]``; masks of any dtype, non-zero is true. position_ids ``[B, T]`` (default: counting
         tokens that are not padding). labels ``[B, T]``: targets of `loss`, -100 is ignored. inner_lr: float or
         ``[B]``, instead of the stored rates. max_batch: examples that fused execution runs at a time, ``auto``: as
@@ -262,6 +263,7 @@ class TintForCausalLM(StructuralModel):
             position_ids,
             train_fraction=self.config.train_fraction,
             semantics=self.config.semantics,
+            n_steps=self.program.attributes["n_steps"],
         )
         self._check(inputs)
         outputs = ("logits_before", "logits") if return_before else ("logits",)

@@ -24,12 +24,18 @@ class Context:
     """What an op may read besides its operands.
 
     tensors: parameter name -> tensor ``shape`` or, once updated, ``[B, *shape]``; difference: the finite-difference
-    scheme of the pullbacks of norms and activations.
+    scheme of the pullbacks of norms and activations; step: whose train tokens pullbacks sum over.
     """
 
     tensors: Mapping[str, Tensor]
     inputs: Inputs
     difference: FiniteDifference
+    step: int = 0
+
+    @property
+    def train(self) -> Tensor:
+        """The step's train tokens, ready to broadcast: ``[B, T, 1]``."""
+        return self.inputs.trained(self.step)[..., None]
 
     def parameter(self, name: str) -> Tensor:
         return self.tensors[name]

@@ -73,8 +73,8 @@ def simulate(
     layers = n_layers if descent.n_update_layers is None else descent.n_update_layers
     updated = dict(tensors)
     before = None
-    for _ in range(descent.n_steps):
-        context = Context(updated, inputs, descent.difference)
+    for step in range(descent.n_steps):
+        context = Context(updated, inputs, descent.difference, step)
         values = _values(program, context)
         before = values[program.outputs["logits"]] if before is None else before
         gradients = _gradients(program, context, values, descent, layers)
@@ -104,7 +104,7 @@ def _gradients(
         if isinstance(op, Logits):
             head, bias = context.parameter(op.weight), context.parameter(op.bias) if op.bias else None
             dx = loss_gradient(descent.loss, operands[0], head, bias, context.inputs.next_ids, op.logit_map)
-            pulled: tuple[Tensor | None, ...] = (dx * context.inputs.counts[..., None],)
+            pulled: tuple[Tensor | None, ...] = (dx * context.inputs.counted(context.step)[..., None],)
             own: Gradients = {}
         elif op.result in adjoint:
             pulled, own = op.pullback(context, adjoint[op.result], *operands)

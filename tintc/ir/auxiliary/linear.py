@@ -35,7 +35,7 @@ class Linear(AuxOp):
     def pullback(self, context: Context, dy: Tensor, *operands: Tensor) -> Pulled:
         """dx = W^T dy; dW = sum over train tokens of dy x^T, db = sum of dy (Defs. D.2, D.3)."""
         (x,) = operands
-        summed = dy * context.inputs.train[..., None]
+        summed = dy * context.train
         gradients = {self.weight: summed.transpose(-1, -2) @ x}
         if self.bias:
             gradients[self.bias] = summed.sum(1)

@@ -52,5 +52,5 @@ class Norm(AuxOp):
         dx = context.difference.derivative(
             lambda z: normalise(self.kind, z, self.eps), x, g, norm_scale(self.kind, x, self.eps)
         )
-        gradients = {self.bias: (dy * context.inputs.train[..., None]).sum(1)} if self.bias else {}
+        gradients = {self.bias: (dy * context.train).sum(1)} if self.bias else {}
         return (dx,), gradients

@@ -88,8 +88,8 @@ class LiteralRun(Protocol):
         """The prefix positions of `e`: ``[B, K, D_sim]``."""
         ...
 
-    def train_mask(self) -> Tensor:
-        """``[B, T_sim, T_sim]``: prefixes see train tokens, nothing else is seen."""
+    def train_mask(self, step: int) -> Tensor:
+        """``[B, T_sim, T_sim]``: prefixes see the step's train tokens, nothing else is seen."""
         ...
 
     def token_mask(self) -> Tensor:
@@ -189,8 +189,12 @@ class SimOp(Op):
         return {}
 
     def rates(self) -> tuple[str, ...]:
-        """Names of the stored rates of which the op reads its step's: in another step it is another op."""
+        """Names of the stored rates of which the op reads its step's."""
         return ()
+
+    def of_its_step(self) -> bool:
+        """Whether the op reads what belongs to its step, its rate or its train tokens: in another it is another op."""
+        return False
 
     def check(self, inputs: Inputs, table: Callable[[str], Tensor]) -> None:
         """Raise `InputError` for inputs that the op cannot take; `table` gives the stored tables."""

@@ -70,6 +70,9 @@ class LossGradient(HeadOp):
 
     loss: str
 
+    def of_its_step(self) -> bool:
+        return True
+
     def verify(self) -> None:
         super().verify()
         self.expect(self.loss in LOSSES, f"loss {self.loss!r} is none of {', '.join(LOSSES)}")
@@ -79,13 +82,13 @@ class LossGradient(HeadOp):
         bias = run.tensors[f"tables.{self.bias}"] if self.bias else None
         head = run.tensors[f"tables.{self.head}"]
         dx = loss_gradient(self.loss, operands[0], head, bias, run.inputs.next_ids, self.logit_map)
-        return dx * run.inputs.counts[..., None]
+        return dx * run.inputs.counted(self.step)[..., None]
 
     def fused(self, run: FusedRun, *operands: Tensor) -> Tensor:
         """By `CHUNK` positions of the batch at a time, and only the positions that count."""
         (x,) = operands
         length = x.shape[1]
-        counts, targets = run.inputs.counts[:, :length], run.inputs.next_ids[:, :length]
+        counts, targets = run.inputs.counted(self.step)[:, :length], run.inputs.next_ids[:, :length]
         chosen = counts.flatten().nonzero()[:, 0]
         head, bias = run.table(self.head), run.table(self.bias) if self.bias else None
         rows, ids = x.flatten(0, 1)[chosen], targets.flatten()[chosen]
@@ -99,7 +102,7 @@ class LossGradient(HeadOp):
     def multiply_adds(self, counts: FusedCounts, *operands: Value) -> int:
         if self.loss == "mse":
             return 0
-        return 2 * counts.sizes.train * operands[0].type.width * counts.sizes.vocab
+        return 2 * counts.trained(self) * operands[0].type.width * counts.sizes.vocab
 
     def scratch(self, counts: FusedCounts, itemsize: int) -> int:
         batch, vocab = counts.sizes.batch, counts.sizes.vocab

@@ -32,12 +32,12 @@ class NormDescent(DescentOp):
         w, dy = operands
         assert isinstance(w, Weights) and isinstance(dy, Tensor) and w.bias is not None
         rate = (run.rate(self.target, self.step) * self.rate_scale).reshape(-1, 1)
-        return Weights(w.weight, w.bias - rate * (dy * run.inputs.train[..., None]).sum(1))
+        return Weights(w.weight, w.bias - rate * (dy * run.inputs.trained(self.step)[..., None]).sum(1))
 
     def fused(self, run: FusedRun, *operands: FusedWeights | Tensor) -> FusedWeights:
         w, dy = operands
         assert isinstance(w, FusedWeights) and isinstance(dy, Tensor) and w.bias is not None
-        mask = run.train(dy.shape[1])
+        mask = run.train(dy.shape[1], self.step)
         rate, summed = run.rate(self.target, self.step) * self.rate_scale, (dy if mask is None else dy * mask).sum(1)
         rate = rate.to(dy.dtype).reshape(-1, 1) if isinstance(rate, Tensor) else rate
         return replace(w, bias=w.bias - rate * summed)
@@ -54,4 +54,4 @@ class NormDescent(DescentOp):
         assert isinstance(w, PrefixTiles) and isinstance(dy, list)
         rate = run.rate(self.target, self.step) * self.rate_scale
         e = run.embed(dy, w.rows[0][0])
-        return PrefixTiles([[run.prefix(run.apply("norm_descent", e, mask=run.train_mask(), rate=rate))]])
+        return PrefixTiles([[run.prefix(run.apply("norm_descent", e, mask=run.train_mask(self.step), rate=rate))]])

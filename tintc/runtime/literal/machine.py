@@ -6,7 +6,7 @@ slots the compiler allocated), the prefixes as they are handed on, positions and
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -43,7 +43,7 @@ class SimModule(nn.Module):
         if isinstance(module, TintAttention):
             new = module(e, machine.positions, mask, machine.token_positions)
         elif isinstance(module, LossModule):
-            new = module(e, machine.inputs.next_ids, machine.inputs.counts)
+            new = module(e, machine.inputs.next_ids, machine.inputs.counted(self.op.step))
         else:
             new = module(e)
         if rate is not None:
@@ -64,7 +64,7 @@ class Machine:
         self.positions = torch.arange(k + length, device=device).expand(batch, -1)
         self.token_positions = F.pad(inputs.position_ids, (k, 0))
         self.site: SimModule | None = None
-        self._masks: dict[str, Tensor] = {}
+        self._masks: dict[Hashable, Tensor] = {}
 
     def run(self, outputs: tuple[str, ...]) -> dict[str, Any]:
         """The named outputs of the model's program: logits ``[B, T, V]``, or weights as `PrefixTiles`."""
@@ -111,12 +111,13 @@ class Machine:
     def prefix(self, e: Tensor) -> Tensor:
         return e[:, : self.layout.n_prefixes]
 
-    def train_mask(self) -> Tensor:
-        if "train" not in self._masks:
-            seen = F.pad(self.inputs.train, (self.layout.n_prefixes, 0))
+    def train_mask(self, step: int) -> Tensor:
+        key = "train", step if self.inputs.train.dim() == 3 else 0
+        if key not in self._masks:
+            seen = F.pad(self.inputs.trained(step), (self.layout.n_prefixes, 0))
             is_prefix = self.positions < self.layout.n_prefixes
-            self._masks["train"] = is_prefix[:, :, None] & seen[:, None, :]
-        return self._masks["train"]
+            self._masks[key] = is_prefix[:, :, None] & seen[:, None, :]
+        return self._masks[key]
 
     def token_mask(self) -> Tensor:
         if "token" not in self._masks:
