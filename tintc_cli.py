@@ -26,6 +26,7 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on sta
 Model = Annotated[str, typer.Argument(help="A model folder, a .gguf file, or the id of a model on the hub.")]
 Steps = Annotated[int, typer.Option(help="Simulated gradient steps.")]
 UpdateLayers = Annotated[int | None, typer.Option(help="Top layers that are updated [default: all].")]
+Descend = Annotated[str, typer.Option(help="Parameter groups that are updated; norm-gain is one more.")]
 Semantics = Annotated[Literal["exact", "paper-code"], typer.Option(help="Which definition to follow.")]
 HeadWidth = Annotated[int | None, typer.Option(help="Width of a head [default: the least that will do].")]
 Heads = Annotated[int | None, typer.Option(help="Heads of an embedding [default: the least that will do].")]
@@ -43,6 +44,7 @@ def compile_(
     update_layers: UpdateLayers = None,
     lr: Annotated[float, typer.Option(help="Learning rate; gradients are summed over train tokens.")] = 1e-4,
     loss: Annotated[Literal["ce", "quad", "mse"], typer.Option(help="Loss on the train tokens.")] = "ce",
+    descend: Descend = "values,out,ffn,norm-bias",
     semantics: Semantics = "exact",
     stack: Annotated[int | None, typer.Option(help="Weight rows in one prefix [default: the cheapest].")] = None,
     shards: Annotated[int | None, typer.Option(help="Parts of a weight row [default: the cheapest].")] = None,
@@ -64,6 +66,7 @@ def compile_(
         "n_update_layers": update_layers,
         "inner_lr": lr,
         "loss": loss,
+        "descend": descend,
         "semantics": semantics,
         "stack": stack,
         "shards": shards,
@@ -81,6 +84,7 @@ def plan(
     model: Model,
     steps: Steps = 1,
     update_layers: UpdateLayers = None,
+    descend: Descend = "values,out,ffn,norm-bias",
     semantics: Semantics = "exact",
     stack: Annotated[int | None, typer.Option(help="Weight rows in one prefix [default: any].")] = None,
     shards: Annotated[int | None, typer.Option(help="Parts of a weight row [default: any].")] = None,
@@ -97,6 +101,7 @@ def plan(
     options = {
         "n_steps": steps,
         "n_update_layers": update_layers,
+        "descend": descend,
         "semantics": semantics,
         "stack": stack,
         "shards": shards,

@@ -6,7 +6,7 @@ that loading an artefact or counting parameters costs nothing. Blocks act on emb
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
 import torch
@@ -140,7 +140,7 @@ def constant(*shape: int, value: float = 0.0) -> TensorSpec:
     return TensorSpec(shape, lambda: torch.full(shape, value, dtype=torch.float64))
 
 
-def indicator(n_heads: int, ones: range) -> TensorSpec:
+def indicator(n_heads: int, ones: Collection[int]) -> TensorSpec:
     """A decision vector ``[H]`` that is 1 on the heads of `ones`."""
 
     def build() -> Tensor:

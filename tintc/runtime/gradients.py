@@ -75,7 +75,8 @@ def _matrices(made: FusedWeights | PrefixTiles, kind: Type, layout: Layout) -> d
     else:
         found = _from_prefixes(made, kind, layout)
     if kind.kind == "norm":
-        found.pop("weight", None)
+        gain = found.pop("weight", None)
+        found |= {"gain": gain} if gain is not None and "vector" in kind.parts else {}
     return found
 
 
@@ -93,5 +94,6 @@ def _from_prefixes(made: PrefixTiles, kind: Type, layout: Layout) -> dict[str, T
         rows.append(torch.cat([tile[:, :mains].reshape(-1, layout.pitch) for tile in tiles], 1)[:, :din])
         missing = max(0, end - tiles[0].shape[1])
         biases.append(F.pad(torch.stack([tile[0, mains:end] for tile in tiles]).sum(0), (0, missing)))
-    found = {"weight": torch.cat(rows)[:dout]}
-    return found | ({"bias": torch.cat(biases)[:dout]} if kind.parts else {})
+    weight = torch.cat(rows)
+    found = {"weight": weight[0] if "vector" in kind.parts else weight[:dout]}
+    return found | ({"bias": torch.cat(biases)[:dout]} if any(p.startswith("bias") for p in kind.parts) else {})

@@ -125,8 +125,9 @@ class Prefix(nn.Module):
     """The auxiliary's weights as prefix embeddings.
 
     Holds ``weight [ceil(dout/S), S, din]`` and ``bias [dout]`` of a linear layer, or ``gain [D]`` and ``bias [D]`` of a
-    norm, which stands for the linear layer diag(gain). `forward` puts one tile into the prefix positions: row s of
-    prefix k at chunk ``s*S'``, the bias at chunk ``S*S'`` of prefix 0.
+    norm, which stands for the linear layer diag(gain), or is kept as a vector if it descends. `forward` puts one tile
+    into the prefix positions: row s of prefix k at chunk ``s*S'``, or a gain's vector at chunk 0 of prefix 0; the bias
+    at chunk ``S*S'`` of prefix 0.
     """
 
     weight: Tensor
@@ -150,6 +151,8 @@ class Prefix(nn.Module):
         if self.holds.kind == "linear":
             return self.weight
         (width,) = self.holds.dims
+        if "vector" in self.holds.parts:
+            return F.pad(self.gain[None, None], (0, 0, 0, self.layout.stack - 1))
         gain = self.gain if "gain" in self.holds.parts else torch.ones_like(self.bias)
         padded = F.pad(torch.diag(gain), (0, 0, 0, -width % self.layout.stack))
         return padded.unflatten(0, (-1, self.layout.stack))
