@@ -55,7 +55,7 @@ CASES: list[tuple[str, dict[str, Any]]] = [
     ("llama", {"loss": "quad", "fd_step": 1e-2}),
     ("llama", {"dtype": "bfloat16"}),
     ("opt", {"loss": "mse", "n_steps": 2}),
-    ("llama", {"descend": "values,norm-gain"}),
+    ("gpt2", {"descend": "values,norm-gain"}),
 ]
 
 

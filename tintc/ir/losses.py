@@ -51,8 +51,14 @@ def loss_gradient(
     target = head[next_ids]
     if kind == "mse":
         return x - target
-    logits = logit_map(F.linear(x, head, bias))
-    slope = logit_map.slope(logits)
+    scores = F.linear(x, head, bias)
+    slope = logit_map.slope(logit_map(scores))
     pull = slope if isinstance(slope, float) else slope.gather(-1, next_ids[..., None])
-    hidden = logits.softmax(-1) if kind == "ce" else logits
-    return (hidden * slope) @ head - target * pull
+    return hidden(kind, scores, logit_map) @ head - target * pull
+
+
+def hidden(kind: str, scores: Tensor, logit_map: LogitMap) -> Tensor:
+    """What the scores ``[..., V]`` of the whole vocabulary pull with: ``dz/ds softmax(z)`` for ``ce``, ``dz/ds z`` for
+    ``quad``."""
+    logits = logit_map(scores)
+    return (logits.softmax(-1) if kind == "ce" else logits) * logit_map.slope(logits)

@@ -116,16 +116,18 @@ class ProductSpec:
 
 
 @dataclass(frozen=True)
-class LossSpec:
-    """The loss module of Remark H.3: slot 0 holds x, then the gradient with respect to x."""
+class VocabularySpec:
+    """An MLP over the vocabulary (Appendix H): slot 0, x, becomes ``E^T h(E x + b)``; both its matrices are the table
+    `head`, which is stored once. h: see `tintc.ir.losses.hidden`."""
 
     loss: str
     head: str
     bias: str
     logit_map: LogitMap
+    width: int
 
 
-BlockSpec = AttentionSpec | LinearSpec | GroupNormSpec | ActivationSpec | ProductSpec | LossSpec
+BlockSpec = AttentionSpec | LinearSpec | GroupNormSpec | ActivationSpec | ProductSpec | VocabularySpec
 
 
 @dataclass(frozen=True)

@@ -44,10 +44,11 @@ def simulated_gradients(model: TintForCausalLM, inputs: Inputs) -> Gradients:
     with _asked_for(model, made):
         found: dict[str, Any] = dict(model._execute(inputs, LARGE, tuple(made), None))
     gradients: Gradients = {}
+    norms = {op.target: op.parts for op in model.program.ops if isinstance(op, sim.NormDescent)}
     for name, value in made.items():
         stored = dict(model.prefix(name).named_parameters(recurse=False))
         for part, new in _matrices(found[name], value.type, model.layout).items():
-            if part in stored:
+            if part in norms.get(name, stored):
                 old = stored[part]
                 old = old.flatten(0, 1)[: new.shape[0]] if part == "weight" else old
                 gradients[f"{name}.{part}"] = (old - new) / LARGE

@@ -19,7 +19,7 @@ from tintc.ir.functions import at_least_fp32
 from tintc.ir.inputs import Inputs, matching, resolve_inputs
 from tintc.ir.layout import Layout
 from tintc.ir.names import Names
-from tintc.ir.structure import AttentionSpec, LossSpec
+from tintc.ir.structure import AttentionSpec, VocabularySpec
 from tintc.ir.text import parse_program, print_program
 from tintc.lowering.emit import blocks_of, check_complete, specs
 from tintc.lowering.plan_layout import layout_of
@@ -41,7 +41,7 @@ from tintc.runtime.config import TintConfig
 from tintc.runtime.fused.batches import run_fused
 from tintc.runtime.fused.plan import Plan
 from tintc.runtime.literal.attention import TintAttention
-from tintc.runtime.literal.blocks import LossModule, PositionGate, Prefix, build_block
+from tintc.runtime.literal.blocks import PositionGate, Prefix, VocabularyMLP, build_block
 from tintc.runtime.literal.machine import Machine, SimModule
 from tintc.runtime.structural import StructuralModel, check_executor
 from tintc.runtime.tree import Container, owner, place_module, place_parameter
@@ -185,7 +185,7 @@ class TintForCausalLM(StructuralModel):
                 module.refer(positions, self._parameter(f"rotary.{spec.rotary}") if spec.rotary else None)
                 if any(buffer.is_meta for buffer in module.buffers(recurse=False)):
                     self._init_weights(module)
-            if isinstance(module, LossModule) and isinstance(spec, LossSpec):
+            if isinstance(module, VocabularyMLP) and isinstance(spec, VocabularySpec):
                 module.refer(self.table(spec.head), self.table(spec.bias) if spec.bias else None)
 
     def zero_absent_terms(self) -> None:

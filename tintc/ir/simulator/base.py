@@ -96,12 +96,20 @@ class LiteralRun(Protocol):
         """``[B, T_sim, T_sim]``: the auxiliary's causal attention among tokens."""
         ...
 
+    def next_mask(self) -> Tensor:
+        """``[B, T_sim, T_sim]``: a token sees the one after it."""
+        ...
+
+    def counted_mask(self, step: int) -> Tensor:
+        """``[B, T_sim, T_sim]``: a token whose loss counts sees itself."""
+        ...
+
     def rate(self, name: str, step: int) -> Tensor:
         """Learning rate of a parameter in a step, ``[]`` or ``[B]``."""
         ...
 
     def look_up(self, table: str, rows: Tensor) -> Tensor:
-        """Rows of an embedding table, as slot 0 of the tokens: ``[B, T, P]``."""
+        """Rows of an embedding table, or entries of a vector, as slot 0 of the tokens: ``[B, T, P]``."""
         ...
 
     def weights(self, name: str) -> PrefixTiles: ...

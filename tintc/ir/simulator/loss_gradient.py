@@ -1,4 +1,4 @@
-"""`sim.loss_gradient`: the gradient of the summed loss with respect to the head's input (Appendix H, Remark H.3)."""
+"""`sim.loss_gradient`: the gradient of the summed loss with respect to the head's input (Appendix H)."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ from tintc.ir.simulator.base import Interpretation, LiteralRun, Tiles
 from tintc.ir.simulator.fused_base import FusedRun, at_least_fp32
 from tintc.ir.simulator.fused_counts import FusedCounts
 from tintc.ir.simulator.logits import HeadOp
-from tintc.ir.structure import Block, LossSpec
+from tintc.ir.simulator.loss_modules import loss_blocks, loss_slot
+from tintc.ir.structure import Block
 
 CHUNK = 1024
 """Positions whose scores exist at one time in fused execution."""
@@ -112,7 +113,11 @@ class LossGradient(HeadOp):
         return -(-rows * (kept * words + 2 * self.result.type.width) * itemsize // batch)
 
     def structure(self, layout: Layout) -> dict[str, Block]:
-        return {f"loss_{self.loss}": Block(LossSpec(self.loss, self.head, self.bias, self.logit_map), "replace")}
+        return loss_blocks(layout, self.loss, self.head, self.bias, self.logit_map, self.result.type.width)
+
+    def slots(self, layout: Layout) -> int:
+        return 2
 
     def literal(self, run: LiteralRun, *operands: Tiles) -> Tiles:
-        return [run.slot(run.apply(f"loss_{self.loss}", run.embed(operands[0])))]
+        (x,) = operands[0]
+        return [loss_slot(run, self.loss, self.head, self.bias, self.logit_map, x, self.step)]

@@ -1,4 +1,4 @@
-"""The other structural blocks: split chains, group norms, activations, products of slots, the loss, gates, prefixes."""
+"""The other blocks: split chains, group norms, activations, products of slots, the vocabulary, gates, prefixes."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from tintc.ir.core import Type
 from tintc.ir.functions import ACTIVATIONS, norm_scale
 from tintc.ir.layout import Layout
-from tintc.ir.losses import loss_gradient
+from tintc.ir.losses import hidden
 from tintc.ir.simulator.linear_common import copies_of_bias
 from tintc.ir.structure import (
     ActivationSpec,
@@ -17,8 +17,8 @@ from tintc.ir.structure import (
     BlockSpec,
     GroupNormSpec,
     LinearSpec,
-    LossSpec,
     ProductSpec,
+    VocabularySpec,
 )
 from tintc.runtime.literal.attention import TintAttention
 from tintc.runtime.literal.split import build_split
@@ -81,16 +81,17 @@ class Product(nn.Module):
         return torch.cat(parts, -1)
 
 
-class LossModule(nn.Module):
-    """Remark H.3: slot 0 holds x and receives the gradient of the loss with respect to x, zero where it does not count.
+class VocabularyMLP(nn.Module):
+    """Appendix H: slot 0 of the tokens, x, becomes ``E^T h(E x + b)``, a softmax MLP with the vocabulary as its hidden
+    layer.
 
-    The head ``E [V, D]`` belongs to the model's tables and is only referred to.
+    The head ``E [V, D]`` belongs to the model's tables and is only referred to: the one table is both matrices.
     """
 
     head: Tensor
     bias: Tensor | None
 
-    def __init__(self, spec: LossSpec, layout: Layout):
+    def __init__(self, spec: VocabularySpec, layout: Layout):
         super().__init__()
         self.spec, self.layout = spec, layout
 
@@ -98,13 +99,12 @@ class LossModule(nn.Module):
         object.__setattr__(self, "head", head)
         object.__setattr__(self, "bias", bias)
 
-    def forward(self, e: Tensor, next_ids: Tensor, counts: Tensor) -> Tensor:
-        """``e [B, T_sim, D_sim]``; next_ids, counts ``[B, T]``."""
-        x = e[:, self.layout.n_prefixes :, : self.layout.d_aux]
+    def forward(self, e: Tensor) -> Tensor:
+        """``e [B, T_sim, D_sim]``."""
+        x = e[:, self.layout.n_prefixes :, : self.spec.width]
         head, bias = self.head.to(e.dtype), None if self.bias is None else self.bias.to(e.dtype)
-        dx = loss_gradient(self.spec.loss, x, head, bias, next_ids, self.spec.logit_map)
-        dx = dx * counts[..., None].to(e.dtype)
-        return F.pad(dx, (0, self.layout.d_sim - self.layout.d_aux, self.layout.n_prefixes, 0))
+        y = hidden(self.spec.loss, F.linear(x, head, bias), self.spec.logit_map) @ head
+        return F.pad(y, (0, self.layout.d_sim - self.spec.width, self.layout.n_prefixes, 0))
 
 
 class PositionGate(nn.Module):
@@ -183,5 +183,5 @@ def build_block(spec: BlockSpec, layout: Layout) -> nn.Module:
             return Activation(spec, layout)
         case ProductSpec():
             return Product(spec, layout)
-        case LossSpec():
-            return LossModule(spec, layout)
+        case VocabularySpec():
+            return VocabularyMLP(spec, layout)

@@ -21,7 +21,6 @@ from tintc.ir.simulator import SimOp
 from tintc.ir.simulator.base import PrefixTiles, Tile
 from tintc.ir.simulator.interpreter import needed
 from tintc.runtime.literal.attention import TintAttention
-from tintc.runtime.literal.blocks import LossModule
 
 if TYPE_CHECKING:
     from tintc.runtime.model import TintForCausalLM
@@ -42,8 +41,6 @@ class SimModule(nn.Module):
         module, gate = machine.model.block(block)
         if isinstance(module, TintAttention):
             new = module(e, machine.positions, mask, machine.token_positions)
-        elif isinstance(module, LossModule):
-            new = module(e, machine.inputs.next_ids, machine.inputs.counted(self.op.step))
         else:
             new = module(e)
         if rate is not None:
@@ -119,6 +116,16 @@ class Machine:
             self._masks[key] = is_prefix[:, :, None] & seen[:, None, :]
         return self._masks[key]
 
+    def next_mask(self) -> Tensor:
+        if "next" not in self._masks:
+            tokens = self.positions >= self.layout.n_prefixes
+            follows = self.positions[:, :, None] + 1 == self.positions[:, None, :]
+            self._masks["next"] = follows & tokens[:, :, None]
+        return self._masks["next"]
+
+    def counted_mask(self, step: int) -> Tensor:
+        return torch.diag_embed(F.pad(self.inputs.counted(step), (self.layout.n_prefixes, 0)))
+
     def token_mask(self) -> Tensor:
         if "token" not in self._masks:
             k, length = self.layout.n_prefixes, self.inputs.shape[1]
@@ -131,6 +138,7 @@ class Machine:
 
     def look_up(self, table: str, rows: Tensor) -> Tensor:
         found = self.model.table(table)[rows]
+        found = found[..., None] if found.dim() == 2 else found
         return F.pad(found, (0, self.layout.pitch - found.shape[-1]))
 
     def weights(self, name: str) -> PrefixTiles:
