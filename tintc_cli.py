@@ -26,6 +26,7 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on sta
 Model = Annotated[str, typer.Argument(help="A model folder, a .gguf file, or the id of a model on the hub.")]
 Steps = Annotated[int, typer.Option(help="Simulated gradient steps.")]
 UpdateLayers = Annotated[int | None, typer.Option(help="Top layers that are updated [default: all].")]
+Descend = Annotated[str, typer.Option(help="Parameter groups that are updated; norm-gain is one more.")]
 Semantics = Annotated[Literal["exact", "paper-code"], typer.Option(help="Which definition to follow.")]
 HeadWidth = Annotated[int | None, typer.Option(help="Width of a head [default: the least that will do].")]
 Heads = Annotated[int | None, typer.Option(help="Heads of an embedding [default: the least that will do].")]
@@ -42,7 +43,8 @@ def compile_(
     steps: Steps = 1,
     update_layers: UpdateLayers = None,
     lr: Annotated[float, typer.Option(help="Learning rate; gradients are summed over train tokens.")] = 1e-4,
-    loss: Annotated[Literal["ce", "quad"], typer.Option(help="Loss on the train tokens.")] = "ce",
+    loss: Annotated[Literal["ce", "quad", "mse"], typer.Option(help="Loss on the train tokens.")] = "ce",
+    descend: Descend = "values,out,ffn,norm-bias",
     semantics: Semantics = "exact",
     stack: Annotated[int | None, typer.Option(help="Weight rows in one prefix [default: the cheapest].")] = None,
     shards: Annotated[int | None, typer.Option(help="Parts of a weight row [default: the cheapest].")] = None,
@@ -64,6 +66,7 @@ def compile_(
         "n_update_layers": update_layers,
         "inner_lr": lr,
         "loss": loss,
+        "descend": descend,
         "semantics": semantics,
         "stack": stack,
         "shards": shards,
@@ -81,6 +84,7 @@ def plan(
     model: Model,
     steps: Steps = 1,
     update_layers: UpdateLayers = None,
+    descend: Descend = "values,out,ffn,norm-bias",
     semantics: Semantics = "exact",
     stack: Annotated[int | None, typer.Option(help="Weight rows in one prefix [default: any].")] = None,
     shards: Annotated[int | None, typer.Option(help="Parts of a weight row [default: any].")] = None,
@@ -97,6 +101,7 @@ def plan(
     options = {
         "n_steps": steps,
         "n_update_layers": update_layers,
+        "descend": descend,
         "semantics": semantics,
         "stack": stack,
         "shards": shards,
@@ -129,6 +134,7 @@ def run(
     block_size: Annotated[int | None, typer.Option(help="Tokens in a block [default: as many as fit].")] = None,
     max_blocks: Annotated[int | None, typer.Option(help="Most blocks to run [default: all].")] = None,
     lr: Annotated[float | None, typer.Option(help="Learning rate [default: the stored one].")] = None,
+    split_steps: Annotated[bool, typer.Option("--split-steps", help="Train each step on a part of its own.")] = False,
     executor: Executor = "auto",
     device: Annotated[Literal["cpu", "cuda"], typer.Option(help="Where it is executed.")] = "cpu",
     json: Json = False,
@@ -136,7 +142,13 @@ def run(
     """Train on the first part of every block of a text, and score the rest before and after."""
     from tintc.cli.run import run_text
 
-    options = {"train_fraction": train_fraction, "block_size": block_size, "max_blocks": max_blocks, "inner_lr": lr}
+    options = {
+        "train_fraction": train_fraction,
+        "block_size": block_size,
+        "max_blocks": max_blocks,
+        "inner_lr": lr,
+        "split_steps": split_steps,
+    }
     run_text(path, text, file, options, executor, device, json)
 
 

@@ -98,6 +98,7 @@ def test_broken_models(command: Command, model: Path, tmp_path: Path, case: str)
         (("--update-layers", 0), "0 layers"),
         (("--steps", 0), "steps"),
         (("--lr", "nan"), "learning rate"),
+        (("--descend", "values,heads"), "The parameter group 'heads' is unknown"),
         (("--lr", "-1"), "learning rate"),
         (("--fd-step", "0"), "finite-difference step"),
         (("--stack", 1, "--shards", 16), "not a feasible layout"),

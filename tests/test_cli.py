@@ -38,17 +38,22 @@ def compiled(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_compile_run_inspect(command: Command, model: Path, tmp_path: Path) -> None:
     out = tmp_path / "deep" / "sim"
     options = ("--steps", 2, "--update-layers", 1, "--lr", 1e-2, "--max-length", 24, "--fd-step", 1e-3)
+    options = (*options, "--loss", "mse", "--descend", "values,out,norm-gain")
     made = command("compile", model, "-o", out, *options, "--dtype", "float64", "--json")
     assert made.code == 0, made.err
     assert made.json["n_update_layers"] == 1 and made.json["max_length"] == 24 and made.json["tokenizer"]
     assert {path.name for path in out.iterdir()} >= {"config.json", "model.safetensors", "program.tint", "README.md"}
     sim = tintc.load(out)
     assert (sim.dtype, sim.config.n_steps, sim.config.inner_lr) == (torch.float64, 2, 1e-2)
+    assert (sim.config.loss, sim.config.descend) == ("mse", "values,out,norm-gain")
     ran = command("run", out, "--text", STORY, "--block-size", 16, "--json")
     assert ran.code == 0, ran.err
     assert ran.json["tokens_scored"] == 16 and ran.json["blocks"] == 2
     assert ran.json["perplexity_after"] != ran.json["perplexity_before"]
     assert ran.json["seconds"] > 0 and ran.json["peak_rss_bytes"] > 1e7
+    split = command("run", out, "--text", STORY, "--block-size", 16, "--split-steps", "--json").json
+    assert split["perplexity_before"] == ran.json["perplexity_before"]
+    assert split["perplexity_after"] != ran.json["perplexity_after"]
 
 
 def test_run_equals_the_python_interface(command: Command, compiled: Path) -> None:

@@ -54,6 +54,8 @@ CASES: list[tuple[str, dict[str, Any]]] = [
     ("opt", {"semantics": "paper-code", "n_steps": 2}),
     ("llama", {"loss": "quad", "fd_step": 1e-2}),
     ("llama", {"dtype": "bfloat16"}),
+    ("opt", {"loss": "mse", "n_steps": 2}),
+    ("gpt2", {"descend": "values,norm-gain"}),
 ]
 
 

@@ -2,7 +2,7 @@
 
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from tintc import reference
+from tintc import masks, reference
 from tintc.driver import compile
 from tintc.runtime.artefact import load
 from tintc.runtime.config import TintConfig
@@ -12,4 +12,4 @@ AutoConfig.register("tint", TintConfig, exist_ok=True)
 AutoModelForCausalLM.register(TintConfig, TintForCausalLM, exist_ok=True)
 
 __version__ = "0.1.0"
-__all__ = ["TintConfig", "TintForCausalLM", "TintOutput", "compile", "load", "reference"]
+__all__ = ["TintConfig", "TintForCausalLM", "TintOutput", "compile", "load", "masks", "reference"]

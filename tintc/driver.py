@@ -21,7 +21,7 @@ from tintc.lowering.canonicalise import canonicalise
 from tintc.lowering.differentiate import differentiate
 from tintc.lowering.eliminate_common import eliminate_common
 from tintc.lowering.emit import emit
-from tintc.lowering.options import DEFAULT_FD_STEP, Options
+from tintc.lowering.options import DEFAULT_DESCEND, DEFAULT_FD_STEP, Options
 from tintc.lowering.plan_layout import layout_of, plan_layout
 from tintc.lowering.roles import assign_roles
 from tintc.lowering.unroll_steps import unroll_steps
@@ -41,6 +41,7 @@ def compile(
     n_update_layers: int | None = None,
     inner_lr: float = 1e-4,
     loss: str = "ce",
+    descend: str = DEFAULT_DESCEND,
     semantics: str = "exact",
     stack: int | None = None,
     shards: int | None = None,
@@ -54,10 +55,12 @@ def compile(
 
     model_or_path: a transformers model, a local folder, a hub id or a GGUF file. n_steps: simulated gradient steps;
     n_update_layers: top layers that are updated (None: all); inner_lr: learning rate of gradients summed over train
-    tokens; loss ``ce`` or ``quad``; semantics ``exact`` or ``paper-code`` (the authors' implementation); stack, shards:
-    weight rows per prefix and parts of a row (None: the cheapest); head_width, heads: width and number of the
-    simulator's heads (None: the least that will do); max_length: longest text in tokens (None: the model's, at most
-    2048); fd_step: step of the finite differences (None: 1e-3); dtype: of the simulator (None: the model's).
+    tokens; loss ``ce``, ``quad`` or ``mse``; descend: the groups of parameters that are updated, with commas between
+    (``values``, ``out``, ``ffn``, ``norm-bias``, ``norm-gain``); semantics ``exact`` or ``paper-code`` (the authors'
+    implementation); stack, shards: weight rows per prefix and parts of a row (None: the cheapest); head_width, heads:
+    width and number of the simulator's heads (None: the least that will do); max_length: longest text in tokens (None:
+    the model's, at most 2048); fd_step: step of the finite differences (None: 1e-3); dtype: of the simulator (None: the
+    model's).
 
     Raises `ModelError` if the model cannot be read, `UnsupportedModelError` listing every operation no rule takes, and
     `OptionError` for options out of range.
@@ -67,6 +70,7 @@ def compile(
         n_update_layers=n_update_layers,
         inner_lr=inner_lr,
         loss=loss,
+        descend=descend,
         semantics=semantics,
         stack=stack,
         shards=shards,
@@ -151,6 +155,7 @@ def configure(program: Program, source: AuxiliarySource, options: Options) -> Ti
         n_update_layers=program.attributes["n_update_layers"],
         inner_lr=options.inner_lr,
         loss=options.loss,
+        descend=options.descend,
         semantics=options.semantics,
         fd_scheme=options.difference.scheme,
         fd_step=options.fd_step,

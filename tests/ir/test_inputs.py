@@ -62,6 +62,23 @@ def test_train_fraction_is_rounded_down(fraction: float, count: int) -> None:
     assert rows(resolve_inputs(IDS, train_fraction=fraction).train) == [[1] * count + [0] * (6 - count)] * 2
 
 
+def test_masks_of_every_step() -> None:
+    """Pads and rows of one train token go in each step; parts of a batch keep all steps."""
+    masks = torch.tensor([[[1, 1, 1, 0, 0, 0], [0, 1, 1, 0, 0, 0]], [[0, 0, 1, 1, 1, 1], [0, 0, 0, 1, 0, 0]]])
+    pads = torch.tensor([[1, 1, 1, 1, 1, 0], [1] * 6])
+    found = resolve_inputs(IDS, masks, torch.tensor([[1, 1, 0, 1, 1, 1]] * 2), pads, n_steps=2)
+    assert rows(found.trained(0)) == [[1, 1, 1, 0, 0, 0], [0, 1, 1, 0, 0, 0]]
+    assert rows(found.trained(1)) == [[0, 0, 1, 1, 1, 0], [0] * 6]
+    assert rows(found.counted(0)) == [[1, 0, 0, 0, 0, 0], [0] * 6]
+    assert rows(found.counted(1)) == [[0, 0, 1, 1, 0, 0], [0] * 6]
+    part = found.rows(1, 2)
+    assert part.shape == (1, 6) and torch.equal(part.train, found.train[:, 1:])
+    with pytest.raises(InputError, match=r"train_mask has shape \(2, 2, 6\); .* \(2, 6\), or \(3, 2, 6\), a mask"):
+        resolve_inputs(IDS, masks, n_steps=3)
+    with pytest.raises(InputError, match="one such mask for every step"):
+        resolve_inputs(IDS, masks[:, :1, 0])
+
+
 @pytest.mark.parametrize("fraction", [0.0, 1.0, -0.5, 2.0, float("nan")])
 def test_train_fraction_out_of_range(fraction: float) -> None:
     with pytest.raises(OptionError, match="must lie between 0 and 1"):

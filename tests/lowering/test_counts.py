@@ -106,6 +106,7 @@ MODELS = {
     "opt, two steps, one layer": (tiny_models.opt, {"n_steps": 2, "n_update_layers": 1}),
     "llama": (tiny_models.llama, {}),
     "paper-code": (tiny_models.gpt2, {"semantics": "paper-code"}),
+    "gains descend": (tiny_models.gpt2, {"descend": "norm-bias,norm-gain", "n_update_layers": 1}),
 }
 
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 from programs import Sketch, check_agreement, gpt_like, llama_like, simulator, three_ways
 
+from tintc.errors import OptionError
 from tintc.ir import simulator as sim
 from tintc.ir.auxiliary.interpreter import Descent, forward, simulate
 from tintc.ir.core import Program
@@ -48,6 +49,43 @@ def test_what_descends() -> None:
     assert targets(differentiate(program, Options(n_update_layers=1))) == layer | {"lnf"}
     lower = {name.replace("h.1", "h.0") for name in layer}
     assert targets(differentiate(program, Options())) == layer | lower | {"lnf"}
+
+
+GROUPS = {
+    "values": {"attn.v"},
+    "out": {"attn.o"},
+    "ffn": {"ffn.up", "ffn.down"},
+    "norm-bias": {"ln1", "ln2"},
+    "norm-gain": {"ln1", "ln2"},
+}
+
+
+@pytest.mark.parametrize("descend", [*GROUPS, "values,norm-gain", "out,ffn,norm-bias,norm-gain"])
+def test_groups(descend: str) -> None:
+    """What each group holds, and the dead code that goes when nothing below descends."""
+    program, _ = gpt_like(layers=2)
+    found = differentiate(program, Options(n_update_layers=1, descend=descend))
+    groups = descend.split(",")
+    wanted = {f"h.1.{name}" for group in groups for name in GROUPS[group]}
+    assert targets(found) == wanted | ({"lnf"} if "norm" in descend else set())
+    ops = inside(found)
+    below = {"h.1.attn.v", "h.1.ln1"}
+    assert bool([op for op in ops if isinstance(op, sim.AttentionBackward)]) == bool(targets(found) & below)
+    norms = [op for op in ops if isinstance(op, sim.NormDescent)]
+    parts = tuple(part for part in ("gain", "bias") if f"norm-{part}" in groups)
+    assert all(op.parts == parts for op in norms)
+    stored = {op.name: op.result.type.parts for op in found.ops if isinstance(op, sim.StoredWeights)}
+    vectors = {name for name, held in stored.items() if "vector" in held}
+    assert vectors == ({"h.1.ln1", "h.1.ln2", "lnf"} if "gain" in parts else set())
+
+
+def test_groups_that_are_unknown_or_empty() -> None:
+    for text in ("heads", "values,", ""):
+        with pytest.raises(OptionError, match="unknown; choose among values, out, ffn, norm-bias, norm-gain"):
+            Options(descend=text)
+    program, _ = parallel()
+    with pytest.raises(OptionError, match="no parameters of norm-bias"):
+        differentiate(program, Options(descend="norm-bias"))
 
 
 def test_norms_without_bias_do_not_descend() -> None:

@@ -25,6 +25,7 @@ from tintc.frontend.graph import CapturedGraph
 from tintc.frontend.load import load_auxiliary
 from tintc.ir.auxiliary.interpreter import view
 from tintc.ir.inputs import resolve_inputs
+from tintc.ir.losses import LOSSES
 from tintc.ir.simulator.base import Weights
 from tintc.ir.simulator.interpreter import interpret
 from tintc.reference import Approximations, Difference, Tuned, tune
@@ -72,7 +73,7 @@ def interpreted(sim: Any, mask: Tensor) -> tuple[dict[str, Tensor], dict[str, Te
 
 @pytest.mark.parametrize("mask", [PREFIX, MIDDLE], ids=["prefix", "middle"])
 @pytest.mark.parametrize("semantics", ["exact", "paper-code"])
-@pytest.mark.parametrize("loss", ["ce", "quad"])
+@pytest.mark.parametrize("loss", LOSSES)
 @pytest.mark.parametrize("name", FAMILIES)
 def test_with_all_approximations_it_is_the_simulator(name: str, loss: str, semantics: str, mask: Tensor) -> None:
     """Two steps on the top two of three layers; train tokens that are a prefix of the text, and such that are not."""

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 import tintc
 from tintc.errors import InputError, OptionError
-from tintc.runtime.evaluate import cut_blocks, evaluate_blocks, held_out_loss, perplexity
+from tintc.runtime.evaluate import Blocks, cut_blocks, evaluate_blocks, held_out_loss, perplexity
 
 
 @given(length=st.integers(4, 200), size=st.integers(4, 50), fraction=st.floats(0.5, 0.99))
@@ -26,6 +26,29 @@ def test_blocks_are_the_text_without_its_tail(length: int, size: int, fraction: 
     assert blocks.ids.flatten().tolist() == list(range(length // size * size))
     assert 2 <= blocks.train_tokens == math.floor(fraction * size) < size
     assert blocks.train_mask.sum() == blocks.train_tokens
+
+
+@given(train=st.integers(2, 40), steps=st.integers(1, 9))
+def test_steps_share_the_train_tokens(train: int, steps: int) -> None:
+    blocks = Blocks(torch.zeros(1, 50), train)
+    if train < 2 * steps:
+        with pytest.raises(OptionError, match="each needs two"):
+            blocks.step_masks(steps)
+        return
+    masks = blocks.step_masks(steps)
+    assert torch.equal(masks.sum(0), blocks.train_mask) and masks.shape == (steps, 1, 50)
+    assert int(masks.sum(-1).max() - masks.sum(-1).min()) <= 1
+
+
+def test_every_step_may_train_on_a_part_of_its_own() -> None:
+    sim, ids = tintc.compile(tiny_models.gpt2().double(), n_steps=2, inner_lr=0.05), tiny_models.token_ids(1, 16)
+    masks = torch.zeros(2, 1, 16)
+    masks[0, 0, :4], masks[1, 0, 4:8] = 1, 1
+    found = evaluate_blocks(sim, ids[0], split_steps=True)
+    with torch.no_grad():
+        wanted = held_out_loss(sim(ids, train_mask=masks).logits, ids, 8) / 8
+    assert found.perplexity_after == pytest.approx(math.exp(wanted), rel=1e-12)
+    assert found.perplexity_after != evaluate_blocks(sim, ids[0]).perplexity_after
 
 
 def test_default_block_is_the_text_or_the_longest() -> None:

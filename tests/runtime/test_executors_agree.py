@@ -24,6 +24,7 @@ from tiny_models import gpt2, llama, opt, token_ids
 
 import tintc
 from tintc.ir.auxiliary.interpreter import Descent
+from tintc.ir.losses import LOSSES
 from tintc.lowering.options import Options
 
 MODELS: dict[str, Any] = {
@@ -62,7 +63,7 @@ def agree(name: str, ids: torch.Tensor | None = None, inner_lr: torch.Tensor | N
     check_agreement(three_ways(sim, auxiliary.auxiliary.program, auxiliary.tensors, ids, descent, inner_lr, **masks))
 
 
-@pytest.mark.parametrize("loss", ["ce", "quad"])
+@pytest.mark.parametrize("loss", LOSSES)
 @pytest.mark.parametrize("name", MODELS)
 def test_models_and_losses(name: str, loss: str) -> None:
     agree(name, loss=loss)

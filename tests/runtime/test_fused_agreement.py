@@ -17,6 +17,7 @@ from tintc.ir import simulator as ops
 from tintc.ir.auxiliary import Gate, Linear
 from tintc.ir.core import Program, Value, substitute
 from tintc.ir.inputs import resolve_inputs
+from tintc.ir.losses import LOSSES
 from tintc.ir.simulator.interpreter import interpret
 from tintc.runtime.fused import UPDATES
 from tintc.runtime.model import TintForCausalLM
@@ -26,7 +27,7 @@ TRAIN = torch.tensor([[0, 1, 1, 0, 1, 1, 1, 0, 0, 0, 0, 0], [1, 1, 1, 1, 1, 1, 1
 
 
 @pytest.mark.parametrize("semantics", ["exact", "paper-code"])
-@pytest.mark.parametrize("loss", ["ce", "quad"])
+@pytest.mark.parametrize("loss", LOSSES)
 @pytest.mark.parametrize("name", NAMES)
 def test_families(name: str, loss: str, semantics: str) -> None:
     check_fused(compiled(name, loss=loss, semantics=semantics), token_ids(2, 12))
@@ -222,7 +223,7 @@ def test_long_texts_take_the_attention_backward_in_blocks(monkeypatch: pytest.Mo
 
 def test_scores_of_any_size_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Blocks whose largest score is far above or below the last one's: fp32 against one softmax in fp64, 1e-5."""
-    from tintc.ir.functions import loss_gradient as right
+    from tintc.ir.losses import loss_gradient as right
     from tintc.ir.simulator import loss_gradient
 
     monkeypatch.setattr(loss_gradient, "WORDS", 5)

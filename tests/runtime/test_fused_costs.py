@@ -17,27 +17,32 @@ from tintc.runtime.fused.plan import Plan
 from tintc.runtime.model import TintForCausalLM
 
 
-def plan(sim: TintForCausalLM, batch: int, length: int, train: int, update: str = "auto") -> Plan:
+def plan(sim: TintForCausalLM, batch: int, length: int, train: int | tuple[int, ...], update: str = "auto") -> Plan:
     return make_plan(sim.program, ("logits",), Sizes(batch, length, train, 53), update)
 
 
+@pytest.mark.parametrize("train", [6, (3, 9), (8, 4)])
 @pytest.mark.parametrize("update", ["lazy", "materialised"])
 @pytest.mark.parametrize("name", FAMILIES)
-def test_the_count_is_what_runs(name: str, update: str) -> None:
+def test_the_count_is_what_runs(name: str, update: str, train: int | tuple[int, ...]) -> None:
     """Attention aside, whose kernel PyTorch counts without its causal half; one position's loss does not count.
 
-    With gradients on, since the counter does not know operations in place.
+    With gradients on, since the counter does not know operations in place. Steps may train on parts of other lengths.
     """
     sim = compiled(name, n_steps=2)
-    made = plan(sim, 2, 12, 6, update)
+    made = plan(sim, 2, 12, train, update)
     attention = {ops.AttentionForward, ops.AttentionBackward}
     head = 2 * 2 * 2 * sim.config.hidden_size * 53
-    executor = FusedExecutor(sim, resolve_inputs(token_ids(2, 12)), made, None)
+    steps = (train, train) if isinstance(train, int) else train
+    masks = torch.arange(12) < torch.tensor(steps)[:, None, None].expand(2, 2, 1)
+    executor = FusedExecutor(sim, resolve_inputs(token_ids(2, 12), masks), made, None)
     with FlopCounterMode(display=False) as counter:
         executor.run(("logits",))
     products = ("mm", "addmm", "bmm", "baddbmm")
     found = sum(n for op, n in counter.get_flop_counts()["Global"].items() if str(op).split(".")[-1] in products) // 2
-    backward = sum(2 * 6 * 6 * op.n_heads * op.head_dim for op in made.ops if isinstance(op, ops.AttentionBackward))
+    backward = sum(
+        2 * steps[op.step] ** 2 * op.n_heads * op.head_dim for op in made.ops if isinstance(op, ops.AttentionBackward)
+    )
     wanted = multiply_adds(without(made, attention)) + 2 * backward - head
     assert found == wanted
 

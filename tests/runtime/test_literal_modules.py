@@ -20,6 +20,7 @@ from tintc.ir import simulator as sim
 from tintc.ir.core import Op, Parameter, Program, Type, Value, tokens
 from tintc.ir.inputs import resolve_inputs
 from tintc.ir.layout import Layout
+from tintc.ir.losses import LOSSES
 from tintc.ir.simulator.base import Interpretation, PrefixTiles, SimOp, Weights
 from tintc.lowering.allocate_slots import allocate_slots
 from tintc.lowering.options import Options
@@ -60,7 +61,7 @@ class Bench:
         if kind.kind == "linear":
             self.parameter("w.weight", *kind.dims)
         for part in kind.parts:
-            part = "bias" if part.startswith("bias") else part
+            part = "bias" if part.startswith("bias") else "gain" if part == "vector" else part
             self.parameter(f"w.{part}", kind.dims[0])
         op = sim.StoredWeights(results=(Value("w", kind),), name="w")
         self.ops.append(op)
@@ -203,7 +204,7 @@ def test_authors_layout_with_a_bias_in_every_column_tile(cls: type[SimOp]) -> No
 
 
 NORMS = st.sampled_from(["layer", "rms"])
-PARTS = st.sampled_from([(), ("gain",), ("bias",), ("gain", "bias")])
+PARTS = st.sampled_from([(), ("gain",), ("bias",), ("gain", "bias"), ("vector",), ("vector", "bias")])
 EPS = st.sampled_from([1e-12, 1e-5, 0.1])
 
 
@@ -245,6 +246,18 @@ def test_norm_descent(width: int, parts: tuple[str, ...], stack: int | None, sha
     bench, kind = Bench(width, seed), Type("norm", (width,), parts)
     operands = (bench.weights(kind), bench.value("dy", width))
     bench.check(sim.NormDescent(operands=operands, results=(Value("u", kind),), target="w"), stack, shards)
+
+
+@FEW
+@given(WIDTHS, st.sampled_from([("vector",), ("vector", "bias")]), st.booleans(), STACKS, STACKS, SEEDS)
+def test_gain_descent(
+    width: int, held: tuple[str, ...], both: bool, stack: int | None, shards: int | None, seed: int
+) -> None:
+    bench, kind = Bench(width, seed), Type("norm", (width,), held)
+    parts = ("gain", "bias") if both and "bias" in held else ("gain",)
+    operands = (bench.weights(kind), bench.value("dy", width), bench.value("f", width))
+    op = sim.NormDescent(operands=operands, results=(Value("u", kind),), target="w", parts=parts)
+    bench.check(op, stack, shards)
 
 
 HEADS = st.sampled_from([(1, 1, 4), (3, 1, 4), (4, 2, 3), (3, 3, 5), (6, 2, 1), (2, 2, 6)])
@@ -303,10 +316,11 @@ def test_gate(width: int, size: int, fn: str, scheme: str, backward: bool, stack
 
 
 @FEW
-@given(WIDTHS, st.sampled_from(["ce", "quad"]), st.booleans(), STACKS, SEEDS)
-def test_loss_gradient(width: int, loss: str, bias: bool, stack: int | None, seed: int) -> None:
+@given(WIDTHS, st.sampled_from(LOSSES), st.booleans(), st.sampled_from([0.0, 0.9]), STACKS, SEEDS)
+def test_loss_gradient(width: int, loss: str, bias: bool, softcap: float, stack: int | None, seed: int) -> None:
     bench = Bench(width, seed)
-    head = {"head": bench.parameter("head", VOCAB, width), "bias": bench.parameter("b", VOCAB) if bias else ""}
+    head: dict[str, Any] = {"head": bench.parameter("head", VOCAB, width), "scale": 0.7, "softcap": softcap}
+    head["bias"] = bench.parameter("b", VOCAB) if bias else ""
     x = bench.value("x", width)
     logits = sim.Logits(operands=(x,), results=(Value("z", Type("logits", (VOCAB,))),), **head)
     bench.ops.append(logits)

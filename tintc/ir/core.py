@@ -20,7 +20,8 @@ class Type:
 
     Kinds: ``tokens`` (dims = width: one vector per token), ``logits`` (dims = vocabulary), ``linear`` (dims = dout,
     din; the weights of a linear layer as a value), ``norm`` (dims = width; gain and bias of a norm as a value).
-    `parts` says which tensors a weight value carries, e.g. ``("weight", "bias")``.
+    `parts` says which tensors a weight value carries besides a linear layer's matrix: ``bias`` (``bias4``: four times,
+    a quarter each), and of a norm ``gain``, or ``vector`` for a gain that prefixes hold as a vector.
     """
 
     kind: str

@@ -131,15 +131,3 @@ def attention_probabilities(
     queries = turn(split_heads(q, n_heads))
     keys = turn(split_heads(k, n_kv_heads)).repeat_interleave(n_heads // n_kv_heads, 1)
     return masked_softmax(scale * queries @ keys.transpose(-1, -2), allowed[:, None])
-
-
-def loss_gradient(kind: str, x: Tensor, head: Tensor, bias: Tensor | None, next_ids: Tensor) -> Tensor:
-    """Gradient of the summed loss with respect to the head's input (Appendix H), position by position.
-
-    ``x [B, T, D]``, ``head E [V, D]``, ``next_ids [B, T]``. ``ce``: ``E^T (softmax(E x + b) - onehot)``; ``quad``:
-    ``E^T (E x + b) - e_next`` (Remark H.2).
-    """
-    scores = F.linear(x, head, bias)
-    if kind == "ce":
-        scores = scores.softmax(-1)
-    return scores @ head - head[next_ids]

@@ -21,7 +21,7 @@ class Inputs:
 
     input_ids, position_ids ``[B, T]``; allowed ``[B, T, T]`` bool, which keys a query may see *before* the causal mask
     of the attention op; train ``[B, T]`` bool, tokens that descent sums over; counts ``[B, T]`` bool, positions whose
-    loss counts.
+    loss counts. Both are ``[N, B, T]`` where every step trains on tokens of its own.
     """
 
     input_ids: Tensor
@@ -35,6 +35,14 @@ class Inputs:
         batch, length = self.input_ids.shape
         return batch, length
 
+    def trained(self, step: int) -> Tensor:
+        """Tokens that a step's descent sums over, ``[B, T]``."""
+        return self.train if self.train.dim() == 2 else self.train[step]
+
+    def counted(self, step: int) -> Tensor:
+        """Positions whose loss counts in a step, ``[B, T]``."""
+        return self.counts if self.counts.dim() == 2 else self.counts[step]
+
     @cached_property
     def plain(self) -> bool:
         """Whether nothing is masked. A mask whose rows are views of its first one is looked at once."""
@@ -42,7 +50,10 @@ class Inputs:
 
     def rows(self, start: int, stop: int) -> Inputs:
         """The same for examples start ... stop - 1 of the batch."""
-        return Inputs(*(getattr(self, f.name)[start:stop] for f in fields(self)))
+        whole = {f.name: getattr(self, f.name) for f in fields(self)}
+        steps = [name for name in ("train", "counts") if whole[name].dim() == 3]
+        part = {name: tensor[:, start:stop] if name in steps else tensor[start:stop] for name, tensor in whole.items()}
+        return Inputs(**part)
 
     @property
     def next_ids(self) -> Tensor:
@@ -59,12 +70,14 @@ def resolve_inputs(
     *,
     train_fraction: float = 0.5,
     semantics: str = "exact",
+    n_steps: int | None = None,
 ) -> Inputs:
     """Masks of any dtype (non-zero is true) and None as `Inputs`.
 
-    attention_mask: ``[B, T]`` marks padding on either side, ``[B, T, T]`` says who sees whom. train_mask None: the
-    first ``floor(train_fraction * length)`` tokens of each row that are not padding. Fewer than two train tokens in a
-    row: nothing is trained there. Raises `InputError` for shapes that do not fit and for non-integer ids.
+    attention_mask: ``[B, T]`` marks padding on either side, ``[B, T, T]`` says who sees whom. train_mask ``[B, T]``, or
+    ``[N, B, T]`` for other tokens in each of the N steps (n_steps None: as many as there are); None: the first
+    ``floor(train_fraction * length)`` tokens of each row that are not padding. Fewer than two train tokens in a row:
+    nothing is trained there. Raises `InputError` for shapes that do not fit and for non-integer ids.
     """
     if input_ids.dim() != 2 or input_ids.dtype.is_floating_point or input_ids.dtype == torch.bool:
         raise InputError("input_ids must be a [batch, length] tensor of integers.")
@@ -79,15 +92,15 @@ def resolve_inputs(
     if train_mask is None:
         train = _first_tokens(valid, train_fraction)
     else:
-        train = matching("train_mask", train_mask, shape, device) != 0
+        train = _steps("train_mask", train_mask, shape, n_steps).to(device) != 0
     train = train & valid
-    train = train & (train.sum(1, keepdim=True) >= 2)
+    train = train & (train.sum(-1, keepdim=True) >= 2)
     target = torch.zeros_like(train)
-    target[:, :-1] = train[:, 1:]
+    target[..., :-1] = train[..., 1:]
     counts = target & train if semantics == "exact" else target
     if loss_mask is not None:
         wanted = matching("loss_mask", loss_mask, shape, device) != 0
-        counts[:, :-1] &= wanted[:, 1:]
+        counts[..., :-1] &= wanted[:, 1:]
     return Inputs(input_ids.long(), position_ids, allowed, train, counts)
 
 
@@ -113,6 +126,15 @@ def matching(name: str, tensor: Tensor, shape: tuple[int, ...], device: torch.de
     if tuple(tensor.shape) != shape:
         raise InputError(f"{name} has shape {tuple(tensor.shape)}; it must have the shape of input_ids, {shape}.")
     return tensor.to(device)
+
+
+def _steps(name: str, mask: Tensor, shape: tuple[int, ...], n_steps: int | None) -> Tensor:
+    """`mask`; `InputError` unless it has this shape, or this shape for every step."""
+    steps = mask.shape[0] if n_steps is None and mask.dim() == 3 else n_steps
+    if mask.shape == shape or mask.shape == (steps, *shape):
+        return mask
+    every = f"{(steps, *shape)}, a mask for every step" if steps is not None else "have one such mask for every step"
+    raise InputError(f"{name} has shape {tuple(mask.shape)}; it must have the shape of input_ids, {shape}, or {every}.")
 
 
 def _first_tokens(valid: Tensor, fraction: float) -> Tensor:

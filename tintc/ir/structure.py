@@ -6,13 +6,14 @@ that loading an artefact or counting parameters costs nothing. Blocks act on emb
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from tintc.ir.layout import Layout
+from tintc.ir.losses import LogitMap
 
 
 @dataclass(frozen=True)
@@ -115,15 +116,18 @@ class ProductSpec:
 
 
 @dataclass(frozen=True)
-class LossSpec:
-    """The loss module of Remark H.3: slot 0 holds x, then the gradient with respect to x."""
+class VocabularySpec:
+    """An MLP over the vocabulary (Appendix H): slot 0, x, becomes ``E^T h(E x + b)``; both its matrices are the table
+    `head`, which is stored once. h: see `tintc.ir.losses.hidden`."""
 
     loss: str
     head: str
     bias: str
+    logit_map: LogitMap
+    width: int
 
 
-BlockSpec = AttentionSpec | LinearSpec | GroupNormSpec | ActivationSpec | ProductSpec | LossSpec
+BlockSpec = AttentionSpec | LinearSpec | GroupNormSpec | ActivationSpec | ProductSpec | VocabularySpec
 
 
 @dataclass(frozen=True)
@@ -138,7 +142,7 @@ def constant(*shape: int, value: float = 0.0) -> TensorSpec:
     return TensorSpec(shape, lambda: torch.full(shape, value, dtype=torch.float64))
 
 
-def indicator(n_heads: int, ones: range) -> TensorSpec:
+def indicator(n_heads: int, ones: Collection[int]) -> TensorSpec:
     """A decision vector ``[H]`` that is 1 on the heads of `ones`."""
 
     def build() -> Tensor:

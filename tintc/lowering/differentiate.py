@@ -12,9 +12,10 @@ before the update, which SSA form gives for free. Forward ops that no update tou
 
 from __future__ import annotations
 
+from tintc.errors import OptionError
 from tintc.ir import auxiliary as aux
 from tintc.ir import simulator as sim
-from tintc.ir.auxiliary.interpreter import descends
+from tintc.ir.auxiliary.interpreter import GROUPS, descending
 from tintc.ir.core import Block, Parameter, Program, Value
 from tintc.ir.names import Names
 from tintc.lowering.builder import Builder
@@ -42,7 +43,7 @@ class _Differentiation:
         self.updated = {op for op in self.layers if self.updates(op)}
 
     def updates(self, op: aux.AuxOp) -> bool:
-        return rule_of(op).trains(op) and descends(op, self.n_layers, self.update_layers)
+        return bool(descending(op, self.n_layers, self.update_layers, self.options.groups))
 
     def run(self) -> Program:
         start = Builder(self.names, "forward", "w")
@@ -52,6 +53,11 @@ class _Differentiation:
                 made = start.emit(sim.StoredWeights, (), (layer.type,), origin=layer.name, name=layer.name)
                 stored[layer.name] = made.result
                 made.layer, made.role = op.layer, op.role
+        if not self.updated:
+            raise OptionError(
+                f"Nothing would descend: this model has no parameters of {self.options.descend} in the layers that are "
+                f"updated. Choose other groups among {', '.join(GROUPS)}."
+            )
         carried = list(dict.fromkeys(layer.name for op, layer in self.layers.items() if op in self.updated))
         before = Builder(self.names, "forward", "before")
         logits_before = self.forward(before, stored)
@@ -66,7 +72,7 @@ class _Differentiation:
             "n_steps": self.options.n_steps,
             "semantics": self.options.semantics,
         }
-        ops = [*start.ops, *before.ops, *([repeat] if carried else []), *after.ops]
+        ops = [*start.ops, *before.ops, repeat, *after.ops]
         outputs = {"logits_before": logits_before, "logits": logits}
         return Program("sim", attributes, self.parameters(), ops, outputs)
 

@@ -6,11 +6,13 @@ import math
 from dataclasses import dataclass
 
 from tintc.errors import OptionError
+from tintc.ir.auxiliary.interpreter import DESCENDS, GROUPS
 from tintc.ir.functions import FiniteDifference
+from tintc.ir.losses import LOSSES
 
-LOSSES = ("ce", "quad")
 SEMANTICS = ("exact", "paper-code")
 DEFAULT_FD_STEP = 1e-3
+DEFAULT_DESCEND = ",".join(group for group in GROUPS if group in DESCENDS)
 
 
 @dataclass(frozen=True)
@@ -18,16 +20,18 @@ class Options:
     """Options of the simulated descent and of the layout.
 
     n_steps: gradient steps (N); n_update_layers: top layers that are updated (None: all); inner_lr: learning rate of
-    gradients summed over train tokens; loss ``ce`` or ``quad``; semantics ``exact`` or ``paper-code``; fd_step: step of
-    the finite differences, relative in ``exact`` and absolute in ``paper-code``; stack, shards: S and S' (None:
-    chosen); head_width, heads: d_h and H_sim (None: the least that will do); max_length: longest text in tokens (None:
-    the model's, at most 2048).
+    gradients summed over train tokens; loss ``ce``, ``quad`` or ``mse``; descend: groups of parameters that are
+    updated, of `GROUPS`, with commas between; semantics ``exact`` or ``paper-code``; fd_step: step of the finite
+    differences, relative in ``exact`` and absolute in ``paper-code``; stack, shards: S and S' (None: chosen);
+    head_width, heads: d_h and H_sim (None: the least that will do); max_length: longest text in tokens (None: the
+    model's, at most 2048).
     """
 
     n_steps: int = 1
     n_update_layers: int | None = None
     inner_lr: float = 1e-4
     loss: str = "ce"
+    descend: str = DEFAULT_DESCEND
     semantics: str = "exact"
     stack: int | None = None
     shards: int | None = None
@@ -50,12 +54,20 @@ class Options:
                 raise OptionError(f"The option {name} is {count}; it must be at least 1.")
         if self.loss not in LOSSES:
             raise OptionError(f"The loss {self.loss!r} is unknown; choose one of {', '.join(LOSSES)}.")
+        unknown = [group for group in self.descend.split(",") if group not in GROUPS]
+        if unknown:
+            raise OptionError(f"The parameter group {unknown[0]!r} is unknown; choose among {', '.join(GROUPS)}.")
         if self.semantics not in SEMANTICS:
             raise OptionError(f"The semantics {self.semantics!r} is unknown; choose one of {', '.join(SEMANTICS)}.")
         if not (math.isfinite(self.inner_lr) and self.inner_lr >= 0):
             raise OptionError(f"The learning rate is {self.inner_lr}; it must be a finite number, zero or more.")
         if not 0 < self.fd_step < 1:
             raise OptionError(f"The finite-difference step is {self.fd_step}; it must lie between 0 and 1.")
+
+    @property
+    def groups(self) -> frozenset[str]:
+        """The groups of parameters that descend."""
+        return frozenset(self.descend.split(","))
 
     @property
     def difference(self) -> FiniteDifference:

@@ -151,12 +151,32 @@ class _DetachedSoftmax:
 
 class _DetachedAttention(_DetachedSoftmax):
     def __call__(self, lookup: Lookup, dtype: torch.dtype | None) -> Tensor:
-        args: Any = map_arg(self.node.args, lookup)
-        kwargs: Any = map_arg(self.node.kwargs, lookup)
-        return _detached_attention(*args, **kwargs)
+        return attention_of(self.node, lookup, detached=True)
 
 
-def _detached_attention(
+def attention_of(node: Node, lookup: Lookup, detached: bool, sees: Tensor | None = None) -> Tensor:
+    """The value of a `scaled_dot_product_attention`, its probabilities as constants or not; sees: as in
+    `seen_softmax`."""
+    args: Any = map_arg(node.args, lookup)
+    kwargs: Any = map_arg(node.kwargs, lookup)
+    return _attention(*args, **kwargs, detached=detached, sees=sees)
+
+
+EXCLUDED = -1e30
+"""A score below this has been masked in the graph, by adding the smallest number of a short type."""
+
+
+def seen_softmax(scores: Tensor, sees: Tensor | None) -> Tensor:
+    """Probabilities ``[..., T, T]`` over the keys that a query sees, ``sees [T, T]`` bool besides the graph's own mask;
+    zeros where it sees none. sees None: the softmax."""
+    if sees is None:
+        return scores.softmax(-1)
+    both = sees.to(scores.device).expand(scores.shape) & (scores > EXCLUDED)
+    some = both.any(-1, keepdim=True)
+    return torch.where(some, scores.masked_fill(~both & some, -torch.inf), 0.0).softmax(-1) * some
+
+
+def _attention(
     query: Tensor,
     key: Tensor,
     value: Tensor,
@@ -165,8 +185,11 @@ def _detached_attention(
     is_causal: bool = False,
     scale: float | None = None,
     enable_gqa: bool = False,
+    *,
+    detached: bool,
+    sees: Tensor | None,
 ) -> Tensor:
-    """`scaled_dot_product_attention` with its probabilities as constants; heads ``[B, H, T, d]``."""
+    """`scaled_dot_product_attention` written out; heads ``[B, H, T, d]``."""
     if enable_gqa:
         group = query.shape[1] // key.shape[1]
         key, value = key.repeat_interleave(group, 1), value.repeat_interleave(group, 1)
@@ -175,4 +198,5 @@ def _detached_attention(
         attn_mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()
     if attn_mask is not None:
         scores = scores.masked_fill(~attn_mask, -torch.inf) if attn_mask.dtype == torch.bool else scores + attn_mask
-    return scores.softmax(-1).detach() @ value
+    weights = seen_softmax(scores, sees)
+    return (weights.detach() if detached else weights) @ value

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 import weakref
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -26,6 +27,7 @@ from tintc.ir.auxiliary import Linear
 from tintc.reference.approximations import Approximations
 from tintc.reference.captured import Override, detached_scores, run_nodes
 from tintc.reference.groups import factors
+from tintc.reference.placed import masked_scores, moved_positions
 from tintc.reference.regions import difference_regions
 
 LOSSES = ("ce", "quad", "mse")
@@ -55,6 +57,8 @@ def tune(
     train_mask: Tensor,
     *,
     loss_mask: Tensor | None = None,
+    attention_mask: Tensor | None = None,
+    position_ids: Tensor | None = None,
     inner_lr: float = 1e-4,
     n_steps: int = 1,
     n_update_layers: int | None = None,
@@ -67,9 +71,11 @@ def tune(
 
     model: a transformers model, or what `capture` made of one; input_ids ``[B, T]``; train_mask ``[B, T]`` or, for
     different tokens in each step, ``[N, B, T]``, non-zero is true; loss_mask ``[B, T]`` over target tokens;
-    n_update_layers: top layers that descend (None: all); loss ``ce``, ``quad`` or ``mse`` (Remark H.2), summed over
-    tokens; semantics: ``exact`` counts position i if tokens i and i + 1 are train tokens, ``paper-code`` if i + 1 is;
-    approximations None: those of a simulator with these semantics. With fewer than two train tokens nothing is trained.
+    attention_mask ``[B, T]`` (padding, which is not trained on either) or ``[B, T, T]`` (who may see whom, besides
+    causality); position_ids ``[B, T]``, less than T (None: counting tokens that are not padding); n_update_layers: top
+    layers that descend (None: all); loss ``ce``, ``quad`` or ``mse`` (Remark H.2), summed over tokens; semantics:
+    ``exact`` counts position i if tokens i and i + 1 are train tokens, ``paper-code`` if i + 1 is; approximations None:
+    those of a simulator with these semantics. With fewer than two train tokens nothing is trained.
 
     Raises `OptionError` and `InputError` for what does not fit, `UnsupportedModelError` if an approximation needs to
     know the graph's parts and they are not recognised.
@@ -77,11 +83,12 @@ def tune(
     graph = model if isinstance(model, CapturedGraph) else capture(model)
     chosen = Approximations.of(semantics) if approximations is None else approximations
     _check(loss, n_steps, inner_lr)
-    train = _masks(train_mask, input_ids, n_steps)
+    valid, sees, positions = _placed(input_ids, attention_mask, position_ids)
+    train = _masks(train_mask, valid, n_steps)
     counts = _counted(train, loss_mask, input_ids, semantics)
     tuning = _Tuning(graph, chosen, n_update_layers, loss, dtype)
     rows = [
-        tuning.run(ids, train[:, index], counts[:, index], inner_lr)
+        tuning.run(_Text(ids, train[:, index], counts[:, index], sees[index], positions[index]), inner_lr)
         for index, ids in enumerate(input_ids.to(graph.input_ids.meta["val"].device))
     ]
     gradients = tuple(
@@ -105,14 +112,34 @@ def _check(loss: str, n_steps: int, inner_lr: float) -> None:
         raise OptionError(f"The learning rate is {inner_lr}; it must be a finite number, zero or more.")
 
 
-def _masks(mask: Tensor, ids: Tensor, n_steps: int) -> Tensor:
-    """The train mask as ``[N, B, T]`` bool; rows with fewer than two train tokens are emptied."""
-    if ids.dim() != 2 or mask.shape not in (ids.shape, (n_steps, *ids.shape)):
+def _placed(
+    ids: Tensor, mask: Tensor | None, positions: Tensor | None
+) -> tuple[Tensor, Sequence[Tensor | None], Sequence[Tensor | None]]:
+    """``[B, T]``, the tokens that are not padding; who sees whom and at which positions, text by text, or None."""
+    valid, nothing = torch.ones(ids.shape, dtype=torch.bool), [None] * len(ids)
+    if positions is not None and positions.shape != ids.shape:
+        raise InputError(f"position_ids has shape {tuple(positions.shape)}; it must have that of input_ids.")
+    sees = mask
+    if mask is not None and mask.shape == ids.shape:
+        valid = mask != 0
+        sees = valid[:, None, :].expand(*ids.shape, ids.shape[1])
+        positions = (valid.long().cumsum(1) - 1).clamp(min=0) if positions is None else positions
+    elif mask is not None and mask.shape != (*ids.shape, ids.shape[-1]):
         raise InputError(
-            f"input_ids {tuple(ids.shape)} and train_mask {tuple(mask.shape)} do not fit; pass [B, T] and [B, T], or "
+            f"attention_mask has shape {tuple(mask.shape)}; it must be that of input_ids, or "
+            f"{(*ids.shape, ids.shape[-1])}."
+        )
+    return valid, nothing if sees is None else list(sees != 0), nothing if positions is None else list(positions)
+
+
+def _masks(mask: Tensor, valid: Tensor, n_steps: int) -> Tensor:
+    """The train mask as ``[N, B, T]`` bool, without padding; rows with fewer than two train tokens are emptied."""
+    if valid.dim() != 2 or mask.shape not in (valid.shape, (n_steps, *valid.shape)):
+        raise InputError(
+            f"input_ids {tuple(valid.shape)} and train_mask {tuple(mask.shape)} do not fit; pass [B, T] and [B, T], or "
             f"[{n_steps}, B, T]."
         )
-    train = (mask != 0).expand(n_steps, *ids.shape)
+    train = (mask != 0).expand(n_steps, *valid.shape) & valid
     return train & (train.sum(-1, keepdim=True) >= 2)
 
 
@@ -122,6 +149,18 @@ def _counted(train: Tensor, loss_mask: Tensor | None, ids: Tensor, semantics: st
     counts = torch.zeros_like(train)
     counts[..., :-1] = target[..., 1:] if semantics == "paper-code" else target[..., 1:] & train[..., :-1]
     return counts
+
+
+@dataclass(frozen=True)
+class _Text:
+    """One text: ``ids [T]``, masks ``[N, T]``, and who sees whom ``[T, T]`` at which positions ``[T]``, if that is not
+    what the graph computes."""
+
+    ids: Tensor
+    train: Tensor
+    counts: Tensor
+    sees: Tensor | None
+    positions: Tensor | None
 
 
 @dataclass(frozen=True)
@@ -166,27 +205,39 @@ class _Tuning:
             _RECOGNISED[self.graph] = recognise(self.graph)
         return _RECOGNISED[self.graph]
 
-    def run(self, ids: Tensor, train: Tensor, counts: Tensor, inner_lr: float) -> _Row:
-        """``ids [T]``, masks ``[N, T]``."""
+    def run(self, text: _Text, inner_lr: float) -> _Row:
         parameters, before, gradients, losses = dict(self.parameters), None, [], []
-        for trained, counted in zip(train, counts, strict=True):
-            logits, loss, gradient = self.step(parameters, ids, trained.to(ids.device), counted.to(ids.device))
+        ids, overrides = text.ids, self.placed(text)
+        for trained, counted in zip(text.train, text.counts, strict=True):
+            masks = trained.to(ids.device), counted.to(ids.device)
+            logits, loss, gradient = self.step(parameters, ids, *masks, overrides)
             before = logits if before is None else before
             parameters |= {name: parameters[name] - inner_lr * g for name, g in gradient.items()}
             gradients.append(gradient)
             losses.append(loss)
         with torch.no_grad():
-            (after,) = run_nodes(self.graph, ids[None], (self.graph.logits,), parameters, self.dtype, self.overrides)
+            (after,) = run_nodes(self.graph, ids[None], (self.graph.logits,), parameters, self.dtype, overrides)
         assert before is not None
         return _Row(before, after[0], gradients, torch.stack(losses))
 
+    def placed(self, text: _Text) -> dict[Node, Override]:
+        """The approximations, with the text's own masks and positions."""
+        found = dict(self.overrides)
+        if text.sees is not None:
+            found |= masked_scores(self.graph, self.overrides, text.sees)
+        if text.positions is not None:
+            found |= moved_positions(self.graph, text.positions)
+        return found
+
     @torch.enable_grad()
-    def step(self, parameters: Tensors, ids: Tensor, train: Tensor, counts: Tensor) -> tuple[Tensor, Tensor, Tensors]:
+    def step(
+        self, parameters: Tensors, ids: Tensor, train: Tensor, counts: Tensor, overrides: Mapping[Node, Override]
+    ) -> tuple[Tensor, Tensor, Tensors]:
         """Logits ``[T, V]``, summed loss and gradients at the given parameters."""
         leaves = {name: parameters[name].detach().requires_grad_() for name in self.factors}
         only = train if self.approximations.train_tokens and not _is_prefix(train) else None
         wanted = (self.graph.logits, self.head()[0]) if self.loss == "mse" else (self.graph.logits,)
-        found = run_nodes(self.graph, ids[None], wanted, parameters | leaves, self.dtype, self.overrides, only)
+        found = run_nodes(self.graph, ids[None], wanted, parameters | leaves, self.dtype, overrides, only)
         total = self.summed_loss(found, ids)[counts[:-1]].sum()
         if not total.requires_grad or not counts.any():
             return found[0][0].detach(), total.detach(), {name: torch.zeros_like(leaf) for name, leaf in leaves.items()}

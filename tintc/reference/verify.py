@@ -166,7 +166,8 @@ def reference_dtype(source: AuxiliarySource) -> torch.dtype:
 
 def _approximations(config: TintConfig) -> Approximations:
     difference = Difference(config.fd_scheme, config.fd_step)
-    return replace(Approximations.of(config.semantics), norms=difference, activations=difference)
+    groups = frozenset(config.descend.split(","))
+    return replace(Approximations.of(config.semantics), norms=difference, activations=difference, groups=groups)
 
 
 def _tuned(

@@ -24,6 +24,7 @@ config.n_update_layers }} of {{ config.num_hidden_layers }} layers, and predicts
 |---|---|
 | semantics | {{ config.semantics }} |
 | loss | {{ config.loss }} |
+| parameters that descend | {{ config.descend }} |
 | learning rate (gradients summed over train tokens) | {{ config.inner_lr }} |
 | finite differences | {{ config.fd_scheme }}, step {{ config.fd_step }} |
 | longest text | {{ config.max_position_embeddings }} tokens |

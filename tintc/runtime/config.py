@@ -14,9 +14,10 @@ class TintConfig(PretrainedConfig):
 
     hidden_size, num_hidden_layers, vocab_size, max_position_embeddings: the auxiliary's width, layers and vocabulary,
     and the longest text the simulator was compiled for. d_sim, n_sim_heads, n_prefixes, stack, shards: the simulator's
-    own (spec, section 3). n_steps, n_update_layers, inner_lr, loss, semantics, fd_scheme, fd_step: options of the
-    simulated descent; train_fraction: share of a text that is trained on when no mask is given. provenance: what was
-    compiled, and with what; digests: sha256 of the structural tensors and of the program, as the compiler wrote them.
+    own (spec, section 3). n_steps, n_update_layers, inner_lr, loss, descend, semantics, fd_scheme, fd_step: options of
+    the simulated descent (descend: groups of parameters, with commas between); train_fraction: share of a text that is
+    trained on when no mask is given. provenance: what was compiled, and with what; digests: sha256 of the structural
+    tensors and of the program, as the compiler wrote them.
 
     `program` is the simulator's program as text, `auxiliary` the auxiliary's it was made from. They are stored beside
     the configuration (``program.tint``, ``auxiliary.tint``), not in it.
@@ -39,6 +40,7 @@ class TintConfig(PretrainedConfig):
         n_update_layers: int = 0,
         inner_lr: float = 1e-4,
         loss: str = "ce",
+        descend: str = "values,out,ffn,norm-bias",
         semantics: str = "exact",
         fd_scheme: str = "token",
         fd_step: float = 1e-3,
@@ -63,6 +65,7 @@ class TintConfig(PretrainedConfig):
         self.n_update_layers = n_update_layers
         self.inner_lr = inner_lr
         self.loss = loss
+        self.descend = descend
         self.semantics = semantics
         self.fd_scheme = fd_scheme
         self.fd_step = fd_step

@@ -60,6 +60,17 @@ class Blocks:
         """``[1, block_size]``."""
         return (torch.arange(self.ids.shape[1]) < self.train_tokens)[None]
 
+    def step_masks(self, n_steps: int) -> Tensor:
+        """``[N, 1, block_size]``: the train tokens cut into N parts, one for each step, that differ by at most one."""
+        ends = torch.arange(n_steps + 1) * self.train_tokens // n_steps
+        if int(ends.diff().min()) < 2:
+            raise OptionError(
+                f"{self.train_tokens} train tokens cannot be split among {n_steps} steps; each needs two. Raise the "
+                "train fraction, or choose longer blocks."
+            )
+        places = torch.arange(self.ids.shape[1])
+        return ((ends[:-1, None] <= places) & (places < ends[1:, None]))[:, None]
+
 
 def evaluate_blocks(
     sim: TintForCausalLM,
@@ -68,13 +79,15 @@ def evaluate_blocks(
     max_blocks: int | None = None,
     train_fraction: float = 0.5,
     inner_lr: float | None = None,
+    split_steps: bool = False,
     on_block: Callable[[int, int], None] | None = None,
 ) -> Evaluation:
     """Run `sim` on every block of a text and score its test tokens.
 
     input_ids ``[n]``. Each block is a text of its own: the first ``floor(train_fraction * block_size)`` tokens are
     trained on, the others are scored. block_size None: the whole text, or the longest the simulator takes; a partial
-    block at the end is dropped. inner_lr None: the stored rates. on_block is called with (done, total).
+    block at the end is dropped. inner_lr None: the stored rates. split_steps: every step trains on a part of its own of
+    the train tokens. on_block is called with (done, total).
 
     Raises `InputError` for texts that are too short, or that training blows up on; `OptionError` for options out of
     range.
@@ -82,12 +95,13 @@ def evaluate_blocks(
     blocks = cut_blocks(input_ids, sim.layout.max_length, block_size, max_blocks, train_fraction)
     if inner_lr is not None and not (math.isfinite(inner_lr) and inner_lr >= 0):
         raise OptionError(f"The learning rate is {inner_lr}; it must be a finite number, zero or more.")
+    mask = blocks.step_masks(sim.program.attributes["n_steps"]) if split_steps else blocks.train_mask
     before, after, start = 0.0, 0.0, time.perf_counter()
     count = len(blocks.ids)
     for index, block in enumerate(blocks.ids):
         ids = block[None].to(sim.device)
         with torch.no_grad():
-            out = sim(ids, train_mask=blocks.train_mask, inner_lr=inner_lr, return_before=True)
+            out = sim(ids, train_mask=mask, inner_lr=inner_lr, return_before=True)
         before += held_out_loss(out.logits_before, ids, blocks.train_tokens)
         after += held_out_loss(out.logits, ids, blocks.train_tokens)
         if on_block is not None:

@@ -44,10 +44,11 @@ def simulated_gradients(model: TintForCausalLM, inputs: Inputs) -> Gradients:
     with _asked_for(model, made):
         found: dict[str, Any] = dict(model._execute(inputs, LARGE, tuple(made), None))
     gradients: Gradients = {}
+    norms = {op.target: op.parts for op in model.program.ops if isinstance(op, sim.NormDescent)}
     for name, value in made.items():
         stored = dict(model.prefix(name).named_parameters(recurse=False))
         for part, new in _matrices(found[name], value.type, model.layout).items():
-            if part in stored:
+            if part in norms.get(name, stored):
                 old = stored[part]
                 old = old.flatten(0, 1)[: new.shape[0]] if part == "weight" else old
                 gradients[f"{name}.{part}"] = (old - new) / LARGE
@@ -75,7 +76,8 @@ def _matrices(made: FusedWeights | PrefixTiles, kind: Type, layout: Layout) -> d
     else:
         found = _from_prefixes(made, kind, layout)
     if kind.kind == "norm":
-        found.pop("weight", None)
+        gain = found.pop("weight", None)
+        found |= {"gain": gain} if gain is not None and "vector" in kind.parts else {}
     return found
 
 
@@ -93,5 +95,6 @@ def _from_prefixes(made: PrefixTiles, kind: Type, layout: Layout) -> dict[str, T
         rows.append(torch.cat([tile[:, :mains].reshape(-1, layout.pitch) for tile in tiles], 1)[:, :din])
         missing = max(0, end - tiles[0].shape[1])
         biases.append(F.pad(torch.stack([tile[0, mains:end] for tile in tiles]).sum(0), (0, missing)))
-    found = {"weight": torch.cat(rows)[:dout]}
-    return found | ({"bias": torch.cat(biases)[:dout]} if kind.parts else {})
+    weight = torch.cat(rows)
+    found = {"weight": weight[0] if "vector" in kind.parts else weight[:dout]}
+    return found | ({"bias": torch.cat(biases)[:dout]} if any(p.startswith("bias") for p in kind.parts) else {})

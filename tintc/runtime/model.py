@@ -19,7 +19,7 @@ from tintc.ir.functions import at_least_fp32
 from tintc.ir.inputs import Inputs, matching, resolve_inputs
 from tintc.ir.layout import Layout
 from tintc.ir.names import Names
-from tintc.ir.structure import AttentionSpec, LossSpec
+from tintc.ir.structure import AttentionSpec, VocabularySpec
 from tintc.ir.text import parse_program, print_program
 from tintc.lowering.emit import blocks_of, check_complete, specs
 from tintc.lowering.plan_layout import layout_of
@@ -41,7 +41,7 @@ from tintc.runtime.config import TintConfig
 from tintc.runtime.fused.batches import run_fused
 from tintc.runtime.fused.plan import Plan
 from tintc.runtime.literal.attention import TintAttention
-from tintc.runtime.literal.blocks import LossModule, PositionGate, Prefix, build_block
+from tintc.runtime.literal.blocks import PositionGate, Prefix, VocabularyMLP, build_block
 from tintc.runtime.literal.machine import Machine, SimModule
 from tintc.runtime.structural import StructuralModel, check_executor
 from tintc.runtime.tree import Container, owner, place_module, place_parameter
@@ -185,7 +185,7 @@ class TintForCausalLM(StructuralModel):
                 module.refer(positions, self._parameter(f"rotary.{spec.rotary}") if spec.rotary else None)
                 if any(buffer.is_meta for buffer in module.buffers(recurse=False)):
                     self._init_weights(module)
-            if isinstance(module, LossModule) and isinstance(spec, LossSpec):
+            if isinstance(module, VocabularyMLP) and isinstance(spec, VocabularySpec):
                 module.refer(self.table(spec.head), self.table(spec.bias) if spec.bias else None)
 
     def zero_absent_terms(self) -> None:
@@ -246,8 +246,9 @@ class TintForCausalLM(StructuralModel):
     ) -> TintOutput:
         """Train the auxiliary on the text's train tokens and predict with the result, all in this pass.
 
-        input_ids ``[B, T]``; train_mask ``[B, T]`` (default: the first ``floor(train_fraction * length)`` tokens of
-        each row; with fewer than two, no update), loss_mask ``[B, T]`` over target tokens, attention_mask ``[B, T]``
+        input_ids ``[B, T]``; train_mask ``[B, T]``, or ``[N, B, T]`` for tokens of its own in each of the N steps
+        (default: the first ``floor(train_fraction * length)`` tokens of each row; with fewer than two, no update),
+        loss_mask ``[B, T]`` over target tokens, attention_mask ``[B, T]``
         (padding) or ``[B, T, T]``; masks of any dtype, non-zero is true. position_ids ``[B, T]`` (default: counting
         tokens that are not padding). labels ``[B, T]``: targets of `loss`, -100 is ignored. inner_lr: float or
         ``[B]``, instead of the stored rates. max_batch: examples that fused execution runs at a time, ``auto``: as
@@ -262,6 +263,7 @@ class TintForCausalLM(StructuralModel):
             position_ids,
             train_fraction=self.config.train_fraction,
             semantics=self.config.semantics,
+            n_steps=self.program.attributes["n_steps"],
         )
         self._check(inputs)
         outputs = ("logits_before", "logits") if return_before else ("logits",)

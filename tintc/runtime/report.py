@@ -18,7 +18,17 @@ from tintc.lowering.emit import specs
 from tintc.lowering.plan_layout import layout_of
 from tintc.lowering.published import PUBLISHED, Published
 
-OPTIONS = ("n_steps", "n_update_layers", "inner_lr", "loss", "semantics", "fd_scheme", "fd_step", "train_fraction")
+OPTIONS = (
+    "n_steps",
+    "n_update_layers",
+    "inner_lr",
+    "loss",
+    "descend",
+    "semantics",
+    "fd_scheme",
+    "fd_step",
+    "train_fraction",
+)
 """Fields of `TintConfig` that the summary shows."""
 
 

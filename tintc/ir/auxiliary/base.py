@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -24,12 +24,18 @@ class Context:
     """What an op may read besides its operands.
 
     tensors: parameter name -> tensor ``shape`` or, once updated, ``[B, *shape]``; difference: the finite-difference
-    scheme of the pullbacks of norms and activations.
+    scheme of the pullbacks of norms and activations; step: whose train tokens pullbacks sum over.
     """
 
     tensors: Mapping[str, Tensor]
     inputs: Inputs
     difference: FiniteDifference
+    step: int = 0
+
+    @property
+    def train(self) -> Tensor:
+        """The step's train tokens, ready to broadcast: ``[B, T, 1]``."""
+        return self.inputs.trained(self.step)[..., None]
 
     def parameter(self, name: str) -> Tensor:
         return self.tensors[name]
@@ -43,7 +49,8 @@ class AuxOp(Op):
     are set by the `roles` pass.
     """
 
-    UPDATED_ROLES: ClassVar[frozenset[str]] = frozenset()
+    GROUPS: ClassVar[Mapping[str, Mapping[str, str]]] = {}
+    """Role -> attribute that names a parameter -> the group to which that parameter belongs."""
 
     layer: int = -1
     role: str = ""
@@ -52,6 +59,11 @@ class AuxOp(Op):
         """Field -> parameter name, for the parameters this op has."""
         names = {key: getattr(self, key, "") for key in ("weight", "bias", "table", "inv_freq")}
         return {key: name for key, name in names.items() if name}
+
+    def in_groups(self, groups: Collection[str]) -> set[str]:
+        """The attributes that name parameters of these groups."""
+        members = self.GROUPS.get(self.role, {})
+        return {key for key in self.parameters() if members.get(key) in groups}
 
     def evaluate(self, context: Context, *operands: Tensor) -> Tensor:
         """The value, ``[B, T, width]`` from operands of such shapes."""

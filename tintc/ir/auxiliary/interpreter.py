@@ -17,17 +17,22 @@ from tintc.ir.auxiliary.base import AuxOp, Context, Gradients
 from tintc.ir.auxiliary.linear import Linear
 from tintc.ir.auxiliary.logits import Logits
 from tintc.ir.core import Parameter, Program, Value
-from tintc.ir.functions import FiniteDifference, loss_gradient
+from tintc.ir.functions import FiniteDifference
 from tintc.ir.inputs import Inputs
+from tintc.ir.losses import loss_gradient
 
 EXACT = FiniteDifference("token", 1e-3)
+GROUPS = ("values", "out", "ffn", "norm-bias", "norm-gain")
+"""Groups of parameters that can descend."""
+DESCENDS = frozenset(GROUPS) - {"norm-gain"}
+"""Those that do unless told otherwise."""
 
 
 @dataclass(frozen=True)
 class Descent:
     """Options of the simulated training (spec, sections 8 to 10).
 
-    n_update_layers None: all layers; semantics: ``exact`` or ``paper-code``.
+    n_update_layers None: all layers; semantics: ``exact`` or ``paper-code``; groups: of parameters, those that descend.
     """
 
     lr: float
@@ -36,6 +41,7 @@ class Descent:
     loss: str = "ce"
     semantics: str = "exact"
     difference: FiniteDifference = EXACT
+    groups: frozenset[str] = DESCENDS
 
 
 def view(parameter: Parameter, tensor: Tensor) -> Tensor:
@@ -57,11 +63,10 @@ def forward(program: Program, tensors: Mapping[str, Tensor], inputs: Inputs) -> 
     return _values(program, Context(tensors, inputs, EXACT))[program.outputs["logits"]]
 
 
-def descends(op: AuxOp, n_layers: int, n_update_layers: int) -> bool:
-    """Whether the descent updates this op's parameters (spec, section 10)."""
-    if op.role not in op.UPDATED_ROLES:
-        return False
-    return op.role == "final" or op.layer >= n_layers - n_update_layers
+def descending(op: AuxOp, n_layers: int, n_update_layers: int, groups: frozenset[str]) -> set[str]:
+    """The attributes that name the parameters of this op that the descent updates (spec, section 10)."""
+    inside = op.role == "final" or op.layer >= n_layers - n_update_layers
+    return op.in_groups(groups) if inside else set()
 
 
 def simulate(
@@ -72,8 +77,8 @@ def simulate(
     layers = n_layers if descent.n_update_layers is None else descent.n_update_layers
     updated = dict(tensors)
     before = None
-    for _ in range(descent.n_steps):
-        context = Context(updated, inputs, descent.difference)
+    for step in range(descent.n_steps):
+        context = Context(updated, inputs, descent.difference, step)
         values = _values(program, context)
         before = values[program.outputs["logits"]] if before is None else before
         gradients = _gradients(program, context, values, descent, layers)
@@ -102,8 +107,8 @@ def _gradients(
         operands = [values[operand] for operand in op.operands]
         if isinstance(op, Logits):
             head, bias = context.parameter(op.weight), context.parameter(op.bias) if op.bias else None
-            dx = loss_gradient(descent.loss, operands[0], head, bias, context.inputs.next_ids)
-            pulled: tuple[Tensor | None, ...] = (dx * context.inputs.counts[..., None],)
+            dx = loss_gradient(descent.loss, operands[0], head, bias, context.inputs.next_ids, op.logit_map)
+            pulled: tuple[Tensor | None, ...] = (dx * context.inputs.counted(context.step)[..., None],)
             own: Gradients = {}
         elif op.result in adjoint:
             pulled, own = op.pullback(context, adjoint[op.result], *operands)
@@ -112,8 +117,10 @@ def _gradients(
         for operand, gradient in zip(op.operands, pulled, strict=True):
             if gradient is not None:
                 adjoint[operand] = adjoint[operand] + gradient if operand in adjoint else gradient
-        if descends(op, program.attributes["n_layers"], layers):
-            for name, gradient in own.items():
+        stepped = descending(op, program.attributes["n_layers"], layers, descent.groups)
+        names = {name for key, name in op.parameters().items() if key in stepped}
+        for name, gradient in own.items():
+            if name in names:
                 factor = _bias_rate(program, op, descent) if isinstance(op, Linear) and name == op.bias else 1
                 gradients[name] = gradients.get(name, 0) + factor * gradient
     return gradients

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -19,7 +20,10 @@ class Linear(AuxOp):
     Roles: query, key, value, output, ffn (in a layer), projection (outside). The paper updates all but query and key.
     """
 
-    UPDATED_ROLES: ClassVar[frozenset[str]] = frozenset({"value", "output", "ffn"})
+    GROUPS: ClassVar[Mapping[str, Mapping[str, str]]] = {
+        role: dict.fromkeys(("weight", "bias"), group)
+        for role, group in (("value", "values"), ("output", "out"), ("ffn", "ffn"))
+    }
 
     weight: str
     bias: str = ""
@@ -35,7 +39,7 @@ class Linear(AuxOp):
     def pullback(self, context: Context, dy: Tensor, *operands: Tensor) -> Pulled:
         """dx = W^T dy; dW = sum over train tokens of dy x^T, db = sum of dy (Defs. D.2, D.3)."""
         (x,) = operands
-        summed = dy * context.inputs.train[..., None]
+        summed = dy * context.train
         gradients = {self.weight: summed.transpose(-1, -2) @ x}
         if self.bias:
             gradients[self.bias] = summed.sum(1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -22,10 +23,13 @@ def per_token(vector: Tensor) -> Tensor:
 class Norm(AuxOp):
     """y = gamma * f(x) + beta (Defs. F.1, J.1); `weight` is gamma, `bias` is beta, each optional.
 
-    Roles: layer (inside a layer), final, embedding. Only beta descends, in layers and in the final norm (Def. F.5).
+    Roles: layer (inside a layer), final, embedding. Beta descends in layers and in the final norm (Def. F.5), gamma
+    there if asked to.
     """
 
-    UPDATED_ROLES: ClassVar[frozenset[str]] = frozenset({"layer", "final"})
+    GROUPS: ClassVar[Mapping[str, Mapping[str, str]]] = {
+        role: {"weight": "norm-gain", "bias": "norm-bias"} for role in ("layer", "final")
+    }
 
     kind: str
     eps: float
@@ -52,5 +56,7 @@ class Norm(AuxOp):
         dx = context.difference.derivative(
             lambda z: normalise(self.kind, z, self.eps), x, g, norm_scale(self.kind, x, self.eps)
         )
-        gradients = {self.bias: (dy * context.inputs.train[..., None]).sum(1)} if self.bias else {}
+        gradients = {self.bias: (dy * context.train).sum(1)} if self.bias else {}
+        if self.weight:
+            gradients[self.weight] = (dy * normalise(self.kind, x, self.eps) * context.train).sum(1)
         return (dx,), gradients

@@ -88,12 +88,20 @@ class LiteralRun(Protocol):
         """The prefix positions of `e`: ``[B, K, D_sim]``."""
         ...
 
-    def train_mask(self) -> Tensor:
-        """``[B, T_sim, T_sim]``: prefixes see train tokens, nothing else is seen."""
+    def train_mask(self, step: int) -> Tensor:
+        """``[B, T_sim, T_sim]``: prefixes see the step's train tokens, nothing else is seen."""
         ...
 
     def token_mask(self) -> Tensor:
         """``[B, T_sim, T_sim]``: the auxiliary's causal attention among tokens."""
+        ...
+
+    def next_mask(self) -> Tensor:
+        """``[B, T_sim, T_sim]``: a token sees the one after it."""
+        ...
+
+    def counted_mask(self, step: int) -> Tensor:
+        """``[B, T_sim, T_sim]``: a token whose loss counts sees itself."""
         ...
 
     def rate(self, name: str, step: int) -> Tensor:
@@ -101,7 +109,7 @@ class LiteralRun(Protocol):
         ...
 
     def look_up(self, table: str, rows: Tensor) -> Tensor:
-        """Rows of an embedding table, as slot 0 of the tokens: ``[B, T, P]``."""
+        """Rows of an embedding table, or entries of a vector, as slot 0 of the tokens: ``[B, T, P]``."""
         ...
 
     def weights(self, name: str) -> PrefixTiles: ...
@@ -189,8 +197,12 @@ class SimOp(Op):
         return {}
 
     def rates(self) -> tuple[str, ...]:
-        """Names of the stored rates of which the op reads its step's: in another step it is another op."""
+        """Names of the stored rates of which the op reads its step's."""
         return ()
+
+    def of_its_step(self) -> bool:
+        """Whether the op reads what belongs to its step, its rate or its train tokens: in another it is another op."""
+        return False
 
     def check(self, inputs: Inputs, table: Callable[[str], Tensor]) -> None:
         """Raise `InputError` for inputs that the op cannot take; `table` gives the stored tables."""

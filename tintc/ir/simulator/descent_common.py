@@ -19,6 +19,9 @@ class DescentOp(SimOp):
     def stored(self, storage: Storage) -> dict[str, TensorSpec]:
         return {f"rates.{self.target}": storage.rates()}
 
+    def of_its_step(self) -> bool:
+        return True
+
     def rates(self) -> tuple[str, ...]:
         return (self.target,)
 

@@ -104,8 +104,9 @@ class FusedRun(Protocol):
         -inf for keys after the query, else 0."""
         ...
 
-    def train(self, length: int) -> Tensor | None:
-        """``[B, n, 1]`` train mask in the model's dtype; None if every one of the first n tokens is trained on."""
+    def train(self, length: int, step: int) -> Tensor | None:
+        """``[B, n, 1]`` train mask of a step in the model's dtype; None if every one of the first n tokens is trained
+        on."""
         ...
 
 

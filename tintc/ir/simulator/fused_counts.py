@@ -19,14 +19,16 @@ DIFFERENCE_BYTES = 16
 
 
 class FusedSizes(Protocol):
-    """Sizes of one run: batch, length of the text, position of the last train token plus one (0: none), vocabulary."""
+    """Sizes of one run: batch, length of the text, position of the last train token plus one (0: none) in a step and
+    at most, vocabulary."""
 
     @property
     def batch(self) -> int: ...
     @property
     def length(self) -> int: ...
     @property
-    def train(self) -> int: ...
+    def most_trained(self) -> int: ...
+    def trained(self, step: int) -> int: ...
     @property
     def vocab(self) -> int: ...
 
@@ -38,28 +40,39 @@ class Deferral(NamedTuple):
     keeps: tuple[Value, ...]
 
 
+class PendingUpdate(NamedTuple):
+    """An update that a weight value carries: its input X, and how many positions of it."""
+
+    source: Value
+    train: int
+
+
 @dataclass
 class FusedCounts:
     """What an op may read to count its fused form, and what it notes for the ops after it.
 
-    lengths: positions computed of each op's results; lazy: descents left pending; recorded: by autograd; pending:
-    inputs of the updates that a weight value carries; scores: score products that an earlier op computes.
+    lengths: positions computed of each op's results; lazy: descents left pending; recorded: by autograd; pending: the
+    updates that a weight value carries; scores: score products that an earlier op computes.
     """
 
     sizes: FusedSizes
     lengths: Mapping[SimOp, int]
     lazy: Set[SimOp]
     recorded: bool = False
-    pending: dict[Value, tuple[Value, ...]] = field(default_factory=dict)
-    scores: set[tuple[Value, Value, int]] = field(default_factory=set)
+    pending: dict[Value, tuple[PendingUpdate, ...]] = field(default_factory=dict)
+    scores: set[tuple[Value, PendingUpdate, int]] = field(default_factory=set)
 
-    def updates(self, weights: Value) -> tuple[Value, ...]:
-        """Inputs X of the pending updates that `weights` carries."""
+    def trained(self, op: SimOp) -> int:
+        """Positions up to the last train token of the op's step."""
+        return self.sizes.trained(op.step)
+
+    def updates(self, weights: Value) -> tuple[PendingUpdate, ...]:
+        """The pending updates that `weights` carries."""
         return self.pending.get(weights, ())
 
-    def first_scores(self, x: Value, source: Value, length: int) -> bool:
+    def first_scores(self, x: Value, update: PendingUpdate, length: int) -> bool:
         """Whether no op before has taken ``x X^T`` over `length` positions; those that share both inputs share it."""
-        key = (x, source, length)
+        key = (x, update, length)
         first = key not in self.scores
         self.scores.add(key)
         return first

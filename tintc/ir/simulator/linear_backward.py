@@ -87,7 +87,7 @@ class LinearBackward(SimOp):
     def multiply_adds(self, counts: FusedCounts, *operands: Value) -> int:
         w, n = operands[0], counts.lengths[self]
         dout, din = w.type.dims
-        return n * dout * din + len(counts.updates(w)) * n * counts.sizes.train * (din + dout)
+        return n * dout * din + sum(n * update.train * (din + dout) for update in counts.updates(w))
 
     def structure(self, layout: Layout) -> dict[str, Block]:
         return {"linear_backward": backward_block(layout)}

@@ -14,7 +14,7 @@ from tintc.ir.routing import route
 from tintc.ir.simulator.base import Interpretation, LiteralRun, PrefixTiles, Tile, Tiles, Weights
 from tintc.ir.simulator.descent_common import DescentOp
 from tintc.ir.simulator.fused_base import FusedRun, FusedWeights, Pending
-from tintc.ir.simulator.fused_counts import Deferral, FusedCounts
+from tintc.ir.simulator.fused_counts import Deferral, FusedCounts, PendingUpdate
 from tintc.ir.simulator.linear_common import (
     bias_chunks,
     check_linear,
@@ -98,7 +98,7 @@ class LinearDescent(DescentOp):
         w, dy, x = operands
         assert isinstance(w, Weights) and isinstance(dy, Tensor) and isinstance(x, Tensor) and w.weight is not None
         rate = (run.rate(self.target, self.step) * self.rate_scale).reshape(-1, 1, 1)
-        summed = dy * run.inputs.train[..., None]
+        summed = dy * run.inputs.trained(self.step)[..., None]
         weight = w.weight - rate * (summed.transpose(-1, -2) @ x)
         if w.bias is None:
             return Weights(weight, None)
@@ -108,7 +108,7 @@ class LinearDescent(DescentOp):
         """Pending or carried out, as the plan says."""
         w, dy, x = operands
         assert isinstance(w, FusedWeights) and isinstance(dy, Tensor) and isinstance(x, Tensor)
-        mask, rate = run.train(dy.shape[1]), run.rate(self.target, self.step) * -self.rate_scale
+        mask, rate = run.train(dy.shape[1], self.step), run.rate(self.target, self.step) * -self.rate_scale
         dy = dy if mask is None else dy * mask
         if isinstance(rate, Tensor):
             dy, rate = (dy * rate.reshape(-1, 1, 1)).to(dy.dtype), 1.0
@@ -124,15 +124,15 @@ class LinearDescent(DescentOp):
     def multiply_adds(self, counts: FusedCounts, *operands: Value) -> int:
         w, _, x = operands
         if self in counts.lazy:
-            counts.pending[self.result] = (*counts.updates(w), x)
+            counts.pending[self.result] = (*counts.updates(w), PendingUpdate(x, counts.trained(self)))
             return 0
         dout, din = w.type.dims
-        return counts.sizes.train * dout * din
+        return counts.trained(self) * dout * din
 
     def entries(self, counts: FusedCounts, result: Value) -> int:
         """Per-example weights, or the dY of a pending update."""
         dout, din = result.type.dims
-        return dout * (counts.sizes.train if self in counts.lazy else din)
+        return dout * (counts.trained(self) if self in counts.lazy else din)
 
     def planned(self, layout: Layout) -> LinearDescent:
         return replace(self, tiles=weight_tiles(layout, self.operands[0]))
@@ -159,7 +159,7 @@ class LinearDescent(DescentOp):
             updated: list[Tile] = []
             for c, tile in enumerate(row):
                 block = "linear_descent_bias" if c < copies else "linear_descent"
-                e = run.apply(block, run.embed([dy[r], x[c]], tile), mask=run.train_mask(), rate=rate)
+                e = run.apply(block, run.embed([dy[r], x[c]], tile), mask=run.train_mask(self.step), rate=rate)
                 updated.append(run.prefix(e))
             rows.append(updated)
         return PrefixTiles(rows)

@@ -123,14 +123,15 @@ class LinearForward(SimOp):
 
     def multiply_adds(self, counts: FusedCounts, *operands: Value) -> int:
         """Scores ``x X^T`` are computed once for all layers that share both inputs."""
-        (w, x), n, t = operands, counts.lengths[self], counts.sizes.train
+        (w, x), n = operands, counts.lengths[self]
         dout, din = w.type.dims
-        updates = counts.updates(w)
-        first = sum(counts.first_scores(x, source, n) for source in updates)
-        return n * dout * din + n * t * (len(updates) * dout + first * din)
+        total = n * dout * din
+        for update in counts.updates(w):
+            total += n * update.train * (dout + din * counts.first_scores(x, update, n))
+        return total
 
     def scratch(self, counts: FusedCounts, itemsize: int) -> int:
-        return itemsize * counts.lengths[self] * counts.sizes.train
+        return itemsize * counts.lengths[self] * counts.sizes.most_trained
 
     def structure(self, layout: Layout) -> dict[str, Block]:
         copies = copies_of_bias(self.operands[0].type)

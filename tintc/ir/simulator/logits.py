@@ -1,4 +1,4 @@
-"""`sim.logits`: the language-model head."""
+"""`sim.logits`: the language-model head, and what all ops share that read it."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from torch import Tensor
 
 from tintc.ir.auxiliary.base import affine
 from tintc.ir.core import Value, register
+from tintc.ir.losses import LogitMap
 from tintc.ir.simulator.base import Interpretation, LiteralRun, SimOp, Storage, Tiles
 from tintc.ir.simulator.fused_base import FusedRun
 from tintc.ir.simulator.fused_counts import FusedCounts
@@ -28,32 +29,49 @@ def aligned_scores(x: Tensor, head: Tensor, bias: Tensor | None) -> Tensor:
     return torch.addmm(bias, x, head.t(), out=out)
 
 
-@register("sim.logits")
 @dataclass(eq=False, kw_only=True)
-class Logits(SimOp):
-    """z = E x + b with ``tables.<head> [V, D]`` and, if named, ``tables.<bias> [V]``."""
+class HeadOp(SimOp):
+    """Reads the scores s = E x + b of ``tables.<head> [V, D]`` and, if named, ``tables.<bias> [V]``; logits are ``scale
+    s``, or ``c tanh(scale s / c)`` where a soft cap c is given."""
 
     head: str
     bias: str = ""
+    scale: float = 1.0
+    softcap: float = 0.0
+
+    @property
+    def logit_map(self) -> LogitMap:
+        return LogitMap(self.scale, self.softcap)
 
     def verify(self) -> None:
-        self.expect(len(self.operands) == 1 and self.result.type.kind == "logits", "maps tokens to logits")
+        self.expect(self.softcap >= 0, f"the soft cap is {self.softcap}, it must be positive, or 0 for none")
 
     def stored(self, storage: Storage) -> dict[str, TensorSpec]:
         return storage.tables(self.head, self.bias)
+
+
+@register("sim.logits")
+@dataclass(eq=False, kw_only=True)
+class Logits(HeadOp):
+    """(x) -> z."""
+
+    def verify(self) -> None:
+        super().verify()
+        self.expect(len(self.operands) == 1 and self.result.type.kind == "logits", "maps tokens to logits")
 
     def multiply_adds(self, counts: FusedCounts, *operands: Value) -> int:
         return counts.lengths[self] * operands[0].type.width * counts.sizes.vocab
 
     def interpret(self, run: Interpretation, *operands: Tensor) -> Tensor:
         bias = run.tensors[f"tables.{self.bias}"] if self.bias else None
-        return affine(operands[0], run.tensors[f"tables.{self.head}"], bias)
+        return self.logit_map(affine(operands[0], run.tensors[f"tables.{self.head}"], bias))
 
     def literal(self, run: LiteralRun, *operands: Tiles) -> Tensor:
-        return run.logits(operands[0][0], self.head, self.bias)
+        return self.logit_map(run.logits(operands[0][0], self.head, self.bias))
 
     def fused(self, run: FusedRun, *operands: Tensor) -> Tensor:
         (x,), head, bias = operands, run.table(self.head), run.table(self.bias) if self.bias else None
         if torch.is_grad_enabled():
-            return F.linear(x, head, bias)
-        return aligned_scores(x.flatten(0, 1), head, bias).unflatten(0, x.shape[:2])
+            return self.logit_map(F.linear(x, head, bias))
+        scores = aligned_scores(x.flatten(0, 1), head, bias)
+        return self.logit_map(scores, overwrite=True).unflatten(0, x.shape[:2])

@@ -1,4 +1,4 @@
-"""`sim.loss_gradient`: the gradient of the summed loss with respect to the head's input (Appendix H, Remark H.3)."""
+"""`sim.loss_gradient`: the gradient of the summed loss with respect to the head's input (Appendix H)."""
 
 from __future__ import annotations
 
@@ -10,12 +10,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tintc.ir.core import Value, register
-from tintc.ir.functions import loss_gradient
 from tintc.ir.layout import Layout
-from tintc.ir.simulator.base import Interpretation, LiteralRun, SimOp, Storage, Tiles
+from tintc.ir.losses import LOSSES, PLAIN, LogitMap, loss_gradient
+from tintc.ir.simulator.base import Interpretation, LiteralRun, Tiles
 from tintc.ir.simulator.fused_base import FusedRun, at_least_fp32
 from tintc.ir.simulator.fused_counts import FusedCounts
-from tintc.ir.structure import Block, LossSpec, TensorSpec
+from tintc.ir.simulator.logits import HeadOp
+from tintc.ir.simulator.loss_modules import loss_blocks, loss_slot
+from tintc.ir.structure import Block
 
 CHUNK = 1024
 """Positions whose scores exist at one time in fused execution."""
@@ -23,19 +25,25 @@ WORDS = 4096
 """Vocabulary entries whose scores exist at one time, unless autograd records the run."""
 
 
-def blockwise_gradient(kind: str, x: Tensor, head: Tensor, bias: Tensor | None, next_ids: Tensor) -> Tensor:
+def blockwise_gradient(
+    kind: str, x: Tensor, head: Tensor, bias: Tensor | None, next_ids: Tensor, logit_map: LogitMap = PLAIN
+) -> Tensor:
     """As `loss_gradient`, for ``x [n, D]``, by `WORDS` of the vocabulary at a time; not differentiable.
 
-    A softmax over blocks: with m the largest score so far, both ``z = sum exp(s - m)`` and ``sum exp(s - m) head`` are
-    kept, and scaled by ``exp(m - m')`` when a larger score m' is met. Their quotient is ``softmax(s) head``. Sums are
-    in fp32 or better.
+    A softmax over blocks: with m the largest logit so far, both ``total = sum exp(z - m)`` and ``sum exp(z - m) dz/ds
+    head`` are kept, and scaled by ``exp(m - m')`` when a larger logit m' is met; their quotient is wanted. Sums are in
+    fp32 or better.
     """
+    target = head[next_ids]
+    if kind == "mse":
+        return x - target
     wide = at_least_fp32(x).dtype
     total, z = torch.zeros(x.shape, dtype=wide, device=x.device), x.new_zeros(x.shape[0], 1, dtype=wide)
     top = z - math.inf
     biases = [None] * -(-head.shape[0] // WORDS) if bias is None else bias.split(WORDS)
     for block, added in zip(head.split(WORDS), biases, strict=True):
-        scores = F.linear(x, block, added)
+        scores = logit_map(F.linear(x, block, added), overwrite=True)
+        slope = None if logit_map.softcap == 0 else logit_map.slope(scores)
         if kind == "ce":
             higher = torch.maximum(top, at_least_fp32(scores).amax(-1, keepdim=True))
             scores = (scores.to(wide) if scores.dtype != wide else scores).sub_(higher).exp_()
@@ -43,63 +51,73 @@ def blockwise_gradient(kind: str, x: Tensor, head: Tensor, bias: Tensor | None, 
             z.mul_(shrink).add_(scores.sum(-1, keepdim=True))
             total.mul_(shrink)
             top = higher
+        scores = scores if slope is None else scores.mul_(slope)
         if wide == x.dtype:
             total.addmm_(scores, block)
         else:
             total.add_(scores.to(x.dtype) @ block)
     total = total.div_(z) if kind == "ce" else total
-    return total.sub_(head[next_ids]).to(x.dtype)
+    if logit_map.softcap == 0:
+        return total.sub_(target).mul_(logit_map.scale).to(x.dtype)
+    score = torch.linalg.vecdot(at_least_fp32(x), at_least_fp32(target))[:, None]
+    score = score if bias is None else score + bias[next_ids][:, None]
+    return total.sub_(target * logit_map.slope(logit_map(score))).to(x.dtype)
 
 
 @register("sim.loss_gradient")
 @dataclass(eq=False, kw_only=True)
-class LossGradient(SimOp):
-    """(x) -> dx at the positions that count, 0 elsewhere. loss ``ce`` or ``quad``; `head`, `bias` as in
-    `sim.logits`."""
+class LossGradient(HeadOp):
+    """(x) -> dx at the positions that count, 0 elsewhere. loss ``ce``, ``quad`` or ``mse``."""
 
     loss: str
-    head: str
-    bias: str = ""
+
+    def of_its_step(self) -> bool:
+        return True
 
     def verify(self) -> None:
-        self.expect(self.loss in ("ce", "quad"), f"loss {self.loss!r} is neither 'ce' nor 'quad'")
+        super().verify()
+        self.expect(self.loss in LOSSES, f"loss {self.loss!r} is none of {', '.join(LOSSES)}")
         self.expect(len(self.operands) == 1 and self.operands[0].type == self.result.type, "keeps the width")
-
-    def stored(self, storage: Storage) -> dict[str, TensorSpec]:
-        return storage.tables(self.head, self.bias)
 
     def interpret(self, run: Interpretation, *operands: Tensor) -> Tensor:
         bias = run.tensors[f"tables.{self.bias}"] if self.bias else None
         head = run.tensors[f"tables.{self.head}"]
-        dx = loss_gradient(self.loss, operands[0], head, bias, run.inputs.next_ids)
-        return dx * run.inputs.counts[..., None]
+        dx = loss_gradient(self.loss, operands[0], head, bias, run.inputs.next_ids, self.logit_map)
+        return dx * run.inputs.counted(self.step)[..., None]
 
     def fused(self, run: FusedRun, *operands: Tensor) -> Tensor:
         """By `CHUNK` positions of the batch at a time, and only the positions that count."""
         (x,) = operands
         length = x.shape[1]
-        counts, targets = run.inputs.counts[:, :length], run.inputs.next_ids[:, :length]
+        counts, targets = run.inputs.counted(self.step)[:, :length], run.inputs.next_ids[:, :length]
         chosen = counts.flatten().nonzero()[:, 0]
         head, bias = run.table(self.head), run.table(self.bias) if self.bias else None
         rows, ids = x.flatten(0, 1)[chosen], targets.flatten()[chosen]
         gradient = loss_gradient if torch.is_grad_enabled() else blockwise_gradient
         parts = [
-            gradient(self.loss, part, head, bias, at)
+            gradient(self.loss, part, head, bias, at, self.logit_map)
             for part, at in zip(rows.split(CHUNK), ids.split(CHUNK), strict=True)
         ]
         return x.new_zeros(x.flatten(0, 1).shape).index_copy(0, chosen, torch.cat(parts)).view_as(x)
 
     def multiply_adds(self, counts: FusedCounts, *operands: Value) -> int:
-        return 2 * counts.sizes.train * operands[0].type.width * counts.sizes.vocab
+        if self.loss == "mse":
+            return 0
+        return 2 * counts.trained(self) * operands[0].type.width * counts.sizes.vocab
 
     def scratch(self, counts: FusedCounts, itemsize: int) -> int:
         batch, vocab = counts.sizes.batch, counts.sizes.vocab
         rows = min(counts.lengths[self] * batch, CHUNK)
-        words = vocab if counts.recorded else min(vocab, WORDS)
-        return -(-rows * (2 * words + 2 * self.result.type.width) * itemsize // batch)
+        words = 0 if self.loss == "mse" else vocab if counts.recorded else min(vocab, WORDS)
+        kept = 2 if self.softcap == 0 else 4
+        return -(-rows * (kept * words + 2 * self.result.type.width) * itemsize // batch)
 
     def structure(self, layout: Layout) -> dict[str, Block]:
-        return {f"loss_{self.loss}": Block(LossSpec(self.loss, self.head, self.bias), "replace")}
+        return loss_blocks(layout, self.loss, self.head, self.bias, self.logit_map, self.result.type.width)
+
+    def slots(self, layout: Layout) -> int:
+        return 2
 
     def literal(self, run: LiteralRun, *operands: Tiles) -> Tiles:
-        return [run.slot(run.apply(f"loss_{self.loss}", run.embed(operands[0])))]
+        (x,) = operands[0]
+        return [loss_slot(run, self.loss, self.head, self.bias, self.logit_map, x, self.step)]

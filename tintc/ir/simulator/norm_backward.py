@@ -24,7 +24,7 @@ from tintc.ir.simulator.first_order import (
 from tintc.ir.simulator.fused_base import FusedRun, FusedWeights, rms, step_size
 from tintc.ir.simulator.fused_counts import DIFFERENCE_BYTES, FusedCounts
 from tintc.ir.simulator.linear_backward import backward_block, backward_tiles
-from tintc.ir.simulator.norm_common import check_norm, group_name, has
+from tintc.ir.simulator.norm_common import check_norm, group_name, has, vector_blocks, vectors
 from tintc.ir.structure import Block, GroupNormSpec, LinearSpec, ProductSpec
 
 
@@ -65,7 +65,7 @@ class NormBackward(SimOp):
         if len(operands) == 3:
             w = operands[0]
             assert isinstance(w, FusedWeights)
-            g = g if w.weight is None else g * w.weight.to(g.dtype)
+            g = g if w.weight is None else g * per_token(w.weight).to(g.dtype)
         return self._fused_difference(wide, g).to(x.dtype)
 
     def _fused_difference(self, x: Tensor, g: Tensor) -> Tensor:
@@ -105,6 +105,8 @@ class NormBackward(SimOp):
         blocks[f"fd_{self._group}"] = Block(GroupNormSpec(((0,), (1,)), self.kind, self.eps, layout.d_aux), "replace")
         if len(self.operands) == 3 and has(self.operands[0], "gain"):
             blocks["linear_backward"] = backward_block(layout)
+        if len(self.operands) == 3 and has(self.operands[0], "vector"):
+            blocks |= vector_blocks(layout, self.operands[0])
         if self.scheme == "token":
             blocks |= unit_blocks(layout, 1, layout.d_aux)
             inverse = GroupNormSpec(((1,),), self.kind, self.eps, layout.d_aux, inverse=2)
@@ -129,6 +131,11 @@ class NormBackward(SimOp):
             w = operands[0]
             assert isinstance(w, PrefixTiles)
             g = backward_tiles(run, w, dy)
+        if len(operands) == 3 and has(self.operands[0], "vector"):
+            w = operands[0]
+            assert isinstance(w, PrefixTiles)
+            gain, _ = vectors(run, self.operands[0], w, dy[0])
+            g = [run.slot(run.apply("product_0_1", run.embed([dy[0], gain])))]
         g, (x0,) = widened(g), widened(x)
         if self.scheme == "fixed":
             return [self._difference(run, run.embed([g[0], x0]), 1).to(x[0].dtype)]

@@ -1,8 +1,9 @@
-"""`sim.norm_descent`: beta <- beta - eta sum_t dy_t (Def. F.5); the gain stays."""
+"""`sim.norm_descent`: beta <- beta - eta sum_t dy_t (Def. F.5), gamma <- gamma - eta sum_t dy_t f(x_t)."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import cache
 
 from torch import Tensor
 
@@ -12,46 +13,117 @@ from tintc.ir.simulator.base import Interpretation, LiteralRun, PrefixTiles, Til
 from tintc.ir.simulator.descent_common import DescentOp
 from tintc.ir.simulator.fused_base import FusedRun, FusedWeights
 from tintc.ir.simulator.fused_counts import FusedCounts
+from tintc.ir.simulator.linear_common import bias_chunks, main_chunks
 from tintc.ir.simulator.linear_descent import descent_block
 from tintc.ir.simulator.norm_common import check_norm, has
-from tintc.ir.structure import Block
+from tintc.ir.structure import AttentionSpec, Block, Positions, ProductSpec, chunk_map, indicator
+
+PARTS = (("bias",), ("gain",), ("gain", "bias"))
+
+
+@cache
+def gain_descent_block(layout: Layout, bias: bool) -> Block:
+    """The descent of a gain that is kept as a vector, and of the bias.
+
+    Claim: with dy_t in slot 0 and ``dy_t f(x_t)`` in slot 1 of the tokens, the output at prefix 0 is ``-sum_t dy_t
+    f(x_t)`` in slot 0, where the gain stands, and ``-sum_t dy_t`` where the bias stands; both sums over train tokens.
+
+    Bias-head rule for all used heads: query e_k for prefix k, key e_0 for tokens, W_q = W_k = 0, so the score is 1 for
+    prefix 0 with every train token, 0 for the other prefixes. W_v takes, negated, chunk j of slot 1 to head j, and
+    chunk b of slot 0 to bias head b; W_o is the identity on these heads. QED.
+    """
+    heads, width, shards = layout.n_heads, layout.d_h, layout.shards
+    gains, biases = main_chunks(layout)[:shards], bias_chunks(layout) if bias else range(0)
+    used = [*gains, *biases]
+    take = {(head, shards + head): -1.0 for head in gains} | {(head, b): -1.0 for b, head in enumerate(biases)}
+    lam = indicator(heads, used)
+    spec = AttentionSpec(
+        n_heads=heads,
+        width=width,
+        kind="linear",
+        w_q=None,
+        w_k=None,
+        w_v=(chunk_map(heads, width, take),),
+        w_o=(chunk_map(heads, width, {(head, head): 1.0 for head in used}),),
+        positions_q=Positions("prefix", lam),
+        positions_k=Positions("tokens", lam),
+    )
+    return Block(spec, "update")
 
 
 @register("sim.norm_descent")
 @dataclass(eq=False, kw_only=True)
 class NormDescent(DescentOp):
-    """(W, dy) -> W'. Literally the linear descent without main heads: its bias heads sum dy into prefix 0."""
+    """(W, dy) or (W, dy, f(x)) -> W'. parts: what is updated; the gain needs f(x), and to be kept as a vector.
+
+    Literally the linear descent without main heads for the bias alone: its bias heads sum dy into prefix 0. The gain's
+    gradient ``dy f(x)`` is formed by the GLU unit and summed alike.
+    """
+
+    parts: tuple[str, ...] = ("bias",)
 
     def verify(self) -> None:
-        self.expect(len(self.operands) == 2, "takes weights and dy")
+        self.expect(self.parts in PARTS, f"parts are {self.parts}, they must be bias, gain or both")
+        gain = "gain" in self.parts
+        self.expect(len(self.operands) == 2 + gain, "takes weights, dy and, for the gain, f(x)")
         check_norm(self, self.operands[0], self.operands[1])
-        self.expect(has(self.operands[0], "bias"), "the norm has no bias to descend")
+        self.expect(not gain or has(self.operands[0], "vector"), "the norm has no gain that could descend")
+        self.expect("bias" not in self.parts or has(self.operands[0], "bias"), "the norm has no bias to descend")
+        self.expect(self.operands[1].type == self.operands[-1].type, "dy and f(x) have one width")
         self.expect(self.result.type == self.operands[0].type, "returns weights of the type it takes")
 
     def interpret(self, run: Interpretation, *operands: Weights | Tensor) -> Weights:
-        w, dy = operands
-        assert isinstance(w, Weights) and isinstance(dy, Tensor) and w.bias is not None
+        w, dy = operands[:2]
+        assert isinstance(w, Weights) and isinstance(dy, Tensor)
         rate = (run.rate(self.target, self.step) * self.rate_scale).reshape(-1, 1)
-        return Weights(w.weight, w.bias - rate * (dy * run.inputs.train[..., None]).sum(1))
+        dy = dy * run.inputs.trained(self.step)[..., None]
+        gain, bias = w.weight, w.bias
+        if "gain" in self.parts:
+            normed = operands[2]
+            assert isinstance(normed, Tensor) and gain is not None
+            gain = gain - rate * (dy * normed).sum(1)
+        if "bias" in self.parts:
+            assert bias is not None
+            bias = bias - rate * dy.sum(1)
+        return Weights(gain, bias)
 
     def fused(self, run: FusedRun, *operands: FusedWeights | Tensor) -> FusedWeights:
-        w, dy = operands
-        assert isinstance(w, FusedWeights) and isinstance(dy, Tensor) and w.bias is not None
-        mask = run.train(dy.shape[1])
-        rate, summed = run.rate(self.target, self.step) * self.rate_scale, (dy if mask is None else dy * mask).sum(1)
+        w, dy = operands[:2]
+        assert isinstance(w, FusedWeights) and isinstance(dy, Tensor)
+        mask, rate = run.train(dy.shape[1], self.step), run.rate(self.target, self.step) * self.rate_scale
+        dy = dy if mask is None else dy * mask
         rate = rate.to(dy.dtype).reshape(-1, 1) if isinstance(rate, Tensor) else rate
-        return replace(w, bias=w.bias - rate * summed)
+        if "gain" in self.parts:
+            normed = operands[2]
+            assert isinstance(normed, Tensor) and w.weight is not None
+            w = replace(w, weight=w.weight - rate * (dy * normed).sum(1))
+        if "bias" in self.parts:
+            assert w.bias is not None
+            w = replace(w, bias=w.bias - rate * dy.sum(1))
+        return w
 
     def entries(self, counts: FusedCounts, result: Value) -> int:
-        """The bias of each example."""
-        return result.type.width
+        """Gain and bias of each example."""
+        return len(self.parts) * result.type.width
+
+    def slots(self, layout: Layout) -> int:
+        return 2 if "gain" in self.parts else 1
 
     def structure(self, layout: Layout) -> dict[str, Block]:
-        return {"norm_descent": descent_block(layout, main=False, bias=True)}
+        if "gain" not in self.parts:
+            return {"norm_descent": descent_block(layout, main=False, bias=True)}
+        bias = "bias" in self.parts
+        name = "norm_descent_gain_bias" if bias else "norm_descent_gain"
+        return {name: gain_descent_block(layout, bias), "product_1_0": Block(ProductSpec(1, 0))}
 
     def literal(self, run: LiteralRun, *operands: PrefixTiles | Tiles) -> PrefixTiles:
-        w, dy = operands
+        w, dy = operands[:2]
         assert isinstance(w, PrefixTiles) and isinstance(dy, list)
         rate = run.rate(self.target, self.step) * self.rate_scale
         e = run.embed(dy, w.rows[0][0])
-        return PrefixTiles([[run.prefix(run.apply("norm_descent", e, mask=run.train_mask(), rate=rate))]])
+        if "gain" in self.parts:
+            normed = operands[2]
+            assert isinstance(normed, list)
+            e = run.apply("product_1_0", run.embed([*dy, *normed], w.rows[0][0]))
+        (block,) = (name for name in self.structure(run.layout) if name.startswith("norm_descent"))
+        return PrefixTiles([[run.prefix(run.apply(block, e, mask=run.train_mask(self.step), rate=rate))]])

@@ -23,13 +23,16 @@ from tintc.ir.simulator.base import (
 )
 from tintc.ir.simulator.fused_base import FusedRun, FusedWeights
 from tintc.ir.simulator.linear_forward import forward_block, forward_tiles
-from tintc.ir.simulator.norm_common import check_norm, group_blocks, group_norm, has
+from tintc.ir.simulator.norm_common import check_norm, group_blocks, group_norm, has, vector_blocks, vectors
 from tintc.ir.structure import Block
 
 
 def fused_norm(kind: str, eps: float, x: Tensor, gain: Tensor | None, bias: Tensor | None) -> Tensor:
-    """gain * f(x) + bias in one kernel where PyTorch has it; the bias may be per example, ``[B, D]``."""
-    bias = bias[0] if bias is not None and bias.shape[:-1] == (1,) else bias
+    """gain * f(x) + bias in one kernel where PyTorch has it; either may be per example, ``[B, D]``."""
+    gain, bias = (v[0] if v is not None and v.shape[:-1] == (1,) else v for v in (gain, bias))
+    if gain is not None and gain.dim() == 2:
+        y = fused_norm(kind, eps, x, None, None) * gain[:, None]
+        return y if bias is None else y + per_token(bias)
     own = bias if bias is not None and bias.dim() == 1 else None
     shape = x.shape[-1:]
     if kind == "layer":
@@ -43,7 +46,8 @@ def fused_norm(kind: str, eps: float, x: Tensor, gain: Tensor | None, bias: Tens
 @register("sim.norm_forward")
 @dataclass(eq=False, kw_only=True)
 class NormForward(SimOp):
-    """(x) or (W, x) -> y. Literally a group norm, then a linear layer with weight diag(gamma) and bias beta."""
+    """(x) or (W, x) -> y. Literally a group norm, then a linear layer with weight diag(gamma) and bias beta; a gamma
+    that is kept as a vector multiplies by the GLU unit, and beta is added."""
 
     kind: str
     eps: float
@@ -74,10 +78,15 @@ class NormForward(SimOp):
 
     def structure(self, layout: Layout) -> dict[str, Block]:
         blocks = group_blocks(layout, self.kind, self.eps)
+        if len(self.operands) == 2 and has(self.operands[0], "vector"):
+            return blocks | vector_blocks(layout, self.operands[0])
         if len(self.operands) == 2:
             bias = has(self.operands[0], "bias")
             blocks["linear_forward_bias" if bias else "linear_forward"] = forward_block(layout, bias)
         return blocks
+
+    def slots(self, layout: Layout) -> int:
+        return 2 if has(self.operands[0], "vector") else 1
 
     def literal(self, run: LiteralRun, *operands: PrefixTiles | Tiles) -> Tiles:
         x = operands[-1]
@@ -87,6 +96,10 @@ class NormForward(SimOp):
         w = operands[0]
         assert isinstance(w, PrefixTiles)
         normed = group_norm(run, self.kind, self.eps, x, w)
+        if has(self.operands[0], "vector"):
+            gain, bias = vectors(run, self.operands[0], w, normed[0])
+            y = run.slot(run.apply("product_0_1", run.embed([normed[0], gain])))
+            return [y if bias is None else y + bias]
         return forward_tiles(run, w, 1 if has(self.operands[0], "bias") else 0, normed)
 
     def table_count(self, layout: Layout) -> TableCount:

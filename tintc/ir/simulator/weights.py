@@ -50,9 +50,9 @@ class StoredWeights(SimOp):
             rows = storage.parameter(f"{self.name}.weight")
             stacked = TensorSpec((-(-dout // stack), stack, din), lambda: stack_rows(rows.build(), stack))
             found[f"prefixes.{self.name}.weight"] = stacked
-        for part in ("gain", "bias"):
-            if any(held.startswith(part) for held in kind.parts):
-                found[f"prefixes.{self.name}.{part}"] = storage.parameter(f"{self.name}.{part}")
+        for held in kind.parts:
+            part = "gain" if held in ("gain", "vector") else "bias"
+            found[f"prefixes.{self.name}.{part}"] = storage.parameter(f"{self.name}.{part}")
         return found
 
     def interpret(self, run: Interpretation, *operands: Tensor) -> Weights:

@@ -47,10 +47,6 @@ class Rule(Generic[AuxT]):
         """The op's weights, which prefixes hold; None if it has none."""
         return None
 
-    def trains(self, op: AuxT) -> bool:
-        """Whether a descent on the op's weights would change anything."""
-        return True
-
     def carriers(self, op: AuxT) -> tuple[Value, ...]:
         """The operands that receive a gradient."""
         return op.operands

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from tintc.ir import auxiliary as aux
 from tintc.ir import simulator as sim
 from tintc.lowering.rules.base import Module, Rule, lowers
@@ -11,11 +13,14 @@ from tintc.lowering.rules.sweep import Sweep
 @lowers(aux.Logits)
 class LogitsRule(Rule[aux.Logits]):
     def forward(self, op: aux.Logits) -> Module:
-        return Module(sim.Logits, {"head": op.weight, "bias": op.bias})
+        return Module(sim.Logits, _head(op))
 
     def visit(self, sweep: Sweep, op: aux.Logits) -> None:
         (x,) = op.operands
         if x in sweep.wanted:
             operands, loss = (sweep.values[x],), sweep.options.loss
-            dx = sweep.emit(sim.LossGradient, op, operands, "loss", loss=loss, head=op.weight, bias=op.bias)
-            sweep.receive(x, dx)
+            sweep.receive(x, sweep.emit(sim.LossGradient, op, operands, "loss", loss=loss, **_head(op)))
+
+
+def _head(op: aux.Logits) -> dict[str, Any]:
+    return {"head": op.weight, "bias": op.bias, "scale": op.scale, "softcap": op.softcap}

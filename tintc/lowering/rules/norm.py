@@ -1,10 +1,11 @@
-"""`aux.norm`: forward, its derivative to first order, and the descent of the bias (Defs. F.1, F.3, F.5)."""
+"""`aux.norm`: forward, its derivative to first order, and the descent of bias and gain (Defs. F.1, F.3, F.5)."""
 
 from __future__ import annotations
 
 from tintc.errors import IRError
 from tintc.ir import auxiliary as aux
 from tintc.ir import simulator as sim
+from tintc.ir.auxiliary.interpreter import descending
 from tintc.ir.core import Program, Type, Value
 from tintc.lowering.options import Options
 from tintc.lowering.rules.base import Layer, Module, Rule, lowers, stem
@@ -17,19 +18,26 @@ class NormRule(Rule[aux.Norm]):
         return Module(sim.NormForward, {"kind": op.kind, "eps": op.eps})
 
     def layer(self, program: Program, op: aux.Norm, options: Options) -> Layer | None:
+        """A gain that descends is kept as a vector, any other as a diagonal matrix."""
         parts = ({"gain": op.weight} if op.weight else {}) | ({"bias": op.bias} if op.bias else {})
-        width = op.result.type.width
+        n_layers, width = program.attributes["n_layers"], op.result.type.width
+        stepped = descending(op, n_layers, options.update_layers(n_layers), options.groups)
         for name in parts.values():
             if program.parameters[name].shape != (width,):
                 raise IRError(f"{name} has shape {program.parameters[name].shape}, the norm has width {width}.")
-        return Layer(stem(op.weight or op.bias), Type("norm", (width,), tuple(parts)), parts) if parts else None
-
-    def trains(self, op: aux.Norm) -> bool:
-        return bool(op.bias)
+        held = tuple("vector" if part == "gain" and "weight" in stepped else part for part in parts)
+        return Layer(stem(op.weight or op.bias), Type("norm", (width,), held), parts) if parts else None
 
     def backward(self, sweep: Sweep, op: aux.Norm, dy: Value) -> None:
         (x,) = op.operands
         if x in sweep.wanted:
             operands = (*sweep.weights_of(op), dy, sweep.values[x])
             sweep.receive(x, sweep.emit(sim.NormBackward, op, operands, kind=op.kind, eps=op.eps, **sweep.scheme))
-        sweep.descend(sim.NormDescent, op, (dy,))
+        if op not in sweep.updated:
+            return
+        stepped = op.in_groups(sweep.options.groups)
+        parts = tuple(part for part, key in (("gain", "weight"), ("bias", "bias")) if key in stepped)
+        operands = (dy,)
+        if "gain" in parts:
+            operands = (dy, sweep.emit(sim.NormForward, op, (sweep.values[x],), kind=op.kind, eps=op.eps))
+        sweep.descend(sim.NormDescent, op, operands, parts=parts)

@@ -77,10 +77,10 @@ class Sweep:
             gradient = self.builder.emit(sim.Add, both, (gradient.type,), origin=value.name).result
         self.gradients[value] = gradient
 
-    def descend(self, cls: type[sim.SimOp], op: AuxOp, operands: tuple[Value, ...]) -> None:
+    def descend(self, cls: type[sim.SimOp], op: AuxOp, operands: tuple[Value, ...], **more: Any) -> None:
         """Emit the descent of the op's weights, if they are updated; after that of other ops that share them."""
         if op not in self.updated:
             return
         name = self.layers[op].name
         current = self.stepped.get(name, self.weights[name])
-        self.stepped[name] = self.emit(cls, op, (current, *operands), "descent", current.type, target=name)
+        self.stepped[name] = self.emit(cls, op, (current, *operands), "descent", current.type, target=name, **more)

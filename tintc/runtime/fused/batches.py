@@ -47,8 +47,9 @@ def run_fused(
 
 def sizes_of(inputs: Inputs, vocab: int) -> Sizes:
     batch, length = inputs.shape
-    columns = inputs.train.any(0).nonzero()
-    return Sizes(batch, length, int(columns[-1]) + 1 if len(columns) else 0, vocab, not inputs.plain)
+    places = torch.arange(1, length + 1, device=inputs.train.device)
+    ends = (inputs.train * places).flatten(-2).amax(-1).tolist()
+    return Sizes(batch, length, tuple(ends) if isinstance(ends, list) else ends, vocab, not inputs.plain)
 
 
 def plan_for(model: TintForCausalLM, budget: Budget, sizes: Sizes) -> Plan | None:

@@ -49,8 +49,7 @@ class Budget:
         """The error that says what would fit: a smaller batch, or, at this batch, a shorter text."""
 
         def fits(length: int) -> bool:
-            shorter = replace(sizes, length=length, train=sizes.train * length // sizes.length)
-            return self.plan(shorter) is not None
+            return self.plan(sizes.shortened(length)) is not None
 
         need = self.needs(make_plan(self.program, self.outputs, sizes, self.update))
         batch = self.largest_batch(sizes)

@@ -29,12 +29,12 @@ class FusedExecutor:
     def __init__(self, model: TintForCausalLM, inputs: Inputs, plan: Plan, inner_lr: Tensor | None):
         self.model, self.inputs, self.plan, self.inner_lr = model, inputs, plan, inner_lr
         self.recorded = torch.is_grad_enabled()
-        self._scores: dict[Value, dict[tuple[Value, int], Tensor]] = {}
+        self._scores: dict[Value, dict[tuple[Value, int, int], Tensor]] = {}
         self._parts: dict[SimOp, Tensor] = {}
         self._turns: dict[str, tuple[Tensor, Tensor]] = {}
         self._masks: dict[int, Tensor] = {}
         self._later: dict[int, Tensor] = {}
-        self._trains: dict[int, Tensor | None] = {}
+        self._trains: dict[tuple[int, int], Tensor | None] = {}
         self._rates: dict[str, list[float]] = {}
         self._shared = None if inner_lr is None or self.recorded else _one_number(inner_lr)
 
@@ -87,7 +87,7 @@ class FusedExecutor:
 
     def scores(self, x: Tensor, source: Value, pending: Pending) -> Tensor:
         known = self._scores.setdefault(self.plan.resolve(source), {})
-        key = (pending.source, x.shape[1])
+        key = (pending.source, x.shape[1], pending.x.shape[1])
         if key not in known:
             known[key] = x @ pending.x.transpose(1, 2)
         return known[key]
@@ -146,11 +146,12 @@ class FusedExecutor:
             self._later[count] = full.triu_(1)
         return self._later[count]
 
-    def train(self, length: int) -> Tensor | None:
-        if length not in self._trains:
-            mask = self.inputs.train[:, :length]
-            self._trains[length] = None if bool(mask.all()) else mask[..., None].to(self.model.dtype)
-        return self._trains[length]
+    def train(self, length: int, step: int) -> Tensor | None:
+        key = length, step if self.inputs.train.dim() == 3 else 0
+        if key not in self._trains:
+            mask = self.inputs.trained(step)[:, :length]
+            self._trains[key] = None if bool(mask.all()) else mask[..., None].to(self.model.dtype)
+        return self._trains[key]
 
 
 def _one_number(rates: Tensor) -> float | None:

@@ -28,7 +28,8 @@ def peak_bytes(plan: Plan, itemsize: int, recorded: bool = False) -> int:
 
 def _masks(sizes: Sizes) -> int:
     """Who sees whom, as booleans, of the whole text and of its train tokens, where it is not just the earlier ones."""
-    return sizes.batch * (sizes.length**2 + sizes.train**2) if sizes.masked else 0
+    lengths = {sizes.length, *((sizes.train,) if isinstance(sizes.train, int) else sizes.train)}
+    return sizes.batch * sum(length**2 for length in lengths) if sizes.masked else 0
 
 
 def _kept_by_updates(plan: Plan) -> set[Value]:

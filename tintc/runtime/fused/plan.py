@@ -3,8 +3,8 @@
 The plan is made from the program, the wanted outputs and the sizes of a batch; nothing in it depends on data.
 
 - Dead code: ops that no wanted output needs. A value that only train tokens need (the loss, backward, descent, and
-  the forward pass before an update) is computed up to the last train token, which is all of it by causality. Without
-  train tokens, every descent is the identity and what feeds it is dropped.
+  the forward pass before an update) is computed up to the step's last train token, which is all of it by causality.
+  In a step without train tokens, every descent is the identity and what feeds it is dropped.
 - Layers below the updated ones run once: the compiler has merged them.
 - Updates are lazy or materialised, per layer, by a cost model.
 - Products that share an input (q, k and v; gate and up) can be taken as one.
@@ -13,7 +13,7 @@ The plan is made from the program, the wanted outputs and the sizes of a batch; 
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import NamedTuple
 
@@ -31,14 +31,33 @@ WRITE_COST = 24
 
 @dataclass(frozen=True)
 class Sizes:
-    """Sizes of one run: batch, length of the text, position of the last train token plus one (0: none), vocabulary;
-    masked: whether some tokens do not see all earlier ones."""
+    """Sizes of one run: batch, length of the text, vocabulary; train: position of the last train token plus one (0:
+    none), of all steps or of each; masked: whether some tokens do not see all earlier ones."""
 
     batch: int
     length: int
-    train: int
+    train: int | tuple[int, ...]
     vocab: int
     masked: bool = False
+
+    def trained(self, step: int) -> int:
+        """Position of a step's last train token plus one."""
+        return self.train if isinstance(self.train, int) else self.train[step]
+
+    @property
+    def most_trained(self) -> int:
+        return self.train if isinstance(self.train, int) else max(self.train)
+
+    def shortened(self, length: int) -> Sizes:
+        """The same for texts of that length, the same part of them trained on."""
+        steps = (self.train,) if isinstance(self.train, int) else self.train
+        parts = tuple(train * length // self.length for train in steps)
+        return replace(self, length=length, train=parts[0] if isinstance(self.train, int) else parts)
+
+    def read(self, op: SimOp, length: int) -> int:
+        """How many positions of its operands an op reads that computes `length`: of the loss, backward and descent
+        those up to the last train token."""
+        return length if op.phase == "forward" else self.trained(op.step)
 
 
 class Step(NamedTuple):
@@ -89,7 +108,7 @@ class Plan:
     def steps(self) -> list[Step]:
         counts, found = self.counts(), []
         for op in self.ops:
-            operands, read = self.operands(op), self.lengths[op] if op.phase == "forward" else self.sizes.train
+            operands, read = self.operands(op), self.sizes.read(op, self.lengths[op])
             small = not op.multiply_adds(counts, *operands) and self._entries(op, operands, read) <= SMALL
             found.append(Step(op, operands, read, self.last[op], small))
         return found
@@ -120,7 +139,7 @@ def make_plan(program: Program, outputs: tuple[str, ...], sizes: Sizes, update: 
     if update not in UPDATES:
         raise OptionError(f"The update {update!r} is unknown; choose one of {', '.join(UPDATES)}.")
     all_ops = [op for op in program.ops if isinstance(op, SimOp)]
-    alias = _untrained(all_ops) if sizes.train == 0 else {}
+    alias = _untrained(all_ops, sizes)
     plan = Plan(sizes, [], {}, {}, alias, known=_known(all_ops))
     needs = {plan.resolve(program.outputs[label]): sizes.length for label in outputs}
     for op in reversed(all_ops):
@@ -129,7 +148,7 @@ def make_plan(program: Program, outputs: tuple[str, ...], sizes: Sizes, update: 
             continue
         plan.ops.append(op)
         plan.lengths[op] = max(wanted)
-        reads = plan.lengths[op] if op.phase == "forward" else sizes.train
+        reads = sizes.read(op, plan.lengths[op])
         for operand in plan.operands(op):
             needs[operand] = max(needs.get(operand, 0), reads)
     plan.ops.reverse()
@@ -139,10 +158,10 @@ def make_plan(program: Program, outputs: tuple[str, ...], sizes: Sizes, update: 
     return plan
 
 
-def _untrained(ops: list[SimOp]) -> dict[Value, Value]:
-    """What results stand for where there are no train tokens."""
+def _untrained(ops: list[SimOp], sizes: Sizes) -> dict[Value, Value]:
+    """What results stand for in steps without train tokens."""
     found = ((op, op.untrained()) for op in ops)
-    return {op.result: value for op, value in found if value is not None}
+    return {op.result: value for op, value in found if value is not None and sizes.trained(op.step) == 0}
 
 
 def _known(ops: list[SimOp]) -> dict[SimOp, Value]:
@@ -192,13 +211,13 @@ def _prefers_lazy(plan: Plan, chain: list[SimOp], update: str) -> bool:
     """
     if update != "auto":
         return False
-    t = plan.sizes.train
     dout, din = chain[0].result.type.dims
-    lazy = 0
-    for index in range(len(chain)):
-        carriers = {later.result for later in chain[index:]}
+    lazy = materialised = 0
+    for index, op in enumerate(chain):
+        carriers, t = {later.result for later in chain[index:]}, plan.sizes.trained(op.step)
         lazy += sum(n * t * (din + dout) for n in _uses(plan, carriers))
-    return lazy < len(chain) * dout * din * (t + WRITE_COST)
+        materialised += dout * din * (t + WRITE_COST)
+    return lazy < materialised
 
 
 def _uses(plan: Plan, weights: set[Value]) -> Iterable[int]:

@@ -1,4 +1,4 @@
-"""The other structural blocks: split chains, group norms, activations, products of slots, the loss, gates, prefixes."""
+"""The other blocks: split chains, group norms, activations, products of slots, the vocabulary, gates, prefixes."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tintc.ir.core import Type
-from tintc.ir.functions import ACTIVATIONS, loss_gradient, norm_scale
+from tintc.ir.functions import ACTIVATIONS, norm_scale
 from tintc.ir.layout import Layout
+from tintc.ir.losses import hidden
 from tintc.ir.simulator.linear_common import copies_of_bias
 from tintc.ir.structure import (
     ActivationSpec,
@@ -16,8 +17,8 @@ from tintc.ir.structure import (
     BlockSpec,
     GroupNormSpec,
     LinearSpec,
-    LossSpec,
     ProductSpec,
+    VocabularySpec,
 )
 from tintc.runtime.literal.attention import TintAttention
 from tintc.runtime.literal.split import build_split
@@ -80,16 +81,17 @@ class Product(nn.Module):
         return torch.cat(parts, -1)
 
 
-class LossModule(nn.Module):
-    """Remark H.3: slot 0 holds x and receives the gradient of the loss with respect to x, zero where it does not count.
+class VocabularyMLP(nn.Module):
+    """Appendix H: slot 0 of the tokens, x, becomes ``E^T h(E x + b)``, a softmax MLP with the vocabulary as its hidden
+    layer.
 
-    The head ``E [V, D]`` belongs to the model's tables and is only referred to.
+    The head ``E [V, D]`` belongs to the model's tables and is only referred to: the one table is both matrices.
     """
 
     head: Tensor
     bias: Tensor | None
 
-    def __init__(self, spec: LossSpec, layout: Layout):
+    def __init__(self, spec: VocabularySpec, layout: Layout):
         super().__init__()
         self.spec, self.layout = spec, layout
 
@@ -97,12 +99,12 @@ class LossModule(nn.Module):
         object.__setattr__(self, "head", head)
         object.__setattr__(self, "bias", bias)
 
-    def forward(self, e: Tensor, next_ids: Tensor, counts: Tensor) -> Tensor:
-        """``e [B, T_sim, D_sim]``; next_ids, counts ``[B, T]``."""
-        x = e[:, self.layout.n_prefixes :, : self.layout.d_aux]
+    def forward(self, e: Tensor) -> Tensor:
+        """``e [B, T_sim, D_sim]``."""
+        x = e[:, self.layout.n_prefixes :, : self.spec.width]
         head, bias = self.head.to(e.dtype), None if self.bias is None else self.bias.to(e.dtype)
-        dx = loss_gradient(self.spec.loss, x, head, bias, next_ids) * counts[..., None].to(e.dtype)
-        return F.pad(dx, (0, self.layout.d_sim - self.layout.d_aux, self.layout.n_prefixes, 0))
+        y = hidden(self.spec.loss, F.linear(x, head, bias), self.spec.logit_map) @ head
+        return F.pad(y, (0, self.layout.d_sim - self.spec.width, self.layout.n_prefixes, 0))
 
 
 class PositionGate(nn.Module):
@@ -123,8 +125,9 @@ class Prefix(nn.Module):
     """The auxiliary's weights as prefix embeddings.
 
     Holds ``weight [ceil(dout/S), S, din]`` and ``bias [dout]`` of a linear layer, or ``gain [D]`` and ``bias [D]`` of a
-    norm, which stands for the linear layer diag(gain). `forward` puts one tile into the prefix positions: row s of
-    prefix k at chunk ``s*S'``, the bias at chunk ``S*S'`` of prefix 0.
+    norm, which stands for the linear layer diag(gain), or is kept as a vector if it descends. `forward` puts one tile
+    into the prefix positions: row s of prefix k at chunk ``s*S'``, or a gain's vector at chunk 0 of prefix 0; the bias
+    at chunk ``S*S'`` of prefix 0.
     """
 
     weight: Tensor
@@ -148,6 +151,8 @@ class Prefix(nn.Module):
         if self.holds.kind == "linear":
             return self.weight
         (width,) = self.holds.dims
+        if "vector" in self.holds.parts:
+            return F.pad(self.gain[None, None], (0, 0, 0, self.layout.stack - 1))
         gain = self.gain if "gain" in self.holds.parts else torch.ones_like(self.bias)
         padded = F.pad(torch.diag(gain), (0, 0, 0, -width % self.layout.stack))
         return padded.unflatten(0, (-1, self.layout.stack))
@@ -178,5 +183,5 @@ def build_block(spec: BlockSpec, layout: Layout) -> nn.Module:
             return Activation(spec, layout)
         case ProductSpec():
             return Product(spec, layout)
-        case LossSpec():
-            return LossModule(spec, layout)
+        case VocabularySpec():
+            return VocabularyMLP(spec, layout)

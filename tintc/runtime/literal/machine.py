@@ -6,7 +6,7 @@ slots the compiler allocated), the prefixes as they are handed on, positions and
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +21,6 @@ from tintc.ir.simulator import SimOp
 from tintc.ir.simulator.base import PrefixTiles, Tile
 from tintc.ir.simulator.interpreter import needed
 from tintc.runtime.literal.attention import TintAttention
-from tintc.runtime.literal.blocks import LossModule
 
 if TYPE_CHECKING:
     from tintc.runtime.model import TintForCausalLM
@@ -42,8 +41,6 @@ class SimModule(nn.Module):
         module, gate = machine.model.block(block)
         if isinstance(module, TintAttention):
             new = module(e, machine.positions, mask, machine.token_positions)
-        elif isinstance(module, LossModule):
-            new = module(e, machine.inputs.next_ids, machine.inputs.counts)
         else:
             new = module(e)
         if rate is not None:
@@ -64,7 +61,7 @@ class Machine:
         self.positions = torch.arange(k + length, device=device).expand(batch, -1)
         self.token_positions = F.pad(inputs.position_ids, (k, 0))
         self.site: SimModule | None = None
-        self._masks: dict[str, Tensor] = {}
+        self._masks: dict[Hashable, Tensor] = {}
 
     def run(self, outputs: tuple[str, ...]) -> dict[str, Any]:
         """The named outputs of the model's program: logits ``[B, T, V]``, or weights as `PrefixTiles`."""
@@ -111,12 +108,23 @@ class Machine:
     def prefix(self, e: Tensor) -> Tensor:
         return e[:, : self.layout.n_prefixes]
 
-    def train_mask(self) -> Tensor:
-        if "train" not in self._masks:
-            seen = F.pad(self.inputs.train, (self.layout.n_prefixes, 0))
+    def train_mask(self, step: int) -> Tensor:
+        key = "train", step if self.inputs.train.dim() == 3 else 0
+        if key not in self._masks:
+            seen = F.pad(self.inputs.trained(step), (self.layout.n_prefixes, 0))
             is_prefix = self.positions < self.layout.n_prefixes
-            self._masks["train"] = is_prefix[:, :, None] & seen[:, None, :]
-        return self._masks["train"]
+            self._masks[key] = is_prefix[:, :, None] & seen[:, None, :]
+        return self._masks[key]
+
+    def next_mask(self) -> Tensor:
+        if "next" not in self._masks:
+            tokens = self.positions >= self.layout.n_prefixes
+            follows = self.positions[:, :, None] + 1 == self.positions[:, None, :]
+            self._masks["next"] = follows & tokens[:, :, None]
+        return self._masks["next"]
+
+    def counted_mask(self, step: int) -> Tensor:
+        return torch.diag_embed(F.pad(self.inputs.counted(step), (self.layout.n_prefixes, 0)))
 
     def token_mask(self) -> Tensor:
         if "token" not in self._masks:
@@ -130,6 +138,7 @@ class Machine:
 
     def look_up(self, table: str, rows: Tensor) -> Tensor:
         found = self.model.table(table)[rows]
+        found = found[..., None] if found.dim() == 2 else found
         return F.pad(found, (0, self.layout.pitch - found.shape[-1]))
 
     def weights(self, name: str) -> PrefixTiles:

@@ -1,0 +1,53 @@
+"""Groups of parameters that descend, norm gains among them. fp64, 1e-9 of the update or gradient."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from fused_cases import check_fused, compiled, family, run, token_ids
+from programs import check_agreement, gpt_like, llama_like, relative_to_update, simulator, three_ways
+
+from tintc.frontend.capture import capture
+from tintc.ir.auxiliary.interpreter import GROUPS, Descent, view
+from tintc.ir.inputs import resolve_inputs
+from tintc.reference import Approximations, tune
+from tintc.runtime.gradients import simulated_gradients
+
+ALL = ",".join(GROUPS)
+
+
+@pytest.mark.parametrize("descend", [ALL, "norm-gain", "values,norm-bias", "ffn,norm-gain"])
+@pytest.mark.parametrize("name", ["gpt", "llama"])
+def test_all_ways_agree(name: str, descend: str) -> None:
+    program, tensors = gpt_like(seed=7) if name == "gpt" else llama_like(seed=7)
+    sim = simulator(program, tensors, n_steps=2, inner_lr=0.01, descend=descend)
+    sim.trust()
+    ids = torch.randint(0, 11, (2, 9), generator=torch.Generator().manual_seed(0))
+    descent = Descent(0.01, 2, groups=frozenset(descend.split(",")))
+    check_agreement(three_ways(sim, program, tensors, ids, descent))
+    check_fused(sim, ids)
+
+
+@pytest.mark.parametrize(
+    ("name", "descend"), [("gpt2", ALL), ("gpt2", "norm-gain"), ("llama", "norm-gain"), ("llama", "out")]
+)
+def test_explicit_fine_tuning_agrees(name: str, descend: str) -> None:
+    """Logits after two steps on the top two of three layers, and every gradient of the first, by both executors."""
+    sim, ids = compiled(name, n_steps=2, n_update_layers=2, descend=descend), token_ids(1, 12)
+    mask = (torch.arange(12) < 7)[None]
+    found = run(sim, ids, train_mask=mask, return_before=True)
+    chosen = replace(Approximations.of(), groups=frozenset(descend.split(",")))
+    options = {"n_steps": 2, "n_update_layers": 2, "inner_lr": 0.02}
+    tuned = tune(capture(family(name).source.model), ids, mask, approximations=chosen, **options)
+    assert relative_to_update(found.logits, tuned.after, tuned.before) < 1e-9
+    gains = [key for key in sim.program.parameters if key.endswith(".gain")]
+    for executor in ("fused", "literal"):
+        sim.executor = executor
+        gradients = simulated_gradients(sim, resolve_inputs(ids, mask))
+        assert bool(set(gains) & set(gradients)) == ("norm-gain" in descend)
+        for key, gradient in gradients.items():
+            parameter = sim.program.parameters[key]
+            right = view(parameter, tuned.gradients[0][parameter.source][0])
+            assert float((gradient - right).norm()) < 1e-9 * float(right.norm()), (executor, key)
