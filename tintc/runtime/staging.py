@@ -22,7 +22,7 @@ OLD = ".old"
 def staged(target: Path) -> Iterator[Path]:
     """A new folder to write into, which takes the place of `target` if the block ends well; otherwise nothing changes.
 
-    An existing `target` is exchanged for it and removed; its parent exists. Raises `OSError` where the disk does not take
+    An existing `target` is exchanged for it and removed; its parent exists. Raises `OSError` if the disk will not take
     it.
     """
     remove_abandoned(target)
