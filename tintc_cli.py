@@ -55,6 +55,7 @@ def compile_(
     dtype: Annotated[
         Literal["float32", "bfloat16", "float64"] | None, typer.Option(help="Stored type [default: the model's].")
     ] = None,
+    max_shard_size: Annotated[str, typer.Option(help="Largest weight file, such as 500MB.")] = "5GB",
     force: Annotated[bool, typer.Option("--force", help="Replace an existing simulator, in one step.")] = False,
     json: Json = False,
 ) -> None:
@@ -76,7 +77,7 @@ def compile_(
         "fd_step": fd_step,
         "dtype": dtype,
     }
-    compile_model(model, output, options, force, json)
+    compile_model(model, output, options, max_shard_size, force, json)
 
 
 @app.command()

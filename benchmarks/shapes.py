@@ -3,16 +3,32 @@
 from __future__ import annotations
 
 import importlib.util
+import sys
+from functools import partial
 from pathlib import Path
 
 import torch
 from transformers import AutoModelForCausalLM, GPT2Config, OPTConfig, PreTrainedConfig, PreTrainedModel
+
+sys.path[:0] = [str(Path(__file__).parents[1])]
+from tintc.frontend.hollow import hollow_model
+from tintc.runtime.shards import MAX_SHARD_SIZE, Planned, parse_size, write_files
 
 NAMES = ("opt-125m", "gpt2", "smollm2-135m")
 
 
 def config(name: str) -> PreTrainedConfig:
     """OPT-125m's and GPT-2's shapes are their classes' defaults."""
+    if name == "opt-1.3b":
+        return OPTConfig(
+            hidden_size=2048,
+            word_embed_proj_dim=2048,
+            ffn_dim=8192,
+            num_hidden_layers=24,
+            num_attention_heads=32,
+            dropout=0.0,
+            attention_dropout=0.0,
+        )
     if name == "opt-125m":
         return OPTConfig(dropout=0.0, attention_dropout=0.0)
     return GPT2Config(attn_pdrop=0.0, resid_pdrop=0.0, embd_pdrop=0.0)
@@ -60,6 +76,24 @@ def prepare(name: str, folder: Path) -> Path | None:
         model = random_model(name)
     model.save_pretrained(folder / name)
     return folder / name
+
+
+def generate(name: str, folder: Path, seed: int = 0) -> Path:
+    """A folder with a random auxiliary in fp32, in shards, written tensor by tensor: for shapes too large to build."""
+    made = config(name)
+    made.architectures, made.dtype = ["OPTForCausalLM"], torch.float32
+    torch.manual_seed(seed)
+    tensors = {
+        key: Planned(tuple(parameter.shape), torch.float32, partial(_normal, parameter.shape))
+        for key, parameter in hollow_model(made, "sdpa").named_parameters()
+    }
+    made.save_pretrained(folder / name)
+    write_files(folder / name, tensors, parse_size(MAX_SHARD_SIZE), lambda: None)
+    return folder / name
+
+
+def _normal(shape: torch.Size) -> torch.Tensor:
+    return torch.empty(shape).normal_(0, 0.02)
 
 
 def dequantised(file: Path) -> PreTrainedModel:

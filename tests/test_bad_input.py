@@ -104,6 +104,7 @@ def test_broken_models(command: Command, model: Path, tmp_path: Path, case: str)
         (("--stack", 1, "--shards", 16), "not a feasible layout"),
         (("--max-length", 64), "between 2 and 32"),
         (("--max-length", 1), "between 2 and 32"),
+        (("--max-shard-size", "a lot"), "5GB"),
     ],
 )
 def test_options_out_of_range(
@@ -227,12 +228,13 @@ def test_interrupted(model: Path, compiled: Path, sent: signal.Signals, code: in
     before, beside = contents(compiled), {path.name for path in compiled.parent.iterdir()}
     stop_in_writing = (
         "import time, tintc\n"
-        "real = tintc.TintForCausalLM.save_pretrained\n"
+        "from tintc.runtime import stream\n"
+        "real = stream.write_files\n"
         "def slow(*a, **k):\n"
         "    real(*a, **k)\n"
         "    print('writing', flush=True)\n"
         "    time.sleep(200)\n"
-        "tintc.TintForCausalLM.save_pretrained = slow\n"
+        "stream.write_files = slow\n"
     )
     running = process("compile", model, "-o", compiled, "--force", before=stop_in_writing)
     assert running.stdout is not None and running.stdout.readline() == "writing\n"

@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import importlib.util
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import tiny_models
 from command import Command, make_command, model_folder
+from transformers import PreTrainedModel
 
 import tintc
+from tintc.frontend.capture import capture
+from tintc.frontend.hollow import hollow_model
+from tintc.frontend.importer import import_graph
+from tintc.ir.text import print_program
 from tintc.lowering.counts import unique_count, unrolled_count
 
 
@@ -73,3 +80,20 @@ def test_mistakes(command: Command, model: Path, tmp_path: Path, monkeypatch: py
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "matplotlib" else find(name))
     refused = command("plan", model, "--png", tmp_path / "plan.png")
     assert refused.code == 2 and "tintc[plot]" in refused.err and not list(tmp_path.iterdir())
+
+
+def test_weights_are_not_needed(command: Command, model: Path, tmp_path: Path) -> None:
+    """A configuration alone gives the same plan; compiling still needs weights."""
+    (tmp_path / "tiny").mkdir()
+    shutil.copy(model / "config.json", tmp_path / "tiny")
+    assert command("plan", tmp_path / "tiny", "--json").json == command("plan", model, "--json").json
+    refused = command("compile", tmp_path / "tiny", "-o", tmp_path / "sim")
+    assert refused.code == 2 and "no weights" in refused.err
+
+
+@pytest.mark.parametrize("make", [tiny_models.gpt2, tiny_models.opt, tiny_models.llama])
+def test_hollow_models_are_captured_as_whole_ones(make: Callable[[], PreTrainedModel]) -> None:
+    whole = make()
+    hollow = hollow_model(whole.config, "sdpa")
+    assert all(parameter.untyped_storage().nbytes() <= 8 for parameter in hollow.parameters())
+    assert print_program(import_graph(capture(hollow))) == print_program(import_graph(capture(whole)))

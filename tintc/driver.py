@@ -20,14 +20,16 @@ from tintc.lowering.allocate_slots import allocate_slots
 from tintc.lowering.canonicalise import canonicalise
 from tintc.lowering.differentiate import differentiate
 from tintc.lowering.eliminate_common import eliminate_common
-from tintc.lowering.emit import emit
+from tintc.lowering.emit import emit, specs, stored_dtype
 from tintc.lowering.options import DEFAULT_DESCEND, DEFAULT_FD_STEP, Options
 from tintc.lowering.plan_layout import layout_of, plan_layout
 from tintc.lowering.roles import assign_roles
 from tintc.lowering.unroll_steps import unroll_steps
-from tintc.runtime.artefact import as_dtype, structure_digest, text_digest
+from tintc.runtime.artefact import as_dtype, check_output, load, structure_digest, text_digest
 from tintc.runtime.config import TintConfig
 from tintc.runtime.model import TintForCausalLM
+from tintc.runtime.shards import MAX_SHARD_SIZE, Planned, parse_size
+from tintc.runtime.stream import write_streamed
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -50,6 +52,9 @@ def compile(
     max_length: int | None = None,
     fd_step: float | None = None,
     dtype: torch.dtype | str | None = None,
+    output: str | os.PathLike[str] | None = None,
+    max_shard_size: str = MAX_SHARD_SIZE,
+    force: bool = False,
 ) -> TintForCausalLM:
     """Compile a decoder into a TinT simulator.
 
@@ -62,8 +67,12 @@ def compile(
     the model's, at most 2048); fd_step: step of the finite differences (None: 1e-3); dtype: of the simulator (None: the
     model's).
 
-    Raises `ModelError` if the model cannot be read, `UnsupportedModelError` listing every operation no rule takes, and
-    `OptionError` for options out of range.
+    output: a folder to write the simulator to, tensor by tensor and in one atomic step, instead of building it in
+    memory; what is returned is loaded from it and lies in its mapped files. max_shard_size: of the files there; force:
+    replace what is there.
+
+    Raises `ModelError` if the model cannot be read, `UnsupportedModelError` listing every operation no rule takes,
+    `OptionError` for options out of range and `ArtefactError` if the output cannot be written.
     """
     options = Options(
         n_steps=n_steps,
@@ -79,15 +88,23 @@ def compile(
         max_length=max_length,
         fd_step=DEFAULT_FD_STEP if fd_step is None else fd_step,
     )
-    kind = as_dtype(dtype)
+    kind, shard_size = as_dtype(dtype), parse_size(max_shard_size)
+    if output is not None:
+        check_output(output, force)
     logger.info("loading the model")
     source = load_auxiliary(model_or_path, max_length)
     logger.info("capturing and importing its graph")
     auxiliary = import_auxiliary(source)
     logger.info("lowering to simulator modules")
     program = lower(auxiliary.program, options, source.max_length)
-    logger.info("emitting tensors")
-    return assemble(program, auxiliary, source, options, kind or source.dtype)
+    kind = kind or source.dtype
+    if output is None:
+        logger.info("emitting tensors")
+        return assemble(program, auxiliary, source, options, kind)
+    logger.info("writing %s", output)
+    config, tensors = plan(program, auxiliary, source, options, kind)
+    write_streamed(output, config, tensors, source.tokenizer, shard_size, force, source.weights.release)
+    return load(output)
 
 
 @dataclass(frozen=True)
@@ -136,6 +153,16 @@ def assemble(
     sim.settle()
     sim.tokenizer = source.tokenizer
     return sim.eval()
+
+
+def plan(
+    program: Program, auxiliary: Auxiliary, source: AuxiliarySource, options: Options, dtype: torch.dtype
+) -> tuple[TintConfig, dict[str, Planned]]:
+    """What `assemble` builds, as a configuration and tensors that are yet to be computed."""
+    config = configure(program, source, options)
+    config.auxiliary, config.dtype = print_program(auxiliary.program), dtype
+    found = specs(program, auxiliary.tensors, options.inner_lr).items()
+    return config, {name: Planned(spec.shape, stored_dtype(name, dtype), spec.build) for name, spec in found}
 
 
 def configure(program: Program, source: AuxiliarySource, options: Options) -> TintConfig:

@@ -7,23 +7,25 @@ from pathlib import Path
 from typing import Any
 
 import tintc
-from tintc.cli.console import LOGGER, print_json, print_table, silence_libraries, stages
+from tintc.cli.console import print_json, print_table, silence_libraries, stages
 from tintc.lowering.options import Options
-from tintc.runtime.artefact import check_output, write_artefact
+from tintc.runtime.artefact import check_output
 from tintc.runtime.evaluate import peak_rss_bytes
 from tintc.runtime.report import sizes
+from tintc.runtime.shards import parse_size
 
 
-def compile_model(model: str, output: Path, options: dict[str, Any], force: bool, as_json: bool) -> None:
+def compile_model(
+    model: str, output: Path, options: dict[str, Any], max_shard_size: str, force: bool, as_json: bool
+) -> None:
     """Compile and write; whatever can be checked before the long work is checked before it."""
     silence_libraries()
     check_output(output, force)
     check_options(options)
+    parse_size(max_shard_size)
     start = time.perf_counter()
     with stages():
-        sim = tintc.compile(model, **options)
-        LOGGER.info("writing %s", output)
-        write_artefact(sim, output, force)
+        sim = tintc.compile(model, **options, output=output, max_shard_size=max_shard_size, force=force)
     found = {
         "output": str(output),
         "seconds": time.perf_counter() - start,

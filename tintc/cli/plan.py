@@ -43,7 +43,7 @@ def plan_model(model: str, options: dict[str, Any], png: Path | None, every: boo
     if png is not None:
         check_plot(png)
     with stages():
-        source = load_auxiliary(model, chosen.max_length)
+        source = load_auxiliary(model, chosen.max_length, values=False)
         program = lower_to_modules(import_auxiliary(source).program, chosen)
         found = survey(program, chosen, source.max_length)
         taken = found.chosen

@@ -7,21 +7,27 @@ import logging
 import os
 import re
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, redirect_stderr
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from glob import escape, glob
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from torch import Tensor
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from tintc.errors import ModelError, OptionError
 from tintc.frontend.capture import LONGEST, longest_sequence
+from tintc.frontend.hollow import hollow_model
+from tintc.frontend.mapped import MappedWeights
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.\-]*(/[\w.\-]+)?$")
+PIECE = 1 << 22
+"""Numbers looked at at a time."""
 SHOWN = 3
 """Tensors named in a message before "and n more"."""
 
@@ -30,7 +36,8 @@ SHOWN = 3
 class AuxiliarySource:
     """A decoder that is complete, finite and a causal language model.
 
-    tokenizer: None if there is none beside the weights; provenance: where it came from, plain JSON values, the same for
+    tokenizer: None if there is none beside the weights; weights: the mapped files that the model's weights lie in, none
+    for a model that was in memory; provenance: where it came from, plain JSON values, the same for
     the same input on every machine.
     """
 
@@ -42,6 +49,7 @@ class AuxiliarySource:
     bos_token_id: int | None
     eos_token_id: int | list[int] | None
     pad_token_id: int | None
+    weights: MappedWeights = field(default_factory=MappedWeights)
 
 
 @dataclass(frozen=True)
@@ -60,24 +68,27 @@ class _Place:
 
 
 def load_auxiliary(
-    model_or_path: PreTrainedModel | str | os.PathLike[str], max_length: int | None = None
+    model_or_path: PreTrainedModel | str | os.PathLike[str], max_length: int | None = None, values: bool = True
 ) -> AuxiliarySource:
     """A model in memory (left as it is), a local folder, a ``.gguf`` file, or a hub id.
 
     max_length None: the configuration's, at most 2048. Weights keep the checkpoint's dtype; only safetensors and GGUF
-    files are read. Raises `ModelError` (missing or broken files, missing, misshapen or non-finite weights, not a causal
-    language model) and `OptionError` for a `max_length` the model does not have.
+    files are read. values: whether the weights are needed; if not they are not looked at, and a model without weight
+    files has zeros. Raises `ModelError` (missing or broken files, missing, misshapen or non-finite weights, not a
+    causal language model) and `OptionError` for a `max_length` the model does not have.
     """
     if isinstance(model_or_path, torch.nn.Module):
-        model, tokenizer = model_or_path, None
+        model, tokenizer, weights = model_or_path, None, MappedWeights()
         name, kind = Path(str(getattr(model.config, "name_or_path", ""))).name or type(model).__name__, "memory"
     else:
         place = _find(str(model_or_path))
         name, kind = place.name, "gguf" if place.gguf_file else "safetensors"
         with _quiet():
-            model, tokenizer = _load(place), _tokenizer(place)
+            model, tokenizer = _load(place, hollow=not (values or _has_weights(place))), _tokenizer(place)
+        weights = MappedWeights(model.state_dict().values())
     _check_kind(model, name)
-    _check_finite(model, name)
+    if values:
+        _check_finite(model, name, weights)
     config = model.config.get_text_config()
     return AuxiliarySource(
         model=model,
@@ -88,6 +99,7 @@ def load_auxiliary(
         bos_token_id=getattr(config, "bos_token_id", None),
         eos_token_id=getattr(config, "eos_token_id", None),
         pad_token_id=getattr(config, "pad_token_id", None),
+        weights=weights,
     )
 
 
@@ -117,25 +129,37 @@ def _gguf_in(path: Path, text: str) -> _Place:
     return _Place(files[0].name, str(path), files[0].name, True)
 
 
-def _load(place: _Place) -> PreTrainedModel:
+def _has_weights(place: _Place) -> bool:
+    """Whether there are weights on this machine, without asking the hub."""
+    return place.gguf_file is not None or any(Path(place.folder).glob("*.safetensors"))
+
+
+def _load(place: _Place, hollow: bool) -> PreTrainedModel:
     """Every failure of transformers as one sentence; weights that would be left random are refused."""
     options = place.options | {"dtype": torch.float32 if place.gguf_file else "auto"}
     options |= {"output_loading_info": True, "ignore_mismatched_sizes": True}
     options |= {} if place.gguf_file else {"use_safetensors": True}
     try:
+        make = _make_hollow(place) if hollow else partial(AutoModelForCausalLM.from_pretrained, place.folder, **options)
         try:
-            loaded: Any = AutoModelForCausalLM.from_pretrained(place.folder, attn_implementation="sdpa", **options)
+            loaded: Any = make(attn_implementation="sdpa")
         except ValueError as error:
             if "attention" not in str(error):
                 raise
-            loaded = AutoModelForCausalLM.from_pretrained(place.folder, attn_implementation="eager", **options)
+            loaded = make(attn_implementation="eager")
     except ImportError as error:
         raise ModelError(f"{place.name} needs a package that is not installed: {_sentence(error)}") from error
     except Exception as error:
         raise ModelError(_explain(place, error)) from error
+    if hollow:
+        return loaded
     model, report = loaded
     _check_report(place.name, report)
     return model.eval()
+
+
+def _make_hollow(place: _Place) -> Callable[..., PreTrainedModel]:
+    return partial(hollow_model, AutoConfig.from_pretrained(place.folder, **place.options))
 
 
 def _explain(place: _Place, error: Exception) -> str:
@@ -192,13 +216,20 @@ def _check_kind(model: Any, name: str) -> None:
         raise ModelError(f"{name} is not a causal language model (decoder); tintc compiles nothing else.")
 
 
-def _check_finite(model: PreTrainedModel, name: str) -> None:
+def _check_finite(model: PreTrainedModel, name: str, weights: MappedWeights) -> None:
     state = model.state_dict()
     if any(tensor.is_meta for tensor in state.values()):
         raise ModelError(f"{name} has weights that are not in memory; load it without offloading.")
     for key, tensor in state.items():
-        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+        if tensor.is_floating_point() and not _is_finite(tensor):
             raise ModelError(f"{name} has NaN or infinite weights in {key}; such a model cannot be trained further.")
+        weights.release()
+
+
+def _is_finite(tensor: Tensor) -> bool:
+    """Looks at a piece at a time: `isfinite` takes more memory than what it looks at."""
+    pieces = tensor.detach().reshape(-1).split(PIECE)
+    return all(bool(torch.isfinite(piece).all()) for piece in pieces)
 
 
 def _length(name: str, longest: int | None, wanted: int | None) -> int:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import ctypes
 import hashlib
 import json
 import os
 import shutil
-import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +18,9 @@ from transformers import AutoTokenizer
 from transformers.utils.hub import cached_file
 
 from tintc.errors import ArtefactError, OptionError, TintcError
-from tintc.runtime.config import FORMAT_VERSION
+from tintc.runtime.card import model_card
+from tintc.runtime.config import FORMAT_VERSION, TintConfig
+from tintc.runtime.staging import staged
 
 if TYPE_CHECKING:
     from tintc.runtime.model import TintForCausalLM
@@ -214,22 +215,27 @@ def load(
 
 
 def write_artefact(sim: TintForCausalLM, out: str | os.PathLike[str], force: bool = False) -> Path:
-    """Write the artefact to `out` in one atomic step.
+    """Write the artefact to `out` in one atomic step; the absolute path.
 
-    The folder is written under a temporary name beside `out` and then renamed; with `force`, an existing `out` is
-    exchanged for it and removed. Whatever fails leaves what was there. Raises `ArtefactError` if `out` exists and
-    `force` is not given, or if the disk will not take it.
+    With `force`, an existing `out` is replaced. Whatever fails leaves what was there. Raises `ArtefactError` if `out`
+    exists and `force` is not given, or if the disk will not take it.
     """
+    with writing(out, force) as folder:
+        sim.save_pretrained(folder)
+    return Path(out).resolve()
+
+
+@contextmanager
+def writing(out: str | os.PathLike[str], force: bool) -> Iterator[Path]:
+    """The folder to write an artefact into, which becomes `out` at the end; errors as of `write_artefact`."""
     target = check_output(out, force)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        staging = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
     except OSError as error:
         raise ArtefactError(f"Cannot write to {target.parent}: {error.strerror or error}.") from error
     try:
-        sim.save_pretrained(staging)
-        _open_up(staging)
-        _move(staging, target)
+        with staged(target) as folder:
+            yield folder
     except TintcError:
         raise
     except Exception as error:  # tokenizers raises bare ones for a full disk
@@ -237,9 +243,29 @@ def write_artefact(sim: TintForCausalLM, out: str | os.PathLike[str], force: boo
             raise
         reason = getattr(error, "strerror", None) or str(error)
         raise ArtefactError(f"Could not write {target}: {reason}. Nothing was changed.") from error
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
-    return target
+
+
+def check_space(folder: Path, needed: int) -> None:
+    """Raise `ArtefactError` unless the disk that holds `folder` has room for that many bytes."""
+    free = shutil.disk_usage(folder).free
+    if needed > free:
+        raise ArtefactError(
+            f"The simulator takes {needed / 1e9:.3g} GB and {folder.parent} has {free / 1e9:.3g} GB left; make room, "
+            "or choose another output folder."
+        )
+
+
+def write_texts(folder: Path, config: TintConfig, program: str, tokenizer: Any | None) -> None:
+    """What an artefact holds besides configuration and tensors: programs, model card and, if known, the tokenizer.
+
+    The program comes last: without it a folder is no artefact.
+    """
+    if config.auxiliary is not None:
+        (folder / AUXILIARY_FILE).write_text(config.auxiliary, encoding="utf-8")
+    (folder / CARD_FILE).write_text(model_card(config), encoding="utf-8")
+    if tokenizer is not None:
+        write_tokenizer(tokenizer, folder)
+    (folder / PROGRAM_FILE).write_text(program, encoding="utf-8")
 
 
 def check_output(out: str | os.PathLike[str], force: bool) -> Path:
@@ -252,42 +278,3 @@ def check_output(out: str | os.PathLike[str], force: bool) -> Path:
     if target.exists() and any(target.iterdir()) and not is_artefact(target):
         raise ArtefactError(f"{out} is not a compiled simulator, so it will not be replaced; choose another folder.")
     return target
-
-
-def _move(staging: Path, target: Path) -> None:
-    """Rename, or exchange with what is there; `staging` then holds the old folder, which the caller removes."""
-    if not target.exists():
-        os.rename(staging, target)
-    elif not _exchange(staging, target):
-        old = staging.with_name(f"{staging.name}.old")
-        os.rename(target, old)
-        try:
-            os.rename(staging, target)
-        except OSError:
-            os.rename(old, target)
-            raise
-        shutil.rmtree(old, ignore_errors=True)
-
-
-def _exchange(a: Path, b: Path) -> bool:
-    """Swap two paths atomically (Linux renameat2 with RENAME_EXCHANGE); False where that cannot be done."""
-    try:
-        libc = ctypes.CDLL(None, use_errno=True)
-        at_cwd, exchange = -100, 2
-        return libc.renameat2(at_cwd, os.fsencode(a), at_cwd, os.fsencode(b), exchange) == 0
-    except (OSError, AttributeError):
-        return False
-
-
-def _open_up(folder: Path) -> None:
-    """Permissions as the umask gives them: temporary folders and safetensors' files are their owner's alone."""
-    mask = _umask()
-    os.chmod(folder, 0o777 & ~mask)
-    for file in folder.iterdir():
-        os.chmod(file, 0o666 & ~mask)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

@@ -24,9 +24,6 @@ from tintc.ir.text import parse_program, print_program
 from tintc.lowering.emit import blocks_of, check_complete, specs
 from tintc.lowering.plan_layout import layout_of
 from tintc.runtime.artefact import (
-    AUXILIARY_FILE,
-    CARD_FILE,
-    PROGRAM_FILE,
     check_loading_info,
     files_of,
     first_line,
@@ -34,9 +31,8 @@ from tintc.runtime.artefact import (
     read_auxiliary,
     read_program,
     read_tokenizer,
-    write_tokenizer,
+    write_texts,
 )
-from tintc.runtime.card import model_card
 from tintc.runtime.config import TintConfig
 from tintc.runtime.fused.batches import run_fused
 from tintc.runtime.fused.plan import Plan
@@ -169,12 +165,7 @@ class TintForCausalLM(StructuralModel):
         folder = Path(save_directory)
         for file in folder.glob("*.safetensors"):
             file.chmod((folder / "config.json").stat().st_mode)  # written readable by its owner alone
-        (folder / PROGRAM_FILE).write_text(print_program(self.program), encoding="utf-8")
-        if self.config.auxiliary is not None:
-            (folder / AUXILIARY_FILE).write_text(self.config.auxiliary, encoding="utf-8")
-        (folder / CARD_FILE).write_text(model_card(self.config), encoding="utf-8")
-        if self.tokenizer is not None:
-            write_tokenizer(self.tokenizer, folder)
+        write_texts(folder, self.config, print_program(self.program), self.tokenizer)
 
     def bind(self) -> None:
         for name, block in self._blocks.items():

@@ -1,0 +1,135 @@
+"""Compiling to a folder, tensor by tensor: the folder is the one that building in memory and saving gives."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections import namedtuple
+from pathlib import Path
+
+import pytest
+import tiny_models
+import torch
+from command import contents, model_folder
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+import tintc
+from tintc.errors import ArtefactError, OptionError
+from tintc.frontend.load import load_auxiliary
+from tintc.frontend.mapped import MAPS, MappedWeights
+from tintc.runtime.artefact import write_artefact
+from tintc.runtime.shards import INDEX, parse_size
+
+needs_linux = pytest.mark.skipif(not MAPS.exists(), reason="only Linux says what is mapped")
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return model_folder(tmp_path_factory.mktemp("model") / "tiny")
+
+
+@pytest.mark.parametrize(
+    ("make", "dtype"), [(tiny_models.gpt2, None), (tiny_models.opt, "float64"), (tiny_models.llama, "bfloat16")]
+)
+def test_same_files(tmp_path: Path, make, dtype: str | None) -> None:
+    """Byte for byte."""
+    model = model_folder(tmp_path / "model", make())
+    write_artefact(tintc.compile(model, n_steps=2, dtype=dtype), tmp_path / "saved")
+    sim = tintc.compile(model, n_steps=2, dtype=dtype, output=tmp_path / "streamed")
+    assert contents(tmp_path / "streamed") == contents(tmp_path / "saved")
+    assert sim.config.provenance["source"] == "model" and sim.tokenizer is not None
+
+
+def test_shards(model: Path, tmp_path: Path) -> None:
+    """No file of several tensors is larger than asked for, each tensor is in one, and they load as one file does.
+    Sharded sources are read, too."""
+    tiny_models.gpt2().save_pretrained(tmp_path / "model", max_shard_size="20KB")
+    assert (tmp_path / "model" / INDEX).exists()
+    whole = tintc.compile(model, output=tmp_path / "whole")
+    sharded = tintc.compile(tmp_path / "model", output=tmp_path / "sharded", max_shard_size="40KB")
+    found: dict[str, Path] = {}
+    for file in (tmp_path / "sharded").glob("*.safetensors"):
+        with safe_open(file, framework="pt") as tensors:
+            names = list(tensors.keys())
+            sizes = [tensors.get_tensor(name).nbytes for name in names]
+        assert len(names) == 1 or sum(sizes) <= 40_000
+        assert not found.keys() & set(names)
+        found |= dict.fromkeys(names, file)
+    index = json.loads((tmp_path / "sharded" / INDEX).read_text())
+    assert len(set(found.values())) > 3
+    assert index["weight_map"] == {name: file.name for name, file in found.items()}
+    ids = tiny_models.token_ids(1, 10)
+    with torch.no_grad():
+        assert torch.equal(whole(ids).logits, sharded(ids).logits) and sharded.last_executor == "fused"
+    assert sharded.config.digests == whole.config.digests
+
+
+@pytest.mark.parametrize(("text", "size"), [("5GB", 5 * 10**9), ("1.5 mb", 1_500_000), ("2GiB", 2**31), ("77", 77)])
+def test_sizes(text: str, size: int) -> None:
+    assert parse_size(text) == size
+
+
+@pytest.mark.parametrize("text", ["", "big", "0GB", "-1GB", "5 apples", "nan"])
+def test_sizes_that_are_none(text: str) -> None:
+    with pytest.raises(OptionError, match="5GB"):
+        parse_size(text)
+
+
+def test_no_room(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Refused from the plan, before any tensor is computed."""
+    usage = namedtuple("usage", "total used free")(10**9, 10**9 - 1000, 1000)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
+    monkeypatch.setattr("tintc.runtime.stream.write_files", lambda *_: pytest.fail("something was written"))
+    with pytest.raises(ArtefactError, match="make room"):
+        tintc.compile(model, output=tmp_path / "sim")
+    assert not list(tmp_path.iterdir())
+
+
+def test_output_exists(model: Path, tmp_path: Path) -> None:
+    tintc.compile(model, output=tmp_path / "sim")
+    with pytest.raises(ArtefactError, match="--force"):
+        tintc.compile(tmp_path / "no such model", output=tmp_path / "sim")
+    assert tintc.compile(model, inner_lr=0.5, output=tmp_path / "sim", force=True).config.inner_lr == 0.5
+    assert [path.name for path in tmp_path.iterdir()] == ["sim"]
+
+
+@needs_linux
+def test_loading_maps(model: Path, tmp_path: Path) -> None:
+    """What a loaded simulator holds lies in its files."""
+    sim = tintc.compile(model, output=tmp_path / "sim")
+    held = [p for name in ("tables", "prefixes") for p in sim._modules[name].parameters()]
+    assert held and all(MappedWeights([tensor]).nbytes for tensor in held)
+
+
+def resident_files() -> int:
+    """Bytes of mapped files in this process's memory."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("RssFile"))
+
+
+@needs_linux
+def test_pages_are_given_back(tmp_path: Path) -> None:
+    """64 MB are read from a mapped file, and do not stay; what is in memory keeps its values."""
+    save_file({"w": torch.ones(4000, 4000)}, tmp_path / "one.safetensors")
+    with safe_open(tmp_path / "one.safetensors", framework="pt") as file:
+        mapped = file.get_tensor("w")
+    own = torch.ones(1000, 1000)
+    weights, before = MappedWeights([mapped, own]), resident_files()
+    assert mapped.sum() == 16e6 and resident_files() > before + 50e6
+    weights.release()
+    assert resident_files() < before + 10e6
+    assert mapped.sum() == 16e6 and own.sum() == 1e6
+
+
+@needs_linux
+def test_a_mapped_model_runs_sparingly(model: Path) -> None:
+    """The same logits, and no hook stays."""
+    source, ids = load_auxiliary(model), tiny_models.token_ids(1, 9)
+    assert source.weights.nbytes > 1000
+    with torch.no_grad():
+        wanted = source.model(ids).logits
+        with source.weights.sparing(source.model):
+            assert torch.equal(source.model(ids).logits, wanted)
+    assert not any(module._forward_hooks for module in source.model.modules())
+    assert not load_auxiliary(tiny_models.gpt2()).weights.nbytes

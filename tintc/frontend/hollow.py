@@ -1,0 +1,23 @@
+"""A model that has its configuration's shapes and no weights, for whoever asks only what would be made of it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from accelerate import init_empty_weights
+from torch import nn
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+
+def hollow_model(config: Any, attn_implementation: str) -> PreTrainedModel:
+    """Every parameter is zeros that take no memory; buffers, which the configuration determines, are computed."""
+    with init_empty_weights(include_buffers=False):
+        model = AutoModelForCausalLM.from_config(config, attn_implementation=attn_implementation)
+    for module in model.modules():
+        for name, parameter in module._parameters.items():
+            if parameter is not None:
+                zeros = torch.zeros((), dtype=parameter.dtype).expand(parameter.shape)
+                module._parameters[name] = nn.Parameter(zeros, requires_grad=False)
+    model.tie_weights()
+    return model.eval()

@@ -1,0 +1,99 @@
+"""Safetensors files written tensor by tensor: what is in memory at a time is one tensor.
+
+The files are those that `save_pretrained` writes: ``model.safetensors``, or shards and an index, the tensors of a file
+by alignment and name.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import torch
+from huggingface_hub import split_state_dict_into_shards_factory
+from torch import Tensor
+
+from tintc.errors import OptionError
+
+NAMES = {torch.float64: "F64", torch.float32: "F32", torch.bfloat16: "BF16"}
+UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
+PATTERN = "model{suffix}.safetensors"
+INDEX = "model.safetensors.index.json"
+MAX_SHARD_SIZE = "5GB"
+PIECE = 1 << 22
+"""Numbers that are converted and written at a time."""
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A tensor to be written: `build` gives it in any dtype and layout."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    build: Callable[[], Tensor]
+
+    @property
+    def nbytes(self) -> int:
+        return math.prod(self.shape) * self.dtype.itemsize
+
+
+def parse_size(text: str) -> int:
+    """Bytes of ``5GB``, ``500 MB`` or ``2GiB``; raises `OptionError` for anything else."""
+    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMG]?i?B|)\s*", text, re.IGNORECASE)
+    size = int(float(found[1]) * UNITS[found[2].upper()]) if found and found[2].upper() in UNITS else 0
+    if size < 1:
+        raise OptionError(f"The size {text!r} is not understood; write it as 5GB, 500MB or 2GiB.")
+    return size
+
+
+def write_files(
+    folder: Path, tensors: Mapping[str, Planned], max_shard_size: int, after_each: Callable[[], None]
+) -> None:
+    """Write the tensors to one file, or to shards of at most `max_shard_size` bytes (a larger tensor has one to itself)
+    and an index. `after_each` is called whenever a tensor has been written."""
+    split = split_state_dict_into_shards_factory(
+        dict(tensors),  # pyright: ignore[reportArgumentType] - it only asks for sizes
+        get_storage_size=lambda planned: planned.nbytes,  # pyright: ignore[reportAttributeAccessIssue]
+        filename_pattern=PATTERN,
+        max_shard_size=max_shard_size,
+    )
+    for file, names in split.filename_to_tensors.items():
+        with (folder / file).open("wb") as stream:
+            write_file(stream, {name: tensors[name] for name in names}, after_each)
+    if split.is_sharded:
+        index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
+        text = json.dumps(index, indent=2, sort_keys=True) + "\n"
+        (folder / INDEX).write_text(text, encoding="utf-8")
+
+
+def write_file(stream: BinaryIO, tensors: Mapping[str, Planned], after_each: Callable[[], None]) -> None:
+    """One safetensors file: the length of its header, the header, the tensors' bytes."""
+    ordered = sorted(tensors.items(), key=lambda item: (-item[1].dtype.itemsize, item[0]))
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for name, planned in ordered:
+        begin, end = end, end + planned.nbytes
+        header[name] = {"dtype": NAMES[planned.dtype], "shape": list(planned.shape), "data_offsets": [begin, end]}
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    stream.write(len(text).to_bytes(8, "little") + text)
+    for _, planned in ordered:
+        tensor = planned.build().detach()
+        assert tuple(tensor.shape) == planned.shape, "a template gives another shape than it says"
+        for piece in _pieces(tensor):
+            data = piece.to("cpu", planned.dtype).contiguous()
+            stream.write(data.view(-1).view(torch.uint8).numpy().data)
+        del tensor
+        after_each()
+
+
+def _pieces(tensor: Tensor) -> Iterable[Tensor]:
+    """Parts of a tensor along its first dimension, which together are its numbers in order."""
+    if tensor.numel() <= PIECE:
+        return (tensor.reshape(-1),)
+    return (part.reshape(-1) for part in tensor.split(max(1, PIECE * tensor.shape[0] // tensor.numel())))
