@@ -72,7 +72,7 @@ MODELS: dict[str, Callable[[], Any]] = {
 }
 PARTS = (5, 3, 6)
 IDS = token_ids(1, sum(PARTS) + 4)
-GIVEN = masks.single([list(PARTS)], [4])
+GIVEN: dict[str, Any] = masks.single([list(PARTS)], [4])
 
 
 @pytest.fixture(scope="module", params=MODELS)
@@ -104,8 +104,7 @@ def test_single_is_the_demonstrations_as_a_batch(model: Imported) -> None:
 @pytest.mark.parametrize("few", ["single", "multi", "padded"])
 def test_explicit_fine_tuning_agrees(model: Imported, few: str) -> None:
     """`tune` with the masks is the simulator; its gradient under "Single" is that of the demonstrations as a batch."""
-    given = {"single": GIVEN, "multi": masks.multi([list(PARTS)], [4])}.get(few)
-    given = given or {
+    given: dict[str, Any] = {"single": GIVEN, "multi": masks.multi([list(PARTS)], [4])}.get(few) or {
         "attention_mask": (torch.arange(IDS.shape[1]) > 2).long()[None],
         "train_mask": (torch.arange(IDS.shape[1]) < 12)[None],
     }
@@ -140,7 +139,7 @@ def test_scores_that_are_not_detached_obey_masks_too() -> None:
 def test_masks_that_do_not_fit() -> None:
     graph = capture(gpt2(n_layers=1, n_heads=2, head_dim=4))
     ids, train = token_ids(1, 5), torch.ones(1, 5)
-    refused: list[tuple[str, dict[str, Tensor]]] = [
+    refused: list[tuple[str, dict[str, Any]]] = [
         ("attention_mask has shape", {"attention_mask": torch.ones(1, 4)}),
         ("position_ids has shape", {"position_ids": torch.arange(5)}),
         ("from 0 to 4", {"position_ids": torch.arange(1, 6)[None]}),

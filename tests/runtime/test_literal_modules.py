@@ -119,7 +119,11 @@ def compare(layout: Layout, kind: Type, right: Any, made: Any) -> None:
     assert isinstance(right, Weights) and isinstance(made, PrefixTiles)
     weight, bias = read_prefixes(layout, kind, made)
     if right.weight is not None:
-        full = torch.diag_embed(right.weight) if kind.kind == "norm" else right.weight
+        full = right.weight
+        if "vector" in kind.parts:
+            full = torch.nn.functional.pad(full[..., None, :], (0, 0, 0, weight.shape[1] - 1))
+        elif kind.kind == "norm":
+            full = torch.diag_embed(full)
         close(weight, full.expand(weight.shape))
     if right.bias is not None:
         close(bias, right.bias.expand(bias.shape))

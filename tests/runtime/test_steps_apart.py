@@ -64,6 +64,12 @@ def test_steps_of_other_lengths(name: str, lengths: tuple[int, int]) -> None:
     )
 
 
+def test_gains_of_steps_of_other_lengths() -> None:
+    """What a gain's gradient is made of, f(x), is the same value in all steps where x is."""
+    sim = compiled("gpt2", n_steps=2, n_update_layers=1, descend="values,norm-gain", stack=1)
+    check_fused(sim, token_ids(2, 12), train_mask=prefixes(3, 8, length=12))
+
+
 def test_the_same_tokens_in_every_step_are_one_mask() -> None:
     sim, ids = compiled("gpt2", n_steps=2), token_ids(2, LENGTH)
     mask = prefixes(5)[0]

@@ -53,7 +53,7 @@ def loss_gradient(
         return x - target
     scores = F.linear(x, head, bias)
     slope = logit_map.slope(logit_map(scores))
-    pull = slope if isinstance(slope, float) else slope.gather(-1, next_ids[..., None])
+    pull = slope.gather(-1, next_ids[..., None]) if isinstance(slope, Tensor) else slope
     return hidden(kind, scores, logit_map) @ head - target * pull
 
 

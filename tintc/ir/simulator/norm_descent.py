@@ -11,6 +11,7 @@ from tintc.ir.core import Value, register
 from tintc.ir.layout import Layout
 from tintc.ir.simulator.base import Interpretation, LiteralRun, PrefixTiles, Tiles, Weights
 from tintc.ir.simulator.descent_common import DescentOp
+from tintc.ir.simulator.first_order import product
 from tintc.ir.simulator.fused_base import FusedRun, FusedWeights
 from tintc.ir.simulator.fused_counts import FusedCounts
 from tintc.ir.simulator.linear_common import bias_chunks, main_chunks
@@ -114,7 +115,7 @@ class NormDescent(DescentOp):
             return {"norm_descent": descent_block(layout, main=False, bias=True)}
         bias = "bias" in self.parts
         name = "norm_descent_gain_bias" if bias else "norm_descent_gain"
-        return {name: gain_descent_block(layout, bias), "product_1_0": Block(ProductSpec(1, 0))}
+        return {name: gain_descent_block(layout, bias), "product_0_1": Block(ProductSpec(0, 1))}
 
     def literal(self, run: LiteralRun, *operands: PrefixTiles | Tiles) -> PrefixTiles:
         w, dy = operands[:2]
@@ -124,6 +125,6 @@ class NormDescent(DescentOp):
         if "gain" in self.parts:
             normed = operands[2]
             assert isinstance(normed, list)
-            e = run.apply("product_1_0", run.embed([*dy, *normed], w.rows[0][0]))
+            e = run.embed([dy[0], product(run, dy[0], normed[0])], w.rows[0][0])
         (block,) = (name for name in self.structure(run.layout) if name.startswith("norm_descent"))
         return PrefixTiles([[run.prefix(run.apply(block, e, mask=run.train_mask(self.step), rate=rate))]])
