@@ -8,20 +8,24 @@ from typing import Any
 
 import tintc
 from tintc.cli.console import LOGGER, print_json, print_table, silence_libraries, stages
+from tintc.cli.run import read_text
 from tintc.lowering.options import Options
 from tintc.runtime.artefact import check_output, write_artefact
 from tintc.runtime.evaluate import peak_rss_bytes
 from tintc.runtime.report import sizes
 
 
-def compile_model(model: str, output: Path, options: dict[str, Any], force: bool, as_json: bool) -> None:
+def compile_model(
+    model: str, output: Path, options: dict[str, Any], calibration: Path | None, force: bool, as_json: bool
+) -> None:
     """Compile and write; whatever can be checked before the long work is checked before it."""
     silence_libraries()
     check_output(output, force)
     check_options(options)
+    text = None if calibration is None else read_text(None, calibration)
     start = time.perf_counter()
     with stages():
-        sim = tintc.compile(model, **options)
+        sim = tintc.compile(model, **options, calibration=text)
         LOGGER.info("writing %s", output)
         write_artefact(sim, output, force)
     found = {
