@@ -55,6 +55,12 @@ def compile_(
     dtype: Annotated[
         Literal["float32", "bfloat16", "float64"] | None, typer.Option(help="Stored type [default: the model's].")
     ] = None,
+    linear_attention: Annotated[
+        Literal["linear", "softmax"], typer.Option(help="Heads of the linear modules; softmax runs literally only.")
+    ] = "linear",
+    calibration_text: Annotated[
+        Path | None, typer.Option(help="A UTF-8 file to calibrate softmax heads with [default: a built-in text].")
+    ] = None,
     max_shard_size: Annotated[str, typer.Option(help="Largest weight file, such as 500MB.")] = "5GB",
     force: Annotated[bool, typer.Option("--force", help="Replace an existing simulator, in one step.")] = False,
     json: Json = False,
@@ -76,8 +82,9 @@ def compile_(
         "max_length": max_length,
         "fd_step": fd_step,
         "dtype": dtype,
+        "linear_attention": linear_attention,
     }
-    compile_model(model, output, options, max_shard_size, force, json)
+    compile_model(model, output, options, calibration_text, max_shard_size, force, json)
 
 
 @app.command()

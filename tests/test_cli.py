@@ -70,6 +70,22 @@ def test_run_equals_the_python_interface(command: Command, compiled: Path) -> No
     assert found["tokens_scored"] == 14
 
 
+def test_softmax_heads(command: Command, model: Path, tmp_path: Path) -> None:
+    """Calibrated on a file; the counts are those of the tensors, and `verify` allows what the heads are off."""
+    out, text = tmp_path / "sim", tmp_path / "story.txt"
+    text.write_text(STORY, encoding="utf-8")
+    options = ("--linear-attention", "softmax", "--calibration-text", text, "--max-length", 16, "--update-layers", 1)
+    made = command("compile", model, "-o", out, *options, "--json")
+    assert made.code == 0, made.err
+    assert command("inspect", out, "--json").json["linear_attention"] == "softmax"
+    found = command("inspect", out, "--params", "--json").json["parameters"]["unique"]
+    assert found == sum(tensor.numel() for tensor in load_file(out / "model.safetensors").values())
+    verified = command("verify", out, model, "--json")
+    assert verified.code == 0 and verified.json["executor"] == "literal", verified.err
+    refused = command("run", out, "--text", STORY, "--executor", "fused")
+    assert refused.code == 2 and "softmax heads" in refused.err
+
+
 def test_file_and_text_are_the_same(command: Command, compiled: Path, tmp_path: Path) -> None:
     (tmp_path / "story.txt").write_text(STORY, encoding="utf-8")
     from_file = command("run", compiled, "--file", tmp_path / "story.txt", "--json").json

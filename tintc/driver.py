@@ -11,9 +11,11 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from tintc.errors import InputError
 from tintc.frontend.capture import capture
 from tintc.frontend.importer import import_graph
 from tintc.frontend.load import AuxiliarySource, load_auxiliary
+from tintc.frontend.sample import sample
 from tintc.ir.core import Program
 from tintc.ir.text import print_program
 from tintc.lowering.allocate_slots import allocate_slots
@@ -24,6 +26,7 @@ from tintc.lowering.emit import emit, specs, stored_dtype
 from tintc.lowering.options import DEFAULT_DESCEND, DEFAULT_FD_STEP, Options
 from tintc.lowering.plan_layout import layout_of, plan_layout
 from tintc.lowering.roles import assign_roles
+from tintc.lowering.soften import TOKENS, check_precise, soften
 from tintc.lowering.unroll_steps import unroll_steps
 from tintc.runtime.artefact import as_dtype, check_output, load, structure_digest, text_digest
 from tintc.runtime.config import TintConfig
@@ -52,6 +55,8 @@ def compile(
     max_length: int | None = None,
     fd_step: float | None = None,
     dtype: torch.dtype | str | None = None,
+    linear_attention: str = "linear",
+    calibration: str | Tensor | None = None,
     output: str | os.PathLike[str] | None = None,
     max_shard_size: str = MAX_SHARD_SIZE,
     force: bool = False,
@@ -65,7 +70,8 @@ def compile(
     implementation); stack, shards: weight rows per prefix and parts of a row (None: the cheapest); head_width, heads:
     width and number of the simulator's heads (None: the least that will do); max_length: longest text in tokens (None:
     the model's, at most 2048); fd_step: step of the finite differences (None: 1e-3); dtype: of the simulator (None: the
-    model's).
+    model's); linear_attention: ``linear``, or ``softmax``: every linear head as two softmax heads and a sink, their
+    constants calibrated on `calibration`, a text or token ids ``[T]`` (None: a built-in text).
 
     output: a folder to write the simulator to, tensor by tensor and in one atomic step, instead of building it in
     memory; what is returned is loaded from it and lies in its mapped files. max_shard_size: of the files there; force:
@@ -87,17 +93,23 @@ def compile(
         heads=heads,
         max_length=max_length,
         fd_step=DEFAULT_FD_STEP if fd_step is None else fd_step,
+        linear_attention=linear_attention,
     )
     kind, shard_size = as_dtype(dtype), parse_size(max_shard_size)
     if output is not None:
         check_output(output, force)
     logger.info("loading the model")
     source = load_auxiliary(model_or_path, max_length)
+    kind = kind or source.dtype
+    if linear_attention == "softmax":
+        check_precise(kind)
     logger.info("capturing and importing its graph")
     auxiliary = import_auxiliary(source)
     logger.info("lowering to simulator modules")
     program = lower(auxiliary.program, options, source.max_length)
-    kind = kind or source.dtype
+    if linear_attention == "softmax":
+        logger.info("calibrating softmax heads")
+        program = soften(program, auxiliary.tensors, inner_lr, kind, calibration_ids(source, calibration))
     if output is None:
         logger.info("emitting tensors")
         return assemble(program, auxiliary, source, options, kind)
@@ -128,6 +140,17 @@ def lower(auxiliary: Program, options: Options, max_length: int) -> Program:
     program = lower_to_modules(auxiliary, options)
     program = plan_layout(program, options, max_length)
     return allocate_slots(program)
+
+
+def calibration_ids(source: AuxiliarySource, calibration: str | Tensor | None) -> Tensor:
+    """Token ids ``[T]`` of the calibration text, as many as are used. Raises `InputError` for ids out of range."""
+    length, vocab_size = min(TOKENS, source.max_length), source.model.config.get_text_config().vocab_size
+    if not isinstance(calibration, Tensor):
+        calibration = sample(source.tokenizer, vocab_size, length, calibration)
+    ids = calibration.flatten()[:length]
+    if len(ids) < 2 or not (int(ids.min()) >= 0 and int(ids.max()) < vocab_size):
+        raise InputError(f"The calibration text needs at least two tokens, with ids from 0 to {vocab_size - 1}.")
+    return ids
 
 
 def lower_to_modules(auxiliary: Program, options: Options) -> Program:
@@ -186,6 +209,7 @@ def configure(program: Program, source: AuxiliarySource, options: Options) -> Ti
         semantics=options.semantics,
         fd_scheme=options.difference.scheme,
         fd_step=options.fd_step,
+        linear_attention=options.linear_attention,
         provenance=source.provenance,
         digests={"program": text_digest(text)},
         bos_token_id=source.bos_token_id,

@@ -83,7 +83,7 @@ def test_unrolled_counts_each_use(gpt2: tintc.TintForCausalLM) -> None:
     matrix = layout.d_h * layout.sim_seq_len
     total = sum(tensor.numel() for name, tensor in state.items() if not name.startswith("structure."))
     for op in gpt2.program.ops:
-        for name in op.structure(layout):  # pyright: ignore[reportAttributeAccessIssue]
+        for name in op.blocks(layout):  # pyright: ignore[reportAttributeAccessIssue]
             own = {key: tensor for key, tensor in state.items() if key.startswith(f"structure.{name}.")}
             total += sum(tensor.numel() for tensor in own.values())
             total += matrix * sum(key.rpartition(".")[2].startswith("lam_") for key in own)

@@ -8,6 +8,7 @@ from typing import Any
 
 import tintc
 from tintc.cli.console import print_json, print_table, silence_libraries, stages
+from tintc.cli.run import read_text
 from tintc.lowering.options import Options
 from tintc.runtime.artefact import check_output
 from tintc.runtime.evaluate import peak_rss_bytes
@@ -16,16 +17,25 @@ from tintc.runtime.shards import parse_size
 
 
 def compile_model(
-    model: str, output: Path, options: dict[str, Any], max_shard_size: str, force: bool, as_json: bool
+    model: str,
+    output: Path,
+    options: dict[str, Any],
+    calibration: Path | None,
+    max_shard_size: str,
+    force: bool,
+    as_json: bool,
 ) -> None:
     """Compile and write; whatever can be checked before the long work is checked before it."""
     silence_libraries()
     check_output(output, force)
     check_options(options)
     parse_size(max_shard_size)
+    text = None if calibration is None else read_text(None, calibration)
     start = time.perf_counter()
     with stages():
-        sim = tintc.compile(model, **options, output=output, max_shard_size=max_shard_size, force=force)
+        sim = tintc.compile(
+            model, **options, calibration=text, output=output, max_shard_size=max_shard_size, force=force
+        )
     found = {
         "output": str(output),
         "seconds": time.perf_counter() - start,

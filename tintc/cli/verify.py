@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
-import torch
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
@@ -14,21 +13,12 @@ from tintc.cli.console import print_json, silence_libraries, stages
 from tintc.cli.run import read_text, tokenise
 from tintc.errors import InputError, OptionError
 from tintc.frontend.load import load_auxiliary
+from tintc.frontend.sample import PROBE, numbers
 from tintc.reference.verify import Compared, Verdict, verify
 from tintc.runtime.artefact import load
 from tintc.runtime.evaluate import peak_rss_bytes, train_tokens
 from tintc.runtime.model import TintForCausalLM
 
-PROBE = """
-The river had been rising since Tuesday, and by Friday evening the lower street was under water. Anna carried the last
-of the books upstairs, two boxes at a time, while her brother tied the boat to the railing of the porch. Nobody in the
-town could remember a spring like this one. The mill stood silent, its wheel half drowned; the baker sold bread from a
-window on the first floor, and the children thought it was the best week of their lives. On Saturday the rain stopped.
-The water stayed where it was for another day, brown and quite still, and then went down in a single night, as if
-somebody had pulled out a plug. What it left behind was mud, a great many fish in the school's garden, and a piano that
-belonged to none of them.
-"""
-"""The text that is used if the user passes none."""
 LENGTH = 64
 """Tokens of the text that are used, if the simulator takes so many."""
 WORST = 12
@@ -69,7 +59,7 @@ def probe(path: str, sim: TintForCausalLM, text: str, wanted: int | None, is_def
     if length > sim.layout.max_length:
         raise OptionError(f"The length is {length}; this simulator was compiled for at most {sim.layout.max_length}.")
     if sim.tokenizer is None and is_default:
-        return torch.randint(0, sim.config.vocab_size, (length,), generator=torch.Generator().manual_seed(0))
+        return numbers(sim.config.vocab_size, length)
     ids = tokenise(path, sim.tokenizer, text)
     if len(ids) < length:
         raise InputError(f"The text has {len(ids)} tokens and {length} are asked for; pass a longer one, or --length.")

@@ -106,6 +106,18 @@ def masked_softmax(scores: Tensor, allowed: Tensor) -> Tensor:
     return weights / torch.where(total == 0, torch.ones_like(total), total)
 
 
+def sink_softmax(scores: Tensor, sink: Tensor, rest: int) -> Tensor:
+    """Softmax over the last dimension, beside one more entry and `rest` entries of logit 0, none of which is returned.
+
+    ``scores [B, H, n, m]``, ``sink [H]``: logit of that entry for each head. The sink is not subtracted before the
+    exponential: a small score would be rounded to the precision of a large logit.
+    """
+    top = scores.amax(-1, keepdim=True).clamp(min=0)
+    weights = torch.exp(scores - top)
+    total = weights.sum(-1, keepdim=True) + rest * torch.exp(-top)
+    return weights / (total + torch.exp(sink.to(scores.dtype)[:, None, None] - top))
+
+
 def split_heads(x: Tensor, n_heads: int) -> Tensor:
     """``[B, T, n_heads * d] -> [B, n_heads, T, d]``."""
     return x.unflatten(-1, (n_heads, -1)).transpose(1, 2)

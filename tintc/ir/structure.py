@@ -30,7 +30,8 @@ class SplitStage:
 
     kind ``dimension``: weight ``[width, H, H]``, mixes the chunks column by column; ``split``: weight
     ``[H, width, width]``, mixes the columns chunk by chunk. The bias of the definition starts at zero; a stage whose
-    bias could not matter has none.
+    bias could not matter has none. A dimension-wise operation may give another number of chunks, `n_out`: its weight
+    is then ``[width, n_out, H]``.
     """
 
     kind: str
@@ -38,6 +39,11 @@ class SplitStage:
     width: int
     weight: TensorSpec
     bias: bool = True
+    n_out: int = 0
+
+    @property
+    def n_results(self) -> int:
+        return self.n_out or self.n_heads
 
 
 Split = tuple[SplitStage, ...] | None
@@ -60,7 +66,9 @@ class Positions:
 class AttentionSpec:
     """A TinT attention (Def. C.1), H = `n_heads` heads of `width`.
 
-    q, k and v each have a split operation and a `Positions` term; None stands for a term that is zero.
+    q, k and v each have a split operation and a `Positions` term; None stands for a term that is zero. kind:
+    ``linear``, ``softmax``, or ``sink``: softmax beside one more entry of value 0, whose logit for each head is in
+    `sink [H]`. constant: heads whose scores are 0 or 1 whatever the input.
     """
 
     n_heads: int
@@ -76,6 +84,8 @@ class AttentionSpec:
     transpose: bool = False
     rotary: str = ""
     rotary_style: str = ""
+    constant: range = range(0)
+    sink: TensorSpec | None = None
 
 
 @dataclass(frozen=True)
@@ -177,6 +187,8 @@ def block_tensors(spec: BlockSpec) -> dict[str, TensorSpec]:
             positions: Positions | None = getattr(spec, f"positions_{letter}")
             if positions is not None:
                 named[f"lam_{letter}"] = positions.lam
+        if spec.sink is not None:
+            named["sink"] = spec.sink
     return named
 
 
@@ -184,7 +196,7 @@ def _name_stages(named: dict[str, TensorSpec], prefix: str, stages: tuple[SplitS
     for index, stage in enumerate(stages):
         named[f"{prefix}{index}.weight"] = stage.weight
         if stage.bias:
-            named[f"{prefix}{index}.bias"] = constant(stage.n_heads, stage.width)
+            named[f"{prefix}{index}.bias"] = constant(stage.n_results, stage.width)
 
 
 SATURATED = 64.0

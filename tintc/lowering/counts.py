@@ -93,7 +93,7 @@ def module_counts(program: Program) -> list[ModuleCount]:
             continue
         for name in _uses(op, storage):
             users[name].append(op)
-        counts[_kind(op), op.layer, op.phase][1] += sum(own[name] for name in op.structure(layout))
+        counts[_kind(op), op.layer, op.phase][1] += sum(own[name] for name in op.blocks(layout))
         if op.phase == "forward" and op.step == 0 and op.layer >= 0:
             table = op.table_count(layout)
             for phase in ("forward", "backward", "descent"):
@@ -118,7 +118,7 @@ def _kind(op: SimOp) -> str:
 
 def _uses(op: SimOp, storage: Storage) -> Iterator[str]:
     """State-dict names of the tensors an op uses."""
-    for name, block in op.structure(storage.layout).items():
+    for name, block in op.blocks(storage.layout).items():
         yield from (f"structure.{name}.{part}" for part in block_tensors(block.spec))
         yield from (f"structure.{shared}" for shared in _shared(block))
     yield from op.stored(storage)
@@ -127,7 +127,7 @@ def _uses(op: SimOp, storage: Storage) -> Iterator[str]:
 def unrolled_count(program: Program) -> int:
     """Values of a simulator in which no two modules share a structural tensor; what is stored besides counts once."""
     layout = layout_of(program)
-    modules = [block for op in program.ops if isinstance(op, SimOp) for block in op.structure(layout).values()]
+    modules = [block for op in program.ops if isinstance(op, SimOp) for block in op.blocks(layout).values()]
     stored = (spec for name, spec in specs(program).items() if not name.startswith("structure."))
     return _numel(stored) + sum(block_count(block, layout) for block in modules)
 

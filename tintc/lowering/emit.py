@@ -53,7 +53,7 @@ def blocks_of(program: Program) -> dict[str, Block]:
     blocks: dict[str, Block] = {}
     for op in program.ops:
         if isinstance(op, sim.SimOp):
-            for name, block in op.structure(layout).items():
+            for name, block in op.blocks(layout).items():
                 blocks.setdefault(name, block)
     return blocks
 

@@ -11,6 +11,7 @@ from tintc.ir.functions import FiniteDifference
 from tintc.ir.losses import LOSSES
 
 SEMANTICS = ("exact", "paper-code")
+LINEAR_ATTENTION = ("linear", "softmax")
 DEFAULT_FD_STEP = 1e-3
 DEFAULT_DESCEND = ",".join(group for group in GROUPS if group in DESCENDS)
 
@@ -24,7 +25,8 @@ class Options:
     updated, of `GROUPS`, with commas between; semantics ``exact`` or ``paper-code``; fd_step: step of the finite
     differences, relative in ``exact`` and absolute in ``paper-code``; stack, shards: S and S' (None: chosen);
     head_width, heads: d_h and H_sim (None: the least that will do); max_length: longest text in tokens (None: the
-    model's, at most 2048).
+    model's, at most 2048); linear_attention: ``linear``, or ``softmax`` for heads of softmax attention in its place
+    (Theorem C.2).
     """
 
     n_steps: int = 1
@@ -39,6 +41,7 @@ class Options:
     heads: int | None = None
     max_length: int | None = None
     fd_step: float = DEFAULT_FD_STEP
+    linear_attention: str = "linear"
 
     def __post_init__(self) -> None:
         counts = {
@@ -59,6 +62,9 @@ class Options:
             raise OptionError(f"The parameter group {unknown[0]!r} is unknown; choose among {', '.join(GROUPS)}.")
         if self.semantics not in SEMANTICS:
             raise OptionError(f"The semantics {self.semantics!r} is unknown; choose one of {', '.join(SEMANTICS)}.")
+        if self.linear_attention not in LINEAR_ATTENTION:
+            kinds = ", ".join(LINEAR_ATTENTION)
+            raise OptionError(f"The linear attention {self.linear_attention!r} is unknown; choose one of {kinds}.")
         if not (math.isfinite(self.inner_lr) and self.inner_lr >= 0):
             raise OptionError(f"The learning rate is {self.inner_lr}; it must be a finite number, zero or more.")
         if not 0 < self.fd_step < 1:

@@ -110,9 +110,10 @@ class TintForCausalLM(StructuralModel):
         self._sites: dict[Op, str] = {}
         names = Names()
         for op in self.program.ops:
-            if isinstance(op, sim.SimOp) and op.structure(self.layout):
+            if isinstance(op, sim.SimOp) and (blocks := op.realised(self.layout)):
                 self._sites[op] = names.fresh(f"{op.phase}_{op.step}.{op.origin or op.results[0].name}")
-                place_module(self.sites, self._sites[op], SimModule(op))
+                names_built = {block: built for block, (built, _) in blocks.items()}
+                place_module(self.sites, self._sites[op], SimModule(op, names_built))
 
     @classmethod
     def from_pretrained(cls, path: Any, *args: Any, executor: str = "auto", **kwargs: Any) -> Any:
@@ -275,6 +276,11 @@ class TintForCausalLM(StructuralModel):
         return run_fused(self, inputs, rate, outputs, max_batch)
 
     def _check(self, inputs: Inputs) -> None:
+        if torch.finfo(self.dtype).eps / 2 > self.program.attributes.get("softmax_unit", 1.0):
+            raise OptionError(
+                "The constants of this simulator's softmax heads are those of a longer floating type than "
+                f"{str(self.dtype).removeprefix('torch.')}; load it as it was stored, or compile for this type."
+            )
         length, limit = inputs.shape[1], self.layout.max_length
         if length > limit:
             raise InputError(

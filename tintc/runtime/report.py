@@ -27,6 +27,7 @@ OPTIONS = (
     "semantics",
     "fd_scheme",
     "fd_step",
+    "linear_attention",
     "train_fraction",
 )
 """Fields of `TintConfig` that the summary shows."""

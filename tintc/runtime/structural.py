@@ -23,6 +23,7 @@ from transformers import PreTrainedModel
 
 from tintc.errors import ArtefactError, OptionError
 from tintc.ir.core import Program
+from tintc.ir.simulator import SimOp
 from tintc.lowering.emit import contiguous, stored_dtype, structure_specs
 from tintc.runtime.artefact import as_dtype, structure_digest
 from tintc.runtime.config import TintConfig
@@ -57,6 +58,7 @@ class StructuralModel(PreTrainedModel):
         """Called once the modules are built, with their tensors still empty."""
         self.executor = "auto"
         self._held = True
+        self._softened = any(op.softmax for op in self.program.ops if isinstance(op, SimOp))
         self._own: str | None = None
         self._said = False
         self._passing = False
@@ -164,6 +166,8 @@ class StructuralModel(PreTrainedModel):
 
     def _reason_for_literal(self) -> str | None:
         """Why fused execution would not do what literal execution does; None if it would."""
+        if self._softened:
+            return "its linear heads are softmax heads, whose errors fused execution would not make"
         if any(_hooked(module) for module in _modules_below(self)):
             return "a module carries a hook"
         if self._held and not self._is_own():

@@ -19,6 +19,7 @@ from tintc.ir.inputs import Inputs
 from tintc.ir.layout import Layout
 from tintc.ir.simulator.fused_base import FusedRun
 from tintc.ir.simulator.fused_counts import Deferral, FusedCounts
+from tintc.ir.softmax_heads import is_linear, softened
 from tintc.ir.structure import Block, TensorSpec
 
 Tiles = list[Tensor]
@@ -170,7 +171,8 @@ class SimOp(Op):
 
     origin: the auxiliary value or layer it simulates; phase: forward, loss, backward or descent; step: which pass or
     gradient step; layer: the auxiliary's layer, -1 outside; role: as in the auxiliary dialect. `write` is added by the
-    slot allocator: the memory slots of each token result, one per tile.
+    slot allocator: the memory slots of each token result, one per tile. `softmax` is added by calibration where linear
+    attention is realised by softmax heads: their constants, see `tintc.ir.softmax_heads.softened`.
     """
 
     origin: str = ""
@@ -179,6 +181,7 @@ class SimOp(Op):
     layer: int = -1
     role: str = ""
     write: tuple[tuple[int, ...], ...] = ()
+    softmax: tuple[float, ...] = ()
 
     def interpret(self, run: Interpretation, *operands: Any) -> Any:
         """The result (a tuple if there are several) from interpreter values of the operands."""
@@ -252,8 +255,29 @@ class SimOp(Op):
         return self
 
     def structure(self, layout: Layout) -> dict[str, Block]:
-        """Structural blocks the literal form applies, by their name under ``structure``."""
+        """Structural blocks the literal form applies, by the name it gives; linear attention is linear."""
         return {}
+
+    def realised(self, layout: Layout) -> dict[str, tuple[str, Block]]:
+        """The same blocks as they are built, each with its name under ``structure``."""
+        blocks = self.structure(layout)
+        if not self.softmax:
+            return {name: (name, block) for name, block in blocks.items()}
+        right = len(self.softmax) == 3 and all(value > 0 for value in self.softmax)
+        self.expect(right, "the constants of softmax heads are three positive numbers")
+        return {
+            name: softened(name, block, layout, self.softmax) if is_linear(block) else (name, block)
+            for name, block in blocks.items()
+        }
+
+    def blocks(self, layout: Layout) -> dict[str, Block]:
+        """The blocks that are built, by their name under ``structure``."""
+        return dict(self.realised(layout).values())
+
+    def scores(self, layout: Layout, run: Interpretation, *operands: Any) -> Sequence[Tensor]:
+        """The scores of the literal form's linear heads, constant ones and copies aside, in tensors of any shape, from
+        interpreter values of the operands."""
+        return ()
 
     def slots(self, layout: Layout) -> int:
         """The most slots the literal form needs in one embedding."""

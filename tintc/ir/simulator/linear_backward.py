@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 
@@ -13,7 +14,13 @@ from tintc.ir.routing import route
 from tintc.ir.simulator.base import Interpretation, LiteralRun, PrefixTiles, SimOp, Tiles, Weights
 from tintc.ir.simulator.fused_base import FusedRun, FusedWeights, apply_transposed
 from tintc.ir.simulator.fused_counts import FusedCounts
-from tintc.ir.simulator.linear_common import check_linear, main_chunks, rows_to_heads, select_chunks, weight_tiles
+from tintc.ir.simulator.linear_common import (
+    check_linear,
+    main_chunks,
+    rows_to_heads,
+    select_chunks,
+    weight_tiles,
+)
 from tintc.ir.structure import AttentionSpec, Block, Positions, chunk_map, indicator
 
 
@@ -91,6 +98,10 @@ class LinearBackward(SimOp):
 
     def structure(self, layout: Layout) -> dict[str, Block]:
         return {"linear_backward": backward_block(layout)}
+
+    def scores(self, layout: Layout, run: Interpretation, *operands: Weights | Tensor) -> Sequence[Tensor]:
+        assert isinstance(operands[1], Tensor)
+        return (operands[1],)
 
     def literal(self, run: LiteralRun, *operands: PrefixTiles | Tiles) -> Tiles:
         w, dy = operands

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from functools import cache
 
+from torch import Tensor
+
 from tintc.ir.core import Op, Type, Value
 from tintc.ir.layout import Layout
 from tintc.ir.routing import Move
@@ -58,6 +60,15 @@ def weight_tiles(layout: Layout, weights: Value) -> tuple[int, int]:
     """Row and column tiles of a linear layer's weights, or of a norm's as a diagonal."""
     dims = weights.type.dims
     return layout.tiles(dims[0]), layout.tiles(dims[-1])
+
+
+def forward_scores(layout: Layout, weight: Tensor, x: Tensor) -> list[Tensor]:
+    """Scores of the forward module: of each shard of a row with that shard of x.
+
+    ``weight [dout, din]`` or ``[B, dout, din]``, ``x [B, T, din]``. Shards are d_h wide and go on from tile to tile.
+    """
+    shards = zip(x.split(layout.d_h, -1), weight.split(layout.d_h, -1), strict=True)
+    return [part @ row.transpose(-1, -2) for part, row in shards]
 
 
 def check_linear(op: Op, weight: Value, dout: Value | None, din: Value | None) -> None:

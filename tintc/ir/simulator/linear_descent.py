@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cache, partial
 
@@ -58,6 +59,7 @@ def descent_block(layout: Layout, main: bool, bias: bool) -> Block:
         w_o=(chunk_map(heads, width, {(head, head): 1.0 for head in used}),),
         positions_q=Positions("prefix", indicator(heads, range(min(used), max(used) + 1))),
         positions_k=Positions("tokens", indicator(heads, biases)) if bias else None,
+        constant=biases,
     )
     return Block(spec, "update")
 
@@ -148,6 +150,10 @@ class LinearDescent(DescentOp):
 
     def slots(self, layout: Layout) -> int:
         return 2
+
+    def scores(self, layout: Layout, run: Interpretation, *operands: Weights | Tensor) -> Sequence[Tensor]:
+        assert isinstance(operands[1], Tensor)
+        return (operands[1] * run.inputs.trained(self.step)[..., None],)
 
     def literal(self, run: LiteralRun, *operands: PrefixTiles | Tiles) -> PrefixTiles:
         w, dy, x = operands

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 
@@ -27,6 +28,7 @@ from tintc.ir.simulator.linear_common import (
     bias_chunks,
     check_linear,
     copies_of_bias,
+    forward_scores,
     heads_to_rows,
     main_chunks,
     select_chunks,
@@ -64,6 +66,7 @@ def forward_block(layout: Layout, bias: bool) -> Block:
         positions_q=Positions("tokens", indicator(heads, biases)) if bias else None,
         positions_k=Positions("prefix", indicator(heads, biases)) if bias else None,
         positions_v=Positions("prefix", indicator(heads, main)),
+        constant=biases,
     )
     return Block(spec, "replace")
 
@@ -139,6 +142,11 @@ class LinearForward(SimOp):
         if copies >= self.tiles[1]:
             del blocks["linear_forward"]
         return blocks
+
+    def scores(self, layout: Layout, run: Interpretation, *operands: Weights | Tensor) -> Sequence[Tensor]:
+        w, x = operands
+        assert isinstance(w, Weights) and isinstance(x, Tensor) and w.weight is not None
+        return forward_scores(layout, w.weight, x)
 
     def literal(self, run: LiteralRun, *operands: PrefixTiles | Tiles) -> Tiles:
         w, x = operands

@@ -55,6 +55,7 @@ def pick_block(layout: Layout) -> Block:
         w_o=(same,),
         positions_q=Positions("tokens", indicator(heads, used)),
         positions_k=Positions("tokens", indicator(heads, used)),
+        constant=range(heads),
     )
     return Block(spec, "replace")
 

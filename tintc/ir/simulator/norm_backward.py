@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -122,6 +123,10 @@ class NormBackward(SimOp):
 
     def slots(self, layout: Layout) -> int:
         return 3 if self.scheme == "token" else 2
+
+    def scores(self, layout: Layout, run: Interpretation, *operands: Weights | Tensor) -> Sequence[Tensor]:
+        assert isinstance(operands[-2], Tensor)
+        return (operands[-2],)
 
     def literal(self, run: LiteralRun, *operands: PrefixTiles | Tiles) -> Tiles:
         dy, x = operands[-2:]

@@ -62,6 +62,7 @@ def vectors_block(layout: Layout, bias: bool) -> Block:
         w_o=(chunk_map(heads, width, dict.fromkeys(enumerate(used), 1.0)),),
         positions_q=Positions("tokens", lam),
         positions_k=Positions("prefix", lam),
+        constant=range(heads),
     )
     return Block(spec, "replace")
 

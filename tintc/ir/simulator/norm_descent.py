@@ -48,6 +48,7 @@ def gain_descent_block(layout: Layout, bias: bool) -> Block:
         w_o=(chunk_map(heads, width, {(head, head): 1.0 for head in used}),),
         positions_q=Positions("prefix", lam),
         positions_k=Positions("tokens", lam),
+        constant=range(heads),
     )
     return Block(spec, "update")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch.nn.functional as F
@@ -87,6 +88,15 @@ class NormForward(SimOp):
 
     def slots(self, layout: Layout) -> int:
         return 2 if has(self.operands[0], "vector") else 1
+
+    def scores(self, layout: Layout, run: Interpretation, *operands: Weights | Tensor) -> Sequence[Tensor]:
+        """Row r of diag(gamma) has one entry, whose score is ``gamma_r f(x)_r``."""
+        if len(operands) == 1:
+            return ()
+        w, x = operands
+        assert isinstance(w, Weights) and isinstance(x, Tensor)
+        y = normalise(self.kind, x, self.eps)
+        return (y if w.weight is None else y * per_token(w.weight),)
 
     def literal(self, run: LiteralRun, *operands: PrefixTiles | Tiles) -> Tiles:
         x = operands[-1]

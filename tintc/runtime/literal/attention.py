@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from tintc.ir.functions import masked_softmax, rotate
+from tintc.ir.functions import masked_softmax, rotate, sink_softmax
 from tintc.ir.structure import AttentionSpec
 from tintc.runtime.literal.split import build_split
 
@@ -20,29 +20,36 @@ class TintAttention(nn.Module):
         q_t = (w_q e_t)_h + lam_q[h] * p_q[:, p_t]      (k and v alike)
         out_t = sum_j M_tj <q_t, k_j> v_j               kind "linear"
         out_t = sum_j softmax_j(<q_t, k_j>; M) v_j      kind "softmax"
+        out_t = sum_j softmax_j(M_tj <q_t, k_j>) v_j    kind "sink", the softmax beside a sink of value 0
 
     The heads' outputs are concatenated and pass through `w_o`. With `transpose`, ``out_t = sum_j a_jt v_j``.
 
     ``w_q, w_k, w_v, w_o`` are split operations; ``p_q, p_k, p_v [d_h, T_sim]``, ``lam_q, lam_k, lam_v [H]``. Position
     matrices are shared by modules: they belong to the model's ``structure.positions`` and are only referred to here
-    (see `refer`). A term that the construction leaves out has zeros, which are not stored.
+    (see `refer`). A term that the construction leaves out has zeros, which are not stored. Kind "sink" has the sink's
+    logits, ``sink [H]``; positions beyond the text, up to T_sim, have score and value 0 there, because Theorem C.2
+    wants their number constant.
     """
 
     w_o: nn.Module
+    sink: Tensor
     inv_freq: Tensor | None
 
     def __init__(self, spec: AttentionSpec, sim_seq_len: int):
         super().__init__()
         self.spec = spec
         self.n_heads, self.width, self.kind, self.transpose = spec.n_heads, spec.width, spec.kind, spec.transpose
+        self.sim_seq_len = sim_seq_len
         for letter in "qkvo":
-            setattr(self, f"w_{letter}", build_split(getattr(spec, f"w_{letter}")))
+            setattr(self, f"w_{letter}", build_split(getattr(spec, f"w_{letter}"), spec.n_heads * spec.width))
         for letter in "qkv":
             if getattr(spec, f"positions_{letter}") is not None:
                 setattr(self, f"lam_{letter}", nn.Parameter(torch.empty(spec.n_heads)))
             else:
                 self.register_buffer(f"lam_{letter}", torch.zeros(spec.n_heads), persistent=False)
                 self.register_buffer(f"p_{letter}", torch.zeros(spec.width, sim_seq_len), persistent=False)
+        if spec.sink is not None:
+            self.sink = nn.Parameter(torch.empty(spec.n_heads))
 
     def refer(self, positions: Mapping[str, nn.Parameter | None], inv_freq: nn.Parameter | None) -> None:
         """Point at the shared position matrices (by kind) and rotary frequencies, without owning them."""
@@ -57,7 +64,8 @@ class TintAttention(nn.Module):
     ) -> Tensor:
         """``e [B, T_sim, D_sim]``, ``positions [B, T_sim]`` indices -> ``[B, T_sim, D_sim]``.
 
-        mask ``[B, T_sim, T_sim]``: multiplies linear scores, excludes softmax scores where zero; None is all ones.
+        mask ``[B, T_sim, T_sim]``: multiplies linear and sink scores, excludes softmax scores where zero; None is all
+        ones.
         token_positions ``[B, T_sim]``: the auxiliary's position ids; given, q and k of a rotary attention are rotated.
         """
         q, k, v = (self._heads(letter, e, positions) for letter in "qkv")
@@ -70,6 +78,8 @@ class TintAttention(nn.Module):
             scores = masked_softmax(scores, allowed)
         elif mask is not None:
             scores = scores * mask[:, None].to(scores.dtype)
+        if self.kind == "sink":
+            scores = sink_softmax(scores, self.sink, self.sim_seq_len - e.shape[1])
         out = (scores.transpose(-1, -2) if self.transpose else scores) @ v
         return self.w_o(out.transpose(1, 2).flatten(-2))
 

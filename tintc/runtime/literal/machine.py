@@ -6,7 +6,7 @@ slots the compiler allocated), the prefixes as they are handed on, positions and
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -33,13 +33,15 @@ class SimModule(nn.Module):
     sees ``[B, K + T, D_sim]`` go in and come out.
     """
 
-    def __init__(self, op: SimOp):
+    def __init__(self, op: SimOp, blocks: Mapping[str, str]):
+        """blocks: the built block's name, for every name that the op's literal form gives one."""
         super().__init__()
-        self.op = op
+        self.op, self.blocks = op, blocks
 
     def forward(self, e: Tensor, block: str, machine: Machine, mask: Tensor | None, rate: Tensor | None) -> Tensor:
-        module, gate = machine.model.block(block)
+        module, gate = machine.model.block(self.blocks[block])
         if isinstance(module, TintAttention):
+            mask = machine.prefix_mask() if mask is None and module.kind == "sink" else mask
             new = module(e, machine.positions, mask, machine.token_positions)
         else:
             new = module(e)
@@ -125,6 +127,14 @@ class Machine:
 
     def counted_mask(self, step: int) -> Tensor:
         return torch.diag_embed(F.pad(self.inputs.counted(step), (self.layout.n_prefixes, 0)))
+
+    def prefix_mask(self) -> Tensor:
+        """``[B, T_sim, T_sim]``: tokens see prefixes. A linear module without a mask reads nothing else, because the
+        values or keys of tokens are zero; in a softmax, scores with them would weigh nevertheless."""
+        if "prefix" not in self._masks:
+            is_prefix = self.positions < self.layout.n_prefixes
+            self._masks["prefix"] = ~is_prefix[:, :, None] & is_prefix[:, None, :]
+        return self._masks["prefix"]
 
     def token_mask(self) -> Tensor:
         if "token" not in self._masks:

@@ -12,14 +12,15 @@ class SplitOperation(nn.Module):
     """One split operation with H chunks of width w: ``[..., D_sim] -> [..., D_sim]``.
 
     kind ``dimension``: ``weight [w, H, H]``, column c becomes ``W_c E_:c + B_c``; ``split``: ``weight [H, w, w]``,
-    chunk h becomes ``W_h E_h + B_h``. ``bias [H, w]`` or None.
+    chunk h becomes ``W_h E_h + B_h``. ``bias [H, w]`` or None. With another number G of results: ``[w, G, H]``,
+    ``[G, w]``.
     """
 
     def __init__(self, stage: SplitStage):
         super().__init__()
         self.kind, self.n_heads, self.width = stage.kind, stage.n_heads, stage.width
         self.weight = nn.Parameter(torch.empty(stage.weight.shape))
-        self.bias = nn.Parameter(torch.empty(stage.n_heads, stage.width)) if stage.bias else None
+        self.bias = nn.Parameter(torch.empty(stage.n_results, stage.width)) if stage.bias else None
 
     def forward(self, e: Tensor) -> Tensor:
         chunks = e.unflatten(-1, (self.n_heads, self.width))
@@ -33,14 +34,18 @@ class SplitOperation(nn.Module):
 
 
 class Zero(nn.Module):
-    """The zero operation: no parameters."""
+    """The zero operation, with results of `size`: no parameters."""
+
+    def __init__(self, size: int):
+        super().__init__()
+        self.size = size
 
     def forward(self, e: Tensor) -> Tensor:
-        return torch.zeros_like(e)
+        return e.new_zeros(*e.shape[:-1], self.size)
 
 
-def build_split(split: Split) -> nn.Module:
-    """A chain of split operations; none at all is the identity, None is zero."""
+def build_split(split: Split, size: int = 0) -> nn.Module:
+    """A chain of split operations; none at all is the identity, None is zero, of that size."""
     if split is None:
-        return Zero()
+        return Zero(size)
     return nn.Sequential(*(SplitOperation(stage) for stage in split)) if split else nn.Identity()
