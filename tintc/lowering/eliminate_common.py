@@ -36,7 +36,6 @@ def eliminate_common(program: Program) -> Program:
 def _key(op: Op) -> Hashable:
     """The step counts for ops that read what belongs to it, and outside of forward passes, where only the step's train
     tokens are run."""
-    own = isinstance(op, SimOp) and (op.of_its_step() or op.phase != "forward")
-    step = op.step if own else 0
+    step = op.step if isinstance(op, SimOp) and (op.of_its_step() or op.phase != "forward") else 0
     attributes = tuple((name, value) for name, value in op.attributes().items() if name not in PROVENANCE)
     return op.opname, op.operands, attributes, step
