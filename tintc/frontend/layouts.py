@@ -68,7 +68,7 @@ def vector_layout(graph: CapturedGraph, node: Node) -> VectorLayout | None:
     shapes = [graph.shape(node, *probe) for probe in PROBES]
     first, second = (shape or () for shape in shapes)
     counts = list(zip(first, second, strict=True))
-    batches, lengths = (tuple(probe[at] for probe in PROBES) for at in (0, 1))
+    batches, lengths = zip(*PROBES, strict=True)
     if counts.count(lengths) != 1 or counts[0] != batches:
         return None
     length = counts.index(lengths)

@@ -153,7 +153,7 @@ def _matched(
         for label, operand, count in zip("qkv", operands, counts, strict=True):
             own, rest = rest[: len(operand.sources)], rest[len(operand.sources) :]
             parts.append(operand.build(builder, found.result, own, label, count))
-        named = {}
+        named: dict[str, str | int] = {}
         rotation = operands[0].rotation.rotation
         if rotation is not None:
             name = _frequencies(graph, found.q, rotation.frequencies)

@@ -74,15 +74,16 @@ class Operand:
 
     def build(self, builder: Builder, node: Node, values: tuple[Value, ...], label: str, count: int) -> Value:
         """The value of `count` distinct heads, head after head."""
+        whole = values[0]
         if len(values) > 1:
-            whole = tokens(sum(value.type.width for value in values))
-            values = (builder.emit(Concat, node, values, whole, f"{label}_sources"),)
+            together = tokens(sum(value.type.width for value in values))
+            whole = builder.emit(Concat, node, values, together, f"{label}_sources")
         if self.norm is not None:
             inner = self.norm.rotated.columns
-            cut = select(builder, node, values[0], label, inner)
+            cut = select(builder, node, whole, label, inner)
             sizes = {"kind": "rms", "eps": self.norm.eps, "groups": len(inner)}
-            values = (builder.emit(Norm, node, (cut,), cut.type, f"{label}_norm", **sizes),)
-        return select(builder, node, values[0], label, self.heads.grouped(count).columns)
+            whole = builder.emit(Norm, node, (cut,), cut.type, f"{label}_norm", **sizes)
+        return select(builder, node, whole, label, self.heads.grouped(count).columns)
 
 
 def select(builder: Builder, node: Node, value: Value, label: str, columns: Tensor) -> Value:

@@ -140,17 +140,14 @@ class _Walk:
         if name == "where":
             condition, chosen, fill = node.args
             keeps = chosen is below
-            fill = fill if keeps else chosen
-            excluded = self._excludes(fill) and isinstance(condition, Node)
-            return Mask(condition, "add" if keeps else "exclude") if excluded else None
-        if name == "masked_fill":
-            condition, fill = node.args[1:3]
-            return Mask(condition, "exclude") if self._excludes(fill) and isinstance(condition, Node) else None
-        return None
+            return self._exclusion(condition, fill if keeps else chosen, "add" if keeps else "exclude")
+        return self._exclusion(node.args[1], node.args[2], "exclude") if name == "masked_fill" else None
 
-    def _excludes(self, fill: Any) -> bool:
+    def _exclusion(self, condition: Any, fill: Any, effect: str) -> Mask | None:
+        """The mask that puts `fill` in place of some scores, if that makes their probabilities 0."""
         number = scalar(self.graph, fill)
-        return number is not None and number * self.factor <= EXCLUDED
+        excludes = number is not None and number * self.factor <= EXCLUDED
+        return Mask(condition, effect) if excludes and isinstance(condition, Node) else None
 
     def product(self, node: Node) -> None:
         """The product itself; ``baddbmm(bias, q, k)`` adds a bias too."""
