@@ -98,7 +98,7 @@ class NormForward(NormOp):
             return ()
         w, x = operands
         assert isinstance(w, Weights) and isinstance(x, Tensor)
-        y = normalise(self.kind, x, self.eps)
+        y = normalise_groups(self.kind, x, self.eps, self.groups)
         return (y if w.weight is None else y * per_token(w.weight),)
 
     def literal(self, run: LiteralRun, *operands: PrefixTiles | Tiles) -> Tiles:
