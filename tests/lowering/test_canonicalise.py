@@ -50,6 +50,45 @@ def canonical(text: str) -> str:
     return print_program(after)
 
 
+def test_heads_of_two_layers_are_a_sum_of_both_with_zero_rows() -> None:
+    """Keys as multi-head latent attention makes them: their last column is one head's, which all share."""
+    parameters = 'parameter @a.w {source="a.w"} : 14x8\nparameter @b.w {source="b.w"} : 9x8'
+    body = """%a = aux.linear(%x) {weight="a.w"} : tokens<14>
+%b = aux.linear(%x) {weight="b.w"} : tokens<9>
+%q = aux.select(%b) {columns=[[0, 8]]} : tokens<8>
+%both = aux.concat(%a, %b) : tokens<23>
+%k = aux.select(%both) {columns=[[0, 3], [22, 23], [3, 6], [22, 23]]} : tokens<8>
+%v = aux.select(%a) {columns=[[6, 14]]} : tokens<8>
+%y = aux.attention(%q, %k, %v) {n_heads=2, n_kv_heads=2, head_dim=4, scale=0.5} : tokens<8>"""
+    text = canonical(program(body, parameters))
+    assert 'parameter @a.k.w {source="a.w", rows=[[0, 3], [-1, 0], [3, 6], [-1, 0]]} : 8x8' in text
+    assert 'parameter @b.k.w {source="b.w", rows=[[-3, 0], [8, 9], [-3, 0], [8, 9]]} : 8x8' in text
+    roles = {
+        op.attributes().get("weight", ""): op.attributes().get("role") for op in assign_roles(parse_program(text)).ops
+    }
+    assert roles["a.k.w"] == roles["b.k.w"] == "key" and roles["a.v.w"] == "value" and roles["b.q.w"] == "query"
+
+
+def test_one_head_of_two_layers() -> None:
+    body = """%a = aux.linear(%x) {weight="a.w"} : tokens<3>
+%b = aux.linear(%x) {weight="b.w"} : tokens<5>
+%k = aux.concat(%a, %b) : tokens<8>
+%y = aux.attention(%x, %k, %x) {n_heads=1, n_kv_heads=1, head_dim=8, scale=0.5} : tokens<8>"""
+    text = canonical(program(body, 'parameter @a.w {source="a.w"} : 3x8\nparameter @b.w {source="b.w"} : 5x8'))
+    assert 'parameter @a.k.w {source="a.w", rows=[[0, 3], [-5, 0]]} : 8x8' in text
+
+
+def test_a_row_that_descends_belongs_to_one_layer() -> None:
+    body = (
+        SPLIT
+        + """%k = aux.select(%p) {columns=[[0, 8]]} : tokens<8>
+%v = aux.select(%p) {columns=[[7, 15]]} : tokens<8>
+%y = aux.attention(%x, %k, %v) {n_heads=2, n_kv_heads=2, head_dim=4, scale=0.5} : tokens<8>"""
+    )
+    with pytest.raises(UnsupportedModelError, match="which do not overlap"):
+        canonicalise(parse_program(program(body, GATE)))
+
+
 def test_selects_of_a_projection_become_layers_named_after_what_they_feed() -> None:
     body = """%p = aux.linear(%x) {weight="l.w", bias="l.b"} : tokens<24>
 %q = aux.select(%p) {columns=[[0, 8]]} : tokens<8>

@@ -34,6 +34,8 @@ def execute(node: Node, lookup: Callable[[Node], Any], dtype: torch.dtype | None
     dtype: what every float becomes; None keeps the graph's own casts. ``detach`` is an identity here: export writes it
     around constants, and the reference differentiates through the graph.
     """
+    if dtype is not None and opname(node) == "type_as":
+        return lookup(node.args[0])  # pyright: ignore[reportArgumentType]
     args: Any = map_arg(node.args, lookup)
     kwargs: Any = map_arg(node.kwargs, lookup)
     name = opname(node)

@@ -62,8 +62,19 @@ class CapturedGraph:
     def _looks_up_parameter(self, node: Node) -> bool:
         return opname(node) == "embedding" and self.names.get(node.all_input_nodes[0]) in self.parameter_names
 
+    @cached_property
+    def weighted(self) -> frozenset[Node]:
+        """Nodes that are not live and hold a parameter, or numbers made of one."""
+        found: set[Node] = set()
+        for node in self.module.graph.nodes:
+            if self.names.get(node) in self.parameter_names or any(at in found for at in node.all_input_nodes):
+                found.add(node)
+        return frozenset(found - self.live)
+
     def live_inputs(self, node: Node) -> list[Node]:
-        return [source for source in node.all_input_nodes if source in self.live]
+        """Live nodes that the node's value is made of; ``type_as`` reads its second input's dtype alone."""
+        sources = node.all_input_nodes[:1] if opname(node) == "type_as" else node.all_input_nodes
+        return [source for source in sources if source in self.live]
 
     def tensor_name(self, node: Any) -> str | None:
         """Canonical name of the parameter or buffer a node is, None for any other node."""

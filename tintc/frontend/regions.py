@@ -6,7 +6,7 @@ map, whatever operations spell it out; `push` evaluates it on chosen inputs.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -20,7 +20,8 @@ from tintc.frontend.patterns import CASTS, COPIES, VIEWS, is_noise
 
 MOVES = frozenset(
     {"transpose", "permute", "t", "slice", "select", "split", "split_with_sizes", "chunk", "unbind", "getitem", "cat"}
-    | {"stack", "repeat_interleave", "repeat", "movedim", "flip", "roll", "index_select"}
+    | {"stack", "repeat_interleave", "repeat", "movedim", "flip", "roll", "index_select", "index"}
+    | {"slice_scatter", "copy"}
 )
 LAYOUT = COPIES | CASTS | VIEWS | MOVES
 """Operations that move numbers and change none."""
@@ -31,40 +32,54 @@ def moves(node: Node) -> bool:
 
 
 def is_linear(graph: CapturedGraph, node: Node) -> bool:
-    """Whether the node is a linear function of its live inputs."""
+    """Whether the node is a linear function of its live inputs, made without any parameter."""
     if moves(node) or is_noise(graph, node) or opname(node) == "neg":
         return True
     live = [value for value in node.args[:2] if isinstance(value, Node) and value in graph.live]
     if opname(node) in ("add", "sub"):
         return len(live) == 2
     if opname(node) == "mul":
-        return len(live) == 1
-    return opname(node) == "div" and live == [node.args[0]]
+        return len(live) == 1 and not graph.weighted.intersection(node.all_input_nodes)
+    return opname(node) == "div" and live == [node.args[0]] and not graph.weighted.intersection(node.all_input_nodes)
 
 
-def push(graph: CapturedGraph, root: Node, source: Node, value: Tensor, batch: int, length: int) -> Tensor:
-    """The root's value in fp64 when the source's is `value`, at that batch size and length.
+def push(graph: CapturedGraph, root: Node, values: Mapping[Node, Tensor], batch: int, length: int) -> Tensor:
+    """The root's value in fp64 when the sources have these `values`, at that batch size and length.
 
-    Everything between them must depend on the tokens through the source alone.
+    Everything between them must depend on the tokens through the sources alone.
     """
     constants = graph.evaluator(batch, length)
-    memory: dict[Node, Any] = {source: value}
+    memory: dict[Node, Any] = dict(values)
 
     def lookup(node: Node) -> Any:
         return memory[node] if node in memory else constants(node)
 
-    for node in between(graph, root, source):
+    for node in between(graph, root, values):
         memory[node] = execute(node, lookup, torch.float64)
     return memory[root]
 
 
-def between(graph: CapturedGraph, root: Node, source: Node) -> list[Node]:
-    """Live nodes from the source (excluded) to the root, in graph order."""
+def leaves(graph: CapturedGraph, root: Node) -> list[Node]:
+    """The nearest nodes behind `root`, in graph order, that are no linear function of what is behind them."""
+    found: set[Node] = set()
+    stack, seen = [root], {root}
+    while stack:
+        node = stack.pop()
+        if not is_linear(graph, node):
+            found.add(node)
+            continue
+        stack.extend(source for source in graph.live_inputs(node) if source not in seen)
+        seen.update(graph.live_inputs(node))
+    return sorted(found, key=graph.order.__getitem__)
+
+
+def between(graph: CapturedGraph, root: Node, sources: Collection[Node]) -> list[Node]:
+    """Live nodes from the sources (excluded) to the root, in graph order."""
     found: set[Node] = set()
     stack = [root]
     while stack:
         node = stack.pop()
-        if node is source or node in found:
+        if node in sources or node in found:
             continue
         found.add(node)
         stack.extend(graph.live_inputs(node))
@@ -82,12 +97,13 @@ class Signatures:
         self._numbers: dict[Hashable, int] = {}
         self._constants: dict[Node, int] = {}
 
-    def of(self, root: Node, source: Node) -> int:
-        """The number of the region from source to root; the source counts by its shape."""
-        graph = self._graph
-        shape = tuple(graph.shape(source, *probe) or () for probe in ((5, 7), (3, 11)))
-        known = {source: self._number(("source", shape))}
-        for node in between(graph, root, source):
+    def of(self, root: Node, sources: Sequence[Node]) -> int:
+        """The number of the region from sources to root; a source counts by its shape and place."""
+        known: dict[Node, int] = {}
+        for place, source in enumerate(sources):
+            shape = tuple(self._graph.shape(source, *probe) or () for probe in ((5, 7), (3, 11)))
+            known[source] = self._number(("source", place, shape))
+        for node in between(self._graph, root, sources):
             known[node] = self._describe(node, lambda at: known[at] if at in known else self.constant(at))
         return known[root]
 

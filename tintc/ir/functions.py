@@ -7,8 +7,9 @@ Formula numbers refer to the paper (arXiv 2307.01189); `eps` of a norm is the au
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
@@ -50,6 +51,11 @@ def normalise(kind: str, x: Tensor, eps: float) -> Tensor:
     if kind == "layer":
         x = x - x.mean(-1, keepdim=True)
     return x / scale
+
+
+def normalise_groups(kind: str, x: Tensor, eps: float, groups: int) -> Tensor:
+    """`normalise` on each of `groups` equal parts of the last dimension on its own."""
+    return normalise(kind, x.unflatten(-1, (groups, -1)), eps).flatten(-2)
 
 
 def rms(g: Tensor) -> Tensor:
@@ -128,18 +134,58 @@ def merge_heads(x: Tensor) -> Tensor:
     return x.transpose(1, 2).flatten(-2)
 
 
-def causal_mask(length: int, device: torch.device) -> Tensor:
-    """``[T, T]``, true where query t may see key j <= t."""
-    return torch.ones(length, length, dtype=torch.bool, device=device).tril()
+def causal_mask(length: int, device: torch.device, window: int = 0) -> Tensor:
+    """``[T, T]``, true where query t may see key j <= t; with a window, only the last `window` of these."""
+    seen = torch.ones(length, length, dtype=torch.bool, device=device).tril()
+    return seen.triu(1 - window) if window else seen
+
+
+def alibi(slopes: Sequence[float], positions: Tensor, like: Tensor) -> Tensor:
+    """``slope_h * (position of the key - position of the query)``: ``[B, H, T, T]`` from ``[B, T]``."""
+    steep = torch.tensor(slopes, dtype=like.dtype, device=like.device)[:, None, None]
+    places = positions.to(like.dtype)
+    return steep * (places[:, None, None, :] - places[:, None, :, None])
+
+
+def soft_capped(scores: Tensor, cap: float) -> Tensor:
+    """``cap * tanh(scores / cap)``; 0 means no cap."""
+    return cap * torch.tanh(scores / cap) if cap else scores
+
+
+class Heads(Protocol):
+    """What an attention op says of its heads and scores; the attributes of `aux.attention`."""
+
+    n_heads: int
+    n_kv_heads: int
+    scale: float
+    inv_freq: str
+    rotary_style: str
+    window: int
+    soft_cap: float
+    slopes: tuple[float, ...]
 
 
 def attention_probabilities(
-    q: Tensor, k: Tensor, allowed: Tensor, n_heads: int, n_kv_heads: int, scale: float, turn: Callable[[Tensor], Tensor]
+    op: Heads,
+    q: Tensor,
+    k: Tensor,
+    allowed: Tensor,
+    positions: Tensor,
+    inv_freq: Tensor | None = None,
+    gain: Tensor | None = None,
 ) -> Tensor:
-    """``softmax(scale * turn(q) turn(k)^T)`` per head: ``[B, n_heads, T, T]`` from flat q and k ``[B, T, heads * d]``.
+    """``softmax(cap(scale * (gain turn(q)) turn(k)^T) + alibi)`` per head: ``[B, n_heads, T, T]`` from flat q and k
+    ``[B, T, heads * d]``.
 
-    `allowed [B, T, T]` says which keys a query sees; `turn` is the rotary embedding or the identity.
+    `allowed [B, T, T]` says which keys a query may see besides the causal mask and the window; ``positions [B, T]``.
     """
-    queries = turn(split_heads(q, n_heads))
-    keys = turn(split_heads(k, n_kv_heads)).repeat_interleave(n_heads // n_kv_heads, 1)
-    return masked_softmax(scale * queries @ keys.transpose(-1, -2), allowed[:, None])
+
+    def turn(heads: Tensor) -> Tensor:
+        return heads if inv_freq is None else rotate(heads, positions, inv_freq, op.rotary_style)
+
+    queries = turn(split_heads(q, op.n_heads)) * (1.0 if gain is None else gain)
+    keys = turn(split_heads(k, op.n_kv_heads)).repeat_interleave(op.n_heads // op.n_kv_heads, 1)
+    scores = soft_capped(op.scale * queries @ keys.transpose(-1, -2), op.soft_cap)
+    scores = scores + alibi(op.slopes, positions, scores) if op.slopes else scores
+    seen = allowed & causal_mask(q.shape[1], q.device, op.window)
+    return masked_softmax(scores, seen[:, None])

@@ -68,7 +68,9 @@ class AttentionSpec:
 
     q, k and v each have a split operation and a `Positions` term; None stands for a term that is zero. kind:
     ``linear``, ``softmax``, or ``sink``: softmax beside one more entry of value 0, whose logit for each head is in
-    `sink [H]`. constant: heads whose scores are 0 or 1 whatever the input.
+    `sink [H]`. constant: heads whose scores are 0 or 1 whatever the input. Options of softmax scores: rotary (a
+    parameter's name) and its style, soft cap, ALiBi slopes of the first heads, and the name of a gain ``[width]`` of
+    rotated queries.
     """
 
     n_heads: int
@@ -86,6 +88,9 @@ class AttentionSpec:
     rotary_style: str = ""
     constant: range = range(0)
     sink: TensorSpec | None = None
+    soft_cap: float = 0.0
+    slopes: tuple[float, ...] = ()
+    gain: str = ""
 
 
 @dataclass(frozen=True)
@@ -99,7 +104,8 @@ class LinearSpec:
 class GroupNormSpec:
     """Group norm (Defs. F.6, J.2): each group of slots is normalised on its own, over its first `width` coordinates.
 
-    kind ``layer`` or ``rms``. inverse: slot that receives 1 / sigma of the group, in every coordinate (-1: none).
+    kind ``layer`` or ``rms``. parts: how many equal parts of these (heads) are normalised on their own. inverse: slot
+    that receives 1 / sigma, in every coordinate, or in those of its part (-1: none).
     """
 
     groups: tuple[tuple[int, ...], ...]
@@ -107,6 +113,7 @@ class GroupNormSpec:
     eps: float
     width: int
     inverse: int = -1
+    parts: int = 1
 
 
 @dataclass(frozen=True)

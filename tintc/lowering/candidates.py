@@ -49,7 +49,10 @@ class Demands:
         ops = [op for op in program.ops if isinstance(op, sim.SimOp)]
         weights = [value.type for op in ops for value in op.operands if value.type.kind in ("linear", "norm")]
         stored = [op.result.type for op in ops if isinstance(op, sim.StoredWeights)]
-        kinds = {(type(op), *(value.type for value in (*op.operands, *op.results))): op for op in ops}
+        kinds: dict[tuple[object, ...], sim.SimOp] = {}
+        for op in ops:
+            types = tuple(value.type for value in (*op.operands, *op.results))
+            kinds[type(op), getattr(op, "groups", 1), types] = op
         return cls(
             width=program.attributes["width"],
             head_dims=frozenset().union(*(op.head_dims() for op in ops)),

@@ -3,6 +3,7 @@
 Rules, applied until none changes anything:
 
 - `fuse_gates`: ``multiply(x, activation(u))`` is ``gate(x, u)``, if nothing else uses the activation;
+- `fold_concats`: a select of several values side by side is the sum of a select of each, with zeros for the others;
 - `merge_selects`: ``select(select(x))`` is one select;
 - `drop_full_selects`: a select of all columns in order is its operand;
 - `fold_selects`: ``select(linear(x))`` is a linear layer with those rows of the weight and bias, if the layer is used
@@ -21,9 +22,10 @@ from dataclasses import replace
 from itertools import pairwise
 
 from tintc.errors import Reason, UnsupportedModelError
-from tintc.ir.auxiliary import Activation, Attention, AuxOp, Gate, Linear, Logits, Multiply, Select
+from tintc.ir.auxiliary import Activation, Add, Attention, AuxOp, Gate, Linear, Logits, Multiply, Norm, Select
 from tintc.ir.core import Op, Parameter, Program, Value, logits, substitute
 from tintc.ir.liveness import needed_ops
+from tintc.lowering.fold_concats import feeds_scores, fold_concats
 
 Runs = tuple[tuple[int, int], ...]
 
@@ -82,7 +84,7 @@ def fold_selects(program: Program) -> bool:
         parts = [user for user in users.get(op.results[0], []) if isinstance(user, Select)]
         if not isinstance(op, Linear) or not parts or op.result in outputs or len(parts) < len(users[op.result]):
             continue
-        if _overlap([run for part in parts for run in part.columns]):
+        if _share_rows(users, parts):
             continue
         ordered = sorted(parts, key=lambda part: part.columns[0])
         layers = {part: _part(program, op, part, _suffix(users, part, ordered.index(part))) for part in parts}
@@ -113,6 +115,7 @@ def remove_dead_code(program: Program) -> bool:
 
 RULES: tuple[Callable[[Program], bool], ...] = (
     fuse_gates,
+    fold_concats,
     merge_selects,
     drop_full_selects,
     fold_selects,
@@ -122,15 +125,21 @@ RULES: tuple[Callable[[Program], bool], ...] = (
 
 
 def compose(outer: Runs, inner: Runs) -> Runs:
-    """Runs of `inner` counted within those of `outer`, as runs of what `outer` counts in; neighbours joined."""
+    """Runs of `inner` counted within those of `outer`, as runs of what `outer` counts in; neighbours joined.
+
+    Runs of negative numbers are zeros, whatever they are counted in.
+    """
     found: list[tuple[int, int]] = []
     for start, stop in inner:
+        if start < 0:
+            found.append((start - stop, 0))
+            continue
         base = 0
         for first, last in outer:
             a, b = max(start, base), min(stop, base + last - first)
             if a < b:
                 run = (first + a - base, first + b - base)
-                if found and found[-1][1] == run[0]:
+                if found and found[-1][1] == run[0] and found[-1][0] >= 0:
                     found[-1] = (found[-1][0], run[1])
                 else:
                     found.append(run)
@@ -142,9 +151,14 @@ def _all(value: Value) -> Runs:
     return ((0, value.type.width),)
 
 
-def _overlap(runs: list[tuple[int, int]]) -> bool:
-    ordered = sorted(runs)
-    return any(before[1] > after[0] for before, after in pairwise(ordered))
+def _share_rows(users: dict[Value, list[Op]], parts: list[Select]) -> bool:
+    """Whether parts cannot be layers of their own. Rows may be shared by parts that never descend."""
+    fixed = {run for part in parts if feeds_scores(users, part.result) for run in part.columns if run[0] >= 0}
+    moving = [run for part in parts if not feeds_scores(users, part.result) for run in part.columns if run[0] >= 0]
+    ordered = sorted(moving)
+    if any(before[1] > after[0] for before, after in pairwise(ordered)):
+        return True
+    return any(start < last and first < stop for first, last in fixed for start, stop in moving)
 
 
 def _forward(program: Program, op: Op, value: Value) -> None:
@@ -177,7 +191,7 @@ def _view(program: Program, name: str, rows: Runs, suffix: str) -> str:
     return alias
 
 
-def _suffix(users: dict[Value, list[Op]], part: Select, position: int) -> str:
+def _suffix(users: dict[Value, list[Op]], part: Op, position: int) -> str:
     """What the part feeds."""
     consumers = users.get(part.result, [])
     if len(consumers) == 1:
@@ -185,6 +199,8 @@ def _suffix(users: dict[Value, list[Op]], part: Select, position: int) -> str:
         at = user.operands.index(part.result)
         if isinstance(user, Attention):
             return "qkv"[at]
+        if isinstance(user, Add | Norm):
+            return _suffix(users, user, position)
         if isinstance(user, Gate):
             return ("up", "gate")[at]
     return f"part{position}"

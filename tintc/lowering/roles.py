@@ -37,6 +37,9 @@ def assign_roles(program: Program) -> Program:
         if role == "mixed":
             why = "one linear layer makes operands of attention of different kinds"
             reasons.append(Reason(op.opname, op.result.name, why))
+        if isinstance(op, Norm) and op.groups > 1 and (op.weight or op.bias) and role != "qk":
+            why = "norms of single heads, of anything but queries and keys, must have neither gain nor bias"
+            reasons.append(Reason(op.opname, op.result.name, why))
         ops.append(replace(op, layer=layer, role=role))
     if reasons:
         raise UnsupportedModelError("This model", reasons)
@@ -73,12 +76,12 @@ class _Flow:
         return sorted(self.dominators.get(op, ()), key=self.order.__getitem__)
 
     def before_attention(self, value: Value) -> set[int]:
-        """Which operands of attentions a value feeds, through norms only; -1 for any other use."""
+        """Which operands of attentions a value feeds, through norms and sums only; -1 for any other use."""
         found: set[int] = set()
         for user in self.users.get(value, []):
             if isinstance(user, Attention):
                 found.update(at for at, operand in enumerate(user.operands) if operand is value)
-            elif isinstance(user, Norm):
+            elif isinstance(user, Norm | Add):
                 found |= self.before_attention(user.result)
             else:
                 found.add(-1)

@@ -32,7 +32,7 @@ class Member:
     def rows(self, tensor: Tensor) -> list[Tensor]:
         """Views of the parts of ``tensor``, or of anything of its shape, that belong to the group."""
         tensor = tensor.T if self.where.transpose else tensor
-        return [tensor[start:stop] for start, stop in self.where.rows or ((0, tensor.shape[0]),)]
+        return [tensor[start:stop] for start, stop in self.where.rows or ((0, tensor.shape[0]),) if start >= 0]
 
 
 def members(program: Program) -> Iterator[Member]:

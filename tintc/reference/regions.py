@@ -35,7 +35,7 @@ class Region:
         self, graph: CapturedGraph, root: Node, source: Node, difference: Difference, gain: str | None, bias: str | None
     ):
         self.root, self.source, self.difference = root, source, difference
-        self.nodes = between(graph, root, source)
+        self.nodes = between(graph, root, (source,))
         outside = [value for node in self.nodes for value in node.all_input_nodes if value not in {source, *self.nodes}]
         self.inputs = (source, *dict.fromkeys(outside))
         self.is_norm = gain is not None

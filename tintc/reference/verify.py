@@ -258,7 +258,7 @@ def _other_parameters(sim: TintForCausalLM, tuned: Tuned, made: list[str], stays
         parameter = sim.program.parameters[name]
         tensor = left[parameter.source].T if parameter.transpose else left[parameter.source]
         for start, stop in parameter.rows or ((0, tensor.shape[0]),):
-            tensor[start:stop] = 0
+            tensor[max(start, 0) : stop] = 0
     names = [name for name, gradient in left.items() if bool(gradient.any())]
     if names:
         yield f"the program does not update {len(names)} parameters that its options say it does, {names[0]} among them"

@@ -174,7 +174,8 @@ class TintForCausalLM(StructuralModel):
             if isinstance(module, TintAttention) and isinstance(spec, AttentionSpec):
                 kinds = {letter: getattr(spec, f"positions_{letter}") for letter in "qkv"}
                 positions = {p.kind: self._parameter(f"structure.positions.{p.kind}") for p in kinds.values() if p}
-                module.refer(positions, self._parameter(f"rotary.{spec.rotary}") if spec.rotary else None)
+                vectors = [self._parameter(f"rotary.{name}") if name else None for name in (spec.rotary, spec.gain)]
+                module.refer(positions, *vectors)
                 if any(buffer.is_meta for buffer in module.buffers(recurse=False)):
                     self._init_weights(module)
             if isinstance(module, VocabularyMLP) and isinstance(spec, VocabularySpec):

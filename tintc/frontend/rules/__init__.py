@@ -5,6 +5,7 @@ from tintc.frontend.rules.attention import AttentionRule
 from tintc.frontend.rules.base import Rule
 from tintc.frontend.rules.binary import AddRule, MultiplyRule
 from tintc.frontend.rules.embedding import EmbeddingRule, PositionEmbeddingRule
+from tintc.frontend.rules.heads import HeadsRule
 from tintc.frontend.rules.layer_norm import LayerNormRule
 from tintc.frontend.rules.linear import LinearRule
 from tintc.frontend.rules.rms_norm import RMSNormRule
@@ -17,6 +18,7 @@ def default_rules() -> list[Rule]:
         AddRule(),
         AttentionRule(),
         EmbeddingRule(),
+        HeadsRule(),
         LayerNormRule(),
         LinearRule(),
         MultiplyRule(),

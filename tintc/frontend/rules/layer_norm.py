@@ -9,7 +9,8 @@ from torch.fx import Node
 from tintc.frontend.builder import Builder
 from tintc.frontend.execution import opname
 from tintc.frontend.graph import CapturedGraph
-from tintc.frontend.patterns import parameter_vector, rows_width
+from tintc.frontend.layouts import vector_layout
+from tintc.frontend.patterns import parameter_vector
 from tintc.frontend.rules.base import NOT_MINE, Fail, Match
 from tintc.ir.auxiliary import Norm
 from tintc.ir.core import Value, tokens
@@ -30,8 +31,8 @@ class LayerNormRule:
         if name not in KINDS or (source is node) != (name != "native_layer_norm"):
             return NOT_MINE
         x, shape, *affine = source.args
-        width = rows_width(graph, x) if isinstance(x, Node) else None
-        if not isinstance(x, Node) or width is None or list(shape) != [width]:  # pyright: ignore[reportArgumentType]
+        layout = vector_layout(graph, x) if isinstance(x, Node) else None
+        if not isinstance(x, Node) or layout is None or shape != [layout.sizes[-1]]:
             return Fail("it normalises something other than one vector per token")
         weight = affine[0] if affine else None
         bias = affine[1] if KINDS[name] == "layer" and len(affine) > 1 else None
@@ -39,10 +40,11 @@ class LayerNormRule:
         names = [parameter_vector(graph, value) if value is not None else "" for value in (weight, bias)]
         if None in names:
             return Fail("its gain or bias is computed, it must be a parameter", inputs=(x,))
+        sizes = {"kind": KINDS[name], "eps": eps, "groups": layout.groups}
 
         def build(builder: Builder, values: tuple[Value, ...]) -> Value:
             gain, beta = (builder.parameter(entry) if entry else "" for entry in names)
-            return builder.emit(Norm, node, values, tokens(width), kind=KINDS[name], eps=eps, weight=gain, bias=beta)
+            return builder.emit(Norm, node, values, tokens(layout.width), weight=gain, bias=beta, **sizes)
 
         return Match((x,), build)
 

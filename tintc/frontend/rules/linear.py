@@ -10,7 +10,8 @@ from torch.fx import Node
 from tintc.frontend.builder import Builder
 from tintc.frontend.execution import opname
 from tintc.frontend.graph import CapturedGraph
-from tintc.frontend.patterns import COPIES, parameter_vector, peel, rows_width
+from tintc.frontend.layouts import vector_layout
+from tintc.frontend.patterns import COPIES, parameter_vector, peel
 from tintc.frontend.rules.base import NOT_MINE, Fail, Match
 from tintc.ir.auxiliary import Linear
 from tintc.ir.core import Value, tokens
@@ -39,7 +40,8 @@ class LinearRule:
         parts = _parts(graph, node)
         if isinstance(parts, Fail):
             return parts
-        if rows_width(graph, parts.x) is None:
+        layout = vector_layout(graph, parts.x)
+        if layout is None or layout.groups > 1:
             return Fail("the layer's input is not one vector per token")
 
         def build(builder: Builder, values: tuple[Value, ...]) -> Value:

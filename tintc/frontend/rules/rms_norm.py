@@ -10,7 +10,8 @@ from torch.fx import Node
 from tintc.frontend.builder import Builder
 from tintc.frontend.execution import opname
 from tintc.frontend.graph import CapturedGraph
-from tintc.frontend.patterns import parameter_vector, peel, rows_width, scalar
+from tintc.frontend.layouts import vector_layout
+from tintc.frontend.patterns import parameter_vector, peel, scalar
 from tintc.frontend.rules.base import NOT_MINE, Fail, Match
 from tintc.ir.auxiliary import Norm
 from tintc.ir.core import Value, tokens
@@ -24,6 +25,23 @@ class _Core:
     eps: float
 
 
+@dataclass(frozen=True)
+class RMSNormParts:
+    """gain * x / sqrt(mean(x^2) + eps); gain: a parameter's name, empty without one, None if it is computed."""
+
+    x: Node
+    eps: float
+    gain: str | None
+
+
+def read_rms_norm(graph: CapturedGraph, node: Node) -> RMSNormParts | None:
+    """The norm whose result the node is; None if it is none."""
+    core, gain = _core(graph, node), ""
+    if core is None and opname(node) == "mul":
+        core, gain = _scaled(graph, node)
+    return None if core is None else RMSNormParts(core.x, core.eps, gain)
+
+
 class RMSNormRule:
     """``gain * x / sqrt(mean(x^2, -1) + eps)`` -> `aux.norm`.
 
@@ -32,22 +50,23 @@ class RMSNormRule:
     """
 
     def match(self, graph: CapturedGraph, node: Node) -> Match | Fail:
-        core, gain = _core(graph, node), ""
-        if core is None and opname(node) == "mul":
-            core, gain = _scaled(graph, node)
+        core = read_rms_norm(graph, node)
         if core is None:
             return NOT_MINE
-        width = rows_width(graph, core.x)
-        if width is None:
+        gain, layout = core.gain, vector_layout(graph, core.x)
+        if layout is None:
             return Fail("it normalises something other than one vector per token")
         if gain is None:
             return Fail("the norm's gain is computed, it must be a parameter", inputs=(core.x,))
+        if gain and not layout.fits(graph.tensors[gain].shape):
+            return Fail("the norm's gain is not one number for each coordinate", inputs=(core.x,))
         if core.eps <= 0:
             return Fail("a norm needs a positive eps", inputs=(core.x,))
 
         def build(builder: Builder, values: tuple[Value, ...]) -> Value:
             weight = builder.parameter(gain) if gain else ""
-            return builder.emit(Norm, node, values, tokens(width), kind="rms", eps=core.eps, weight=weight)
+            sizes = {"eps": core.eps, "groups": layout.groups}
+            return builder.emit(Norm, node, values, tokens(layout.width), kind="rms", weight=weight, **sizes)
 
         return Match((core.x,), build)
 

@@ -9,6 +9,7 @@ from torch.fx import Node
 
 from tintc.frontend.execution import opname
 from tintc.frontend.graph import CapturedGraph
+from tintc.frontend.masks import EXCLUDED, Mask
 from tintc.frontend.patterns import is_noise, scalar, single_sources
 from tintc.frontend.regions import moves
 from tintc.frontend.rules.base import Fail
@@ -18,7 +19,10 @@ PRODUCTS = frozenset({"matmul", "bmm", "baddbmm"})
 
 @dataclass(frozen=True)
 class Scores:
-    """softmax(scale * q k^T + masks) v at `result`; k_transposed: k is ``[B, H, d, T]``; problems: sentences."""
+    """softmax(cap(scale * q k^T) + masks) v at `result`; problems: sentences.
+
+    k_transposed: k is ``[B, H, d, T]``; soft_cap: c of ``c tanh(score / c)``, 0 if there is none.
+    """
 
     result: Node
     q: Node
@@ -26,8 +30,9 @@ class Scores:
     v: Node
     k_transposed: bool
     scale: float
-    masks: tuple[Node, ...]
+    masks: tuple[Mask, ...]
     causal: bool = False
+    soft_cap: float = 0.0
     problems: tuple[str, ...] = ()
 
 
@@ -53,7 +58,7 @@ def _fused(node: Node) -> Scores:
         given["value"],
         k_transposed=False,
         scale=head_dim**-0.5 if scale is None else float(scale),
-        masks=() if mask is None else (mask,),
+        masks=() if mask is None else (Mask(mask),),
         causal=bool(given.get("is_causal", False)),
         problems=problems,
     )
@@ -66,38 +71,95 @@ def _written_out(graph: CapturedGraph, node: Node) -> Scores | Fail | None:
     if opname(softmax) not in ("softmax", "_softmax"):
         return None
     at, dim = softmax.args[:2]
-    problems: list[str] = [] if dim in (-1, 3) else ["its softmax is not over the keys"]
-    scale, masks = 1.0, []
+    walk = _Walk(graph)
+    if dim not in (-1, len(softmax.meta["val"].shape) - 1):
+        walk.problems.append("its softmax is not over the keys")
     assert isinstance(at, Node)
     while opname(at) not in PRODUCTS:
-        below, factor, mask = _step(graph, at)
+        below = walk.step(at)
         if below is None:
             return Fail(f"its scores are made by aten.{opname(at)}, not by a product of q and k", at)
-        if factor is None:
-            problems.append(f"its scores pass through aten.{opname(at)}, which is not supported")
-        at, scale = below, scale * (factor or 1.0)
-        masks += [mask] if mask is not None else []
-    if opname(at) == "baddbmm":
-        problems.append("a bias is added to the scores (ALiBi or a learned one)")
+        at = below
+    walk.product(at)
     q, k = at.args[-2:]
     assert isinstance(q, Node) and isinstance(k, Node)
-    return Scores(node, q, k, v, k_transposed=True, scale=scale, masks=tuple(masks), problems=tuple(problems))
+    scale, cap = walk.scale_and_cap()
+    return Scores(
+        node,
+        q,
+        k,
+        v,
+        k_transposed=True,
+        scale=scale,
+        masks=tuple(walk.masks),
+        soft_cap=cap,
+        problems=tuple(walk.problems),
+    )
 
 
 def _through_layout(graph: CapturedGraph, node: Node) -> Node:
     return [node, *single_sources(graph, node, lambda at: moves(at) or is_noise(graph, at))][-1]
 
 
-def _step(graph: CapturedGraph, node: Node) -> tuple[Node | None, float | None, Node | None]:
-    """One operation on the scores taken off: what is below, a factor (None: not one), a mask that was added."""
-    name, live = opname(node), graph.live_inputs(node)
-    below = live[0] if len(live) == 1 else None
-    if moves(node) or is_noise(graph, node):
-        return below, 1.0, None
-    if name in ("mul", "div"):
-        number = scalar(graph, node.args[1])
-        return below, (number if name == "mul" else 1 / number) if number else None, None
-    if name == "add" and not node.kwargs:
-        mask = next((value for value in node.args if isinstance(value, Node) and value not in graph.live), None)
-        return below, 1.0 if mask is not None else None, mask
-    return below, None, None
+class _Walk:
+    """From the softmax down to the product, operation by operation.
+
+    factor: product of the constants met so far, since the tanh if there was one; above: their product before it.
+    """
+
+    def __init__(self, graph: CapturedGraph):
+        self.graph = graph
+        self.factor = 1.0
+        self.above: float | None = None
+        self.masks: list[Mask] = []
+        self.problems: list[str] = []
+
+    def step(self, node: Node) -> Node | None:
+        """Take one operation off; what is below it, None if that is not one value."""
+        live, name = self.graph.live_inputs(node), opname(node)
+        below = live[0] if len(live) == 1 else None
+        if below is None or moves(node) or is_noise(self.graph, node):
+            return below
+        if name in ("mul", "div") and (number := scalar(self.graph, node.args[node.args[0] is below])):
+            self.factor *= number if name == "mul" else 1 / number
+        elif name == "tanh" and self.above is None and self.factor > 0:
+            self.above, self.factor = self.factor, 1.0
+        elif (mask := self._mask(node, name, below)) is not None:
+            if self.above is not None:
+                self.problems.append("a mask is applied before its scores are capped")
+            self.masks.append(mask)
+        else:
+            self.problems.append(f"its scores pass through aten.{name}, which is not supported")
+        return below
+
+    def _mask(self, node: Node, name: str, below: Node) -> Mask | None:
+        """The mask that an operation on the scores applies."""
+        if name == "add" and not node.kwargs:
+            other = node.args[node.args[0] is below]
+            return Mask(other, factor=self.factor) if isinstance(other, Node) else None
+        if name == "where":
+            condition, chosen, fill = node.args
+            keeps = chosen is below
+            return self._exclusion(condition, fill if keeps else chosen, "add" if keeps else "exclude")
+        return self._exclusion(node.args[1], node.args[2], "exclude") if name == "masked_fill" else None
+
+    def _exclusion(self, condition: Any, fill: Any, effect: str) -> Mask | None:
+        """The mask that puts `fill` in place of some scores, if that makes their probabilities 0."""
+        number = scalar(self.graph, fill)
+        excludes = number is not None and number * self.factor <= EXCLUDED
+        return Mask(condition, effect) if excludes and isinstance(condition, Node) else None
+
+    def product(self, node: Node) -> None:
+        """The product itself; ``baddbmm(bias, q, k)`` adds a bias too."""
+        if opname(node) == "baddbmm":
+            beta, alpha = (float(node.kwargs.get(key, 1.0)) for key in ("beta", "alpha"))  # pyright: ignore[reportArgumentType]
+            bias = node.args[0]
+            if beta and isinstance(bias, Node):
+                if self.above is not None:
+                    self.problems.append("a bias is added before its scores are capped")
+                self.masks.append(Mask(bias, factor=self.factor * beta))
+            self.factor *= alpha
+
+    def scale_and_cap(self) -> tuple[float, float]:
+        """``above * tanh(factor * qk)`` is ``c tanh(scale qk / c)`` with c = above and scale = factor * c."""
+        return (self.factor, 0.0) if self.above is None else (self.factor * self.above, self.above)

@@ -4,6 +4,7 @@ from tintc.ir.auxiliary.activation import Activation
 from tintc.ir.auxiliary.add import Add
 from tintc.ir.auxiliary.attention import Attention
 from tintc.ir.auxiliary.base import AuxOp, Context
+from tintc.ir.auxiliary.concat import Concat
 from tintc.ir.auxiliary.embedding import Embedding
 from tintc.ir.auxiliary.gate import Gate
 from tintc.ir.auxiliary.linear import Linear
@@ -18,6 +19,7 @@ __all__ = [
     "Add",
     "Attention",
     "AuxOp",
+    "Concat",
     "Context",
     "Embedding",
     "Gate",

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from tintc.ir.auxiliary.base import AuxOp, Context, Pulled
 from tintc.ir.core import register
-from tintc.ir.functions import attention_probabilities, causal_mask, merge_heads, rotate, split_heads
+from tintc.ir.functions import attention_probabilities, merge_heads, split_heads
 
 
 @register("aux.attention")
@@ -17,7 +17,11 @@ class Attention(AuxOp):
     """y = concat_h(softmax(scale * q_h k_h^T) v_h); q ``[B, T, n_heads * head_dim]``, k and v with `n_kv_heads` heads.
 
     inv_freq: parameter name of the rotary frequencies (empty: none), `rotary_style` half or interleaved; both q and k
-    turn by their position ids. Query head h reads key/value head ``h // (n_heads // n_kv_heads)``.
+    turn by their position ids. Query head h reads key/value head ``h // (n_heads // n_kv_heads)``. window: how many
+    tokens a query sees, itself included (0: all before it); soft_cap: c of ``c tanh(score / c)`` (0: none); slopes: per
+    head, times the distance from query to key, are added to the scores (ALiBi; empty: none). gain: name of a vector
+    ``[head_dim]`` that multiplies the products of rotated coordinates (norms of q and k after their rotation).
+    value_dim: width of a head of v and of the result (0: head_dim).
     """
 
     n_heads: int
@@ -26,26 +30,30 @@ class Attention(AuxOp):
     scale: float
     inv_freq: str = ""
     rotary_style: str = ""
+    window: int = 0
+    soft_cap: float = 0.0
+    slopes: tuple[float, ...] = ()
+    gain: str = ""
+    value_dim: int = 0
 
     def verify(self) -> None:
         self.expect(len(self.operands) == 3, "takes q, k and v")
         q, k, v = (value.type.width for value in self.operands)
-        heads, kv_heads = self.n_heads * self.head_dim, self.n_kv_heads * self.head_dim
+        value_dim = self.value_dim or self.head_dim
+        wanted = (self.n_heads * self.head_dim, self.n_kv_heads * self.head_dim, self.n_kv_heads * value_dim)
         self.expect(self.n_heads % self.n_kv_heads == 0, f"{self.n_heads} heads do not share {self.n_kv_heads} evenly")
-        self.expect((q, k, v) == (heads, kv_heads, kv_heads), f"widths {(q, k, v)} for {heads} and {kv_heads}")
-        self.expect(self.result.type.width == heads, f"result is {self.result.type}, expected width {heads}")
+        self.expect((q, k, v) == wanted, f"q, k and v have the widths {(q, k, v)}, not {wanted}")
+        self.expect(self.result.type.width == self.n_heads * value_dim, f"the result is {self.result.type}")
         self.expect(
             bool(self.inv_freq) == (self.rotary_style in ("half", "interleaved")), "rotary style and frequencies"
         )
+        self.expect(self.window >= 0 and self.soft_cap >= 0, "a window and a soft cap are not negative")
+        self.expect(len(self.slopes) in (0, self.n_heads), f"{len(self.slopes)} slopes for {self.n_heads} heads")
 
     def probabilities(self, context: Context, q: Tensor, k: Tensor) -> Tensor:
-        def turn(heads: Tensor) -> Tensor:
-            if not self.inv_freq:
-                return heads
-            return rotate(heads, context.inputs.position_ids, context.parameter(self.inv_freq), self.rotary_style)
-
-        allowed = context.inputs.allowed & causal_mask(q.shape[1], q.device)
-        return attention_probabilities(q, k, allowed, self.n_heads, self.n_kv_heads, self.scale, turn)
+        turns, gain = (context.parameter(name) if name else None for name in (self.inv_freq, self.gain))
+        allowed, positions = context.inputs.allowed, context.inputs.position_ids
+        return attention_probabilities(self, q, k, allowed, positions, turns, gain)
 
     def evaluate(self, context: Context, *operands: Tensor) -> Tensor:
         q, k, v = operands

@@ -57,7 +57,7 @@ class AuxOp(Op):
 
     def parameters(self) -> dict[str, str]:
         """Field -> parameter name, for the parameters this op has."""
-        names = {key: getattr(self, key, "") for key in ("weight", "bias", "table", "inv_freq")}
+        names = {key: getattr(self, key, "") for key in ("weight", "bias", "table", "inv_freq", "gain")}
         return {key: name for key, name in names.items() if name}
 
     def in_groups(self, groups: Collection[str]) -> set[str]:

@@ -49,8 +49,13 @@ def view(parameter: Parameter, tensor: Tensor) -> Tensor:
     if parameter.transpose:
         tensor = tensor.transpose(0, 1)
     if parameter.rows is not None:
-        tensor = torch.cat([tensor[start:stop] for start, stop in parameter.rows])
+        tensor = torch.cat([_run(tensor, start, stop) for start, stop in parameter.rows])
     return tensor
+
+
+def _run(tensor: Tensor, start: int, stop: int) -> Tensor:
+    """Rows from start to stop; zeros for negative numbers."""
+    return tensor[start:stop] if start >= 0 else tensor.new_zeros(stop - start, *tensor.shape[1:])
 
 
 def load(program: Program, source: Mapping[str, Tensor], dtype: torch.dtype = torch.float64) -> dict[str, Tensor]:

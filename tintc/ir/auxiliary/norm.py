@@ -10,7 +10,7 @@ from torch import Tensor
 
 from tintc.ir.auxiliary.base import AuxOp, Context, Pulled
 from tintc.ir.core import register
-from tintc.ir.functions import norm_scale, normalise
+from tintc.ir.functions import norm_scale, normalise, normalise_groups
 
 
 def per_token(vector: Tensor) -> Tensor:
@@ -18,12 +18,19 @@ def per_token(vector: Tensor) -> Tensor:
     return vector[:, None] if vector.dim() == 2 else vector
 
 
+def whole_vector(vector: Tensor, width: int) -> Tensor:
+    """``[groups, d]`` as ``[width]``; ``[d]``, which the groups share, once for each of them."""
+    return vector.reshape(-1).repeat(width // vector.numel())
+
+
 @register("aux.norm")
 @dataclass(eq=False, kw_only=True)
 class Norm(AuxOp):
     """y = gamma * f(x) + beta (Defs. F.1, J.1); `weight` is gamma, `bias` is beta, each optional.
 
-    Roles: layer (inside a layer), final, embedding. Beta descends in layers and in the final norm (Def. F.5), gamma
+    groups: equal parts of x (heads), each normalised on its own; gamma and beta then have the shape ``[groups, d]``, or
+    ``[d]`` if the parts share them, ``d = width / groups``.
+    Roles: layer (inside a layer), qk, final, embedding. Beta descends in layers and in the final norm (Def. F.5), gamma
     there if asked to.
     """
 
@@ -35,28 +42,36 @@ class Norm(AuxOp):
     eps: float
     weight: str = ""
     bias: str = ""
+    groups: int = 1
 
     def verify(self) -> None:
         (x,) = self.operands
         self.expect(self.kind in ("layer", "rms"), f"kind {self.kind!r} is neither 'layer' nor 'rms'")
         self.expect(self.eps > 0, f"eps is {self.eps}, it must be positive")
         self.expect(x.type == self.result.type, f"types differ: {x.type} -> {self.result.type}")
+        even = self.groups > 0 and x.type.width % self.groups == 0
+        self.expect(even, f"{self.groups} groups do not divide {x.type}")
 
     def evaluate(self, context: Context, *operands: Tensor) -> Tensor:
         (x,) = operands
-        y = normalise(self.kind, x, self.eps)
+        y = normalise_groups(self.kind, x, self.eps, self.groups)
         if self.weight:
-            y = y * per_token(context.parameter(self.weight))
-        return y + per_token(context.parameter(self.bias)) if self.bias else y
+            y = y * self._per_token(context.parameter(self.weight))
+        return y + self._per_token(context.parameter(self.bias)) if self.bias else y
+
+    def _per_token(self, vector: Tensor) -> Tensor:
+        return per_token(vector) if self.groups == 1 else whole_vector(vector, self.result.type.width)
 
     def pullback(self, context: Context, dy: Tensor, *operands: Tensor) -> Pulled:
         """First order (Def. F.3): the Jacobian of f is symmetric, so J^T g is a difference of f along g = gamma dy."""
         (x,) = operands
-        g = dy * per_token(context.parameter(self.weight)) if self.weight else dy
+        g = dy * self._per_token(context.parameter(self.weight)) if self.weight else dy
+        x, g = (value.unflatten(-1, (self.groups, -1)) for value in (x, g))
         dx = context.difference.derivative(
             lambda z: normalise(self.kind, z, self.eps), x, g, norm_scale(self.kind, x, self.eps)
-        )
+        ).flatten(-2)
         gradients = {self.bias: (dy * context.train).sum(1)} if self.bias else {}
-        if self.weight:
-            gradients[self.weight] = (dy * normalise(self.kind, x, self.eps) * context.train).sum(1)
+        if self.weight and self.groups == 1:
+            normed = normalise(self.kind, x, self.eps).flatten(-2)
+            gradients[self.weight] = (dy * normed * context.train).sum(1)
         return (dx,), gradients

@@ -7,15 +7,23 @@ the pitch. Query head h reads key/value head ``h // group``.
 
 from __future__ import annotations
 
+import math
+import zlib
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import Any
 
 from torch import Tensor
 
-from tintc.ir.functions import split_heads
+from tintc.ir.functions import attention_probabilities, soft_capped, split_heads
 from tintc.ir.layout import Layout
-from tintc.ir.simulator.base import SimOp, Storage
+from tintc.ir.routing import Move, route
+from tintc.ir.simulator.base import Interpretation, SimOp, Storage
 from tintc.ir.simulator.fused_base import FusedRun
 from tintc.ir.structure import SplitStage, TensorSpec, chunk_map
+
+ROWS = 512
+"""Queries whose attention probabilities exist at one time in fused execution."""
 
 
 @dataclass(eq=False, kw_only=True)
@@ -28,44 +36,124 @@ class AttentionOp(SimOp):
     scale: float
     inv_freq: str = ""
     rotary_style: str = ""
+    window: int = 0
+    soft_cap: float = 0.0
+    slopes: tuple[float, ...] = ()
+    gain: str = ""
+    value_dim: int = 0
+
+    @property
+    def value_width(self) -> int:
+        """Width of one head of v."""
+        return self.value_dim or self.head_dim
+
+    @property
+    def width(self) -> int:
+        """Width of a TinT head, which holds one of q, k or v."""
+        return max(self.head_dim, self.value_width)
+
+    def probabilities(self, run: Interpretation, q: Tensor, k: Tensor) -> Tensor:
+        """Attention probabilities ``[B, n_heads, T, T]``, by the definition."""
+        turns, gain = (run.tensors[f"rotary.{name}"] if name else None for name in (self.inv_freq, self.gain))
+        return attention_probabilities(self, q, k, run.inputs.allowed, run.inputs.position_ids, turns, gain)
+
+    def weights_by_rows(self, run: FusedRun, q: Tensor, k: Tensor) -> Iterator[tuple[slice, int, Tensor]]:
+        """(queries, number of keys, probabilities ``[B, n_heads, queries, keys]``) for `ROWS` queries at a time, so
+        that no T x T tensor is kept."""
+        queries, keys = self.rotated(run, q, k)
+        group, length = self.n_heads // self.n_kv_heads, q.shape[1]
+        keys = keys.repeat_interleave(group, 1) if group > 1 else keys
+        mask = run.allowed(length, self.window)
+        for start in range(0, length, ROWS):
+            rows, stop = slice(start, min(start + ROWS, length)), min(start + ROWS, length)
+            scores = (queries[:, :, rows] * self.scale) @ keys[:, :, :stop].transpose(-1, -2)
+            scores = soft_capped(scores, self.soft_cap)
+            if self.slopes:
+                scores = scores + run.alibi(self.slopes, scores)[:, :, rows, :stop]
+            if mask is None:
+                scores[..., start:].add_(run.later(rows.stop - start))
+                yield rows, stop, scores.softmax(-1)
+            else:
+                weights = scores.masked_fill(~mask[..., rows, :stop], -math.inf).softmax(-1)
+                yield rows, stop, weights.nan_to_num(0.0)
 
     def rotated(self, run: FusedRun, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
         """Query heads ``[B, n_heads, n, d]`` and key heads ``[B, n_kv_heads, n, d]`` at their positions."""
         queries, keys = split_heads(q, self.n_heads), split_heads(k, self.n_kv_heads)
-        return run.turn(queries, self.inv_freq, self.rotary_style), run.turn(keys, self.inv_freq, self.rotary_style)
+        queries, keys = (run.turn(heads, self.inv_freq, self.rotary_style) for heads in (queries, keys))
+        return queries * run.rotary(self.gain).to(queries.dtype) if self.gain else queries, keys
 
     def stored(self, storage: Storage) -> dict[str, TensorSpec]:
-        return {f"rotary.{self.inv_freq}": storage.parameter(self.inv_freq)} if self.inv_freq else {}
+        return {f"rotary.{name}": storage.parameter(name) for name in (self.inv_freq, self.gain) if name}
 
     def head_dims(self) -> set[int]:
-        return {self.head_dim}
+        return {self.width}
 
     def slots(self, layout: Layout) -> int:
-        return sum(layout.tiles(value.type.width) for value in self.operands)
+        read = sum(layout.tiles(value.type.width) for value in self.operands)
+        return max(read, layout.tiles(self.n_heads * self.value_width))
 
     def block_name(self, kind: str) -> str:
         """Unlike attentions of one model get modules of their own: the name carries what distinguishes them."""
         shape = f"{self.n_heads}_{self.n_kv_heads}_{self.head_dim}_{self.scale!r}"
         rotary = f"_{self.rotary_style}_{self.inv_freq}" if self.inv_freq else ""
-        return f"{kind}_{shape}{rotary}".replace(".", "-")
+        window = f"_window{self.window}" if self.window else ""
+        cap = f"_cap{self.soft_cap!r}" if self.soft_cap else ""
+        slopes = f"_alibi{zlib.crc32(repr(self.slopes).encode()):08x}" if self.slopes else ""
+        gain = f"_{self.gain}" if self.gain else ""
+        values = f"_values{self.value_dim}" if self.value_dim else ""
+        return f"{kind}_{shape}{rotary}{window}{cap}{slopes}{gain}{values}".replace(".", "-")
+
+    def score_options(self) -> dict[str, Any]:
+        """How an `AttentionSpec` makes scores of q and k; windows are masks there."""
+        rotary = {"rotary": self.inv_freq, "rotary_style": self.rotary_style, "gain": self.gain}
+        return rotary | {"soft_cap": self.soft_cap, "slopes": self.slopes}
 
     def starts(self, layout: Layout) -> list[int]:
-        """First chunk (of width head_dim) of every operand."""
+        """First chunk of every operand."""
         starts, slot = [], 0
         for value in self.operands:
-            starts.append(slot * layout.pitch // self.head_dim)
+            starts.append(slot * layout.pitch // self.width)
             slot += layout.tiles(value.type.width)
         return starts
 
-    def take(self, layout: Layout, start: int, grouped: bool, factor: float = 1.0) -> SplitStage:
-        """Head h receives chunk ``start + h``, or ``start + h // group`` of a value whose heads are shared."""
-        group = self.n_heads // self.n_kv_heads if grouped else 1
-        entries = {(h, start + h // group): factor for h in range(self.n_heads)}
-        return chunk_map(self.chunks(layout), self.head_dim, entries)
+    def take(self, layout: Layout, start: int, dim: int, grouped: bool, factor: float = 1.0) -> tuple[SplitStage, ...]:
+        """Head h receives head h of the value that begins at chunk `start`, or head ``h // group`` if it is shared.
 
-    def take_keys(self, layout: Layout, start: int) -> SplitStage:
-        """`take` for keys, without a bias: softmax does not see what is added to all keys alike."""
-        return replace(self.take(layout, start, grouped=True), bias=False)
+        dim: width of the value's heads. Heads as wide as a chunk are chunks; others are moved number by number.
+        """
+        group = self.n_heads // self.n_kv_heads if grouped else 1
+        if dim == self.width:
+            entries = {(h, start + h // group): factor for h in range(self.n_heads)}
+            return (chunk_map(self.chunks(layout), self.width, entries),)
+        heads = [tuple(range(h * group, (h + 1) * group)) for h in range(self.n_heads // group)]
+        moves = [Move((chunk,), column, heads[h], i) for h, i, chunk, column in self._places(len(heads), dim, start)]
+        stages = route(self.chunks(layout), self.width, moves)
+        scale = chunk_map(self.chunks(layout), self.width, {(h, h): factor for h in range(self.n_heads)})
+        return stages if factor == 1 else (*stages, scale)
+
+    def take_keys(self, layout: Layout, start: int) -> tuple[SplitStage, ...]:
+        """`take` for keys, without a last bias: softmax does not see what is added to all keys alike."""
+        *stages, last = self.take(layout, start, self.head_dim, grouped=True)
+        return (*stages, replace(last, bias=False))
+
+    def give(self, layout: Layout, grouped: bool) -> tuple[SplitStage, ...]:
+        """Heads of values to the first slots, head after head; grouped: those that share a value head are added."""
+        group = self.n_heads // self.n_kv_heads if grouped else 1
+        if self.value_width == self.width:
+            return (chunk_map(self.chunks(layout), self.width, {(h // group, h): 1.0 for h in range(self.n_heads)}),)
+        heads = [tuple(range(h * group, (h + 1) * group)) for h in range(self.n_heads // group)]
+        places = self._places(len(heads), self.value_width, 0)
+        return route(
+            self.chunks(layout), self.width, [Move(heads[h], i, (chunk,), column) for h, i, chunk, column in places]
+        )
+
+    def _places(self, count: int, dim: int, start: int) -> Iterator[tuple[int, int, int, int]]:
+        """(head, coordinate, chunk, column) of `count` heads of `dim`, side by side from chunk `start` on."""
+        for place in range(count * dim):
+            h, i = divmod(place, dim)
+            chunk, column = divmod(start * self.width + place, self.width)
+            yield h, i, chunk, column
 
     def chunks(self, layout: Layout) -> int:
-        return layout.d_sim // self.head_dim
+        return layout.d_sim // self.width

@@ -4,29 +4,18 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from tintc.ir.core import Value, register
-from tintc.ir.functions import attention_probabilities, causal_mask, merge_heads, rotate, split_heads
+from tintc.ir.functions import merge_heads, split_heads
 from tintc.ir.layout import Layout
-from tintc.ir.simulator.attention_common import AttentionOp
+from tintc.ir.simulator.attention_common import ROWS, AttentionOp
 from tintc.ir.simulator.base import Interpretation, LiteralRun, TableCount, Tiles, attention_cost
 from tintc.ir.simulator.fused_base import FusedRun
 from tintc.ir.simulator.fused_counts import FusedCounts
-from tintc.ir.structure import AttentionSpec, Block, chunk_map
-
-
-def probabilities(op: AttentionOp, run: Interpretation, q: Tensor, k: Tensor) -> Tensor:
-    """Attention probabilities ``[B, n_heads, T, T]`` of an attention op, by the definition."""
-
-    def turn(heads: Tensor) -> Tensor:
-        if not op.inv_freq:
-            return heads
-        return rotate(heads, run.inputs.position_ids, run.tensors[f"rotary.{op.inv_freq}"], op.rotary_style)
-
-    allowed = run.inputs.allowed & causal_mask(q.shape[1], q.device)
-    return attention_probabilities(q, k, allowed, op.n_heads, op.n_kv_heads, op.scale, turn)
+from tintc.ir.structure import AttentionSpec, Block
 
 
 @register("sim.attention_forward")
@@ -42,20 +31,24 @@ class AttentionForward(AttentionOp):
     def verify(self) -> None:
         self.expect(len(self.operands) == 3, "takes q, k and v")
         q, k, v = (value.type.width for value in self.operands)
-        heads, kv_heads = self.n_heads * self.head_dim, self.n_kv_heads * self.head_dim
-        self.expect((q, k, v) == (heads, kv_heads, kv_heads), f"widths {(q, k, v)} for {heads} and {kv_heads}")
-        self.expect(self.result.type.width == heads, f"result is {self.result.type}, expected width {heads}")
+        wanted = (self.n_heads * self.head_dim, self.n_kv_heads * self.head_dim, self.n_kv_heads * self.value_width)
+        self.expect((q, k, v) == wanted, f"q, k and v have the widths {(q, k, v)}, not {wanted}")
+        self.expect(self.result.type.width == self.n_heads * self.value_width, f"the result is {self.result.type}")
 
     def interpret(self, run: Interpretation, *operands: Tensor) -> Tensor:
         q, k, v = operands
         values = split_heads(v, self.n_kv_heads).repeat_interleave(self.n_heads // self.n_kv_heads, 1)
-        return merge_heads(probabilities(self, run, q, k) @ values)
+        return merge_heads(self.probabilities(run, q, k) @ values)
 
     def fused(self, run: FusedRun, *operands: Tensor) -> Tensor:
         q, k, v = operands
+        values, grouped = split_heads(v, self.n_kv_heads), self.n_kv_heads != self.n_heads
+        if self.soft_cap or self.slopes:
+            values = values.repeat_interleave(self.n_heads // self.n_kv_heads, 1) if grouped else values
+            blocks = self.weights_by_rows(run, q, k)
+            return merge_heads(torch.cat([weights @ values[:, :, :stop] for _, stop, weights in blocks], 2))
         queries, keys = self.rotated(run, q, k)
-        values, mask = split_heads(v, self.n_kv_heads), run.allowed(q.shape[1])
-        grouped = self.n_kv_heads != self.n_heads
+        mask = run.allowed(q.shape[1], self.window)
         y = F.scaled_dot_product_attention(
             queries, keys, values, mask, is_causal=mask is None, scale=self.scale, enable_gqa=grouped
         )
@@ -64,28 +57,31 @@ class AttentionForward(AttentionOp):
     def multiply_adds(self, counts: FusedCounts, *operands: Value) -> int:
         """Every query sees the keys up to its own."""
         n = counts.lengths[self]
-        return n * (n + 1) * self.n_heads * self.head_dim
+        return n * (n + 1) * self.n_heads * (self.head_dim + self.value_width) // 2
+
+    def scratch(self, counts: FusedCounts, itemsize: int) -> int:
+        n = counts.lengths[self]
+        rows = itemsize * self.n_heads * min(n, ROWS) * n if self.soft_cap or self.slopes else 0
+        return super().scratch(counts, itemsize) + 2 * rows
 
     def structure(self, layout: Layout) -> dict[str, Block]:
         q, k, v = self.starts(layout)
-        chunks = self.chunks(layout)
         spec = AttentionSpec(
-            n_heads=chunks,
-            width=self.head_dim,
+            n_heads=self.chunks(layout),
+            width=self.width,
             kind="softmax",
-            w_q=(self.take(layout, q, grouped=False, factor=self.scale),),
-            w_k=(self.take_keys(layout, k),),
-            w_v=(self.take(layout, v, grouped=True),),
-            w_o=(chunk_map(chunks, self.head_dim, {(h, h): 1.0 for h in range(self.n_heads)}),),
-            rotary=self.inv_freq,
-            rotary_style=self.rotary_style,
+            w_q=self.take(layout, q, self.head_dim, grouped=False, factor=self.scale),
+            w_k=self.take_keys(layout, k),
+            w_v=self.take(layout, v, self.value_width, grouped=True),
+            w_o=self.give(layout, grouped=False),
+            **self.score_options(),
         )
         return {self.block_name("attention_forward"): Block(spec, "replace")}
 
     def literal(self, run: LiteralRun, *operands: Tiles) -> Tiles:
         q, k, v = operands
-        e = run.apply(self.block_name("attention_forward"), run.embed([*q, *k, *v]), mask=run.token_mask())
-        return [run.slot(e, i) for i in range(len(q))]
+        e = run.apply(self.block_name("attention_forward"), run.embed([*q, *k, *v]), mask=run.token_mask(self.window))
+        return [run.slot(e, i) for i in range(run.layout.tiles(self.result.type.width))]
 
     def table_count(self, layout: Layout) -> TableCount:
         q = attention_cost(layout)

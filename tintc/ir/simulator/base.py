@@ -93,8 +93,8 @@ class LiteralRun(Protocol):
         """``[B, T_sim, T_sim]``: prefixes see the step's train tokens, nothing else is seen."""
         ...
 
-    def token_mask(self) -> Tensor:
-        """``[B, T_sim, T_sim]``: the auxiliary's causal attention among tokens."""
+    def token_mask(self, window: int = 0) -> Tensor:
+        """``[B, T_sim, T_sim]``: the auxiliary's causal attention among tokens, to `window` of them if it is not 0."""
         ...
 
     def next_mask(self) -> Tensor:

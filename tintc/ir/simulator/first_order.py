@@ -67,12 +67,18 @@ def _named(block: str, eps: float) -> str:
     return f"{block}_{eps!r}".replace(".", "p")
 
 
-def mean_stages(layout: Layout, width: int, extra: dict[tuple[int, int], float]) -> tuple[SplitStage, SplitStage]:
+def mean_stages(
+    layout: Layout, width: int, extra: dict[tuple[int, int], float], groups: int = 1
+) -> tuple[SplitStage, SplitStage]:
     """Slot 0 becomes the mean over its first `width` coordinates, in every coordinate, plus `extra` slots.
+
+    groups: the mean of each of so many parts of `width` coordinates, in every coordinate of the part.
 
     Split-wise: each chunk of slot 0 times the all-ones matrix over `width`, which puts the chunk's sum / width into all
     its columns. Dimension-wise: every chunk of slot 0 receives all of them. Pads are zero and add nothing.
     """
+    if groups > 1:
+        return _means_by_part(layout, width, extra, groups)
     heads, d_h, shards = layout.n_heads, layout.d_h, layout.shards
 
     def ones() -> Tensor:
@@ -86,27 +92,56 @@ def mean_stages(layout: Layout, width: int, extra: dict[tuple[int, int], float])
     return split, chunk_map(heads, d_h, entries)
 
 
-def unit_blocks(layout: Layout, n_tiles: int, width: int) -> dict[str, Block]:
-    """What `unit` needs for a value of `width` in `n_tiles` tiles."""
-    group = GroupNormSpec((tuple(range(n_tiles)),), "rms", 0.0, width)
+def _means_by_part(
+    layout: Layout, width: int, extra: dict[tuple[int, int], float], groups: int
+) -> tuple[SplitStage, SplitStage]:
+    """`mean_stages` in chunks of one part: the split-wise operation alone takes the means."""
+    chunks, per_slot = layout.d_sim // width, layout.pitch // width
+
+    def ones() -> Tensor:
+        weight = torch.eye(width, dtype=torch.float64).repeat(chunks, 1, 1)
+        weight[:groups] = 1 / width
+        return weight
+
+    split = SplitStage("split", chunks, width, TensorSpec((chunks, width, width), ones))
+    entries = {(part, part): 1.0 for part in range(groups)}
+    entries |= {(to * per_slot + j, s * per_slot + j): f for (to, s), f in extra.items() for j in range(per_slot)}
+    return split, chunk_map(chunks, width, entries)
+
+
+def unit_blocks(layout: Layout, n_tiles: int, width: int, groups: int = 1) -> dict[str, Block]:
+    """What `unit` needs for a value of `width` in `n_tiles` tiles, or for `groups` of that width in one."""
+    group = GroupNormSpec((tuple(range(n_tiles)),), "rms", 0.0, groups * width, parts=groups)
     return {
-        f"fd_unit_{width}": Block(group, "replace"),
+        _grouped("fd_unit", width, groups): Block(group, "replace"),
         "product_0_1": Block(ProductSpec(0, 1)),
-        f"fd_mean_{width}": Block(LinearSpec(mean_stages(layout, width, {}))),
+        _grouped("fd_mean", width, groups): Block(LinearSpec(mean_stages(layout, width, {}, groups))),
     }
 
 
-def unit(run: LiteralRun, g: Tiles, width: int) -> tuple[Tiles, Tensor]:
-    """g / rms(g) in tiles, and rms(g) in every coordinate of a slot ``[B, T, P]``; rms over all of the `width`."""
-    e = run.apply(f"fd_unit_{width}", run.embed(g))
+def _grouped(block: str, width: int, groups: int) -> str:
+    return f"{block}_{width}" if groups == 1 else f"{block}_{groups}x{width}"
+
+
+def unit(run: LiteralRun, g: Tiles, width: int, groups: int = 1) -> tuple[Tiles, Tensor]:
+    """g / rms(g) in tiles, and rms(g) in every coordinate of a slot ``[B, T, P]``; rms over all of the `width`.
+
+    groups: of so many parts of `width` coordinates, each on its own; g is one tile then.
+    """
+    e = run.apply(_grouped("fd_unit", width, groups), run.embed(g))
     units = [run.slot(e, i) for i in range(len(g))]
     size: Tensor | None = None
     for tile, direction in zip(g, units, strict=True):
         e = run.apply("product_0_1", run.embed([tile, direction]))
-        part = run.slot(run.apply(f"fd_mean_{width}", e))
+        part = run.slot(run.apply(_grouped("fd_mean", width, groups), e))
         size = part if size is None else size + part
     assert size is not None
     return units, size
+
+
+def mean(run: LiteralRun, x: Tensor, width: int) -> Tensor:
+    """The sum of a slot's coordinates over `width`, in every coordinate."""
+    return run.slot(run.apply(_grouped("fd_mean", width, 1), run.embed([x])))
 
 
 def product(run: LiteralRun, a: Tensor, b: Tensor) -> Tensor:
@@ -117,6 +152,17 @@ def difference(run: LiteralRun, e: Tensor, base: int, eps: float, f: Callable[[T
     """``(f(x + eps g) - f(x)) / eps`` for e with g in slot 0 and x in slot `base`; f acts on slots 0 and 1."""
     e = f(run.apply(_named(f"fd_step_{base}", eps), e))
     return run.slot(run.apply(_named("fd_difference", eps), e))
+
+
+def difference_across(run: LiteralRun, g: Tiles, x: Tiles, base: int, eps: float, f: Callable[[Tiles], Tiles]) -> Tiles:
+    """`difference` for an f that needs all tiles of a value together."""
+    fill = x[:1] * (base - 1)
+    stepped = [
+        run.slot(run.apply(_named(f"fd_step_{base}", eps), run.embed([gi, *fill, xi])))
+        for gi, xi in zip(g, x, strict=True)
+    ]
+    pairs = zip(f(stepped), f(x), strict=True)
+    return [run.slot(run.apply(_named("fd_difference", eps), run.embed([a, b]))) for a, b in pairs]
 
 
 def activation_blocks(layout: Layout, scheme: str, eps: float, n_tiles: int, width: int) -> dict[str, Block]:

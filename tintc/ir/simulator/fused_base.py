@@ -95,8 +95,16 @@ class FusedRun(Protocol):
         """Heads ``[B, H, n, d]`` rotated by their positions; the heads themselves if `inv_freq` is empty."""
         ...
 
-    def allowed(self, length: int) -> Tensor | None:
-        """``[B, 1, n, n]`` bool, causal and masked; None if plain causal attention is all there is."""
+    def rotary(self, name: str) -> Tensor:
+        """A stored vector that attention reads besides its operands."""
+        ...
+
+    def allowed(self, length: int, window: int = 0) -> Tensor | None:
+        """``[B, 1, n, n]`` bool, causal, windowed and masked; None if plain causal attention is all there is."""
+        ...
+
+    def alibi(self, slopes: tuple[float, ...], scores: Tensor) -> Tensor:
+        """What ALiBi adds to scores ``[B, H, ., .]`` of such a dtype: ``[1 or B, H, T, T]``."""
         ...
 
     def later(self, count: int) -> Tensor:

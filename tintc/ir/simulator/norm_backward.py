@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -12,12 +13,15 @@ from tintc.ir.auxiliary.norm import per_token
 from tintc.ir.core import register
 from tintc.ir.functions import FiniteDifference, at_least_fp32, norm_scale, normalise
 from tintc.ir.layout import Layout
-from tintc.ir.simulator.base import Interpretation, LiteralRun, PrefixTiles, SimOp, Tiles, Weights
+from tintc.ir.simulator.base import Interpretation, LiteralRun, PrefixTiles, Tiles, Weights
 from tintc.ir.simulator.first_order import (
     check_scheme,
     difference,
+    difference_across,
     difference_blocks,
+    mean,
     mean_stages,
+    product,
     unit,
     unit_blocks,
     widened,
@@ -25,20 +29,18 @@ from tintc.ir.simulator.first_order import (
 from tintc.ir.simulator.fused_base import FusedRun, FusedWeights, rms, step_size
 from tintc.ir.simulator.fused_counts import DIFFERENCE_BYTES, FusedCounts
 from tintc.ir.simulator.linear_backward import backward_block, backward_tiles
-from tintc.ir.simulator.norm_common import check_norm, group_name, has, vector_blocks, vectors
-from tintc.ir.structure import Block, GroupNormSpec, LinearSpec, ProductSpec
+from tintc.ir.simulator.norm_common import NormOp, check_norm, has, vector_blocks, vectors
+from tintc.ir.structure import Block, LinearSpec, ProductSpec
 
 
 @register("sim.norm_backward")
 @dataclass(eq=False, kw_only=True)
-class NormBackward(SimOp):
+class NormBackward(NormOp):
     """(dy, x) or (W, dy, x) -> dx. The Jacobian of f is symmetric, so J^T g is a difference of f along g = gamma dy.
 
     scheme ``fixed`` or ``token`` with step `fd_step`; for ``token``, c = sigma(x), the norm's eps included.
     """
 
-    kind: str
-    eps: float
     scheme: str
     fd_step: float
 
@@ -57,7 +59,9 @@ class NormBackward(SimOp):
             assert isinstance(w, Weights)
             dy = dy * per_token(w.weight) if w.weight is not None else dy
         f = FiniteDifference(self.scheme, self.fd_step)
-        return f.derivative(lambda z: normalise(self.kind, z, self.eps), x, dy, norm_scale(self.kind, x, self.eps))
+        x, dy = (value.unflatten(-1, (self.groups, -1)) for value in (x, dy))
+        scale = norm_scale(self.kind, x, self.eps)
+        return f.derivative(lambda z: normalise(self.kind, z, self.eps), x, dy, scale).flatten(-2)
 
     def fused(self, run: FusedRun, *operands: FusedWeights | Tensor) -> Tensor:
         dy, x = operands[-2:]
@@ -67,7 +71,10 @@ class NormBackward(SimOp):
             w = operands[0]
             assert isinstance(w, FusedWeights)
             g = g if w.weight is None else g * per_token(w.weight).to(g.dtype)
-        return self._fused_difference(wide, g).to(x.dtype)
+        if self.groups > 1:
+            wide, g = (value.unflatten(-1, (self.groups, -1)) for value in (wide, g))
+        dx = self._fused_difference(wide, g).to(x.dtype)
+        return dx if self.groups == 1 else dx.flatten(-2)
 
     def _fused_difference(self, x: Tensor, g: Tensor) -> Tensor:
         """``(f(x + h g) - f(x)) / h`` from three sums per token, without the cancellation.
@@ -102,27 +109,28 @@ class NormBackward(SimOp):
 
     def structure(self, layout: Layout) -> dict[str, Block]:
         """`fd_scale_*` turns slot 0 = x * f(x) into c: mean(x f(x)) = var / c, and var / c + eps / c = c."""
+        n, part, groups = self.spread(layout), self.part, self.tile_groups(layout)
         blocks = difference_blocks(layout, self.fd_step, 1 if self.scheme == "fixed" else 2)
-        blocks[f"fd_{self._group}"] = Block(GroupNormSpec(((0,), (1,)), self.kind, self.eps, layout.d_aux), "replace")
+        if n == 1:
+            blocks[self.name("fd", layout)] = Block(self.spec(layout, ((0,), (1,))), "replace")
+        else:
+            blocks[self.name("norm", layout)] = self.forward_block(layout)
         if len(self.operands) == 3 and has(self.operands[0], "gain"):
             blocks["linear_backward"] = backward_block(layout)
         if len(self.operands) == 3 and has(self.operands[0], "vector"):
             blocks |= vector_blocks(layout, self.operands[0])
         if self.scheme == "token":
-            blocks |= unit_blocks(layout, 1, layout.d_aux)
-            inverse = GroupNormSpec(((1,),), self.kind, self.eps, layout.d_aux, inverse=2)
-            blocks[f"fd_inverse_{self._group}"] = Block(inverse, "replace")
-            scale = mean_stages(layout, layout.d_aux, {(0, 2): self.eps, (2, 2): 1.0})
-            blocks[f"fd_scale_{self._group}"] = Block(LinearSpec(scale))
+            blocks |= unit_blocks(layout, n, part, groups)
+            slots = tuple(range(n)) if n > 1 else (1,)
+            inverse = self.spec(layout, (slots,), inverse=2 if n == 1 else n)
+            blocks[self.name("fd_inverse", layout)] = Block(inverse, "replace")
+            scale = mean_stages(layout, part, {(0, 2): self.eps, (2, 2): 1.0}, groups)
+            blocks[self.name("fd_scale", layout)] = Block(LinearSpec(scale))
             blocks["product_0_2"] = Block(ProductSpec(0, 2))
         return blocks
 
-    @property
-    def _group(self) -> str:
-        return group_name(self.kind, self.eps)
-
     def slots(self, layout: Layout) -> int:
-        return 3 if self.scheme == "token" else 2
+        return max(3, self.spread(layout) + 1) if self.scheme == "token" else max(2, self.spread(layout))
 
     def scores(self, layout: Layout, run: Interpretation, *operands: Weights | Tensor) -> Sequence[Tensor]:
         assert isinstance(operands[-2], Tensor)
@@ -141,21 +149,42 @@ class NormBackward(SimOp):
             assert isinstance(w, PrefixTiles)
             gain, _ = vectors(run, self.operands[0], w, dy[0])
             g = [run.slot(run.apply("product_0_1", run.embed([dy[0], gain])))]
-        g, (x0,) = widened(g), widened(x)
+        g, wide, n = widened(g), widened(x), self.spread(run.layout)
+        found: Tiles = []
+        for start in range(0, len(x), n):
+            found += self._group(run, g[start : start + n], wide[start : start + n])
+        return [part.to(x[0].dtype) for part in found]
+
+    def _group(self, run: LiteralRun, g: Tiles, x: Tiles) -> Tiles:
+        """dx of what stands in one slot, or of one group in several slots."""
         if self.scheme == "fixed":
-            return [self._difference(run, run.embed([g[0], x0]), 1).to(x[0].dtype)]
-        (direction,), size = unit(run, g, run.layout.d_aux)
-        c, inverse = self._scale(run, x0)
-        step = run.apply("product_0_1", run.embed([direction, c, x0]))
-        slope = self._difference(run, step, 2)
-        e = run.apply("product_0_1", run.embed([slope, size, inverse]))
-        return [run.slot(run.apply("product_0_2", e)).to(x[0].dtype)]
+            return self._difference(run, g, x)
+        units, size = unit(run, g, self.part, self.tile_groups(run.layout))
+        c, inverse = self._scale(run, x)
+        slopes = self._difference(run, [product(run, direction, c) for direction in units], x)
+        steps = (run.apply("product_0_1", run.embed([slope, size, inverse])) for slope in slopes)
+        return [run.slot(run.apply("product_0_2", e)) for e in steps]
 
-    def _difference(self, run: LiteralRun, e: Tensor, base: int) -> Tensor:
-        return difference(run, e, base, self.fd_step, lambda stepped: run.apply(f"fd_{self._group}", stepped))
+    def _difference(self, run: LiteralRun, g: Tiles, x: Tiles) -> Tiles:
+        """(f(x + eps g) - f(x)) / eps."""
+        base = 1 if self.scheme == "fixed" else 2
+        if len(x) > 1:
+            return difference_across(run, g, x, base, self.fd_step, partial(self.normalised, run))
+        e = run.embed([g[0], *x * base])
+        return [difference(run, e, base, self.fd_step, lambda e: run.apply(self.name("fd", run.layout), e))]
 
-    def _scale(self, run: LiteralRun, x: Tensor) -> tuple[Tensor, Tensor]:
-        """c and 1/c in every coordinate of a slot: [x, x, 0] -> [x, f(x), 1/c] -> [x f(x), ., 1/c] -> [c, ., 1/c]."""
-        e = run.apply(f"fd_inverse_{self._group}", run.embed([x, x]))
-        e = run.apply(f"fd_scale_{self._group}", run.apply("product_0_1", e))
-        return run.slot(e), run.slot(e, 2)
+    def _scale(self, run: LiteralRun, x: Tiles) -> tuple[Tensor, Tensor]:
+        """c and 1/c in every coordinate of a slot: [x, x, 0] -> [x, f(x), 1/c] -> [x f(x), ., 1/c] -> [c, ., 1/c].
+
+        Of a value in several tiles, the first adds eps / c, and the others' means come on top.
+        """
+        layout, n = run.layout, len(x)
+        e = run.apply(self.name("fd_inverse", layout), run.embed([*x, *x[:1]] if n == 1 else x))
+        if n > 1:
+            normed, inverse = [run.slot(e, i) for i in range(n)], run.slot(e, n)
+            e = run.embed([x[0], normed[0], inverse])
+        e = run.apply(self.name("fd_scale", layout), run.apply("product_0_1", e))
+        c, inverse = run.slot(e), run.slot(e, 2)
+        for xi, fi in zip(x[1:], normed[1:] if n > 1 else (), strict=True):
+            c = c + mean(run, product(run, xi, fi), self.part)
+        return c, inverse

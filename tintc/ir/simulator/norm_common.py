@@ -7,33 +7,71 @@ bias heads carry to every token: gain in slot 0 of the prefix, bias where linear
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import cache
 
 from torch import Tensor
 
+from tintc.errors import OptionError
 from tintc.ir.core import Op, Value
 from tintc.ir.layout import Layout
-from tintc.ir.simulator.base import LiteralRun, PrefixTiles, Tiles
+from tintc.ir.simulator.base import LiteralRun, PrefixTiles, SimOp, Tiles
 from tintc.ir.simulator.linear_common import bias_chunks, main_chunks
 from tintc.ir.structure import AttentionSpec, Block, GroupNormSpec, Positions, ProductSpec, chunk_map, indicator
 
 
-def group_name(kind: str, eps: float) -> str:
-    """Name of the block, e.g. ``norm_layer_1e-05`` (a dot may not stand in a module's name)."""
-    return f"norm_{kind}_{eps!r}".replace(".", "p")
+@dataclass(eq=False, kw_only=True)
+class NormOp(SimOp):
+    """kind ``layer`` or ``rms``; groups: equal parts of the value (heads), each normalised on its own.
 
+    A group may not straddle two slots unless it is the whole value.
+    """
 
-def group_blocks(layout: Layout, kind: str, eps: float) -> dict[str, Block]:
-    return {group_name(kind, eps): Block(GroupNormSpec(((0,),), kind, eps, layout.d_aux), "replace")}
+    kind: str
+    eps: float
+    groups: int = 1
 
+    @property
+    def part(self) -> int:
+        """Width of what is normalised on its own."""
+        return self.result.type.width // self.groups
 
-def group_norm(run: LiteralRun, kind: str, eps: float, x: Tiles, weights: PrefixTiles | None) -> Tiles:
-    """f(x) in slot 0; the prefixes (gain and bias, if any) pass through the gate."""
-    tile = weights.rows[0][0] if weights is not None else None
-    e = run.apply(group_name(kind, eps), run.embed(x, tile))
-    if weights is not None:
-        weights.rows[0][0] = run.prefix(e)
-    return [run.slot(e)]
+    def head_dims(self) -> set[int]:
+        return set() if self.groups == 1 else {self.part}
+
+    def name(self, block: str, layout: Layout) -> str:
+        """The block's name, e.g. ``norm_layer_1e-05`` (a dot may not stand in a module's name)."""
+        width = "" if self.groups == 1 and self.part == layout.d_aux else f"_{self.tile_groups(layout)}x{self.part}"
+        return f"{block}_{self.kind}_{self.eps!r}{width}".replace(".", "p")
+
+    def tile_groups(self, layout: Layout) -> int:
+        """Groups in one slot; 1 if the value is one group."""
+        return 1 if self.groups == 1 else min(self.groups, layout.pitch // self.part)
+
+    def spread(self, layout: Layout) -> int:
+        """Slots that one group takes."""
+        return layout.tiles(self.part)
+
+    def spec(self, layout: Layout, groups: tuple[tuple[int, ...], ...], inverse: int = -1) -> GroupNormSpec:
+        parts = self.tile_groups(layout)
+        return GroupNormSpec(groups, self.kind, self.eps, parts * self.part, inverse, parts)
+
+    def forward_block(self, layout: Layout) -> Block:
+        """f on the first slots: on each of one slot's groups, or on one group in several slots."""
+        return Block(self.spec(layout, (tuple(range(self.spread(layout))),)), "replace")
+
+    def normalised(self, run: LiteralRun, x: Tiles, weights: PrefixTiles | None = None) -> Tiles:
+        """f(x); the prefixes of a single tile (gain and bias, if any) pass through the gate."""
+        found: Tiles = []
+        spread = self.spread(run.layout)
+        for start in range(0, len(x), spread):
+            single = weights is not None and len(x) == 1
+            e = run.embed(x[start : start + spread], weights.rows[0][0] if weights is not None and single else None)
+            e = run.apply(self.name("norm", run.layout), e)
+            if weights is not None and single:
+                weights.rows[0][0] = run.prefix(e)
+            found += [run.slot(e, i) for i in range(spread)]
+        return found
 
 
 def check_norm(op: Op, weight: Value, value: Value) -> None:
@@ -69,6 +107,8 @@ def vectors_block(layout: Layout, bias: bool) -> Block:
 
 def vector_blocks(layout: Layout, weight: Value) -> dict[str, Block]:
     """What `vectors` applies, and the product with the gain."""
+    if layout.tiles(weight.type.width) > 1:
+        raise OptionError("The gain of a norm that is wider than the residual stream cannot descend; leave it out.")
     bias = has(weight, "bias")
     name = "norm_vectors_bias" if bias else "norm_vectors"
     return {name: vectors_block(layout, bias), "product_0_1": Block(ProductSpec(0, 1))}

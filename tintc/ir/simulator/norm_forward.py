@@ -10,21 +10,21 @@ from torch import Tensor
 
 from tintc.ir.auxiliary.norm import per_token
 from tintc.ir.core import register
-from tintc.ir.functions import normalise
+from tintc.ir.functions import normalise_groups
 from tintc.ir.layout import Layout
 from tintc.ir.simulator.base import (
     Interpretation,
     LiteralRun,
     PrefixTiles,
-    SimOp,
     TableCount,
     Tiles,
     Weights,
     attention_cost,
 )
 from tintc.ir.simulator.fused_base import FusedRun, FusedWeights
-from tintc.ir.simulator.linear_forward import forward_block, forward_tiles
-from tintc.ir.simulator.norm_common import check_norm, group_blocks, group_norm, has, vector_blocks, vectors
+from tintc.ir.simulator.linear_common import weight_tiles
+from tintc.ir.simulator.linear_forward import forward_blocks, forward_tiles
+from tintc.ir.simulator.norm_common import NormOp, check_norm, has, vector_blocks, vectors
 from tintc.ir.structure import Block
 
 
@@ -46,12 +46,9 @@ def fused_norm(kind: str, eps: float, x: Tensor, gain: Tensor | None, bias: Tens
 
 @register("sim.norm_forward")
 @dataclass(eq=False, kw_only=True)
-class NormForward(SimOp):
+class NormForward(NormOp):
     """(x) or (W, x) -> y. Literally a group norm, then a linear layer with weight diag(gamma) and bias beta; a gamma
     that is kept as a vector multiplies by the GLU unit, and beta is added."""
-
-    kind: str
-    eps: float
 
     def verify(self) -> None:
         self.expect(len(self.operands) in (1, 2), "takes x, or weights and x")
@@ -62,7 +59,7 @@ class NormForward(SimOp):
     def interpret(self, run: Interpretation, *operands: Weights | Tensor) -> Tensor:
         x = operands[-1]
         assert isinstance(x, Tensor)
-        y = normalise(self.kind, x, self.eps)
+        y = normalise_groups(self.kind, x, self.eps, self.groups)
         if len(operands) == 1:
             return y
         w = operands[0]
@@ -75,19 +72,25 @@ class NormForward(SimOp):
         assert isinstance(x, Tensor)
         w = operands[0] if len(operands) == 2 else FusedWeights(None, None)
         assert isinstance(w, FusedWeights)
-        return fused_norm(self.kind, self.eps, x, w.weight, w.bias)
+        if self.groups == 1:
+            return fused_norm(self.kind, self.eps, x, w.weight, w.bias)
+        y = fused_norm(self.kind, self.eps, x.unflatten(-1, (self.groups, -1)), None, None).flatten(-2)
+        y = y if w.weight is None else y * w.weight
+        return y if w.bias is None else y + w.bias
 
     def structure(self, layout: Layout) -> dict[str, Block]:
-        blocks = group_blocks(layout, self.kind, self.eps)
+        blocks = {self.name("norm", layout): self.forward_block(layout)}
         if len(self.operands) == 2 and has(self.operands[0], "vector"):
             return blocks | vector_blocks(layout, self.operands[0])
         if len(self.operands) == 2:
-            bias = has(self.operands[0], "bias")
-            blocks["linear_forward_bias" if bias else "linear_forward"] = forward_block(layout, bias)
+            copies = 1 if has(self.operands[0], "bias") else 0
+            blocks |= forward_blocks(layout, copies)
+            if copies >= weight_tiles(layout, self.operands[0])[1]:
+                del blocks["linear_forward"]
         return blocks
 
     def slots(self, layout: Layout) -> int:
-        return 2 if has(self.operands[0], "vector") else 1
+        return max(self.spread(layout), 2 if has(self.operands[0], "vector") else 1)
 
     def scores(self, layout: Layout, run: Interpretation, *operands: Weights | Tensor) -> Sequence[Tensor]:
         """Row r of diag(gamma) has one entry, whose score is ``gamma_r f(x)_r``."""
@@ -95,17 +98,17 @@ class NormForward(SimOp):
             return ()
         w, x = operands
         assert isinstance(w, Weights) and isinstance(x, Tensor)
-        y = normalise(self.kind, x, self.eps)
+        y = normalise_groups(self.kind, x, self.eps, self.groups)
         return (y if w.weight is None else y * per_token(w.weight),)
 
     def literal(self, run: LiteralRun, *operands: PrefixTiles | Tiles) -> Tiles:
         x = operands[-1]
         assert isinstance(x, list)
         if len(operands) == 1:
-            return group_norm(run, self.kind, self.eps, x, None)
+            return self.normalised(run, x)
         w = operands[0]
         assert isinstance(w, PrefixTiles)
-        normed = group_norm(run, self.kind, self.eps, x, w)
+        normed = self.normalised(run, x, w)
         if has(self.operands[0], "vector"):
             gain, bias = vectors(run, self.operands[0], w, normed[0])
             y = run.slot(run.apply("product_0_1", run.embed([normed[0], gain])))

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 import torch.nn.functional as F
 from torch import Tensor
 
+from tintc.ir.auxiliary.norm import whole_vector
 from tintc.ir.core import Value, register
 from tintc.ir.layout import Layout
 from tintc.ir.simulator.base import Interpretation, LiteralRun, PrefixTiles, SimOp, Storage, Tiles, Weights
@@ -21,6 +22,13 @@ def stack_rows(weight: Tensor, stack: int) -> Tensor:
     missing = -weight.shape[0] % stack
     padded = F.pad(weight, (0, 0, 0, missing)) if missing else weight
     return padded.unflatten(0, (-1, stack))
+
+
+def whole(vector: TensorSpec, width: int) -> TensorSpec:
+    """A gain or bias as the ``[width]`` vector that it is for all heads together."""
+    if vector.shape == (width,):
+        return vector
+    return TensorSpec((width,), lambda: whole_vector(vector.build(), width))
 
 
 @register("sim.weights")
@@ -52,8 +60,12 @@ class StoredWeights(SimOp):
             found[f"prefixes.{self.name}.weight"] = stacked
         for held in kind.parts:
             part = "gain" if held in ("gain", "vector") else "bias"
-            found[f"prefixes.{self.name}.{part}"] = storage.parameter(f"{self.name}.{part}")
+            found[f"prefixes.{self.name}.{part}"] = self._vector(storage, part)
         return found
+
+    def _vector(self, storage: Storage, part: str) -> TensorSpec:
+        vector = storage.parameter(f"{self.name}.{part}")
+        return whole(vector, self.result.type.dims[0])
 
     def interpret(self, run: Interpretation, *operands: Tensor) -> Weights:
         kind, prefix = self.result.type, f"prefixes.{self.name}"

@@ -28,5 +28,6 @@ class AttentionRule(Rule[aux.Attention]):
 
 
 def _heads(op: aux.Attention) -> dict[str, Any]:
-    names = ("n_heads", "n_kv_heads", "head_dim", "scale", "inv_freq", "rotary_style")
+    names = ("n_heads", "n_kv_heads", "head_dim", "scale", "inv_freq", "rotary_style", "window", "soft_cap", "slopes")
+    names += ("gain", "value_dim")
     return {name: getattr(op, name) for name in names}

@@ -15,15 +15,16 @@ from tintc.lowering.rules.sweep import Sweep
 @lowers(aux.Norm)
 class NormRule(Rule[aux.Norm]):
     def forward(self, op: aux.Norm) -> Module:
-        return Module(sim.NormForward, {"kind": op.kind, "eps": op.eps})
+        return Module(sim.NormForward, {"kind": op.kind, "eps": op.eps, "groups": op.groups})
 
     def layer(self, program: Program, op: aux.Norm, options: Options) -> Layer | None:
         """A gain that descends is kept as a vector, any other as a diagonal matrix."""
         parts = ({"gain": op.weight} if op.weight else {}) | ({"bias": op.bias} if op.bias else {})
         n_layers, width = program.attributes["n_layers"], op.result.type.width
         stepped = descending(op, n_layers, options.update_layers(n_layers), options.groups)
+        shapes = {(width,)} if op.groups == 1 else {(op.groups, width // op.groups), (width // op.groups,)}
         for name in parts.values():
-            if program.parameters[name].shape != (width,):
+            if program.parameters[name].shape not in shapes:
                 raise IRError(f"{name} has shape {program.parameters[name].shape}, the norm has width {width}.")
         held = tuple("vector" if part == "gain" and "weight" in stepped else part for part in parts)
         return Layer(stem(op.weight or op.bias), Type("norm", (width,), held), parts) if parts else None
@@ -32,7 +33,8 @@ class NormRule(Rule[aux.Norm]):
         (x,) = op.operands
         if x in sweep.wanted:
             operands = (*sweep.weights_of(op), dy, sweep.values[x])
-            sweep.receive(x, sweep.emit(sim.NormBackward, op, operands, kind=op.kind, eps=op.eps, **sweep.scheme))
+            attributes = self.forward(op).attributes
+            sweep.receive(x, sweep.emit(sim.NormBackward, op, operands, **attributes, **sweep.scheme))
         if op not in sweep.updated:
             return
         stepped = op.in_groups(sweep.options.groups)

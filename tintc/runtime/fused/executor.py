@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tintc.ir.core import Value
-from tintc.ir.functions import causal_mask
+from tintc.ir.functions import alibi, causal_mask
 from tintc.ir.inputs import Inputs
 from tintc.ir.simulator import SimOp
 from tintc.ir.simulator.fused_base import Pending
@@ -32,7 +32,8 @@ class FusedExecutor:
         self._scores: dict[Value, dict[tuple[Value, int, int], Tensor]] = {}
         self._parts: dict[SimOp, Tensor] = {}
         self._turns: dict[str, tuple[Tensor, Tensor]] = {}
-        self._masks: dict[int, Tensor] = {}
+        self._masks: dict[tuple[int, int], Tensor] = {}
+        self._biases: dict[tuple[float, ...], Tensor] = {}
         self._later: dict[int, Tensor] = {}
         self._trains: dict[tuple[int, int], Tensor | None] = {}
         self._rates: dict[str, list[float]] = {}
@@ -132,13 +133,24 @@ class FusedExecutor:
         cos, sin = (table[:, :, : heads.shape[2]].to(heads.dtype) for table in self._turns[inv_freq])
         return cos, sin
 
-    def allowed(self, length: int) -> Tensor | None:
-        if self.inputs.plain:
+    def rotary(self, name: str) -> Tensor:
+        return self.model.rotary_table(name)
+
+    def allowed(self, length: int, window: int = 0) -> Tensor | None:
+        window = 0 if window >= length else window
+        if self.inputs.plain and not window:
             return None
-        if length not in self._masks:
-            seen = self.inputs.allowed[:, :length, :length] & causal_mask(length, self.inputs.allowed.device)
-            self._masks[length] = seen[:, None]
-        return self._masks[length]
+        if (length, window) not in self._masks:
+            seen = self.inputs.allowed[:, :length, :length] & causal_mask(length, self.inputs.allowed.device, window)
+            self._masks[length, window] = seen[:, None]
+        return self._masks[length, window]
+
+    def alibi(self, slopes: tuple[float, ...], scores: Tensor) -> Tensor:
+        if slopes not in self._biases:
+            positions = self.inputs.position_ids
+            same = bool((positions == positions[:1]).all())
+            self._biases[slopes] = alibi(slopes, positions[:1] if same else positions, scores)
+        return self._biases[slopes]
 
     def later(self, count: int) -> Tensor:
         if count not in self._later:

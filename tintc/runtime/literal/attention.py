@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from tintc.ir.functions import masked_softmax, rotate, sink_softmax
+from tintc.ir.functions import alibi, masked_softmax, rotate, sink_softmax, soft_capped
 from tintc.ir.structure import AttentionSpec
 from tintc.runtime.literal.split import build_split
 
@@ -34,6 +34,7 @@ class TintAttention(nn.Module):
     w_o: nn.Module
     sink: Tensor
     inv_freq: Tensor | None
+    gain: Tensor | None
 
     def __init__(self, spec: AttentionSpec, sim_seq_len: int):
         super().__init__()
@@ -51,13 +52,19 @@ class TintAttention(nn.Module):
         if spec.sink is not None:
             self.sink = nn.Parameter(torch.empty(spec.n_heads))
 
-    def refer(self, positions: Mapping[str, nn.Parameter | None], inv_freq: nn.Parameter | None) -> None:
-        """Point at the shared position matrices (by kind) and rotary frequencies, without owning them."""
+    def refer(
+        self,
+        positions: Mapping[str, nn.Parameter | None],
+        inv_freq: nn.Parameter | None,
+        gain: nn.Parameter | None = None,
+    ) -> None:
+        """Point at the shared position matrices (by kind), rotary frequencies and gain, without owning them."""
         for letter in "qkv":
             term = getattr(self.spec, f"positions_{letter}")
             if term is not None:
                 object.__setattr__(self, f"p_{letter}", positions[term.kind])
         object.__setattr__(self, "inv_freq", inv_freq)
+        object.__setattr__(self, "gain", gain)
 
     def forward(
         self, e: Tensor, positions: Tensor, mask: Tensor | None = None, token_positions: Tensor | None = None
@@ -72,8 +79,13 @@ class TintAttention(nn.Module):
         if token_positions is not None and self.inv_freq is not None:
             q = rotate(q, token_positions, self.inv_freq, self.spec.rotary_style)
             k = rotate(k, token_positions, self.inv_freq, self.spec.rotary_style)
+        q = q if self.gain is None else q * self.gain.to(q.dtype)
         scores = q @ k.transpose(-1, -2)
         if self.kind == "softmax":
+            scores = soft_capped(scores, self.spec.soft_cap)
+            if self.spec.slopes and token_positions is not None:
+                slopes = (*self.spec.slopes, *[0.0] * (self.n_heads - len(self.spec.slopes)))
+                scores = scores + alibi(slopes, token_positions, scores)
             allowed = torch.ones_like(scores, dtype=torch.bool) if mask is None else (mask != 0)[:, None]
             scores = masked_softmax(scores, allowed)
         elif mask is not None:

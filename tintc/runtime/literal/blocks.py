@@ -42,16 +42,23 @@ class GroupNorm(nn.Module):
         spec = self.spec
         for group in spec.groups:
             vector = torch.cat([parts[slot] for slot in group], -1)
-            kept, pads = vector[..., : spec.width], vector[..., spec.width :]
+            kept, pads = vector[..., : spec.width].unflatten(-1, (spec.parts, -1)), vector[..., spec.width :]
             scale = norm_scale(spec.kind, kept, spec.eps)
             inverse = torch.where(scale == 0, torch.zeros_like(scale), 1 / torch.where(scale == 0, 1.0, scale))
             centred = kept - kept.mean(-1, keepdim=True) if spec.kind == "layer" else kept
-            normed = torch.cat((centred * inverse, pads), -1).split(self.pitch, -1)
+            normed = torch.cat(((centred * inverse).flatten(-2), pads), -1).split(self.pitch, -1)
             for slot, part in zip(group, normed, strict=True):
                 parts[slot] = part
             if spec.inverse >= 0:
-                parts[spec.inverse] = inverse.expand_as(parts[spec.inverse])
+                parts[spec.inverse] = self._spread(inverse)
         return torch.cat(parts, -1)
+
+    def _spread(self, inverse: Tensor) -> Tensor:
+        """1/sigma ``[B, T, parts, 1]`` as a slot ``[B, T, pitch]``."""
+        if self.spec.parts == 1:
+            return inverse[..., 0].expand(*inverse.shape[:2], self.pitch)
+        held = inverse.expand(-1, -1, -1, self.spec.width // self.spec.parts).flatten(-2)
+        return F.pad(held, (0, self.pitch - held.shape[-1]))
 
 
 class Activation(nn.Module):

@@ -136,12 +136,13 @@ class Machine:
             self._masks["prefix"] = ~is_prefix[:, :, None] & is_prefix[:, None, :]
         return self._masks["prefix"]
 
-    def token_mask(self) -> Tensor:
-        if "token" not in self._masks:
+    def token_mask(self, window: int = 0) -> Tensor:
+        key = f"token{window}"
+        if key not in self._masks:
             k, length = self.layout.n_prefixes, self.inputs.shape[1]
-            allowed = self.inputs.allowed & causal_mask(length, self.positions.device)
-            self._masks["token"] = F.pad(allowed, (k, 0, k, 0))
-        return self._masks["token"]
+            allowed = self.inputs.allowed & causal_mask(length, self.positions.device, window)
+            self._masks[key] = F.pad(allowed, (k, 0, k, 0))
+        return self._masks[key]
 
     def rate(self, name: str, step: int) -> Tensor:
         return self.model.rate(name)[step] if self.inner_lr is None else self.inner_lr

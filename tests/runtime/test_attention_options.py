@@ -1,0 +1,153 @@
+"""Windows, soft caps, ALiBi, gains and norms of heads: literal = fused = simulator interpreter = auxiliary interpreter.
+
+fp64, 1e-9 of the size of the update. Programs are written by hand; three heads of six, one or three key/value heads.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from programs import Sketch, check_agreement, relative_to_update, simulator, three_ways
+
+from tintc.ir import auxiliary as aux
+from tintc.ir.auxiliary.interpreter import Descent, simulate
+from tintc.ir.core import Program, Value
+from tintc.ir.inputs import resolve_inputs
+
+HEADS, DIM, VOCAB = 3, 6, 11
+
+
+def decoder(
+    kv_heads: int = 1,
+    width: int = 18,
+    q_norm: dict[str, Any] | None = None,
+    v_norm: bool = False,
+    value_dim: int = 0,
+    **options: Any,
+) -> tuple[Program, dict[str, torch.Tensor]]:
+    """Two layers; q_norm: the attributes of norms on q and k; v_norm: a norm of each value head, without gain."""
+    make = Sketch(width, norm_kind="rms", bias=False)
+    rotary = make.parameter("inv_freq", 2, scale=1.0)
+    gain = make.parameter("gain", DIM, scale=1.0)
+    options = {"gain": gain} | options if options.pop("gained", False) else options
+    x = make.embedding("wte", VOCAB)
+    for make.layer in range(2):
+        stem = f"h.{make.layer}"
+        normed = make.norm(f"{stem}.ln1", x)
+        q = make.linear(f"{stem}.q", normed, HEADS * DIM, "query")
+        k = make.linear(f"{stem}.k", normed, kv_heads * DIM, "key")
+        v = make.linear(f"{stem}.v", normed, kv_heads * (value_dim or DIM), "value")
+        if q_norm is not None:
+            q, k = head_norm(make, f"{stem}.qn", q, HEADS, q_norm), head_norm(make, f"{stem}.kn", k, kv_heads, q_norm)
+        if v_norm:
+            v = make.add(aux.Norm, f"{stem}.vn", v.type.width, v, kind="rms", eps=1e-5, groups=kv_heads, role="layer")
+        shape = {"n_heads": HEADS, "n_kv_heads": kv_heads, "head_dim": DIM, "scale": 0.4, "rotary_style": "half"}
+        shape |= {"inv_freq": rotary, "value_dim": value_dim}
+        y = make.add(aux.Attention, f"{stem}.mix", HEADS * (value_dim or DIM), q, k, v, **shape, **options)
+        mid = make.sum(f"{stem}.mid", x, make.linear(f"{stem}.o", y, width, "output"))
+        x = make.sum(f"{stem}.out", mid, make.feed_forward(f"{stem}.ffn", make.norm(f"{stem}.ln2", mid), 20, True))
+    make.layer = -1
+    return make.finish(make.norm("lnf", x, "final"), VOCAB, 2)
+
+
+def head_norm(make: Sketch, name: str, x: Value, heads: int, given: dict[str, Any]) -> Value:
+    """kind, and shared: one gain for all heads, else one each; whole: the heads together are one vector."""
+    groups = 1 if given.get("whole") else heads
+    width = x.type.width // groups
+    shape = (width,) if given.get("shared", True) or groups == 1 else (groups, width)
+    names = {"weight": make.parameter(f"{name}.weight", *shape, scale=1.0)}
+    if given["kind"] == "layer":
+        names["bias"] = make.parameter(f"{name}.bias", *shape)
+    return make.add(aux.Norm, name, x.type.width, x, kind=given["kind"], eps=1e-5, groups=groups, role="qk", **names)
+
+
+def agree(made: tuple[Program, dict[str, torch.Tensor]], **options: Any) -> None:
+    program, tensors = made
+    ids = torch.randint(0, VOCAB, (2, 9), generator=torch.Generator().manual_seed(0))
+    padding = torch.ones(2, 9, dtype=torch.long)
+    padding[0, :2] = 0
+    for masks, n_steps in (({}, 2), ({"attention_mask": padding}, 1)):
+        sim = simulator(program, tensors, n_steps=n_steps, inner_lr=1e-2, **options)
+        ways = three_ways(sim, program, tensors, ids, Descent(1e-2, n_steps), **masks)
+        sim.trust()
+        sim.executor = "fused"
+        with torch.no_grad():
+            out = sim(ids, return_before=True, **masks)
+        check_agreement({**ways, "fused": (out.logits_before, out.logits)})
+
+
+@pytest.mark.parametrize("kv_heads", [1, 3])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"window": 4},
+        {"soft_cap": 0.7},
+        {"slopes": (0.5, 0.25, 0.0625)},
+        {"gained": True},
+        {"window": 3, "soft_cap": 1.5, "slopes": (0.5, 0.25, -0.1), "gained": True},
+    ],
+)
+def test_options_of_scores(kv_heads: int, options: dict[str, Any]) -> None:
+    agree(decoder(kv_heads, **options))
+
+
+@pytest.mark.parametrize(
+    "q_norm",
+    [
+        {"kind": "rms"},
+        {"kind": "layer"},
+        {"kind": "rms", "shared": False},
+        {"kind": "layer", "shared": False},
+        {"kind": "rms", "whole": True},
+    ],
+)
+def test_norms_of_queries_and_keys(q_norm: dict[str, Any]) -> None:
+    agree(decoder(3, q_norm=q_norm))
+
+
+@pytest.mark.parametrize("kv_heads", [1, 3])
+def test_norms_of_value_heads_hand_gradients_on(kv_heads: int) -> None:
+    program, tensors = decoder(kv_heads, v_norm=True)
+    agree((program, tensors))
+    ids = torch.randint(0, VOCAB, (1, 8), generator=torch.Generator().manual_seed(0))
+    _, _, updated = simulate(program, tensors, resolve_inputs(ids), Descent(1e-2))
+    assert float((updated["h.0.v.weight"] - tensors["h.0.v.weight"]).abs().max()) > 0
+
+
+@pytest.mark.parametrize("whole", [False, True])
+def test_heads_together_are_wider_than_the_stream(whole: bool) -> None:
+    """Values of 18 in slots of 12: a norm's tiles, with and without groups."""
+    agree(decoder(3, width=12, q_norm={"kind": "rms", "whole": whole}, v_norm=True))
+
+
+@pytest.mark.parametrize("value_dim", [4, 9])
+@pytest.mark.parametrize("kv_heads", [1, 3])
+def test_values_of_another_width_than_keys(kv_heads: int, value_dim: int) -> None:
+    agree(decoder(kv_heads, value_dim=value_dim, gained=kv_heads == 3 and value_dim == 4))
+
+
+def test_a_norm_over_several_slots_hands_gradients_on() -> None:
+    """A norm of a feed-forward's 20 coordinates where the stream has 12, in two slots."""
+    make = Sketch(12, norm_kind="rms", bias=False)
+    x = make.embedding("wte", VOCAB)
+    make.layer = 0
+    mid = make.sum("mid", x, make.attention("attn", make.norm("ln1", x), 2, 2))
+    up = make.linear("up", mid, 20, "ffn")
+    normed = make.add(aux.Norm, "inner", 20, up, kind="rms", eps=1e-5, weight=make.parameter("inner.weight", 20))
+    make.ops[-1].role = "layer"
+    x = make.sum("out", mid, make.linear("down", normed, 12, "ffn"))
+    make.layer = -1
+    agree(make.finish(make.norm("lnf", x, "final"), VOCAB, 1))
+
+
+def test_a_window_as_long_as_the_text_is_none() -> None:
+    ids = torch.randint(0, VOCAB, (1, 8), generator=torch.Generator().manual_seed(0))
+    found = []
+    for window in (0, 8, 7):
+        program, tensors = decoder(window=window)
+        before, after, _ = simulate(program, tensors, resolve_inputs(ids), Descent(1e-2))
+        found.append((before, after))
+    assert torch.equal(found[0][1], found[1][1])
+    assert relative_to_update(found[2][1], found[0][1], found[0][0]) > 1e-6
