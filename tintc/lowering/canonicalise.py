@@ -162,9 +162,9 @@ def make_logits(program: Program) -> bool:
     if not isinstance(op, Linear) or users.get(output) or len(factors) > 2 or (capped and factors[0] <= 0):
         return False
     result = Value(output.name, logits(output.type.width))
-    maps = {"scale": factors[0] * factors[-1] if capped else factors[0], "softcap": factors[0] if capped else 0.0}
+    scale, softcap = (factors[0] * factors[1], factors[0]) if capped else (factors[0], 0.0)
     program.ops[program.ops.index(op)] = Logits(
-        operands=op.operands, results=(result,), weight=op.weight, bias=op.bias, **maps
+        operands=op.operands, results=(result,), weight=op.weight, bias=op.bias, scale=scale, softcap=softcap
     )
     program.outputs["logits"] = result
     return remove_dead_code(program) or True
