@@ -9,6 +9,7 @@ from typing import Any
 import torch
 import transformers
 
+from tintc.errors import ArtefactError
 from tintc.reference.family import EAGER, EXECUTORS, GRADIENT, GRAPH, SHAPES
 from tintc.reference.variants import DENSE
 
@@ -38,8 +39,7 @@ def to_data(outcomes: list[dict[str, Any]]) -> Data:
     ]
     plain = [family for family in families if not family["variant"]]
     return {
-        "transformers": transformers.__version__,
-        "torch": torch.__version__.split("+")[0],
+        "checked_on": f"transformers {transformers.__version__} and torch {torch.__version__.split('+')[0]}",
         "dense_passed": sum(family["passed"] for family in plain if family["dense"]),
         "dense_wanted": WANTED,
         "dense": len(DENSE),
@@ -48,6 +48,9 @@ def to_data(outcomes: list[dict[str, Any]]) -> Data:
 
 
 def read_data() -> Data:
+    """What the last sweep found. Raises `ArtefactError` if there has been none."""
+    if not DATA.exists():
+        raise ArtefactError(f"There is no {DATA.name}, which a sweep writes; run `make sweep` in a checkout of tintc.")
     return json.loads(DATA.read_text(encoding="utf-8"))
 
 
@@ -77,9 +80,8 @@ def to_markdown(data: Data) -> str:
         "",
         "Written by `make sweep`; do not edit.",
         "",
-        f"Every causal language model that transformers {data['transformers']} registers, from a tiny random "
-        f"configuration (heads of 20, one key head and a feed-forward of 140 where the type has such), on torch "
-        f"{data['torch']}. {summary(data)}",
+        "Every causal language model that transformers registers, from a tiny random configuration (heads of 20, one "
+        f"key head and a feed-forward of 140 where the type has such), with {data['checked_on']}. {summary(data)}",
         "",
         f"A row passes if the program's logits are the exported graph's to {GRAPH:g} and the model's to {EAGER:g} "
         f"(it drops to fp32 inside), the simulated gradient is that of autograd with attention probabilities "
@@ -92,16 +94,17 @@ def to_markdown(data: Data) -> str:
     for family in data["families"]:
         if family["passed"]:
             cells = (family[key] for key in ("norms", "positions", "attention", "feed_forward"))
-            lines.append(f"| {' | '.join((_name(family), *cells))} |")
+            lines.append(f"| {' | '.join((name_of(family), *cells))} |")
     for title, dense in (("Dense decoders that do not pass", True), ("Other types, refused", False)):
         rows = [family for family in data["families"] if not family["passed"] and family["dense"] is dense]
         if rows:
             lines += ["", f"## {title}", "", "| type | ends at | why |", "|---|---|---|"]
-            lines += [f"| {_name(row)} | {row['stage']} | {_escaped(shown_reasons(row))} |" for row in rows]
+            lines += [f"| {name_of(row)} | {row['stage']} | {_escaped(shown_reasons(row))} |" for row in rows]
     return "\n".join(lines) + "\n"
 
 
-def _name(family: dict[str, Any]) -> str:
+def name_of(family: dict[str, Any]) -> str:
+    """The type, and the variant if it is one."""
     return f"{family['type']}, {family['variant']}" if family["variant"] else family["type"]
 
 

@@ -17,6 +17,23 @@ DENSE = tuple(_NAMES.split())
 The compiler does not know of this list."""
 
 
+DOZEN = (
+    ("biogpt", ""),
+    ("cohere", ""),
+    ("gemma", ""),
+    ("glm4", ""),
+    ("gpt2", "untied"),
+    ("gpt_bigcode", ""),
+    ("gpt_neox", ""),
+    ("granite", "multipliers"),
+    ("llama", "llama3 scaling"),
+    ("nemotron", ""),
+    ("olmo", ""),
+    ("opt", "350m"),
+)
+"""Types and variants that `make test` checks: one at least for every kind of norm, position, attention and residual."""
+
+
 def _rope(kind: str, **more: Any) -> dict[str, Any]:
     return {"rope_parameters": {"rope_type": kind, "rope_theta": 10000.0, **more}}
 
