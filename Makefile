@@ -7,7 +7,7 @@ INSTALLED := $(VENV)/.installed
 # A process for each core with one thread: the models are tiny, and threads of several processes wait for each other.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --dist loadfile
 
-.PHONY: demo test test-all bench clean
+.PHONY: demo test test-all sweep bench clean
 
 $(INSTALLED): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -30,6 +30,10 @@ test-all: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
 	$(PYTEST)
+
+# Every decoder type that transformers registers; writes docs/families.md and what `tintc families` prints.
+sweep: $(INSTALLED)
+	$(BIN)/python -m tintc.reference.sweep
 
 bench: $(INSTALLED)
 	$(BIN)/python benchmarks/real_input.py

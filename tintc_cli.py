@@ -180,6 +180,22 @@ def verify(
         raise typer.Exit(FAILED)
 
 
+@app.command()
+def explain(model: Model, json: Json = False) -> None:
+    """Show which rule took each operation of MODEL's graph, and where each of its tensors went."""
+    from tintc.cli.explain import explain_model
+
+    explain_model(model, json)
+
+
+@app.command()
+def families(json: Json = False) -> None:
+    """Show which decoder types compile, from what they are made, and why others are refused."""
+    from tintc.cli.families import show_families
+
+    show_families(json)
+
+
 def main() -> NoReturn:
     """The console script. A user's mistake is one sentence and exit code 2, a simulator that `verify` finds at fault
     exit code 1; anything else keeps its traceback."""

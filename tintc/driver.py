@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from tintc.errors import InputError
+from tintc.frontend.agreement import check_agreement
 from tintc.frontend.capture import capture
 from tintc.frontend.importer import import_graph
 from tintc.frontend.load import AuxiliarySource, load_auxiliary
@@ -77,8 +78,9 @@ def compile(
     memory; what is returned is loaded from it and lies in its mapped files. max_shard_size: of the files there; force:
     replace what is there.
 
-    Raises `ModelError` if the model cannot be read, `UnsupportedModelError` listing every operation no rule takes,
-    `OptionError` for options out of range and `ArtefactError` if the output cannot be written.
+    Raises `ModelError` if the model cannot be read, or computes something else than its graph was read as;
+    `UnsupportedModelError` listing every operation no rule takes; `OptionError` for options out of range; and
+    `ArtefactError` if the output cannot be written.
     """
     options = Options(
         n_steps=n_steps,
@@ -105,6 +107,9 @@ def compile(
         check_precise(kind)
     logger.info("capturing and importing its graph")
     auxiliary = import_auxiliary(source)
+    logger.info("comparing its program with the model")
+    name = source.provenance["source"]
+    check_agreement(name, source.model, auxiliary.program, auxiliary.tensors, source.max_length)
     logger.info("lowering to simulator modules")
     program = lower(auxiliary.program, options, source.max_length)
     if linear_attention == "softmax":

@@ -2,34 +2,24 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
-from tiny_models import build
+import torch
+from tiny_models import llama
 
 from tintc.errors import UnsupportedModelError
 from tintc.frontend.capture import capture
 from tintc.frontend.importer import import_graph
 
-SIZES: dict[str, Any] = {"num_hidden_layers": 2, "hidden_size": 32, "num_attention_heads": 4, "intermediate_size": 48}
-LLAMA_LIKE: dict[str, Any] = {
-    **SIZES,
-    "vocab_size": 53,
-    "max_position_embeddings": 32,
-    "num_key_value_heads": 2,
-    "head_dim": 8,
-}
 
-
-def reasons(model_type: str, attention: str = "sdpa", max_length: int | None = None, **options: Any) -> dict[str, str]:
-    """Place -> reason."""
+def test_every_place_is_listed_with_its_reason() -> None:
+    model = llama(n_layers=2)
+    for layer in model.model.layers:
+        layer.mlp.act_fn.forward = torch.sin
+    norm = model.model.norm
+    norm.forward = lambda x: x.cumsum(1)
     with pytest.raises(UnsupportedModelError) as error:
-        import_graph(capture(build(model_type, attention, **options), max_length))
-    return {reason.where: reason.why for reason in error.value.reasons}
-
-
-def test_soft_caps_scaled_embedding_and_computed_gains_are_all_listed() -> None:
-    found = reasons("gemma2", "eager", **LLAMA_LIKE)
-    assert "scaled by" in found["model.embed_tokens"]
-    assert "none of the known activations" in found["Gemma2ForCausalLM"]
-    assert "gain is computed" in found["model.norm"]
+        import_graph(capture(model))
+    found = {reason.where: reason.why for reason in error.value.reasons}
+    assert set(found) == {"model.norm", "model.layers.0.mlp.act_fn", "model.layers.1.mlp.act_fn"}
+    assert "none of the known activations" in found["model.layers.0.mlp.act_fn"]
+    assert found["model.norm"] == "no rule takes this operation"

@@ -117,6 +117,16 @@ def test_fused_gate_and_nested_selects() -> None:
     assert 'parameter @l.gate.w {source="l.w", rows=[[0, 8]]}' in text
 
 
+def test_products_of_all_kinds_are_gates() -> None:
+    square = canonical(program("%y = aux.multiply(%x, %x) : tokens<8>", GATE))
+    assert '%y = aux.gate(%x, %x) {fn="identity"} : tokens<8>' in square
+    activated = '%a = aux.activation(%x) {{fn="{}"}} : tokens<8>\n%b = aux.multiply(%a, %x) : tokens<8>\n'
+    twice = canonical(program(activated.format("relu") + "%y = aux.add(%a, %b) : tokens<8>", GATE))
+    assert '%b = aux.gate(%a, %x) {fn="identity"} : tokens<8>' in twice
+    gated = canonical(program(activated.format("sigmoid") + "%y = aux.add(%b, %x) : tokens<8>", GATE))
+    assert '%b = aux.gate(%x, %x) {fn="sigmoid"} : tokens<8>' in gated
+
+
 def test_other_parts_are_numbered() -> None:
     body = (
         SPLIT
@@ -136,9 +146,7 @@ def test_dead_code_goes_and_the_head_is_named() -> None:
 @pytest.mark.parametrize(
     ("body", "reason"),
     [
-        ("%y = aux.multiply(%x, %x) : tokens<8>", "a product of two values"),
-        ('%a = aux.activation(%x) {fn="relu"} : tokens<8>\n%b = aux.multiply(%a, %x) : tokens<8>\n'
-         "%y = aux.add(%a, %b) : tokens<8>", "a product of two values"),
+        ('%y = aux.activation(%x) {fn="sigmoid"} : tokens<8>', "only as a factor"),
         (SPLIT + "%a = aux.select(%p) {columns=[[0, 8]]} : tokens<8>\n"
          "%b = aux.select(%p) {columns=[[4, 12]]} : tokens<8>\n%y = aux.add(%a, %b) : tokens<8>", "do not overlap"),
         ("%y = aux.select(%x) {columns=[[4, 8], [0, 4]]} : tokens<8>", "only of a linear layer"),

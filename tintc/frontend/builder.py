@@ -32,10 +32,13 @@ class Builder:
         return result
 
     def parameter(self, name: str, transpose: bool = False) -> str:
-        """Declare that the program reads a tensor; returns the parameter's name."""
+        """Declare that the program reads a tensor; returns the parameter's name.
+
+        A tensor computed from one parameter goes by that parameter's name, since it stands in its place.
+        """
         shape = tuple(self.graph.tensors[name].shape)
         wanted = Parameter(name, shape[::-1] if transpose else shape, transpose)
-        alias = name
+        alias = self.graph.origins.get(name, name)
         while self.program.parameters.setdefault(alias, wanted) != wanted:
             alias += ".t"
         return alias

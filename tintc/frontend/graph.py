@@ -18,6 +18,13 @@ SHAPE_OPS = frozenset(
     | {"new_ones", "new_zeros", "new_full", "new_empty"}
 )
 """Operations that read their first input's shape and not its data."""
+LIKE_OPS = frozenset({"expand_as", "view_as", "reshape_as", "type_as"})
+"""Operations that read the first input's data and of the second its shape or type."""
+
+
+def data_inputs(node: Node) -> list[Node]:
+    """The inputs whose data the node reads."""
+    return node.all_input_nodes[:1] if opname(node) in LIKE_OPS else node.all_input_nodes
 
 
 @dataclass(eq=False)
@@ -26,7 +33,8 @@ class CapturedGraph:
 
     name: what messages call the model; tensors: every parameter and buffer under its canonical name, and constants the
     importer derives (``constant.*``); names: placeholder -> canonical name; aliases: every name of a tied tensor ->
-    the canonical one, which is the first that the model lists; max_length: the longest sequence the result must serve.
+    the canonical one, which is the first that the model lists; max_length: the longest sequence the result must serve;
+    origins: constants computed from one parameter -> its name.
     """
 
     name: str
@@ -38,6 +46,7 @@ class CapturedGraph:
     aliases: dict[str, str]
     parameter_names: frozenset[str]
     max_length: int
+    origins: dict[str, str] = field(default_factory=dict)
     _derived: dict[str, int] = field(default_factory=dict)
 
     @cached_property
@@ -55,7 +64,7 @@ class CapturedGraph:
         for node in self.module.graph.nodes:
             if node.op != "call_function" or opname(node) in CHECKS or opname(node) in SHAPE_OPS:
                 continue
-            if any(source in found for source in node.all_input_nodes) or self._looks_up_parameter(node):
+            if any(source in found for source in data_inputs(node)) or self._looks_up_parameter(node):
                 found.add(node)
         return frozenset(found)
 
@@ -72,9 +81,7 @@ class CapturedGraph:
         return frozenset(found - self.live)
 
     def live_inputs(self, node: Node) -> list[Node]:
-        """Live nodes that the node's value is made of; ``type_as`` reads its second input's dtype alone."""
-        sources = node.all_input_nodes[:1] if opname(node) == "type_as" else node.all_input_nodes
-        return [source for source in sources if source in self.live]
+        return [source for source in data_inputs(node) if source in self.live]
 
     def tensor_name(self, node: Any) -> str | None:
         """Canonical name of the parameter or buffer a node is, None for any other node."""
@@ -109,7 +116,7 @@ class CapturedGraph:
         if name is not None:
             tensor = self.tensors[name]
             return tensor.double() if tensor.is_floating_point() else tensor
-        if opname(node) in SHAPE_OPS:
+        if opname(node) in SHAPE_OPS or (opname(node) in LIKE_OPS and node not in self.live):
             return execute(node, lambda source: self._stand_in(source, batch, length, value), torch.float64)
         if node in self.live or node.op != "call_function":
             raise ValueError(f"{node.name} depends on the tokens and cannot be evaluated from their shape.")
@@ -137,6 +144,17 @@ class CapturedGraph:
             return "", self.name
         path, kind = entries[-1]
         return path, (kind if isinstance(kind, str) else kind.__name__).split(".")[-1]
+
+    def derive_from(self, origin: str, tensor: Tensor) -> str:
+        """Keep a tensor computed from the parameter `origin` alone, as ``constant.<origin>``; a second, different one
+        of the same origin gets a number."""
+        name, number = f"constant.{origin}", 1
+        while name in self.tensors and not torch.equal(self.tensors[name], tensor):
+            number += 1
+            name = f"constant.{origin}.{number}"
+        self.tensors[name] = tensor
+        self.origins[name] = origin
+        return name
 
     def derive_constant(self, stem: str, tensor: Tensor) -> str:
         """Keep a tensor the importer worked out, as ``constant.<stem>.N``; equal ones share a name."""

@@ -18,7 +18,7 @@ from tintc.frontend.graph import CapturedGraph
 from tintc.frontend.patterns import peel, rows_width
 from tintc.frontend.rules import default_rules
 from tintc.frontend.rules.base import Fail, Match, Rule
-from tintc.ir.auxiliary import Embedding
+from tintc.ir.auxiliary import Attention, Embedding, Linear
 from tintc.ir.core import Program, Value
 
 
@@ -26,12 +26,14 @@ from tintc.ir.core import Program, Value
 class Recognised:
     """An imported graph, and where its ops lie in it.
 
-    values: the program's value at every node that a rule took; inputs: the nodes whose values that op reads.
+    values: the program's value at every node that a rule took; inputs: the nodes whose values that op reads; rules: for
+    every value of the program, by its name, the rule that made it.
     """
 
     program: Program
     values: dict[Node, Value]
     inputs: dict[Node, tuple[Node, ...]]
+    rules: dict[str, str]
 
 
 def import_graph(graph: CapturedGraph, rules: Sequence[Rule] | None = None) -> Program:
@@ -48,36 +50,43 @@ def recognise(graph: CapturedGraph, rules: Sequence[Rule] | None = None) -> Reco
     found = _match_all(graph, rules or default_rules())
     builder = Builder(graph)
     values: dict[Node, Value] = {}
-    inputs = {node: tuple(peel(graph, source) for source in match.inputs) for node, match in found.items()}
-    for node, match in found.items():
+    inputs = {node: tuple(peel(graph, source) for source in match.inputs) for node, (_, match) in found.items()}
+    made_by: dict[str, str] = {}
+    for node, (rule, match) in found.items():
+        made = len(builder.program.ops)
         values[node] = match.build(builder, tuple(values[source] for source in inputs[node]))
+        made_by |= {op.result.name: rule for op in builder.program.ops[made:]}
     program = builder.program
     program.outputs["logits"] = values[peel(graph, graph.logits)]
     program.attributes = {"width": _width(program), "vocab_size": program.outputs["logits"].type.width}
-    return Recognised(program.verify(), values, inputs)
+    return Recognised(program.verify(), values, inputs, made_by)
 
 
-def _match_all(graph: CapturedGraph, rules: Sequence[Rule]) -> dict[Node, Match]:
+Named = tuple[str, Match]
+"""A match, with the name of the rule it is of."""
+
+
+def _match_all(graph: CapturedGraph, rules: Sequence[Rule]) -> dict[Node, Named]:
     """Matches of every node the logits need, inputs before users."""
-    matches: dict[Node, Match | Fail] = {}
-    ordered: dict[Node, Match] = {}
+    matches: dict[Node, Named | Fail] = {}
+    ordered: dict[Node, Named] = {}
     reasons: list[Reason] = []
     stack = [(peel(graph, graph.logits), False)]
     while stack:
         node, inputs_done = stack.pop()
         if inputs_done:
-            match = matches[node]
-            if isinstance(match, Match):
-                ordered[node] = match
+            found = matches[node]
+            if not isinstance(found, Fail):
+                ordered[node] = found
             continue
         if node in matches:
             continue
-        match = matches[node] = _match(graph, node, rules)
-        if isinstance(match, Fail):
-            reasons.append(_reason(graph, node, match))
-            sources = match.inputs if match.inputs is not None else _vectors_behind(graph, node)
+        found = matches[node] = _match(graph, node, rules)
+        if isinstance(found, Fail):
+            reasons.append(_reason(graph, node, found))
+            sources = found.inputs if found.inputs is not None else _vectors_behind(graph, node)
         else:
-            sources = match.inputs
+            sources = found[1].inputs
         stack.append((node, True))
         stack.extend((peel(graph, source), False) for source in reversed(sources))
     if reasons:
@@ -85,14 +94,14 @@ def _match_all(graph: CapturedGraph, rules: Sequence[Rule]) -> dict[Node, Match]
     return ordered
 
 
-def _match(graph: CapturedGraph, node: Node, rules: Sequence[Rule]) -> Match | Fail:
-    outcomes = [(rule, rule.match(graph, node)) for rule in rules]
-    taken = [(rule, outcome) for rule, outcome in outcomes if isinstance(outcome, Match)]
+def _match(graph: CapturedGraph, node: Node, rules: Sequence[Rule]) -> Named | Fail:
+    outcomes = [(type(rule).__name__, rule.match(graph, node)) for rule in rules]
+    taken = [(name, outcome) for name, outcome in outcomes if isinstance(outcome, Match)]
     if len(taken) > 1:
-        names = ", ".join(type(rule).__name__ for rule, _ in taken)
+        names = ", ".join(name for name, _ in taken)
         raise RuntimeError(f"Rules must exclude each other, but {names} all take {node.format_node()}.")
     if taken:
-        return taken[0][1]
+        return taken[0]
     failures = [outcome for _, outcome in outcomes if isinstance(outcome, Fail) and outcome.why]
     if not failures:
         return Fail("no rule takes this operation")
@@ -124,5 +133,12 @@ def _reason(graph: CapturedGraph, node: Node, failure: Fail) -> Reason:
 
 
 def _width(program: Program) -> int:
-    """Width of the token embedding."""
+    """Width of the residual stream: of what the first attention's output projection makes. Of a decoder without any,
+    which is refused later, that of the token embedding."""
+    behind: set[Value] = set()
+    for op in program.ops:
+        if isinstance(op, Linear) and behind.intersection(op.operands):
+            return op.result.type.width
+        if isinstance(op, Attention) or behind.intersection(op.operands):
+            behind.update(op.results)
     return next(op.result.type.width for op in program.ops if type(op) is Embedding)

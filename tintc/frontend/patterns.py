@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.fx import Node
 
@@ -136,6 +137,37 @@ def single_sources(graph: CapturedGraph, node: Node, crosses: Callable[[Node], b
             return found
         if len(pool) == 1:
             found.append(next(iter(pool)))
+
+
+def constant_vector(graph: CapturedGraph, value: Any) -> str | None:
+    """Name of a tensor that is the value for every batch and length: a parameter or buffer, as `parameter_vector`, or
+    what the graph computes from one parameter, such as 1 + gain. None if the value is anything else."""
+    name = parameter_vector(graph, value)
+    if name is not None or not isinstance(value, Node) or value in graph.live:
+        return name
+    origins = _parameters_behind(graph, value)
+    shapes = {graph.shape(value, *probe) for probe in PROBES}
+    if len(origins) != 1 or len(shapes) != 1 or None in shapes:
+        return None
+    first, second = (graph.evaluate(value, *probe) for probe in PROBES)
+    if not torch.equal(first, second):
+        return None
+    while first.dim() > 1 and first.shape[0] == 1:
+        first = first[0]
+    return graph.derive_from(origins.pop(), first)
+
+
+def _parameters_behind(graph: CapturedGraph, node: Node) -> set[str]:
+    found: set[str] = set()
+    stack, seen = [node], {node}
+    while stack:
+        at = stack.pop()
+        if graph.names.get(at) in graph.parameter_names:
+            found.add(graph.names[at])
+        sources = [source for source in at.all_input_nodes if source not in seen]
+        seen.update(sources)
+        stack.extend(sources)
+    return found
 
 
 def parameter_vector(graph: CapturedGraph, value: Any) -> str | None:

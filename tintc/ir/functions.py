@@ -23,8 +23,14 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "quick_gelu": lambda x: x * torch.sigmoid(1.702 * x),
     "silu": F.silu,
     "tanh": torch.tanh,
+    "negexp": lambda x: torch.expm1(x.clamp(max=0)) - x.clamp(max=0),
+    "identity": torch.clone,
+    "sigmoid": torch.sigmoid,
 }
-"""Activations by the name the IR uses. All map 0 to 0, so that the zero pads of an embedding stay zero."""
+"""Activations by the name the IR uses; their results are tensors of their own."""
+
+GATES_ONLY = frozenset({"sigmoid"})
+"""Those that do not map 0 to 0. An embedding's zero pads must stay zero, so they may only multiply another value."""
 
 
 def at_least_fp32(x: Tensor) -> Tensor:

@@ -3,16 +3,19 @@
 Rules, applied until none changes anything:
 
 - `fuse_gates`: ``multiply(x, activation(u))`` is ``gate(x, u)``, if nothing else uses the activation;
+- `other_products`: any other ``multiply(x, y)`` is a gate whose activation is the identity;
 - `fold_concats`: a select of several values side by side is the sum of a select of each, with zeros for the others;
 - `merge_selects`: ``select(select(x))`` is one select;
 - `drop_full_selects`: a select of all columns in order is its operand;
 - `fold_selects`: ``select(linear(x))`` is a linear layer with those rows of the weight and bias, if the layer is used
   by selects alone and no two of them share a row. The parts' parameters are named after what they feed: ``q``, ``k``,
   ``v`` of an attention, ``gate``, ``up`` of a gate, else ``part0``, ``part1``, ...;
-- `make_logits`: the linear layer whose result is the output is ``logits``;
+- `merge_scales`: ``scale(scale(x))`` is one scale, and a scale by 1 is its operand;
+- `make_logits`: the linear layer whose result, perhaps scaled, and soft-capped as ``c * tanh(z / c)``, is the output is
+  ``logits``;
 - `remove_dead_code`: ops and parameters that nothing uses go; parameters stand in the order of their use.
 
-Products and selects that remain have no place in a simulator and are refused, all at once.
+Selects, and sigmoids outside of a product, that remain have no place in a simulator and are refused, all at once.
 """
 
 from __future__ import annotations
@@ -22,8 +25,22 @@ from dataclasses import replace
 from itertools import pairwise
 
 from tintc.errors import Reason, UnsupportedModelError
-from tintc.ir.auxiliary import Activation, Add, Attention, AuxOp, Gate, Linear, Logits, Multiply, Norm, Select
+from tintc.ir.auxiliary import (
+    Activation,
+    Add,
+    Attention,
+    AuxOp,
+    Embedding,
+    Gate,
+    Linear,
+    Logits,
+    Multiply,
+    Norm,
+    Scale,
+    Select,
+)
 from tintc.ir.core import Op, Parameter, Program, Value, logits, substitute
+from tintc.ir.functions import GATES_ONLY
 from tintc.ir.liveness import needed_ops
 from tintc.lowering.fold_concats import feeds_scores, fold_concats
 
@@ -33,7 +50,7 @@ Runs = tuple[tuple[int, int], ...]
 def canonicalise(program: Program) -> Program:
     """The program in canonical form; the one given is left alone.
 
-    Raises `UnsupportedModelError` for products and selects that no rule removes, and for logits that are not the
+    Raises `UnsupportedModelError` for selects and sigmoids that no rule removes, and for logits that are not the
     result of a linear layer.
     """
     program.verify()
@@ -52,10 +69,29 @@ def fuse_gates(program: Program) -> bool:
             continue
         for activated, other in (op.operands, op.operands[::-1]):
             act = producers[activated]
-            if isinstance(act, Activation) and len(users[activated]) == 1 and activated is not other:
+            if isinstance(act, Activation) and activated is not other and _is_alone(act, users):
                 program.ops[index] = Gate(operands=(other, *act.operands), results=op.results, fn=act.fn)
                 remove_dead_code(program)
                 return True
+    return False
+
+
+def _is_alone(act: Activation, users: dict[Value, list[Op]]) -> bool:
+    """Whether nothing but one product uses an activation, or it cannot stand alone anyway."""
+    return act.fn in GATES_ONLY or len(users[act.result]) == 1
+
+
+def other_products(program: Program) -> bool:
+    producers, users = program.producers(), program.users()
+    for index, op in enumerate(program.ops):
+        if not isinstance(op, Multiply):
+            continue
+        factors = [producers[value] for value in op.operands]
+        if op.operands[0] is op.operands[1] or not any(
+            isinstance(f, Activation) and _is_alone(f, users) for f in factors
+        ):
+            program.ops[index] = Gate(operands=op.operands, results=op.results, fn="identity")
+            return True
     return False
 
 
@@ -94,15 +130,44 @@ def fold_selects(program: Program) -> bool:
     return False
 
 
-def make_logits(program: Program) -> bool:
-    output = program.outputs["logits"]
+def merge_scales(program: Program) -> bool:
+    producers = program.producers()
     for index, op in enumerate(program.ops):
-        if isinstance(op, Linear) and op.result is output and not program.users().get(output):
-            result = Value(output.name, logits(output.type.width))
-            program.ops[index] = Logits(operands=op.operands, results=(result,), weight=op.weight, bias=op.bias)
-            program.outputs["logits"] = result
+        if not isinstance(op, Scale):
+            continue
+        if op.factor == 1:
+            _forward(program, op, op.operands[0])
+            return True
+        if isinstance(inner := producers[op.operands[0]], Scale):
+            program.ops[index] = replace(op, operands=inner.operands, factor=op.factor * inner.factor)
             return True
     return False
+
+
+def make_logits(program: Program) -> bool:
+    """Of ``a tanh(b (E x))`` the soft cap c is a, since ``c tanh(z / c)`` has ``z = a b E x``."""
+    output, producers, users = program.outputs["logits"], program.producers(), program.users()
+    value, factors = output, [1.0]
+    while isinstance(op := producers[value], Scale | Activation):
+        if isinstance(op, Scale):
+            factors[-1] *= op.factor
+        elif op.fn == "tanh":
+            factors.append(1.0)
+        else:
+            return False
+        value = op.operands[0]
+        if len(users[value]) > 1:
+            return False
+    capped = len(factors) == 2
+    if not isinstance(op, Linear) or users.get(output) or len(factors) > 2 or (capped and factors[0] <= 0):
+        return False
+    result = Value(output.name, logits(output.type.width))
+    scale, softcap = (factors[0] * factors[1], factors[0]) if capped else (factors[0], 0.0)
+    program.ops[program.ops.index(op)] = Logits(
+        operands=op.operands, results=(result,), weight=op.weight, bias=op.bias, scale=scale, softcap=softcap
+    )
+    program.outputs["logits"] = result
+    return remove_dead_code(program) or True
 
 
 def remove_dead_code(program: Program) -> bool:
@@ -115,10 +180,12 @@ def remove_dead_code(program: Program) -> bool:
 
 RULES: tuple[Callable[[Program], bool], ...] = (
     fuse_gates,
+    other_products,
     fold_concats,
     merge_selects,
     drop_full_selects,
     fold_selects,
+    merge_scales,
     make_logits,
     remove_dead_code,
 )
@@ -209,14 +276,23 @@ def _suffix(users: dict[Value, list[Op]], part: Op, position: int) -> str:
 def _refuse_leftovers(program: Program) -> None:
     reasons: list[Reason] = []
     for op in program.ops:
-        if isinstance(op, Multiply):
-            why = "a product of two values is supported only if one is an activation that nothing else uses"
+        if isinstance(op, Activation) and op.fn in GATES_ONLY:
+            why = f"{op.fn} is supported only as a factor of another value"
             reasons.append(Reason(op.opname, op.result.name, why))
         elif isinstance(op, Select):
             why = "parts are supported only of a linear layer that is used by parts alone, which do not overlap"
             reasons.append(Reason(op.opname, op.result.name, why))
+        elif isinstance(op, Embedding | Logits):
+            reasons += _too_wide(op, program.attributes["width"])
     output = program.outputs["logits"]
     if not isinstance(program.producers()[output], Logits):
         reasons.append(Reason("logits", output.name, "the logits must be the result of a linear layer"))
     if reasons:
         raise UnsupportedModelError("This model", reasons)
+
+
+def _too_wide(op: Embedding | Logits, width: int) -> list[Reason]:
+    """Tables may be narrower than the residual stream (OPT-350m's are), since a slot holds what is as wide as that."""
+    wide = (op.operands[0] if isinstance(op, Logits) else op.result).type.width
+    why = f"its table is {wide} wide, more than the {width} of the residual stream"
+    return [Reason(op.opname, op.result.name, why)] if wide > width else []

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 
 from tintc.errors import Reason, UnsupportedModelError
-from tintc.ir.auxiliary import Add, Attention, AuxOp, Embedding, Linear, Logits, Norm, PositionEmbedding
+from tintc.ir.auxiliary import Add, Attention, AuxOp, Embedding, Linear, Logits, Norm, PositionEmbedding, Scale
 from tintc.ir.core import Op, Program, Value
 
 OPERANDS = ("query", "key", "value")
@@ -81,7 +81,7 @@ class _Flow:
         for user in self.users.get(value, []):
             if isinstance(user, Attention):
                 found.update(at for at, operand in enumerate(user.operands) if operand is value)
-            elif isinstance(user, Norm | Add):
+            elif isinstance(user, Norm | Add | Scale):
                 found |= self.before_attention(user.result)
             else:
                 found.add(-1)
@@ -90,7 +90,7 @@ class _Flow:
     def after_attention(self, value: Value) -> bool:
         """Whether a value is an attention's result, or a norm of one."""
         op = self.producers[value]
-        return isinstance(op, Attention) or (isinstance(op, Norm) and self.after_attention(op.operands[0]))
+        return isinstance(op, Attention) or (isinstance(op, Norm | Scale) and self.after_attention(op.operands[0]))
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from torch.fx import Node
 from tintc.frontend.execution import execute
 from tintc.frontend.graph import CapturedGraph
 from tintc.frontend.importer import Recognised
-from tintc.frontend.patterns import parameter_vector
+from tintc.frontend.patterns import constant_vector
 from tintc.frontend.regions import between
 from tintc.ir.auxiliary import Activation, Norm
 from tintc.reference.approximations import Difference
@@ -39,8 +39,8 @@ class Region:
         outside = [value for node in self.nodes for value in node.all_input_nodes if value not in {source, *self.nodes}]
         self.inputs = (source, *dict.fromkeys(outside))
         self.is_norm = gain is not None
-        self.gains = [node for node in outside if gain and parameter_vector(graph, node) == gain]
-        self.biases = [node for node in outside if bias and parameter_vector(graph, node) == bias]
+        self.gains = [node for node in outside if gain and constant_vector(graph, node) == gain]
+        self.biases = [node for node in outside if bias and constant_vector(graph, node) == bias]
 
     def __call__(self, lookup: Lookup, dtype: torch.dtype | None) -> Tensor:
         outside = {node: lookup(node) for node in self.inputs}  # the run lets go of them before the derivative is due

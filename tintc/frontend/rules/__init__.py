@@ -3,12 +3,14 @@
 from tintc.frontend.rules.activation import ActivationRule
 from tintc.frontend.rules.attention import AttentionRule
 from tintc.frontend.rules.base import Rule
-from tintc.frontend.rules.binary import AddRule, MultiplyRule
+from tintc.frontend.rules.binary import AddRule, MultiplyRule, SubtractRule
 from tintc.frontend.rules.embedding import EmbeddingRule, PositionEmbeddingRule
 from tintc.frontend.rules.heads import HeadsRule
 from tintc.frontend.rules.layer_norm import LayerNormRule
 from tintc.frontend.rules.linear import LinearRule
+from tintc.frontend.rules.mixture import MixtureRule
 from tintc.frontend.rules.rms_norm import RMSNormRule
+from tintc.frontend.rules.scale import ScaleRule
 from tintc.frontend.rules.select import SelectRule
 
 
@@ -21,10 +23,13 @@ def default_rules() -> list[Rule]:
         HeadsRule(),
         LayerNormRule(),
         LinearRule(),
+        MixtureRule(),
         MultiplyRule(),
         PositionEmbeddingRule(),
         RMSNormRule(),
+        ScaleRule(),
         SelectRule(),
+        SubtractRule(),
     ]
 
 

@@ -1,36 +1,36 @@
-"""Sums and products of two values."""
+"""Sums, differences and products of two values."""
 
 from __future__ import annotations
 
 from torch.fx import Node
 
 from tintc.frontend.builder import Builder
+from tintc.frontend.elementwise import factor_of, named_region
 from tintc.frontend.execution import opname
 from tintc.frontend.graph import CapturedGraph
 from tintc.frontend.patterns import parameter_vector, rows_width
-from tintc.frontend.rules.activation import elementwise_source
 from tintc.frontend.rules.base import NOT_MINE, Fail, Match
 from tintc.frontend.rules.rms_norm import RMSNormRule
-from tintc.ir.auxiliary import Add, Multiply
+from tintc.ir.auxiliary import Add, Multiply, Scale
 from tintc.ir.auxiliary.base import AuxOp
-from tintc.ir.core import Value, tokens
+from tintc.ir.core import Type, Value, tokens
 
 
 class _BinaryRule:
-    """Two live operands of one width, neither a function of the other."""
+    """Two live operands of one width that do not make a known activation of one value."""
 
     operation: str
     op: type[AuxOp]
 
     def match(self, graph: CapturedGraph, node: Node) -> Match | Fail:
-        if opname(node) != self.operation or elementwise_source(graph, node) is not None:
+        if opname(node) != self.operation or named_region(graph, node) is not None:
             return NOT_MINE
         if RMSNormRule().match(graph, node) is not NOT_MINE:
             return NOT_MINE
         a, b = node.args[:2]
         if not isinstance(a, Node) or not isinstance(b, Node) or a not in graph.live or b not in graph.live:
-            named = parameter_vector(graph, a) or parameter_vector(graph, b)
-            return NOT_MINE if named else Fail("one operand is neither a value of the tokens nor a single number")
+            others = parameter_vector(graph, a) or parameter_vector(graph, b) or factor_of(graph, node)
+            return NOT_MINE if others else Fail("one operand is neither a value of the tokens nor a single number")
         if node.kwargs.get("alpha", 1) != 1:
             return Fail("a sum with a factor alpha is not supported")
         width = rows_width(graph, node)
@@ -38,15 +38,29 @@ class _BinaryRule:
             return Fail("its operands are not one vector of the same width per token")
 
         def build(builder: Builder, values: tuple[Value, ...]) -> Value:
-            return builder.emit(self.op, node, values, tokens(width), self.operation.replace("mul", "multiply"))
+            return self.build(builder, node, values, tokens(width))
 
         return Match((a, b), build)
+
+    def build(self, builder: Builder, node: Node, values: tuple[Value, ...], kind: Type) -> Value:
+        return builder.emit(self.op, node, values, kind, self.op.opname.removeprefix("aux."))
 
 
 class AddRule(_BinaryRule):
     """``a + b`` -> `aux.add`."""
 
     operation, op = "add", Add
+
+
+class SubtractRule(_BinaryRule):
+    """``a - b`` -> `aux.add` of a and ``-1 * b``."""
+
+    operation, op = "sub", Add
+
+    def build(self, builder: Builder, node: Node, values: tuple[Value, ...], kind: Type) -> Value:
+        a, b = values
+        negative = builder.emit(Scale, node, (b,), kind, "negative", factor=-1.0)
+        return builder.emit(Add, node, (a, negative), kind, "subtract")
 
 
 class MultiplyRule(_BinaryRule):

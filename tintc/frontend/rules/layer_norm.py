@@ -10,7 +10,7 @@ from tintc.frontend.builder import Builder
 from tintc.frontend.execution import opname
 from tintc.frontend.graph import CapturedGraph
 from tintc.frontend.layouts import vector_layout
-from tintc.frontend.patterns import parameter_vector
+from tintc.frontend.patterns import constant_vector, parameter_vector
 from tintc.frontend.rules.base import NOT_MINE, Fail, Match
 from tintc.ir.auxiliary import Norm
 from tintc.ir.core import Value, tokens
@@ -37,9 +37,10 @@ class LayerNormRule:
         weight = affine[0] if affine else None
         bias = affine[1] if KINDS[name] == "layer" and len(affine) > 1 else None
         eps = _eps(name, affine)
-        names = [parameter_vector(graph, value) if value is not None else "" for value in (weight, bias)]
+        gain_name = "" if weight is None else constant_vector(graph, weight)
+        names = [gain_name, "" if bias is None else parameter_vector(graph, bias)]
         if None in names:
-            return Fail("its gain or bias is computed, it must be a parameter", inputs=(x,))
+            return Fail("its gain is computed, and not from one parameter, or its bias is no parameter", inputs=(x,))
         sizes = {"kind": KINDS[name], "eps": eps, "groups": layout.groups}
 
         def build(builder: Builder, values: tuple[Value, ...]) -> Value:

@@ -105,7 +105,7 @@ def _swaps(node: Node) -> bool:
 
 def _with_bias(graph: CapturedGraph, node: Node) -> _Parts | Fail:
     for x, bias in (node.args[:2], node.args[1::-1]):
-        name = parameter_vector(graph, bias)
+        name = parameter_vector(graph, _unexpanded(bias))
         if name is None or not isinstance(x, Node) or graph.tensors[name].dim() != 1:
             continue
         inner = _parts(graph, peel(graph, x))
@@ -113,6 +113,12 @@ def _with_bias(graph: CapturedGraph, node: Node) -> _Parts | Fail:
             return _Parts(inner.x, inner.weight, inner.transpose, name)
         return Fail("a parameter vector is added to something that is not a linear layer")
     return NOT_MINE
+
+
+def _unexpanded(value: Any) -> Any:
+    while isinstance(value, Node) and opname(value) in ("expand", "expand_as"):
+        value = value.args[0]
+    return value
 
 
 def _is_live(graph: CapturedGraph, value: Any) -> bool:

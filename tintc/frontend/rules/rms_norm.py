@@ -1,4 +1,4 @@
-"""RMSNorm written out in elementary operations."""
+"""RMSNorm and LayerNorm written out in elementary operations."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tintc.frontend.builder import Builder
 from tintc.frontend.execution import opname
 from tintc.frontend.graph import CapturedGraph
 from tintc.frontend.layouts import vector_layout
-from tintc.frontend.patterns import parameter_vector, peel, scalar
+from tintc.frontend.patterns import constant_vector, peel, scalar
 from tintc.frontend.rules.base import NOT_MINE, Fail, Match
 from tintc.ir.auxiliary import Norm
 from tintc.ir.core import Value, tokens
@@ -19,19 +19,22 @@ from tintc.ir.core import Value, tokens
 
 @dataclass(frozen=True)
 class _Core:
-    """x / sqrt(mean(x^2) + eps)."""
+    """x / sqrt(mean(x^2) + eps), or, of kind ``layer``, the same of x - mean(x)."""
 
     x: Node
     eps: float
+    kind: str = "rms"
 
 
 @dataclass(frozen=True)
 class RMSNormParts:
-    """gain * x / sqrt(mean(x^2) + eps); gain: a parameter's name, empty without one, None if it is computed."""
+    """gain * x / sqrt(mean(x^2) + eps), of kind ``layer`` the same of x - mean(x); gain: a tensor's name, empty without
+    one, None if it is computed from more than one parameter."""
 
     x: Node
     eps: float
     gain: str | None
+    kind: str = "rms"
 
 
 def read_rms_norm(graph: CapturedGraph, node: Node) -> RMSNormParts | None:
@@ -39,14 +42,15 @@ def read_rms_norm(graph: CapturedGraph, node: Node) -> RMSNormParts | None:
     core, gain = _core(graph, node), ""
     if core is None and opname(node) == "mul":
         core, gain = _scaled(graph, node)
-    return None if core is None else RMSNormParts(core.x, core.eps, gain)
+    return None if core is None else RMSNormParts(core.x, core.eps, gain, core.kind)
 
 
 class RMSNormRule:
     """``gain * x / sqrt(mean(x^2, -1) + eps)`` -> `aux.norm`.
 
     The square may be ``pow 2``, ``square`` or ``x * x``; the root ``rsqrt``, ``pow -0.5``, ``sqrt`` with a division, or
-    ``reciprocal(sqrt)``; the gain may stand on either side or be absent; float casts may stand anywhere.
+    ``reciprocal(sqrt)``; the gain may stand on either side, be computed (``1 + w``) or be absent; float casts may stand
+    anywhere. Where x is ``z - mean(z, -1)``, it is a LayerNorm of z without bias.
     """
 
     def match(self, graph: CapturedGraph, node: Node) -> Match | Fail:
@@ -57,7 +61,7 @@ class RMSNormRule:
         if layout is None:
             return Fail("it normalises something other than one vector per token")
         if gain is None:
-            return Fail("the norm's gain is computed, it must be a parameter", inputs=(core.x,))
+            return Fail("the norm's gain is computed, and not from one parameter", inputs=(core.x,))
         if gain and not layout.fits(graph.tensors[gain].shape):
             return Fail("the norm's gain is not one number for each coordinate", inputs=(core.x,))
         if core.eps <= 0:
@@ -65,8 +69,8 @@ class RMSNormRule:
 
         def build(builder: Builder, values: tuple[Value, ...]) -> Value:
             weight = builder.parameter(gain) if gain else ""
-            sizes = {"eps": core.eps, "groups": layout.groups}
-            return builder.emit(Norm, node, values, tokens(layout.width), kind="rms", weight=weight, **sizes)
+            sizes = {"kind": core.kind, "eps": core.eps, "groups": layout.groups}
+            return builder.emit(Norm, node, values, tokens(layout.width), weight=weight, **sizes)
 
         return Match((core.x,), build)
 
@@ -74,11 +78,15 @@ class RMSNormRule:
 def _scaled(graph: CapturedGraph, node: Node) -> tuple[_Core | None, str | None]:
     """The norm and its gain's name (None: computed) if the product is one of a norm and something that is not live."""
     for x, gain in (node.args[:2], node.args[1::-1]):
-        if not isinstance(x, Node) or (isinstance(gain, Node) and gain in graph.live):
+        if (
+            not isinstance(x, Node)
+            or (isinstance(gain, Node) and gain in graph.live)
+            or scalar(graph, gain) is not None
+        ):
             continue
         core = _core(graph, peel(graph, x))
         if core is not None:
-            return core, parameter_vector(graph, gain)
+            return core, constant_vector(graph, gain)
     return None, None
 
 
@@ -93,8 +101,17 @@ def _core(graph: CapturedGraph, node: Node) -> _Core | None:
         mean = _root(graph, peel(graph, factor), inverse=name == "mul")
         eps = None if mean is None else _shifted_mean(graph, mean, peel(graph, x))
         if eps is not None:
-            return _Core(peel(graph, x), eps)
+            centred = _centred(graph, peel(graph, x))
+            return _Core(peel(graph, x), eps) if centred is None else _Core(centred, eps, "layer")
     return None
+
+
+def _centred(graph: CapturedGraph, node: Node) -> Node | None:
+    """z if the node is ``z - mean(z, -1, keepdim)``."""
+    if opname(node) != "sub" or node.kwargs or not all(isinstance(value, Node) for value in node.args):
+        return None
+    z, mean = (peel(graph, value) for value in node.args if isinstance(value, Node))
+    return z if _is_mean(mean) and peel(graph, mean.all_input_nodes[0]) is z else None
 
 
 def _root(graph: CapturedGraph, node: Node, inverse: bool) -> Node | None:
@@ -123,12 +140,26 @@ def _shifted_mean(graph: CapturedGraph, node: Node, x: Node) -> float | None:
 
 
 def _is_mean_square(graph: CapturedGraph, node: Node, x: Node) -> bool:
+    if not _is_mean(node):
+        return False
+    found = _squared(graph, peel(graph, node.all_input_nodes[0]))
+    return found is not None and _same(graph, found, x)
+
+
+def _is_mean(node: Node) -> bool:
+    """Whether the node is the mean over the last dimension, which is kept."""
     if opname(node) != "mean" or len(node.args) < 3 or node.args[2] is not True:
         return False
-    last = len(x.meta["val"].shape) - 1
-    if node.args[1] not in ([-1], [last]) or not isinstance(node.args[0], Node):
-        return False
-    return _squared(graph, peel(graph, node.args[0])) is x
+    last = len(node.meta["val"].shape) - 1
+    return node.args[1] in ([-1], [last])
+
+
+def _same(graph: CapturedGraph, a: Node, b: Node) -> bool:
+    """Whether two nodes are one, or the same difference written twice."""
+    if a is b:
+        return True
+    centred = _centred(graph, a)
+    return centred is not None and centred is _centred(graph, b)
 
 
 def _squared(graph: CapturedGraph, node: Node) -> Node | None:

@@ -12,6 +12,7 @@ from tintc.ir.auxiliary.logits import Logits
 from tintc.ir.auxiliary.multiply import Multiply
 from tintc.ir.auxiliary.norm import Norm
 from tintc.ir.auxiliary.position_embedding import PositionEmbedding
+from tintc.ir.auxiliary.scale import Scale
 from tintc.ir.auxiliary.select import Select
 
 __all__ = [
@@ -28,5 +29,6 @@ __all__ = [
     "Multiply",
     "Norm",
     "PositionEmbedding",
+    "Scale",
     "Select",
 ]

@@ -19,6 +19,7 @@ from tintc.ir.simulator.norm_descent import NormDescent
 from tintc.ir.simulator.norm_forward import NormForward
 from tintc.ir.simulator.position_embedding import PositionEmbedding
 from tintc.ir.simulator.repeat import Repeat
+from tintc.ir.simulator.scale import Scale
 from tintc.ir.simulator.weights import StoredWeights
 
 __all__ = [
@@ -40,6 +41,7 @@ __all__ = [
     "NormForward",
     "PositionEmbedding",
     "Repeat",
+    "Scale",
     "SimOp",
     "StoredWeights",
 ]

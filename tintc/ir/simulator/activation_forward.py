@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from tintc.ir.core import register
-from tintc.ir.functions import ACTIVATIONS
+from tintc.ir.functions import ACTIVATIONS, GATES_ONLY
 from tintc.ir.layout import Layout
 from tintc.ir.simulator.base import Interpretation, LiteralRun, SimOp, TableCount, Tiles, split_cost
 from tintc.ir.simulator.fused_base import FusedRun, activate
@@ -24,6 +24,7 @@ class ActivationForward(SimOp):
 
     def verify(self) -> None:
         self.expect(self.fn in ACTIVATIONS, f"unknown activation {self.fn!r}")
+        self.expect(self.fn not in GATES_ONLY, f"{self.fn} does not map 0 to 0, so it can only be in a gate")
         self.expect(len(self.operands) == 1 and self.operands[0].type == self.result.type, "keeps the width")
 
     def interpret(self, run: Interpretation, *operands: Tensor) -> Tensor:

@@ -158,5 +158,5 @@ class Machine:
         return PrefixTiles([[partial(stored, row=r, column=c) for c in range(columns)] for r in range(rows)])
 
     def logits(self, x: Tensor, head: str, bias: str) -> Tensor:
-        x = x[..., : self.layout.d_aux]
+        x = x[..., : self.model.table(head).shape[1]]
         return F.linear(x, self.model.table(head), self.model.table(bias) if bias else None)

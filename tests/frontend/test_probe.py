@@ -1,0 +1,45 @@
+"""A program that is not what its model computes is refused before anything is compiled from it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from tiny_models import gpt2, llama
+
+import tintc
+from tintc import driver
+from tintc.errors import ModelError
+from tintc.frontend.agreement import check_agreement
+from tintc.frontend.load import load_auxiliary
+from tintc.ir.auxiliary import Attention, Norm
+from tintc.ir.core import Program
+
+
+def broken(program: Program, kind: type, **attributes: float) -> Program:
+    """With other attributes of the first op of that kind."""
+    at = next(index for index, op in enumerate(program.ops) if isinstance(op, kind))
+    ops = [*program.ops[:at], replace(program.ops[at], **attributes), *program.ops[at + 1 :]]
+    return Program(program.dialect, program.attributes, program.parameters, ops, program.outputs)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_a_program_that_is_right(dtype: torch.dtype) -> None:
+    for model in (gpt2(), llama()):
+        source = load_auxiliary(model.to(dtype))
+        auxiliary = driver.import_auxiliary(source)
+        check_agreement("it", source.model, auxiliary.program, auxiliary.tensors, source.max_length)
+
+
+def test_a_program_that_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
+    source = load_auxiliary(llama())
+    auxiliary = driver.import_auxiliary(source)
+    for kind, attributes in ((Attention, {"scale": 0.5}), (Norm, {"eps": 0.1})):
+        wrong = broken(auxiliary.program, kind, **attributes)
+        with pytest.raises(ModelError, match="a text without padding"):
+            check_agreement("it", source.model, wrong, auxiliary.tensors, source.max_length)
+    wrong = broken(auxiliary.program, Attention, scale=0.5)
+    monkeypatch.setattr(driver, "import_auxiliary", lambda _: driver.Auxiliary(wrong, auxiliary.tensors))
+    with pytest.raises(ModelError, match="not compiled"):
+        tintc.compile(llama())

@@ -1,0 +1,101 @@
+"""The sweep: a representative dozen of types, and how outcomes become tables."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from command import Command, make_command
+
+from tintc.reference.family import Outcome, check_family
+from tintc.reference.family_table import DATA, DOCUMENT, Data, read_data, shown_reasons, summary, to_data, to_markdown
+from tintc.reference.features import Features
+from tintc.reference.sweep import all_jobs
+from tintc.reference.tiny import registered_types, tiny_config
+from tintc.reference.variants import DENSE, DOZEN, VARIANTS
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def command(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Command:
+    return make_command(monkeypatch, capfd)
+
+
+@pytest.mark.parametrize(("model_type", "variant"), DOZEN)
+def test_a_representative_dozen(model_type: str, variant: str) -> None:
+    outcome = check_family(model_type, variant, **(VARIANTS[model_type][variant] if variant else {}))
+    assert outcome.passed, (outcome.stage, outcome.reasons)
+    assert set(outcome.errors) == {"graph", "eager", "gradient", "executors"}
+
+
+def test_a_check_that_fails_is_no_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tintc.reference.family.EAGER", 1e-12)
+    outcome = check_family("llama")
+    assert (outcome.passed, outcome.stage) == (False, "logits") and "eager" in outcome.reasons[0]
+
+
+def test_types_that_cannot_be_built_or_compiled_say_why() -> None:
+    unbuilt = check_family("llama", num_key_value_heads=0)
+    assert unbuilt.stage == "build" and unbuilt.reasons
+    refused = check_family("mamba")
+    assert refused.stage in ("capture", "import") and refused.reasons
+
+
+def test_every_registered_type_is_a_job() -> None:
+    jobs = all_jobs()
+    assert {name for name, _ in jobs} == set(registered_types()) and len(jobs) == len(set(jobs))
+    assert set(DENSE) <= set(registered_types()) and len(DENSE) == 68
+    assert set(VARIANTS) <= set(DENSE) and set(DOZEN) <= set(jobs)
+
+
+def test_widths_are_odd() -> None:
+    config = tiny_config("llama")
+    assert (config.hidden_size, config.num_attention_heads, config.num_key_value_heads) == (60, 3, 1)
+    assert config.intermediate_size % config.hidden_size and config.head_dim == 20
+
+
+def test_tables() -> None:
+    data = example()
+    assert (data["dense_passed"], data["dense"]) == (1, 68)
+    assert summary(data).startswith("1 of 68 dense decoder types pass, 0 of 0 of their variants, and 0 of 1 other")
+    assert shown_reasons(data["families"][2]) == "no rule takes this operation"
+    page = to_markdown(data)
+    assert "| llama | RMSNorm | rotary, half | grouped | gated silu |" in page and "a \\| b" in page
+
+
+def example() -> Data:
+    passed = Outcome("llama", stage="passed", features=Features("RMSNorm", "rotary, half", "grouped", "gated silu"))
+    same = "aten.sort in layers.{}: no rule takes this operation"
+    refused = Outcome("opt", stage="import", reasons=[same.format(0), same.format(1)])
+    other = Outcome("mamba", stage="capture", reasons=["a | b"])
+    return to_data([outcome.to_json() for outcome in (passed, other, refused)])
+
+
+@pytest.mark.skipif(not DATA.exists(), reason="no sweep has been run in this checkout")
+def test_the_page_is_the_table() -> None:
+    assert DOCUMENT.read_text(encoding="utf-8") == to_markdown(read_data())
+
+
+def test_the_command_prints_the_table(command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tintc.reference.family_table.DATA", tmp_path / "families.json")
+    missing = command("families")
+    assert missing.code == 2 and "make sweep" in missing.err
+    (tmp_path / "families.json").write_text(json.dumps(example()), encoding="utf-8")
+    assert command("families", "--json").json == example()
+    shown = command("families")
+    assert shown.code == 0 and "1 of 68 dense decoder types pass" in shown.out and "gated silu" in shown.out
+
+
+@pytest.mark.slow
+def test_the_sweep_runs_types_in_processes_of_their_own() -> None:
+    """Two types, one of which is refused; no table is written."""
+    before = DATA.stat().st_mtime_ns if DATA.exists() else None
+    command = [sys.executable, "-m", "tintc.reference.sweep", "--only", "gpt2", "mamba", "--fresh"]
+    found = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=500)
+    assert found.returncode == 0, found.stderr
+    assert "gpt2 " in found.stdout and "1 of 68 dense decoder types pass" in found.stdout
+    assert before == (DATA.stat().st_mtime_ns if DATA.exists() else None)

@@ -1,0 +1,72 @@
+"""`tintc explain`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tintc.cli.console import print_json, print_rows, silence_libraries, stages
+from tintc.frontend.capture import capture
+from tintc.frontend.graph import CapturedGraph
+from tintc.frontend.importer import recognise
+from tintc.frontend.load import load_auxiliary
+from tintc.ir.auxiliary import AuxOp
+from tintc.ir.core import Program
+from tintc.lowering.canonicalise import canonicalise
+from tintc.lowering.roles import assign_roles
+
+
+def explain_model(model: str, as_json: bool) -> None:
+    """For each op of the model's program the rule that made it, and for each of its tensors where it went.
+
+    Raises `UnsupportedModelError`, which says why no rule took an operation.
+    """
+    silence_libraries()
+    with stages():
+        source = load_auxiliary(model)
+        graph = capture(source.model, source.max_length, source.provenance["source"])
+        found = recognise(graph)
+        program = assign_roles(canonicalise(found.program))
+    ops, tensors = ops_of(program, found.rules), tensors_of(graph, program)
+    if as_json:
+        print_json({"model": model, "ops": ops, "tensors": tensors})
+        return
+    rows = [(op["value"], op["op"], op["rule"], op["role"], str(op["layer"])) for op in ops]
+    print_rows(f"Operations of {model}", ("value", "op", "rule", "role", "layer"), rows)
+    rows = [(tensor["name"], "x".join(map(str, tensor["shape"])), tensor["becomes"]) for tensor in tensors]
+    print_rows(f"Tensors of {model}", ("tensor", "shape", "becomes"), rows)
+
+
+def ops_of(program: Program, rules: dict[str, str]) -> list[dict[str, Any]]:
+    """Every op in order. What canonicalisation makes of several keeps the name of the last."""
+    return [
+        {
+            "value": op.result.name,
+            "op": op.opname,
+            "rule": rules.get(op.result.name, "canonicalisation"),
+            "role": op.role,
+            "layer": op.layer if op.layer >= 0 else "",
+        }
+        for op in program.ops
+        if isinstance(op, AuxOp)
+    ]
+
+
+def tensors_of(graph: CapturedGraph, program: Program) -> list[dict[str, Any]]:
+    """Every parameter and buffer of the model: the program's parameters made of it, and the ops that read them."""
+    readers: dict[str, list[str]] = {}
+    for op in program.ops:
+        if isinstance(op, AuxOp):
+            for part, name in op.parameters().items():
+                parameter = program.parameters[name]
+                source = graph.origins.get(parameter.source, parameter.source)
+                computed = ", computed" if source != parameter.source else ""
+                some = ", some rows" if parameter.rows is not None else ""
+                readers.setdefault(source, []).append(f"{part} of {op.result.name}{some}{computed}")
+    described = []
+    for name, first in graph.aliases.items():
+        becomes = readers.get(first, ["nothing that the logits need"])
+        more = f" (and {len(becomes) - 3} more)" if len(becomes) > 3 else ""
+        tied = f"tied to {first}: " if name != first else ""
+        text = tied + "; ".join(becomes[:3]) + more
+        described.append({"name": name, "shape": list(graph.tensors[first].shape), "becomes": text})
+    return described

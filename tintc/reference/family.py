@@ -1,0 +1,175 @@
+"""`check_family`: one type of decoder, compiled from a tiny random configuration and checked in three ways.
+
+(a) The auxiliary interpreter's logits are the model's, and, closer, those of the exported graph without its down-casts.
+(b) The simulated gradient is autograd's on the exported graph with attention probabilities detached.
+(c) Fused and literal execution agree, after one step and after two.
+
+All in fp64, at two batch sizes and lengths other than those captured.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tintc import driver
+from tintc.errors import TintcError, UnsupportedModelError
+from tintc.frontend.capture import capture
+from tintc.frontend.graph import CapturedGraph
+from tintc.frontend.importer import import_graph
+from tintc.frontend.load import AuxiliarySource, load_auxiliary
+from tintc.ir.auxiliary.interpreter import forward, load, view
+from tintc.ir.inputs import resolve_inputs
+from tintc.lowering.canonicalise import canonicalise
+from tintc.lowering.options import Options
+from tintc.lowering.roles import assign_roles
+from tintc.reference.approximations import Approximations
+from tintc.reference.captured import run_captured
+from tintc.reference.features import Features, features_of
+from tintc.reference.tiny import VOCAB, tiny_model
+from tintc.reference.tune import tune
+from tintc.runtime.gradients import simulated_gradients
+from tintc.runtime.model import TintForCausalLM
+
+SHAPES = ((3, 13), (1, 22))
+"""Batch sizes and lengths of the checks; the graph is captured at (2, 7)."""
+LR = 0.02
+EAGER, GRAPH, GRADIENT, EXECUTORS = 1e-5, 1e-9, 1e-4, 1e-9
+"""Largest relative errors. The eager model drops to fp32 inside norms, softmax and rotary tables; a gradient is off by
+the order of its finite differences' step, `STEP`; the executors are compared by the size of the update."""
+STEP = 1e-6
+
+
+@dataclass
+class Outcome:
+    """What came of one configuration of one type.
+
+    stage: where it ended (``build``, ``capture``, ``import``, ``lower``, ``logits``, ``gradient``, ``executors``), or
+    ``passed``; reasons: sentences, of a failure; errors: the largest of each check.
+    """
+
+    model_type: str
+    variant: str = ""
+    stage: str = "build"
+    reasons: list[str] = field(default_factory=list)
+    errors: dict[str, float] = field(default_factory=dict)
+    features: Features | None = None
+    seconds: float = 0.0
+
+    @property
+    def passed(self) -> bool:
+        return self.stage == "passed"
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+class _Wrong(Exception):
+    """A check found a difference; the message says which."""
+
+
+def check_family(model_type: str, variant: str = "", **options: Any) -> Outcome:
+    """Compile the tiny model of that type and run every check; never raises for what is wrong with a type."""
+    outcome, start = Outcome(model_type, variant), time.perf_counter()
+    try:
+        _check(outcome, options)
+    except UnsupportedModelError as error:
+        outcome.reasons = [str(reason) for reason in error.reasons]
+    except (TintcError, _Wrong) as error:
+        outcome.reasons = [str(error)]
+    except Exception as error:  # of transformers, of torch.export, or ours: the sweep goes on and the table names it
+        first = (str(error).strip().splitlines() or ["no message"])[0]
+        outcome.reasons = [f"{type(error).__name__}: {first[:300]}"]
+    outcome.seconds = round(time.perf_counter() - start, 1)
+    return outcome
+
+
+def _check(outcome: Outcome, options: dict[str, Any]) -> None:
+    model = tiny_model(outcome.model_type, **options)
+    source = load_auxiliary(model)
+    outcome.stage = "capture"
+    graph = capture(source.model, source.max_length, outcome.model_type)
+    outcome.stage = "import"
+    program = assign_roles(canonicalise(import_graph(graph)))
+    outcome.features = features_of(program)
+    auxiliary = driver.Auxiliary(program, graph.tensors)
+    outcome.stage = "lower"
+    sims = {steps: _simulator(auxiliary, source, Options(n_steps=steps, inner_lr=LR)) for steps in (1, 2)}
+    fine = _simulator(auxiliary, source, Options(inner_lr=LR, fd_step=STEP))
+    for batch, length in SHAPES:
+        ids = torch.randint(3, VOCAB, (batch, length), generator=torch.Generator().manual_seed(length))
+        outcome.stage = "logits"
+        _check_logits(outcome, model, graph, auxiliary, ids)
+        outcome.stage = "gradient"
+        _check_gradient(outcome, graph, fine, ids[:1])
+        outcome.stage = "executors"
+        for sim in sims.values():
+            _check_executors(outcome, sim, ids)
+    outcome.stage = "passed"
+
+
+def _simulator(auxiliary: driver.Auxiliary, source: AuxiliarySource, options: Options) -> TintForCausalLM:
+    program = driver.lower(auxiliary.program, options, source.max_length)
+    return driver.assemble(program, auxiliary, source, options, torch.float64)
+
+
+@torch.no_grad()
+def _check_logits(
+    outcome: Outcome, model: torch.nn.Module, graph: CapturedGraph, auxiliary: driver.Auxiliary, ids: Tensor
+) -> None:
+    program = auxiliary.program
+    logits = forward(program, load(program, auxiliary.tensors), resolve_inputs(ids))
+    _record(outcome, "graph", _relative(logits, run_captured(graph, ids)), GRAPH)
+    _record(outcome, "eager", _relative(logits, model.double()(ids, use_cache=False).logits), EAGER)
+
+
+def _check_gradient(outcome: Outcome, graph: CapturedGraph, sim: TintForCausalLM, ids: Tensor) -> None:
+    """Every parameter that descends, beside autograd of the whole graph, one text at a time."""
+    mask = torch.arange(ids.shape[1])[None] < ids.shape[1] // 2
+    found = simulated_gradients(sim, resolve_inputs(ids, mask))
+    right = tune(graph, ids, mask, inner_lr=LR, approximations=Approximations(scores=True)).gradients[0]
+    total = torch.stack([gradient.norm() for gradient in right.values()]).norm()
+    for name, gradient in found.items():
+        parameter = sim.program.parameters[name]
+        wanted = view(parameter, right[parameter.source][0])
+        error = float((gradient - wanted).norm() / (wanted.norm() + 1e-3 * total))
+        _record(outcome, "gradient", error, GRADIENT, f" of {name}")
+
+
+@torch.no_grad()
+def _check_executors(outcome: Outcome, sim: TintForCausalLM, ids: Tensor) -> None:
+    found = {}
+    for executor in ("literal", "fused"):
+        with _executor(sim, executor) as run:
+            found[executor] = run(ids, return_before=True)
+    literal, fused = found["literal"], found["fused"]
+    size = (literal.logits - literal.logits_before).norm()
+    if not size > 0:
+        raise _Wrong("the update changes nothing")
+    _record(outcome, "executors", float((fused.logits - literal.logits).norm() / size), EXECUTORS)
+    _record(outcome, "executors", float((fused.logits_before - literal.logits_before).norm() / size), EXECUTORS)
+
+
+@contextmanager
+def _executor(sim: TintForCausalLM, name: str) -> Iterator[Callable[..., Any]]:
+    kept, sim.executor = sim.executor, name
+    try:
+        yield sim
+    finally:
+        sim.executor = kept
+
+
+def _record(outcome: Outcome, name: str, error: float, allowed: float, of: str = "") -> None:
+    outcome.errors[name] = max(error, outcome.errors.get(name, 0.0))
+    if not error <= allowed:
+        raise _Wrong(f"the check {name}{of} is {error:.2g} off, relatively; {allowed:g} is allowed")
+
+
+def _relative(found: Tensor, right: Tensor) -> float:
+    return float((found - right).abs().max() / right.abs().max())

@@ -1,0 +1,66 @@
+"""What a decoder consists of, read off its program: norms, positions, attention, feed-forward."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from tintc.ir.auxiliary import Activation, Attention, AuxOp, Gate, Norm, PositionEmbedding
+from tintc.ir.core import Program
+
+NAMES = {"rms": "RMSNorm", "layer": "LayerNorm"}
+
+
+@dataclass(frozen=True)
+class Features:
+    """Words for a table."""
+
+    norms: str
+    positions: str
+    attention: str
+    feed_forward: str
+
+
+def features_of(program: Program) -> Features:
+    """The features of a program whose roles are assigned."""
+    ops = [op for op in program.ops if isinstance(op, AuxOp)]
+    return Features(_norms(ops), _positions(ops, program), _attention(ops), _feed_forward(ops))
+
+
+def _norms(ops: list[AuxOp]) -> str:
+    norms = [op for op in ops if isinstance(op, Norm)]
+    kinds = _listed(NAMES.get(op.kind, op.kind) for op in norms if op.role != "qk")
+    return f"{kinds}, on q and k" if any(op.role == "qk" for op in norms) else kinds
+
+
+def _positions(ops: list[AuxOp], program: Program) -> str:
+    words = ["table"] if any(isinstance(op, PositionEmbedding) for op in ops) else []
+    for op in ops:
+        if not isinstance(op, Attention):
+            continue
+        frequencies = getattr(op, "inv_freq", "")
+        if frequencies:
+            part = 2 * program.parameters[frequencies].shape[0] < op.head_dim
+            words.append(f"rotary, {op.rotary_style}{', part of a head' if part else ''}")
+        if getattr(op, "slopes", ()):
+            words.append("ALiBi")
+    return _listed(words) or "none"
+
+
+def _attention(ops: list[AuxOp]) -> str:
+    words = []
+    for op in ops:
+        if isinstance(op, Attention):
+            kind = "multi-head" if op.n_kv_heads == op.n_heads else "grouped" if op.n_kv_heads > 1 else "multi-query"
+            more = [word for word in ("window", "softcap") if getattr(op, word, 0)]
+            words.append(" + ".join([kind, *more]))
+    return _listed(words)
+
+
+def _feed_forward(ops: list[AuxOp]) -> str:
+    gates = [f"gated {op.fn}" for op in ops if isinstance(op, Gate)]
+    return _listed(gates + [op.fn for op in ops if isinstance(op, Activation)])
+
+
+def _listed(words: Iterable[str]) -> str:
+    return "; ".join(dict.fromkeys(words))

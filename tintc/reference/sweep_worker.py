@@ -1,0 +1,25 @@
+"""What the sweep's workers are forked from: everything imported, and one export done, which imports more."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import torch
+import transformers
+
+from tintc.frontend.capture import capture
+from tintc.reference.family import check_family
+from tintc.reference.tiny import tiny_model
+from tintc.reference.variants import VARIANTS
+
+warnings.filterwarnings("ignore")
+transformers.logging.set_verbosity_error()
+torch.set_num_threads(1)
+capture(tiny_model("llama"))
+
+
+def check(model_type: str, variant: str) -> dict[str, Any]:
+    """The outcome of one configuration, as plain values."""
+    options = VARIANTS[model_type][variant] if variant else {}
+    return check_family(model_type, variant, **options).to_json()

@@ -1,0 +1,122 @@
+"""Tiny random decoders of any registered type, by the names its configuration gives to widths, heads and layers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+LAYERS = ("sliding_attention", "full_attention")
+VOCAB, LENGTH, WINDOW = 97, 64, 6
+SIZES: dict[int, tuple[str, ...]] = {
+    VOCAB: ("vocab_size", "vocab_size_per_layer_input"),
+    60: ("hidden_size", "n_embd", "d_model", "word_embed_proj_dim"),
+    3: ("num_attention_heads", "n_head", "n_heads", "num_heads", "attention_heads"),
+    1: ("num_key_value_heads", "num_kv_heads"),
+    2: ("num_hidden_layers", "n_layer", "n_layers", "num_layers", "num_layers_per_stack", "altup_num_inputs"),
+    140: ("intermediate_size", "n_inner", "ffn_dim", "ffn_hidden_size", "dff"),
+    LENGTH: ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len", "original_max_position_embeddings"),
+    20: ("head_dim", "hidden_size_per_layer_input"),
+    8: ("rotary_dim", "qk_rope_head_dim", "laurel_rank"),
+    12: ("qk_nope_head_dim", "kv_lora_rank", "v_head_dim"),
+    16: ("q_lora_rank", "dim_model_base"),
+    WINDOW: ("window_size",),
+}
+"""Odd widths: 3 heads of 20 that share one key head, a feed-forward of 140."""
+NEEDS: dict[str, dict[str, Any]] = {
+    "codegen": {"n_embd": 80, "n_head": 4},  # projections are cut for four devices
+    "cohere_compass_text": {
+        "rope_parameters": {kind: {"rope_type": "default", "rope_theta": 10000.0} for kind in LAYERS},
+        "layer_types": list(LAYERS),
+        "sliding_window": WINDOW,
+    },
+    "diffllama": {"hidden_size": 80, "num_attention_heads": 4, "num_key_value_heads": 2},
+    "gemma3n_text": {"num_kv_shared_layers": 0},
+    "gpt_neo": {"attention_types": [[["global", "local"], 1]]},
+    "minicpm3": {"num_key_value_heads": 3, "head_dim": 8},
+    "youtu": {"num_key_value_heads": 3, "head_dim": 8},
+}
+"""What single types cannot do without."""
+TOKENS = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
+PARTIAL = 0.4
+"""Share of a head that turns, where the default share of 20 is not an even number of coordinates."""
+
+
+def registered_types() -> list[str]:
+    """Every model type for which transformers registers a causal language model."""
+    return sorted(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
+
+
+def tiny_config(model_type: str, **options: Any) -> PretrainedConfig:
+    """A small configuration of that type; `options` are set on top, nested ones merged.
+
+    Raises whatever the configuration class raises for it.
+    """
+    kind = CONFIG_MAPPING[model_type]
+    default = kind()
+    return kind(**_merged(_merged(_small(default), NEEDS.get(model_type, {})), options))
+
+
+def tiny_model(model_type: str, seed: int = 0, **options: Any) -> PreTrainedModel:
+    """A model of that type with random weights, biases and gains included, which start as zeros and ones."""
+    torch.manual_seed(seed)
+    config = tiny_config(model_type, **options)
+    try:
+        model = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa")
+    except (ValueError, NotImplementedError) as error:
+        if "attention" not in str(error):
+            raise
+        model = AutoModelForCausalLM.from_config(config, attn_implementation="eager")
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.05 * torch.randn_like(parameter))
+    return model.eval()
+
+
+def _small(default: PretrainedConfig) -> dict[str, Any]:
+    known = default.to_dict()
+    found: dict[str, Any] = {name: size for size, names in SIZES.items() for name in names if name in known}
+    found |= {name: token for name, token in TOKENS.items() if name in known}
+    if known.get("sliding_window") is not None:
+        found["sliding_window"] = WINDOW
+    if set(LAYERS) <= set(known.get("layer_types") or ()):
+        found["layer_types"] = list(LAYERS)
+    found |= _rotary(known)
+    for name in default.sub_configs:
+        inner = getattr(default, name, None)
+        if isinstance(inner, PretrainedConfig):
+            found[name] = _small(inner)
+    return found
+
+
+def _rotary(known: Mapping[str, Any]) -> dict[str, Any]:
+    """The default's rotary parameters, with a share of the head that is an even number of its coordinates."""
+    parameters = known.get("rope_parameters")
+    if not isinstance(parameters, dict):
+        return {}
+    (width,) = [size for size, names in SIZES.items() if "head_dim" in names]
+
+    def fit(entries: Any) -> Any:
+        if not isinstance(entries, dict):
+            return entries
+        entries = {key: fit(value) for key, value in entries.items()}
+        share = entries.get("partial_rotary_factor")
+        if share is not None and int(share * width) % 2:
+            entries["partial_rotary_factor"] = PARTIAL
+        if "original_max_position_embeddings" in entries:
+            entries["original_max_position_embeddings"] = LENGTH // 2
+        return entries
+
+    return {"rope_parameters": fit(parameters)}
+
+
+def _merged(base: Mapping[str, Any], more: Mapping[str, Any]) -> dict[str, Any]:
+    found = dict(base)
+    for key, value in more.items():
+        inner = found.get(key)
+        found[key] = _merged(inner, value) if isinstance(inner, dict) and isinstance(value, dict) else value
+    return found
