@@ -70,7 +70,7 @@ def compile_(
     ] = "linear",
     calibration_text: Annotated[
         Path | None,
-        typer.Option(help="A UTF-8 file to calibrate steps or softmax heads with [default: a built-in text]."),
+        typer.Option(help="A UTF-8 file to calibrate steps or softmax heads on [default: a built-in one]."),
     ] = None,
     max_shard_size: Annotated[str, typer.Option(help="Largest weight file, such as 500MB.")] = "5GB",
     force: Annotated[bool, typer.Option("--force", help="Replace an existing simulator, in one step.")] = False,
