@@ -31,6 +31,10 @@ Semantics = Annotated[Literal["exact", "paper-code"], typer.Option(help="Which d
 HeadWidth = Annotated[int | None, typer.Option(help="Width of a head [default: the least that will do].")]
 Heads = Annotated[int | None, typer.Option(help="Heads of an embedding [default: the least that will do].")]
 MaxLength = Annotated[int | None, typer.Option(help="Longest text [default: the model's, at most 2048].")]
+Reuse = Annotated[
+    Literal["none", "step", "layer"],
+    typer.Option(help="Which modules share structural tensors: none, one layer's in all steps, or all layers'."),
+]
 Executor = Annotated[
     Literal["auto", "fused", "literal"], typer.Option(help="How it is executed [auto: fused where that is exact].")
 ]
@@ -52,6 +56,12 @@ def compile_(
     heads: Heads = None,
     max_length: MaxLength = None,
     fd_step: Annotated[float | None, typer.Option(help="Step of the finite differences [default: 0.001].")] = None,
+    difference: Annotated[
+        Literal["fixed", "calibrated", "token"] | None,
+        typer.Option(help="How it is chosen: one, one per module, or per token [default: token; paper-code: fixed]."),
+    ] = None,
+    reuse: Reuse = "layer",
+    gate_scale: Annotated[float, typer.Option(help="Pre-activation of open position gates (the paper's: 10).")] = 64.0,
     dtype: Annotated[
         Literal["float32", "bfloat16", "float64"] | None, typer.Option(help="Stored type [default: the model's].")
     ] = None,
@@ -59,7 +69,8 @@ def compile_(
         Literal["linear", "softmax"], typer.Option(help="Heads of the linear modules; softmax runs literally only.")
     ] = "linear",
     calibration_text: Annotated[
-        Path | None, typer.Option(help="A UTF-8 file to calibrate softmax heads with [default: a built-in text].")
+        Path | None,
+        typer.Option(help="A UTF-8 file to calibrate steps or softmax heads on [default: a built-in one]."),
     ] = None,
     max_shard_size: Annotated[str, typer.Option(help="Largest weight file, such as 500MB.")] = "5GB",
     force: Annotated[bool, typer.Option("--force", help="Replace an existing simulator, in one step.")] = False,
@@ -81,6 +92,9 @@ def compile_(
         "heads": heads,
         "max_length": max_length,
         "fd_step": fd_step,
+        "fd_scheme": difference,
+        "reuse": reuse,
+        "gate_scale": gate_scale,
         "dtype": dtype,
         "linear_attention": linear_attention,
     }
@@ -99,6 +113,7 @@ def plan(
     head_width: HeadWidth = None,
     heads: Heads = None,
     max_length: MaxLength = None,
+    reuse: Reuse = "layer",
     png: Annotated[Path | None, typer.Option(help="Also draw the trade-off into this file.")] = None,
     every: Annotated[bool, typer.Option("--all", help="List layouts that others beat in everything too.")] = False,
     json: Json = False,
@@ -116,6 +131,7 @@ def plan(
         "head_width": head_width,
         "heads": heads,
         "max_length": max_length,
+        "reuse": reuse,
     }
     plan_model(model, options, png, every, json)
 

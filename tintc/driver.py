@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -18,8 +18,10 @@ from tintc.frontend.importer import import_graph
 from tintc.frontend.load import AuxiliarySource, load_auxiliary
 from tintc.frontend.sample import sample
 from tintc.ir.core import Program
+from tintc.ir.structure import SATURATED
 from tintc.ir.text import print_program
 from tintc.lowering.allocate_slots import allocate_slots
+from tintc.lowering.calibrate import calibrate
 from tintc.lowering.canonicalise import canonicalise
 from tintc.lowering.differentiate import differentiate
 from tintc.lowering.eliminate_common import eliminate_common
@@ -55,6 +57,9 @@ def compile(
     heads: int | None = None,
     max_length: int | None = None,
     fd_step: float | None = None,
+    fd_scheme: str | None = None,
+    reuse: str = "layer",
+    gate_scale: float = SATURATED,
     dtype: torch.dtype | str | None = None,
     linear_attention: str = "linear",
     calibration: str | Tensor | None = None,
@@ -70,9 +75,13 @@ def compile(
     (``values``, ``out``, ``ffn``, ``norm-bias``, ``norm-gain``); semantics ``exact`` or ``paper-code`` (the authors'
     implementation); stack, shards: weight rows per prefix and parts of a row (None: the cheapest); head_width, heads:
     width and number of the simulator's heads (None: the least that will do); max_length: longest text in tokens (None:
-    the model's, at most 2048); fd_step: step of the finite differences (None: 1e-3); dtype: of the simulator (None: the
-    model's); linear_attention: ``linear``, or ``softmax``: every linear head as two softmax heads and a sink, their
-    constants calibrated on `calibration`, a text or token ids ``[T]`` (None: a built-in text).
+    the model's, at most 2048); fd_step: step of the finite differences (None: 1e-3); fd_scheme: how it is chosen,
+    ``fixed``, ``calibrated`` or ``token`` (None: token in ``exact``); reuse: which modules share structural tensors,
+    ``layer`` (those of all layers, so that they are stored once), ``step`` (those of one layer in all steps) or
+    ``none``; gate_scale: pre-activation of open position gates (the paper's is 10; by default they are exactly 0 and 1,
+    and short of that a simulator runs literally alone); dtype: of the simulator (None: the model's); linear_attention:
+    ``linear``, or ``softmax``: every linear head as two softmax heads and a sink; calibration: a text or token ids
+    ``[T]`` from which calibrated steps and the constants of softmax heads are taken (None: a built-in text).
 
     output: a folder to write the simulator to, tensor by tensor and in one atomic step, instead of building it in
     memory; what is returned is loaded from it and lies in its mapped files. max_shard_size: of the files there; force:
@@ -95,6 +104,9 @@ def compile(
         heads=heads,
         max_length=max_length,
         fd_step=DEFAULT_FD_STEP if fd_step is None else fd_step,
+        fd_scheme=fd_scheme,
+        reuse=reuse,
+        gate_scale=gate_scale,
         linear_attention=linear_attention,
     )
     kind, shard_size = as_dtype(dtype), parse_size(max_shard_size)
@@ -110,6 +122,10 @@ def compile(
     logger.info("comparing its program with the model")
     name = source.provenance["source"]
     check_agreement(name, source.model, auxiliary.program, auxiliary.tensors, source.max_length)
+    if options.difference.scheme == "calibrated":
+        logger.info("calibrating the steps of differences")
+        ids = calibration_ids(source, calibration)
+        options = replace(options, fd_steps=calibrate(auxiliary.program, auxiliary.tensors, ids, options))
     logger.info("lowering to simulator modules")
     program = lower(auxiliary.program, options, source.max_length)
     if linear_attention == "softmax":
@@ -214,6 +230,8 @@ def configure(program: Program, source: AuxiliarySource, options: Options) -> Ti
         semantics=options.semantics,
         fd_scheme=options.difference.scheme,
         fd_step=options.fd_step,
+        reuse=options.reuse,
+        gate_scale=options.gate_scale,
         linear_attention=options.linear_attention,
         provenance=source.provenance,
         digests={"program": text_digest(text)},

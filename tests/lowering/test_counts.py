@@ -135,7 +135,8 @@ def test_module_counts_by_hand(gpt2: tintc.TintForCausalLM) -> None:
     assert rows["weights", 1, "forward"].unrolled == rows["weights", 1, "forward"].unique
     structure = sum(tensor.numel() for name, tensor in state.items() if name.startswith("structure."))
     shared = sum(row.unique for row in rows.values() if row.layer is None)
-    assert shared == structure, "structural tensors belong to no layer"
+    own = rows["loss_gradient", -1, "loss"].unique
+    assert shared + own == structure, "structural tensors belong to no layer; the loss's are its own"
     assert rows["linear", 0, "forward"] == replace(rows["linear", 1, "forward"], layer=0)
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import tintc
 from tintc.cli.console import print_json, print_table, silence_libraries, stages
 from tintc.cli.run import read_text
+from tintc.errors import OptionError
 from tintc.lowering.options import Options
 from tintc.runtime.artefact import check_output
 from tintc.runtime.evaluate import peak_rss_bytes
@@ -31,6 +32,8 @@ def compile_model(
     check_options(options)
     parse_size(max_shard_size)
     text = None if calibration is None else read_text(None, calibration)
+    if text is not None and options["fd_scheme"] != "calibrated" and options["linear_attention"] != "softmax":
+        raise OptionError("A calibration text is for --difference calibrated and --linear-attention softmax; add one.")
     start = time.perf_counter()
     with stages():
         sim = tintc.compile(

@@ -69,12 +69,16 @@ def rms(g: Tensor) -> Tensor:
     return square_root(g.square().mean(-1, keepdim=True))
 
 
+SCHEMES = ("fixed", "calibrated", "token")
+
+
 @dataclass(frozen=True)
 class FiniteDifference:
     """How a first-order step is chosen (paper Defs. F.3, G.3; schemes of the construction).
 
-    ``fixed``: step `eps` everywhere, as in the paper. ``token``: step ``eps * c / rms(g)`` per token, which suits the
-    gradient whatever its size; a zero gradient gives zero.
+    ``fixed``: step `eps` everywhere, as in the paper; ``calibrated``: the same, with an `eps` of each module's own, a
+    power of two. ``token``: step ``eps * c / rms(g)`` per token, which suits the gradient whatever its size; a zero
+    gradient gives zero.
     """
 
     scheme: str
@@ -82,7 +86,7 @@ class FiniteDifference:
 
     def derivative(self, f: Callable[[Tensor], Tensor], x: Tensor, g: Tensor, c: Tensor | float = 1.0) -> Tensor:
         """``J_f(x) g`` to first order: ``(f(x + h g) - f(x)) / h``. Shapes of x and g: ``[..., D]``."""
-        if self.scheme == "fixed":
+        if self.scheme != "token":
             return (f(x + self.eps * g) - f(x)) / self.eps
         size = rms(g)
         safe = torch.where(size == 0, torch.ones_like(size), size)

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -93,6 +94,7 @@ def route(
     places and from distinct places.
     """
 
+    @cache
     def colours() -> list[int]:
         return colour([(move.column, move.to) for move in moves])
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -207,15 +208,23 @@ def _name_stages(named: dict[str, TensorSpec], prefix: str, stages: tuple[SplitS
 
 
 SATURATED = 64.0
-"""Gate pre-activation in `exact`: tanh(64) is exactly 1 in every floating type, so that gates are exactly 0 and 1. The
-paper's 10 leaves 4e-9 per gate, which the finite differences divide by eps (section 2.3)."""
+"""Default gate pre-activation: tanh(64) is exactly 1 in every floating type, so that gates are exactly 0 and 1, as the
+interpreters take them to be. The paper's 10 leaves 4e-9 per gate (section 2.3)."""
 
 
-def shared_tensors(layout: Layout) -> dict[str, TensorSpec]:
+@cache
+def is_saturated(scale: float, dtype: torch.dtype) -> bool:
+    """Whether gates of this pre-activation are exactly 1 in a simulator of that dtype. Gates of 0 always are 0."""
+    wide = torch.promote_types(dtype, torch.float32)  # parts of a shorter type's simulator run in fp32
+    return bool((torch.full((64,), scale, dtype=dtype).to(wide).tanh() == 1).all())
+
+
+def shared_tensors(layout: Layout, gate_scale: float = SATURATED) -> dict[str, TensorSpec]:
     """Position matrices ``positions.<kind> [d_h, T_sim]`` and gates ``gates.<kind>.<v_old | v_new> [T_sim]``.
 
     A gate is ``tanh(v . p)``: positions are one-hot, so the definition's extra bias b is v shifted by a constant.
-    ``replace`` keeps the prefixes and replaces the tokens, ``update`` adds to the prefixes and keeps the tokens.
+    ``replace`` keeps the prefixes and replaces the tokens, ``update`` adds to the prefixes and keeps the tokens. Where
+    a gate is open its pre-activation is `gate_scale`, elsewhere 0.
     """
     k, length = layout.n_prefixes, layout.sim_seq_len
 
@@ -231,7 +240,7 @@ def shared_tensors(layout: Layout) -> dict[str, TensorSpec]:
         def build() -> Tensor:
             vector = torch.full((length,), at_tokens, dtype=torch.float64)
             vector[:k] = at_prefixes
-            return vector * SATURATED
+            return vector * gate_scale
 
         return TensorSpec((length,), build)
 

@@ -1,8 +1,9 @@
 """Parameter counts of a program, from its shapes alone (spec, section 11).
 
 Three counts of the same simulator: by the paper's table; *unrolled*, with structural tensors of its own for every
-module; and *unique*, the values that the artefact stores. `module_counts` splits all three by module kind, layer and
-phase.
+module; and *unique*, the values that the artefact stores. The last depends on what modules share
+(`tintc.lowering.sharing`) and is the second where they share nothing; steps that share nothing count in the first too.
+`module_counts` splits all three by module kind, layer and phase.
 """
 
 from __future__ import annotations
@@ -15,10 +16,14 @@ from dataclasses import dataclass
 from tintc.ir import simulator as sim
 from tintc.ir.core import Program
 from tintc.ir.layout import Layout
-from tintc.ir.simulator.base import SimOp, Storage, TableCount, attention_cost, split_cost
-from tintc.ir.structure import AttentionSpec, Block, TensorSpec, block_tensors, shared_tensors
-from tintc.lowering.emit import blocks_of, specs, storage_of
+from tintc.ir.simulator.base import SimOp, TableCount, attention_cost, split_cost
+from tintc.ir.structure import Block, TensorSpec, block_tensors, shared_tensors
+from tintc.lowering.emit import specs, storage_of
 from tintc.lowering.plan_layout import layout_of
+from tintc.lowering.sharing import Placed, around, placement, position_kinds, reuse_of
+
+PHASES = ("forward", "backward", "descent")
+NOTHING = TableCount()
 
 
 @dataclass(frozen=True)
@@ -60,16 +65,23 @@ def count_parameters(program: Program) -> ParameterReport:
 
 
 def table_count(program: Program) -> TableCount:
-    """The paper's table over the first pass through the layers; each forward op counts its backward and descent too.
+    """The paper's table, which gives every layer modules of its own that all steps share.
 
     As in the table, one module stands for a layer whatever its tiles, every layer counts as updated, and what lies
-    outside the layers is left out.
+    outside the layers is left out. Where steps do not share (reuse ``none``), the modules of every step count.
     """
-    layout, total = layout_of(program), TableCount()
+    return sum(_tables(program).values(), NOTHING)
+
+
+def _tables(program: Program) -> dict[SimOp, TableCount]:
+    """What every forward op counts for: its own module and, where a step follows it, its backward and descent too."""
+    layout, n_steps, shared = layout_of(program), program.attributes["n_steps"], reuse_of(program) != "none"
+    found: dict[SimOp, TableCount] = {}
     for op in program.ops:
-        if isinstance(op, SimOp) and op.phase == "forward" and op.step == 0 and op.layer >= 0:
-            total += op.table_count(layout)
-    return total
+        if isinstance(op, SimOp) and op.phase == "forward" and op.layer >= 0 and (op.step == 0 or not shared):
+            count = op.table_count(layout)
+            found[op] = count if op.step < n_steps else TableCount(count.forward)
+    return found
 
 
 def transformer_block(layout: Layout) -> TableCount:
@@ -84,23 +96,28 @@ def module_counts(program: Program) -> list[ModuleCount]:
     A tensor that several modules use is counted, as unique, with the first of them whose kind its block is named after
     (norms apply blocks of linear modules too), or else with the first.
     """
-    layout, storage, tensors = layout_of(program), storage_of(program), specs(program)
+    layout, storage, tensors, places = layout_of(program), storage_of(program), specs(program), placement(program)
     counts: dict[tuple[str, int | None, str], list[int]] = defaultdict(lambda: [0, 0, 0])
     users: dict[str, list[SimOp]] = defaultdict(list)
-    own = {name: block_count(block, layout) for name, block in blocks_of(program).items()}
+    named: dict[str, SimOp] = {}
+    tables = _tables(program)
     for op in program.ops:
         if not isinstance(op, SimOp):
             continue
-        for name in _uses(op, storage):
+        placed = places.get(op, {})
+        for block, one in placed.items():
+            for name in tensors_of(one):
+                users[name].append(op)
+                if block.startswith(f"{_kind(op)}_") and name.startswith(f"structure.{one.name}."):
+                    named.setdefault(name, op)
+        for name in op.stored(storage):
             users[name].append(op)
-        counts[_kind(op), op.layer, op.phase][1] += sum(own[name] for name in op.blocks(layout))
-        if op.phase == "forward" and op.step == 0 and op.layer >= 0:
-            table = op.table_count(layout)
-            for phase in ("forward", "backward", "descent"):
-                counts[_kind(op), op.layer, phase][0] += getattr(table, phase)
+        built = {one.name: one.block for one in placed.values()}
+        counts[_kind(op), op.layer, op.phase][1] += sum(block_count(block, layout) for block in built.values())
+        for phase in PHASES:
+            counts[_kind(op), op.layer, phase][0] += getattr(tables.get(op, NOTHING), phase)
     for name, spec in tensors.items():
-        named = (op for op in users[name] if name.startswith(f"structure.{_kind(op)}_"))
-        first, size = next(named, users[name][0]), math.prod(spec.shape)
+        first, size = named.get(name, users[name][0]), math.prod(spec.shape)
         layers = {op.layer for op in users[name]}
         row = counts[_kind(first), first.layer if len(layers) == 1 else None, first.phase]
         row[1] += 0 if name.startswith("structure.") else size
@@ -116,12 +133,10 @@ def _kind(op: SimOp) -> str:
     return name
 
 
-def _uses(op: SimOp, storage: Storage) -> Iterator[str]:
-    """State-dict names of the tensors an op uses."""
-    for name, block in op.blocks(storage.layout).items():
-        yield from (f"structure.{name}.{part}" for part in block_tensors(block.spec))
-        yield from (f"structure.{shared}" for shared in _shared(block))
-    yield from op.stored(storage)
+def tensors_of(placed: Placed) -> Iterator[str]:
+    """State-dict names of the tensors that a block uses."""
+    yield from (f"structure.{placed.name}.{part}" for part in block_tensors(placed.block.spec))
+    yield from (f"structure.{name}" for name in around(placed))
 
 
 def unrolled_count(program: Program) -> int:
@@ -133,20 +148,11 @@ def unrolled_count(program: Program) -> int:
 
 
 def block_count(block: Block, layout: Layout) -> int:
-    """Values of one block with position matrices and gate of its own."""
+    """Values of one block with position matrices, one for every term, and gate of its own."""
+    names = [f"positions.{kind}" for kind in position_kinds(block).values()]
+    names += [f"gates.{block.gate}.{part}" for part in ("v_old", "v_new") if block.gate]
     shared = shared_tensors(layout)
-    return _numel([*block_tensors(block.spec).values(), *(shared[name] for name in _shared(block))])
-
-
-def _shared(block: Block) -> list[str]:
-    """Names of the position matrices, each as often as a term uses it, and of the gate's vectors."""
-    names = []
-    if isinstance(block.spec, AttentionSpec):
-        terms = (block.spec.positions_q, block.spec.positions_k, block.spec.positions_v)
-        names += [f"positions.{term.kind}" for term in terms if term is not None]
-    if block.gate:
-        names += [f"gates.{block.gate}.{part}" for part in ("v_old", "v_new")]
-    return names
+    return _numel([*block_tensors(block.spec).values(), *(shared[name] for name in names)])
 
 
 def unique_count(program: Program) -> int:

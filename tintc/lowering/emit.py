@@ -7,11 +7,13 @@ tensors. Names are those of the module tree, so that the result is a state dict:
 - ``tables.<parameter>``: token and position embeddings and the head, once, D wide
 - ``rates.<layer> [N]``: learning rate of every step
 - ``rotary.<parameter>``: frequencies, and gains of rotated queries
-- ``structure.<block>...``: the same for every layer
+- ``structure.<block>...``: the same for every layer; ``structure.<module>.<block>...`` where modules share less
+  (`tintc.lowering.sharing`)
 """
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 
@@ -23,8 +25,10 @@ from tintc.ir import simulator as sim
 from tintc.ir.auxiliary.interpreter import view
 from tintc.ir.core import Program
 from tintc.ir.simulator.base import Storage
-from tintc.ir.structure import Block, Positions, TensorSpec, block_tensors, shared_tensors
+from tintc.ir.structure import TensorSpec, block_tensors, shared_tensors
+from tintc.lowering.options import Options
 from tintc.lowering.plan_layout import layout_of
+from tintc.lowering.sharing import Placed, around, placement, reuse_of
 
 Source = Mapping[str, Tensor]
 FULL_PRECISION = ("rates.", "rotary.")
@@ -44,35 +48,39 @@ def check_complete(program: Program) -> Program:
     if attributes or outputs:
         missing = [f"the attribute {name}" for name in attributes] + [f"the output {name}" for name in outputs]
         raise IRError(f"The simulator's program is incomplete: it lacks {', '.join(missing)}. Compile the model again.")
+    reuse_of(program)
+    gate_scale_of(program)
     return program
 
 
-def blocks_of(program: Program) -> dict[str, Block]:
-    """Every structural block the program applies, by name, in order of first use."""
-    layout = layout_of(program)
-    blocks: dict[str, Block] = {}
-    for op in program.ops:
-        if isinstance(op, sim.SimOp):
-            for name, block in op.blocks(layout).items():
-                blocks.setdefault(name, block)
+def blocks_of(program: Program) -> dict[str, Placed]:
+    """Every structural block of the artefact, by its name below ``structure``, in order of first use."""
+    blocks: dict[str, Placed] = {}
+    for placed in placement(program).values():
+        for one in placed.values():
+            blocks.setdefault(one.name, one)
     return blocks
+
+
+def gate_scale_of(program: Program) -> float:
+    """Pre-activation of the open position gates; `IRError` if the program's is not a positive number."""
+    scale = program.attributes.get("gate_scale", Options.gate_scale)
+    if not (isinstance(scale, float | int) and scale > 0):
+        raise IRError(f"The program's attribute 'gate_scale' is {scale!r}; it must be a positive number.")
+    return float(scale)
 
 
 def structure_specs(program: Program) -> dict[str, TensorSpec]:
     """All tensors below ``structure``; position matrices and gates only if some block uses them."""
-    blocks = blocks_of(program)
-    specs = {
-        f"{name}.{part}": spec for name, block in blocks.items() for part, spec in block_tensors(block.spec).items()
-    }
-    used = {f"gates.{block.gate}" for block in blocks.values() if block.gate}
-    for block in blocks.values():
-        for letter in "qkv":
-            positions: Positions | None = getattr(block.spec, f"positions_{letter}", None)
-            if positions is not None:
-                used.add(f"positions.{positions.kind}")
-    shared = shared_tensors(layout_of(program))
-    kept = {name: spec for name, spec in shared.items() if any(name.startswith(prefix) for prefix in used)}
-    return {f"structure.{name}": spec for name, spec in (specs | kept).items()}
+    blocks = blocks_of(program).values()
+    specs = {f"{one.name}.{part}": spec for one in blocks for part, spec in block_tensors(one.block.spec).items()}
+    names: dict[str, dict[str, None]] = defaultdict(dict)
+    for one in blocks:
+        for name, kind in around(one).items():
+            names[kind][name] = None
+    shared = shared_tensors(layout_of(program), gate_scale_of(program))
+    specs |= {name: spec for kind, spec in shared.items() for name in names[kind]}
+    return {f"structure.{name}": spec for name, spec in specs.items()}
 
 
 def specs(program: Program, source: Source | None = None, lr: float = 0.0) -> dict[str, TensorSpec]:

@@ -27,8 +27,13 @@ from tintc.errors import InputError
 from tintc.frontend.capture import capture
 from tintc.frontend.graph import CapturedGraph
 from tintc.frontend.load import AuxiliarySource
+from tintc.ir import simulator
 from tintc.ir.auxiliary.interpreter import view
+from tintc.ir.core import Program
 from tintc.ir.inputs import resolve_inputs
+from tintc.ir.structure import is_saturated
+from tintc.lowering.emit import gate_scale_of
+from tintc.lowering.sharing import placement
 from tintc.reference.approximations import Approximations, Difference
 from tintc.reference.stored import check_program, stored_problems
 from tintc.reference.tune import Tuned, tune
@@ -65,6 +70,10 @@ class Tolerances:
         if dtype == torch.float32:
             return cls(1e-4, 1e-2 if scheme == "token" else 0.3, 1e-5)
         return cls(5e-2, 0.3, 1e-2)
+
+    def allowing(self, leak: float) -> Tolerances:
+        """The same for position gates that are not exactly 1: what all of them together may add (`gate_leak`)."""
+        return replace(self, logits=self.logits + leak, gradient=self.gradient + leak)
 
 
 @dataclass(frozen=True)
@@ -129,14 +138,15 @@ def verify(path: str, sim: TintForCausalLM, source: AuxiliarySource, ids: Tensor
         out = sim(ids[None].to(sim.device), train_mask=mask, return_before=True)
     executor = sim.last_executor
     made = simulated_gradients(sim, resolve_inputs(ids[None].to(sim.device), mask, semantics=sim.config.semantics))
-    config, tolerances = sim.config, Tolerances.of(sim.dtype, sim.config.fd_scheme, sim.config.linear_attention)
+    config, leak = sim.config, gate_leak(sim)
+    tolerances = Tolerances.of(sim.dtype, config.fd_scheme, config.linear_attention).allowing(leak)
     dtype = reference_dtype(source)
     LOGGER.info("fine-tuning the model with the same approximations")
-    tuned = _tuned(graph, config, ids, mask, _approximations(config), config.n_steps, dtype)
+    tuned = _tuned(graph, config, ids, mask, _approximations(sim), config.n_steps, dtype)
     if not bool(tuned.after.isfinite().all()):
         raise InputError(f"The learning rate {config.inner_lr} is too large for this text; pass another with --text.")
     LOGGER.info("fine-tuning the model exactly")
-    plain = replace(_approximations(config), scores=False, norms=None, activations=None, tiled_bias=False)
+    plain = replace(_approximations(sim), scores=False, norms=None, activations=None, tiled_bias=False)
     exact = _tuned(graph, config, ids, mask, plain, 1, dtype)
     stays = [name for name in made if sim.program.parameters[name].source not in tuned.gradients[0]]
     products = {name: _products(sim, name, g, tuned, exact) for name, g in made.items() if name not in stays}
@@ -161,16 +171,33 @@ def verify(path: str, sim: TintForCausalLM, source: AuxiliarySource, ids: Tensor
     )
 
 
+def gate_leak(sim: TintForCausalLM) -> float:
+    """How far a simulator's position gates are from 1, all together: each scales what passes it by a little less."""
+    scale, places = gate_scale_of(sim.program), placement(sim.program).values()
+    if is_saturated(scale, sim.dtype):
+        return 0.0
+    return sum(bool(one.gate) for placed in places for one in placed.values()) * (1 - math.tanh(scale))
+
+
 def reference_dtype(source: AuxiliarySource) -> torch.dtype:
     """fp64, or fp32 for a model too large for that."""
     size = sum(tensor.numel() for tensor in source.model.parameters())
     return torch.float64 if COPIES * size * 8 <= psutil.virtual_memory().available else torch.float32
 
 
-def _approximations(config: TintConfig) -> Approximations:
-    difference = Difference(config.fd_scheme, config.fd_step)
-    groups = frozenset(config.descend.split(","))
-    return replace(Approximations.of(config.semantics), norms=difference, activations=difference, groups=groups)
+def _approximations(sim: TintForCausalLM) -> Approximations:
+    difference = Difference(sim.config.fd_scheme, sim.config.fd_step, calibrated_steps(sim.program))
+    groups = frozenset(sim.config.descend.split(","))
+    return replace(Approximations.of(sim.config.semantics), norms=difference, activations=difference, groups=groups)
+
+
+def calibrated_steps(program: Program) -> dict[str, float]:
+    """Steps of the scheme ``calibrated`` that a simulator's program records, by what each module simulates."""
+    found = {}
+    for op in program.ops:
+        if isinstance(op, simulator.NormBackward | simulator.ActivationBackward | simulator.GateBackward):
+            found |= {op.origin: op.fd_step} if op.scheme == "calibrated" else {}
+    return found
 
 
 def _tuned(

@@ -6,6 +6,8 @@ from typing import Any
 
 from transformers import PretrainedConfig
 
+from tintc.ir.structure import SATURATED
+
 FORMAT_VERSION = 1
 
 
@@ -15,10 +17,10 @@ class TintConfig(PretrainedConfig):
     hidden_size, num_hidden_layers, vocab_size, max_position_embeddings: the auxiliary's width, layers and vocabulary,
     and the longest text the simulator was compiled for. d_sim, n_sim_heads, n_prefixes, stack, shards: the simulator's
     own (spec, section 3). n_steps, n_update_layers, inner_lr, loss, descend, semantics, fd_scheme, fd_step: options of
-    the simulated descent (descend: groups of parameters, with commas between); linear_attention: ``linear``, or
-    ``softmax`` for softmax heads in its place; train_fraction: share of a text that is trained on when no mask is
-    given. provenance: what was compiled, and with what; digests: sha256 of the structural tensors and of the program,
-    as the compiler wrote them.
+    the simulated descent (descend: groups of parameters, with commas between); reuse: which modules share structural
+    tensors; gate_scale: pre-activation of open position gates; linear_attention: ``linear``, or ``softmax`` for softmax
+    heads in its place; train_fraction: share of a text that is trained on when no mask is given. provenance: what was
+    compiled, and with what; digests: sha256 of the structural tensors and of the program, as the compiler wrote them.
 
     `program` is the simulator's program as text, `auxiliary` the auxiliary's it was made from. They are stored beside
     the configuration (``program.tint``, ``auxiliary.tint``), not in it.
@@ -46,6 +48,8 @@ class TintConfig(PretrainedConfig):
         fd_scheme: str = "token",
         fd_step: float = 1e-3,
         linear_attention: str = "linear",
+        reuse: str = "layer",
+        gate_scale: float = SATURATED,
         train_fraction: float = 0.5,
         provenance: dict[str, Any] | None = None,
         digests: dict[str, str] | None = None,
@@ -72,6 +76,8 @@ class TintConfig(PretrainedConfig):
         self.fd_scheme = fd_scheme
         self.fd_step = fd_step
         self.linear_attention = linear_attention
+        self.reuse = reuse
+        self.gate_scale = gate_scale
         self.train_fraction = train_fraction
         self.provenance = provenance or {}
         self.digests = digests or {}

@@ -18,11 +18,11 @@ from tintc.ir.core import Op, Program
 from tintc.ir.functions import at_least_fp32
 from tintc.ir.inputs import Inputs, matching, resolve_inputs
 from tintc.ir.layout import Layout
-from tintc.ir.names import Names
 from tintc.ir.structure import AttentionSpec, VocabularySpec
 from tintc.ir.text import parse_program, print_program
 from tintc.lowering.emit import blocks_of, check_complete, specs
 from tintc.lowering.plan_layout import layout_of
+from tintc.lowering.sharing import placement, sites
 from tintc.runtime.artefact import (
     check_loading_info,
     files_of,
@@ -62,8 +62,9 @@ class TintForCausalLM(StructuralModel):
     """A TinT simulator: one forward pass runs, trains and re-runs the auxiliary model on the text it is given.
 
     The tree has ``tables`` (embeddings and head), ``prefixes`` (the auxiliary's weights), ``rates``, ``rotary``,
-    ``structure`` (tensors that do not depend on the layer, registered once) and ``sites`` (one module per module of the
-    program, without tensors of their own: hook these). Every tensor of the file is a parameter of it.
+    ``structure`` (tensors that do not depend on the layer, registered once unless the program says that modules share
+    less) and ``sites`` (one module per module of the program, without tensors of their own: hook these). Every tensor
+    of the file is a parameter of it.
     """
 
     config: TintConfig
@@ -93,27 +94,24 @@ class TintForCausalLM(StructuralModel):
         self.tables, self.prefixes, self.rates, self.rotary = (Container() for _ in range(4))
         self.structure, self.sites = Container(), Container()
         self._blocks = blocks_of(self.program)
-        for name, block in self._blocks.items():
-            place_module(self, f"structure.{name}", build_block(block.spec, self.layout))
-        for gate in dict.fromkeys(block.gate for block in self._blocks.values() if block.gate):
-            place_module(self, f"structure.gates.{gate}", PositionGate(self.layout.sim_seq_len))
+        for name, placed in self._blocks.items():
+            place_module(self, f"structure.{name}", build_block(placed.block.spec, self.layout))
+        for gate in dict.fromkeys(placed.gate for placed in self._blocks.values() if placed.gate):
+            place_module(self, f"structure.{gate}", PositionGate(self.layout.sim_seq_len))
         shapes = {name: spec.shape for name, spec in specs(self.program).items()}
+        matrices = {f"structure.{name}" for placed in self._blocks.values() for name in placed.positions.values()}
         for name, shape in shapes.items():
-            kind, _, _ = name.partition(".")
-            if kind in ("tables", "rates", "rotary") or name.startswith("structure.positions."):
+            if name.startswith(("tables.", "rates.", "rotary.")) or name in matrices:
                 place_parameter(self, name, nn.Parameter(torch.empty(shape)))
         for op in self.program.ops:
             if isinstance(op, sim.StoredWeights):
                 stem = f"prefixes.{op.name}."
                 parts = {part: shapes[stem + part] for part in ("weight", "gain", "bias") if stem + part in shapes}
                 place_module(self.prefixes, op.name, Prefix(op.result.type, parts, op.tiles, self.layout))
-        self._sites: dict[Op, str] = {}
-        names = Names()
-        for op in self.program.ops:
-            if isinstance(op, sim.SimOp) and (blocks := op.realised(self.layout)):
-                self._sites[op] = names.fresh(f"{op.phase}_{op.step}.{op.origin or op.results[0].name}")
-                names_built = {block: built for block, (built, _) in blocks.items()}
-                place_module(self.sites, self._sites[op], SimModule(op, names_built))
+        self._sites: dict[Op, str] = {**sites(self.program)}
+        for op, placed in placement(self.program).items():
+            names = {name: one.name for name, one in placed.items()}
+            place_module(self.sites, self._sites[op], SimModule(op, names))
 
     @classmethod
     def from_pretrained(cls, path: Any, *args: Any, executor: str = "auto", **kwargs: Any) -> Any:
@@ -169,11 +167,10 @@ class TintForCausalLM(StructuralModel):
         write_texts(folder, self.config, print_program(self.program), self.tokenizer)
 
     def bind(self) -> None:
-        for name, block in self._blocks.items():
-            module, spec = self._module(f"structure.{name}"), block.spec
+        for name, placed in self._blocks.items():
+            module, spec = self._module(f"structure.{name}"), placed.block.spec
             if isinstance(module, TintAttention) and isinstance(spec, AttentionSpec):
-                kinds = {letter: getattr(spec, f"positions_{letter}") for letter in "qkv"}
-                positions = {p.kind: self._parameter(f"structure.positions.{p.kind}") for p in kinds.values() if p}
+                positions = {x: self._parameter(f"structure.{matrix}") for x, matrix in placed.positions.items()}
                 vectors = [self._parameter(f"rotary.{name}") if name else None for name in (spec.rotary, spec.gain)]
                 module.refer(positions, *vectors)
                 if any(buffer.is_meta for buffer in module.buffers(recurse=False)):
@@ -194,9 +191,9 @@ class TintForCausalLM(StructuralModel):
 
     def block(self, name: str) -> tuple[nn.Module, nn.Module | None]:
         """A structural block and its gate."""
-        gate = self._blocks[name].gate
-        module = self._module(f"structure.{name}")
-        return module, self._module(f"structure.gates.{gate}") if gate else None
+        placed = self._blocks[name]
+        module = self._module(f"structure.{placed.name}")
+        return module, self._module(f"structure.{placed.gate}") if placed.gate else None
 
     def site(self, op: Op) -> SimModule | None:
         name = self._sites.get(op)

@@ -27,6 +27,8 @@ OPTIONS = (
     "semantics",
     "fd_scheme",
     "fd_step",
+    "reuse",
+    "gate_scale",
     "linear_attention",
     "train_fraction",
 )

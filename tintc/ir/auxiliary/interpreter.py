@@ -8,7 +8,7 @@ against these two.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -32,7 +32,8 @@ DESCENDS = frozenset(GROUPS) - {"norm-gain"}
 class Descent:
     """Options of the simulated training (spec, sections 8 to 10).
 
-    n_update_layers None: all layers; semantics: ``exact`` or ``paper-code``; groups: of parameters, those that descend.
+    n_update_layers None: all layers; semantics: ``exact`` or ``paper-code``; groups: of parameters, those that descend;
+    differences: those of single ops, by the names of their results, instead of `difference`.
     """
 
     lr: float
@@ -42,6 +43,7 @@ class Descent:
     semantics: str = "exact"
     difference: FiniteDifference = EXACT
     groups: frozenset[str] = DESCENDS
+    differences: Mapping[str, FiniteDifference] = field(default_factory=dict)
 
 
 def view(parameter: Parameter, tensor: Tensor) -> Tensor:
@@ -93,6 +95,14 @@ def simulate(
     return before, after, updated
 
 
+def differentiate_once(
+    program: Program, tensors: Mapping[str, Tensor], inputs: Inputs, descent: Descent, layers: int
+) -> Gradients:
+    """Gradients of the parameters of the top `layers`, and of the final norm's, at the given parameters."""
+    context = Context(tensors, inputs, descent.difference)
+    return _gradients(program, context, _values(program, context), descent, layers)
+
+
 def _values(program: Program, context: Context) -> dict[Value, Tensor]:
     values: dict[Value, Tensor] = {}
     for op in program.ops:
@@ -116,7 +126,8 @@ def _gradients(
             pulled: tuple[Tensor | None, ...] = (dx * context.inputs.counted(context.step)[..., None],)
             own: Gradients = {}
         elif op.result in adjoint:
-            pulled, own = op.pullback(context, adjoint[op.result], *operands)
+            own_difference = descent.differences.get(op.result.name, descent.difference)
+            pulled, own = op.pullback(replace(context, difference=own_difference), adjoint[op.result], *operands)
         else:
             continue
         for operand, gradient in zip(op.operands, pulled, strict=True):

@@ -20,7 +20,8 @@ from tintc.ir.structure import ActivationSpec, Block
 @register("sim.activation_backward")
 @dataclass(eq=False, kw_only=True)
 class ActivationBackward(SimOp):
-    """(dy, x) -> act'(x) * dy, as ``(act(x + h dy) - act(x)) / h``; scheme ``fixed`` or ``token``, step `fd_step`."""
+    """(dy, x) -> act'(x) * dy, as ``(act(x + h dy) - act(x)) / h``; scheme and step `fd_step` as in
+    `FiniteDifference`."""
 
     fn: str
     scheme: str
@@ -28,7 +29,7 @@ class ActivationBackward(SimOp):
 
     def verify(self) -> None:
         self.expect(self.fn in ACTIVATIONS, f"unknown activation {self.fn!r}")
-        check_scheme(self, self.scheme)
+        check_scheme(self, self.scheme, self.fd_step)
         kinds = {value.type for value in (*self.operands, self.result)}
         self.expect(len(self.operands) == 2 and len(kinds) == 1, "takes dy and x of one width and keeps it")
 

@@ -1,6 +1,7 @@
 """First-order derivatives in literal execution (paper Defs. F.3, G.3): blocks and sequences that three ops share.
 
-``fixed``: slots [g, x] -> dimension-wise [x + eps g, x] -> f on both -> dimension-wise (first - second) / eps.
+``fixed`` and ``calibrated``: slots [g, x] -> dimension-wise [x + eps g, x] -> f on both -> dimension-wise (first -
+second) / eps.
 
 ``token`` rescales per token: h = eps c / r with r = rms(g). Its steps use the simulator's own instruction set:
 
@@ -13,13 +14,14 @@ These sequences run in fp32 or better, whatever the simulator's dtype.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 from tintc.ir.core import Op
-from tintc.ir.functions import at_least_fp32
+from tintc.ir.functions import SCHEMES, at_least_fp32
 from tintc.ir.layout import Layout
 from tintc.ir.simulator.base import LiteralRun, Tiles
 from tintc.ir.structure import (
@@ -33,8 +35,10 @@ from tintc.ir.structure import (
 )
 
 
-def check_scheme(op: Op, scheme: str) -> None:
-    op.expect(scheme in ("fixed", "token"), f"unknown finite-difference scheme {scheme!r}")
+def check_scheme(op: Op, scheme: str, step: float) -> None:
+    op.expect(scheme in SCHEMES, f"unknown finite-difference scheme {scheme!r}")
+    op.expect(step > 0, f"the finite-difference step is {step}; it must be above zero")
+    op.expect(scheme != "calibrated" or math.frexp(step)[0] == 0.5, f"a calibrated step is a power of two, not {step}")
 
 
 def widened(tiles: Tiles) -> Tiles:
@@ -178,7 +182,7 @@ def activation_derivative(run: LiteralRun, scheme: str, eps: float, act: str, g:
     def slope(direction: Tensor, at: Tensor) -> Tensor:
         return difference(run, run.embed([direction, at]), 1, eps, lambda e: run.apply(act, e))
 
-    if scheme == "fixed":
+    if scheme != "token":
         return [slope(gi, xi) for gi, xi in zip(g, x, strict=True)]
     units, size = unit(run, g, width)
     return [product(run, slope(ui, xi), size) for ui, xi in zip(units, x, strict=True)]

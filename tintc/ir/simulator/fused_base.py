@@ -199,7 +199,7 @@ def fused_slope(fn: str, scheme: str, eps: float, g: Tensor, x: Tensor, y: Tenso
     has that precision."""
     g, wide, recorded = at_least_fp32(g), at_least_fp32(x), torch.is_grad_enabled()
     y = activate(fn, wide) if y is None or y.dtype != wide.dtype else y
-    h = g.new_tensor(eps) if scheme == "fixed" else step_size(eps, rms(g))
+    h = g.new_tensor(eps) if scheme != "token" else step_size(eps, rms(g))
     stepped = activate(fn, torch.addcmul(wide, g, h), overwrite=not recorded)
     if recorded:
         return ((stepped - y) * h.reciprocal()).to(x.dtype)

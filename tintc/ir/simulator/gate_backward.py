@@ -29,7 +29,7 @@ class GateBackward(SimOp):
 
     def verify(self) -> None:
         self.expect(self.fn in ACTIVATIONS, f"unknown activation {self.fn!r}")
-        check_scheme(self, self.scheme)
+        check_scheme(self, self.scheme, self.fd_step)
         kinds = {value.type for value in (*self.operands, *self.results)}
         shape = (len(self.operands), len(self.results), len(kinds)) == (3, 2, 1)
         self.expect(shape, "takes dy, g, u of one width and gives dg, du of that width")

@@ -38,7 +38,7 @@ from tintc.ir.structure import Block, LinearSpec, ProductSpec
 class NormBackward(NormOp):
     """(dy, x) or (W, dy, x) -> dx. The Jacobian of f is symmetric, so J^T g is a difference of f along g = gamma dy.
 
-    scheme ``fixed`` or ``token`` with step `fd_step`; for ``token``, c = sigma(x), the norm's eps included.
+    scheme and step `fd_step` as in `FiniteDifference`; for ``token``, c = sigma(x), the norm's eps included.
     """
 
     scheme: str
@@ -49,7 +49,7 @@ class NormBackward(NormOp):
         if len(self.operands) == 3:
             check_norm(self, self.operands[0], self.operands[1])
         self.expect(self.operands[-2].type == self.operands[-1].type == self.result.type, "keeps the width")
-        check_scheme(self, self.scheme)
+        check_scheme(self, self.scheme, self.fd_step)
 
     def interpret(self, run: Interpretation, *operands: Weights | Tensor) -> Tensor:
         dy, x = operands[-2:]
@@ -89,7 +89,7 @@ class NormBackward(NormOp):
         s, size = inverse.reciprocal(), rms(g)
         p = torch.linalg.vecdot(f, g)[..., None] * s * (2 / x.shape[-1])
         q = size.square() if m is None else size.square() - m.square()
-        h = self.fd_step if self.scheme == "fixed" else s * step_size(self.fd_step, size)
+        h = self.fd_step if self.scheme != "token" else s * step_size(self.fd_step, size)
         change = p + h * q
         stepped = (s.square() + h * change).rsqrt()
         dx = g * stepped if m is None else torch.addcmul(-m * stepped, g, stepped)
@@ -110,7 +110,7 @@ class NormBackward(NormOp):
     def structure(self, layout: Layout) -> dict[str, Block]:
         """`fd_scale_*` turns slot 0 = x * f(x) into c: mean(x f(x)) = var / c, and var / c + eps / c = c."""
         n, part, groups = self.spread(layout), self.part, self.tile_groups(layout)
-        blocks = difference_blocks(layout, self.fd_step, 1 if self.scheme == "fixed" else 2)
+        blocks = difference_blocks(layout, self.fd_step, 2 if self.scheme == "token" else 1)
         if n == 1:
             blocks[self.name("fd", layout)] = Block(self.spec(layout, ((0,), (1,))), "replace")
         else:
@@ -157,7 +157,7 @@ class NormBackward(NormOp):
 
     def _group(self, run: LiteralRun, g: Tiles, x: Tiles) -> Tiles:
         """dx of what stands in one slot, or of one group in several slots."""
-        if self.scheme == "fixed":
+        if self.scheme != "token":
             return self._difference(run, g, x)
         units, size = unit(run, g, self.part, self.tile_groups(run.layout))
         c, inverse = self._scale(run, x)
@@ -167,7 +167,7 @@ class NormBackward(NormOp):
 
     def _difference(self, run: LiteralRun, g: Tiles, x: Tiles) -> Tiles:
         """(f(x + eps g) - f(x)) / eps."""
-        base = 1 if self.scheme == "fixed" else 2
+        base = 2 if self.scheme == "token" else 1
         if len(x) > 1:
             return difference_across(run, g, x, base, self.fd_step, partial(self.normalised, run))
         e = run.embed([g[0], *x * base])

@@ -34,12 +34,15 @@ class Sweep:
         self.weights, self.layers, self.updated, self.wanted = weights, layers, updated, wanted
         self.gradients: dict[Value, Value] = {}
         self.stepped: dict[str, Value] = {}
-        difference = options.difference
-        self.scheme: dict[str, Any] = {"scheme": difference.scheme, "fd_step": difference.eps}
 
     def weights_of(self, op: AuxOp) -> tuple[Value, ...]:
         """The op's weights as an operand; none if it has none."""
         return (self.weights[self.layers[op].name],) if op in self.layers else ()
+
+    def difference(self, op: AuxOp) -> dict[str, Any]:
+        """Attributes of a module that takes a finite difference."""
+        difference = self.options.difference_at(op.result.name)
+        return {"scheme": difference.scheme, "fd_step": difference.eps}
 
     def emit(
         self,

@@ -25,10 +25,10 @@ class TintAttention(nn.Module):
     The heads' outputs are concatenated and pass through `w_o`. With `transpose`, ``out_t = sum_j a_jt v_j``.
 
     ``w_q, w_k, w_v, w_o`` are split operations; ``p_q, p_k, p_v [d_h, T_sim]``, ``lam_q, lam_k, lam_v [H]``. Position
-    matrices are shared by modules: they belong to the model's ``structure.positions`` and are only referred to here
-    (see `refer`). A term that the construction leaves out has zeros, which are not stored. Kind "sink" has the sink's
-    logits, ``sink [H]``; positions beyond the text, up to T_sim, have score and value 0 there, because Theorem C.2
-    wants their number constant.
+    matrices are the module's own, or shared by modules: these belong to the model's ``structure.positions`` and are
+    only referred to here (see `refer`). A term that the construction leaves out has zeros, which are not stored. Kind
+    "sink" has the sink's logits, ``sink [H]``; positions beyond the text, up to T_sim, have score and value 0 there,
+    because Theorem C.2 wants their number constant.
     """
 
     w_o: nn.Module
@@ -58,11 +58,10 @@ class TintAttention(nn.Module):
         inv_freq: nn.Parameter | None,
         gain: nn.Parameter | None = None,
     ) -> None:
-        """Point at the shared position matrices (by kind), rotary frequencies and gain, without owning them."""
-        for letter in "qkv":
-            term = getattr(self.spec, f"positions_{letter}")
-            if term is not None:
-                object.__setattr__(self, f"p_{letter}", positions[term.kind])
+        """Point at rotary frequencies, gain, and the position matrices (by letter) that are not the module's own."""
+        for letter, matrix in positions.items():
+            if f"p_{letter}" not in self._parameters:
+                object.__setattr__(self, f"p_{letter}", matrix)
         object.__setattr__(self, "inv_freq", inv_freq)
         object.__setattr__(self, "gain", gain)
 

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 
 class SimModule(nn.Module):
-    """One module of the simulator: an op of the program, applying structural blocks that all its kind share.
+    """One module of the simulator: an op of the program, applying structural blocks that others may share.
 
     Called once for every block the op applies (a layer of several tiles applies its attention once per tile); a hook
     sees ``[B, K + T, D_sim]`` go in and come out.
