@@ -117,20 +117,7 @@ def compile(
     kind = kind or source.dtype
     if linear_attention == "softmax":
         check_precise(kind)
-    logger.info("capturing and importing its graph")
-    auxiliary = import_auxiliary(source)
-    logger.info("comparing its program with the model")
-    name = source.provenance["source"]
-    check_agreement(name, source.model, auxiliary.program, auxiliary.tensors, source.max_length)
-    if options.difference.scheme == "calibrated":
-        logger.info("calibrating the steps of differences")
-        ids = calibration_ids(source, calibration)
-        options = replace(options, fd_steps=calibrate(auxiliary.program, auxiliary.tensors, ids, options))
-    logger.info("lowering to simulator modules")
-    program = lower(auxiliary.program, options, source.max_length)
-    if linear_attention == "softmax":
-        logger.info("calibrating softmax heads")
-        program = soften(program, auxiliary.tensors, inner_lr, kind, calibration_ids(source, calibration))
+    options, auxiliary, program = to_modules(source, options, kind, calibration)
     if output is None:
         logger.info("emitting tensors")
         return assemble(program, auxiliary, source, options, kind)
@@ -146,6 +133,29 @@ class Auxiliary:
 
     program: Program
     tensors: Mapping[str, Tensor]
+
+
+def to_modules(
+    source: AuxiliarySource, options: Options, dtype: torch.dtype, calibration: str | Tensor | None
+) -> tuple[Options, Auxiliary, Program]:
+    """The stages from a model to a simulator program, with the options that calibration has completed."""
+    logger.info("capturing and importing its graph")
+    auxiliary = import_auxiliary(source)
+    logger.info("comparing its program with the model")
+    with source.weights.sparing(source.model):
+        name = source.provenance["source"]
+        check_agreement(name, source.model, auxiliary.program, auxiliary.tensors, source.max_length)
+    if options.difference.scheme == "calibrated":
+        logger.info("calibrating the steps of differences")
+        ids = calibration_ids(source, calibration)
+        options = replace(options, fd_steps=calibrate(auxiliary.program, auxiliary.tensors, ids, options))
+    logger.info("lowering to simulator modules")
+    program = lower(auxiliary.program, options, source.max_length)
+    if options.linear_attention == "softmax":
+        logger.info("calibrating softmax heads")
+        ids = calibration_ids(source, calibration)
+        program = soften(program, auxiliary.tensors, options.inner_lr, dtype, ids)
+    return options, auxiliary, program
 
 
 def import_auxiliary(source: AuxiliarySource) -> Auxiliary:
