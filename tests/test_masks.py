@@ -18,6 +18,7 @@ from tintc.errors import InputError, OptionError
 from tintc.frontend.capture import capture
 from tintc.ir.inputs import resolve_inputs
 from tintc.reference import tune
+from tintc.reference.tiny import tiny_model
 from tintc.runtime.gradients import simulated_gradients
 
 LENGTHS = st.lists(
@@ -134,6 +135,15 @@ def test_scores_that_are_not_detached_obey_masks_too() -> None:
         summed = torch.stack([one.gradients[0][name] for one in apart]).sum(0)
         for other in (gradient, found[1][name]):
             assert float((other - summed).norm()) <= 1e-9 * max(1.0, float(summed.norm())), name
+
+
+def test_positions_as_the_graph_has_them_move_nothing() -> None:
+    """So ALiBi, whose positions cannot be moved, takes a mask that hides no token."""
+    graph, train = capture(tiny_model("mpt").double()), torch.arange(IDS.shape[1])[None] < 6
+    plain, masked = (tune(graph, IDS, train, attention_mask=mask) for mask in (None, torch.ones_like(IDS)))
+    assert relative_to_update(masked.after, plain.after, plain.before) < 1e-9
+    with pytest.raises(OptionError, match="no position embedding"):
+        tune(graph, IDS, train, position_ids=(torch.arange(IDS.shape[1]) // 2)[None])
 
 
 def test_masks_that_do_not_fit() -> None:

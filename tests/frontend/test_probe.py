@@ -15,6 +15,7 @@ from tintc.frontend.agreement import check_agreement
 from tintc.frontend.load import load_auxiliary
 from tintc.ir.auxiliary import Attention, Norm
 from tintc.ir.core import Program
+from tintc.reference.tiny import tiny_model
 
 
 def broken(program: Program, kind: type, **attributes: float) -> Program:
@@ -30,6 +31,16 @@ def test_a_program_that_is_right(dtype: torch.dtype) -> None:
         source = load_auxiliary(model.to(dtype))
         auxiliary = driver.import_auxiliary(source)
         check_agreement("it", source.model, auxiliary.program, auxiliary.tensors, source.max_length)
+
+
+def test_a_model_that_cannot_take_padding_itself() -> None:
+    """MPT in fp64 gives NaN for padded texts; what it gives without padding is still compared."""
+    source = load_auxiliary(tiny_model("mpt").double())
+    auxiliary = driver.import_auxiliary(source)
+    check_agreement("it", source.model, auxiliary.program, auxiliary.tensors, source.max_length)
+    wrong = broken(auxiliary.program, Attention, scale=0.5)
+    with pytest.raises(ModelError, match="a text without padding"):
+        check_agreement("it", source.model, wrong, auxiliary.tensors, source.max_length)
 
 
 def test_a_program_that_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,6 +9,7 @@ from tiny_models import llama
 from tintc.errors import UnsupportedModelError
 from tintc.frontend.capture import capture
 from tintc.frontend.importer import import_graph
+from tintc.reference.tiny import tiny_model
 
 
 def test_every_place_is_listed_with_its_reason() -> None:
@@ -23,3 +24,9 @@ def test_every_place_is_listed_with_its_reason() -> None:
     assert set(found) == {"model.norm", "model.layers.0.mlp.act_fn", "model.layers.1.mlp.act_fn"}
     assert "none of the known activations" in found["model.layers.0.mlp.act_fn"]
     assert found["model.norm"] == "no rule takes this operation"
+
+
+def test_attention_sinks_are_not_read_over() -> None:
+    """A softmax over scores and a learned number beside them, whose probability is dropped."""
+    with pytest.raises(UnsupportedModelError, match="attention sink"):
+        import_graph(capture(tiny_model("flint")))

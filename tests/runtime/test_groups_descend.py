@@ -9,10 +9,12 @@ import torch
 from fused_cases import check_fused, compiled, family, run, token_ids
 from programs import check_agreement, gpt_like, llama_like, relative_to_update, simulator, three_ways
 
+from tintc.errors import OptionError
 from tintc.frontend.capture import capture
 from tintc.ir.auxiliary.interpreter import GROUPS, Descent, view
 from tintc.ir.inputs import resolve_inputs
 from tintc.reference import Approximations, tune
+from tintc.reference.tiny import tiny_model
 from tintc.runtime.gradients import simulated_gradients
 
 ALL = ",".join(GROUPS)
@@ -51,3 +53,11 @@ def test_explicit_fine_tuning_agrees(name: str, descend: str) -> None:
             parameter = sim.program.parameters[key]
             right = view(parameter, tuned.gradients[0][parameter.source][0])
             assert float((gradient - right).norm()) < 1e-9 * float(right.norm()), (executor, key)
+
+
+def test_explicit_fine_tuning_refuses_gains_that_are_computed() -> None:
+    """Gemma's are 1 + w."""
+    graph, ids = capture(tiny_model("gemma")), token_ids(1, 8)
+    chosen = replace(Approximations.of(), groups=frozenset({"norm-gain"}))
+    with pytest.raises(OptionError, match="leave out norm-gain"):
+        tune(graph, ids, torch.ones_like(ids), approximations=chosen)

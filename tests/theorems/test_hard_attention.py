@@ -34,9 +34,16 @@ class Layer:
         self.w_q, self.w_k, self.w_v = (randn(n * d, width) / width**0.5 for n in (heads, kv_heads, kv_heads))
         self.x, self.dy = randn(1, length, width), randn(1, length, width)
         self.allowed = causal_mask(length, self.x.device)[None]
+        self.positions = torch.arange(length)[None]
 
     def probabilities(self, q: Tensor, k: Tensor) -> Tensor:
-        return attention_probabilities(q, k, self.allowed, self.heads, self.kv_heads, self.scale, lambda z: z)
+        return attention_probabilities(self.op(), q, k, self.allowed, self.positions)
+
+    def op(self) -> sim.AttentionBackward:
+        wide, narrow = tokens(self.heads * self.d), tokens(self.kv_heads * self.d)
+        operands = (Value("dy", wide), Value("q", wide), Value("k", narrow))
+        shape = {"n_heads": self.heads, "n_kv_heads": self.kv_heads, "head_dim": self.d, "scale": self.scale}
+        return sim.AttentionBackward(operands=operands, results=(Value("dv", narrow),), **shape)
 
     def exact(self) -> Tensor:
         """dx by autograd."""
@@ -48,10 +55,7 @@ class Layer:
     def approximate(self) -> Tensor:
         """dx by the simulator's modules: attention backward, then the value layer's."""
         q, k = self.x @ self.w_q.T, self.x @ self.w_k.T
-        wide, narrow = tokens(self.heads * self.d), tokens(self.kv_heads * self.d)
-        operands = (Value("dy", wide), Value("q", wide), Value("k", narrow))
-        shape = {"n_heads": self.heads, "n_kv_heads": self.kv_heads, "head_dim": self.d, "scale": self.scale}
-        op = sim.AttentionBackward(operands=operands, results=(Value("dv", narrow),), **shape)
+        op = self.op()
         op.verify()
         run = Interpretation({}, resolve_inputs(torch.zeros(1, self.x.shape[1], dtype=torch.long)))
         return op.interpret(run, self.dy, q, k) @ self.w_v

@@ -47,6 +47,8 @@ def elementwise_source(graph: CapturedGraph, node: Node) -> Node | None:
 def factor_of(graph: CapturedGraph, node: Node) -> tuple[Node, float] | None:
     """x and c if the node is ``x * c``, ``c * x``, ``x / c`` or ``-x``."""
     name, args = opname(node), node.args
+    if node.kwargs:  # a division that rounds
+        return None
     if name == "neg" and isinstance(args[0], Node):
         return args[0], -1.0
     if name not in ("mul", "div"):

@@ -150,7 +150,7 @@ def _rotated(region: Region, heads: Heads, pairs: Pairs, rounded: bool) -> Heads
         before, after = rows[0][:, heads.columns[0]] * heads.factor, region.run(rows)[0, 0]
         at = torch.stack((pairs.lower, pairs.upper), -1)
         angles = refine(angles, before[:, at], after[:, at])
-    if style := pairs.style(heads.head_dim):
+    if style := pairs.style():
         return replace(heads, rotation=Rotation(angles, style))
     order = pairs.order(heads.head_dim)
     return replace(heads, columns=heads.columns[:, order], rotation=Rotation(angles, "half"), order=order)

@@ -33,7 +33,7 @@ class Pairs:
     upper: Tensor
     angles: Tensor
 
-    def style(self, head_dim: int) -> str:
+    def style(self) -> str:
         """How the pairs lie at the beginning of a head; empty if they lie otherwise."""
         n, first = len(self.lower), torch.arange(len(self.lower))
         if n > 1 and torch.equal(self.lower, 2 * first) and torch.equal(self.upper, 2 * first + 1):

@@ -58,7 +58,7 @@ def factors(
 ) -> dict[str, Tensor]:
     """What gradients are multiplied by, for the tensors that descend: 1, 0 for rows that stay, m for tiled biases.
 
-    n_update_layers None: all. Raises `OptionError` if the model has fewer layers.
+    n_update_layers None: all. Raises `OptionError` if the model has fewer layers, or computes a gain that descends.
     """
     found: dict[str, Tensor] = {}
     everything = list(members(program))
@@ -70,6 +70,11 @@ def factors(
         chosen = approximations.groups is not None and member.group in approximations.groups
         if chosen and (member.layer < 0 or member.layer >= n_layers - wanted):
             name = member.where.source
+            if name not in tensors:
+                raise OptionError(
+                    f"The gain {name.removeprefix('constant.')} is computed from a parameter, and explicit fine-tuning "
+                    "does not descend on such gains; leave out norm-gain."
+                )
             factor = found.setdefault(name, torch.zeros_like(tensors[name], dtype=torch.int16))
             for part in member.rows(factor):
                 part.fill_(member.copies if approximations.tiled_bias else 1)

@@ -38,6 +38,8 @@ def moved_positions(captured: CapturedGraph, positions: Tensor) -> dict[Node, Ov
     """
     if bool((positions < 0).any() or (positions >= len(positions)).any()):
         raise InputError(f"position_ids must be from 0 to {len(positions) - 1}, the length of the text less one.")
+    if torch.equal(positions, torch.arange(len(positions)).to(positions)):
+        return {}
     found: dict[Node, Override] = {}
     for node in captured.module.graph.nodes:
         by_table = opname(node) == "embedding" and node.args[1] not in captured.live

@@ -36,7 +36,7 @@ class _Memory:
 class AttentionRule:
     """Anchored at the value that merges the heads back to one vector per token.
 
-    q, k and v are read by evaluation (`heads.classify`), the mask too (`masks.why_not_causal`); constant factors of q
+    q, k and v are read by evaluation (`heads.classify`), the masks too (`masks.read_masks`); constant factors of q
     and k go into the scale.
     """
 

@@ -127,7 +127,7 @@ def _behind_norm(
 ) -> Operand | None:
     """The operand if its source is an RMSNorm of rotated heads."""
     norm = read_rms_norm(graph, sources[0]) if len(sources) == 1 else None
-    if norm is None or norm.gain is None:
+    if norm is None or norm.gain is None or norm.kind != "rms" or norm.eps <= 0:
         return None
     layout = vector_layout(graph, norm.x)
     inner = _sources(graph, norm.x)

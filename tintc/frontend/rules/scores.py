@@ -118,9 +118,12 @@ class _Walk:
         """Take one operation off; what is below it, None if that is not one value."""
         live, name = self.graph.live_inputs(node), opname(node)
         below = live[0] if len(live) == 1 else None
+        if name == "cat":
+            self.problems.append("its softmax is over more than the scores (an attention sink)")
         if below is None or moves(node) or is_noise(self.graph, node):
             return below
-        if name in ("mul", "div") and (number := scalar(self.graph, node.args[node.args[0] is below])):
+        factors = name == "mul" or (name == "div" and node.args[0] is below and not node.kwargs)
+        if factors and (number := scalar(self.graph, node.args[node.args[0] is below])):
             self.factor *= number if name == "mul" else 1 / number
         elif name == "tanh" and self.above is None and self.factor > 0:
             self.above, self.factor = self.factor, 1.0

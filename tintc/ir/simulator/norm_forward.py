@@ -93,8 +93,8 @@ class NormForward(NormOp):
         return max(self.spread(layout), 2 if has(self.operands[0], "vector") else 1)
 
     def scores(self, layout: Layout, run: Interpretation, *operands: Weights | Tensor) -> Sequence[Tensor]:
-        """Row r of diag(gamma) has one entry, whose score is ``gamma_r f(x)_r``."""
-        if len(operands) == 1:
+        """Row r of diag(gamma) has one entry, whose score is ``gamma_r f(x)_r``; vectors have constant ones."""
+        if len(operands) == 1 or has(self.operands[0], "vector"):
             return ()
         w, x = operands
         assert isinstance(w, Weights) and isinstance(x, Tensor)
