@@ -109,13 +109,26 @@ def compile(
         gate_scale=gate_scale,
         linear_attention=linear_attention,
     )
+    return _compile(model_or_path, options, dtype, calibration, output, max_shard_size, force)
+
+
+def _compile(
+    model_or_path: PreTrainedModel | str | os.PathLike[str],
+    options: Options,
+    dtype: torch.dtype | str | None,
+    calibration: str | Tensor | None,
+    output: str | os.PathLike[str] | None,
+    max_shard_size: str,
+    force: bool,
+) -> TintForCausalLM:
+    """All stages, the checks that need no model first."""
     kind, shard_size = as_dtype(dtype), parse_size(max_shard_size)
     if output is not None:
         check_output(output, force)
     logger.info("loading the model")
-    source = load_auxiliary(model_or_path, max_length)
+    source = load_auxiliary(model_or_path, options.max_length)
     kind = kind or source.dtype
-    if linear_attention == "softmax":
+    if options.linear_attention == "softmax":
         check_precise(kind)
     options, auxiliary, program = to_modules(source, options, kind, calibration)
     if output is None:

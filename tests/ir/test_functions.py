@@ -16,6 +16,7 @@ from tintc.ir.functions import (
     ACTIVATIONS,
     GATES_ONLY,
     FiniteDifference,
+    alibi,
     causal_mask,
     masked_softmax,
     merge_heads,
@@ -46,6 +47,14 @@ def test_norms_are_torch_s(width: int, eps: float, seed: int) -> None:
 def test_activations_map_zero_to_zero() -> None:
     zero = torch.zeros(3, dtype=torch.float64)
     assert {name for name, f in ACTIVATIONS.items() if bool((f(zero) != 0).any())} == GATES_ONLY
+
+
+def test_alibi_tells_neighbours_apart_in_bfloat16() -> None:
+    """Exact: distances are taken before positions are rounded to a type that does not hold 1001."""
+    like, keys = torch.zeros(1, dtype=torch.bfloat16), torch.arange(997, 1002)[None]
+    found = alibi((0.5, 0.25), keys[:, -1:], keys, like)
+    assert found.dtype == like.dtype and found.shape == (1, 2, 1, 5)
+    assert found[0, :, 0].tolist() == [[-2, -1.5, -1, -0.5, 0], [-1, -0.75, -0.5, -0.25, 0]]
 
 
 def test_rotation_by_halves_is_transformers_own() -> None:

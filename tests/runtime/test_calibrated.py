@@ -81,6 +81,9 @@ def test_steps_suit_gradients() -> None:
     right = 1e-3 / (25e-10 / 3) ** 0.5
     assert 2**-0.5 <= power_of_two(1e-3, sizes) / right <= 2**0.5
     assert power_of_two(1e-3, []) == power_of_two(1e-3, [torch.zeros(3)]) == 2**-10
+    for broken in (torch.inf, torch.nan):
+        with pytest.raises(OptionError, match="not finite"):
+            power_of_two(1e-3, [torch.tensor([1.0, broken])])
     coarse, fine = (calibrated("gpt2", fd_step=step)[1] for step in (2**-6, 2**-9))
     assert coarse.keys() == fine.keys() and all(math.log2(coarse[key] / fine[key]) in (2, 3, 4) for key in fine)
 

@@ -150,11 +150,11 @@ def causal_mask(length: int, device: torch.device, window: int = 0) -> Tensor:
     return seen.triu(1 - window) if window else seen
 
 
-def alibi(slopes: Sequence[float], positions: Tensor, like: Tensor) -> Tensor:
-    """``slope_h * (position of the key - position of the query)``: ``[B, H, T, T]`` from ``[B, T]``."""
+def alibi(slopes: Sequence[float], queries: Tensor, keys: Tensor, like: Tensor) -> Tensor:
+    """``slope_h * (position of the key - position of the query)``: ``[B, H, n, m]`` from positions ``[B, n]`` and
+    ``[B, m]`` of integers, in the dtype of `like` (bfloat16 does not tell positions 301 and 302 apart)."""
     steep = torch.tensor(slopes, dtype=like.dtype, device=like.device)[:, None, None]
-    places = positions.to(like.dtype)
-    return steep * (places[:, None, None, :] - places[:, None, :, None])
+    return steep * (keys[:, None, None, :] - queries[:, None, :, None]).to(like.dtype)
 
 
 def soft_capped(scores: Tensor, cap: float) -> Tensor:
@@ -196,6 +196,6 @@ def attention_probabilities(
     queries = turn(split_heads(q, op.n_heads)) * (1.0 if gain is None else gain)
     keys = turn(split_heads(k, op.n_kv_heads)).repeat_interleave(op.n_heads // op.n_kv_heads, 1)
     scores = soft_capped(op.scale * queries @ keys.transpose(-1, -2), op.soft_cap)
-    scores = scores + alibi(op.slopes, positions, scores) if op.slopes else scores
+    scores = scores + alibi(op.slopes, positions, positions, scores) if op.slopes else scores
     seen = allowed & causal_mask(q.shape[1], q.device, op.window)
     return masked_softmax(scores, seen[:, None])

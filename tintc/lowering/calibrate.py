@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from tintc.errors import OptionError
 from tintc.ir import auxiliary as aux
 from tintc.ir.auxiliary.interpreter import Descent, differentiate_once, load
 from tintc.ir.core import Program
@@ -52,6 +53,11 @@ def calibrate(program: Program, source: Mapping[str, Tensor], ids: Tensor, optio
 
 def power_of_two(eps: float, sizes: list[Tensor]) -> float:
     """The power of two nearest to eps over the root mean square of `sizes`, on a logarithmic scale; to eps itself if
-    no gradient has come by."""
+    no gradient has come by. Raises `OptionError` for sizes that are not finite."""
     size = float(torch.cat(sizes).double().square().mean().sqrt()) if sizes else 0.0
+    if not math.isfinite(size):
+        raise OptionError(
+            "Gradients on the calibration text are not finite, so no step suits them; choose another text, or another "
+            "difference."
+        )
     return 2.0 ** round(math.log2(eps / size if size else eps))

@@ -69,7 +69,7 @@ class AttentionOp(SimOp):
             scores = (queries[:, :, rows] * self.scale) @ keys[:, :, :stop].transpose(-1, -2)
             scores = soft_capped(scores, self.soft_cap)
             if self.slopes:
-                scores = scores + run.alibi(self.slopes, scores)[:, :, rows, :stop]
+                scores = scores + run.alibi(self.slopes, scores, rows)
             if mask is None:
                 scores[..., start:].add_(run.later(rows.stop - start))
                 yield rows, stop, scores.softmax(-1)

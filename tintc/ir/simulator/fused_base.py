@@ -103,8 +103,8 @@ class FusedRun(Protocol):
         """``[B, 1, n, n]`` bool, causal, windowed and masked; None if plain causal attention is all there is."""
         ...
 
-    def alibi(self, slopes: tuple[float, ...], scores: Tensor) -> Tensor:
-        """What ALiBi adds to scores ``[B, H, ., .]`` of such a dtype: ``[1 or B, H, T, T]``."""
+    def alibi(self, slopes: tuple[float, ...], scores: Tensor, rows: slice) -> Tensor:
+        """What ALiBi adds to the scores ``[B, H, n, m]`` of these queries with the first m keys, of their shape."""
         ...
 
     def later(self, count: int) -> Tensor:

@@ -33,7 +33,6 @@ class FusedExecutor:
         self._parts: dict[SimOp, Tensor] = {}
         self._turns: dict[str, tuple[Tensor, Tensor]] = {}
         self._masks: dict[tuple[int, int], Tensor] = {}
-        self._biases: dict[tuple[float, ...], Tensor] = {}
         self._later: dict[int, Tensor] = {}
         self._trains: dict[tuple[int, int], Tensor | None] = {}
         self._rates: dict[str, list[float]] = {}
@@ -145,12 +144,9 @@ class FusedExecutor:
             self._masks[length, window] = seen[:, None]
         return self._masks[length, window]
 
-    def alibi(self, slopes: tuple[float, ...], scores: Tensor) -> Tensor:
-        if slopes not in self._biases:
-            positions = self.inputs.position_ids
-            same = bool((positions == positions[:1]).all())
-            self._biases[slopes] = alibi(slopes, positions[:1] if same else positions, scores)
-        return self._biases[slopes]
+    def alibi(self, slopes: tuple[float, ...], scores: Tensor, rows: slice) -> Tensor:
+        positions = self.inputs.position_ids
+        return alibi(slopes, positions[:, rows], positions[:, : scores.shape[-1]], scores)
 
     def later(self, count: int) -> Tensor:
         if count not in self._later:

@@ -84,7 +84,7 @@ class TintAttention(nn.Module):
             scores = soft_capped(scores, self.spec.soft_cap)
             if self.spec.slopes and token_positions is not None:
                 slopes = (*self.spec.slopes, *[0.0] * (self.n_heads - len(self.spec.slopes)))
-                scores = scores + alibi(slopes, token_positions, scores)
+                scores = scores + alibi(slopes, token_positions, token_positions, scores)
             allowed = torch.ones_like(scores, dtype=torch.bool) if mask is None else (mask != 0)[:, None]
             scores = masked_softmax(scores, allowed)
         elif mask is not None:
