@@ -64,7 +64,7 @@ def compile(
     linear_attention: str = "linear",
     calibration: str | Tensor | None = None,
     output: str | os.PathLike[str] | None = None,
-    max_shard_size: str = MAX_SHARD_SIZE,
+    max_shard_size: str | int = MAX_SHARD_SIZE,
     force: bool = False,
 ) -> TintForCausalLM:
     """Compile a decoder into a TinT simulator.
@@ -118,11 +118,12 @@ def _compile(
     dtype: torch.dtype | str | None,
     calibration: str | Tensor | None,
     output: str | os.PathLike[str] | None,
-    max_shard_size: str,
+    max_shard_size: str | int,
     force: bool,
 ) -> TintForCausalLM:
     """All stages, the checks that need no model first."""
     kind, shard_size = as_dtype(dtype), parse_size(max_shard_size)
+    options.check_calibration(calibration is not None)
     if output is not None:
         check_output(output, force)
     logger.info("loading the model")

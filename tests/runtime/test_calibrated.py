@@ -122,7 +122,9 @@ def test_from_the_command_line(tmp_path: Path, command: Command) -> None:
     verdict = command("verify", out, model, "--json")
     assert verdict.code == 0 and verdict.json["gradient"]["error"] < 1e-9
     wrong = command("compile", model, "-o", out, "--force", "--calibration-text", text)
-    assert wrong.code == 2 and "for --difference calibrated" in wrong.err
+    assert wrong.code == 2 and "(--difference calibrated)" in wrong.err
+    with pytest.raises(OptionError, match="leave the text out"):
+        tintc.compile(model, calibration=STORY)
     wrong = command(*made, "--force", "--semantics", "paper-code")
     assert wrong.code == 2 and "paper-code has differences of a fixed step" in wrong.err
 

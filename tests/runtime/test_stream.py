@@ -65,8 +65,8 @@ def test_shards(model: Path, tmp_path: Path) -> None:
     assert sharded.config.digests == whole.config.digests
 
 
-@pytest.mark.parametrize(("text", "size"), [("5GB", 5 * 10**9), ("1.5 mb", 1_500_000), ("2GiB", 2**31), ("77", 77)])
-def test_sizes(text: str, size: int) -> None:
+@pytest.mark.parametrize(("text", "size"), [("5GB", 5 * 10**9), ("1.5 mb", 1_500_000), ("2GiB", 2**31), (77, 77)])
+def test_sizes(text: str | int, size: int) -> None:
     assert parse_size(text) == size
 
 

@@ -9,12 +9,10 @@ from typing import Any
 import tintc
 from tintc.cli.console import print_json, print_table, silence_libraries, stages
 from tintc.cli.run import read_text
-from tintc.errors import OptionError
 from tintc.lowering.options import Options
 from tintc.runtime.artefact import check_output
 from tintc.runtime.evaluate import peak_rss_bytes
 from tintc.runtime.report import sizes
-from tintc.runtime.shards import parse_size
 
 
 def compile_model(
@@ -30,10 +28,7 @@ def compile_model(
     silence_libraries()
     check_output(output, force)
     check_options(options)
-    parse_size(max_shard_size)
     text = None if calibration is None else read_text(None, calibration)
-    if text is not None and options["fd_scheme"] != "calibrated" and options["linear_attention"] != "softmax":
-        raise OptionError("A calibration text is for --difference calibrated and --linear-attention softmax; add one.")
     start = time.perf_counter()
     with stages():
         sim = tintc.compile(

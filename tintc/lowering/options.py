@@ -106,6 +106,14 @@ class Options:
         difference = self.difference
         return replace(difference, eps=self.fd_steps[name]) if difference.scheme == "calibrated" else difference
 
+    def check_calibration(self, given: bool) -> None:
+        """Raises `OptionError` for a calibration text of which nothing is made."""
+        if given and self.fd_scheme != "calibrated" and self.linear_attention != "softmax":
+            raise OptionError(
+                "A calibration text is for differences that are calibrated (--difference calibrated) and for softmax "
+                "heads (--linear-attention softmax); choose one, or leave the text out."
+            )
+
     def update_layers(self, n_layers: int) -> int:
         """L_up for a model of `n_layers`; raises `OptionError` when the model has fewer."""
         wanted = n_layers if self.n_update_layers is None else self.n_update_layers

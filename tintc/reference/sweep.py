@@ -65,7 +65,11 @@ def _arguments() -> argparse.Namespace:
 def _read() -> dict[Job, dict[str, Any]]:
     if not PARTIAL.exists():
         return {}
-    lines = [json.loads(line) for line in PARTIAL.read_text(encoding="utf-8").splitlines()]
+    text = PARTIAL.read_text(encoding="utf-8")
+    whole = text[: text.rfind("\n") + 1]  # the last line of a killed sweep may be half written
+    if whole != text:
+        PARTIAL.write_text(whole, encoding="utf-8")
+    lines = [json.loads(line) for line in whole.splitlines()]
     return {(line["model_type"], line["variant"]): line for line in lines}
 
 

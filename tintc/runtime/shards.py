@@ -42,9 +42,9 @@ class Planned:
         return math.prod(self.shape) * self.dtype.itemsize
 
 
-def parse_size(text: str) -> int:
-    """Bytes of ``5GB``, ``500 MB`` or ``2GiB``; raises `OptionError` for anything else."""
-    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMG]?i?B|)\s*", text, re.IGNORECASE)
+def parse_size(text: str | int) -> int:
+    """Bytes of ``5GB``, ``500 MB``, ``2GiB`` or a number of bytes; raises `OptionError` for anything else."""
+    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMG]?i?B|)\s*", str(text), re.IGNORECASE)
     size = int(float(found[1]) * UNITS[found[2].upper()]) if found and found[2].upper() in UNITS else 0
     if size < 1:
         raise OptionError(f"The size {text!r} is not understood; write it as 5GB, 500MB or 2GiB.")
