@@ -99,10 +99,13 @@ def main(
         done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     if done.returncode:
         raise SystemExit(done.stderr)
-    body = [report.setting(), "", *report.table(rows(model, json.loads(done.stdout.splitlines()[-1])))]
+    found = json.loads(done.stdout.splitlines()[-1])
+    body = [report.setting(), "", *report.table(rows(model, found))]
     print("\n".join(body))
     if write:
         section = f"compile_cost_{model}" if model in STREAMED else "compile_cost"
+        bars = [report.Bar(key, [found[key] / limit], 1) for key, limit in STREAMED.get(model, TARGETS).items()]
+        body += ["", report.plot_bars(section, bars, "measured / target")]
         title = f"Cost of compiling {model} to a folder" if model in STREAMED else "Cost of compiling"
         report.write_section(section, title, body)
 

@@ -24,7 +24,7 @@ from transformers import logging as transformers_logging
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
-from benchmarks.real_input import smollm2
+from benchmarks.shapes import smollm2
 
 TEXT = ROOT / "benchmarks" / "data" / "tides.txt"
 BUILD = ROOT / "build"

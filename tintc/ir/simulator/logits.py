@@ -12,7 +12,7 @@ from tintc.ir.auxiliary.base import affine
 from tintc.ir.core import Value, register
 from tintc.ir.losses import LogitMap
 from tintc.ir.simulator.base import Interpretation, LiteralRun, SimOp, Storage, Tiles
-from tintc.ir.simulator.fused_base import FusedRun
+from tintc.ir.simulator.fused_base import FEW, FusedRun, widening
 from tintc.ir.simulator.fused_counts import FusedCounts
 from tintc.ir.structure import TensorSpec
 
@@ -20,8 +20,10 @@ from tintc.ir.structure import TensorSpec
 def aligned_scores(x: Tensor, head: Tensor, bias: Tensor | None) -> Tensor:
     """``x head^T + bias [n, V]`` in rows that start at multiples of 64 bytes.
 
-    A vocabulary of odd size, such as GPT-2's, costs the product up to 40 % otherwise. Not differentiable.
+    A vocabulary of odd size, such as GPT-2's, costs MKL's product up to 40 % otherwise. Not differentiable.
     """
+    if x.shape[0] <= FEW:
+        return widening(x, head, bias)
     vocab, unit = head.shape[0], 64 // x.element_size()
     out = x.new_empty(x.shape[0], -(-vocab // unit) * unit)[:, :vocab]
     if bias is None:

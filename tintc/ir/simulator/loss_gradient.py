@@ -6,14 +6,13 @@ import math
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from tintc.ir.core import Value, register
 from tintc.ir.layout import Layout
 from tintc.ir.losses import LOSSES, PLAIN, LogitMap, loss_gradient
 from tintc.ir.simulator.base import Interpretation, LiteralRun, Tiles
-from tintc.ir.simulator.fused_base import FusedRun, at_least_fp32
+from tintc.ir.simulator.fused_base import FusedRun, at_least_fp32, widening
 from tintc.ir.simulator.fused_counts import FusedCounts
 from tintc.ir.simulator.logits import HeadOp
 from tintc.ir.simulator.loss_modules import loss_blocks, loss_slot
@@ -42,7 +41,7 @@ def blockwise_gradient(
     top = z - math.inf
     biases = [None] * -(-head.shape[0] // WORDS) if bias is None else bias.split(WORDS)
     for block, added in zip(head.split(WORDS), biases, strict=True):
-        scores = logit_map(F.linear(x, block, added), overwrite=True)
+        scores = logit_map(widening(x, block, added), overwrite=True)
         slope = None if logit_map.softcap == 0 else logit_map.slope(scores)
         if kind == "ce":
             higher = torch.maximum(top, at_least_fp32(scores).amax(-1, keepdim=True))
