@@ -26,6 +26,14 @@ def test_every_place_is_listed_with_its_reason() -> None:
     assert found["model.norm"] == "no rule takes this operation"
 
 
+def test_a_model_that_takes_its_cache_from_its_configuration_is_captured_without_one() -> None:
+    """So that the reasons given are its mixture of experts, and not the cache; the configuration is left as it was."""
+    model = tiny_model("granitemoe")
+    with pytest.raises(UnsupportedModelError, match="experts"):
+        import_graph(capture(model))
+    assert model.config.use_cache is True
+
+
 def test_attention_sinks_are_not_read_over() -> None:
     """A softmax over scores and a learned number beside them, whose probability is dropped."""
     with pytest.raises(UnsupportedModelError, match="attention sink"):

@@ -37,7 +37,7 @@ def capture(model: nn.Module, max_length: int | None = None, name: str | None = 
     device = next(model.parameters()).device
     ids = torch.ones(2, max(2, min(7, limit)), dtype=torch.long, device=device)
     was_training = model.training
-    with torch.no_grad(), _without_packing(), _preserved(model), _quiet():
+    with torch.no_grad(), _without_packing(), _without_cache(model), _preserved(model), _quiet():
         try:
             model.eval()
             exported = _export(model, ids)
@@ -119,6 +119,21 @@ def _without_packing() -> Iterator[None]:
         yield
     finally:
         masking_utils.find_packed_sequence_indices = original
+
+
+@contextmanager
+def _without_cache(model: nn.Module) -> Iterator[None]:
+    """No key/value cache: some models take `use_cache` from their configuration alone."""
+    config = cast(Any, model).config
+    original = getattr(config, "use_cache", None)
+    if original is None:
+        yield
+        return
+    config.use_cache = False
+    try:
+        yield
+    finally:
+        config.use_cache = original
 
 
 @contextmanager

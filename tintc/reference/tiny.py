@@ -15,10 +15,19 @@ VOCAB, LENGTH, WINDOW = 97, 64, 6
 SIZES: dict[int, tuple[str, ...]] = {
     VOCAB: ("vocab_size", "vocab_size_per_layer_input"),
     60: ("hidden_size", "n_embd", "d_model", "word_embed_proj_dim"),
-    3: ("num_attention_heads", "n_head", "n_heads", "num_heads", "attention_heads"),
+    3: (
+        *("num_attention_heads", "n_head", "n_heads", "num_heads", "attention_heads", "encoder_attention_heads"),
+        *("decoder_attention_heads", "num_encoder_attention_heads", "num_decoder_attention_heads"),
+    ),
     1: ("num_key_value_heads", "num_kv_heads"),
-    2: ("num_hidden_layers", "n_layer", "n_layers", "num_layers", "num_layers_per_stack", "altup_num_inputs"),
-    140: ("intermediate_size", "n_inner", "ffn_dim", "ffn_hidden_size", "dff"),
+    2: (
+        *("num_hidden_layers", "n_layer", "n_layers", "num_layers", "num_layers_per_stack", "altup_num_inputs"),
+        *("encoder_layers", "decoder_layers", "num_encoder_layers", "num_decoder_layers"),
+    ),
+    140: (
+        *("intermediate_size", "n_inner", "ffn_dim", "ffn_hidden_size", "dff"),
+        *("encoder_ffn_dim", "decoder_ffn_dim"),
+    ),
     LENGTH: ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len", "original_max_position_embeddings"),
     20: ("head_dim", "hidden_size_per_layer_input"),
     8: ("rotary_dim", "qk_rope_head_dim", "laurel_rank"),
@@ -37,10 +46,12 @@ NEEDS: dict[str, dict[str, Any]] = {
     "diffllama": {"hidden_size": 80, "num_attention_heads": 4, "num_key_value_heads": 2},
     "gemma3n_text": {"num_kv_shared_layers": 0},
     "gpt_neo": {"attention_types": [[["global", "local"], 1]]},
-    "minicpm3": {"num_key_value_heads": 3, "head_dim": 8},
-    "youtu": {"num_key_value_heads": 3, "head_dim": 8},
+    "deepseek_v2": {"num_experts_per_tok": 2},
+    "mamba2": {"num_heads": 4, "head_dim": 30, "n_groups": 1},
 }
 """What single types cannot do without."""
+LATENT = {"num_key_value_heads": 3, "head_dim": 8}
+"""Latent attention has as many key heads as query heads, and calls the part of a head that turns its head_dim."""
 TOKENS = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
 PARTIAL = 0.4
 """Share of a head that turns, where the default share of 20 is not an even number of coordinates."""
@@ -85,6 +96,10 @@ def _small(default: PretrainedConfig) -> dict[str, Any]:
         found["sliding_window"] = WINDOW
     if set(LAYERS) <= set(known.get("layer_types") or ()):
         found["layer_types"] = list(LAYERS)
+    if "qk_rope_head_dim" in known:
+        found |= {name: size for name, size in LATENT.items() if name in known}
+    if "mamba_n_heads" in known:
+        found |= {"mamba_n_heads": 4, "mamba_d_head": 30}
     found |= _rotary(known)
     for name in default.sub_configs:
         inner = getattr(default, name, None)
