@@ -9,6 +9,7 @@ from tintc.frontend.rules.heads import HeadsRule
 from tintc.frontend.rules.layer_norm import LayerNormRule
 from tintc.frontend.rules.linear import LinearRule
 from tintc.frontend.rules.mixture import MixtureRule
+from tintc.frontend.rules.position_table import PositionTableRule
 from tintc.frontend.rules.rms_norm import RMSNormRule
 from tintc.frontend.rules.scale import ScaleRule
 from tintc.frontend.rules.select import SelectRule
@@ -26,6 +27,7 @@ def default_rules() -> list[Rule]:
         MixtureRule(),
         MultiplyRule(),
         PositionEmbeddingRule(),
+        PositionTableRule(),
         RMSNormRule(),
         ScaleRule(),
         SelectRule(),

@@ -17,18 +17,19 @@ from tintc.ir.core import Type, Value, tokens
 
 
 class _BinaryRule:
-    """Two live operands of one width that do not make a known activation of one value."""
+    """Two operands of one width, values of the tokens or of their positions, that do not make a known activation of one
+    value."""
 
     operation: str
     op: type[AuxOp]
 
     def match(self, graph: CapturedGraph, node: Node) -> Match | Fail:
-        if opname(node) != self.operation or named_region(graph, node) is not None:
+        if opname(node) != self.operation or node not in graph.live or named_region(graph, node) is not None:
             return NOT_MINE
         if RMSNormRule().match(graph, node) is not NOT_MINE:
             return NOT_MINE
         a, b = node.args[:2]
-        if not isinstance(a, Node) or not isinstance(b, Node) or a not in graph.live or b not in graph.live:
+        if not isinstance(a, Node) or not isinstance(b, Node) or not (_varies(graph, a) and _varies(graph, b)):
             others = parameter_vector(graph, a) or parameter_vector(graph, b) or factor_of(graph, node)
             return NOT_MINE if others else Fail("one operand is neither a value of the tokens nor a single number")
         if node.kwargs.get("alpha", 1) != 1:
@@ -44,6 +45,11 @@ class _BinaryRule:
 
     def build(self, builder: Builder, node: Node, values: tuple[Value, ...], kind: Type) -> Value:
         return builder.emit(self.op, node, values, kind, self.op.opname.removeprefix("aux."))
+
+
+def _varies(graph: CapturedGraph, node: Node) -> bool:
+    """Whether the node is a value of the tokens, or has a vector for each position."""
+    return node in graph.live or rows_width(graph, node) is not None
 
 
 class AddRule(_BinaryRule):

@@ -127,6 +127,8 @@ class _Walk:
             self.factor *= number if name == "mul" else 1 / number
         elif name == "tanh" and self.above is None and self.factor > 0:
             self.above, self.factor = self.factor, 1.0
+        elif self._floor(node, name, below):
+            pass
         elif (mask := self._mask(node, name, below)) is not None:
             if self.above is not None:
                 self.problems.append("a mask is applied before its scores are capped")
@@ -140,11 +142,24 @@ class _Walk:
         if name == "add" and not node.kwargs:
             other = node.args[node.args[0] is below]
             return Mask(other, factor=self.factor) if isinstance(other, Node) else None
+        if name == "sub" and not node.kwargs and node.args[0] is below:
+            other = node.args[1]
+            return Mask(other, factor=-self.factor) if isinstance(other, Node) else None
+        if name == "mul":
+            other = node.args[node.args[0] is below]
+            return Mask(other, "multiply") if isinstance(other, Node) else None
         if name == "where":
             condition, chosen, fill = node.args
             keeps = chosen is below
             return self._exclusion(condition, fill if keeps else chosen, "add" if keeps else "exclude")
         return self._exclusion(node.args[1], node.args[2], "exclude") if name == "masked_fill" else None
+
+    def _floor(self, node: Node, name: str, below: Node) -> bool:
+        """Whether the operation raises scores to a number whose probability is 0, and so changes none that counts."""
+        if name not in ("max", "maximum", "clamp_min", "clamp") or "max" in node.kwargs:
+            return False
+        numbers = [scalar(self.graph, value) for value in (*node.args, *node.kwargs.values()) if value is not below]
+        return len(numbers) == 1 and numbers[0] is not None and numbers[0] * self.factor <= EXCLUDED
 
     def _exclusion(self, condition: Any, fill: Any, effect: str) -> Mask | None:
         """The mask that puts `fill` in place of some scores, if that makes their probabilities 0."""
