@@ -1,4 +1,4 @@
-"""What decoders do to scores and with positions: masks of every spelling, tables that are computed.
+"""What decoders do to scores and with positions: masks, sinks, tables that are computed, scales of queries.
 
 Hand-written decoders; fp64, 1e-9 relative to the exported graph.
 """
@@ -40,7 +40,8 @@ def masked(scores: Tensor) -> Tensor:
 class Decoder(nn.Module):
     """Embedding, attention written out, head.
 
-    probabilities: of the masked scores, beside a parameter ``[HEADS]``; place: what is done to the embeddings.
+    mask: what is done to the scores; place: to the embeddings; turn: to queries and, with `both`, to keys; attend: from
+    masked scores, values and a parameter ``[HEADS]`` to what the heads give.
     """
 
     def __init__(
@@ -48,18 +49,22 @@ class Decoder(nn.Module):
         mask: Callable[[Tensor], Tensor] = masked,
         place: Callable[[Tensor], Tensor] = lambda x: x,
         turn: Callable[[Tensor], Tensor] = lambda q: q,
+        both: bool = False,
+        attend: Callable[[Tensor, Tensor, Tensor], Tensor] = lambda s, v, _: s.softmax(-1) @ v,
     ):
         super().__init__()
         torch.manual_seed(0)
         self.config = SimpleNamespace(max_position_embeddings=LONGEST)
         self.embed, self.qkv = nn.Embedding(VOCAB, D), nn.Linear(D, 3 * D)
         self.head = nn.Linear(D, VOCAB, bias=False)
-        self.mask, self.place, self.turn = mask, place, turn
+        self.sinks = nn.Parameter(torch.randn(HEADS))
+        self.mask, self.place, self.turn, self.both, self.attend = mask, place, turn, both, attend
 
     def forward(self, input_ids: Tensor) -> tuple[Tensor]:
         x = self.place(self.embed(input_ids))
         q, k, v = (part.unflatten(-1, (HEADS, -1)).transpose(1, 2) for part in self.qkv(x).chunk(3, -1))
-        a = self.mask(self.turn(q) @ k.transpose(-1, -2)).softmax(-1) @ v
+        k = self.turn(k) if self.both else k
+        a = self.attend(self.mask(self.turn(q) @ k.transpose(-1, -2)), v, self.sinks)
         return (self.head(x + a.transpose(1, 2).flatten(2)),)
 
 
@@ -170,3 +175,62 @@ def test_a_table_may_multiply_and_be_subtracted() -> None:
 
 def test_what_depends_on_the_length_is_no_table() -> None:
     assert "length of the text" in reasons(Decoder(place=lambda x: x + sinusoidal(x.shape[1])[None] / x.shape[1]))
+
+
+def beside(scores: Tensor, sinks: Tensor) -> Tensor:
+    return torch.cat((scores, sinks[:, None, None].expand(*scores.shape[:-1], 1)), -1).softmax(-1)
+
+
+def gate(scores: Tensor, sinks: Tensor) -> Tensor:
+    return torch.sigmoid(scores.logsumexp(-1) - sinks[:, None])[..., None]
+
+
+Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
+SINKS: dict[str, Attend] = {
+    "a column": lambda s, v, sinks: beside(s, sinks)[..., :-1] @ v,
+    "a column of zeros": lambda s, v, sinks: beside(s, 0 * sinks)[..., :-1] @ v,
+    "a gate": lambda s, v, sinks: (s.softmax(-1) @ v) * gate(s, sinks),
+    "a gate in another way": lambda s, v, sinks: (
+        (1 - (sinks[:, None, None] - s.logsumexp(-1, keepdim=True)).sigmoid()) * (s.softmax(-1) @ v)
+    ),
+}
+
+
+@pytest.mark.parametrize("spelling", SINKS)
+def test_sinks(spelling: str) -> None:
+    program = imported(Decoder(attend=SINKS[spelling]))
+    name = attention(program).sinks
+    assert program.parameters[name].shape == (HEADS,)
+    assert name == "sinks"
+
+
+NO_SINKS: dict[str, Attend] = {
+    "a key is dropped": lambda s, v, sinks: beside(s, sinks)[..., 1:] @ v,
+    "a column for each query": lambda s, v, _: torch.cat((s, s.sum(-1, keepdim=True)), -1).softmax(-1)[..., :-1] @ v,
+    "a gate of something else": lambda s, v, sinks: (s.softmax(-1) @ v) * gate(s + 1, sinks),
+    "a gate of the values": lambda s, v, sinks: (s.softmax(-1) @ v) * torch.sigmoid(v.sum(-1, keepdim=True)),
+}
+
+
+@pytest.mark.parametrize("spelling", NO_SINKS)
+def test_what_is_no_sink(spelling: str) -> None:
+    assert reasons(Decoder(attend=NO_SINKS[spelling]))
+
+
+def by_position(heads: Tensor, step: int) -> Tensor:
+    places = torch.arange(heads.shape[2])
+    return heads * (1 + 0.3 * torch.log1p(torch.floor(places / step)))[:, None]
+
+
+def test_scales_of_queries_by_position() -> None:
+    program = imported(Decoder(turn=lambda q: by_position(q, 4)))
+    scale = program.parameters[attention(program).query_scale]
+    assert scale.source == "constant.query_scale.0" and scale.shape == (LONGEST,)
+
+
+def test_a_scale_that_begins_beyond_the_longest_text_is_none() -> None:
+    assert attention(imported(Decoder(turn=lambda q: by_position(q, LONGEST)))).query_scale == ""
+
+
+def test_keys_are_not_scaled_by_position() -> None:
+    assert "keys are scaled by their position" in reasons(Decoder(turn=lambda q: by_position(q, 4), both=True))

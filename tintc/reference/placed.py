@@ -11,24 +11,28 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.fx import Node
 
 from tintc.errors import InputError, OptionError
 from tintc.frontend.execution import execute, opname
 from tintc.frontend.graph import CapturedGraph
-from tintc.reference.captured import Lookup, Override, attention_of, seen_softmax
+from tintc.reference.captured import SOFTMAX, Lookup, Override, attention_of, seen_softmax
 
 
 def masked_scores(captured: CapturedGraph, overrides: Mapping[Node, Override], sees: Tensor) -> dict[Node, Override]:
     """Attention that also obeys ``sees [T, T]`` bool; overrides: what stands in place of its nodes already."""
     found: dict[Node, Override] = {}
+    normalised = {node.args[0] for node in captured.module.graph.nodes if opname(node) in SOFTMAX}
     for node in captured.module.graph.nodes:
         detached = node in overrides
         if opname(node) == "scaled_dot_product_attention":
             found[node] = _MaskedAttention(node, sees, detached)
-        elif opname(node) in ("softmax", "_softmax"):
+        elif opname(node) in SOFTMAX:
             found[node] = _MaskedSoftmax(node, sees, detached)
+        elif opname(node) == "logsumexp" and node.args[0] in normalised:
+            found[node] = _MaskedSum(node, sees, detached)
     return found
 
 
@@ -102,5 +106,19 @@ class _MaskedSoftmax:
 
     def __call__(self, lookup: Lookup, dtype: torch.dtype | None) -> Tensor:
         source: Any = self.node.args[0]
-        weights = seen_softmax(lookup(source), self.sees)
+        scores: Tensor = lookup(source)
+        # A sink's column stands after the last key's, and every query sees it.
+        sees = F.pad(self.sees, (0, scores.shape[-1] - self.sees.shape[-1]), value=True)
+        weights = seen_softmax(scores, sees)
         return weights.detach() if self.detached else weights
+
+
+class _MaskedSum(_MaskedSoftmax):
+    """The logarithm of the softmax's denominator."""
+
+    def __call__(self, lookup: Lookup, dtype: torch.dtype | None) -> Tensor:
+        source: Any = self.node.args[0]
+        scores: Tensor = lookup(source)
+        dims: Any = self.node.args[1:]
+        total = scores.masked_fill(~self.sees.to(scores.device), -torch.inf).logsumexp(*dims)
+        return total.detach() if self.detached else total

@@ -103,6 +103,8 @@ def _disagreements(operands: list[Operand]) -> list[str]:
         problems.append(f"heads of q and k are {q.head_dim} and {k.head_dim} wide; they must be equal")
     if operands[2].norm is not None or v.rotation is not None or abs(v.factor - 1) > 1e-9:
         problems.append("the values are scaled or rotated")
+    scaled = [name for name, heads in (("keys", k), ("values", v)) if heads.scales is not None]
+    problems += [f"the {name} are scaled by their position, and only queries may be" for name in scaled]
     if (turns[0].rotation is None) != (turns[1].rotation is None):
         problems.append("only one of q and k is rotated")
     elif not _turn_alike(*turns[:2]):
@@ -161,6 +163,10 @@ def _matched(
         gain = joint_gain(graph, operands[0], operands[1])
         if gain is not None:
             named["gain"] = builder.parameter(graph.derive_constant("gain", gain))
+        if q.scales is not None:
+            named["query_scale"] = builder.parameter(graph.derive_constant("query_scale", q.scales))
+        if found.sinks:
+            named["sinks"] = builder.parameter(found.sinks)
         if v.head_dim != q.head_dim:
             named["value_dim"] = v.head_dim
         width = tokens(q.count * v.head_dim)
