@@ -234,3 +234,28 @@ def test_a_scale_that_begins_beyond_the_longest_text_is_none() -> None:
 
 def test_keys_are_not_scaled_by_position() -> None:
     assert "keys are scaled by their position" in reasons(Decoder(turn=lambda q: by_position(q, 4), both=True))
+
+
+class Stretched(Decoder):
+    """Rotary embedding by one of two sets of frequencies, for short and for long texts; the model keeps the last."""
+
+    def __init__(self, short: int):
+        super().__init__(turn=self.rotated, both=True)
+        self.short = short
+        self.register_buffer("frequencies", torch.zeros(4))
+        self.frequencies: Tensor
+
+    def rotated(self, heads: Tensor) -> Tensor:
+        length = torch.arange(heads.shape[2]).max() + 1
+        chosen = torch.where(
+            length > self.short, torch.tensor([0.5, 0.1, 0.02, 0.0]), torch.tensor([1.0, 0.3, 0.1, 0.0])
+        )
+        self.frequencies.copy_(chosen)
+        angle = torch.arange(heads.shape[2])[:, None] * self.frequencies
+        a, b = heads.chunk(2, -1)
+        return torch.cat((a * angle.cos() - b * angle.sin(), b * angle.cos() + a * angle.sin()), -1)
+
+
+def test_frequencies_for_texts_of_the_compiled_length() -> None:
+    assert attention(imported(Stretched(LONGEST))).rotary_style == "half"
+    assert "the position or the length" in reasons(Stretched(LONGEST - 1))

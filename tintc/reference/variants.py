@@ -47,7 +47,7 @@ VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
     "falcon": {
         "new architecture": {"new_decoder_architecture": True, "num_kv_heads": 1},
         "new architecture, one norm": {"new_decoder_architecture": True, "num_ln_in_parallel_attn": 1},
-        "sequential, biases": {"parallel_attn": False, "bias": True, "multi_query": False},
+        "sequential, biases": {"parallel_attn": False, "bias": True, "multi_query": False, "num_kv_heads": 3},
         "ALiBi": {"alibi": True},
     },
     "gemma2": {"untied": {"tie_word_embeddings": False}},
