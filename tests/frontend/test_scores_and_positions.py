@@ -16,10 +16,12 @@ from torch import Tensor, nn
 from tintc.errors import UnsupportedModelError
 from tintc.frontend.capture import capture
 from tintc.frontend.importer import import_graph
-from tintc.ir.auxiliary import Attention, PositionEmbedding
+from tintc.ir.auxiliary import Activation, Attention, Linear, PositionEmbedding, Scale
 from tintc.ir.auxiliary.interpreter import forward, load
 from tintc.ir.core import Program
 from tintc.ir.inputs import resolve_inputs
+from tintc.lowering.canonicalise import canonicalise
+from tintc.lowering.roles import assign_roles
 from tintc.reference.captured import run_captured
 
 D, HEADS, VOCAB, LONGEST = 24, 3, 29, 16
@@ -259,3 +261,17 @@ class Stretched(Decoder):
 def test_frequencies_for_texts_of_the_compiled_length() -> None:
     assert attention(imported(Stretched(LONGEST))).rotary_style == "half"
     assert "the position or the length" in reasons(Stretched(LONGEST - 1))
+
+
+class Clipped(Decoder):
+    def __init__(self, low: float, high: float):
+        super().__init__()
+        self.qkv = nn.Sequential(self.qkv, nn.Hardtanh(low, high))
+
+
+def test_clipped_queries_keys_and_values() -> None:
+    program = assign_roles(canonicalise(imported(Clipped(-0.3, 0.3))))
+    assert [op.role for op in program.ops if isinstance(op, Linear)] == ["query", "key", "value"]
+    assert [op.fn for op in program.ops if isinstance(op, Activation)] == ["hardtanh"] * 3
+    assert sorted(op.factor for op in program.ops if isinstance(op, Scale)) == pytest.approx([0.3] * 3 + [1 / 0.3] * 3)
+    assert "clipped from -1 to 2" in reasons(Clipped(-1.0, 2.0))

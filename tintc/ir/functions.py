@@ -23,6 +23,7 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "quick_gelu": lambda x: x * torch.sigmoid(1.702 * x),
     "silu": F.silu,
     "tanh": torch.tanh,
+    "hardtanh": F.hardtanh,
     "negexp": lambda x: torch.expm1(x.clamp(max=0)) - x.clamp(max=0),
     "identity": torch.clone,
     "sigmoid": torch.sigmoid,

@@ -6,6 +6,7 @@ Rules, applied until none changes anything:
 - `other_products`: any other ``multiply(x, y)`` is a gate whose activation is the identity;
 - `fold_concats`: a select of several values side by side is the sum of a select of each, with zeros for the others;
 - `merge_selects`: ``select(select(x))`` is one select;
+- `lift_selects`: ``select(f(x))`` is ``f(select(x))`` for a scale or activation f that only selects read;
 - `drop_full_selects`: a select of all columns in order is its operand;
 - `fold_selects`: ``select(linear(x))`` is a linear layer with those rows of the weight and bias, if the layer is used
   by selects alone and no two of them share a row. The parts' parameters are named after what they feed: ``q``, ``k``,
@@ -105,6 +106,21 @@ def merge_selects(program: Program) -> bool:
     return False
 
 
+def lift_selects(program: Program) -> bool:
+    producers, users = program.producers(), program.users()
+    for index, op in enumerate(program.ops):
+        inner = producers[op.operands[0]] if isinstance(op, Select) else None
+        if not isinstance(inner, Scale | Activation) or inner.result in program.outputs.values():
+            continue
+        if all(isinstance(user, Select) for user in users[inner.result]):
+            part = Value(f"{op.result.name}.part", op.result.type)
+            first = replace(op, operands=inner.operands, results=(part,))
+            program.ops[index : index + 1] = [first, replace(inner, operands=(part,), results=op.results)]
+            remove_dead_code(program)
+            return True
+    return False
+
+
 def drop_full_selects(program: Program) -> bool:
     for op in program.ops:
         if isinstance(op, Select) and compose(((0, op.operands[0].type.width),), op.columns) == _all(op.operands[0]):
@@ -183,6 +199,7 @@ RULES: tuple[Callable[[Program], bool], ...] = (
     other_products,
     fold_concats,
     merge_selects,
+    lift_selects,
     drop_full_selects,
     fold_selects,
     merge_scales,
@@ -266,7 +283,7 @@ def _suffix(users: dict[Value, list[Op]], part: Op, position: int) -> str:
         at = user.operands.index(part.result)
         if isinstance(user, Attention):
             return "qkv"[at]
-        if isinstance(user, Add | Norm):
+        if isinstance(user, Add | Norm | Scale | Activation):
             return _suffix(users, user, position)
         if isinstance(user, Gate):
             return ("up", "gate")[at]

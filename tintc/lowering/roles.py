@@ -13,7 +13,18 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 
 from tintc.errors import Reason, UnsupportedModelError
-from tintc.ir.auxiliary import Add, Attention, AuxOp, Embedding, Linear, Logits, Norm, PositionEmbedding, Scale
+from tintc.ir.auxiliary import (
+    Activation,
+    Add,
+    Attention,
+    AuxOp,
+    Embedding,
+    Linear,
+    Logits,
+    Norm,
+    PositionEmbedding,
+    Scale,
+)
 from tintc.ir.core import Op, Program, Value
 
 OPERANDS = ("query", "key", "value")
@@ -76,12 +87,13 @@ class _Flow:
         return sorted(self.dominators.get(op, ()), key=self.order.__getitem__)
 
     def before_attention(self, value: Value) -> set[int]:
-        """Which operands of attentions a value feeds, through norms and sums only; -1 for any other use."""
+        """Which operands of attentions a value feeds, through norms, sums and functions of single numbers only; -1 for
+        any other use."""
         found: set[int] = set()
         for user in self.users.get(value, []):
             if isinstance(user, Attention):
                 found.update(at for at, operand in enumerate(user.operands) if operand is value)
-            elif isinstance(user, Norm | Add | Scale):
+            elif isinstance(user, Norm | Add | Scale | Activation):
                 found |= self.before_attention(user.result)
             else:
                 found.add(-1)

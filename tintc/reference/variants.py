@@ -73,7 +73,10 @@ VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
         "yarn scaling": _rope("yarn", factor=4.0, original_max_position_embeddings=16),
     },
     "mistral": {"no window": {"sliding_window": None}},
-    "mpt": {"tables of positions": {"attn_config": {"alibi": False}}},
+    "mpt": {
+        "tables of positions": {"attn_config": {"alibi": False}},
+        "clipped q, k and v": {"attn_config": {"clip_qkv": 0.5}},
+    },
     "olmo": {"clipped q, k and v": {"clip_qkv": 0.5}},
     "opt": {
         "350m": {"do_layer_norm_before": False, "word_embed_proj_dim": 36},
