@@ -62,7 +62,7 @@ class AttentionForward(AttentionOp):
     def scratch(self, counts: FusedCounts, itemsize: int) -> int:
         n = counts.lengths[self]
         rows = itemsize * self.n_heads * min(n, ROWS) * n if self.soft_cap or self.slopes or self.sinks else 0
-        return super().scratch(counts, itemsize) + (3 if self.slopes else 2) * rows
+        return super().scratch(counts, itemsize) + (3 if self.slopes or self.sinks else 2) * rows
 
     def structure(self, layout: Layout) -> dict[str, Block]:
         q, k, v = self.starts(layout)
