@@ -17,6 +17,7 @@ from tintc.ir import auxiliary as aux
 from tintc.ir.auxiliary.interpreter import Descent, simulate
 from tintc.ir.core import Program, Value
 from tintc.ir.inputs import resolve_inputs
+from tintc.ir.simulator import attention_common
 
 HEADS, DIM, VOCAB = 3, 6, 11
 
@@ -100,6 +101,11 @@ def agree(made: tuple[Program, dict[str, torch.Tensor]], **options: Any) -> None
 )
 def test_options_of_scores(kv_heads: int, options: dict[str, Any]) -> None:
     agree(decoder(kv_heads, **options))
+
+
+def test_blocks_of_queries_see_the_sinks_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(attention_common, "ROWS", 4)
+    agree(decoder(1, sunk=True))
 
 
 def test_positions_without_a_scale_are_refused() -> None:
