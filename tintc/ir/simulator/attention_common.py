@@ -130,10 +130,8 @@ class AttentionOp(SimOp):
 
     def score_options(self) -> dict[str, Any]:
         """How an `AttentionSpec` makes scores of q and k; windows are masks there."""
-        return {"vectors": self.vectors(), "rotary_style": self.rotary_style} | {
-            "soft_cap": self.soft_cap,
-            "slopes": self.slopes,
-        }
+        rotary = {"vectors": self.vectors(), "rotary_style": self.rotary_style}
+        return rotary | {"soft_cap": self.soft_cap, "slopes": self.slopes}
 
     def starts(self, layout: Layout) -> list[int]:
         """First chunk of every operand."""
