@@ -150,6 +150,7 @@ def classify(region: Region) -> Heads:
 
 def _rotated(region: Region, heads: Heads, pairs: Pairs, rounded: bool) -> Heads:
     """The heads with their rotation."""
+    pairs = pairs if pairs.style() else pairs.completed(heads.head_dim)
     angles = pairs.angles
     if rounded:
         rows = _random(region, 1, region.graph.max_length)

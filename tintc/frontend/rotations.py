@@ -40,6 +40,15 @@ class Pairs:
             return "interleaved"
         return "half" if torch.equal(self.lower, first) and torch.equal(self.upper, first + n) else ""
 
+    def completed(self, head_dim: int) -> Pairs:
+        """With pairs that turn by nothing, where those that turn are some of ``(i, i + head_dim / 2)``."""
+        half = head_dim // 2
+        if head_dim % 2 or bool((self.upper - self.lower != half).any()):
+            return self
+        lower, angles = torch.arange(half), self.angles.new_zeros(half)
+        angles[self.lower] = self.angles
+        return Pairs(lower, lower + half, angles)
+
     def order(self, head_dim: int) -> Tensor:
         """A permutation of the coordinates that brings the pairs to the beginning, in style half."""
         turned = torch.cat((self.lower, self.upper))

@@ -5,6 +5,7 @@ from tintc.frontend.rules.attention import AttentionRule
 from tintc.frontend.rules.base import Rule
 from tintc.frontend.rules.binary import AddRule, MultiplyRule, SubtractRule
 from tintc.frontend.rules.clamp import ClampRule
+from tintc.frontend.rules.constant import ConstantRule
 from tintc.frontend.rules.embedding import EmbeddingRule, PositionEmbeddingRule
 from tintc.frontend.rules.heads import HeadsRule
 from tintc.frontend.rules.layer_norm import LayerNormRule
@@ -22,6 +23,7 @@ def default_rules() -> list[Rule]:
         AddRule(),
         AttentionRule(),
         ClampRule(),
+        ConstantRule(),
         EmbeddingRule(),
         HeadsRule(),
         LayerNormRule(),

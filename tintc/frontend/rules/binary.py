@@ -8,7 +8,8 @@ from tintc.frontend.builder import Builder
 from tintc.frontend.elementwise import factor_of, named_region
 from tintc.frontend.execution import opname
 from tintc.frontend.graph import CapturedGraph
-from tintc.frontend.patterns import parameter_vector, rows_width
+from tintc.frontend.layouts import vector_layout
+from tintc.frontend.patterns import parameter_vector
 from tintc.frontend.rules.base import NOT_MINE, Fail, Match
 from tintc.frontend.rules.rms_norm import RMSNormRule
 from tintc.ir.auxiliary import Add, Multiply, Scale
@@ -34,12 +35,12 @@ class _BinaryRule:
             return NOT_MINE if others else Fail("one operand is neither a value of the tokens nor a single number")
         if node.kwargs.get("alpha", 1) != 1:
             return Fail("a sum with a factor alpha is not supported")
-        width = rows_width(graph, node)
-        if width is None or rows_width(graph, a) != width or rows_width(graph, b) != width:
+        layout = vector_layout(graph, node)
+        if layout is None or vector_layout(graph, a) != layout or vector_layout(graph, b) != layout:
             return Fail("its operands are not one vector of the same width per token")
 
         def build(builder: Builder, values: tuple[Value, ...]) -> Value:
-            return self.build(builder, node, values, tokens(width))
+            return self.build(builder, node, values, tokens(layout.width))
 
         return Match((a, b), build)
 
