@@ -101,6 +101,14 @@ def test_a_vector_that_is_added_at_every_token() -> None:
     assert len(ops(imported(Decoder(mix)), "constant")) == 1
 
 
+def test_a_weight_for_every_coordinate() -> None:
+    def mix(m: Decoder, q: Tensor, k: Tensor, v: Tensor, x: Tensor) -> Tensor:
+        return torch.cat(tuple(m.gains)) * attend(q, k, v).transpose(1, 2).flatten(2)
+
+    program = imported(Decoder(mix))
+    assert [op.opname for op in program.ops][-5:-2] == ["aux.constant", "aux.gate", "aux.linear"]
+
+
 def test_what_is_added_changes_from_token_to_token() -> None:
     def mix(m: Decoder, q: Tensor, k: Tensor, v: Tensor, x: Tensor) -> Tensor:
         places = torch.arange(x.shape[1])[:, None]
