@@ -7,7 +7,7 @@ Rules, applied until none changes anything:
 - `fold_concats`: a select of several values side by side is the sum of a select of each, with zeros for the others;
 - `join_equal_selects`: equal selects of one value are one;
 - `merge_selects`: ``select(select(x))`` is one select;
-- `lift_selects`: ``select(f(x))`` is ``f(select(x))`` for a scale or activation f that only selects read;
+- `lift_selects`: ``select(f(x))`` is ``f(select(x))`` for a scale or activation f with f(0) = 0 that only selects read;
 - `drop_full_selects`: a select of all columns in order is its operand;
 - `fold_selects`: ``select(linear(x))`` is a linear layer with those rows of the weight and bias, if the layer is used
   by selects alone; those that share rows are selects of one layer with all their rows;
@@ -120,6 +120,8 @@ def lift_selects(program: Program) -> bool:
     for index, op in enumerate(program.ops):
         inner = producers[op.operands[0]] if isinstance(op, Select) else None
         if not isinstance(inner, Scale | Activation) or inner.result in program.outputs.values():
+            continue
+        if isinstance(inner, Activation) and inner.fn in GATES_ONLY:
             continue
         if all(isinstance(user, Select) for user in users[inner.result]):
             part = Value(f"{op.result.name}.part", op.result.type)

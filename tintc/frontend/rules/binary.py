@@ -9,8 +9,9 @@ from tintc.frontend.elementwise import factor_of, named_region
 from tintc.frontend.execution import opname
 from tintc.frontend.graph import CapturedGraph
 from tintc.frontend.layouts import vector_layout
-from tintc.frontend.patterns import parameter_vector
+from tintc.frontend.patterns import parameter_vector, rows_width
 from tintc.frontend.rules.base import NOT_MINE, Fail, Match
+from tintc.frontend.rules.constant import ConstantRule
 from tintc.frontend.rules.rms_norm import RMSNormRule
 from tintc.ir.auxiliary import Add, Multiply, Scale
 from tintc.ir.auxiliary.base import AuxOp
@@ -27,7 +28,7 @@ class _BinaryRule:
     def match(self, graph: CapturedGraph, node: Node) -> Match | Fail:
         if opname(node) != self.operation or node not in graph.live or named_region(graph, node) is not None:
             return NOT_MINE
-        if RMSNormRule().match(graph, node) is not NOT_MINE:
+        if RMSNormRule().match(graph, node) is not NOT_MINE or isinstance(ConstantRule().match(graph, node), Match):
             return NOT_MINE
         a, b = node.args[:2]
         if not isinstance(a, Node) or not isinstance(b, Node) or not (_varies(graph, a) and _varies(graph, b)):
