@@ -32,9 +32,3 @@ def test_a_model_that_takes_its_cache_from_its_configuration_is_captured_without
     with pytest.raises(UnsupportedModelError, match="experts"):
         import_graph(capture(model))
     assert model.config.use_cache is True
-
-
-def test_attention_sinks_are_not_read_over() -> None:
-    """A softmax over scores and a learned number beside them, whose probability is dropped."""
-    with pytest.raises(UnsupportedModelError, match="attention sink"):
-        import_graph(capture(tiny_model("flint")))

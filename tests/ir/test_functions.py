@@ -97,6 +97,17 @@ def test_softmax_of_a_row_without_keys_is_zero_in_value_and_gradient() -> None:
     assert bool(torch.isfinite(gradient).all()) and bool((gradient[1, 2] == 0).all())
 
 
+def test_a_sink_is_one_more_logit_whose_probability_is_dropped() -> None:
+    scores, sinks = 50 * randn(2, 3, 4, 4), 50 * randn(3, seed=1)
+    allowed = causal_mask(4, scores.device)
+    found = masked_softmax(scores, allowed, sinks)
+    columns = sinks[:, None, None].expand(2, 3, 4, 1)
+    wanted = torch.cat((scores.masked_fill(~allowed, -math.inf), columns), -1).softmax(-1)[..., :-1]
+    torch.testing.assert_close(found, wanted, rtol=1e-14, atol=1e-14)
+    alone = masked_softmax(scores, torch.zeros(4, 4, dtype=torch.bool), sinks)
+    assert torch.equal(alone, torch.zeros_like(alone))
+
+
 def test_heads_split_and_merge() -> None:
     x = randn(2, 5, 12)
     assert torch.equal(split_heads(x, 3)[1, 2, 4], x[1, 4, 8:])

@@ -13,9 +13,10 @@ from tintc.errors import UnsupportedModelError
 from tintc.frontend.capture import capture
 from tintc.frontend.importer import import_graph
 from tintc.ir.auxiliary.interpreter import forward, load
+from tintc.ir.columns import compose
 from tintc.ir.inputs import resolve_inputs
 from tintc.ir.text import parse_program, print_program
-from tintc.lowering.canonicalise import canonicalise, compose
+from tintc.lowering.canonicalise import canonicalise
 from tintc.lowering.roles import assign_roles
 
 
@@ -50,6 +51,12 @@ def canonical(text: str) -> str:
     return print_program(after)
 
 
+def roles_of(text: str) -> dict[str, str]:
+    """Role of every op, by its weight."""
+    ops = [op.attributes() for op in assign_roles(parse_program(text)).ops]
+    return {op.get("weight", ""): op.get("role", "") for op in ops}
+
+
 def test_heads_of_two_layers_are_a_sum_of_both_with_zero_rows() -> None:
     """Keys as multi-head latent attention makes them: their last column is one head's, which all share."""
     parameters = 'parameter @a.w {source="a.w"} : 14x8\nparameter @b.w {source="b.w"} : 9x8'
@@ -63,9 +70,7 @@ def test_heads_of_two_layers_are_a_sum_of_both_with_zero_rows() -> None:
     text = canonical(program(body, parameters))
     assert 'parameter @a.k.w {source="a.w", rows=[[0, 3], [-1, 0], [3, 6], [-1, 0]]} : 8x8' in text
     assert 'parameter @b.k.w {source="b.w", rows=[[-3, 0], [8, 9], [-3, 0], [8, 9]]} : 8x8' in text
-    roles = {
-        op.attributes().get("weight", ""): op.attributes().get("role") for op in assign_roles(parse_program(text)).ops
-    }
+    roles = roles_of(text)
     assert roles["a.k.w"] == roles["b.k.w"] == "key" and roles["a.v.w"] == "value" and roles["b.q.w"] == "query"
 
 
@@ -85,8 +90,25 @@ def test_a_row_that_descends_belongs_to_one_layer() -> None:
 %v = aux.select(%p) {columns=[[7, 15]]} : tokens<8>
 %y = aux.attention(%x, %k, %v) {n_heads=2, n_kv_heads=2, head_dim=4, scale=0.5} : tokens<8>"""
     )
-    with pytest.raises(UnsupportedModelError, match="which do not overlap"):
-        canonicalise(parse_program(program(body, GATE)))
+    text = canonical(program(body, GATE))
+    assert 'parameter @l.rows.w {source="l.w", rows=[[0, 15]]} : 15x8' in text
+    assert (
+        "%k = aux.select(%k.rows) {columns=[[0, 8]]}" in text and "%v = aux.select(%k.rows) {columns=[[7, 15]]}" in text
+    )
+    assert roles_of(text)["l.rows.w"] == "value"
+
+
+def test_rows_taken_twice_belong_to_one_layer() -> None:
+    body = (
+        SPLIT
+        + """%a = aux.select(%p) {columns=[[12, 16], [12, 16]]} : tokens<8>
+%b = aux.select(%p) {columns=[[4, 8], [-4, 0]]} : tokens<8>
+%y = aux.add(%a, %b) : tokens<8>"""
+    )
+    text = canonical(program(body, GATE))
+    assert 'parameter @l.rows.w {source="l.w", rows=[[12, 16]]} : 4x8' in text
+    assert "%a = aux.select(%a.rows) {columns=[[0, 4], [0, 4]]}" in text
+    assert 'parameter @l.part0.w {source="l.w", rows=[[4, 8], [-4, 0]]} : 8x8' in text
 
 
 def test_selects_of_a_projection_become_layers_named_after_what_they_feed() -> None:
@@ -147,9 +169,6 @@ def test_dead_code_goes_and_the_head_is_named() -> None:
     ("body", "reason"),
     [
         ('%y = aux.activation(%x) {fn="sigmoid"} : tokens<8>', "only as a factor"),
-        (SPLIT + "%a = aux.select(%p) {columns=[[0, 8]]} : tokens<8>\n"
-         "%b = aux.select(%p) {columns=[[4, 12]]} : tokens<8>\n%y = aux.add(%a, %b) : tokens<8>", "do not overlap"),
-        ("%y = aux.select(%x) {columns=[[4, 8], [0, 4]]} : tokens<8>", "only of a linear layer"),
     ],
 )  # fmt: skip
 def test_what_remains_is_refused(body: str, reason: str) -> None:

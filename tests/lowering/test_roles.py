@@ -129,12 +129,54 @@ def test_projections_outside_the_layers() -> None:
     assert {layer for _, layer, _ in found[2:-2]} == {0, 1}
 
 
+def test_attentions_side_by_side_are_of_one_layer() -> None:
+    t = Text()
+    x = t.embed()
+    for _ in range(2):
+        x = t.add(x, t.add(t.self_attention(t.norm(x)), t.self_attention(t.norm(x))))
+        x = t.add(x, t.mlp(t.norm(x)))
+    found = t.roles(t.norm(x))
+    assert [role for kind, layer, role in found if kind == "linear" and layer == 1] == [
+        *["query", "key", "value", "output"] * 2,
+        *["ffn"] * 2,
+    ]
+
+
 def test_attentions_that_form_no_chain_are_refused() -> None:
     t = Text()
     x = t.embed()
-    side_by_side = t.add(t.self_attention(t.norm(x)), t.self_attention(t.norm(x)))
+    towers = [t.add(x, t.self_attention(t.norm(x))) for _ in range(2)]
+    once, twice = (t.add(tower, t.self_attention(t.norm(tower))) for tower in towers)
     with pytest.raises(UnsupportedModelError, match="chain"):
-        t.roles(t.add(x, side_by_side))
+        t.roles(t.add(once, twice))
+
+
+def test_layers_run_again_beside_a_slower_state() -> None:
+    """z = f(z + s) twice, then s = g(s + z), and all of it again (recurrence in two cycles)."""
+    t = Text()
+    state = t.embed()
+    z = state
+    for _ in range(2):
+        for _ in range(2):
+            z = t.add(z, state)
+            z = t.norm(t.add(z, t.self_attention(t.norm(z))))
+        state = t.add(state, z)
+        state = t.norm(t.add(state, t.self_attention(t.norm(state))))
+    found = t.roles(state)
+    assert [layer for kind, layer, role in found if role == "output"] == list(range(6))
+    assert [layer for kind, layer, role in found if role == "layer"] == sorted(2 * list(range(6)))[:-1]
+
+
+def test_what_serves_several_layers_is_of_none() -> None:
+    t = Text()
+    x = t.embed()
+    shared = t.linear(x)
+    for _ in range(2):
+        x = t.add(x, t.self_attention(t.norm(x)))
+        x = t.add(x, t.linear(t.add(t.linear(x), shared)))
+    found = t.roles(t.norm(x))
+    assert found[1] == ("linear", -1, "projection")
+    assert [layer for kind, layer, role in found if role == "ffn"] == [0, 0, 1, 1]
 
 
 def test_a_decoder_without_attention_is_refused() -> None:
@@ -143,9 +185,19 @@ def test_a_decoder_without_attention_is_refused() -> None:
         t.roles(t.mlp(t.embed()))
 
 
-def test_one_layer_for_keys_and_values_is_refused() -> None:
+def test_one_layer_for_keys_and_values_descends_as_values() -> None:
+    """Scores count as constants, so its gradient is that of the values."""
     t = Text()
     x = t.embed()
     both = t.linear(x)
-    with pytest.raises(UnsupportedModelError, match="different kinds"):
-        t.roles(t.add(x, t.linear(t.attention(t.linear(x), both, both))))
+    found = t.roles(t.add(x, t.linear(t.attention(t.linear(x), both, both))))
+    assert found[1] == ("linear", 0, "value")
+
+
+def test_one_layer_for_values_and_something_else_is_refused() -> None:
+    t = Text()
+    x = t.embed()
+    both = t.linear(x)
+    attended = t.linear(t.attention(t.linear(x), t.linear(x), both))
+    with pytest.raises(UnsupportedModelError, match="different kind"):
+        t.roles(t.add(x, t.add(attended, t.linear(both))))

@@ -1,5 +1,6 @@
-"""Windows, soft caps, ALiBi, gains and norms of heads: literal = fused = simulator interpreter = auxiliary interpreter.
+"""Windows, soft caps, ALiBi, sinks, scales, gains and norms of heads in four executions, which agree.
 
+They are literal and fused ones, and the interpreters of simulator and auxiliary.
 fp64, 1e-9 of the size of the update. Programs are written by hand; three heads of six, one or three key/value heads.
 """
 
@@ -11,10 +12,12 @@ import pytest
 import torch
 from programs import Sketch, check_agreement, relative_to_update, simulator, three_ways
 
+from tintc.errors import InputError
 from tintc.ir import auxiliary as aux
 from tintc.ir.auxiliary.interpreter import Descent, simulate
 from tintc.ir.core import Program, Value
 from tintc.ir.inputs import resolve_inputs
+from tintc.ir.simulator import attention_common
 
 HEADS, DIM, VOCAB = 3, 6, 11
 
@@ -32,6 +35,10 @@ def decoder(
     rotary = make.parameter("inv_freq", 2, scale=1.0)
     gain = make.parameter("gain", DIM, scale=1.0)
     options = {"gain": gain} | options if options.pop("gained", False) else options
+    if options.pop("scaled", False):
+        options["query_scale"] = make.parameter("query_scale", 9, scale=1.0)
+    if options.pop("sunk", False):
+        options["sinks"] = make.parameter("sinks", HEADS, scale=2.0)
     x = make.embedding("wte", VOCAB)
     for make.layer in range(2):
         stem = f"h.{make.layer}"
@@ -86,11 +93,25 @@ def agree(made: tuple[Program, dict[str, torch.Tensor]], **options: Any) -> None
         {"soft_cap": 0.7},
         {"slopes": (0.5, 0.25, 0.0625)},
         {"gained": True},
+        {"scaled": True},
+        {"sunk": True},
+        {"sunk": True, "scaled": True, "window": 3, "soft_cap": 1.5, "slopes": (0.5, 0.25, -0.1)},
         {"window": 3, "soft_cap": 1.5, "slopes": (0.5, 0.25, -0.1), "gained": True},
     ],
 )
 def test_options_of_scores(kv_heads: int, options: dict[str, Any]) -> None:
     agree(decoder(kv_heads, **options))
+
+
+def test_blocks_of_queries_see_the_sinks_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(attention_common, "ROWS", 4)
+    agree(decoder(1, sunk=True))
+
+
+def test_positions_without_a_scale_are_refused() -> None:
+    sim = simulator(*decoder(scaled=True), n_steps=1, inner_lr=1e-2)
+    with pytest.raises(InputError, match="Position 9 is out of range; the model has 9"):
+        sim(torch.zeros(1, 4, dtype=torch.long), position_ids=torch.arange(6, 10)[None])
 
 
 @pytest.mark.parametrize(

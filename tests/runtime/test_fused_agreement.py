@@ -209,9 +209,9 @@ def parse(sim: TintForCausalLM) -> Program:
 
 def test_long_texts_take_the_attention_backward_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     """`ROWS` queries, `CHUNK` positions and `WORDS` of the vocabulary at a time give what all at once do."""
-    from tintc.ir.simulator import attention_backward, loss_gradient
+    from tintc.ir.simulator import attention_common, loss_gradient
 
-    monkeypatch.setattr(attention_backward, "ROWS", 3)
+    monkeypatch.setattr(attention_common, "ROWS", 3)
     monkeypatch.setattr(loss_gradient, "CHUNK", 4)
     monkeypatch.setattr(loss_gradient, "WORDS", 7)
     train, mask = torch.arange(16) < torch.tensor([[11], [7]]), torch.ones(2, 16)

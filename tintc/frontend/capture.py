@@ -15,7 +15,7 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch.export.graph_signature import InputKind
+from torch.export.graph_signature import InputKind, OutputKind
 from torch.fx import Node
 from transformers import masking_utils
 
@@ -91,7 +91,8 @@ def _describe(model: nn.Module, exported: torch.export.ExportedProgram, name: st
         elif input_ids is None:
             input_ids = node
     (output,) = [node for node in exported.graph.nodes if node.op == "output"]
-    logits = output.args[0][0]
+    kinds = [spec.kind for spec in exported.graph_signature.output_specs]
+    logits = output.args[0][kinds.index(OutputKind.USER_OUTPUT)]  # behind what the model writes into its own buffers
     assert input_ids is not None
     trained = frozenset(aliases[key] for key, _ in model.named_parameters(remove_duplicate=False))
     return CapturedGraph(name, exported.graph_module, input_ids, logits, tensors, names, aliases, trained, limit)

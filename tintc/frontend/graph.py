@@ -117,14 +117,17 @@ class CapturedGraph:
             tensor = self.tensors[name]
             return tensor.double() if tensor.is_floating_point() else tensor
         if opname(node) in SHAPE_OPS or (opname(node) in LIKE_OPS and node not in self.live):
-            return execute(node, lambda source: self._stand_in(source, batch, length, value), torch.float64)
+
+            def shaped(source: Node) -> Any:
+                return self.stand_in(source, batch, length) if source in self.live else value(source)
+
+            return execute(node, shaped, torch.float64)
         if node in self.live or node.op != "call_function":
             raise ValueError(f"{node.name} depends on the tokens and cannot be evaluated from their shape.")
         return execute(node, value, torch.float64)
 
-    def _stand_in(self, node: Node, batch: int, length: int, value: Callable[[Node], Any]) -> Any:
-        if node not in self.live:
-            return value(node)
+    def stand_in(self, node: Node, batch: int, length: int) -> Tensor:
+        """Zeros in place of a live node of which only the shape is read."""
         shape = self.shape(node, batch, length)
         assert shape is not None
         return torch.zeros((), dtype=node.meta["val"].dtype, device=node.meta["val"].device).expand(shape)

@@ -3,9 +3,10 @@
 `classify` pushes an identity basis through the region between the vectors and the operand, in fp64, at four positions,
 and reads off the map: head h's coordinate i at position t is
 
-    alpha * (x[c] * cos(t f) -+ x[partner] * sin(t f)),        c = columns[h, i]
+    alpha * s_t * (x[c] * cos(t f) -+ x[partner] * sin(t f)),        c = columns[h, i]
 
-What it finds is then checked on random vectors, so that nothing rests on the reading being clever. Coordinates of q and
+Where the size s_t changes with the position (it is 1 at position 0), it is read at all positions of the longest text.
+What is found is then checked on random vectors, so that nothing rests on the reading being clever. Coordinates of q and
 k may be permuted alike: pairs that lie neither as halves nor as neighbours are brought to the beginning of the head.
 """
 
@@ -93,12 +94,14 @@ class Heads:
     """columns ``[heads, head_dim]`` of the source vector; every coordinate is multiplied by `factor`.
 
     order: the permutation of a head's coordinates that the columns contain, if it is not the operand's own order.
+    scales ``[max_length]``: what the heads of every position are multiplied by; None: by nothing.
     """
 
     columns: Tensor
     factor: float
     rotation: Rotation | None
     order: Tensor | None = None
+    scales: Tensor | None = None
 
     @property
     def count(self) -> int:
@@ -136,14 +139,18 @@ def classify(region: Region) -> Heads:
     columns, factor = _columns(maps[0], tolerance)
     heads = Heads(columns, factor, None)
     if any(_differ(later, maps[0], tolerance * abs(factor)) for later in maps[1:]):
-        heads = _rotated(region, heads, read_pairs(maps[1], columns, factor, tolerance), tolerance > TOLERANCE)
-    for batch, length in ((2, 5), (1, limit)):
-        _check(region, heads, batch, length, tolerance)
+        pairs = read_pairs(maps[1], columns, factor, tolerance)
+        heads = heads if pairs is None else _rotated(region, heads, pairs, tolerance > TOLERANCE)
+    found, expected = _both(region, heads, 1, limit)
+    heads = replace(heads, scales=_scales(found, expected, tolerance))
+    _check(heads, found, expected, tolerance)
+    _check(heads, *_both(region, heads, 2, min(5, limit)), tolerance)
     return heads
 
 
 def _rotated(region: Region, heads: Heads, pairs: Pairs, rounded: bool) -> Heads:
     """The heads with their rotation."""
+    pairs = pairs if pairs.style() else pairs.completed(heads.head_dim)
     angles = pairs.angles
     if rounded:
         rows = _random(region, 1, region.graph.max_length)
@@ -195,8 +202,8 @@ def _random(region: Region, batch: int, length: int) -> Tensor:
     return torch.randn(batch, length, region.width, generator=generator, dtype=torch.float64)
 
 
-def _check(region: Region, heads: Heads, batch: int, length: int, tolerance: float) -> None:
-    """The reading, applied to random vectors, equals the region applied to them."""
+def _both(region: Region, heads: Heads, batch: int, length: int) -> tuple[Tensor, Tensor]:
+    """The region applied to random vectors, and the reading, but for its scales: ``[B, H, T, d]``."""
     rows = _random(region, batch, length)
     found = region.run(rows)
     found = found if heads.order is None else found[..., heads.order]
@@ -204,5 +211,20 @@ def _check(region: Region, heads: Heads, batch: int, length: int, tolerance: flo
     if heads.rotation is not None:
         positions = torch.arange(length).expand(batch, -1)
         expected = rotate(expected, positions, heads.rotation.frequencies, heads.rotation.style)
+    return found, expected
+
+
+def _scales(found: Tensor, expected: Tensor, tolerance: float) -> Tensor | None:
+    """By what the heads of each position ``[1, H, T, d]`` are longer than expected; None if by nothing."""
+    if found.shape != expected.shape:
+        return None
+    scales = (found * expected).sum((0, 1, 3)) / expected.square().sum((0, 1, 3))
+    return None if bool(((scales - 1).abs() <= tolerance).all()) else scales
+
+
+def _check(heads: Heads, found: Tensor, expected: Tensor, tolerance: float) -> None:
+    """The reading, applied to random vectors, equals the region applied to them."""
+    if heads.scales is not None:
+        expected = expected * heads.scales[: expected.shape[2], None]
     if found.shape != expected.shape or (found - expected).abs().max() > tolerance * expected.abs().max():
         raise NotHeads("it changes with the position or the length in a way that is no rotary embedding")

@@ -23,8 +23,8 @@ TOLERANCE = 1e-9
 
 @dataclass(frozen=True)
 class Mask:
-    """Something done to the scores. effect: ``add`` (times `factor`; booleans allow where true), or ``exclude`` (where
-    true)."""
+    """Something done to the scores. effect: ``add`` (times `factor`; booleans allow where true), ``exclude`` (where
+    true), or ``multiply`` (by ones, and by zeros where a mask above excludes)."""
 
     node: Node
     effect: str = "add"
@@ -44,7 +44,7 @@ class NotSeen(Exception):
 
 
 def read_masks(graph: CapturedGraph, masks: Sequence[Mask]) -> Sight:
-    """What the masks do together. Raises `NotSeen` with the reason.
+    """What the masks do together, from the softmax's down. Raises `NotSeen` with the reason.
 
     They are evaluated at the longest length that the result must serve, where a window shows if it matters at all, and
     checked at two short ones.
@@ -72,6 +72,10 @@ def _evaluate(graph: CapturedGraph, masks: Sequence[Mask], batch: int, length: i
         bias = torch.zeros(seen.shape, dtype=torch.float64, device=seen.device)
         for mask, value in zip(masks, values, strict=True):
             at = value[:, head if value.shape[1] > 1 else 0].expand(seen.shape)
+            if mask.effect == "multiply":
+                if bool((seen & (at != 1)).any()):
+                    raise NotSeen("scores that are seen are multiplied by other numbers than 1")
+                continue
             if at.dtype == torch.bool:
                 seen = seen & (~at if mask.effect == "exclude" else at)
                 continue

@@ -15,7 +15,10 @@ from tintc.frontend.graph import CapturedGraph
 
 COPIES = frozenset({"alias", "detach", "detach_", "contiguous", "clone", "lift_fresh_copy"})
 CASTS = frozenset({"_to_copy", "to", "type_as"})
-VIEWS = frozenset({"view", "reshape", "_unsafe_view", "flatten", "unflatten", "expand", "squeeze", "unsqueeze"})
+VIEWS = frozenset(
+    {"view", "reshape", "_unsafe_view", "flatten", "unflatten", "expand", "squeeze", "unsqueeze"}
+    | {"view_as", "reshape_as", "expand_as"}
+)
 ADDS = frozenset({"add", "sub"})
 PRODUCTS = frozenset({"mul", "div"})
 PROBES = ((5, 7), (3, 11))
@@ -145,24 +148,35 @@ def constant_vector(graph: CapturedGraph, value: Any) -> str | None:
     name = parameter_vector(graph, value)
     if name is not None or not isinstance(value, Node) or value in graph.live:
         return name
-    origins = _parameters_behind(graph, value)
     shapes = {graph.shape(value, *probe) for probe in PROBES}
-    if len(origins) != 1 or len(shapes) != 1 or None in shapes:
+    if len(_parameters_behind(graph, value)) != 1 or len(shapes) != 1 or None in shapes:
         return None
     first, second = (graph.evaluate(value, *probe) for probe in PROBES)
     if not torch.equal(first, second):
         return None
     while first.dim() > 1 and first.shape[0] == 1:
         first = first[0]
-    return graph.derive_from(origins.pop(), first)
+    return constant_name(graph, value, "computed", first)
+
+
+def constant_name(graph: CapturedGraph, node: Node, stem: str, tensor: Tensor) -> str:
+    """Keep what a node holds under the name of the one parameter or buffer that it is made of, else under `stem`."""
+    origins = _parameters_behind(graph, node) or _tensors_behind(graph, node)
+    if len(origins) == 1:
+        return graph.derive_from(origins.pop(), tensor)
+    return graph.derive_constant(stem, tensor)
 
 
 def _parameters_behind(graph: CapturedGraph, node: Node) -> set[str]:
+    return _tensors_behind(graph, node) & graph.parameter_names
+
+
+def _tensors_behind(graph: CapturedGraph, node: Node) -> set[str]:
     found: set[str] = set()
     stack, seen = [node], {node}
     while stack:
         at = stack.pop()
-        if graph.names.get(at) in graph.parameter_names:
+        if at in graph.names:
             found.add(graph.names[at])
         sources = [source for source in at.all_input_nodes if source not in seen]
         seen.update(sources)

@@ -7,6 +7,7 @@ map, whatever operations spell it out; `push` evaluates it on chosen inputs.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -52,20 +53,24 @@ def push(graph: CapturedGraph, root: Node, values: Mapping[Node, Tensor], batch:
     memory: dict[Node, Any] = dict(values)
 
     def lookup(node: Node) -> Any:
-        return memory[node] if node in memory else constants(node)
+        if node in memory:
+            return memory[node]
+        return graph.stand_in(node, batch, length) if node in graph.live else constants(node)
 
     for node in between(graph, root, values):
         memory[node] = execute(node, lookup, torch.float64)
     return memory[root]
 
 
-def leaves(graph: CapturedGraph, root: Node) -> list[Node]:
-    """The nearest nodes behind `root`, in graph order, that are no linear function of what is behind them."""
+def leaves(graph: CapturedGraph, root: Node, crosses: Callable[[Node], bool] | None = None) -> list[Node]:
+    """The nearest nodes behind `root`, in graph order, that are no linear function of what is behind them; or that
+    `crosses` does not accept."""
+    crosses = crosses or partial(is_linear, graph)
     found: set[Node] = set()
     stack, seen = [root], {root}
     while stack:
         node = stack.pop()
-        if not is_linear(graph, node):
+        if not crosses(node):
             found.add(node)
             continue
         stack.extend(source for source in graph.live_inputs(node) if source not in seen)
@@ -104,7 +109,7 @@ class Signatures:
             shape = tuple(self._graph.shape(source, *probe) or () for probe in ((5, 7), (3, 11)))
             known[source] = self._number(("source", place, shape))
         for node in between(self._graph, root, sources):
-            known[node] = self._describe(node, lambda at: known[at] if at in known else self.constant(at))
+            known[node] = self._describe(node, lambda at: known[at] if at in known else self._constant_or_shape(at))
         return known[root]
 
     def constant(self, node: Node) -> int:

@@ -40,6 +40,15 @@ class Pairs:
             return "interleaved"
         return "half" if torch.equal(self.lower, first) and torch.equal(self.upper, first + n) else ""
 
+    def completed(self, head_dim: int) -> Pairs:
+        """With pairs that turn by nothing, where those that turn are some of ``(i, i + head_dim / 2)``."""
+        half = head_dim // 2
+        if head_dim % 2 or bool((self.upper - self.lower != half).any()):
+            return self
+        lower, angles = torch.arange(half), self.angles.new_zeros(half)
+        angles[self.lower] = self.angles
+        return Pairs(lower, lower + half, angles)
+
     def order(self, head_dim: int) -> Tensor:
         """A permutation of the coordinates that brings the pairs to the beginning, in style half."""
         turned = torch.cat((self.lower, self.upper))
@@ -54,8 +63,8 @@ def entries(matrix: Tensor, tolerance: float) -> tuple[Tensor, Tensor]:
     return index[:, kept], values[kept]
 
 
-def read_pairs(second: Tensor, columns: Tensor, factor: float, tolerance: float) -> Pairs:
-    """Pairs and angles from the map ``[H, d, W]`` at position 1."""
+def read_pairs(second: Tensor, columns: Tensor, factor: float, tolerance: float) -> Pairs | None:
+    """Pairs and angles from the map ``[H, d, W]`` at position 1; None if no two coordinates mix there."""
     n_heads = columns.shape[0]
     cos, sin, partner = _turns(second, columns, factor, tolerance)
     alike = torch.allclose(cos, cos[:1], atol=tolerance) and torch.allclose(sin, sin[:1], atol=tolerance)
@@ -63,7 +72,7 @@ def read_pairs(second: Tensor, columns: Tensor, factor: float, tolerance: float)
         raise NotHeads("its heads rotate differently")
     turned = (partner[0] >= 0).nonzero().flatten()
     if not turned.numel():
-        raise NotHeads("its heads change with the position, and not by a rotary embedding")
+        return None
     lower = turned[partner[0][turned] > turned]
     upper = partner[0][lower]
     if not torch.equal(partner[0][upper], lower) or 2 * len(lower) != len(turned):

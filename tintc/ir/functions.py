@@ -23,6 +23,7 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "quick_gelu": lambda x: x * torch.sigmoid(1.702 * x),
     "silu": F.silu,
     "tanh": torch.tanh,
+    "hardtanh": F.hardtanh,
     "negexp": lambda x: torch.expm1(x.clamp(max=0)) - x.clamp(max=0),
     "identity": torch.clone,
     "sigmoid": torch.sigmoid,
@@ -113,12 +114,17 @@ def rotate(x: Tensor, positions: Tensor, inv_freq: Tensor, style: str) -> Tensor
     return torch.cat((pairs.flatten(-2), rest), -1)
 
 
-def masked_softmax(scores: Tensor, allowed: Tensor) -> Tensor:
-    """Softmax over the last dimension; a row with no allowed key gives zeros, not NaN."""
+def masked_softmax(scores: Tensor, allowed: Tensor, sinks: Tensor | None = None) -> Tensor:
+    """Softmax over the last dimension; a row with no allowed key gives zeros, not NaN.
+
+    sinks ``[H]``: for each head of ``scores [B, H, n, m]`` the logit of one more entry, whose probability is dropped.
+    """
     scores = scores.masked_fill(~allowed, -math.inf)
     top = scores.amax(-1, keepdim=True)
+    sink = None if sinks is None else sinks.to(scores.dtype)[:, None, None]
+    top = top if sink is None else torch.maximum(top, sink)
     weights = torch.exp(scores - torch.where(torch.isinf(top), torch.zeros_like(top), top))
-    total = weights.sum(-1, keepdim=True)
+    total = weights.sum(-1, keepdim=True) + (0.0 if sink is None else torch.exp(sink - top))
     return weights / torch.where(total == 0, torch.ones_like(total), total)
 
 
@@ -162,6 +168,10 @@ def soft_capped(scores: Tensor, cap: float) -> Tensor:
     return cap * torch.tanh(scores / cap) if cap else scores
 
 
+SCORE_VECTORS = ("inv_freq", "gain", "query_scale", "sinks")
+"""Attributes of an attention op that name vectors it makes scores with; arguments of `attention_probabilities`."""
+
+
 class Heads(Protocol):
     """What an attention op says of its heads and scores; the attributes of `aux.attention`."""
 
@@ -183,19 +193,23 @@ def attention_probabilities(
     positions: Tensor,
     inv_freq: Tensor | None = None,
     gain: Tensor | None = None,
+    query_scale: Tensor | None = None,
+    sinks: Tensor | None = None,
 ) -> Tensor:
-    """``softmax(cap(scale * (gain turn(q)) turn(k)^T) + alibi)`` per head: ``[B, n_heads, T, T]`` from flat q and k
-    ``[B, T, heads * d]``.
+    """``softmax(cap(scale * (s_p gain turn(q)) turn(k)^T) + alibi)`` per head, beside its sink: ``[B, n_heads, T, T]``
+    from flat q and k ``[B, T, heads * d]``.
 
-    `allowed [B, T, T]` says which keys a query may see besides the causal mask and the window; ``positions [B, T]``.
+    `allowed [B, T, T]` says which keys a query may see besides the causal mask and the window; ``positions [B, T]``;
+    ``query_scale [P]``: the number s_p of every position; ``sinks [n_heads]``: as in `masked_softmax`.
     """
 
     def turn(heads: Tensor) -> Tensor:
         return heads if inv_freq is None else rotate(heads, positions, inv_freq, op.rotary_style)
 
     queries = turn(split_heads(q, op.n_heads)) * (1.0 if gain is None else gain)
+    queries = queries if query_scale is None else queries * query_scale[positions][:, None, :, None]
     keys = turn(split_heads(k, op.n_kv_heads)).repeat_interleave(op.n_heads // op.n_kv_heads, 1)
     scores = soft_capped(op.scale * queries @ keys.transpose(-1, -2), op.soft_cap)
     scores = scores + alibi(op.slopes, positions, positions, scores) if op.slopes else scores
     seen = allowed & causal_mask(q.shape[1], q.device, op.window)
-    return masked_softmax(scores, seen[:, None])
+    return masked_softmax(scores, seen[:, None], sinks)

@@ -121,6 +121,14 @@ def _attention(mask: Tensor | None, shape: tuple[int, ...], device: torch.device
     )
 
 
+def check_positions(position_ids: Tensor, count: int) -> None:
+    """Raise `InputError` for a position that a table of `count` positions does not have."""
+    first, last = int(position_ids.min()), int(position_ids.max())
+    if first < 0 or last >= count:
+        bad = first if first < 0 else last
+        raise InputError(f"Position {bad} is out of range; the model has {count} positions.")
+
+
 def matching(name: str, tensor: Tensor, shape: tuple[int, ...], device: torch.device) -> Tensor:
     """`tensor` on `device`; `InputError` unless it has this shape."""
     if tuple(tensor.shape) != shape:

@@ -6,8 +6,8 @@ that loading an artefact or counting parameters costs nothing. Blocks act on emb
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field
 from functools import cache
 
 import torch
@@ -69,9 +69,10 @@ class AttentionSpec:
 
     q, k and v each have a split operation and a `Positions` term; None stands for a term that is zero. kind:
     ``linear``, ``softmax``, or ``sink``: softmax beside one more entry of value 0, whose logit for each head is in
-    `sink [H]`. constant: heads whose scores are 0 or 1 whatever the input. Options of softmax scores: rotary (a
-    parameter's name) and its style, soft cap, ALiBi slopes of the first heads, and the name of a gain ``[width]`` of
-    rotated queries.
+    `sink [H]`. constant: heads whose scores are 0 or 1 whatever the input. Options of softmax scores: soft cap, ALiBi
+    slopes of the first heads, the style of a rotary embedding, and `vectors`, names of parameters by what they are:
+    ``inv_freq [n]``, a ``gain [width]`` of rotated queries, a ``query_scale [P]`` by position, ``sinks`` of the first
+    heads.
     """
 
     n_heads: int
@@ -85,13 +86,12 @@ class AttentionSpec:
     positions_k: Positions | None = None
     positions_v: Positions | None = None
     transpose: bool = False
-    rotary: str = ""
     rotary_style: str = ""
     constant: range = range(0)
     sink: TensorSpec | None = None
     soft_cap: float = 0.0
     slopes: tuple[float, ...] = ()
-    gain: str = ""
+    vectors: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ tensors. Names are those of the module tree, so that the result is a state dict:
 - ``prefixes.<layer>.weight [ceil(dout/S), S, din]``, ``.bias [dout]``; norms ``.gain [D]``, ``.bias [D]``
 - ``tables.<parameter>``: token and position embeddings and the head, once, D wide
 - ``rates.<layer> [N]``: learning rate of every step
-- ``rotary.<parameter>``: frequencies, and gains of rotated queries
+- ``rotary.<parameter>``: frequencies, gains of rotated queries, their scales by position, sinks
 - ``structure.<block>...``: the same for every layer; ``structure.<module>.<block>...`` where modules share less
   (`tintc.lowering.sharing`)
 """

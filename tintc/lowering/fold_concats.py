@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from tintc.ir.auxiliary import Add, Attention, Concat, Norm, Select
+from tintc.ir.auxiliary import Activation, Add, Attention, Concat, Gate, Norm, Scale, Select
+from tintc.ir.columns import Runs
 from tintc.ir.core import Op, Program, Value
-
-Runs = tuple[tuple[int, int], ...]
 
 
 def fold_concats(program: Program) -> bool:
@@ -58,7 +57,7 @@ def within(columns: Runs, first: int, last: int) -> Runs:
 
 
 def feeds_scores(users: dict[Value, list[Op]], value: Value) -> bool:
-    """Whether a value reaches queries and keys alone, through sums and norms: layers that make it never descend."""
+    """Whether a value reaches queries and keys alone, other linear layers aside: layers that make it never descend."""
     found = users.get(value, [])
     return bool(found) and all(
         value not in user.operands[2:] if isinstance(user, Attention) else _hands_on(users, user) for user in found
@@ -66,4 +65,4 @@ def feeds_scores(users: dict[Value, list[Op]], value: Value) -> bool:
 
 
 def _hands_on(users: dict[Value, list[Op]], user: Op) -> bool:
-    return isinstance(user, Add | Norm) and feeds_scores(users, user.result)
+    return isinstance(user, Activation | Add | Gate | Norm | Scale | Select) and feeds_scores(users, user.result)

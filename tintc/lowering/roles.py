@@ -1,22 +1,27 @@
 """`assign_roles`: which layer each op belongs to, and what it is for there, by structure alone.
 
-Layers are counted by attentions. Write dom(v) for the ops that every path from the token embedding to v passes. The
-boundary d_i, where layer i begins, is the deepest op other than the attention itself in
-``dom(attention i) & dom(logits)``: the residual stream's value that the layer reads. Layer i holds what follows d_i and
-leads to d_{i+1}. Where the last layer ends is found by counting: it has as many dominators of the logits as the layer
-before it; a single layer ends at the last sum.
+Layers are counted by attentions; of those that follow each other in the program, attentions that do not need each other
+are of one layer. The boundary d_i, where layer i begins, is the deepest op that lies on every path from layer i - 1's
+attentions (at first: from the token embeddings that attention 0 needs) to layer i's, and on every path from there to
+the logits: the residual stream's value that the layer reads. Layer i holds what follows d_i and leads to d_{i+1},
+except what leads past d_{i+1} too and is not needed by layer i's attentions: that serves several layers, and is of
+none. Where the last layer ends is found by counting: as many ops as on every path from the attentions of the layer
+before it to its end are on every path from its own; a single layer ends at the last sum.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from itertools import pairwise
 
 from tintc.errors import Reason, UnsupportedModelError
-from tintc.ir.auxiliary import Add, Attention, AuxOp, Embedding, Linear, Logits, Norm, PositionEmbedding, Scale
+from tintc.ir.auxiliary import Activation, Add, Attention, AuxOp, Embedding, Gate, Linear, Norm, Scale, Select
 from tintc.ir.core import Op, Program, Value
 
 OPERANDS = ("query", "key", "value")
+PASSED = Norm | Add | Scale | Gate | Select | Activation
+"""What may lie between a linear layer and the attention whose operand it makes."""
 
 
 def assign_roles(program: Program) -> Program:
@@ -35,110 +40,136 @@ def assign_roles(program: Program) -> Program:
         layer = layers.get(op, -1)
         role = _role(flow, op, layer)
         if role == "mixed":
-            why = "one linear layer makes operands of attention of different kinds"
+            why = "one linear layer makes operands of attention and something of a different kind"
             reasons.append(Reason(op.opname, op.result.name, why))
-        if isinstance(op, Norm) and op.groups > 1 and (op.weight or op.bias) and role != "qk":
+        if isinstance(op, Norm) and op.groups > 1 and (op.weight or op.bias) and role in ("layer", "final"):
             why = "norms of single heads, of anything but queries and keys, must have neither gain nor bias"
             reasons.append(Reason(op.opname, op.result.name, why))
         ops.append(replace(op, layer=layer, role=role))
     if reasons:
         raise UnsupportedModelError("This model", reasons)
-    attributes = {**program.attributes, "n_layers": len(flow.attentions)}
+    attributes = {**program.attributes, "n_layers": len(flow.groups)}
     return Program(program.dialect, attributes, dict(program.parameters), ops, dict(program.outputs)).verify()
 
 
 class _Flow:
-    """Who feeds whom, who dominates whom, in a program of the auxiliary dialect."""
+    """Who feeds whom in a program of the auxiliary dialect."""
 
     def __init__(self, program: Program):
         self.ops = program.ops
         self.producers = program.producers()
         self.users = program.users()
         self.order = {op: index for index, op in enumerate(program.ops)}
-        self.attentions = [op for op in program.ops if isinstance(op, Attention)]
         self.head = self.producers[program.outputs["logits"]]
         self.ancestors: dict[Op, frozenset[Op]] = {}
-        self.dominators: dict[Op, frozenset[Op]] = {}
         for op in program.ops:
-            self._visit(op)
+            sources = self.sources(op)
+            self.ancestors[op] = frozenset(sources).union(*(self.ancestors[source] for source in sources))
+        self.groups = self._groups([op for op in program.ops if isinstance(op, Attention)])
 
-    def _visit(self, op: Op) -> None:
-        sources = [self.producers[value] for value in op.operands]
-        self.ancestors[op] = frozenset(sources).union(*(self.ancestors[source] for source in sources))
-        reached = [self.dominators[source] for source in sources if source in self.dominators]
-        if reached:
-            self.dominators[op] = frozenset.intersection(*reached) | {op}
-        elif isinstance(op, Embedding) and not isinstance(op, PositionEmbedding):
-            self.dominators[op] = frozenset({op})
+    def sources(self, op: Op) -> list[Op]:
+        return [self.producers[value] for value in op.operands]
 
-    def chain(self, op: Op) -> list[Op]:
-        """Dominators of an op, first to last."""
-        return sorted(self.dominators.get(op, ()), key=self.order.__getitem__)
+    def _groups(self, attentions: list[Attention]) -> list[list[Attention]]:
+        """Attentions by layer."""
+        groups: list[list[Attention]] = []
+        for op in attentions:
+            if groups and not self.ancestors[op].intersection(groups[-1]):
+                groups[-1].append(op)
+            else:
+                groups.append([op])
+        return groups
+
+    def paths_from(self, root: Op) -> dict[Op, frozenset[Op]]:
+        """For every op that `root` leads to, those that every path from `root` to it passes, both ends included."""
+        found: dict[Op, frozenset[Op]] = {root: frozenset({root})}
+        for op in self.ops[self.order[root] + 1 :]:
+            reached = [found[source] for source in self.sources(op) if source in found]
+            if reached:
+                found[op] = frozenset.intersection(*reached) | {op}
+        return found
+
+    def passed(self, roots: Sequence[Op], goals: Sequence[Op]) -> list[Op]:
+        """The ops that every path from a root to a goal passes, in order, goals aside; none unless every root leads to
+        every goal."""
+        paths = [self.paths_from(root) for root in roots]
+        if not paths or any(goal not in found for found in paths for goal in goals):
+            return []
+        common = frozenset.intersection(*(found[goal] for found in paths for goal in goals))
+        return sorted(common - set(goals), key=self.order.__getitem__)
 
     def before_attention(self, value: Value) -> set[int]:
-        """Which operands of attentions a value feeds, through norms and sums only; -1 for any other use."""
+        """Which operands of attentions a value feeds, other linear layers aside; -1 for any other use."""
         found: set[int] = set()
         for user in self.users.get(value, []):
             if isinstance(user, Attention):
                 found.update(at for at, operand in enumerate(user.operands) if operand is value)
-            elif isinstance(user, Norm | Add | Scale):
+            elif isinstance(user, PASSED):
                 found |= self.before_attention(user.result)
             else:
                 found.add(-1)
         return found or {-1}
 
     def after_attention(self, value: Value) -> bool:
-        """Whether a value is an attention's result, or a norm of one."""
+        """Whether a value is an attention's result, or made of such alone; gates may come from elsewhere."""
         op = self.producers[value]
-        return isinstance(op, Attention) or (isinstance(op, Norm | Scale) and self.after_attention(op.operands[0]))
-
-
-@dataclass(frozen=True)
-class _Boundaries:
-    """Where layers begin, and where the last one ends; all are dominators of the logits."""
-
-    starts: tuple[Op, ...]
-    end: Op
+        if isinstance(op, Norm | Scale | Select | Add):
+            return all(self.after_attention(operand) for operand in op.operands)
+        return isinstance(op, Attention) or (isinstance(op, Gate) and any(map(self.after_attention, op.operands)))
 
 
 def _layers(flow: _Flow) -> dict[Op, int]:
-    found = _boundaries(flow)
-    marks = (*found.starts, found.end)
+    starts = _starts(flow)
     layers: dict[Op, int] = {}
-    for index, (start, stop) in enumerate(pairwise(marks)):
-        inside = flow.ancestors[stop] | {stop}
-        layers.update({op: index for op in inside if start in flow.ancestors[op]})
+    for index, (start, stop) in enumerate(pairwise((*starts, _end(flow, starts)))):
+        inside = [op for op in flow.ops if start in flow.ancestors[op] and (op is stop or op in flow.ancestors[stop])]
+        layers |= dict.fromkeys(_own(flow, inside, stop, flow.groups[index]), index)
     return layers
 
 
-def _boundaries(flow: _Flow) -> _Boundaries:
-    stem = flow.chain(flow.head)
+def _own(flow: _Flow, inside: list[Op], stop: Op, attentions: Sequence[Op]) -> set[Op]:
+    """Of the ops between a layer's start and its end, those that lead on through the end alone, and what the layer's
+    attentions need."""
+    needed = frozenset(attentions).union(*(flow.ancestors[op] for op in attentions))
+    own: set[Op] = set()
+    for op in reversed(inside):
+        if op is stop or op in needed or own.issuperset(flow.users.get(op.results[0], [])):
+            own.add(op)
+    return own
+
+
+def _starts(flow: _Flow) -> list[Op]:
+    """Where layers begin."""
     reasons: list[Reason] = []
     starts: list[Op] = []
-    for index, op in enumerate(flow.attentions):
-        common = [other for other in stem if other in flow.dominators.get(op, ()) and other is not op]
-        previous = flow.attentions[index - 1] if index else None
-        chained = previous is None or (common and previous in flow.ancestors[common[-1]] | {common[-1]})
-        if not common or not chained or op not in flow.ancestors[flow.head]:
-            why = "it does not follow the attention before it, and layers must form a chain"
-            reasons.append(Reason(op.opname, op.result.name, why))
-        else:
+    for index, group in enumerate(flow.groups):
+        before: Sequence[Op] = flow.groups[index - 1] if index else _embeddings(flow, group)
+        common = flow.passed(before, (*group, flow.head))
+        if common:
             starts.append(common[-1])
-    if not flow.attentions:
+        else:
+            why = "it does not follow the attention before it, and layers must form a chain"
+            reasons += [Reason(op.opname, op.result.name, why) for op in group]
+    if not flow.groups:
         reasons.append(Reason("aux.attention", "the model", "a decoder needs at least one causal self-attention"))
     if reasons:
         raise UnsupportedModelError("This model", reasons)
-    return _Boundaries(tuple(starts), _end(flow, stem, starts))
+    return starts
 
 
-def _end(flow: _Flow, stem: list[Op], starts: list[Op]) -> Op:
-    """The last layer's end among the logits' dominators `stem`."""
-    last = stem.index(starts[-1])
-    after = [op for op in stem[last + 1 :] if not isinstance(op, Logits)]
+def _embeddings(flow: _Flow, group: Sequence[Op]) -> list[Op]:
+    """The token embeddings that a group of attentions needs; positions and constants join in later."""
+    needed = frozenset().union(*(flow.ancestors[op] for op in group))
+    return [op for op in flow.ops if type(op) is Embedding and op in needed]
+
+
+def _end(flow: _Flow, starts: list[Op]) -> Op:
+    """The last layer's end among the ops that every path from its attentions to the logits passes."""
+    after = flow.passed(flow.groups[-1], (flow.head,))
     if len(starts) > 1:
-        length = last - stem.index(starts[-2])
-        if length <= len(after) and flow.attentions[-1] in flow.ancestors[after[length - 1]] | {after[length - 1]}:
-            return after[length - 1]
+        length = len(flow.passed(flow.groups[-2], starts[-1:]))
+        if length < len(after):
+            return after[length]
     sums = [op for op in after if isinstance(op, Add)]
     if sums:
         return sums[-1]
@@ -153,7 +184,7 @@ def _role(flow: _Flow, op: AuxOp, layer: int) -> str:
         return ""
     if layer >= 0:
         return "qk" if flow.before_attention(op.result) <= {0, 1} else "layer"
-    return "final" if flow.attentions[-1] in flow.ancestors[op] else "embedding"
+    return "final" if flow.ancestors[op].intersection(flow.groups[-1]) else "embedding"
 
 
 def _linear_role(flow: _Flow, op: Linear, layer: int) -> str:
@@ -162,4 +193,4 @@ def _linear_role(flow: _Flow, op: Linear, layer: int) -> str:
     feeds = flow.before_attention(op.result)
     if feeds == {-1}:
         return "output" if flow.after_attention(op.operands[0]) else "ffn"
-    return OPERANDS[feeds.pop()] if len(feeds) == 1 else "mixed"
+    return "mixed" if -1 in feeds else OPERANDS[max(feeds)]  # what makes values too gets their gradient alone

@@ -130,14 +130,18 @@ def _widened(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
     return tensor.to(dtype) if dtype is not None and tensor.is_floating_point() else tensor
 
 
+SOFTMAX = ("softmax", "_softmax")
+
+
 def detached_scores(captured: CapturedGraph) -> dict[Node, Override]:
     """Overrides that make attention probabilities constants (paper Def. E.3), fused or written out."""
     found: dict[Node, Override] = {}
+    normalised = {node.args[0] for node in captured.module.graph.nodes if opname(node) in SOFTMAX}
     for node in captured.module.graph.nodes:
         if opname(node) == "scaled_dot_product_attention":
             found[node] = _DetachedAttention(node)
-        elif opname(node) in ("softmax", "_softmax"):
-            found[node] = _DetachedSoftmax(node)
+        elif opname(node) in SOFTMAX or (opname(node) == "logsumexp" and node.args[0] in normalised):
+            found[node] = _DetachedSoftmax(node)  # the sum of the exponentials is in the gate of an attention sink
     return found
 
 

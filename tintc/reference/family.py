@@ -130,7 +130,19 @@ def _check_logits(
     program = auxiliary.program
     logits = forward(program, load(program, auxiliary.tensors), resolve_inputs(ids))
     _record(outcome, "graph", _relative(logits, run_captured(graph, ids)), GRAPH)
-    _record(outcome, "eager", _relative(logits, model.double()(ids, use_cache=False).logits), EAGER)
+    with _double_by_default():
+        _record(outcome, "eager", _relative(logits, model.double()(ids, use_cache=False).logits), EAGER)
+
+
+@contextmanager
+def _double_by_default() -> Iterator[None]:
+    """New tensors are fp64: XGLM writes the least number of its scores' dtype into one."""
+    kept = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(kept)
 
 
 def _check_gradient(outcome: Outcome, graph: CapturedGraph, sim: TintForCausalLM, ids: Tensor) -> None:

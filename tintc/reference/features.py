@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from tintc.ir.auxiliary import Activation, Attention, AuxOp, Gate, Norm, PositionEmbedding
 from tintc.ir.core import Program
 
+SCORES = {"window": "window", "soft_cap": "softcap", "query_scale": "scaled by position", "sinks": "sinks"}
+"""What attentions may do to their scores, by attribute."""
 NAMES = {"rms": "RMSNorm", "layer": "LayerNorm"}
 
 
@@ -52,7 +54,7 @@ def _attention(ops: list[AuxOp]) -> str:
     for op in ops:
         if isinstance(op, Attention):
             kind = "multi-head" if op.n_kv_heads == op.n_heads else "grouped" if op.n_kv_heads > 1 else "multi-query"
-            more = [word for word in ("window", "softcap") if getattr(op, word, 0)]
+            more = [word for key, word in SCORES.items() if getattr(op, key)]
             words.append(" + ".join([kind, *more]))
     return _listed(words)
 

@@ -1,7 +1,8 @@
 """Attention masks and positions of one's own in an exported graph, which computes both from the length alone.
 
 Overrides of single nodes, like the approximations: attention probabilities leave out what a token may not see, and what
-is looked up or computed by position (rows of a position table, cosines and sines) is put where the positions say.
+is looked up or computed by position (rows of a position table, cosines and sines, factors) is put where the positions
+say.
 """
 
 from __future__ import annotations
@@ -10,24 +11,28 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.fx import Node
 
 from tintc.errors import InputError, OptionError
 from tintc.frontend.execution import execute, opname
 from tintc.frontend.graph import CapturedGraph
-from tintc.reference.captured import Lookup, Override, attention_of, seen_softmax
+from tintc.reference.captured import SOFTMAX, Lookup, Override, attention_of, seen_softmax
 
 
 def masked_scores(captured: CapturedGraph, overrides: Mapping[Node, Override], sees: Tensor) -> dict[Node, Override]:
     """Attention that also obeys ``sees [T, T]`` bool; overrides: what stands in place of its nodes already."""
     found: dict[Node, Override] = {}
+    normalised = {node.args[0] for node in captured.module.graph.nodes if opname(node) in SOFTMAX}
     for node in captured.module.graph.nodes:
         detached = node in overrides
         if opname(node) == "scaled_dot_product_attention":
             found[node] = _MaskedAttention(node, sees, detached)
-        elif opname(node) in ("softmax", "_softmax"):
+        elif opname(node) in SOFTMAX:
             found[node] = _MaskedSoftmax(node, sees, detached)
+        elif opname(node) == "logsumexp" and node.args[0] in normalised:
+            found[node] = _MaskedSum(node, sees, detached)
     return found
 
 
@@ -41,25 +46,46 @@ def moved_positions(captured: CapturedGraph, positions: Tensor) -> dict[Node, Ov
     if torch.equal(positions, torch.arange(len(positions)).to(positions)):
         return {}
     found: dict[Node, Override] = {}
+    behind: set[Node] = set()
     for node in captured.module.graph.nodes:
-        by_table = opname(node) == "embedding" and node.args[1] not in captured.live
-        by_angle = opname(node) in ("cos", "sin") and node not in captured.live
-        if by_table or by_angle:
-            found[node] = _Moved(node, positions)
+        dim = None if behind.intersection(node.all_input_nodes) else _dimension(captured, node)
+        if dim is not None:
+            found[node] = _Moved(node, positions, dim)
+        if node not in captured.live and (dim is not None or behind.intersection(node.all_input_nodes)):
+            behind.add(node)  # is where it belongs already
     if not found:
         raise OptionError("This model has no position embedding, learned or rotary, for position_ids to move.")
     return found
 
 
-class _Moved:
-    """Rows of ``[..., T, d]`` where the positions say."""
+def _dimension(captured: CapturedGraph, node: Node) -> int | None:
+    """The dimension that counts positions of a node that depends on these and on no token, and is looked up in a table,
+    an angle, or added to or multiplied with a value of the tokens; None for any other node, scores' biases among them.
+    """
+    if opname(node) == "embedding" and node.args[1] not in captured.live:
+        return -2
+    if node in captured.live or node.op != "call_function":
+        return None
+    if opname(node) in ("cos", "sin"):
+        return -2
+    if not any(user in captured.live and opname(user) in ("add", "sub", "mul", "div") for user in node.users):
+        return None
+    short, long = (captured.shape(node, 1, length) for length in (5, 7))
+    if short is None or long is None or not node.meta["val"].is_floating_point():
+        return None
+    varied = [at - len(short) for at, sizes in enumerate(zip(short, long, strict=True)) if sizes == (5, 7)]
+    return varied[0] if len(varied) == 1 and varied[0] < -1 else None
 
-    def __init__(self, node: Node, positions: Tensor):
-        self.node, self.positions, self.inputs = node, positions, tuple(node.all_input_nodes)
+
+class _Moved:
+    """Rows of ``[..., T, d]`` (`dim`: which dimension is T's) where the positions say."""
+
+    def __init__(self, node: Node, positions: Tensor, dim: int):
+        self.node, self.positions, self.dim, self.inputs = node, positions, dim, tuple(node.all_input_nodes)
 
     def __call__(self, lookup: Lookup, dtype: torch.dtype | None) -> Tensor:
         value: Tensor = execute(self.node, lookup, dtype)
-        return value.index_select(-2, self.positions.to(value.device))
+        return value.index_select(self.dim, self.positions.to(value.device))
 
 
 class _MaskedAttention:
@@ -80,5 +106,19 @@ class _MaskedSoftmax:
 
     def __call__(self, lookup: Lookup, dtype: torch.dtype | None) -> Tensor:
         source: Any = self.node.args[0]
-        weights = seen_softmax(lookup(source), self.sees)
+        scores: Tensor = lookup(source)
+        # A sink's column stands after the last key's, and every query sees it.
+        sees = F.pad(self.sees, (0, scores.shape[-1] - self.sees.shape[-1]), value=True)
+        weights = seen_softmax(scores, sees)
         return weights.detach() if self.detached else weights
+
+
+class _MaskedSum(_MaskedSoftmax):
+    """The logarithm of the softmax's denominator."""
+
+    def __call__(self, lookup: Lookup, dtype: torch.dtype | None) -> Tensor:
+        source: Any = self.node.args[0]
+        scores: Tensor = lookup(source)
+        dims: Any = self.node.args[1:]
+        total = scores.masked_fill(~self.sees.to(scores.device), -torch.inf).logsumexp(*dims)
+        return total.detach() if self.detached else total

@@ -45,8 +45,11 @@ NEEDS: dict[str, dict[str, Any]] = {
     },
     "diffllama": {"hidden_size": 80, "num_attention_heads": 4, "num_key_value_heads": 2},
     "gemma3n_text": {"num_kv_shared_layers": 0},
+    "gemma4_text": {"global_head_dim": 40},
+    "gemma4_unified_text": {"global_head_dim": 40},
     "gpt_neo": {"attention_types": [[["global", "local"], 1]]},
     "deepseek_v2": {"num_experts_per_tok": 2},
+    "hrm_text": {"H_cycles": 2, "L_cycles": 2},
     "mamba2": {"num_heads": 4, "head_dim": 30, "n_groups": 1},
 }
 """What single types cannot do without."""

@@ -47,11 +47,12 @@ VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
     "falcon": {
         "new architecture": {"new_decoder_architecture": True, "num_kv_heads": 1},
         "new architecture, one norm": {"new_decoder_architecture": True, "num_ln_in_parallel_attn": 1},
-        "sequential, biases": {"parallel_attn": False, "bias": True, "multi_query": False},
+        "sequential, biases": {"parallel_attn": False, "bias": True, "multi_query": False, "num_kv_heads": 3},
         "ALiBi": {"alibi": True},
     },
     "gemma2": {"untied": {"tie_word_embeddings": False}},
     "gemma3_text": {"caps": {"attn_logit_softcapping": 30.0, "final_logit_softcapping": 20.0}},
+    "gemma4_text": {"keys that are values": {"attention_k_eq_v": True, "num_global_key_value_heads": 1}},
     "glm": {"no biases": {"attention_bias": False}},
     "gpt2": {"untied": {"tie_word_embeddings": False}, "scaled by layer": {"scale_attn_by_inverse_layer_idx": True}},
     "gpt_bigcode": {"multi-head": {"multi_query": False}},
@@ -73,7 +74,10 @@ VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
         "yarn scaling": _rope("yarn", factor=4.0, original_max_position_embeddings=16),
     },
     "mistral": {"no window": {"sliding_window": None}},
-    "mpt": {"tables of positions": {"attn_config": {"alibi": False}}},
+    "mpt": {
+        "tables of positions": {"attn_config": {"alibi": False}},
+        "clipped q, k and v": {"attn_config": {"clip_qkv": 0.5}},
+    },
     "olmo": {"clipped q, k and v": {"clip_qkv": 0.5}},
     "opt": {
         "350m": {"do_layer_norm_before": False, "word_embed_proj_dim": 36},

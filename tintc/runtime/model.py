@@ -171,8 +171,8 @@ class TintForCausalLM(StructuralModel):
             module, spec = self._module(f"structure.{name}"), placed.block.spec
             if isinstance(module, TintAttention) and isinstance(spec, AttentionSpec):
                 positions = {x: self._parameter(f"structure.{matrix}") for x, matrix in placed.positions.items()}
-                vectors = [self._parameter(f"rotary.{name}") if name else None for name in (spec.rotary, spec.gain)]
-                module.refer(positions, *vectors)
+                vectors = {key: self._parameter(f"rotary.{name}") for key, name in spec.vectors.items()}
+                module.refer(positions, vectors)
                 if any(buffer.is_meta for buffer in module.buffers(recurse=False)):
                     self._init_weights(module)
             if isinstance(module, VocabularyMLP) and isinstance(spec, VocabularySpec):
@@ -291,7 +291,7 @@ class TintForCausalLM(StructuralModel):
             raise InputError(f"Token id {bad} is out of range; the vocabulary has {self.config.vocab_size} entries.")
         for op in self.program.ops:
             if isinstance(op, sim.SimOp):
-                op.check(inputs, self.table)
+                op.check(inputs, self._parameter)
 
     def _rate_of(self, inner_lr: float | Tensor | None, inputs: Inputs) -> Tensor | None:
         if inner_lr is None:

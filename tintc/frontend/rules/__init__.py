@@ -4,11 +4,14 @@ from tintc.frontend.rules.activation import ActivationRule
 from tintc.frontend.rules.attention import AttentionRule
 from tintc.frontend.rules.base import Rule
 from tintc.frontend.rules.binary import AddRule, MultiplyRule, SubtractRule
+from tintc.frontend.rules.clamp import ClampRule
+from tintc.frontend.rules.constant import ConstantRule
 from tintc.frontend.rules.embedding import EmbeddingRule, PositionEmbeddingRule
 from tintc.frontend.rules.heads import HeadsRule
 from tintc.frontend.rules.layer_norm import LayerNormRule
 from tintc.frontend.rules.linear import LinearRule
 from tintc.frontend.rules.mixture import MixtureRule
+from tintc.frontend.rules.position_table import PositionTableRule
 from tintc.frontend.rules.rms_norm import RMSNormRule
 from tintc.frontend.rules.scale import ScaleRule
 from tintc.frontend.rules.select import SelectRule
@@ -19,6 +22,8 @@ def default_rules() -> list[Rule]:
         ActivationRule(),
         AddRule(),
         AttentionRule(),
+        ClampRule(),
+        ConstantRule(),
         EmbeddingRule(),
         HeadsRule(),
         LayerNormRule(),
@@ -26,6 +31,7 @@ def default_rules() -> list[Rule]:
         MixtureRule(),
         MultiplyRule(),
         PositionEmbeddingRule(),
+        PositionTableRule(),
         RMSNormRule(),
         ScaleRule(),
         SelectRule(),

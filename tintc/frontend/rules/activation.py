@@ -8,7 +8,7 @@ from tintc.frontend.builder import Builder
 from tintc.frontend.elementwise import elementwise_source, factor_of, mixture, named_region
 from tintc.frontend.execution import opname
 from tintc.frontend.graph import CapturedGraph
-from tintc.frontend.patterns import rows_width
+from tintc.frontend.layouts import vector_layout
 from tintc.frontend.rules.base import NOT_MINE, Fail, Match
 from tintc.ir.auxiliary import Activation
 from tintc.ir.core import Value, tokens
@@ -25,8 +25,8 @@ class ActivationRule:
         source = elementwise_source(graph, node)
         if source is None:
             return NOT_MINE
-        width = rows_width(graph, node)
-        if width is None:
+        layout = vector_layout(graph, node)
+        if layout is None:
             return Fail("it acts on something other than one vector per token")
         found = named_region(graph, node)
         if found is None:
@@ -37,7 +37,7 @@ class ActivationRule:
         source, name = found
 
         def build(builder: Builder, values: tuple[Value, ...]) -> Value:
-            return builder.emit(Activation, node, values, tokens(width), fn=name)
+            return builder.emit(Activation, node, values, tokens(layout.width), fn=name)
 
         return Match((source,), build)
 

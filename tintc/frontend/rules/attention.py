@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import weakref
 from dataclasses import dataclass, field
 
@@ -12,6 +13,7 @@ from torch.fx import Node
 from tintc.frontend.builder import Builder
 from tintc.frontend.graph import CapturedGraph
 from tintc.frontend.heads import Heads, distinct_heads
+from tintc.frontend.layouts import vector_layout
 from tintc.frontend.masks import NotSeen, Sight, read_masks
 from tintc.frontend.patterns import rows_width, single_sources
 from tintc.frontend.regions import Signatures, is_linear, moves, push
@@ -34,7 +36,8 @@ class _Memory:
 
 
 class AttentionRule:
-    """Anchored at the value that merges the heads back to one vector per token.
+    """Anchored at the first value after the heads' results that something else reads: most often the one that merges
+    them back to one vector per token, or, where heads are gated, one that still has a dimension of heads.
 
     q, k and v are read by evaluation (`heads.classify`), the masks too (`masks.read_masks`); constant factors of q
     and k go into the scale.
@@ -44,13 +47,11 @@ class AttentionRule:
         self._memory: weakref.WeakKeyDictionary[CapturedGraph, _Memory] = weakref.WeakKeyDictionary()
 
     def match(self, graph: CapturedGraph, node: Node) -> Match | Fail:
-        if not moves(node) or rows_width(graph, node) is None:
+        if node not in graph.live or vector_layout(graph, node) is None:
             return NOT_MINE
-        merged = single_sources(graph, node, moves)
-        found = find_scores(graph, merged[-1]) if merged else None
-        if found is None:
-            return NOT_MINE
-        if node not in graph.live or rows_width(graph, merged[-1]) is not None:
+        result = [node, *single_sources(graph, node, moves)][-1]
+        found = find_scores(graph, result)
+        if found is None or rows_width(graph, result) is not None:
             return NOT_MINE
         memory = self._memory.setdefault(graph, _Memory(Regions(Signatures(graph))))
         if isinstance(found, Fail):
@@ -103,16 +104,23 @@ def _disagreements(operands: list[Operand]) -> list[str]:
         problems.append(f"heads of q and k are {q.head_dim} and {k.head_dim} wide; they must be equal")
     if operands[2].norm is not None or v.rotation is not None or abs(v.factor - 1) > 1e-9:
         problems.append("the values are scaled or rotated")
+    scaled = [name for name, heads in (("keys", k), ("values", v)) if heads.scales is not None]
+    problems += [f"the {name} are scaled by their position, and only queries may be" for name in scaled]
     if (turns[0].rotation is None) != (turns[1].rotation is None):
         problems.append("only one of q and k is rotated")
     elif not _turn_alike(*turns[:2]):
         problems.append("q and k are rotated differently")
     try:
-        if distinct_heads(k.columns) != distinct_heads(v.columns) or q.count % k.count:
+        if any(heads.count % _shared_heads(k, v) for heads in (q, k, v)):
             problems.append("keys and values are shared by different groups of heads")
     except NotHeads as reason:
         problems.append(str(reason))
     return problems
+
+
+def _shared_heads(k: Heads, v: Heads) -> int:
+    """Into how many groups the query heads fall that share a head of k and a head of v."""
+    return math.lcm(distinct_heads(k.columns), distinct_heads(v.columns))
 
 
 def _turn_alike(q: Heads, k: Heads) -> bool:
@@ -126,16 +134,17 @@ def _turn_alike(q: Heads, k: Heads) -> bool:
 
 
 def _merges(graph: CapturedGraph, node: Node, result: Node, memory: _Memory) -> bool:
-    """Whether the layout from ``[B, H, T, d]`` to the node is head after head: distinct numbers are pushed through."""
+    """Whether the node's vectors are the results ``[B, H, T, d]`` head after head, found by pushing numbers through."""
     key = memory.regions.signatures.of(node, (result,))
     if key not in memory.layouts:
-        shape = graph.shape(result, 2, 3)
+        shape, layout = graph.shape(result, 2, 3), vector_layout(graph, node)
         memory.layouts[key] = False
-        if shape is not None and len(shape) in (3, 4):
+        if shape is not None and layout is not None and len(shape) in (3, 4):
             numbers = torch.arange(1.0, 1 + torch.Size(shape).numel(), dtype=torch.float64).view(shape)
-            merged = push(graph, node, {result: numbers.to(graph.input_ids.meta["val"].device)}, 2, 3)
+            numbers = numbers.to(graph.input_ids.meta["val"].device)
+            merged = layout.take(push(graph, node, {result: numbers}, 2, 3), 2, 3)
             expected: Tensor = merge_heads(numbers if len(shape) == 4 else numbers.unflatten(0, (2, -1)))
-            memory.layouts[key] = torch.equal(merged.cpu().reshape(-1), expected.reshape(-1))
+            memory.layouts[key] = torch.equal(merged, expected)
     return memory.layouts[key]
 
 
@@ -143,7 +152,7 @@ def _matched(
     graph: CapturedGraph, found: Scores, sources: tuple[Node, ...], operands: list[Operand], sight: Sight
 ) -> Match:
     q, k, v = (operand.heads for operand in operands)
-    n_kv = distinct_heads(k.columns)
+    n_kv = _shared_heads(k, v)
     counts = (q.count, n_kv, n_kv)
     sizes = {"n_heads": q.count, "n_kv_heads": n_kv, "head_dim": q.head_dim, "scale": found.scale * q.factor * k.factor}
     sees = {"window": sight.window, "slopes": sight.slopes, "soft_cap": found.soft_cap}
@@ -161,6 +170,10 @@ def _matched(
         gain = joint_gain(graph, operands[0], operands[1])
         if gain is not None:
             named["gain"] = builder.parameter(graph.derive_constant("gain", gain))
+        if q.scales is not None:
+            named["query_scale"] = builder.parameter(graph.derive_constant("query_scale", q.scales))
+        if found.sinks:
+            named["sinks"] = builder.parameter(found.sinks)
         if v.head_dim != q.head_dim:
             named["value_dim"] = v.head_dim
         width = tokens(q.count * v.head_dim)

@@ -8,8 +8,10 @@ from tintc.frontend.builder import Builder
 from tintc.frontend.elementwise import factor_of, named_region
 from tintc.frontend.execution import opname
 from tintc.frontend.graph import CapturedGraph
+from tintc.frontend.layouts import vector_layout
 from tintc.frontend.patterns import parameter_vector, rows_width
 from tintc.frontend.rules.base import NOT_MINE, Fail, Match
+from tintc.frontend.rules.constant import ConstantRule
 from tintc.frontend.rules.rms_norm import RMSNormRule
 from tintc.ir.auxiliary import Add, Multiply, Scale
 from tintc.ir.auxiliary.base import AuxOp
@@ -17,33 +19,39 @@ from tintc.ir.core import Type, Value, tokens
 
 
 class _BinaryRule:
-    """Two live operands of one width that do not make a known activation of one value."""
+    """Two operands of one width, values of the tokens or of their positions, that do not make a known activation of one
+    value."""
 
     operation: str
     op: type[AuxOp]
 
     def match(self, graph: CapturedGraph, node: Node) -> Match | Fail:
-        if opname(node) != self.operation or named_region(graph, node) is not None:
+        if opname(node) != self.operation or node not in graph.live or named_region(graph, node) is not None:
             return NOT_MINE
-        if RMSNormRule().match(graph, node) is not NOT_MINE:
+        if RMSNormRule().match(graph, node) is not NOT_MINE or isinstance(ConstantRule().match(graph, node), Match):
             return NOT_MINE
         a, b = node.args[:2]
-        if not isinstance(a, Node) or not isinstance(b, Node) or a not in graph.live or b not in graph.live:
+        if not isinstance(a, Node) or not isinstance(b, Node) or not (_varies(graph, a) and _varies(graph, b)):
             others = parameter_vector(graph, a) or parameter_vector(graph, b) or factor_of(graph, node)
             return NOT_MINE if others else Fail("one operand is neither a value of the tokens nor a single number")
         if node.kwargs.get("alpha", 1) != 1:
             return Fail("a sum with a factor alpha is not supported")
-        width = rows_width(graph, node)
-        if width is None or rows_width(graph, a) != width or rows_width(graph, b) != width:
+        layout = vector_layout(graph, node)
+        if layout is None or vector_layout(graph, a) != layout or vector_layout(graph, b) != layout:
             return Fail("its operands are not one vector of the same width per token")
 
         def build(builder: Builder, values: tuple[Value, ...]) -> Value:
-            return self.build(builder, node, values, tokens(width))
+            return self.build(builder, node, values, tokens(layout.width))
 
         return Match((a, b), build)
 
     def build(self, builder: Builder, node: Node, values: tuple[Value, ...], kind: Type) -> Value:
         return builder.emit(self.op, node, values, kind, self.op.opname.removeprefix("aux."))
+
+
+def _varies(graph: CapturedGraph, node: Node) -> bool:
+    """Whether the node is a value of the tokens, or has a vector for each position."""
+    return node in graph.live or rows_width(graph, node) is not None
 
 
 class AddRule(_BinaryRule):

@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 from torch.fx import Node
 
 from tintc.frontend.builder import Builder
 from tintc.frontend.graph import CapturedGraph
 from tintc.frontend.layouts import vector_layout
 from tintc.frontend.patterns import single_sources
-from tintc.frontend.regions import moves, push
+from tintc.frontend.regions import leaves, moves, push
 from tintc.frontend.rules.base import NOT_MINE, Fail, Match
 from tintc.frontend.rules.scores import find_scores
 from tintc.frontend.runs import runs_of
-from tintc.ir.auxiliary import Select
+from tintc.ir.auxiliary import Concat, Select
 from tintc.ir.core import Value, tokens
 
 
 class HeadsRule:
-    """``view``, ``transpose``, ``split`` ... between one vector per token and its heads -> `aux.select`.
+    """``view``, ``transpose``, ``split``, ``cat`` ... between vectors per token and their heads -> `aux.select`.
 
     What the operations do is found by pushing distinct numbers through them.
     """
@@ -29,32 +30,53 @@ class HeadsRule:
             return NOT_MINE
         chain = single_sources(graph, node, moves)
         vectors = [(at, found) for at in chain if (found := vector_layout(graph, at)) is not None]
-        cuts = len(layout.sizes) > 1 or any(len(found.sizes) > 1 for _, found in vectors)
-        if not vectors or not cuts or find_scores(graph, chain[-1]) is not None:
+        if chain and find_scores(graph, chain[-1]) is not None:
             return NOT_MINE
-        source, width = vectors[-1][0], vectors[-1][1].width
-        columns = _columns(graph, node, source)
+        if not vectors:
+            return self._several(graph, node)
+        if len(layout.sizes) == 1 and all(len(found.sizes) == 1 for _, found in vectors):
+            return NOT_MINE
+        return self._cut(graph, node, (vectors[-1][0],))
+
+    def _several(self, graph: CapturedGraph, node: Node) -> Match | Fail:
+        """Values side by side."""
+        sources = tuple(leaves(graph, node, moves))
+        if len(sources) < 2 or any(vector_layout(graph, source) is None for source in sources):
+            return NOT_MINE
+        return self._cut(graph, node, sources)
+
+    def _cut(self, graph: CapturedGraph, node: Node, sources: tuple[Node, ...]) -> Match | Fail:
+        columns = _columns(graph, node, sources)
         if columns is None:
             return Fail("it moves numbers from one token to another")
 
         def build(builder: Builder, values: tuple[Value, ...]) -> Value:
-            if columns == list(range(width)):
-                return values[0]
-            return builder.emit(Select, node, values, tokens(len(columns)), "part", columns=runs_of(columns))
+            whole = values[0]
+            if len(values) > 1:
+                together = tokens(sum(value.type.width for value in values))
+                whole = builder.emit(Concat, node, values, together, "together")
+            if columns == list(range(whole.type.width)):
+                return whole
+            return builder.emit(Select, node, (whole,), tokens(len(columns)), "part", columns=runs_of(columns))
 
-        return Match((source,), build)
+        return Match(sources, build)
 
 
-def _columns(graph: CapturedGraph, node: Node, source: Node) -> list[int] | None:
-    """Column of the source's vector for each coordinate of the node's; None if tokens mix."""
+def _columns(graph: CapturedGraph, node: Node, sources: tuple[Node, ...]) -> list[int] | None:
+    """Column of the sources' vectors, side by side, for each coordinate of the node's; None if tokens mix."""
     batch, length = 2, 3
-    before, after = vector_layout(graph, source), vector_layout(graph, node)
-    shape = graph.shape(source, batch, length)
-    assert before is not None and after is not None and shape is not None
-    width = before.width
-    numbers = torch.arange(batch * length * width, dtype=torch.float64).view(batch, length, width)
+    layouts = [vector_layout(graph, source) for source in sources]
+    widths = [layout.width for layout in layouts if layout is not None]
+    numbers = torch.arange(batch * length * sum(widths), dtype=torch.float64).view(batch, length, -1)
     numbers = numbers.to(graph.input_ids.meta["val"].device)
-    found = after.take(push(graph, node, {source: before.place(numbers, shape)}, batch, length), batch, length)
+    placed: dict[Node, Tensor] = {}
+    for source, layout, part in zip(sources, layouts, numbers.split(widths, -1), strict=True):
+        shape = graph.shape(source, batch, length)
+        assert layout is not None and shape is not None
+        placed[source] = layout.place(part, shape)
+    after = vector_layout(graph, node)
+    assert after is not None
+    found = after.take(push(graph, node, placed, batch, length), batch, length)
     columns = found[0, 0].long()
     if not torch.equal(found, numbers[..., columns]):
         return None

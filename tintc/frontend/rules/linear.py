@@ -109,9 +109,11 @@ def _with_bias(graph: CapturedGraph, node: Node) -> _Parts | Fail:
         if name is None or not isinstance(x, Node) or graph.tensors[name].dim() != 1:
             continue
         inner = _parts(graph, peel(graph, x))
-        if isinstance(inner, _Parts) and not inner.bias and len(x.users) == 1:
+        if not isinstance(inner, _Parts):
+            continue
+        if not inner.bias and len(x.users) == 1:
             return _Parts(inner.x, inner.weight, inner.transpose, name)
-        return Fail("a parameter vector is added to something that is not a linear layer")
+        return Fail("a parameter vector is added to a linear layer that has a bias, or is read elsewhere too")
     return NOT_MINE
 
 

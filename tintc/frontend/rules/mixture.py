@@ -7,7 +7,7 @@ from torch.fx import Node
 from tintc.frontend.builder import Builder
 from tintc.frontend.elementwise import mixture, named_region
 from tintc.frontend.graph import CapturedGraph
-from tintc.frontend.patterns import rows_width
+from tintc.frontend.layouts import vector_layout
 from tintc.frontend.rules.base import NOT_MINE, Fail, Match
 from tintc.ir.auxiliary import Activation, Add, Scale
 from tintc.ir.core import Value, tokens
@@ -21,8 +21,8 @@ class MixtureRule:
     """
 
     def match(self, graph: CapturedGraph, node: Node) -> Match | Fail:
-        width = rows_width(graph, node)
-        if width is None or named_region(graph, node) is not None:
+        layout = vector_layout(graph, node)
+        if layout is None or named_region(graph, node) is not None:
             return NOT_MINE
         found = mixture(graph, node)
         if found is None:
@@ -30,7 +30,7 @@ class MixtureRule:
         source, weights = found
 
         def build(builder: Builder, values: tuple[Value, ...]) -> Value:
-            kind, total = tokens(width), None
+            kind, total = tokens(layout.width), None
             for name, weight in weights.items():
                 term = values if name == "identity" else (builder.emit(Activation, node, values, kind, name, fn=name),)
                 scaled = builder.emit(Scale, node, term, kind, "scale", factor=weight)

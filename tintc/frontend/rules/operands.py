@@ -136,6 +136,8 @@ def _behind_norm(
     rotated = regions.classify(Region(graph, norm.x, inner))
     if rotated.rotation is None:
         return None
+    if rotated.scales is not None:
+        raise NotHeads("its heads are normalised after they are scaled by their position")
     if rotated.order is not None or abs(rotated.factor - 1) > 1e-9 or distinct_heads(rotated.columns) != rotated.count:
         raise NotHeads("its heads are normalised after a rotation that is not a plain one")
     if norm.gain and tuple(graph.tensors[norm.gain].shape) != (rotated.head_dim,):

@@ -64,6 +64,8 @@ class RMSNormRule:
             return Fail("the norm's gain is computed, and not from one parameter", inputs=(core.x,))
         if gain and not layout.fits(graph.tensors[gain].shape):
             return Fail("the norm's gain is not one number for each coordinate", inputs=(core.x,))
+        if gain and layout.groups == 1 and graph.tensors[gain].dim() > 1:  # of one head, ``[1, d]``
+            gain = graph.derive_from(gain, graph.tensors[gain].flatten())
         if core.eps <= 0:
             return Fail("a norm needs a positive eps", inputs=(core.x,))
 

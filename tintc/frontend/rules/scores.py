@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch.fx import Node
@@ -10,9 +10,10 @@ from torch.fx import Node
 from tintc.frontend.execution import opname
 from tintc.frontend.graph import CapturedGraph
 from tintc.frontend.masks import EXCLUDED, Mask
-from tintc.frontend.patterns import is_noise, scalar, single_sources
+from tintc.frontend.patterns import is_noise, peel, scalar, single_sources
 from tintc.frontend.regions import moves
 from tintc.frontend.rules.base import Fail
+from tintc.frontend.rules.sinks import sinks_beside, sinks_of_gate
 
 PRODUCTS = frozenset({"matmul", "bmm", "baddbmm"})
 
@@ -21,7 +22,8 @@ PRODUCTS = frozenset({"matmul", "bmm", "baddbmm"})
 class Scores:
     """softmax(cap(scale * q k^T) + masks) v at `result`; problems: sentences.
 
-    k_transposed: k is ``[B, H, d, T]``; soft_cap: c of ``c tanh(score / c)``, 0 if there is none.
+    k_transposed: k is ``[B, H, d, T]``; soft_cap: c of ``c tanh(score / c)``, 0 if there is none; sinks: name of the
+    heads' sinks, empty if there are none; softmax_of: what a softmax written out is taken of.
     """
 
     result: Node
@@ -34,6 +36,8 @@ class Scores:
     causal: bool = False
     soft_cap: float = 0.0
     problems: tuple[str, ...] = ()
+    sinks: str = ""
+    softmax_of: Node | None = None
 
 
 def find_scores(graph: CapturedGraph, node: Node) -> Scores | Fail | None:
@@ -42,6 +46,22 @@ def find_scores(graph: CapturedGraph, node: Node) -> Scores | Fail | None:
         return _fused(node)
     if opname(node) in ("matmul", "bmm"):
         return _written_out(graph, node)
+    if opname(node) == "mul":
+        return _gated(graph, node)
+    return None
+
+
+def _gated(graph: CapturedGraph, node: Node) -> Scores | None:
+    """Attention times a gate that is a sink, written in another way."""
+    for product, gate in (node.args[:2], node.args[1::-1]):
+        if not isinstance(product, Node) or not isinstance(gate, Node) or gate not in graph.live:
+            continue
+        inner = peel(graph, product)
+        found = _written_out(graph, inner) if opname(inner) in ("matmul", "bmm") else None
+        if isinstance(found, Scores) and found.softmax_of is not None and not found.sinks:
+            sinks = sinks_of_gate(graph, gate, found.softmax_of)
+            if sinks is not None:
+                return replace(found, result=node, sinks=sinks)
     return None
 
 
@@ -75,6 +95,9 @@ def _written_out(graph: CapturedGraph, node: Node) -> Scores | Fail | None:
     if dim not in (-1, len(softmax.meta["val"].shape) - 1):
         walk.problems.append("its softmax is not over the keys")
     assert isinstance(at, Node)
+    top = at = peel(graph, at)
+    beside = sinks_beside(graph, at, softmax, probabilities)
+    at = at if beside is None else beside[0]
     while opname(at) not in PRODUCTS:
         below = walk.step(at)
         if below is None:
@@ -94,6 +117,8 @@ def _written_out(graph: CapturedGraph, node: Node) -> Scores | Fail | None:
         masks=tuple(walk.masks),
         soft_cap=cap,
         problems=tuple(walk.problems),
+        sinks="" if beside is None else beside[1],
+        softmax_of=top,
     )
 
 
@@ -119,7 +144,7 @@ class _Walk:
         live, name = self.graph.live_inputs(node), opname(node)
         below = live[0] if len(live) == 1 else None
         if name == "cat":
-            self.problems.append("its softmax is over more than the scores (an attention sink)")
+            self.problems.append("its softmax is over more than the scores and one constant for each head")
         if below is None or moves(node) or is_noise(self.graph, node):
             return below
         factors = name == "mul" or (name == "div" and node.args[0] is below and not node.kwargs)
@@ -127,6 +152,8 @@ class _Walk:
             self.factor *= number if name == "mul" else 1 / number
         elif name == "tanh" and self.above is None and self.factor > 0:
             self.above, self.factor = self.factor, 1.0
+        elif self._floor(node, name, below):
+            pass
         elif (mask := self._mask(node, name, below)) is not None:
             if self.above is not None:
                 self.problems.append("a mask is applied before its scores are capped")
@@ -140,11 +167,24 @@ class _Walk:
         if name == "add" and not node.kwargs:
             other = node.args[node.args[0] is below]
             return Mask(other, factor=self.factor) if isinstance(other, Node) else None
+        if name == "sub" and not node.kwargs and node.args[0] is below:
+            other = node.args[1]
+            return Mask(other, factor=-self.factor) if isinstance(other, Node) else None
+        if name == "mul":
+            other = node.args[node.args[0] is below]
+            return Mask(other, "multiply") if isinstance(other, Node) else None
         if name == "where":
             condition, chosen, fill = node.args
             keeps = chosen is below
             return self._exclusion(condition, fill if keeps else chosen, "add" if keeps else "exclude")
         return self._exclusion(node.args[1], node.args[2], "exclude") if name == "masked_fill" else None
+
+    def _floor(self, node: Node, name: str, below: Node) -> bool:
+        """Whether the operation raises scores to a number whose probability is 0, and so changes none that counts."""
+        if name not in ("max", "maximum", "clamp_min", "clamp") or "max" in node.kwargs:
+            return False
+        numbers = [scalar(self.graph, value) for value in (*node.args, *node.kwargs.values()) if value is not below]
+        return len(numbers) == 1 and numbers[0] is not None and numbers[0] * self.factor <= EXCLUDED
 
     def _exclusion(self, condition: Any, fill: Any, effect: str) -> Mask | None:
         """The mask that puts `fill` in place of some scores, if that makes their probabilities 0."""

@@ -5,6 +5,7 @@ from tintc.ir.auxiliary.add import Add
 from tintc.ir.auxiliary.attention import Attention
 from tintc.ir.auxiliary.base import AuxOp, Context
 from tintc.ir.auxiliary.concat import Concat
+from tintc.ir.auxiliary.constant import Constant
 from tintc.ir.auxiliary.embedding import Embedding
 from tintc.ir.auxiliary.gate import Gate
 from tintc.ir.auxiliary.linear import Linear
@@ -21,6 +22,7 @@ __all__ = [
     "Attention",
     "AuxOp",
     "Concat",
+    "Constant",
     "Context",
     "Embedding",
     "Gate",

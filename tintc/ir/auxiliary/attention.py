@@ -8,7 +8,7 @@ from torch import Tensor
 
 from tintc.ir.auxiliary.base import AuxOp, Context, Pulled
 from tintc.ir.core import register
-from tintc.ir.functions import attention_probabilities, merge_heads, split_heads
+from tintc.ir.functions import SCORE_VECTORS, attention_probabilities, merge_heads, split_heads
 
 
 @register("aux.attention")
@@ -21,7 +21,9 @@ class Attention(AuxOp):
     tokens a query sees, itself included (0: all before it); soft_cap: c of ``c tanh(score / c)`` (0: none); slopes: per
     head, times the distance from query to key, are added to the scores (ALiBi; empty: none). gain: name of a vector
     ``[head_dim]`` that multiplies the products of rotated coordinates (norms of q and k after their rotation).
-    value_dim: width of a head of v and of the result (0: head_dim).
+    value_dim: width of a head of v and of the result (0: head_dim). query_scale: name of a vector ``[P]``, whose entry
+    p multiplies queries at position p. sinks: name of a vector ``[n_heads]`` of logits; every query sees, beside its
+    keys, one of that logit whose value is zero.
     """
 
     n_heads: int
@@ -35,6 +37,8 @@ class Attention(AuxOp):
     slopes: tuple[float, ...] = ()
     gain: str = ""
     value_dim: int = 0
+    query_scale: str = ""
+    sinks: str = ""
 
     def verify(self) -> None:
         self.expect(len(self.operands) == 3, "takes q, k and v")
@@ -51,9 +55,8 @@ class Attention(AuxOp):
         self.expect(len(self.slopes) in (0, self.n_heads), f"{len(self.slopes)} slopes for {self.n_heads} heads")
 
     def probabilities(self, context: Context, q: Tensor, k: Tensor) -> Tensor:
-        turns, gain = (context.parameter(name) if name else None for name in (self.inv_freq, self.gain))
-        allowed, positions = context.inputs.allowed, context.inputs.position_ids
-        return attention_probabilities(self, q, k, allowed, positions, turns, gain)
+        vectors = {key: context.parameter(name) for key in SCORE_VECTORS if (name := getattr(self, key))}
+        return attention_probabilities(self, q, k, context.inputs.allowed, context.inputs.position_ids, **vectors)
 
     def evaluate(self, context: Context, *operands: Tensor) -> Tensor:
         q, k, v = operands

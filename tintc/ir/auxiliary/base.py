@@ -9,7 +9,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from tintc.ir.core import Op
-from tintc.ir.functions import FiniteDifference
+from tintc.ir.functions import SCORE_VECTORS, FiniteDifference
 from tintc.ir.inputs import Inputs
 
 Gradients = dict[str, Tensor]
@@ -57,7 +57,7 @@ class AuxOp(Op):
 
     def parameters(self) -> dict[str, str]:
         """Field -> parameter name, for the parameters this op has."""
-        names = {key: getattr(self, key, "") for key in ("weight", "bias", "table", "inv_freq", "gain")}
+        names = {key: getattr(self, key, "") for key in ("weight", "bias", "table", *SCORE_VECTORS)}
         return {key: name for key, name in names.items() if name}
 
     def in_groups(self, groups: Collection[str]) -> set[str]:

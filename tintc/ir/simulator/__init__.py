@@ -6,6 +6,7 @@ from tintc.ir.simulator.add import Add
 from tintc.ir.simulator.attention_backward import AttentionBackward
 from tintc.ir.simulator.attention_forward import AttentionForward
 from tintc.ir.simulator.base import SimOp
+from tintc.ir.simulator.constant import Constant
 from tintc.ir.simulator.embedding import Embedding
 from tintc.ir.simulator.gate_backward import GateBackward
 from tintc.ir.simulator.gate_forward import GateForward
@@ -20,6 +21,7 @@ from tintc.ir.simulator.norm_forward import NormForward
 from tintc.ir.simulator.position_embedding import PositionEmbedding
 from tintc.ir.simulator.repeat import Repeat
 from tintc.ir.simulator.scale import Scale
+from tintc.ir.simulator.select import Select, SelectBackward
 from tintc.ir.simulator.weights import StoredWeights
 
 __all__ = [
@@ -28,6 +30,7 @@ __all__ = [
     "Add",
     "AttentionBackward",
     "AttentionForward",
+    "Constant",
     "Embedding",
     "GateBackward",
     "GateForward",
@@ -42,6 +45,8 @@ __all__ = [
     "PositionEmbedding",
     "Repeat",
     "Scale",
+    "Select",
+    "SelectBackward",
     "SimOp",
     "StoredWeights",
 ]

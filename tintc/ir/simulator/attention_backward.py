@@ -58,7 +58,7 @@ class AttentionBackward(AttentionOp):
 
     def scratch(self, counts: FusedCounts, itemsize: int) -> int:
         n = counts.lengths[self]
-        return (3 if self.slopes else 2) * itemsize * self.n_heads * min(n, ROWS) * n
+        return (3 if self.slopes or self.sinks else 2) * itemsize * self.n_heads * min(n, ROWS) * n
 
     def structure(self, layout: Layout) -> dict[str, Block]:
         dy, q, k = self.starts(layout)

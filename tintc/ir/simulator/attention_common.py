@@ -9,13 +9,15 @@ from __future__ import annotations
 
 import math
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from tintc.ir.functions import attention_probabilities, soft_capped, split_heads
+from tintc.ir.functions import SCORE_VECTORS, attention_probabilities, soft_capped, split_heads
+from tintc.ir.inputs import Inputs, check_positions
 from tintc.ir.layout import Layout
 from tintc.ir.routing import Move, route
 from tintc.ir.simulator.base import Interpretation, SimOp, Storage
@@ -41,6 +43,8 @@ class AttentionOp(SimOp):
     slopes: tuple[float, ...] = ()
     gain: str = ""
     value_dim: int = 0
+    query_scale: str = ""
+    sinks: str = ""
 
     @property
     def value_width(self) -> int:
@@ -54,8 +58,12 @@ class AttentionOp(SimOp):
 
     def probabilities(self, run: Interpretation, q: Tensor, k: Tensor) -> Tensor:
         """Attention probabilities ``[B, n_heads, T, T]``, by the definition."""
-        turns, gain = (run.tensors[f"rotary.{name}"] if name else None for name in (self.inv_freq, self.gain))
-        return attention_probabilities(self, q, k, run.inputs.allowed, run.inputs.position_ids, turns, gain)
+        vectors = {key: run.tensors[f"rotary.{name}"] for key, name in self.vectors().items()}
+        return attention_probabilities(self, q, k, run.inputs.allowed, run.inputs.position_ids, **vectors)
+
+    def vectors(self) -> dict[str, str]:
+        """Names of the vectors that scores are made with, by attribute."""
+        return {key: name for key in SCORE_VECTORS if (name := getattr(self, key))}
 
     def weights_by_rows(self, run: FusedRun, q: Tensor, k: Tensor) -> Iterator[tuple[slice, int, Tensor]]:
         """(queries, number of keys, probabilities ``[B, n_heads, queries, keys]``) for `ROWS` queries at a time, so
@@ -72,19 +80,34 @@ class AttentionOp(SimOp):
                 scores = scores + run.alibi(self.slopes, scores, rows)
             if mask is None:
                 scores[..., start:].add_(run.later(rows.stop - start))
-                yield rows, stop, scores.softmax(-1)
+                yield rows, stop, self.beside_sinks(run, scores).softmax(-1)[..., :stop]
             else:
-                weights = scores.masked_fill(~mask[..., rows, :stop], -math.inf).softmax(-1)
-                yield rows, stop, weights.nan_to_num(0.0)
+                scores = scores.masked_fill(~mask[..., rows, :stop], -math.inf)
+                yield rows, stop, self.beside_sinks(run, scores).softmax(-1)[..., :stop].nan_to_num(0.0)
+
+    def beside_sinks(self, run: FusedRun, scores: Tensor) -> Tensor:
+        """The scores ``[B, n_heads, n, m]`` with their heads' sinks after the last key, if there are any."""
+        if not self.sinks:
+            return scores
+        sinks = run.rotary(self.sinks).to(scores.dtype)[:, None, None].expand(*scores.shape[:-1], 1)
+        return torch.cat((scores, sinks), -1)
 
     def rotated(self, run: FusedRun, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
         """Query heads ``[B, n_heads, n, d]`` and key heads ``[B, n_kv_heads, n, d]`` at their positions."""
         queries, keys = split_heads(q, self.n_heads), split_heads(k, self.n_kv_heads)
         queries, keys = (run.turn(heads, self.inv_freq, self.rotary_style) for heads in (queries, keys))
-        return queries * run.rotary(self.gain).to(queries.dtype) if self.gain else queries, keys
+        queries = queries * run.rotary(self.gain).to(queries.dtype) if self.gain else queries
+        if self.query_scale:
+            scales = run.rotary(self.query_scale)[run.inputs.position_ids[:, : q.shape[1]]]
+            queries = queries * scales.to(queries.dtype)[:, None, :, None]
+        return queries, keys
 
     def stored(self, storage: Storage) -> dict[str, TensorSpec]:
-        return {f"rotary.{name}": storage.parameter(name) for name in (self.inv_freq, self.gain) if name}
+        return {f"rotary.{name}": storage.parameter(name) for name in self.vectors().values()}
+
+    def check(self, inputs: Inputs, stored: Callable[[str], Tensor]) -> None:
+        if self.query_scale:
+            check_positions(inputs.position_ids, len(stored(f"rotary.{self.query_scale}")))
 
     def head_dims(self) -> set[int]:
         return {self.width}
@@ -102,11 +125,12 @@ class AttentionOp(SimOp):
         slopes = f"_alibi{zlib.crc32(repr(self.slopes).encode()):08x}" if self.slopes else ""
         gain = f"_{self.gain}" if self.gain else ""
         values = f"_values{self.value_dim}" if self.value_dim else ""
-        return f"{kind}_{shape}{rotary}{window}{cap}{slopes}{gain}{values}".replace(".", "-")
+        more = "".join(f"_{name}" for name in (self.query_scale, self.sinks) if name)
+        return f"{kind}_{shape}{rotary}{window}{cap}{slopes}{gain}{values}{more}".replace(".", "-")
 
     def score_options(self) -> dict[str, Any]:
         """How an `AttentionSpec` makes scores of q and k; windows are masks there."""
-        rotary = {"rotary": self.inv_freq, "rotary_style": self.rotary_style, "gain": self.gain}
+        rotary = {"vectors": self.vectors(), "rotary_style": self.rotary_style}
         return rotary | {"soft_cap": self.soft_cap, "slopes": self.slopes}
 
     def starts(self, layout: Layout) -> list[int]:

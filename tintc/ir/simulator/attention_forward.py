@@ -43,7 +43,7 @@ class AttentionForward(AttentionOp):
     def fused(self, run: FusedRun, *operands: Tensor) -> Tensor:
         q, k, v = operands
         values, grouped = split_heads(v, self.n_kv_heads), self.n_kv_heads != self.n_heads
-        if self.soft_cap or self.slopes:
+        if self.soft_cap or self.slopes or self.sinks:
             values = values.repeat_interleave(self.n_heads // self.n_kv_heads, 1) if grouped else values
             blocks = self.weights_by_rows(run, q, k)
             return merge_heads(torch.cat([weights @ values[:, :, :stop] for _, stop, weights in blocks], 2))
@@ -61,8 +61,8 @@ class AttentionForward(AttentionOp):
 
     def scratch(self, counts: FusedCounts, itemsize: int) -> int:
         n = counts.lengths[self]
-        rows = itemsize * self.n_heads * min(n, ROWS) * n if self.soft_cap or self.slopes else 0
-        return super().scratch(counts, itemsize) + (3 if self.slopes else 2) * rows
+        rows = itemsize * self.n_heads * min(n, ROWS) * n if self.soft_cap or self.slopes or self.sinks else 0
+        return super().scratch(counts, itemsize) + (3 if self.slopes or self.sinks else 2) * rows
 
     def structure(self, layout: Layout) -> dict[str, Block]:
         q, k, v = self.starts(layout)

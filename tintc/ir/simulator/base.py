@@ -207,8 +207,8 @@ class SimOp(Op):
         """Whether the op reads what belongs to its step, its rate or its train tokens: in another it is another op."""
         return False
 
-    def check(self, inputs: Inputs, table: Callable[[str], Tensor]) -> None:
-        """Raise `InputError` for inputs that the op cannot take; `table` gives the stored tables."""
+    def check(self, inputs: Inputs, stored: Callable[[str], Tensor]) -> None:
+        """Raise `InputError` for inputs that the op cannot take; `stored` gives the tensors of `SimOp.stored`."""
 
     def computes(self) -> Hashable | None:
         """What the result is, for ops that can start from it in fused execution; None if none can."""

@@ -7,9 +7,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from tintc.errors import InputError
 from tintc.ir.core import register
-from tintc.ir.inputs import Inputs
+from tintc.ir.inputs import Inputs, check_positions
 from tintc.ir.simulator.embedding import Embedding
 
 
@@ -20,12 +19,8 @@ class PositionEmbedding(Embedding):
 
     offset: int = 0
 
-    def check(self, inputs: Inputs, table: Callable[[str], Tensor]) -> None:
-        count = table(self.table).shape[0] - self.offset
-        first, last = int(inputs.position_ids.min()), int(inputs.position_ids.max())
-        if first < 0 or last >= count:
-            bad = first if first < 0 else last
-            raise InputError(f"Position {bad} is out of range; the model has {count} positions.")
+    def check(self, inputs: Inputs, stored: Callable[[str], Tensor]) -> None:
+        check_positions(inputs.position_ids, stored(f"tables.{self.table}").shape[0] - self.offset)
 
     def rows(self, inputs: Inputs) -> Tensor:
         return inputs.position_ids + self.offset

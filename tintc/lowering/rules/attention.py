@@ -29,5 +29,5 @@ class AttentionRule(Rule[aux.Attention]):
 
 def _heads(op: aux.Attention) -> dict[str, Any]:
     names = ("n_heads", "n_kv_heads", "head_dim", "scale", "inv_freq", "rotary_style", "window", "soft_cap", "slopes")
-    names += ("gain", "value_dim")
+    names += ("gain", "value_dim", "query_scale", "sinks")
     return {name: getattr(op, name) for name in names}

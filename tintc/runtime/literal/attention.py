@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tintc.ir.functions import alibi, masked_softmax, rotate, sink_softmax, soft_capped
+from tintc.ir.functions import SCORE_VECTORS, alibi, masked_softmax, rotate, sink_softmax, soft_capped
 from tintc.ir.structure import AttentionSpec
 from tintc.runtime.literal.split import build_split
 
@@ -19,7 +20,7 @@ class TintAttention(nn.Module):
 
         q_t = (w_q e_t)_h + lam_q[h] * p_q[:, p_t]      (k and v alike)
         out_t = sum_j M_tj <q_t, k_j> v_j               kind "linear"
-        out_t = sum_j softmax_j(<q_t, k_j>; M) v_j      kind "softmax"
+        out_t = sum_j softmax_j(<q_t, k_j>; M) v_j      kind "softmax", beside the auxiliary's own sinks, if any
         out_t = sum_j softmax_j(M_tj <q_t, k_j>) v_j    kind "sink", the softmax beside a sink of value 0
 
     The heads' outputs are concatenated and pass through `w_o`. With `transpose`, ``out_t = sum_j a_jt v_j``.
@@ -35,6 +36,8 @@ class TintAttention(nn.Module):
     sink: Tensor
     inv_freq: Tensor | None
     gain: Tensor | None
+    query_scale: Tensor | None
+    sinks: Tensor | None
 
     def __init__(self, spec: AttentionSpec, sim_seq_len: int):
         super().__init__()
@@ -52,18 +55,13 @@ class TintAttention(nn.Module):
         if spec.sink is not None:
             self.sink = nn.Parameter(torch.empty(spec.n_heads))
 
-    def refer(
-        self,
-        positions: Mapping[str, nn.Parameter | None],
-        inv_freq: nn.Parameter | None,
-        gain: nn.Parameter | None = None,
-    ) -> None:
-        """Point at rotary frequencies, gain, and the position matrices (by letter) that are not the module's own."""
+    def refer(self, positions: Mapping[str, nn.Parameter | None], vectors: Mapping[str, nn.Parameter]) -> None:
+        """Point at the position matrices (by letter) and the vectors of scores that are not the module's own."""
         for letter, matrix in positions.items():
             if f"p_{letter}" not in self._parameters:
                 object.__setattr__(self, f"p_{letter}", matrix)
-        object.__setattr__(self, "inv_freq", inv_freq)
-        object.__setattr__(self, "gain", gain)
+        for key in SCORE_VECTORS:
+            object.__setattr__(self, key, vectors.get(key))
 
     def forward(
         self, e: Tensor, positions: Tensor, mask: Tensor | None = None, token_positions: Tensor | None = None
@@ -79,6 +77,8 @@ class TintAttention(nn.Module):
             q = rotate(q, token_positions, self.inv_freq, self.spec.rotary_style)
             k = rotate(k, token_positions, self.inv_freq, self.spec.rotary_style)
         q = q if self.gain is None else q * self.gain.to(q.dtype)
+        if token_positions is not None and self.query_scale is not None:
+            q = q * self.query_scale[token_positions].to(q.dtype)[:, None, :, None]
         scores = q @ k.transpose(-1, -2)
         if self.kind == "softmax":
             scores = soft_capped(scores, self.spec.soft_cap)
@@ -86,7 +86,8 @@ class TintAttention(nn.Module):
                 slopes = (*self.spec.slopes, *[0.0] * (self.n_heads - len(self.spec.slopes)))
                 scores = scores + alibi(slopes, token_positions, token_positions, scores)
             allowed = torch.ones_like(scores, dtype=torch.bool) if mask is None else (mask != 0)[:, None]
-            scores = masked_softmax(scores, allowed)
+            sinks = None if self.sinks is None else F.pad(self.sinks, (0, self.n_heads - len(self.sinks)))
+            scores = masked_softmax(scores, allowed, sinks)
         elif mask is not None:
             scores = scores * mask[:, None].to(scores.dtype)
         if self.kind == "sink":
