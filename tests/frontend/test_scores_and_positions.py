@@ -275,3 +275,18 @@ def test_clipped_queries_keys_and_values() -> None:
     assert [op.fn for op in program.ops if isinstance(op, Activation)] == ["hardtanh"] * 3
     assert sorted(op.factor for op in program.ops if isinstance(op, Scale)) == pytest.approx([0.3] * 3 + [1 / 0.3] * 3)
     assert "clipped from -1 to 2" in reasons(Clipped(-1.0, 2.0))
+
+
+class Expanded(nn.Linear):
+    """A linear layer that expands its bias before it adds it."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return input @ self.weight.T + self.bias.expand(*input.shape[:-1], -1)
+
+
+def test_an_expanded_bias_is_no_table_of_positions() -> None:
+    model = Decoder()
+    model.qkv = Expanded(D, 3 * D)
+    program = imported(model)
+    assert [op.bias for op in program.ops if isinstance(op, Linear)] == ["qkv.bias", ""]
+    assert not any(isinstance(op, PositionEmbedding) for op in program.ops)

@@ -9,7 +9,7 @@ from tintc.frontend.elementwise import factor_of, named_region
 from tintc.frontend.execution import opname
 from tintc.frontend.graph import CapturedGraph
 from tintc.frontend.layouts import vector_layout
-from tintc.frontend.patterns import parameter_vector, rows_width
+from tintc.frontend.patterns import PROBES, parameter_vector, rows_width
 from tintc.frontend.rules.base import NOT_MINE, Fail, Match
 from tintc.frontend.rules.constant import ConstantRule
 from tintc.frontend.rules.rms_norm import RMSNormRule
@@ -50,8 +50,12 @@ class _BinaryRule:
 
 
 def _varies(graph: CapturedGraph, node: Node) -> bool:
-    """Whether the node is a value of the tokens, or has a vector for each position."""
-    return node in graph.live or rows_width(graph, node) is not None
+    """Whether the node is a value of the tokens, or has a vector for each position (an expanded bias has one)."""
+    width = rows_width(graph, node)
+    if node in graph.live or width is None:
+        return node in graph.live
+    rows = graph.evaluate(node, *PROBES[0]).reshape(-1, width)
+    return bool((rows != rows[:1]).any())
 
 
 class AddRule(_BinaryRule):
