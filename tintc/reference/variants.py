@@ -18,18 +18,18 @@ The compiler does not know of this list."""
 
 
 DOZEN = (
-    ("biogpt", ""),
+    ("bloom", ""),
     ("cohere", ""),
-    ("gemma", ""),
-    ("glm4", ""),
-    ("gpt2", "untied"),
-    ("gpt_bigcode", ""),
+    ("falcon", "new architecture"),
+    ("flint", ""),
+    ("gemma2", ""),
     ("gpt_neox", ""),
     ("granite", "multipliers"),
     ("llama", "llama3 scaling"),
     ("nemotron", ""),
     ("olmo", ""),
     ("opt", "350m"),
+    ("qwen3", ""),
 )
 """Types and variants that `make test` checks: one at least for every kind of norm, position, attention and residual."""
 
