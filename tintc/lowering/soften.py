@@ -21,10 +21,11 @@ from tintc.errors import OptionError
 from tintc.ir import simulator as sim
 from tintc.ir.core import Op, Program
 from tintc.ir.inputs import resolve_inputs
+from tintc.ir.lazy import Lazy
 from tintc.ir.simulator.base import Interpretation
 from tintc.ir.simulator.interpreter import interpret
 from tintc.ir.softmax_heads import is_linear
-from tintc.lowering.emit import OUTPUTS, contiguous, specs
+from tintc.lowering.emit import OUTPUTS, specs
 from tintc.lowering.plan_layout import layout_of
 
 PRECISE = (torch.float32, torch.float64)
@@ -51,7 +52,7 @@ def soften(program: Program, source: Mapping[str, Tensor], lr: float, dtype: tor
     check_precise(dtype)
     layout, unit = layout_of(program), torch.finfo(dtype).eps / 2
     sink, constant = _power(layout.sim_seq_len / unit), _power((2 * unit) ** -0.5)
-    sizes = score_sizes(program, source, lr, ids)
+    sizes = score_sizes(program, source, lr, dtype, ids)
     ops: list[Op] = []
     for op in program.ops:
         assert isinstance(op, sim.SimOp)
@@ -64,7 +65,9 @@ def soften(program: Program, source: Mapping[str, Tensor], lr: float, dtype: tor
     return replace(program, ops=ops, attributes=attributes).verify()
 
 
-def score_sizes(program: Program, source: Mapping[str, Tensor], lr: float, ids: Tensor) -> dict[Op, float]:
+def score_sizes(
+    program: Program, source: Mapping[str, Tensor], lr: float, dtype: torch.dtype, ids: Tensor
+) -> dict[Op, float]:
     """``mean(s^4)^(1/4)`` over the non-zero scores of every op's linear heads on a text, by the interpreter."""
     layout = layout_of(program)
     found: dict[Op, float] = {}
@@ -77,10 +80,10 @@ def score_sizes(program: Program, source: Mapping[str, Tensor], lr: float, ids: 
             found[op] = largest * (total / sum(int(s.count_nonzero()) for s in scores)) ** 0.25
 
     stored = {name: spec for name, spec in specs(program, source, lr).items() if not name.startswith("structure.")}
-    tensors = {name: contiguous(spec.build, torch.float64) for name, spec in stored.items()}
+    tensors = Lazy(stored, lambda name: stored[name].build())
     inputs = resolve_inputs(ids[None], semantics=program.attributes["semantics"])
     with torch.no_grad():
-        interpret(program, tensors, inputs, OUTPUTS, watch=watch)
+        interpret(program, tensors, inputs, OUTPUTS, watch=watch, dtype=dtype)
     if not all(math.isfinite(size) for size in found.values()):
         raise OptionError(f"The learning rate {lr} is too large for the calibration text; choose a smaller one.")
     return found
