@@ -1,10 +1,13 @@
 """`soften`: linear attention by softmax heads, their constants calibrated on a text (Theorem C.2; spec, section 12).
 
 Every module gets R of its own, from the scores s that it has on the text: it balances the root mean square of the
-truncation ``s^2 / 2R`` against the rounding ``u R``: ``R = mean(s^4)^(1/4) / sqrt(2u)``. (The largest score instead of
-this mean would balance the bounds, and make most scores less accurate for the sake of the largest.) Heads with scores 0
-and 1 (biases) get ``1 / sqrt(2u)``. M is ``n / u`` for all: what it leaves of the error is then below rounding. All are
-rounded to powers of two, so that modules share blocks and dividing by R is exact.
+truncation ``s^2 / 2R`` against the rounding ``u R``: ``R = mean(s^4)^(1/4) / sqrt(2u)``. The spec balances the bounds,
+``R = max|s| / sqrt(u)``, which makes most scores less accurate for the sake of the largest: on stories260K in fp32,
+where the largest score is 4 times this mean in the median module and 10 times in the worst, logits are then 4 % off
+instead of 0.7 %. Lemma C.3 asks for ``|s| <= R``, and R is 2900 times the mean in fp32, 7e7 times in fp64.
+
+Heads with scores 0 and 1 (biases) get ``1 / sqrt(2u)``. M is ``n / u`` for all: what it leaves of the error is then
+below rounding. All are rounded to powers of two, so that modules share blocks and dividing by R is exact.
 """
 
 from __future__ import annotations
