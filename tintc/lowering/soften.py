@@ -13,7 +13,7 @@ below rounding. All are rounded to powers of two, so that modules share blocks a
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -28,7 +28,7 @@ from tintc.ir.lazy import Lazy
 from tintc.ir.simulator.base import Interpretation
 from tintc.ir.simulator.interpreter import interpret
 from tintc.ir.softmax_heads import is_linear
-from tintc.lowering.emit import OUTPUTS, specs
+from tintc.lowering.emit import specs
 from tintc.lowering.plan_layout import layout_of
 
 PRECISE = (torch.float32, torch.float64)
@@ -71,25 +71,35 @@ def soften(program: Program, source: Mapping[str, Tensor], lr: float, dtype: tor
 def score_sizes(
     program: Program, source: Mapping[str, Tensor], lr: float, dtype: torch.dtype, ids: Tensor
 ) -> dict[Op, float]:
-    """``mean(s^4)^(1/4)`` over the non-zero scores of every op's linear heads on a text, by the interpreter."""
+    """`mean_size` of every op's linear heads on a text, by the interpreter."""
     layout = layout_of(program)
     found: dict[Op, float] = {}
 
     def watch(op: sim.SimOp, run: Interpretation, operands: tuple[Any, ...]) -> None:
-        scores = op.scores(layout, run, *operands)
-        largest = max((float(s.abs().max()) for s in scores if s.numel()), default=0.0)
-        if largest:  # scaled, so that no power over- or underflows
-            total = sum(float((s / largest).pow(4).sum()) for s in scores)
-            found[op] = largest * (total / sum(int(s.count_nonzero()) for s in scores)) ** 0.25
+        found[op] = mean_size(op.scores(layout, run, *operands))
 
     stored = {name: spec for name, spec in specs(program, source, lr).items() if not name.startswith("structure.")}
     tensors = Lazy(stored, lambda name: stored[name].build())
     inputs = resolve_inputs(ids[None], semantics=program.attributes["semantics"])
     with torch.no_grad():
-        interpret(program, tensors, inputs, OUTPUTS, watch=watch, dtype=dtype)
+        interpret(program, tensors, inputs, watch=watch, dtype=dtype)
     if not all(math.isfinite(size) for size in found.values()):
         raise OptionError(f"The learning rate {lr} is too large for the calibration text; choose a smaller one.")
     return found
+
+
+def mean_size(scores: Iterable[Tensor]) -> float:
+    """``mean(s^4)^(1/4)`` over the scores that are not zero; 0 if all are, and what is not finite if some are not."""
+    largest, total, count = 0.0, 0.0, 0  # total in units of largest^4, so that no power over- or underflows
+    for s in scores:
+        top = float(s.abs().max()) if s.numel() else 0.0
+        if not math.isfinite(top):
+            return top
+        if top:
+            scale = max(top, largest)
+            total = total * (largest / scale) ** 4 + float((s / top).pow(4).sum()) * (top / scale) ** 4
+            largest, count = scale, count + int(s.count_nonzero())
+    return largest * (total / count) ** 0.25 if count else 0.0
 
 
 def _power(value: float) -> float:
