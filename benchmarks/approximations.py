@@ -128,7 +128,7 @@ def lines(found: dict[str, Sums], scored: int, size: int, blocks: int, lr: float
     for layer in sorted(found[EXACT].layers):
         layers.append([str(layer), *(f"{found[name].cosine(layer):.6f}" for name in shown)])
     return [
-        report.setting().replace("fp32", "fp64"),
+        report.setting("fp64"),
         "",
         f"SmolLM2-135M-Instruct on {blocks} blocks of {size} tokens of WikiText's test part. One step of rate {lr:g}",
         f"on the first half of each block; perplexity of the second halves, which is {before:.4f} before. Cosines and",

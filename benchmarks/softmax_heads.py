@@ -91,7 +91,7 @@ def main(
         print(f"{' '.join(kind)}: done", file=sys.stderr, flush=True)
     scored = len(found[KINDS[0]].before) * (block_size - block_size // 2)
     body = [
-        report.setting().replace("fp32, ", ""),
+        report.setting("fp64 and fp32"),
         "",
         f"{MODEL.name} on {scored // (block_size - block_size // 2)} blocks of {block_size} tokens, one step of rate "
         f"{lr:g} on the first half of each;",

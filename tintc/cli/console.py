@@ -22,6 +22,7 @@ def silence_libraries() -> None:
     warnings.filterwarnings("ignore")
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # its retries, where there is no network
 
 
 def print_json(values: Mapping[str, Any]) -> None:
