@@ -14,6 +14,8 @@ from typing import Annotated, Literal, NoReturn
 import typer
 
 OK, FAILED, MISTAKE, INTERRUPTED, TERMINATED = 0, 1, 2, 130, 143
+DESCEND = "values,out,ffn,norm-bias"
+"""`tintc.lowering.options.DEFAULT_DESCEND`, whose import would take seconds."""
 
 app = typer.Typer(
     name="tintc",
@@ -48,7 +50,7 @@ def compile_(
     update_layers: UpdateLayers = None,
     lr: Annotated[float, typer.Option(help="Learning rate; gradients are summed over train tokens.")] = 1e-4,
     loss: Annotated[Literal["ce", "quad", "mse"], typer.Option(help="Loss on the train tokens.")] = "ce",
-    descend: Descend = "values,out,ffn,norm-bias",
+    descend: Descend = DESCEND,
     semantics: Semantics = "exact",
     stack: Annotated[int | None, typer.Option(help="Weight rows in one prefix [default: the cheapest].")] = None,
     shards: Annotated[int | None, typer.Option(help="Parts of a weight row [default: the cheapest].")] = None,
@@ -106,7 +108,7 @@ def plan(
     model: Model,
     steps: Steps = 1,
     update_layers: UpdateLayers = None,
-    descend: Descend = "values,out,ffn,norm-bias",
+    descend: Descend = DESCEND,
     semantics: Semantics = "exact",
     stack: Annotated[int | None, typer.Option(help="Weight rows in one prefix [default: any].")] = None,
     shards: Annotated[int | None, typer.Option(help="Parts of a weight row [default: any].")] = None,

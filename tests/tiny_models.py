@@ -5,20 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoConfig, PreTrainedModel
 
-SPECIAL = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
+from tintc.reference.tiny import TOKENS, random_model
 
 
 def build(model_type: str, attention: str = "sdpa", seed: int = 0, **options: Any) -> PreTrainedModel:
-    """A model of that type with random weights, norms and biases included (they start as ones and zeros)."""
-    torch.manual_seed(seed)
-    config = AutoConfig.for_model(model_type, **SPECIAL, **options)
-    model = AutoModelForCausalLM.from_config(config, attn_implementation=attention).eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(0.05 * torch.randn_like(parameter))
-    return model
+    """A model of that type, of any sizes, with random weights."""
+    return random_model(AutoConfig.for_model(model_type, **TOKENS, **options), seed, attention)
 
 
 def gpt2(

@@ -155,20 +155,20 @@ def to_modules(
     """The stages from a model to a simulator program, with the options that calibration has completed."""
     logger.info("capturing and importing its graph")
     auxiliary = import_auxiliary(source)
+    tensors = source.weights.read_sparingly(auxiliary.tensors)
     logger.info("comparing its program with the model")
     with source.weights.sparing(source.model):
-        name = source.provenance["source"]
-        check_agreement(name, source.model, auxiliary.program, auxiliary.tensors, source.max_length)
-    if options.difference.scheme == "calibrated":
+        check_agreement(source.provenance["source"], source.model, auxiliary.program, tensors, source.max_length)
+    ids = calibration_ids(source, calibration) if options.calibrates else None
+    if ids is not None and options.difference.scheme == "calibrated":
         logger.info("calibrating the steps of differences")
-        ids = calibration_ids(source, calibration)
-        options = replace(options, fd_steps=calibrate(auxiliary.program, auxiliary.tensors, ids, options))
+        options = replace(options, fd_steps=calibrate(auxiliary.program, tensors, ids, options))
     logger.info("lowering to simulator modules")
     program = lower(auxiliary.program, options, source.max_length)
-    if options.linear_attention == "softmax":
+    if ids is not None and options.linear_attention == "softmax":
         logger.info("calibrating softmax heads")
-        ids = calibration_ids(source, calibration)
-        program = soften(program, auxiliary.tensors, options.inner_lr, dtype, ids)
+        program = soften(program, tensors, options.inner_lr, dtype, ids)
+    source.weights.release()
     return options, auxiliary, program
 
 

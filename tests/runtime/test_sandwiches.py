@@ -1,6 +1,7 @@
 """Definitions D.4, D.5: the permutation sandwiches of the linear modules, for every feasible layout of some programs.
 
-Run by the runtime's own split operations. fp64, exact where nothing is added, 1e-12 where it is.
+Run by the runtime's own split operations on random embeddings: what moves every coordinate of one to its place moves
+those of all. fp64, exact where nothing is added, 1e-12 where it is.
 """
 
 from __future__ import annotations
@@ -28,25 +29,31 @@ PROGRAMS = {
     "18 wide, heads of 6": lambda: gpt_like(18, 3, 1, 11, 25),
     "14 wide, no biases": lambda: llama_like(14, 1, 1, 11, 15),
 }
-WIDEST = 500
-"""D_sim of the widest layout that is tried; the matrices are D_sim by D_sim."""
+LARGE = 300_000
+"""Values of one operation's weights from which on layouts are left to the slow tests."""
 
 
 @cache
-def layouts(name: str) -> list[Layout]:
+def layouts(name: str, fewest: int = 0, most: int = LARGE) -> list[Layout]:
+    """The feasible layouts whose operations have so many values, `most` excluded."""
     options = Options()
-    found = survey(lower_to_modules(PROGRAMS[name]()[0], options), options, 9)
-    return [candidate.layout for candidate in found.feasible if candidate.layout.d_sim <= WIDEST]
+    found = survey(lower_to_modules(PROGRAMS[name]()[0], options), options, 9).feasible
+    sizes = {one.layout: one.layout.d_sim * max(one.layout.n_heads, one.layout.d_h) for one in found}
+    return [layout for layout, size in sizes.items() if fewest <= size < most]
+
+
+def split(stages: Split) -> torch.nn.Module:
+    """The runtime's module, with the stages' weights and without biases (they are zero)."""
+    module = build_split(stages)
+    for operation, stage in zip(module.children(), stages or (), strict=True):
+        operation.weight = torch.nn.Parameter(stage.weight.build(), requires_grad=False)
+        operation.bias = None
+    return module
 
 
 def matrix(stages: Split, layout: Layout) -> Tensor:
-    """``[D_sim, D_sim]``: the image of every coordinate, without biases (they are zero)."""
-    module = build_split(stages)
-    for operation, stage in zip(module.children(), stages or (), strict=True):
-        operation.weight = torch.nn.Parameter(stage.weight.build())
-        operation.bias = None
-    with torch.no_grad():
-        return module(torch.eye(layout.d_sim, dtype=torch.float64)).T
+    """``[D_sim, D_sim]``: the image of every coordinate."""
+    return split(stages)(torch.eye(layout.d_sim, dtype=torch.float64)).T
 
 
 def attention(block: object) -> AttentionSpec:
@@ -55,30 +62,66 @@ def attention(block: object) -> AttentionSpec:
     return spec
 
 
+def places(layout: Layout) -> tuple[Tensor, Tensor]:
+    """By section 3: every coordinate ``kS+s`` of a slot, and where it is to go, column k of the heads (s, j)."""
+    row, j = (
+        part.flatten()
+        for part in torch.meshgrid(torch.arange(layout.pitch), torch.arange(layout.shards), indexing="ij")
+    )
+    k, s = row // layout.stack, row % layout.stack
+    return row, (s * layout.shards + j) * layout.d_h + k
+
+
 def there(layout: Layout) -> Tensor:
-    """By section 3: coordinate ``kS+s`` of a slot to column k of the heads (s, j)."""
+    """`places` as a matrix ``[D_sim, D_sim]``."""
     wanted = torch.zeros(layout.d_sim, layout.d_sim, dtype=torch.float64)
-    for row in range(layout.pitch):
-        k, s = divmod(row, layout.stack)
-        for j in range(layout.shards):
-            wanted[(s * layout.shards + j) * layout.d_h + k, row] = 1
+    row, column = places(layout)
+    wanted[column, row] = 1
     return wanted
+
+
+def check_layout(layout: Layout) -> None:
+    """dy to the heads in backward and descent; the heads' sums back to rows, the bias added, in forward."""
+    e = torch.randn(2, layout.d_sim, dtype=torch.float64, generator=torch.Generator().manual_seed(layout.d_sim))
+    rows, columns = places(layout)
+    heads, sums = torch.zeros_like(e), torch.zeros_like(e)
+    heads[:, columns] = e[:, rows]
+    sums.index_add_(1, rows, e[:, columns])
+    assert torch.equal(split(attention(backward_block(layout)).w_q)(e), heads), layout
+    assert torch.equal(split(attention(descent_block(layout, True, False)).w_k)(e), heads), layout
+    exact = {"rtol": 1e-12, "atol": 1e-12}
+    torch.testing.assert_close(split(attention(forward_block(layout, False)).w_o)(e), sums, **exact)
+    if layout.n_heads >= layout.main_heads + layout.shards:
+        first = layout.main_heads * layout.d_h
+        sums[:, : layout.pitch] += e[:, first : first + layout.pitch]
+        torch.testing.assert_close(split(attention(forward_block(layout, True)).w_o)(e), sums, **exact)
 
 
 @pytest.mark.parametrize("name", PROGRAMS)
 def test_every_layout(name: str) -> None:
-    """dy to the heads in backward and descent; the heads' sums back to rows, the bias added, in forward."""
-    assert len(layouts(name)) > 20
+    """All but the widest, which the slow test below has."""
+    assert len(layouts(name)) > 80
     for layout in layouts(name):
-        wanted = there(layout)
-        assert torch.equal(matrix(attention(backward_block(layout)).w_q, layout), wanted), layout
-        assert torch.equal(matrix(attention(descent_block(layout, True, False)).w_k, layout), wanted), layout
-        assert torch.equal(matrix(attention(forward_block(layout, False)).w_o, layout), wanted.T), layout
-        if layout.n_heads >= layout.main_heads + layout.shards:
-            first = layout.main_heads * layout.d_h
-            biased = wanted.T.clone()
-            biased[: layout.pitch, first : first + layout.pitch] += torch.eye(layout.pitch, dtype=torch.float64)
-            assert torch.equal(matrix(attention(forward_block(layout, True)).w_o, layout), biased), layout
+        check_layout(layout)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_the_widest_layouts(name: str) -> None:
+    """All that there are, up to D_sim = 40950."""
+    assert layouts(name, LARGE, 10**9)
+    for layout in layouts(name, LARGE, 10**9):
+        check_layout(layout)
+
+
+@pytest.mark.slow
+def test_layouts_of_a_real_width() -> None:
+    """576 wide, 9 heads of 64, feed-forward of 1536: SmolLM2's."""
+    found = survey(lower_to_modules(gpt_like(576, 9, 1, 11, 1536)[0], Options()), Options(), 9).feasible
+    narrow = [one.layout for one in found if one.layout.d_sim <= 6000]
+    assert len(narrow) > 30
+    for layout in narrow:
+        check_layout(layout)
 
 
 @pytest.mark.parametrize("name", PROGRAMS)

@@ -9,6 +9,7 @@ import logging
 import math
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -71,13 +72,13 @@ def test_one_head(n: int, rest: int, size: float, log_r: float, log_m: float, dt
 
 
 @cache
-def pair(name: str, dtype: torch.dtype = torch.float64) -> tuple[TintForCausalLM, TintForCausalLM]:
+def pair(name: str, dtype: torch.dtype = torch.float64, **chosen: Any) -> tuple[TintForCausalLM, TintForCausalLM]:
     """A simulator with linear heads and one with softmax heads, both literal."""
     made, lr = family(name), 0.02
-    linear = made.compile(dtype=dtype, inner_lr=lr)
+    linear = made.compile(dtype=dtype, inner_lr=lr, **chosen)
     ids = torch.randint(0, 53, (20,), generator=torch.Generator().manual_seed(1))
     program = soften(linear.program, made.auxiliary.tensors, lr, dtype, ids)
-    options = tintc.driver.Options(inner_lr=lr, linear_attention="softmax")
+    options = tintc.driver.Options(inner_lr=lr, linear_attention="softmax", **chosen)
     softmax = tintc.driver.assemble(program, made.auxiliary, made.source, options, dtype)
     softmax.executor = "literal"
     return linear, softmax
@@ -125,11 +126,34 @@ def test_every_module(name: str) -> None:
 @pytest.mark.parametrize("name", ["gpt2", "llama"])
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-5), (torch.float32, 0.1)])
 def test_a_whole_simulator(name: str, dtype: torch.dtype, tolerance: float) -> None:
-    """Logits after, relative to the update: about 100 sqrt(u) in these random models of three layers."""
-    linear, softmax = pair(name, dtype)
+    """Logits before and after, relative to the update: about 100 sqrt(u) in these random models of three layers."""
+    check_whole(*pair(name, dtype), tolerance)
+
+
+@pytest.mark.parametrize(
+    ("name", "chosen"),
+    [
+        ("gpt2", {"loss": "mse", "n_update_layers": 1}),
+        ("gpt2", {"n_steps": 3, "n_update_layers": 1}),
+        ("llama", {"loss": "quad", "n_steps": 2}),
+        ("llama", {"descend": "values,norm-gain", "fd_scheme": "fixed"}),
+    ],
+)
+def test_other_options(name: str, chosen: dict[str, Any]) -> None:
+    """Other losses, steps and groups have other linear heads, or the same with other scores. fp64."""
+    check_whole(*pair(name, **chosen), 1e-5)
+
+
+def test_steps_of_their_own_data() -> None:
+    """Each step has scores at its own train tokens, calibrated on other tokens. fp64."""
+    given = {"train_mask": torch.tensor([[[1] * 7 + [0] * 7] * 2, [[0] * 7 + [1] * 5 + [0] * 2] * 2])}
+    check_whole(*pair("llama", n_steps=2), 1e-5, **given)
+
+
+def check_whole(linear: TintForCausalLM, softmax: TintForCausalLM, tolerance: float, **given: Tensor) -> None:
     ids = torch.randint(0, 53, (2, 14), generator=torch.Generator().manual_seed(2))
     with torch.no_grad():
-        right, found = linear(ids, return_before=True), softmax(ids, return_before=True)
+        right, found = (sim(ids, return_before=True, **given) for sim in (linear, softmax))
     update = float((right.logits - right.logits_before).norm())
     assert 0 < float((found.logits - right.logits).norm()) / update < tolerance
     assert float((found.logits_before - right.logits_before).norm()) / update < tolerance

@@ -123,6 +123,19 @@ def test_pages_are_given_back(tmp_path: Path) -> None:
 
 
 @needs_linux
+def test_tensors_are_read_sparingly(tmp_path: Path) -> None:
+    """Four tensors of 16 MB, as the probe and calibration read them: one at a time is in memory."""
+    save_file({name: torch.full((2000, 2000), float(ord(name))) for name in "abcd"}, tmp_path / "four.safetensors")
+    with safe_open(tmp_path / "four.safetensors", framework="pt") as file:
+        mapped = {name: file.get_tensor(name) for name in "abcd"}
+    weights, before = MappedWeights(mapped.values()), resident_files()
+    tensors = weights.read_sparingly(mapped)
+    for name in tensors:
+        assert tensors[name].mean() == ord(name) and resident_files() < before + 25e6
+    assert tensors.keys() == mapped.keys() and "e" not in tensors and tensors.get("e") is None
+
+
+@needs_linux
 def test_a_mapped_model_runs_sparingly(model: Path) -> None:
     """The same logits, and no hook stays."""
     source, ids = load_auxiliary(model), tiny_models.token_ids(1, 9)

@@ -22,6 +22,7 @@ def silence_libraries() -> None:
     warnings.filterwarnings("ignore")
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # its retries, where there is no network
 
 
 def print_json(values: Mapping[str, Any]) -> None:
@@ -31,7 +32,7 @@ def print_json(values: Mapping[str, Any]) -> None:
 
 def print_table(title: str, rows: Mapping[str, Any]) -> None:
     """Names and values; nested mappings are indented below their name."""
-    table = Table(title=title, title_justify="left", show_header=False, box=None)
+    table = Table(show_header=False, box=None)
     table.add_column(style="bold")
     table.add_column(overflow="fold")
     for name, value in rows.items():
@@ -41,19 +42,26 @@ def print_table(title: str, rows: Mapping[str, Any]) -> None:
                 table.add_row(f"  {key}", _shown(inner))
         else:
             table.add_row(name, _shown(value))
-    Console().print(table, markup=False)
+    _print(title, table)
 
 
 def print_rows(title: str, header: Sequence[str], rows: Iterable[Sequence[Any]], bold: int = -1) -> None:
     """A table with a header; numbers stand at the right. bold: index of a row to show in bold."""
-    table = Table(title=title, title_justify="left", box=None, header_style="bold", pad_edge=False)
+    table = Table(box=None, header_style="bold", pad_edge=False)
     rows = [list(row) for row in rows]
     for column, name in enumerate(header):
         numbers = all(isinstance(row[column], int | float) for row in rows)
         table.add_column(name, justify="right" if numbers else "left", overflow="fold")
     for index, row in enumerate(rows):
         table.add_row(*map(_shown, row), style="bold" if index == bold else None)
-    Console().print(table, markup=False)
+    _print(title, table)
+
+
+def _print(title: str, table: Table) -> None:
+    """A table's own title would be broken at the table's width, paths and all."""
+    console = Console()
+    console.print(title, style="italic", markup=False, highlight=False, soft_wrap=True)
+    console.print(table, markup=False)
 
 
 def _shown(value: Any) -> str:

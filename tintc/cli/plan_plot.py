@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 from collections.abc import Iterable
+from itertools import groupby
 from pathlib import Path
 
 from tintc.errors import OptionError
@@ -29,7 +30,8 @@ def check_plot(png: Path) -> None:
 def draw(found: Survey, png: Path, title: str) -> None:
     """Prefixes K against D_sim and against estimated work, coloured by S'.
 
-    A line joins the layouts that no other beats, with their S and S'; the chosen one is a star.
+    A line joins the layouts that no other beats, with their S and S' (those of one K together); the chosen one is a
+    star.
     """
     import matplotlib
 
@@ -44,9 +46,10 @@ def draw(found: Survey, png: Path, title: str) -> None:
         for shards, points in _by_shards(_shown(found, found.feasible)).items():
             axis.plot([c.layout.n_prefixes for c in points], [value(c) for c in points], "o", label=f"S' = {shards}")
         axis.plot([c.layout.n_prefixes for c in front], [value(c) for c in front], "-", color="grey", zorder=0)
-        for c in front:
-            place = (c.layout.n_prefixes, value(c))
-            axis.annotate(f"{c.layout.stack},{c.layout.shards}", place, (4, 4), textcoords="offset points", fontsize=7)
+        for prefixes, same in groupby(front, key=lambda c: c.layout.n_prefixes):
+            *others, last = same
+            names = "  ".join(f"{c.layout.stack},{c.layout.shards}" for c in (*others, last))
+            axis.annotate(names, (prefixes, value(last)), (4, 4), textcoords="offset points", fontsize=7)
         chosen = f"chosen: S = {taken.layout.stack}, S' = {taken.layout.shards}"
         axis.plot(taken.layout.n_prefixes, value(taken), "k*", markersize=14, label=chosen)
         axis.set(xlabel="prefixes K", ylabel=label, yscale="log")

@@ -6,14 +6,14 @@ The probe has a length other than the captured one, and padding on either side, 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from tintc.errors import ModelError
-from tintc.ir.auxiliary.interpreter import forward, view
+from tintc.ir.auxiliary.interpreter import forward, loading
 from tintc.ir.core import Program
 from tintc.ir.inputs import Inputs, resolve_inputs
 
@@ -41,7 +41,7 @@ def check_agreement(name: str, model: nn.Module, program: Program, tensors: Mapp
     inputs = resolve_inputs(ids, attention_mask=valid)
     device = next(model.parameters()).device
     with torch.no_grad():
-        found = forward(program, _Tensors(program, tensors, wide, device), _on(inputs, device)).cpu()
+        found = forward(program, loading(program, tensors, wide, device), _on(inputs, device)).cpu()
         right = _logits(model, inputs, valid, device).to(wide).cpu()
     for row, (case, real) in enumerate(zip(ROWS, valid, strict=True)):
         a, b = found[row][real], right[row][real]
@@ -53,23 +53,6 @@ def check_agreement(name: str, model: nn.Module, program: Program, tensors: Mapp
                 f"{name} is not compiled, because what its graph was read as is not what it computes: on a text "
                 f"{case} the logits differ by {error:.2g}, relatively, and {allowed:g} is allowed. Please report it."
             )
-
-
-class _Tensors(Mapping[str, Tensor]):
-    """A program's parameters, each made when it is read, so that no second copy of the model is in memory."""
-
-    def __init__(self, program: Program, tensors: Mapping[str, Tensor], dtype: torch.dtype, device: torch.device):
-        self._program, self._tensors, self._dtype, self._device = program, tensors, dtype, device
-
-    def __getitem__(self, name: str) -> Tensor:
-        parameter = self._program.parameters[name]
-        return view(parameter, self._tensors[parameter.source]).to(self._device, self._dtype)
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._program.parameters)
-
-    def __len__(self) -> int:
-        return len(self._program.parameters)
 
 
 def _valid(length: int, left: int, right: int) -> Tensor:

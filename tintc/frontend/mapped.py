@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import ctypes
 import mmap
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
 from torch import Tensor, nn
+
+from tintc.ir.lazy import Lazy
 
 MAPS = Path("/proc/self/maps")
 
@@ -38,6 +40,15 @@ class MappedWeights:
         """Give back the pages of all files."""
         for start, end in self._files:
             ctypes.CDLL(None).madvise(ctypes.c_void_p(start), ctypes.c_size_t(end - start), mmap.MADV_DONTNEED)
+
+    def read_sparingly(self, tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """The same tensors; reading one gives back the pages of those that were read before."""
+
+        def read(name: str) -> Tensor:
+            self.release()
+            return tensors[name]
+
+        return Lazy(tensors, read)
 
     @contextmanager
     def sparing(self, model: nn.Module) -> Iterator[None]:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from tintc.errors import OptionError
 from tintc.ir import auxiliary as aux
-from tintc.ir.auxiliary.interpreter import Descent, differentiate_once, load
+from tintc.ir.auxiliary.interpreter import Descent, differentiate_once, loading
 from tintc.ir.core import Program
 from tintc.ir.functions import FiniteDifference, at_least_fp32, rms
 from tintc.ir.inputs import resolve_inputs
@@ -47,7 +47,7 @@ def calibrate(program: Program, source: Mapping[str, Tensor], ids: Tensor, optio
     watched = {op.result.name: _Watched("token", options.fd_step) for op in ops}
     inputs = resolve_inputs(ids[None], torch.ones_like(ids)[None], semantics=options.semantics)
     descent = Descent(0.0, loss=options.loss, semantics=options.semantics, differences=watched)
-    differentiate_once(program, load(program, source, dtype), inputs, descent, layers=0)
+    differentiate_once(program, loading(program, source, dtype), inputs, descent, layers=0)
     return {name: power_of_two(options.fd_step, watch.seen) for name, watch in watched.items()}
 
 

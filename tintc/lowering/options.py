@@ -106,9 +106,14 @@ class Options:
         difference = self.difference
         return replace(difference, eps=self.fd_steps[name]) if difference.scheme == "calibrated" else difference
 
+    @property
+    def calibrates(self) -> bool:
+        """Whether anything is taken from a calibration text."""
+        return self.fd_scheme == "calibrated" or self.linear_attention == "softmax"
+
     def check_calibration(self, given: bool) -> None:
         """Raises `OptionError` for a calibration text of which nothing is made."""
-        if given and self.fd_scheme != "calibrated" and self.linear_attention != "softmax":
+        if given and not self.calibrates:
             raise OptionError(
                 "A calibration text is for differences that are calibrated (--difference calibrated) and for softmax "
                 "heads (--linear-attention softmax); choose one, or leave the text out."

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from tintc.errors import OptionError
+from tintc.ir.functions import SCHEMES
 
 DESCENDS = frozenset({"values", "out", "ffn", "norm-bias"})
 """Parameter groups that a simulator updates unless told otherwise (spec, section 10)."""
@@ -30,10 +31,8 @@ class Difference:
     steps: Mapping[str, float] = field(default_factory=dict, hash=False)
 
     def __post_init__(self) -> None:
-        if self.scheme not in ("fixed", "calibrated", "token"):
-            raise OptionError(
-                f"The finite-difference scheme {self.scheme!r} is unknown; choose fixed, calibrated or token."
-            )
+        if self.scheme not in SCHEMES:
+            raise OptionError(f"The difference {self.scheme!r} is unknown; choose one of {', '.join(SCHEMES)}.")
 
     def at(self, names: Sequence[str]) -> Difference:
         """The difference of a function whose result has one of these names; `OptionError` if `steps` has none."""

@@ -76,15 +76,21 @@ def tiny_config(model_type: str, **options: Any) -> PretrainedConfig:
 
 
 def tiny_model(model_type: str, seed: int = 0, **options: Any) -> PreTrainedModel:
-    """A model of that type with random weights, biases and gains included, which start as zeros and ones."""
-    torch.manual_seed(seed)
+    """A model of that type as `random_model` makes it."""
     config = tiny_config(model_type, **options)
     try:
-        model = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa")
+        return random_model(config, seed)
     except (ValueError, NotImplementedError) as error:
         if "attention" not in str(error):
             raise
-        model = AutoModelForCausalLM.from_config(config, attn_implementation="eager")
+        return random_model(config, seed, "eager")
+
+
+def random_model(config: PretrainedConfig, seed: int = 0, attention: str = "sdpa") -> PreTrainedModel:
+    """A model with random weights, biases and gains included, which start as zeros and ones. Same arguments, same
+    weights."""
+    torch.manual_seed(seed)
+    model = AutoModelForCausalLM.from_config(config, attn_implementation=attention)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.05 * torch.randn_like(parameter))

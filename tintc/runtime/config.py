@@ -7,6 +7,7 @@ from typing import Any
 from transformers import PretrainedConfig
 
 from tintc.ir.structure import SATURATED
+from tintc.lowering.options import DEFAULT_DESCEND, DEFAULT_FD_STEP
 
 FORMAT_VERSION = 1
 
@@ -43,10 +44,10 @@ class TintConfig(PretrainedConfig):
         n_update_layers: int = 0,
         inner_lr: float = 1e-4,
         loss: str = "ce",
-        descend: str = "values,out,ffn,norm-bias",
+        descend: str = DEFAULT_DESCEND,
         semantics: str = "exact",
         fd_scheme: str = "token",
-        fd_step: float = 1e-3,
+        fd_step: float = DEFAULT_FD_STEP,
         linear_attention: str = "linear",
         reuse: str = "layer",
         gate_scale: float = SATURATED,

@@ -19,6 +19,7 @@ from tintc.ir.auxiliary.logits import Logits
 from tintc.ir.core import Parameter, Program, Value
 from tintc.ir.functions import FiniteDifference
 from tintc.ir.inputs import Inputs
+from tintc.ir.lazy import Lazy
 from tintc.ir.losses import loss_gradient
 
 EXACT = FiniteDifference("token", 1e-3)
@@ -62,7 +63,19 @@ def _run(tensor: Tensor, start: int, stop: int) -> Tensor:
 
 def load(program: Program, source: Mapping[str, Tensor], dtype: torch.dtype = torch.float64) -> dict[str, Tensor]:
     """Every parameter of `program` from the checkpoint `source`, in `dtype`."""
-    return {name: view(p, source[p.source]).to(dtype) for name, p in program.parameters.items()}
+    return dict(loading(program, source, dtype))
+
+
+def loading(
+    program: Program, source: Mapping[str, Tensor], dtype: torch.dtype, device: torch.device | None = None
+) -> Lazy:
+    """The same, each loaded whenever it is read, onto the device (None: where it is)."""
+
+    def make(name: str) -> Tensor:
+        parameter = program.parameters[name]
+        return view(parameter, source[parameter.source]).to(device, dtype)
+
+    return Lazy(program.parameters, make)
 
 
 def forward(program: Program, tensors: Mapping[str, Tensor], inputs: Inputs) -> Tensor:
@@ -127,7 +140,7 @@ def _gradients(
             own: Gradients = {}
         elif op.result in adjoint:
             own_difference = descent.differences.get(op.result.name, descent.difference)
-            pulled, own = op.pullback(replace(context, difference=own_difference), adjoint[op.result], *operands)
+            pulled, own = op.pullback(replace(context, difference=own_difference), adjoint.pop(op.result), *operands)
         else:
             continue
         for operand, gradient in zip(op.operands, pulled, strict=True):

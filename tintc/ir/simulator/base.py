@@ -7,7 +7,7 @@ structural blocks to them. The fused form computes the same by the module's alge
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -274,7 +274,7 @@ class SimOp(Op):
         """The blocks that are built, by their name under ``structure``."""
         return dict(self.realised(layout).values())
 
-    def scores(self, layout: Layout, run: Interpretation, *operands: Any) -> Sequence[Tensor]:
+    def scores(self, layout: Layout, run: Interpretation, *operands: Any) -> Iterable[Tensor]:
         """The scores of the literal form's linear heads, constant ones and copies aside, in tensors of any shape, from
         interpreter values of the operands."""
         return ()

@@ -1,15 +1,21 @@
-"""The simulator dialect's interpreter: runs a program op by op, in the dtype of its tensors (fp64 by definition)."""
+"""The simulator dialect's interpreter: runs a program op by op, in fp64 (which defines what is right) or another type.
+
+Weights, stored or updated, are made anew for every op that reads them, and a token value goes when nothing reads it any
+more. So what is held grows with the text, not with the model.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, cast
 
+import torch
 from torch import Tensor
 
 from tintc.ir.core import Op, Program, Value
 from tintc.ir.inputs import Inputs
-from tintc.ir.liveness import needed_ops
+from tintc.ir.lazy import Lazy
+from tintc.ir.liveness import last_reads, needed_ops
 from tintc.ir.simulator.base import Interpretation, SimOp
 
 
@@ -20,24 +26,57 @@ def interpret(
     outputs: tuple[str, ...] = ("logits",),
     inner_lr: Tensor | None = None,
     watch: Callable[[SimOp, Interpretation, tuple[Any, ...]], None] | None = None,
-) -> dict[str, Tensor]:
-    """The named outputs of an unrolled program, from the simulator's state dict. Floating tensors are taken in fp64.
+    dtype: torch.dtype = torch.float64,
+) -> dict[str, Any]:
+    """The named outputs of an unrolled program, from the simulator's state dict. Floating tensors are taken in `dtype`.
 
     watch: is called with every op, the run and the op's operands.
     """
-    exact = {name: tensor.double() if tensor.is_floating_point() else tensor for name, tensor in tensors.items()}
-    run = Interpretation(exact, inputs, inner_lr)
+    run = Interpretation(_taken(tensors, dtype), inputs, inner_lr)
+    ops = cast(list[SimOp], needed(program, outputs))
+    makers = {op.result: op for op in ops if _makes_weights(op)}
+    wanted = [program.outputs[label] for label in outputs]
+    last = last_reads(ops, _held(wanted, makers), lambda op: _held(op.operands, makers))
     values: dict[Value, Any] = {}
-    for op in needed(program, outputs):
-        assert isinstance(op, SimOp)
-        operands = tuple(values[operand] for operand in op.operands)
+
+    def find(value: Value) -> Any:
+        if value in makers:
+            return makers[value].interpret(run, *map(find, makers[value].operands))
+        return values[value]
+
+    for op in ops:
+        operands = tuple(map(find, op.operands))
         if watch is not None:
             watch(op, run, operands)
-        result = op.interpret(run, *operands)
-        values.update(zip(op.results, result if len(op.results) > 1 else (result,), strict=True))
-    return {label: values[program.outputs[label]] for label in outputs}
+        if not _makes_weights(op):
+            result = op.interpret(run, *operands)
+            values.update(zip(op.results, result if len(op.results) > 1 else (result,), strict=True))
+        for value in last[op]:
+            values.pop(value, None)
+    return {label: find(value) for label, value in zip(outputs, wanted, strict=True)}
 
 
 def needed(program: Program, outputs: tuple[str, ...]) -> list[Op]:
     """The ops that the named outputs depend on, in program order."""
     return needed_ops(program.ops, (program.outputs[label] for label in outputs))
+
+
+def _taken(tensors: Mapping[str, Tensor], dtype: torch.dtype) -> Mapping[str, Tensor]:
+    def take(name: str) -> Tensor:
+        tensor = tensors[name]
+        return tensor.to(dtype) if tensor.is_floating_point() else tensor
+
+    return Lazy(tensors, take)
+
+
+def _makes_weights(op: Op) -> bool:
+    return len(op.results) == 1 and op.result.type.kind in ("linear", "norm")
+
+
+def _held(values: Iterable[Value], makers: Mapping[Value, Op]) -> Iterator[Value]:
+    """The values themselves, and in place of weights the token values that they are made of."""
+    for value in values:
+        if value in makers:
+            yield from _held(makers[value].operands, makers)
+        else:
+            yield value

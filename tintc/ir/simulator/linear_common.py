@@ -7,6 +7,7 @@ j``, sees chunk j of row s: "shard j of row kS+s". Bias heads ``S*S' .. S*S' + S
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import cache
 
 from torch import Tensor
@@ -62,13 +63,13 @@ def weight_tiles(layout: Layout, weights: Value) -> tuple[int, int]:
     return layout.tiles(dims[0]), layout.tiles(dims[-1])
 
 
-def forward_scores(layout: Layout, weight: Tensor, x: Tensor) -> list[Tensor]:
-    """Scores of the forward module: of each shard of a row with that shard of x.
+def forward_scores(layout: Layout, weight: Tensor, x: Tensor) -> Iterator[Tensor]:
+    """Scores of the forward module, one shard after the other: of each shard of a row with that shard of x.
 
     ``weight [dout, din]`` or ``[B, dout, din]``, ``x [B, T, din]``. Shards are d_h wide and go on from tile to tile.
     """
     shards = zip(x.split(layout.d_h, -1), weight.split(layout.d_h, -1), strict=True)
-    return [part @ row.transpose(-1, -2) for part, row in shards]
+    return (part @ row.transpose(-1, -2) for part, row in shards)
 
 
 def check_linear(op: Op, weight: Value, dout: Value | None, din: Value | None) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import cache
 
@@ -143,7 +143,7 @@ class LinearForward(SimOp):
             del blocks["linear_forward"]
         return blocks
 
-    def scores(self, layout: Layout, run: Interpretation, *operands: Weights | Tensor) -> Sequence[Tensor]:
+    def scores(self, layout: Layout, run: Interpretation, *operands: Weights | Tensor) -> Iterable[Tensor]:
         w, x = operands
         assert isinstance(w, Weights) and isinstance(x, Tensor) and w.weight is not None
         return forward_scores(layout, w.weight, x)
