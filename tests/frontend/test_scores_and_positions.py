@@ -119,6 +119,7 @@ WRONG: dict[str, tuple[str, Callable[[Tensor], Tensor]]] = {
     "what is masked is multiplied": ("other numbers than 1", lambda s: masked(s) * seen(s)),
     "a factor for each key": ("other numbers than 1", lambda s: masked(s * torch.arange(1.0, s.shape[-1] + 1))),
     "a floor within reach": ("aten.clamp", lambda s: masked(s.clamp(min=-1.0))),
+    "a floor turned round": ("aten.clamp", lambda s: masked(-1.0 * s.clamp(min=1e9))),
     "a ceiling": ("aten.clamp", lambda s: masked(s.clamp(max=-1e6))),
 }
 
@@ -206,7 +207,21 @@ def test_sinks(spelling: str) -> None:
     assert name == "sinks"
 
 
+def late(count: int) -> Tensor:
+    """1, and 2 at the last two positions of the longest text."""
+    return 1.0 + torch.arange(count) // (LONGEST - 2)
+
+
 NO_SINKS: dict[str, Attend] = {
+    "a column that changes late": lambda s, v, sinks: (
+        torch.cat((s, (sinks[:, None] * late(s.shape[2]))[None, ..., None].expand(*s.shape[:-1], 1)), -1).softmax(-1)[
+            ..., :-1
+        ]
+        @ v
+    ),
+    "a gate that changes in long texts": lambda s, v, sinks: (
+        (s.softmax(-1) @ v) * gate(s, sinks * late(s.shape[2]).max())
+    ),
     "a key is dropped": lambda s, v, sinks: beside(s, sinks)[..., 1:] @ v,
     "a column for each query": lambda s, v, _: torch.cat((s, s.sum(-1, keepdim=True)), -1).softmax(-1)[..., :-1] @ v,
     "a gate of something else": lambda s, v, sinks: (s.softmax(-1) @ v) * gate(s + 1, sinks),
