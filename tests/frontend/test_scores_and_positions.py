@@ -249,6 +249,16 @@ def test_a_scale_that_begins_beyond_the_longest_text_is_none() -> None:
     assert attention(imported(Decoder(turn=lambda q: by_position(q, LONGEST)))).query_scale == ""
 
 
+def test_a_factor_that_only_long_texts_have() -> None:
+    """The logarithm of the length, from 13 tokens on."""
+
+    def lengthened(x: Tensor) -> Tensor:
+        length = torch.arange(x.shape[1]).max() + 1.0
+        return x * torch.clamp(torch.log(length) / torch.log(torch.tensor(13.0)), min=1.0)
+
+    assert "nor a single number" in reasons(Decoder(place=lengthened))
+
+
 def test_keys_are_not_scaled_by_position() -> None:
     assert "keys are scaled by their position" in reasons(Decoder(turn=lambda q: by_position(q, 4), both=True))
 
