@@ -109,9 +109,10 @@ def test_a_weight_for_every_coordinate() -> None:
     assert [op.opname for op in program.ops][-5:-2] == ["aux.constant", "aux.gate", "aux.linear"]
 
 
-def test_what_is_added_changes_from_token_to_token() -> None:
+@pytest.mark.parametrize("first", [1, 14])
+def test_what_is_added_changes_from_some_token_on(first: int) -> None:
     def mix(m: Decoder, q: Tensor, k: Tensor, v: Tensor, x: Tensor) -> Tensor:
-        places = torch.arange(x.shape[1])[:, None]
+        places = torch.arange(x.shape[1])[:, None] // first
         return attend(q, k, v).transpose(1, 2).flatten(2) + torch.cat(tuple(m.gains)) * places
 
     with pytest.raises(UnsupportedModelError, match="not the same vector at every token"):

@@ -119,6 +119,7 @@ WRONG: dict[str, tuple[str, Callable[[Tensor], Tensor]]] = {
     "what is masked is multiplied": ("other numbers than 1", lambda s: masked(s) * seen(s)),
     "a factor for each key": ("other numbers than 1", lambda s: masked(s * torch.arange(1.0, s.shape[-1] + 1))),
     "a floor within reach": ("aten.clamp", lambda s: masked(s.clamp(min=-1.0))),
+    "a floor turned round": ("aten.clamp", lambda s: masked(-1.0 * s.clamp(min=1e9))),
     "a ceiling": ("aten.clamp", lambda s: masked(s.clamp(max=-1e6))),
 }
 
@@ -206,7 +207,21 @@ def test_sinks(spelling: str) -> None:
     assert name == "sinks"
 
 
+def late(count: int) -> Tensor:
+    """1, and 2 at the last two positions of the longest text."""
+    return 1.0 + torch.arange(count) // (LONGEST - 2)
+
+
 NO_SINKS: dict[str, Attend] = {
+    "a column that changes late": lambda s, v, sinks: (
+        torch.cat((s, (sinks[:, None] * late(s.shape[2]))[None, ..., None].expand(*s.shape[:-1], 1)), -1).softmax(-1)[
+            ..., :-1
+        ]
+        @ v
+    ),
+    "a gate that changes in long texts": lambda s, v, sinks: (
+        (s.softmax(-1) @ v) * gate(s, sinks * late(s.shape[2]).max())
+    ),
     "a key is dropped": lambda s, v, sinks: beside(s, sinks)[..., 1:] @ v,
     "a column for each query": lambda s, v, _: torch.cat((s, s.sum(-1, keepdim=True)), -1).softmax(-1)[..., :-1] @ v,
     "a gate of something else": lambda s, v, sinks: (s.softmax(-1) @ v) * gate(s + 1, sinks),
@@ -232,6 +247,16 @@ def test_scales_of_queries_by_position() -> None:
 
 def test_a_scale_that_begins_beyond_the_longest_text_is_none() -> None:
     assert attention(imported(Decoder(turn=lambda q: by_position(q, LONGEST)))).query_scale == ""
+
+
+def test_a_factor_that_only_long_texts_have() -> None:
+    """The logarithm of the length, from 13 tokens on."""
+
+    def lengthened(x: Tensor) -> Tensor:
+        length = torch.arange(x.shape[1]).max() + 1.0
+        return x * torch.clamp(torch.log(length) / torch.log(torch.tensor(13.0)), min=1.0)
+
+    assert "nor a single number" in reasons(Decoder(place=lengthened))
 
 
 def test_keys_are_not_scaled_by_position() -> None:

@@ -8,7 +8,8 @@ import pytest
 import torch
 from programs import Sketch, check_agreement, gpt_like, llama_like, simulator, three_ways
 
-from tintc.errors import OptionError
+from tintc.errors import OptionError, UnsupportedModelError
+from tintc.ir import auxiliary as aux
 from tintc.ir import simulator as sim
 from tintc.ir.auxiliary.interpreter import Descent, forward, simulate
 from tintc.ir.core import Program
@@ -135,6 +136,21 @@ def test_a_value_used_three_times_receives_the_sum() -> None:
     assert [op.origin for op in sums].count("v") == 2
     model = simulator(program, tensors, n_steps=2, inner_lr=0.01)
     check_agreement(three_ways(model, program, tensors, IDS, Descent(0.01, 2)))
+
+
+@pytest.mark.parametrize("bias", ["", "other.bias"])
+def test_a_layer_used_again_has_the_same_bias(bias: str) -> None:
+    make = Sketch(8)
+    x = make.embedding("wte", 11)
+    make.layer = 0
+    x = make.linear("mix", make.attention("attn", x, 2, 2), 8, "ffn")
+    if bias:
+        make.parameter(bias, 8)
+    x = make.add(aux.Linear, "again", 8, x, weight="mix.weight", bias=bias, role="ffn")
+    make.layer = -1
+    program, _ = make.finish(x, 11, 1)
+    with pytest.raises(UnsupportedModelError, match=r"aux.linear in again: mix is used elsewhere with another bias"):
+        differentiate(program, Options())
 
 
 def test_gradients_of_a_dag_are_those_of_autograd() -> None:

@@ -25,6 +25,12 @@ PROBES = ((5, 7), (3, 11))
 """Batch sizes and lengths at which symbolic shapes are read; no two products of them agree by accident."""
 
 
+def sizes(graph: CapturedGraph) -> tuple[tuple[int, int], ...]:
+    """`PROBES` and the longest text: where numbers are read that must be the same in every text. What begins to change
+    at a later position, or from some length on, shows at the last alone."""
+    return (*PROBES, (1, graph.max_length))
+
+
 def rows_width(graph: CapturedGraph, node: Node) -> int | None:
     """W if the node holds one vector of W floats per token, as ``[B, T, W]``, ``[1, T, W]`` or ``[B * T, W]``."""
     value = node.meta.get("val")
@@ -49,7 +55,7 @@ def scalar(graph: CapturedGraph, value: Any) -> float | None:
         return float(value)
     if not isinstance(value, Node) or value in graph.live or not _single(graph, value):
         return None
-    results = {float(graph.evaluate(value, batch, length)) for batch, length in PROBES}
+    results = {float(graph.evaluate(value, *size)) for size in sizes(graph)}
     return results.pop() if len(results) == 1 else None
 
 
@@ -151,12 +157,18 @@ def constant_vector(graph: CapturedGraph, value: Any) -> str | None:
     shapes = {graph.shape(value, *probe) for probe in PROBES}
     if len(_parameters_behind(graph, value)) != 1 or len(shapes) != 1 or None in shapes:
         return None
-    first, second = (graph.evaluate(value, *probe) for probe in PROBES)
-    if not torch.equal(first, second):
+    found = constant_value(graph, value)
+    if found is None:
         return None
-    while first.dim() > 1 and first.shape[0] == 1:
-        first = first[0]
-    return constant_name(graph, value, "computed", first)
+    while found.dim() > 1 and found.shape[0] == 1:
+        found = found[0]
+    return constant_name(graph, value, "computed", found)
+
+
+def constant_value(graph: CapturedGraph, node: Node) -> Tensor | None:
+    """The tensor that a node holds, if it is not live and the same for every batch and length."""
+    first, *others = (graph.evaluate(node, *size) for size in sizes(graph))
+    return first if all(torch.equal(first, other) for other in others) else None
 
 
 def constant_name(graph: CapturedGraph, node: Node, stem: str, tensor: Tensor) -> str:

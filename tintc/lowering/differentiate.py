@@ -12,7 +12,7 @@ before the update, which SSA form gives for free. Forward ops that no update tou
 
 from __future__ import annotations
 
-from tintc.errors import OptionError
+from tintc.errors import OptionError, Reason, UnsupportedModelError
 from tintc.ir import auxiliary as aux
 from tintc.ir import simulator as sim
 from tintc.ir.auxiliary.interpreter import GROUPS, descending
@@ -27,7 +27,11 @@ WeightValues = dict[str, Value]
 
 
 def differentiate(program: Program, options: Options) -> Program:
-    """The simulator program of an auxiliary program whose roles are assigned."""
+    """The simulator program of an auxiliary program whose roles are assigned.
+
+    Raises `UnsupportedModelError` for layers that share some of their parameters with other layers and not all, and
+    `OptionError` if nothing would descend.
+    """
     program.verify()
     return _Differentiation(program, options).run().verify()
 
@@ -40,7 +44,19 @@ class _Differentiation:
         self.ops = [op for op in program.ops if isinstance(op, aux.AuxOp)]
         found = {op: rule_of(op).layer(program, op, options) for op in self.ops}
         self.layers: dict[aux.AuxOp, Layer] = {op: layer for op, layer in found.items() if layer is not None}
+        self._refuse_unlike()
         self.updated = {op for op in self.layers if self.updates(op)}
+
+    def _refuse_unlike(self) -> None:
+        """A layer may be used many times, but is stored and updated once."""
+        first: dict[str, Layer] = {}
+        reasons: list[Reason] = []
+        for op, layer in self.layers.items():
+            if first.setdefault(layer.name, layer) != layer:
+                why = f"{layer.name} is used elsewhere with another bias, or with other parameters that descend"
+                reasons.append(Reason(op.opname, op.result.name, why))
+        if reasons:
+            raise UnsupportedModelError("This model", reasons)
 
     def updates(self, op: aux.AuxOp) -> bool:
         return bool(descending(op, self.n_layers, self.update_layers, self.options.groups))

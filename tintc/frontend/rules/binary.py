@@ -9,7 +9,7 @@ from tintc.frontend.elementwise import factor_of, named_region
 from tintc.frontend.execution import opname
 from tintc.frontend.graph import CapturedGraph
 from tintc.frontend.layouts import vector_layout
-from tintc.frontend.patterns import PROBES, parameter_vector, rows_width
+from tintc.frontend.patterns import parameter_vector, rows_width
 from tintc.frontend.rules.base import NOT_MINE, Fail, Match
 from tintc.frontend.rules.constant import ConstantRule
 from tintc.frontend.rules.rms_norm import RMSNormRule
@@ -54,7 +54,7 @@ def _varies(graph: CapturedGraph, node: Node) -> bool:
     width = rows_width(graph, node)
     if node in graph.live or width is None:
         return node in graph.live
-    rows = graph.evaluate(node, *PROBES[0]).reshape(-1, width)
+    rows = graph.evaluate(node, 1, graph.max_length).reshape(-1, width)
     return bool((rows != rows[:1]).any())
 
 

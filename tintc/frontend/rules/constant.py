@@ -12,7 +12,7 @@ from tintc.frontend.builder import Builder
 from tintc.frontend.execution import opname
 from tintc.frontend.graph import CapturedGraph
 from tintc.frontend.layouts import VectorLayout, vector_layout
-from tintc.frontend.patterns import PROBES, peel, scalar
+from tintc.frontend.patterns import peel, scalar, sizes
 from tintc.frontend.rules.base import NOT_MINE, Fail, Match
 from tintc.frontend.rules.layer_norm import LayerNormRule
 from tintc.frontend.rules.linear import LinearRule
@@ -63,7 +63,7 @@ class ConstantRule:
 def _row(graph: CapturedGraph, constant: Any, node: Node, layout: VectorLayout) -> Tensor | None:
     """The vector ``[W]`` that the constant is at every token of a node with this layout."""
     found = []
-    for batch, length in PROBES:
+    for batch, length in sizes(graph):
         shape = graph.shape(node, batch, length)
         assert shape is not None
         value = layout.take(graph.evaluate(constant, batch, length).expand(shape), batch, length)

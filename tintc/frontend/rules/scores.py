@@ -181,7 +181,7 @@ class _Walk:
 
     def _floor(self, node: Node, name: str, below: Node) -> bool:
         """Whether the operation raises scores to a number whose probability is 0, and so changes none that counts."""
-        if name not in ("max", "maximum", "clamp_min", "clamp") or "max" in node.kwargs:
+        if name not in ("max", "maximum", "clamp_min", "clamp") or "max" in node.kwargs or self.factor <= 0:
             return False
         numbers = [scalar(self.graph, value) for value in (*node.args, *node.kwargs.values()) if value is not below]
         return len(numbers) == 1 and numbers[0] is not None and numbers[0] * self.factor <= EXCLUDED

@@ -12,7 +12,7 @@ from torch.fx import Node
 
 from tintc.frontend.execution import opname
 from tintc.frontend.graph import CapturedGraph
-from tintc.frontend.patterns import PROBES, constant_name, single_sources
+from tintc.frontend.patterns import PROBES, constant_name, constant_value, single_sources, sizes
 from tintc.frontend.regions import between, push
 
 TOLERANCE = 1e-9
@@ -45,7 +45,7 @@ def sinks_beside(graph: CapturedGraph, joined: Node, softmax: Node, used: Node) 
 
 def _one_for_each_head(graph: CapturedGraph, node: Node) -> Tensor | None:
     """The numbers ``[H]`` of a node ``[B, H, T, 1]``, if they are the same for every example and position."""
-    values = [graph.evaluate(node, *probe) for probe in PROBES]
+    values = [graph.evaluate(node, *size) for size in sizes(graph)]
     heads = values[0][0, :, 0, 0]
     return heads if all(torch.equal(value, heads[:, None, None].expand_as(value)) for value in values) else None
 
@@ -53,7 +53,8 @@ def _one_for_each_head(graph: CapturedGraph, node: Node) -> Tensor | None:
 def sinks_of_gate(graph: CapturedGraph, gate: Node, scores: Node) -> str | None:
     """The name of the sinks ``[H]`` if the gate is ``sigmoid(logsumexp(scores) - sinks)``, however it is spelled.
 
-    It is evaluated for random scores, and compared with every constant in it that has one number for each head.
+    It is evaluated for random scores, and compared with every constant in it that has one number for each head; all
+    constants in it must be the same in every text.
     """
     if scores not in single_sources(graph, gate, lambda node: node is not scores and node.op == "call_function"):
         return None
@@ -64,13 +65,24 @@ def sinks_of_gate(graph: CapturedGraph, gate: Node, scores: Node) -> str | None:
     random = 4 * torch.randn(shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     random = random.to(graph.input_ids.meta["val"].device)
     found = push(graph, gate, {scores: random}, batch, length)
+    for source, sinks in (_constants(graph, gate, scores) or {}).items():
+        if sinks.numel() != shape[1]:
+            continue
+        wanted = torch.sigmoid(random.logsumexp(-1, keepdim=True) - sinks.reshape(-1, 1, 1))
+        if found.shape == wanted.shape and torch.allclose(found, wanted, rtol=TOLERANCE, atol=0.0):
+            return constant_name(graph, source, "sinks", sinks.reshape(-1))
+    return None
+
+
+def _constants(graph: CapturedGraph, gate: Node, scores: Node) -> dict[Node, Tensor] | None:
+    """What joins in between the scores and the gate; None if some of it is not the same in every text."""
+    found: dict[Node, Tensor] = {}
     for node in between(graph, gate, (scores,)):
         for source in node.all_input_nodes:
-            sizes = None if source in graph.live else graph.shape(source, batch, length)
-            if sizes is None or torch.Size(sizes).numel() != shape[1]:
+            if source in graph.live or not isinstance(source.meta.get("val"), Tensor):
                 continue
-            sinks = graph.evaluate(source, batch, length).reshape(-1)
-            wanted = torch.sigmoid(random.logsumexp(-1, keepdim=True) - sinks[:, None, None])
-            if found.shape == wanted.shape and torch.allclose(found, wanted, rtol=TOLERANCE, atol=0.0):
-                return constant_name(graph, source, "sinks", sinks)
-    return None
+            value = constant_value(graph, source)
+            if value is None:
+                return None
+            found[source] = value
+    return found
