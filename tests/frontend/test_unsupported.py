@@ -32,3 +32,18 @@ def test_a_model_that_takes_its_cache_from_its_configuration_is_captured_without
     with pytest.raises(UnsupportedModelError, match="experts"):
         import_graph(capture(model))
     assert model.config.use_cache is True
+
+
+def test_queries_that_do_not_depend_on_the_tokens_are_refused_in_words() -> None:
+    model = tiny_model("opt")
+    attention = model.model.decoder.layers[0].self_attn
+    width = attention.q_proj.out_features
+    attention.q_proj.forward = lambda x: torch.ones(*x.shape[:-1], width)
+    with pytest.raises(UnsupportedModelError, match=r"q: it comes from \S+ and does not depend on the tokens"):
+        import_graph(capture(model))
+
+
+def test_sizes_that_depend_on_the_ids_are_refused_in_words() -> None:
+    """Experts that are given their tokens in a row, however many those are."""
+    with pytest.raises(UnsupportedModelError, match="experts"):
+        import_graph(capture(tiny_model("jetmoe")))

@@ -88,13 +88,14 @@ class CapturedGraph:
         return self.names.get(node) if isinstance(node, Node) else None
 
     def shape(self, node: Node, batch: int, length: int) -> tuple[int, ...] | None:
-        """The node's shape for a batch of that size and length, None if it is not a tensor."""
+        """The node's shape for a batch of that size and length, None if it is not a tensor or depends on the ids."""
         value = node.meta.get("val")
         if not isinstance(value, Tensor):
             return None
         ids = self.input_ids.meta["val"].shape
         sizes = {dim.node.expr: size for dim, size in zip(ids, (batch, length), strict=True)}
-        return tuple(dim if isinstance(dim, int) else int(dim.node.expr.subs(sizes)) for dim in value.shape)
+        shape = [dim if isinstance(dim, int) else dim.node.expr.subs(sizes) for dim in value.shape]
+        return tuple(map(int, shape)) if all(isinstance(dim, int) or dim.is_number for dim in shape) else None
 
     def evaluate(self, node: Node, batch: int, length: int) -> Any:
         """Value of a node that is not live, in fp64 with the graph's down-casts dropped."""

@@ -41,8 +41,7 @@ def rows_width(graph: CapturedGraph, node: Node) -> int | None:
         return None
     for batch, length in PROBES:
         shape = graph.shape(node, batch, length)
-        assert shape is not None
-        if shape[:-1] not in ((batch, length), (1, length), (batch * length,)):
+        if shape is None or shape[:-1] not in ((batch, length), (1, length), (batch * length,)):
             return None
     return width
 

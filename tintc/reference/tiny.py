@@ -37,6 +37,7 @@ SIZES: dict[int, tuple[str, ...]] = {
 }
 """Odd widths: 3 heads of 20 that share one key head, a feed-forward of 140."""
 NEEDS: dict[str, dict[str, Any]] = {
+    "bamba": {"mamba_n_heads": 4, "mamba_d_head": 30},
     "codegen": {"n_embd": 80, "n_head": 4},  # projections are cut for four devices
     "cohere_compass_text": {
         "rope_parameters": {kind: {"rope_type": "default", "rope_theta": 10000.0} for kind in LAYERS},
@@ -48,6 +49,7 @@ NEEDS: dict[str, dict[str, Any]] = {
     "gemma4_text": {"global_head_dim": 40},
     "gemma4_unified_text": {"global_head_dim": 40},
     "gpt_neo": {"attention_types": [[["global", "local"], 1]]},
+    "granitemoehybrid": {"mamba_n_heads": 4, "mamba_d_head": 30},
     "deepseek_v2": {"num_experts_per_tok": 2},
     "hrm_text": {"H_cycles": 2, "L_cycles": 2},
     "mamba2": {"num_heads": 4, "head_dim": 30, "n_groups": 1},
@@ -107,8 +109,6 @@ def _small(default: PretrainedConfig) -> dict[str, Any]:
         found["layer_types"] = list(LAYERS)
     if "qk_rope_head_dim" in known:
         found |= {name: size for name, size in LATENT.items() if name in known}
-    if "mamba_n_heads" in known:
-        found |= {"mamba_n_heads": 4, "mamba_d_head": 30}
     found |= _rotary(known)
     for name in default.sub_configs:
         inner = getattr(default, name, None)

@@ -100,8 +100,11 @@ def find_operand(
     """The operand at `root`, or why it is none; and where to look for further problems."""
     sources = _sources(graph, root)
     if not sources:
-        last = leaves(graph, root)[-1]
-        return (last,), f"it comes from {graph.where(last)}, where there is not one vector per token"
+        *_, last = leaves(graph, root) or [root]
+        where = graph.where(last)
+        if last not in graph.live:
+            return (), f"it comes from {where} and does not depend on the tokens"
+        return (last,), f"it comes from {where}, where there is not one vector per token"
     try:
         operand = _behind_norm(graph, root, sources, transposed, regions)
         operand = operand or Operand(sources, regions.classify(Region(graph, root, sources, transposed)))
