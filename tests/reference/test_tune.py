@@ -14,7 +14,7 @@ import torch
 from fused_cases import FAMILIES, compiled
 from programs import relative_to_update
 from safetensors.torch import load_file
-from tiny_models import build, gpt2, llama, opt, relative, token_ids
+from tiny_models import gpt2, llama, opt, relative, token_ids
 from torch import Tensor
 from torch.nn import functional as F
 from transformers import PreTrainedModel
@@ -30,6 +30,7 @@ from tintc.ir.simulator.base import Weights
 from tintc.ir.simulator.interpreter import interpret
 from tintc.reference import Approximations, Difference, Tuned, tune
 from tintc.reference.approximations import DESCENDS, GROUPS
+from tintc.reference.tiny import tiny_model
 from tintc.runtime.gradients import first_step
 
 LENGTH, LR = 11, 0.02
@@ -211,9 +212,9 @@ def test_losses_and_masks_of_every_step() -> None:
 
 
 def test_what_needs_no_recognition_runs_on_any_graph() -> None:
-    """Scores that are multiplied by a mask are refused by the importer, and are no obstacle to autograd or to detached
+    """A mask computed from the tokens is refused by the importer, and is no obstacle to autograd or to detached
     scores."""
-    first = capture(build("openai-gpt", "eager", n_embd=32, n_head=4, n_layer=1, vocab_size=53))
+    first = capture(tiny_model("doge"))
     assert tune(first, IDS, PREFIX, approximations=Approximations(scores=True)).after.isfinite().all()
     with pytest.raises(UnsupportedModelError):
         tune(first, IDS, PREFIX)
