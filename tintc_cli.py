@@ -179,6 +179,45 @@ def run(
 
 
 @app.command()
+def generate(
+    path: Annotated[str, typer.Argument(metavar="OUT", help="A compiled simulator.")],
+    text: Annotated[str | None, typer.Option(help="The prompt, whose first part is trained on.")] = None,
+    file: Annotated[Path | None, typer.Option(help="A UTF-8 file with the prompt.")] = None,
+    max_new_tokens: Annotated[int, typer.Option(help="Most tokens to write.")] = 64,
+    temperature: Annotated[float | None, typer.Option(help="Sample, at this temperature [default: greedy].")] = None,
+    top_k: Annotated[int | None, typer.Option(help="Sample among this many of the likeliest tokens.")] = None,
+    top_p: Annotated[float | None, typer.Option(help="Sample among the likeliest with this probability.")] = None,
+    beams: Annotated[int, typer.Option(help="Beams; more than one is written at the end, not as it comes.")] = 1,
+    seed: Annotated[int | None, typer.Option(help="Seed of the sampling.")] = None,
+    lr: Annotated[float | None, typer.Option(help="Learning rate [default: the stored one].")] = None,
+    train_fraction: Annotated[
+        float | None, typer.Option(help="Share of the prompt that is trained on [default: the simulator's].")
+    ] = None,
+    state: Annotated[Path | None, typer.Option(help="Go on with the weights saved in this file.")] = None,
+    save_state: Annotated[Path | None, typer.Option(help="Save the adapted weights to this file.")] = None,
+    executor: Executor = "auto",
+    device: Annotated[Literal["cpu", "cuda"], typer.Option(help="Where it is executed.")] = "cpu",
+    json: Json = False,
+) -> None:
+    """Adapt to a prompt once, and write on with the updated weights."""
+    from tintc.cli.generate import generate_text
+
+    options = {
+        "max_new_tokens": max_new_tokens,
+        "temperature": temperature,
+        "top_k": top_k,
+        "top_p": top_p,
+        "beams": beams,
+        "seed": seed,
+        "lr": lr,
+        "train_fraction": train_fraction,
+        "state": state,
+        "save_state": save_state,
+    }
+    generate_text(path, text, file, options, executor, device, json)
+
+
+@app.command()
 def verify(
     path: Annotated[str, typer.Argument(metavar="OUT", help="A compiled simulator.")],
     model: Annotated[str, typer.Argument(help="The model it was compiled from.")],

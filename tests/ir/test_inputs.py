@@ -89,3 +89,19 @@ def test_train_fraction_out_of_range(fraction: float) -> None:
 def test_ids_are_integers_in_two_dimensions(ids: Tensor) -> None:
     with pytest.raises(InputError, match="integers"):
         resolve_inputs(ids)
+
+
+def test_examples_that_stand_side_by_side() -> None:
+    """Equal in everything, and as often as every other."""
+    a, b = torch.tensor([[1, 2, 3, 4]]), torch.tensor([[1, 2, 3, 5]])
+    assert resolve_inputs(a).repeats() == 1
+    assert resolve_inputs(torch.cat([a, a, a])).repeats() == 3
+    pairs = torch.cat([a, a, b, b, b, b])
+    assert resolve_inputs(pairs).repeats() == 2
+    assert torch.equal(resolve_inputs(pairs).each(2).input_ids, torch.cat([a, b, b]))
+    assert resolve_inputs(torch.cat([a, a, b])).repeats() == 1
+    steps = torch.ones(3, 4, 4)
+    assert resolve_inputs(torch.cat([a, a, b, b]), steps).repeats() == 2
+    assert resolve_inputs(torch.cat([a, a, b, b]), steps).each(2).train.shape == (3, 2, 4)
+    steps[1, 2, 3] = 0
+    assert resolve_inputs(torch.cat([a, a, b, b]), steps).repeats() == 1

@@ -6,8 +6,10 @@ loss counts at position i only if i, i + 1 are train tokens and target i + 1 is 
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, fields
 from functools import cached_property
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -50,10 +52,28 @@ class Inputs:
 
     def rows(self, start: int, stop: int) -> Inputs:
         """The same for examples start ... stop - 1 of the batch."""
+        return self._taken(slice(start, stop))
+
+    def each(self, count: int) -> Inputs:
+        """The same for every count-th example."""
+        return self if count == 1 else self._taken(slice(None, None, count))
+
+    def _taken(self, rows: slice) -> Inputs:
         whole = {f.name: getattr(self, f.name) for f in fields(self)}
         steps = [name for name in ("train", "counts") if whole[name].dim() == 3]
-        part = {name: tensor[:, start:stop] if name in steps else tensor[start:stop] for name, tensor in whole.items()}
+        part = {name: tensor[:, rows] if name in steps else tensor[rows] for name, tensor in whole.items()}
         return Inputs(**part)
+
+    def repeats(self) -> int:
+        """The largest number k such that the batch consists of examples that stand k times side by side."""
+        same = torch.ones(self.shape[0] - 1, dtype=torch.bool, device=self.input_ids.device)
+        for name in (f.name for f in fields(self) if f.name != "allowed" or not self.plain):
+            tensor: Tensor = getattr(self, name)
+            steps = tensor.dim() == 3 and name in ("train", "counts")
+            rows = (tensor.transpose(0, 1) if steps else tensor).flatten(1)
+            same &= (rows[1:] == rows[:-1]).all(1)
+        starts = [0, *(torch.nonzero(~same).flatten() + 1).tolist(), self.shape[0]]
+        return math.gcd(*(b - a for a, b in pairwise(starts)))
 
     @property
     def next_ids(self) -> Tensor:

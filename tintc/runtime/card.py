@@ -42,6 +42,7 @@ import tintc
 sim = tintc.load("path/to/this/folder")
 out = sim(input_ids)              # trains on the first half of the text
 out.logits                        # predictions of the updated auxiliary
+sim.generate(input_ids, max_new_tokens=20)  # adapts to the prompt once, and writes on
 ```
 
 `program.tint` is the simulator's program as text; the weights are those of the auxiliary model and stay under its

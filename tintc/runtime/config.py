@@ -84,7 +84,7 @@ class TintConfig(PretrainedConfig):
         self.digests = digests or {}
         self.format_version = format_version
         kwargs.setdefault("tie_word_embeddings", False)
-        kwargs.setdefault("use_cache", False)
+        kwargs.pop("use_cache", None)  # written by earlier versions; what `generate` does is its own options' matter
         super().__init__(**kwargs)
 
     def to_dict(self) -> dict[str, Any]:

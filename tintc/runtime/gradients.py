@@ -13,14 +13,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from tintc.ir import simulator as sim
-from tintc.ir.core import Program, Type, Value
+from tintc.ir.core import Program, Value
 from tintc.ir.inputs import Inputs
-from tintc.ir.layout import Layout
-from tintc.ir.simulator.base import PrefixTiles
-from tintc.ir.simulator.fused_base import FusedWeights
+from tintc.runtime.literal.matrices import matrices
 from tintc.runtime.model import TintForCausalLM
 
 LARGE = 2.0**40
@@ -47,7 +44,7 @@ def simulated_gradients(model: TintForCausalLM, inputs: Inputs) -> Gradients:
     norms = {op.target: op.parts for op in model.program.ops if isinstance(op, sim.NormDescent)}
     for name, value in made.items():
         stored = dict(model.prefix(name).named_parameters(recurse=False))
-        for part, new in _matrices(found[name], value.type, model.layout).items():
+        for part, new in matrices(found[name], value.type, model.layout).items():
             if part in norms.get(name, stored):
                 old = stored[part]
                 old = old.flatten(0, 1)[: new.shape[0]] if part == "weight" else old
@@ -65,36 +62,3 @@ def _asked_for(model: TintForCausalLM, values: Mapping[str, Value]) -> Iterator[
         yield
     finally:
         program.outputs, model.update, model.plans = outputs, update, plans
-
-
-def _matrices(made: FusedWeights | PrefixTiles, kind: Type, layout: Layout) -> dict[str, Tensor]:
-    """The parts that descend, of the one text: ``weight [dout, din]`` of a linear layer, ``bias [dout]`` of any."""
-    if isinstance(made, FusedWeights):
-        parts = {"weight": made.weight, "bias": made.bias}
-        found = {part: tensor for part, tensor in parts.items() if tensor is not None}
-        found = {part: tensor[0] if tensor.dim() > _dims(kind, part) else tensor for part, tensor in found.items()}
-    else:
-        found = _from_prefixes(made, kind, layout)
-    if kind.kind == "norm":
-        gain = found.pop("weight", None)
-        found |= {"gain": gain} if gain is not None and "vector" in kind.parts else {}
-    return found
-
-
-def _dims(kind: Type, part: str) -> int:
-    return 2 if part == "weight" and kind.kind == "linear" else 1
-
-
-def _from_prefixes(made: PrefixTiles, kind: Type, layout: Layout) -> dict[str, Tensor]:
-    """Prefix embeddings as a matrix and a bias: what `tintc.runtime.literal.blocks.Prefix` does, undone."""
-    dout, din = kind.dims if kind.kind == "linear" else (kind.dims[0], kind.dims[0])
-    mains, end = layout.main_heads * layout.d_h, layout.main_heads * layout.d_h + layout.pitch
-    rows, biases = [], []
-    for row in made.rows:
-        tiles = [tile[0] for tile in row if isinstance(tile, Tensor)]
-        rows.append(torch.cat([tile[:, :mains].reshape(-1, layout.pitch) for tile in tiles], 1)[:, :din])
-        missing = max(0, end - tiles[0].shape[1])
-        biases.append(F.pad(torch.stack([tile[0, mains:end] for tile in tiles]).sum(0), (0, missing)))
-    weight = torch.cat(rows)
-    found = {"weight": weight[0] if "vector" in kind.parts else weight[:dout]}
-    return found | ({"bias": torch.cat(biases)[:dout]} if any(p.startswith("bias") for p in kind.parts) else {})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.nn import functional as F
+from transformers import Cache
 from transformers.utils.generic import ModelOutput
 
 from tintc.errors import ArtefactError, InputError, OptionError
@@ -36,9 +38,11 @@ from tintc.runtime.artefact import (
 from tintc.runtime.config import TintConfig
 from tintc.runtime.fused.batches import run_fused
 from tintc.runtime.fused.plan import Plan
+from tintc.runtime.generation import TintGenerationMixin
 from tintc.runtime.literal.attention import TintAttention
 from tintc.runtime.literal.blocks import PositionGate, Prefix, VocabularyMLP, build_block
 from tintc.runtime.literal.machine import Machine, SimModule
+from tintc.runtime.state import AdaptedState
 from tintc.runtime.structural import StructuralModel, check_executor
 from tintc.runtime.tree import Container, owner, place_module, place_parameter
 
@@ -50,15 +54,16 @@ class TintOutput(ModelOutput):
     """What a simulator returns.
 
     loss: mean next-token cross-entropy of `labels` under `logits`; logits ``[B, T, V]`` after the update;
-    logits_before: of the unchanged auxiliary, None unless asked for.
+    logits_before: of the unchanged auxiliary, None unless asked for. past_key_values: the cache, if one is used.
     """
 
     loss: Tensor | None = None
     logits: Tensor | None = None
     logits_before: Tensor | None = None
+    past_key_values: Cache | None = None
 
 
-class TintForCausalLM(StructuralModel):
+class TintForCausalLM(StructuralModel, TintGenerationMixin):
     """A TinT simulator: one forward pass runs, trains and re-runs the auxiliary model on the text it is given.
 
     The tree has ``tables`` (embeddings and head), ``prefixes`` (the auxiliary's weights), ``rates``, ``rotary``,
@@ -233,6 +238,11 @@ class TintForCausalLM(StructuralModel):
         inner_lr: float | Tensor | None = None,
         return_before: bool = False,
         max_batch: int | str | None = None,
+        past_key_values: Cache | None = None,
+        use_cache: bool | None = None,
+        state: AdaptedState | None = None,
+        logits_to_keep: int = 0,
+        return_dict: bool | None = None,
     ) -> TintOutput:
         """Train the auxiliary on the text's train tokens and predict with the result, all in this pass.
 
@@ -244,7 +254,37 @@ class TintForCausalLM(StructuralModel):
         ``[B]``, instead of the stored rates. max_batch: examples that fused execution runs at a time, ``auto``: as
         many as memory takes; None: all, refused if memory will not take them. Raises `InputError` for ids out of
         range, texts too long and shapes that do not fit.
+
+        use_cache: return in `past_key_values` what tokens after these need, the updated weights included; given that
+        again, input_ids are the new tokens alone, and nothing is trained. state: predict with the weights that `adapt`
+        has returned, and train nothing. logits_to_keep: give logits of that many last tokens (0: of all). return_dict
+        is taken as transformers passes it; what is returned is always a `TintOutput`.
         """
+        given = {"train_mask": train_mask, "loss_mask": loss_mask, "inner_lr": inner_lr, "max_batch": max_batch}
+        if use_cache or past_key_values is not None or state is not None:
+            given |= {"attention_mask": attention_mask, "position_ids": position_ids, "return_before": return_before}
+            found, cache = self._go_on(input_ids, past_key_values, state, use_cache, logits_to_keep, given)
+        else:
+            inputs = self._inputs(input_ids, train_mask, loss_mask, attention_mask, position_ids)
+            outputs, cache = ("logits_before", "logits") if return_before else ("logits",), None
+            found = self._execute(inputs, inner_lr, outputs, max_batch)
+            found = {label: logits[:, -logits_to_keep:] for label, logits in found.items()}
+        loss = None
+        if labels is not None:
+            logits = found["logits"]
+            targets = matching("labels", labels, tuple(logits.shape[:2]), logits.device)[:, 1:].flatten()
+            loss = F.cross_entropy(at_least_fp32(logits[:, :-1].flatten(0, 1)), targets, ignore_index=-100)
+        return TintOutput(loss, found["logits"], found.get("logits_before"), cache)
+
+    def _inputs(
+        self,
+        input_ids: Tensor,
+        train_mask: Tensor | None = None,
+        loss_mask: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+    ) -> Inputs:
+        """What a text is run on, checked."""
         inputs = resolve_inputs(
             input_ids,
             train_mask,
@@ -256,14 +296,7 @@ class TintForCausalLM(StructuralModel):
             n_steps=self.program.attributes["n_steps"],
         )
         self._check(inputs)
-        outputs = ("logits_before", "logits") if return_before else ("logits",)
-        found = self._execute(inputs, inner_lr, outputs, max_batch)
-        loss = None
-        if labels is not None:
-            logits = found["logits"]
-            targets = matching("labels", labels, tuple(input_ids.shape), logits.device)[:, 1:].flatten()
-            loss = F.cross_entropy(at_least_fp32(logits[:, :-1].flatten(0, 1)), targets, ignore_index=-100)
-        return TintOutput(loss=loss, logits=found["logits"], logits_before=found.get("logits_before"))
+        return inputs
 
     def _execute(
         self, inputs: Inputs, inner_lr: float | Tensor | None, outputs: tuple[str, ...], max_batch: int | str | None
@@ -273,13 +306,14 @@ class TintForCausalLM(StructuralModel):
             return Machine(self, inputs, rate).run(outputs)
         return run_fused(self, inputs, rate, outputs, max_batch)
 
-    def _check(self, inputs: Inputs) -> None:
+    def _check(self, inputs: Inputs, length: int = 0, ops: Iterable[Op] | None = None) -> None:
+        """length: of the whole text, if these are only its last tokens; ops: those that will run, if not all."""
         if torch.finfo(self.dtype).eps / 2 > self.program.attributes.get("softmax_unit", 1.0):
             raise OptionError(
                 "The constants of this simulator's softmax heads are those of a longer floating type than "
                 f"{str(self.dtype).removeprefix('torch.')}; load it as it was stored, or compile for this type."
             )
-        length, limit = inputs.shape[1], self.layout.max_length
+        length, limit = length or inputs.shape[1], self.layout.max_length
         if length > limit:
             raise InputError(
                 f"The text has {length} tokens; this simulator was compiled for at most {limit}. Shorten it, or "
@@ -289,7 +323,7 @@ class TintForCausalLM(StructuralModel):
         if low < 0 or high >= self.config.vocab_size:
             bad = low if low < 0 else high
             raise InputError(f"Token id {bad} is out of range; the vocabulary has {self.config.vocab_size} entries.")
-        for op in self.program.ops:
+        for op in self.program.ops if ops is None else ops:
             if isinstance(op, sim.SimOp):
                 op.check(inputs, self._parameter)
 

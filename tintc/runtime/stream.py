@@ -10,6 +10,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from transformers import GenerationConfig
+
 from tintc.runtime.artefact import check_space, structure_digest, write_texts, writing
 from tintc.runtime.config import TintConfig
 from tintc.runtime.shards import Planned, write_files
@@ -39,5 +41,6 @@ def write_streamed(
         write_files(folder, tensors, max_shard_size, after_each)
         config.digests = config.digests | {"structure": structure_digest(stored_structure(folder).items())}
         config.save_pretrained(folder)
+        GenerationConfig.from_model_config(config).save_pretrained(folder)
         write_texts(folder, config, config.program, tokenizer)
     return Path(out).resolve()

@@ -43,7 +43,7 @@ class AttentionBackward(AttentionOp):
         dy, q, k = operands
         heads, group, length = split_heads(dy, self.n_heads), self.n_heads // self.n_kv_heads, q.shape[1]
         dv = None
-        for rows, stop, weights in self.weights_by_rows(run, q, k):
+        for rows, stop, weights in self.weights_by_rows(run, *self.rotated(run, q, k)):
             part = weights.transpose(-1, -2) @ heads[:, :, rows]
             part = F.pad(part, (0, 0, 0, length - stop)) if stop < length else part
             dv = part if dv is None else dv + part

@@ -65,21 +65,21 @@ class AttentionOp(SimOp):
         """Names of the vectors that scores are made with, by attribute."""
         return {key: name for key in SCORE_VECTORS if (name := getattr(self, key))}
 
-    def weights_by_rows(self, run: FusedRun, q: Tensor, k: Tensor) -> Iterator[tuple[slice, int, Tensor]]:
+    def weights_by_rows(self, run: FusedRun, queries: Tensor, keys: Tensor) -> Iterator[tuple[slice, int, Tensor]]:
         """(queries, number of keys, probabilities ``[B, n_heads, queries, keys]``) for `ROWS` queries at a time, so
-        that no T x T tensor is kept."""
-        queries, keys = self.rotated(run, q, k)
-        group, length = self.n_heads // self.n_kv_heads, q.shape[1]
+        that no T x T tensor is kept. Heads as of `rotated`; the queries are those of the last tokens that have keys."""
+        group, count, length = self.n_heads // self.n_kv_heads, queries.shape[2], keys.shape[2]
         keys = keys.repeat_interleave(group, 1) if group > 1 else keys
-        mask = run.allowed(length, self.window)
-        for start in range(0, length, ROWS):
-            rows, stop = slice(start, min(start + ROWS, length)), min(start + ROWS, length)
+        mask, before = run.allowed(count, length, self.window), length - count
+        for start in range(0, count, ROWS):
+            rows = slice(start, min(start + ROWS, count))
+            stop = before + rows.stop
             scores = (queries[:, :, rows] * self.scale) @ keys[:, :, :stop].transpose(-1, -2)
             scores = soft_capped(scores, self.soft_cap)
             if self.slopes:
                 scores = scores + run.alibi(self.slopes, scores, rows)
             if mask is None:
-                scores[..., start:].add_(run.later(rows.stop - start))
+                scores[..., before + start :].add_(run.later(rows.stop - start))
                 yield rows, stop, self.beside_sinks(run, scores).softmax(-1)[..., :stop]
             else:
                 scores = scores.masked_fill(~mask[..., rows, :stop], -math.inf)
@@ -94,13 +94,18 @@ class AttentionOp(SimOp):
 
     def rotated(self, run: FusedRun, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
         """Query heads ``[B, n_heads, n, d]`` and key heads ``[B, n_kv_heads, n, d]`` at their positions."""
-        queries, keys = split_heads(q, self.n_heads), split_heads(k, self.n_kv_heads)
-        queries, keys = (run.turn(heads, self.inv_freq, self.rotary_style) for heads in (queries, keys))
+        return self.queries(run, q), self.keys(run, k)
+
+    def queries(self, run: FusedRun, q: Tensor) -> Tensor:
+        queries = run.turn(split_heads(q, self.n_heads), self.inv_freq, self.rotary_style)
         queries = queries * run.rotary(self.gain).to(queries.dtype) if self.gain else queries
         if self.query_scale:
             scales = run.rotary(self.query_scale)[run.inputs.position_ids[:, : q.shape[1]]]
             queries = queries * scales.to(queries.dtype)[:, None, :, None]
-        return queries, keys
+        return queries
+
+    def keys(self, run: FusedRun, k: Tensor) -> Tensor:
+        return run.turn(split_heads(k, self.n_kv_heads), self.inv_freq, self.rotary_style)
 
     def stored(self, storage: Storage) -> dict[str, TensorSpec]:
         return {f"rotary.{name}": storage.parameter(name) for name in self.vectors().values()}

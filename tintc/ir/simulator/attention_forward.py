@@ -42,17 +42,32 @@ class AttentionForward(AttentionOp):
 
     def fused(self, run: FusedRun, *operands: Tensor) -> Tensor:
         q, k, v = operands
-        values, grouped = split_heads(v, self.n_kv_heads), self.n_kv_heads != self.n_heads
+        return self.attend(run, *self.rotated(run, q, k), split_heads(v, self.n_kv_heads))
+
+    def attend(self, run: FusedRun, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+        """``y [B, n, n_heads * d]`` of the last n tokens, from their query heads and the key and value heads of all."""
+        grouped, count, length = self.n_kv_heads != self.n_heads, queries.shape[2], keys.shape[2]
         if self.soft_cap or self.slopes or self.sinks:
             values = values.repeat_interleave(self.n_heads // self.n_kv_heads, 1) if grouped else values
-            blocks = self.weights_by_rows(run, q, k)
+            blocks = self.weights_by_rows(run, queries, keys)
             return merge_heads(torch.cat([weights @ values[:, :, :stop] for _, stop, weights in blocks], 2))
-        queries, keys = self.rotated(run, q, k)
-        mask = run.allowed(q.shape[1], self.window)
+        mask = run.allowed(count, length, self.window)
+        causal = mask is None and count == length
         y = F.scaled_dot_product_attention(
-            queries, keys, values, mask, is_causal=mask is None, scale=self.scale, enable_gqa=grouped
+            queries, keys, values, mask, is_causal=causal, scale=self.scale, enable_gqa=grouped
         )
         return merge_heads(y)
+
+    def remembers(self) -> tuple[Value, ...]:
+        return self.operands[1:]
+
+    def remember(self, run: FusedRun, *operands: Tensor) -> tuple[Tensor, Tensor]:
+        """Key heads at their positions, and value heads."""
+        k, v = operands
+        return self.keys(run, k), split_heads(v, self.n_kv_heads)
+
+    def continued(self, run: FusedRun, keys: Tensor, values: Tensor, *operands: Tensor) -> Tensor:
+        return self.attend(run, self.queries(run, operands[0]), keys, values)
 
     def multiply_adds(self, counts: FusedCounts, *operands: Value) -> int:
         """Every query sees the keys up to its own."""

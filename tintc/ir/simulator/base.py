@@ -195,6 +195,18 @@ class SimOp(Op):
         """The same by the module's algebra: token values are ``[B, n, width]``, weights are `FusedWeights`."""
         raise NotImplementedError(self.opname)
 
+    def remembers(self) -> tuple[Value, ...]:
+        """The operands that the results at later tokens depend on; none where a token's result is its own alone."""
+        return ()
+
+    def remember(self, run: FusedRun, *operands: Tensor) -> tuple[Tensor, Tensor]:
+        """What is kept of these tokens for later ones, from the operands of `remembers`: ``[B, heads, n, d]`` each."""
+        raise NotImplementedError(self.opname)
+
+    def continued(self, run: FusedRun, keys: Tensor, values: Tensor, *operands: Tensor) -> Tensor:
+        """The fused form on the last n tokens of a text, from their operands and what is kept of all tokens."""
+        raise NotImplementedError(self.opname)
+
     def stored(self, storage: Storage) -> dict[str, TensorSpec]:
         """The tensors of the artefact that the op reads, by state-dict name, structural ones aside."""
         return {}

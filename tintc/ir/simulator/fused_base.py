@@ -99,8 +99,9 @@ class FusedRun(Protocol):
         """A stored vector that attention reads besides its operands."""
         ...
 
-    def allowed(self, length: int, window: int = 0) -> Tensor | None:
-        """``[B, 1, n, n]`` bool, causal, windowed and masked; None if plain causal attention is all there is."""
+    def allowed(self, queries: int, keys: int, window: int = 0) -> Tensor | None:
+        """Which of the first `keys` tokens the last `queries` of them see, ``[B, 1, n, m]`` bool, causal, windowed and
+        masked; None if plain causal attention is all there is."""
         ...
 
     def alibi(self, slopes: tuple[float, ...], scores: Tensor, rows: slice) -> Tensor:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from tintc.errors import OptionError
+from tintc.ir.core import Program
 from tintc.ir.inputs import Inputs
 from tintc.runtime.fused.available import available_bytes
 from tintc.runtime.fused.budget import HEADROOM, Budget
@@ -41,8 +42,24 @@ def run_fused(
         plan = plan_for(model, budget, smaller)
         if plan is None:
             raise budget.refusal(smaller)
-        found.append(FusedExecutor(model, rows, plan, rate).run(outputs))
+        found.append(FusedExecutor(model, rows, plan, rate).run())
     return found[0] if len(found) == 1 else {label: torch.cat([one[label] for one in found]) for label in outputs}
+
+
+def run_together(model: TintForCausalLM, program: Program, inputs: Inputs, inner_lr: Tensor | None) -> dict[str, Any]:
+    """All outputs of a program with the model's ops, weights among them, for a batch that is not cut.
+
+    Updates of a single example are carried out, if there is memory for that: whoever goes on from them reads them once
+    per token.
+    """
+    sizes, limit = sizes_of(inputs, model.config.vocab_size), int(HEADROOM * available_bytes(model.device))
+    outputs, recorded, size = tuple(program.outputs), torch.is_grad_enabled(), model.dtype.itemsize
+    budget = Budget(program, outputs, model.update, size, recorded, limit, parts=False)
+    carried = replace(budget, update="materialised") if sizes.batch == 1 and model.update == "auto" else budget
+    plan = plan_for(model, carried, sizes) or plan_for(model, budget, sizes)
+    if plan is None:
+        raise budget.refusal(sizes)
+    return FusedExecutor(model, inputs, plan, inner_lr).run()
 
 
 def sizes_of(inputs: Inputs, vocab: int) -> Sizes:

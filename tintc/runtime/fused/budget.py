@@ -17,7 +17,7 @@ HEADROOM = 0.9
 @dataclass(frozen=True)
 class Budget:
     """Memory for one call. update: as the model's; itemsize: of its dtype; recorded: whether autograd records the run;
-    limit: bytes."""
+    limit: bytes; parts: whether the batch may be run in parts."""
 
     program: Program
     outputs: tuple[str, ...]
@@ -25,6 +25,7 @@ class Budget:
     itemsize: int
     recorded: bool
     limit: int
+    parts: bool = True
 
     def plan(self, sizes: Sizes) -> Plan | None:
         """The plan to run; a slower kind of update that takes less memory where the fastest does not fit. None if
@@ -54,7 +55,7 @@ class Budget:
         need = self.needs(make_plan(self.program, self.outputs, sizes, self.update))
         batch = self.largest_batch(sizes)
         if batch:
-            advice = f"a batch of {batch} would fit, or pass max_batch='auto'"
+            advice = f"a batch of {batch} would fit" + (", or pass max_batch='auto'" if self.parts else "")
         else:
             length = _largest(fits, sizes.length)
             advice = f"texts of {length} tokens would fit" if length else "no text would fit: free memory"

@@ -18,6 +18,7 @@ from tintc.ir.simulator.fused_base import Pending
 from tintc.runtime.fused.joined import joined
 from tintc.runtime.fused.plan import Plan
 from tintc.runtime.fused.threads import threads
+from tintc.runtime.fused.turns import Turns
 
 if TYPE_CHECKING:
     from tintc.runtime.model import TintForCausalLM
@@ -31,14 +32,15 @@ class FusedExecutor:
         self.recorded = torch.is_grad_enabled()
         self._scores: dict[Value, dict[tuple[Value, int, int], Tensor]] = {}
         self._parts: dict[SimOp, Tensor] = {}
-        self._turns: dict[str, tuple[Tensor, Tensor]] = {}
+        self._turns = Turns(model, inputs.position_ids)
         self._masks: dict[tuple[int, int], Tensor] = {}
         self._later: dict[int, Tensor] = {}
         self._trains: dict[tuple[int, int], Tensor | None] = {}
         self._rates: dict[str, list[float]] = {}
         self._shared = None if inner_lr is None or self.recorded else _one_number(inner_lr)
 
-    def run(self, outputs: tuple[str, ...]) -> dict[str, Tensor]:
+    def run(self) -> dict[str, Any]:
+        """The plan's outputs by name; weights as `FusedWeights`."""
         values: dict[Value, Any] = {}
         switching = not self.recorded and self.inputs.allowed.device.type == "cpu"
         with threads() as switch:
@@ -52,8 +54,7 @@ class FusedExecutor:
                 for value in last:
                     del values[value]
                     self._scores.pop(value, None)
-        program = self.model.program
-        return {label: values[self.plan.resolve(program.outputs[label])] for label in outputs}
+        return {label: values[value] for label, value in self.plan.outputs.items()}
 
     def table(self, name: str) -> Tensor:
         return self.model.table(name)
@@ -105,44 +106,19 @@ class FusedExecutor:
         return self._parts.pop(op)
 
     def turn(self, heads: Tensor, inv_freq: str, style: str) -> Tensor:
-        """As `tintc.ir.functions.rotate`, with cosines and sines kept for the run."""
-        if not inv_freq:
-            return heads
-        cos, sin = self._turn(inv_freq, style, heads)
-        n = cos.shape[-1]
-        turned = heads[..., :n]
-        if style == "half":
-            partner = torch.cat((turned[..., n // 2 :], turned[..., : n // 2]), -1)
-        else:
-            partner = turned.unflatten(-1, (-1, 2)).flip(-1).flatten(-2)
-        turned = torch.addcmul(turned * cos, partner, sin)
-        return turned if n == heads.shape[-1] else torch.cat((turned, heads[..., n:]), -1)
-
-    def _turn(self, inv_freq: str, style: str, heads: Tensor) -> tuple[Tensor, Tensor]:
-        """What a coordinate and its partner in the pair are multiplied by: ``[B, 1, n, d]``."""
-        if inv_freq not in self._turns:
-            frequencies = self.model.rotary_table(inv_freq)
-            angle = self.inputs.position_ids[:, None, :, None].to(frequencies.dtype) * frequencies
-            cos, sin = angle.cos(), angle.sin()
-            if style == "half":
-                self._turns[inv_freq] = torch.cat((cos, cos), -1), torch.cat((-sin, sin), -1)
-            else:
-                pairs = torch.stack((cos, cos), -1), torch.stack((-sin, sin), -1)
-                self._turns[inv_freq] = pairs[0].flatten(-2), pairs[1].flatten(-2)
-        cos, sin = (table[:, :, : heads.shape[2]].to(heads.dtype) for table in self._turns[inv_freq])
-        return cos, sin
+        return self._turns.turn(heads, inv_freq, style)
 
     def rotary(self, name: str) -> Tensor:
         return self.model.rotary_table(name)
 
-    def allowed(self, length: int, window: int = 0) -> Tensor | None:
-        window = 0 if window >= length else window
+    def allowed(self, queries: int, keys: int, window: int = 0) -> Tensor | None:
+        window = 0 if window >= keys else window
         if self.inputs.plain and not window:
             return None
-        if (length, window) not in self._masks:
-            seen = self.inputs.allowed[:, :length, :length] & causal_mask(length, self.inputs.allowed.device, window)
-            self._masks[length, window] = seen[:, None]
-        return self._masks[length, window]
+        if (keys, window) not in self._masks:
+            seen = self.inputs.allowed[:, :keys, :keys] & causal_mask(keys, self.inputs.allowed.device, window)
+            self._masks[keys, window] = seen[:, None]
+        return self._masks[keys, window]
 
     def alibi(self, slopes: tuple[float, ...], scores: Tensor, rows: slice) -> Tensor:
         positions = self.inputs.position_ids

@@ -82,8 +82,8 @@ class Joined(NamedTuple):
 class Plan:
     """ops in order; lengths: positions kept of each op's results; last: values no op after this one reads; alias: what
     a dropped descent's result stands for; lazy: descents left pending; known: one more operand of some ops
-    (`SimOp.reuses`); joined: products that share an input; peaks: bytes at the peak, by size of numbers and whether
-    autograd records the run."""
+    (`SimOp.reuses`); joined: products that share an input; outputs: the wanted values by name; peaks: bytes at the
+    peak, by size of numbers and whether autograd records the run."""
 
     sizes: Sizes
     ops: list[SimOp]
@@ -93,6 +93,7 @@ class Plan:
     lazy: set[SimOp] = field(default_factory=set)
     known: dict[SimOp, Value] = field(default_factory=dict)
     joined: dict[SimOp, Joined] = field(default_factory=dict)
+    outputs: dict[str, Value] = field(default_factory=dict)
     peaks: dict[tuple[int, bool], int] = field(default_factory=dict)
 
     def operands(self, op: SimOp) -> tuple[Value, ...]:
@@ -141,7 +142,8 @@ def make_plan(program: Program, outputs: tuple[str, ...], sizes: Sizes, update: 
     all_ops = [op for op in program.ops if isinstance(op, SimOp)]
     alias = _untrained(all_ops, sizes)
     plan = Plan(sizes, [], {}, {}, alias, known=_known(all_ops))
-    needs = {plan.resolve(program.outputs[label]): sizes.length for label in outputs}
+    plan.outputs = {label: plan.resolve(program.outputs[label]) for label in outputs}
+    needs = dict.fromkeys(plan.outputs.values(), sizes.length)
     for op in reversed(all_ops):
         wanted = [needs[result] for result in op.results if result in needs]
         if not wanted or op.results[0] in alias:
@@ -152,7 +154,7 @@ def make_plan(program: Program, outputs: tuple[str, ...], sizes: Sizes, update: 
         for operand in plan.operands(op):
             needs[operand] = max(needs.get(operand, 0), reads)
     plan.ops.reverse()
-    plan.last = last_reads(plan.ops, (plan.resolve(program.outputs[label]) for label in outputs), plan.operands)
+    plan.last = last_reads(plan.ops, plan.outputs.values(), plan.operands)
     plan.lazy = _lazy(plan, update)
     plan.joined = _joined(plan)
     return plan

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tintc.ir.core import Value
+from tintc.ir.core import Program, Value
 from tintc.ir.functions import causal_mask
 from tintc.ir.inputs import Inputs
 from tintc.ir.simulator import SimOp
@@ -65,9 +65,10 @@ class Machine:
         self.site: SimModule | None = None
         self._masks: dict[Hashable, Tensor] = {}
 
-    def run(self, outputs: tuple[str, ...]) -> dict[str, Any]:
-        """The named outputs of the model's program: logits ``[B, T, V]``, or weights as `PrefixTiles`."""
-        program = self.model.program
+    def run(self, outputs: tuple[str, ...], program: Program | None = None) -> dict[str, Any]:
+        """The named outputs of the model's program: logits ``[B, T, V]``, or weights as `PrefixTiles`. program: the
+        same ops with other outputs."""
+        program = self.model.program if program is None else program
         memory: dict[int, Tensor] = {}
         slots: dict[Value, tuple[int, ...]] = {}
         weights: dict[Value, PrefixTiles] = {}

@@ -1,0 +1,275 @@
+"""Generation: with a cache and the updated weights, token by token what the whole text gives, run again.
+
+fp64, 1e-9 of the largest logit; fp32, 1e-4. The train mask is the prompt's throughout.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from command import tokenizer
+from fused_cases import FAMILIES, family, run, token_ids
+from programs import simulator
+from test_attention_options import VOCAB, decoder
+from tiny_models import gpt2
+from torch import Tensor
+from transformers import DynamicCache, pipeline
+from transformers.generation.streamers import BaseStreamer
+
+import tintc
+from tintc.errors import InputError, OptionError
+from tintc.ir.inputs import resolve_inputs
+from tintc.runtime.model import TintForCausalLM
+
+PROMPT, WHOLE = 8, 13
+PADDED = torch.tensor([[1] * PROMPT, [0] * 3 + [1] * (PROMPT - 3)])
+
+
+@cache
+def compiled(name: str, dtype: torch.dtype = torch.float64, **options: Any) -> TintForCausalLM:
+    sim = family(name).compile(dtype=dtype, **({"inner_lr": 0.02} | options))
+    sim.executor = "fused"
+    return sim
+
+
+def worst(a: Tensor, b: Tensor) -> float:
+    return float((a - b).abs().max() / b.abs().max())
+
+
+def whole(sim: TintForCausalLM, ids: Tensor, mask: Tensor | None = None, **given: Any) -> Tensor:
+    """Logits of the last tokens when the whole text is run, trained on the prompt's train tokens."""
+    train = given.pop("train_mask", None)
+    if train is None:
+        train = resolve_inputs(ids[:, :PROMPT], attention_mask=mask).train
+    train = F.pad(train, (0, ids.shape[1] - PROMPT))
+    seen = None if mask is None else F.pad(mask, (0, ids.shape[1] - PROMPT), value=1)
+    return run(sim, ids, sim.executor, train_mask=train, attention_mask=seen, **given).logits[:, PROMPT - 1 :]
+
+
+@torch.no_grad()
+def one_by_one(sim: TintForCausalLM, ids: Tensor, mask: Tensor | None = None, **given: Any) -> Tensor:
+    """The same with a cache: the prompt, two tokens together, then one at a time."""
+    out = sim(ids[:, :PROMPT], attention_mask=mask, use_cache=True, logits_to_keep=1, **given)
+    found, at = [out.logits], PROMPT
+    for count in (2, *[1] * (ids.shape[1] - PROMPT - 2)):
+        out = sim(ids[:, at : at + count], past_key_values=out.past_key_values)
+        found.append(out.logits)
+        at += count
+    assert out.past_key_values.get_seq_length() == ids.shape[1]
+    return torch.cat(found, 1)
+
+
+def check(sim: TintForCausalLM, ids: Tensor, tolerance: float = 1e-9) -> None:
+    for mask in (None, PADDED):
+        assert worst(one_by_one(sim, ids, mask), whole(sim, ids, mask)) < tolerance
+
+
+@pytest.mark.parametrize("steps", [1, 2])
+@pytest.mark.parametrize("name", FAMILIES)
+def test_families_token_by_token(name: str, steps: int) -> None:
+    check(compiled(name, n_steps=steps), token_ids(2, WHOLE))
+    check(compiled(name, n_steps=steps, n_update_layers=1), token_ids(2, WHOLE))
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_options_of_the_prompt(name: str) -> None:
+    sim, ids = compiled(name, n_steps=2), token_ids(2, WHOLE)
+    masks = torch.rand(2, 2, PROMPT, generator=torch.Generator().manual_seed(0)) < 0.7
+    rates = torch.tensor([0.03, 0.01], dtype=torch.float64)
+    given = {"train_mask": masks, "inner_lr": rates}
+    assert worst(one_by_one(sim, ids, **given), whole(sim, ids, **given)) < 1e-9
+    kept, sim.update = sim.update, "materialised"
+    try:
+        assert worst(one_by_one(sim, ids, **given), whole(sim, ids, **given)) < 1e-9
+    finally:
+        sim.update = kept
+
+
+def test_fp32() -> None:
+    check(compiled("llama", torch.float32), token_ids(2, WHOLE), 1e-4)
+
+
+@pytest.mark.parametrize("kv_heads", [1, 3])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"window": 4},
+        {"slopes": (0.5, 0.25, 0.0625), "soft_cap": 0.7},
+        {"sunk": True, "window": 3, "value_dim": 4},
+        {"gained": True, "q_norm": {"kind": "rms"}, "v_norm": True},
+    ],
+)
+def test_options_of_scores(kv_heads: int, options: dict[str, Any]) -> None:
+    check(fused_sketch(kv_heads, **options), token_ids(2, WHOLE, VOCAB))
+
+
+def fused_sketch(*arguments: Any, **options: Any) -> TintForCausalLM:
+    sim = simulator(*decoder(*arguments, **options), n_steps=1, inner_lr=1e-2)
+    sim.trust()
+    sim.executor = "fused"
+    return sim
+
+
+def test_scales_by_position_end_with_their_table() -> None:
+    """Nine positions have a scale."""
+    sim, ids = fused_sketch(scaled=True, sunk=True), token_ids(1, 10, VOCAB)
+    with torch.no_grad():
+        past = sim(ids[:, :PROMPT], use_cache=True).past_key_values
+        found = sim(ids[:, PROMPT:9], past_key_values=past).logits
+        assert worst(found, whole(sim, ids[:, :9])[:, -1:]) < 1e-9
+        with pytest.raises(InputError, match="Position 9 is out of range"):
+            sim(ids[:, 9:], past_key_values=past)
+
+
+class Heard(BaseStreamer):
+    def __init__(self) -> None:
+        self.tokens: list[int] = []
+        self.ended = False
+
+    def put(self, value: Tensor) -> None:
+        self.tokens += value.flatten().tolist()
+
+    def end(self) -> None:
+        self.ended = True
+
+
+WAYS: dict[str, dict[str, Any]] = {
+    "greedy": {},
+    "sampled": {"do_sample": True, "top_k": 20, "temperature": 1.5},
+    "beams": {"num_beams": 3, "num_return_sequences": 2},
+    "sampled beams": {"num_beams": 2, "do_sample": True},
+    "returned": {"do_sample": True, "num_return_sequences": 3},
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("padded", [False, True])
+def test_the_cache_changes_nothing(way: str, padded: bool) -> None:
+    """transformers' own ways of choosing tokens, with and without a cache; fp64, so that no tie is broken by chance."""
+    sim, ids = compiled("gpt2", inner_lr=0.2), token_ids(2, PROMPT)
+    given = {"attention_mask": PADDED if padded else None, "max_new_tokens": 5, "eos_token_id": 2}
+    found = []
+    for use_cache in (True, False):
+        torch.manual_seed(0)
+        found.append(sim.generate(ids, use_cache=use_cache, **given, **({"do_sample": False} | WAYS[way])))
+    assert torch.equal(*found)
+    assert found[0].shape[1] > PROMPT
+
+
+def test_literal_execution_generates_too() -> None:
+    sim, ids = family("gpt2").compile(inner_lr=0.2), token_ids(1, 6)
+    wanted = compiled("gpt2", inner_lr=0.2).generate(ids, max_new_tokens=3, do_sample=False)
+    assert sim.executor == "literal"
+    assert torch.equal(sim.generate(ids, max_new_tokens=3, do_sample=False), wanted)
+    assert sim.last_executor == "literal"
+    with pytest.raises(OptionError, match="pass use_cache=False"):
+        sim(ids, use_cache=True)
+
+
+def test_beams_share_one_adaptation(monkeypatch: pytest.MonkeyPatch) -> None:
+    from tintc.runtime import adapt
+
+    seen = []
+    together = adapt.run_together
+    monkeypatch.setattr(adapt, "run_together", lambda *given: seen.append(given[2].shape) or together(*given))
+    sim = compiled("llama")
+    out = sim.generate(token_ids(2, 6), num_beams=4, max_new_tokens=4, return_dict_in_generate=True, do_sample=False)
+    assert seen == [(2, 6)]
+    assert out.past_key_values.state.examples == 2
+
+
+def test_streaming_and_lookup() -> None:
+    """What a streamer hears is what is returned; drafts from the prompt itself are checked several tokens at a time."""
+    sim, ids, heard = compiled("llama", inner_lr=0.2), token_ids(1, 6).repeat(1, 2), Heard()
+    plain = sim.generate(ids, max_new_tokens=8, do_sample=False, streamer=heard)
+    assert heard.tokens == plain[0].tolist() and heard.ended
+    drafted = sim.generate(ids, max_new_tokens=8, do_sample=False, prompt_lookup_num_tokens=3)
+    assert torch.equal(drafted, plain)
+
+
+def test_a_cache_goes_on() -> None:
+    """Two calls of generate, the second with the cache of the first, give what one call gives."""
+    sim, ids = compiled("llama"), token_ids(2, PROMPT)
+    given = {"do_sample": False, "eos_token_id": None, "return_dict_in_generate": True}
+    first = sim.generate(ids, max_new_tokens=3, **given)
+    second = sim.generate(first.sequences, max_new_tokens=3, past_key_values=first.past_key_values, **given)
+    assert torch.equal(second.sequences, sim.generate(ids, max_new_tokens=6, **given).sequences)
+
+
+def test_pipeline() -> None:
+    words = tokenizer()
+    words.pad_token = words.unk_token
+    model = gpt2(vocab=len(words))
+    sim = tintc.compile(model.double(), inner_lr=1e-2)
+    text = "the cat sat on the mat and then it was happy"
+    writer = pipeline("text-generation", model=sim, tokenizer=words)
+    (found,) = writer(text, max_new_tokens=4, do_sample=False)
+    ids = words(text, return_tensors="pt").input_ids
+    wanted = words.decode(sim.generate(ids, max_new_tokens=4, do_sample=False)[0], skip_special_tokens=True)
+    assert found["generated_text"].replace(" ", "") == wanted.replace(" ", "") and len(wanted) > len(text)
+
+
+def test_what_cannot_be_generated() -> None:
+    sim, ids = compiled("gpt2"), token_ids(2, PROMPT)
+    with pytest.raises(InputError, match="would be 33; this simulator was compiled for at most 32"):
+        sim.generate(ids, max_new_tokens=25)
+    for prompt, mask in ((ids[:, :1], None), (ids, torch.tensor([[1] * 8, [0] * 7 + [1]]))):
+        for use_cache in (True, False):
+            with pytest.raises(InputError, match=r"A prompt has 1 token; .* at least 2"):
+                sim.generate(prompt, attention_mask=mask, max_new_tokens=2, use_cache=use_cache)
+    with pytest.raises(OptionError, match="returned, and from no others"):
+        sim(ids, past_key_values=DynamicCache())
+    with pytest.raises(OptionError, match="'static' has no place"):
+        sim.generate(ids, max_new_tokens=2, cache_implementation="static")
+    past = sim(ids, use_cache=True).past_key_values
+    with pytest.raises(OptionError, match="adapted already"):
+        sim(ids[:, :1], past_key_values=past, inner_lr=0.1)
+    with pytest.raises(InputError, match="the cache has 2 rows"):
+        sim(ids[:1, :1], past_key_values=past)
+    with pytest.raises(InputError, match="The text has 33 tokens"):
+        sim(token_ids(2, 25), past_key_values=past)
+    with pytest.raises(InputError, match="Token id 53 is out of range"):
+        sim(torch.tensor([[53], [1]]), past_key_values=past)
+    with pytest.raises(OptionError, match="prefill_chunk_size"):
+        sim.generate(ids, max_new_tokens=2, prefill_chunk_size=2)
+
+
+def test_rows_of_a_cache() -> None:
+    """Rows can be chosen, repeated and forgotten; each goes on with its own weights."""
+    sim, ids = compiled("llama", inner_lr=0.1), token_ids(3, WHOLE)
+    with torch.no_grad():
+        past = sim(ids[:, :PROMPT], use_cache=True).past_key_values
+        wanted = sim(ids[:, PROMPT:], past_key_values=past).logits
+        past.crop(PROMPT - WHOLE)
+        past.batch_repeat_interleave(2)
+        twice = sim(ids[:, PROMPT:].repeat_interleave(2, 0), past_key_values=past).logits
+        past.crop(PROMPT - WHOLE)
+        past.batch_select_indices(torch.tensor([4, 1]))
+        chosen = sim(ids[[2, 0], PROMPT:], past_key_values=past).logits
+    assert worst(twice, wanted.repeat_interleave(2, 0)) < 1e-9
+    assert worst(chosen, wanted[[2, 0]]) < 1e-9
+
+
+def test_generating_looks_at_no_structural_tensor(tmp_path: Path) -> None:
+    compiled("gpt2").save_pretrained(tmp_path / "sim")
+    sim = tintc.load(tmp_path / "sim")
+    assert sim.generate(token_ids(1, PROMPT), max_new_tokens=3, num_beams=2).shape[1] > PROMPT
+    assert not sim._held and sim.last_executor == "fused"
+
+
+def test_autograd_through_a_cache() -> None:
+    """The gradient of a later token's loss with respect to the stored rates, by the cache and by the whole text."""
+    sim, ids = family("llama").compile(inner_lr=0.02), token_ids(1, WHOLE)
+    sim.executor = "fused"
+    rates = list(sim.rates.parameters())
+    past = sim(ids[:, :PROMPT], use_cache=True).past_key_values
+    found = torch.autograd.grad(sim(ids[:, PROMPT:], past_key_values=past).logits.square().sum(), rates)
+    train = resolve_inputs(ids[:, :PROMPT]).train
+    right = sim(ids, train_mask=F.pad(train, (0, WHOLE - PROMPT))).logits[:, PROMPT:]
+    wanted = torch.autograd.grad(right.square().sum(), rates)
+    assert worst(torch.cat(found), torch.cat(wanted)) < 1e-9

@@ -1,0 +1,182 @@
+"""States: kept, saved, loaded, used for several texts, and written as the auxiliary's own kind of model.
+
+fp64, 1e-9 of the largest logit; exported models 1e-6, because transformers computes rotations and RMS norms in fp32.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from command import tokenizer
+from fused_cases import FAMILIES, family, run, token_ids
+from safetensors import safe_open
+from safetensors.torch import save_file
+from test_generation import PADDED, PROMPT, WHOLE, compiled, one_by_one, whole, worst
+from tiny_models import gpt2, llama
+from torch import Tensor
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+import tintc
+from tintc.errors import ArtefactError, InputError, ModelError, OptionError
+from tintc.reference.tiny import tiny_model
+from tintc.runtime.model import TintForCausalLM
+from tintc.runtime.state import AdaptedState
+
+
+@torch.no_grad()
+def continued(sim: TintForCausalLM, ids: Tensor, state: AdaptedState, **given: Any) -> Tensor:
+    return sim(ids, state=state, **given).logits
+
+
+@pytest.mark.parametrize("steps", [1, 2])
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_state_is_what_a_forward_pass_predicts_with(name: str, steps: int) -> None:
+    """Whole texts, padded ones, each example's own weights, and new tokens with a cache."""
+    sim, ids = compiled(name, n_steps=steps), token_ids(2, WHOLE)
+    for mask in (None, PADDED):
+        state = sim.adapt(ids[:, :PROMPT], attention_mask=mask)
+        seen = None if mask is None else torch.nn.functional.pad(mask, (0, WHOLE - PROMPT), value=1)
+        found = continued(sim, ids, state, attention_mask=seen)
+        assert worst(found[:, PROMPT - 1 :], whole(sim, ids, mask)) < 1e-9
+        assert worst(one_by_one(sim, ids, mask, state=state), whole(sim, ids, mask)) < 1e-9
+    literal = run(sim, ids, "literal", train_mask=torch.arange(WHOLE)[None].expand(2, -1) < PROMPT // 2).logits
+    sim.executor = "literal"
+    try:
+        state = sim.adapt(ids, train_mask=torch.arange(WHOLE)[None].expand(2, -1) < PROMPT // 2)
+    finally:
+        sim.executor = "fused"
+    assert worst(continued(sim, ids, state), literal) < 1e-9
+
+
+@pytest.mark.parametrize("update", ["lazy", "materialised"])
+def test_one_state_for_many_texts(update: str) -> None:
+    """One example's weights for any batch; several examples' for as many texts each; beams of those."""
+    sim, texts = compiled("llama", inner_lr=0.1), token_ids(4, 6, seed=5)
+    sim.update = update
+    try:
+        one, two = sim.adapt(token_ids(1, 12)), sim.adapt(token_ids(2, 12))
+    finally:
+        sim.update = "auto"
+    every = continued(sim, texts, one)
+    assert worst(torch.cat([continued(sim, text[None], one) for text in texts]), every) < 1e-9
+    apart = torch.cat([continued(sim, texts[i : i + 1], two.example(i // 2)) for i in range(4)])
+    assert worst(continued(sim, texts, two), apart) < 1e-9
+    given: dict[str, Any] = {"max_new_tokens": 4, "do_sample": False, "num_beams": 2}
+    rows = [sim.generate(texts[i : i + 1], state=two.example(i // 2), **given)[0] for i in range(4)]
+    assert torch.equal(sim.generate(texts, state=two, **given), torch.stack(rows))
+    assert sim.generate(texts[:1, :1], state=one, max_new_tokens=3).shape == (1, 4)
+
+
+@pytest.mark.parametrize("examples", [1, 3])
+@pytest.mark.parametrize("name", FAMILIES)
+def test_saved_and_loaded(name: str, examples: int, tmp_path: Path) -> None:
+    sim, ids = compiled(name), token_ids(examples, 9)
+    state = sim.adapt(ids)
+    assert any(w.pending for w in state.weights.values()) == (examples > 1)
+    state.save(tmp_path / "a.safetensors")
+    again = AdaptedState.load(tmp_path / "a.safetensors", sim)
+    assert again.examples == examples
+    assert worst(continued(sim, ids, again), continued(sim, ids, state)) < 1e-12
+    assert [path.name for path in tmp_path.iterdir()] == ["a.safetensors"]
+
+
+def test_files_that_are_no_state_of_this_simulator(tmp_path: Path) -> None:
+    sim, other, file = compiled("gpt2"), compiled("gpt2", n_update_layers=1), tmp_path / "a.safetensors"
+    sim.adapt(token_ids(1, 8)).save(file)
+    with pytest.raises(ArtefactError, match="belongs to another simulator"):
+        AdaptedState.load(file, other)
+    same = family("gpt2").compile(inner_lr=0.02)
+    assert AdaptedState.load(file, same).examples == 1
+    with torch.no_grad():
+        next(same.prefixes.parameters()).add_(0.01)
+    with pytest.raises(ArtefactError, match="belongs to another simulator"):
+        AdaptedState.load(file, same)
+    with pytest.raises(ArtefactError, match="There is no state at"):
+        AdaptedState.load(tmp_path / "b.safetensors", sim)
+    (tmp_path / "c.safetensors").write_text("no")
+    with pytest.raises(ArtefactError, match="cannot be read as a state"):
+        AdaptedState.load(tmp_path / "c.safetensors", sim)
+    save_file({"a": torch.zeros(1)}, tmp_path / "d.safetensors")
+    with pytest.raises(ArtefactError, match="is not the state of a simulator"):
+        AdaptedState.load(tmp_path / "d.safetensors", sim)
+    with safe_open(file, framework="pt") as opened:
+        kept = {name: opened.get_tensor(name) for name in list(opened.keys())[1:]}
+        save_file(kept, tmp_path / "e.safetensors", opened.metadata())
+    with pytest.raises(ArtefactError, match="is damaged: it has no"):
+        AdaptedState.load(tmp_path / "e.safetensors", sim)
+    with pytest.raises(ArtefactError, match="cannot be written to"):
+        sim.adapt(token_ids(1, 8)).save(tmp_path / "no" / "such" / "folder")
+
+
+def test_what_a_state_cannot_be_used_for() -> None:
+    sim, other, ids = compiled("gpt2"), compiled("gpt2", n_steps=2), token_ids(3, 8)
+    state = sim.adapt(ids[:2])
+    with pytest.raises(OptionError, match="belongs to another simulator"):
+        other(ids[:2], state=state)
+    with pytest.raises(OptionError, match="weights of 2 examples and the batch 3 rows"):
+        sim(ids, state=state)
+    with pytest.raises(OptionError, match="adapted already"):
+        sim.generate(ids[:2], state=state, train_mask=torch.ones(2, 8))
+    with pytest.raises(OptionError, match="choose one from 0 to 1"):
+        state.example(2)
+    with pytest.raises(InputError, match="A prompt has 1 token;"):
+        sim.adapt(ids[:, :1])
+    with pytest.raises(OptionError, match="return_before"):
+        sim(ids[:2], state=state, return_before=True)
+
+
+EXPORTED: dict[str, Any] = {
+    "gpt2": lambda: gpt2(n_heads=3, head_dim=6, d_ff=31),
+    "llama": lambda: llama(n_heads=4, n_kv_heads=2, head_dim=6, attention_bias=True),
+    "bloom": lambda: tiny_model("bloom"),
+    "gpt_neox": lambda: tiny_model("gpt_neox"),
+    "falcon": lambda: tiny_model("falcon"),
+    "gemma2": lambda: tiny_model("gemma2"),
+    "phi3": lambda: tiny_model("phi3"),
+}
+"""Transposed weights; grouped heads; query, key and value in one tensor, each in its own order; gains 1 + w."""
+
+
+@pytest.mark.parametrize("name", EXPORTED)
+def test_exported(name: str, tmp_path: Path) -> None:
+    model = EXPORTED[name]().double()
+    sim = tintc.compile(model, inner_lr=0.05, descend="values,out,ffn,norm-bias,norm-gain", max_length=24)
+    ids, text = token_ids(2, 16), token_ids(2, 11, seed=3)
+    state = sim.adapt(ids)
+    before = {key: tensor.clone() for key, tensor in model.state_dict().items()}
+    for example in range(2):
+        state.export(tmp_path / str(example), model=model, example=example)
+        alone = AutoModelForCausalLM.from_pretrained(tmp_path / str(example), dtype="auto").eval()
+        assert type(alone) is type(model) and alone.dtype == torch.float64
+        with torch.no_grad():
+            found, unchanged = alone(text).logits, model(text).logits
+        right = continued(sim, text, state.example(example))
+        assert worst(found, right) < (1e-9 if name == "gpt2" else 1e-6)
+        assert worst(unchanged, right) > 1e-4
+    assert all(torch.equal(tensor, before[key]) for key, tensor in model.state_dict().items())
+
+
+def test_where_the_auxiliary_comes_from(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    gpt2(vocab=24).save_pretrained(tmp_path / "aux")
+    tokenizer().save_pretrained(tmp_path / "aux")
+    sim = tintc.compile(tmp_path / "aux", inner_lr=0.1)
+    state = sim.adapt(token_ids(1, 12, 24))
+    with pytest.raises(ModelError, match=r"The model aux .* cannot be found; pass its folder"):
+        state.export(tmp_path / "out")
+    monkeypatch.chdir(tmp_path)
+    state.export("out")
+    assert len(AutoTokenizer.from_pretrained(tmp_path / "out")) == len(tokenizer())
+    with pytest.raises(ArtefactError, match="exists already"):
+        state.export("out")
+    with pytest.raises(ModelError, match="is not the model that the simulator was compiled from"):
+        state.export("again", model=gpt2(vocab=24, seed=1))
+    with pytest.raises(ModelError, match="has no tensor"):
+        state.export("again", model=llama(vocab=24))
+    assert not (tmp_path / "again").exists()
+    memory = compiled("gpt2").adapt(token_ids(1, 8))
+    with pytest.raises(ModelError, match="compiled from a model in memory"):
+        memory.export("again")

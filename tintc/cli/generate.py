@@ -1,0 +1,112 @@
+"""`tintc generate`."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from torch import Tensor
+from transformers import TextStreamer
+
+from tintc.cli.console import print_json, silence_libraries, stages
+from tintc.cli.run import read_text, tokenise
+from tintc.errors import OptionError
+from tintc.ir.inputs import resolve_inputs
+from tintc.runtime.artefact import load
+from tintc.runtime.model import TintForCausalLM
+from tintc.runtime.state import AdaptedState
+
+
+def generate_text(
+    path: str,
+    text: str | None,
+    file: Path | None,
+    options: dict[str, Any],
+    executor: str,
+    device: str,
+    as_json: bool,
+) -> None:
+    """Adapt to a prompt, or take a state, and continue it; `options` are the command's."""
+    silence_libraries()
+    choice, content = _choice(options), read_text(text, file)
+    with stages():
+        sim = load(path, executor=executor, device=device)
+        ids = tokenise(path, sim.tokenizer, content)[None].to(sim.device)
+        training = _training(sim, ids, options)
+    console = Console(highlight=False, soft_wrap=True, markup=False)
+    streams = not as_json and options["beams"] == 1
+    streamer = _Terminal(sim.tokenizer, console, content) if streams else None
+    start = time.perf_counter()
+    with torch.no_grad():
+        found = sim.generate(ids, streamer=streamer, **training, **choice)
+    seconds, new = time.perf_counter() - start, found[0, ids.shape[1] :]
+    written = sim.tokenizer.decode(new, skip_special_tokens=True)
+    if as_json:
+        print_json(
+            {
+                "text": written,
+                "ids": new.tolist(),
+                "prompt_tokens": ids.shape[1],
+                "new_tokens": len(new),
+                "seconds": seconds,
+                "executor": sim.last_executor,
+                "device": str(sim.device),
+            }
+        )
+    elif not streams:
+        console.print(content, style="dim", end="")
+        console.print(written)
+
+
+def _training(sim: TintForCausalLM, ids: Tensor, options: dict[str, Any]) -> dict[str, Any]:
+    """How the prompt is trained on, or the state that stands in place of that; a state is saved where that is asked."""
+    lr, fraction, file = options["lr"], options["train_fraction"], options["state"]
+    if file is not None:
+        if lr is not None or fraction is not None or options["save_state"] is not None:
+            raise OptionError("A state is adapted already: leave out --lr, --train-fraction and --save-state.")
+        return {"state": AdaptedState.load(file, sim)}
+    given: dict[str, Any] = {"inner_lr": lr}
+    if fraction is not None:
+        given["train_mask"] = resolve_inputs(ids, train_fraction=fraction).train
+    if options["save_state"] is None:
+        return given
+    state = sim.adapt(ids, **given)
+    state.save(options["save_state"])
+    return {"state": state}
+
+
+def _choice(options: dict[str, Any]) -> dict[str, Any]:
+    """How tokens are chosen, as transformers' `generate` takes it: greedily unless something says how to sample."""
+    temperature, top_k, top_p, beams = (options[name] for name in ("temperature", "top_k", "top_p", "beams"))
+    for name, value, fits, rule in (
+        ("max new tokens", options["max_new_tokens"], lambda n: n >= 1, "at least 1"),
+        ("temperature", temperature, lambda t: t is None or t > 0, "more than 0"),
+        ("top-k", top_k, lambda k: k is None or k >= 1, "at least 1"),
+        ("top-p", top_p, lambda p: p is None or 0 < p <= 1, "more than 0 and at most 1"),
+        ("number of beams", beams, lambda n: n >= 1, "at least 1"),
+    ):
+        if not fits(value):
+            raise OptionError(f"The {name} is {value}; it must be {rule}.")
+    if options["seed"] is not None:
+        torch.manual_seed(options["seed"])
+    sampling = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
+    given = {name: value for name, value in sampling.items() if value is not None}
+    if given and top_k is None:
+        given["top_k"] = 0  # all: transformers would take the 50 likeliest
+    return {"max_new_tokens": options["max_new_tokens"], "num_beams": beams, "do_sample": bool(given)} | given
+
+
+class _Terminal(TextStreamer):
+    """Shows the text as it is written, word by word, the prompt before it."""
+
+    def __init__(self, tokenizer: Any, console: Console, prompt: str):
+        super().__init__(tokenizer, skip_prompt=True, skip_special_tokens=True)
+        self.console, self.prompt = console, prompt
+
+    def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
+        self.console.print(self.prompt, style="dim", end="")
+        self.prompt = ""
+        self.console.print(text, end="\n" if stream_end else "")
