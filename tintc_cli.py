@@ -178,6 +178,16 @@ def run(
     run_text(path, text, file, options, executor, device, json)
 
 
+@app.command(
+    "lm-eval", context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
+)
+def lm_eval(context: typer.Context) -> None:
+    """Hand over to lm-evaluation-harness, to which simulators are the model tint (--model_args pretrained=OUT)."""
+    from tintc.cli.lm_eval import run_harness
+
+    run_harness(context.args)
+
+
 @app.command()
 def generate(
     path: Annotated[str, typer.Argument(metavar="OUT", help="A compiled simulator.")],

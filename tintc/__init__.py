@@ -1,15 +1,33 @@
-"""tintc: compiles Hugging Face decoders into TinT simulators (arXiv 2307.01189)."""
+"""tintc: compiles Hugging Face decoders into TinT simulators (arXiv 2307.01189).
+
+Importing it registers simulators with transformers' Auto classes. The compiler and the reference, which most who only
+load one do without, are imported when they are first asked for.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from tintc import masks, reference
-from tintc.driver import compile
+from tintc import masks
 from tintc.runtime.artefact import load
 from tintc.runtime.config import TintConfig
 from tintc.runtime.model import TintForCausalLM, TintOutput
+
+if TYPE_CHECKING:
+    from tintc import reference
+    from tintc.driver import compile
 
 AutoConfig.register("tint", TintConfig, exist_ok=True)
 AutoModelForCausalLM.register(TintConfig, TintForCausalLM, exist_ok=True)
 
 __version__ = "0.1.0"
 __all__ = ["TintConfig", "TintForCausalLM", "TintOutput", "compile", "load", "masks", "reference"]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "compile":
+        return import_module("tintc.driver").compile
+    if name == "reference":
+        return import_module("tintc.reference")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

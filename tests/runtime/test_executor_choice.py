@@ -233,7 +233,7 @@ def test_trained_weights_and_rates_run_fused(folder: Path, ran: list[str]) -> No
     """Prefixes, tables and rates are not structural: an outer step changes them, and fused reads the new ones."""
     sim = load(folder)
     plain = run(sim, IDS, "auto")
-    chosen = [p for name, p in sim.named_parameters() if not name.startswith(("structure.", "rotary."))]
+    chosen = list(sim.trainable("prefixes", "tables", "rates").parameters())
     loss = sim(IDS, labels=IDS).loss
     assert loss is not None
     for parameter, gradient in zip(chosen, torch.autograd.grad(loss, chosen), strict=True):

@@ -13,24 +13,27 @@ from tintc.cli.console import block_progress, print_json, print_table, silence_l
 from tintc.errors import ArtefactError, InputError, OptionError
 from tintc.runtime.artefact import load
 from tintc.runtime.evaluate import evaluate_blocks, train_tokens
+from tintc.runtime.processes import processes
 
 
 def run_text(
     path: str, text: str | None, file: Path | None, options: dict[str, Any], executor: str, device: str, as_json: bool
 ) -> None:
-    """Score a text before and after the update; `options` are those of `evaluate_blocks`."""
+    """Score a text before and after the update; `options` are those of `evaluate_blocks`. Processes that a launcher has
+    started share the blocks, and the first of them prints."""
     silence_libraries()
     content = read_text(text, file)
     if options["block_size"] is not None:
         train_tokens(options["block_size"], options["train_fraction"])
-    with stages():
-        sim = load(path, executor=executor, device=device)
-        ids = tokenise(path, sim.tokenizer, content)
-    with block_progress() as progress:
-        found = asdict(evaluate_blocks(sim, ids, on_block=progress, **options))
-    if as_json:
+    with processes(device) as together:
+        with stages():
+            sim = load(path, executor=executor, device=together.device or device)
+            ids = tokenise(path, sim.tokenizer, content)
+        with block_progress() as progress:
+            found = asdict(evaluate_blocks(sim, ids, on_block=progress, processes=together, **options))
+    if as_json and together.main:
         print_json(found)
-    else:
+    elif together.main:
         print_table(f"{path} on {file or 'the text'}", found)
 
 

@@ -19,7 +19,7 @@ from transformers.utils.hub import cached_file
 
 from tintc.errors import ArtefactError, OptionError, TintcError
 from tintc.runtime.card import model_card
-from tintc.runtime.config import FORMAT_VERSION, TintConfig
+from tintc.runtime.config import FORMAT_VERSION, TintConfig, check_format
 from tintc.runtime.staging import staged
 
 if TYPE_CHECKING:
@@ -144,12 +144,7 @@ def read_config(path: str | os.PathLike[str], **hub: Any) -> dict[str, Any]:
         raise ArtefactError(
             f"{path} holds a model of type {kind!r}, not a compiled simulator; run 'tintc compile {path} -o OUT' first."
         )
-    version = config.get("format_version", FORMAT_VERSION)
-    if not isinstance(version, int) or version > FORMAT_VERSION:
-        raise ArtefactError(
-            f"{path} was written by a newer tintc (format {version}; this one reads up to {FORMAT_VERSION}); update "
-            "tintc."
-        )
+    check_format(config.get("format_version", FORMAT_VERSION), str(path))
     return config
 
 
@@ -183,7 +178,7 @@ def check_loading_info(path: str | os.PathLike[str], info: dict[str, Any], edite
         ("unexpected_keys", "has the unknown"),
         ("mismatched_keys", "misfits"),
     ):
-        names = sorted(str(key) for key in info.get(kind, ()))
+        names = sorted(key if isinstance(key, str) else str(key[0]) for key in info.get(kind, ()))
         if names:
             problems.append(f"{word} {len(names)} tensors ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})")
     if problems:
@@ -255,14 +250,15 @@ def check_space(folder: Path, needed: int) -> None:
         )
 
 
-def write_texts(folder: Path, config: TintConfig, program: str, tokenizer: Any | None) -> None:
+def write_texts(folder: Path, config: TintConfig, program: str, tokenizer: Any | None, edited: bool = False) -> None:
     """What an artefact holds besides configuration and tensors: programs, model card and, if known, the tokenizer.
 
-    The program comes last: without it a folder is no artefact.
+    edited: whether the structural tensors are not the compiler's own. The program comes last: without it a folder is no
+    artefact.
     """
     if config.auxiliary is not None:
         (folder / AUXILIARY_FILE).write_text(config.auxiliary, encoding="utf-8")
-    (folder / CARD_FILE).write_text(model_card(config), encoding="utf-8")
+    (folder / CARD_FILE).write_text(model_card(config, tokenizer is not None, edited), encoding="utf-8")
     if tokenizer is not None:
         write_tokenizer(tokenizer, folder)
     (folder / PROGRAM_FILE).write_text(program, encoding="utf-8")

@@ -12,6 +12,9 @@ pipeline_tag: text-generation
 tags:
 - tint
 - tintc
+{% if "/" in source -%}
+base_model: {{ source }}
+{% endif -%}
 ---
 # TinT simulator of {{ source }}
 
@@ -36,22 +39,49 @@ config.n_update_layers }} of {{ config.num_hidden_layers }} layers, and predicts
 {% for key, value in config.provenance.items() | sort -%}
 | auxiliary: {{ key }} | {{ value }} |
 {% endfor %}
+{% if edited -%}
+Its structural tensors are not those that the compiler emitted: somebody edited or trained them. So it is executed
+literally only, module by module.
+
+{% endif -%}
+## How to load it
+
+`pip install tintc`, and `import tintc` before anything else: transformers alone does not know the type `tint` and says
+that it does not recognize the architecture. No remote code is run.
+
 ```python
 import tintc
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
-sim = tintc.load("path/to/this/folder")
-out = sim(input_ids)              # trains on the first half of the text
-out.logits                        # predictions of the updated auxiliary
+sim = AutoModelForCausalLM.from_pretrained("path/to/this/folder")  # or tintc.load(...), which tells mistakes sooner
+{% if has_tokenizer -%}
+tokenizer = AutoTokenizer.from_pretrained("path/to/this/folder")
+input_ids = tokenizer("A text to train on, and to predict the rest of", return_tensors="pt").input_ids
+{% endif -%}
+out = sim(input_ids, return_before=True)  # trains on the first {{ share }} % of the text
+out.logits_before, out.logits             # predictions of {{ source }}, and of what it becomes
 sim.generate(input_ids, max_new_tokens=20)  # adapts to the prompt once, and writes on
 ```
+{% if not has_tokenizer %}
+{{ source }} came without a tokenizer; `input_ids` are token ids `[batch, length]`.
+{% endif %}
+From the command line, `tintc run path/to/this/folder --file text.txt` gives the perplexity before and after.
 
 `program.tint` is the simulator's program as text; the weights are those of the auxiliary model and stay under its
 licence.
 """
 
 
-def model_card(config: TintConfig) -> str:
-    """The card as Markdown; the same configuration gives the same text."""
-    source = config.provenance.get("source") or "an auxiliary model"
+def model_card(config: TintConfig, has_tokenizer: bool = True, edited: bool = False) -> str:
+    """The card as Markdown; the same arguments give the same text.
+
+    edited: whether the structural tensors are not the compiler's own.
+    """
     environment = Environment(undefined=StrictUndefined, keep_trailing_newline=True, autoescape=False)
-    return environment.from_string(TEMPLATE).render(config=config, source=source)
+    return environment.from_string(TEMPLATE).render(
+        config=config,
+        source=config.provenance.get("source") or "an auxiliary model",
+        share=f"{100 * config.train_fraction:g}",
+        has_tokenizer=has_tokenizer,
+        edited=edited,
+    )

@@ -6,10 +6,20 @@ from typing import Any
 
 from transformers import PretrainedConfig
 
+from tintc.errors import ArtefactError
 from tintc.ir.structure import SATURATED
 from tintc.lowering.options import DEFAULT_DESCEND, DEFAULT_FD_STEP
 
 FORMAT_VERSION = 1
+
+
+def check_format(version: Any, what: str) -> None:
+    """Raise `ArtefactError` unless this version of tintc reads the format."""
+    if not isinstance(version, int) or version > FORMAT_VERSION:
+        raise ArtefactError(
+            f"{what} was written by a newer tintc (format {version}; this one reads up to {FORMAT_VERSION}); update "
+            "tintc."
+        )
 
 
 class TintConfig(PretrainedConfig):
@@ -57,6 +67,7 @@ class TintConfig(PretrainedConfig):
         format_version: int = FORMAT_VERSION,
         **kwargs: Any,
     ):
+        check_format(format_version, "The configuration")
         self.program: str | None = kwargs.pop("program", None)
         self.auxiliary: str | None = kwargs.pop("auxiliary", None)
         self.vocab_size = vocab_size

@@ -17,10 +17,12 @@ from torch.nn import functional as F
 
 from tintc.errors import InputError, OptionError
 from tintc.ir.functions import at_least_fp32
+from tintc.runtime.processes import Processes
 
 if TYPE_CHECKING:
     from tintc.runtime.model import TintForCausalLM
 
+ALONE = Processes()
 SHORTEST = 4
 """Tokens of the shortest text: two to train on, and more than one to score."""
 
@@ -30,8 +32,8 @@ class Evaluation:
     """What `evaluate_blocks` found.
 
     perplexity_before, perplexity_after: of the test tokens of all blocks together, under the unchanged auxiliary and
-    after the update; tokens_scored: their number; seconds: wall clock of the forward passes; peak_rss_bytes: largest
-    resident memory of the process so far.
+    after the update; tokens_scored: their number; processes: how many shared the blocks; seconds: wall clock of the
+    forward passes, and peak_rss_bytes: resident memory at its largest so far, both of the process that has most.
     """
 
     perplexity_before: float
@@ -46,6 +48,7 @@ class Evaluation:
     inner_lr: float
     executor: str
     device: str
+    processes: int = 1
 
 
 @dataclass(frozen=True)
@@ -81,13 +84,15 @@ def evaluate_blocks(
     inner_lr: float | None = None,
     split_steps: bool = False,
     on_block: Callable[[int, int], None] | None = None,
+    processes: Processes = ALONE,
 ) -> Evaluation:
     """Run `sim` on every block of a text and score its test tokens.
 
     input_ids ``[n]``. Each block is a text of its own: the first ``floor(train_fraction * block_size)`` tokens are
     trained on, the others are scored. block_size None: the whole text, or the longest the simulator takes; a partial
     block at the end is dropped. inner_lr None: the stored rates. split_steps: every step trains on a part of its own of
-    the train tokens. on_block is called with (done, total).
+    the train tokens. on_block is called with (done, total). processes: those that share the blocks; sums are taken in
+    the order of the blocks, so that every process finds what one alone would.
 
     Raises `InputError` for texts that are too short, or that training blows up on; `OptionError` for options out of
     range.
@@ -96,24 +101,27 @@ def evaluate_blocks(
     if inner_lr is not None and not (math.isfinite(inner_lr) and inner_lr >= 0):
         raise OptionError(f"The learning rate is {inner_lr}; it must be a finite number, zero or more.")
     mask = blocks.step_masks(sim.program.attributes["n_steps"]) if split_steps else blocks.train_mask
-    before, after, start = 0.0, 0.0, time.perf_counter()
-    count = len(blocks.ids)
-    for index, block in enumerate(blocks.ids):
-        ids = block[None].to(sim.device)
+    count, own, start = len(blocks.ids), processes.share(len(blocks.ids)), time.perf_counter()
+    losses: list[tuple[float, float]] = []
+    for index in own:
+        ids = blocks.ids[index][None].to(sim.device)
         with torch.no_grad():
             out = sim(ids, train_mask=mask, inner_lr=inner_lr, return_before=True)
-        before += held_out_loss(out.logits_before, ids, blocks.train_tokens)
-        after += held_out_loss(out.logits, ids, blocks.train_tokens)
+        sides = (out.logits_before, out.logits)
+        before, after = (held_out_loss(logits, ids, blocks.train_tokens) for logits in sides)
+        losses.append((before, after))
         if on_block is not None:
-            on_block(index + 1, count)
-    seconds, scored = time.perf_counter() - start, count * (blocks.ids.shape[1] - blocks.train_tokens)
+            on_block(len(losses), len(own))
+    before, after = (sum(column) for column in zip(*processes.gathered(losses), strict=True))
+    used = processes.gathered([(time.perf_counter() - start, peak_rss_bytes())])
+    scored = count * (blocks.ids.shape[1] - blocks.train_tokens)
     rate = sim.config.inner_lr if inner_lr is None else inner_lr
     return Evaluation(
         perplexity_before=perplexity(before, scored, "the auxiliary model does not fit this text"),
         perplexity_after=perplexity(after, scored, f"the learning rate {rate} is too large; choose a smaller one"),
         tokens_scored=scored,
-        seconds=seconds,
-        peak_rss_bytes=peak_rss_bytes(),
+        seconds=max(seconds for seconds, _ in used),
+        peak_rss_bytes=max(peak for _, peak in used),
         blocks=count,
         block_size=blocks.ids.shape[1],
         train_tokens=blocks.train_tokens,
@@ -121,6 +129,7 @@ def evaluate_blocks(
         inner_lr=rate,
         executor=sim.last_executor,
         device=str(sim.device),
+        processes=processes.count,
     )
 
 

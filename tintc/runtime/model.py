@@ -4,24 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
-from torch.nn import functional as F
 from transformers import Cache
-from transformers.utils.generic import ModelOutput
+from transformers.utils.generic import ModelOutput, can_return_tuple
 
 from tintc.errors import ArtefactError, InputError, OptionError
 from tintc.ir import simulator as sim
 from tintc.ir.core import Op, Program
-from tintc.ir.functions import at_least_fp32
 from tintc.ir.inputs import Inputs, matching, resolve_inputs
 from tintc.ir.layout import Layout
 from tintc.ir.structure import AttentionSpec, VocabularySpec
-from tintc.ir.text import parse_program, print_program
+from tintc.ir.text import parse_program
 from tintc.lowering.emit import blocks_of, check_complete, specs
 from tintc.lowering.plan_layout import layout_of
 from tintc.lowering.sharing import placement, sites
@@ -32,20 +29,22 @@ from tintc.runtime.artefact import (
     is_edited,
     read_auxiliary,
     read_program,
-    read_tokenizer,
-    write_texts,
 )
 from tintc.runtime.config import TintConfig
+from tintc.runtime.devices import one_device
 from tintc.runtime.fused.batches import run_fused
 from tintc.runtime.fused.plan import Plan
 from tintc.runtime.generation import TintGenerationMixin
 from tintc.runtime.literal.attention import TintAttention
 from tintc.runtime.literal.blocks import PositionGate, Prefix, VocabularyMLP, build_block
 from tintc.runtime.literal.machine import Machine, SimModule
+from tintc.runtime.saving import SavedModel
 from tintc.runtime.state import AdaptedState
-from tintc.runtime.structural import StructuralModel, check_executor
+from tintc.runtime.structural import check_executor
+from tintc.runtime.training import next_token_loss
 from tintc.runtime.tree import Container, owner, place_module, place_parameter
 
+NOT_COMPILED = "a simulator is a program of its own, which its executors run; torch.compile leaves it as it is"
 HUB_ARGUMENTS = ("revision", "token", "cache_dir", "subfolder", "local_files_only", "force_download")
 
 
@@ -63,7 +62,7 @@ class TintOutput(ModelOutput):
     past_key_values: Cache | None = None
 
 
-class TintForCausalLM(StructuralModel, TintGenerationMixin):
+class TintForCausalLM(SavedModel, TintGenerationMixin):
     """A TinT simulator: one forward pass runs, trains and re-runs the auxiliary model on the text it is given.
 
     The tree has ``tables`` (embeddings and head), ``prefixes`` (the auxiliary's weights), ``rates``, ``rotary``,
@@ -87,8 +86,6 @@ class TintForCausalLM(StructuralModel, TintGenerationMixin):
         self.layout: Layout = layout_of(self.program)
         self.update = "auto"
         self.plans: dict[Any, Plan] = {}
-        self._tokenizer: Any = None
-        self._tokenizer_source: tuple[Any, dict[str, Any]] | None = None
         self._build()
         self._start()
         self.post_init()
@@ -124,16 +121,17 @@ class TintForCausalLM(StructuralModel, TintGenerationMixin):
 
         executor: ``auto``, ``fused`` or ``literal``. Raises `ArtefactError` if the folder is not a simulator, is
         damaged, or lacks or has extra tensors (extra ones are left out if its program was edited); transformers' own
-        keyword arguments pass through.
+        keyword arguments pass through (`device_map`: of one device; `dtype`: float32, bfloat16 or float64).
         """
         check_executor(executor)
+        kwargs["device_map"] = one_device(kwargs.get("device_map"))
         hub = {key: kwargs[key] for key in HUB_ARGUMENTS if key in kwargs}
         text = read_program(path, **hub)
         program = check_complete(parse_program(text))
         config = kwargs.pop("config", None) or TintConfig.from_pretrained(path, **hub)
         config.program, config.auxiliary = text, read_auxiliary(path, **hub)
         wants_info = kwargs.pop("output_loading_info", False)
-        kwargs |= {"config": config, "program": program, "output_loading_info": True}
+        kwargs |= {"config": config, "program": program, "output_loading_info": True, "ignore_mismatched_sizes": True}
         try:
             loaded: Any = super().from_pretrained(path, *args, **kwargs)
         except (SafetensorError, OSError, RuntimeError) as error:
@@ -145,31 +143,6 @@ class TintForCausalLM(StructuralModel, TintGenerationMixin):
         sim.executor, sim._tokenizer_source = executor, (path, hub)
         sim.settle(files_of(path, **hub))
         return (sim, info) if wants_info else sim
-
-    @property
-    def tokenizer(self) -> Any:
-        """The auxiliary's tokenizer, read when it is first asked for; None if the artefact has none."""
-        if self._tokenizer is None and self._tokenizer_source is not None:
-            path, hub = self._tokenizer_source
-            self._tokenizer, self._tokenizer_source = read_tokenizer(path, **hub), None
-        return self._tokenizer
-
-    @tokenizer.setter
-    def tokenizer(self, tokenizer: Any) -> None:
-        self._tokenizer, self._tokenizer_source = tokenizer, None
-
-    def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> None:
-        """Everything the simulator needs: configuration, tensors, program, model card and, if known, the tokenizer."""
-        held, own = self._held, self.own_digest()
-        if own is not None:  # tensors that were cast are still the compiler's own
-            self.config.digests = self.config.digests | {"structure": own}
-        super().save_pretrained(save_directory, *args, **kwargs)
-        if not held:
-            self.release()
-        folder = Path(save_directory)
-        for file in folder.glob("*.safetensors"):
-            file.chmod((folder / "config.json").stat().st_mode)  # written readable by its owner alone
-        write_texts(folder, self.config, print_program(self.program), self.tokenizer)
 
     def bind(self) -> None:
         for name, placed in self._blocks.items():
@@ -227,6 +200,8 @@ class TintForCausalLM(StructuralModel, TintGenerationMixin):
         module, leaf = owner(self, name)
         return getattr(module, leaf)
 
+    @torch.compiler.disable(reason=NOT_COMPILED)
+    @can_return_tuple
     def forward(
         self,
         input_ids: Tensor,
@@ -242,7 +217,7 @@ class TintForCausalLM(StructuralModel, TintGenerationMixin):
         use_cache: bool | None = None,
         state: AdaptedState | None = None,
         logits_to_keep: int = 0,
-        return_dict: bool | None = None,
+        num_items_in_batch: Tensor | int | None = None,
     ) -> TintOutput:
         """Train the auxiliary on the text's train tokens and predict with the result, all in this pass.
 
@@ -252,13 +227,13 @@ class TintForCausalLM(StructuralModel, TintGenerationMixin):
         (padding) or ``[B, T, T]``; masks of any dtype, non-zero is true. position_ids ``[B, T]`` (default: counting
         tokens that are not padding). labels ``[B, T]``: targets of `loss`, -100 is ignored. inner_lr: float or
         ``[B]``, instead of the stored rates. max_batch: examples that fused execution runs at a time, ``auto``: as
-        many as memory takes; None: all, refused if memory will not take them. Raises `InputError` for ids out of
-        range, texts too long and shapes that do not fit.
+        many as memory takes; None: all, refused if memory will not take them. num_items_in_batch: what the labels'
+        summed losses are divided by (default: their number). return_dict: False for a tuple. Raises `InputError` for
+        ids out of range, texts too long and shapes that do not fit.
 
         use_cache: return in `past_key_values` what tokens after these need, the updated weights included; given that
         again, input_ids are the new tokens alone, and nothing is trained. state: predict with the weights that `adapt`
-        has returned, and train nothing. logits_to_keep: give logits of that many last tokens (0: of all). return_dict
-        is taken as transformers passes it; what is returned is always a `TintOutput`.
+        has returned, and train nothing. logits_to_keep: give logits of that many last tokens (0: of all).
         """
         given = {"train_mask": train_mask, "loss_mask": loss_mask, "inner_lr": inner_lr, "max_batch": max_batch}
         if use_cache or past_key_values is not None or state is not None:
@@ -272,8 +247,8 @@ class TintForCausalLM(StructuralModel, TintGenerationMixin):
         loss = None
         if labels is not None:
             logits = found["logits"]
-            targets = matching("labels", labels, tuple(logits.shape[:2]), logits.device)[:, 1:].flatten()
-            loss = F.cross_entropy(at_least_fp32(logits[:, :-1].flatten(0, 1)), targets, ignore_index=-100)
+            targets = matching("labels", labels, tuple(logits.shape[:2]), logits.device)
+            loss = next_token_loss(logits, targets, num_items_in_batch)
         return TintOutput(loss, found["logits"], found.get("logits_before"), cache)
 
     def _inputs(

@@ -6,7 +6,9 @@ while they are known to be the compiler's own:
 - A loaded simulator has its structural tensors hashed in the file. If they are the compiler's own they are *released*
   (fused execution does not hold them); those of a simulator just compiled are, at its first fused run. Looking at the
   model's modules, parameters or state dict brings them back from the file, checked again.
-- Once somebody has looked they can be edited, so they are hashed again before every fused run.
+- Once somebody has looked they can be edited, so they are hashed again before every fused run. Where they could be
+  trained as well (autograd records, and they require gradients), only literal execution gives them theirs.
+- They can be set apart (`TrainableModel.trainable`): then walking over the model does not count as looking at them.
 - Gates whose pre-activation leaves them short of 1 (option gate scale) are literal execution's alone: the program's
   meaning, which the interpreters and fused execution compute, has gates of 0 and 1.
 """
@@ -65,6 +67,7 @@ class StructuralModel(PreTrainedModel):
         self._own: str | None = None
         self._said = False
         self._passing = False
+        self._apart = False
         self._structural = tuple(structure_specs(self.program))
         self._every_module = (*_modules_below(self),)
         self.last_executor = ""
@@ -129,9 +132,14 @@ class StructuralModel(PreTrainedModel):
         for name, stored in tensors.items():
             module, leaf = owner(self, name)
             tensor = torch.empty(stored.shape, dtype=stored_dtype(name, self.dtype), device=self.device)
-            module._parameters[leaf] = nn.Parameter(tensor.copy_(stored))
+            module._parameters[leaf] = nn.Parameter(tensor.copy_(stored), requires_grad=not self._apart)
         self.bind()
         self.trust()
+
+    def _look(self) -> None:
+        """What walking over the model begins with."""
+        if not self._apart:
+            self.hold()
 
     def _compilers_own(self) -> dict[str, Tensor]:
         folder, digest, dtype = self._origin
@@ -223,18 +231,20 @@ class StructuralModel(PreTrainedModel):
         return super().__getattr__(name)
 
     def _named_members(self, *args: Any, **kwargs: Any) -> Iterator[Any]:
-        self.hold()
+        self._look()
         return super()._named_members(*args, **kwargs)
 
-    def named_modules(self, *args: Any, **kwargs: Any) -> Iterator[Any]:
+    def named_modules(self, memo: set[nn.Module] | None = None, *args: Any, **kwargs: Any) -> Iterator[Any]:
         if "_held" in self.__dict__:
-            self.hold()
-        return super().named_modules(*args, **kwargs)
+            self._look()
+            memo = {self._modules["structure"], *(memo or ())} if self._apart else memo  # pyright: ignore
+        return super().named_modules(memo, *args, **kwargs)
 
     def named_children(self) -> Iterator[Any]:
-        if "_held" in self.__dict__ and not self._passing:
-            self.hold()
-        return super().named_children()
+        if "_held" not in self.__dict__ or self._passing:
+            return super().named_children()
+        self._look()
+        return (pair for pair in super().named_children() if not (self._apart and pair[0] == "structure"))
 
     def train(self, mode: bool = True) -> Any:
         """As any module's; it looks at no tensor, so that nothing need be held for it."""

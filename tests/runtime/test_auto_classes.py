@@ -1,0 +1,278 @@
+"""What transformers' own functions do with a simulator's folder: Auto classes, options, saving, the hub, mistakes."""
+
+from __future__ import annotations
+
+import ast
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny_models
+import torch
+from command import ROOT, STORY, Command, make_command, model_folder
+from safetensors.torch import load_file, save_file
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+import tintc
+from tintc.errors import ArtefactError, OptionError, TintcError
+from tintc.runtime import saving
+from tintc.runtime.card import model_card
+from tintc.runtime.config import FORMAT_VERSION
+
+IDS = tiny_models.token_ids(2, 12, vocab=22)
+
+
+@pytest.fixture(scope="module")
+def stored(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("auto")
+    model = tiny_models.llama(n_layers=1, n_heads=2, n_kv_heads=1, head_dim=4, d_ff=12, vocab=23)
+    tintc.compile(model_folder(folder / "model", model), inner_lr=0.02).save_pretrained(folder / "sim")
+    return folder / "sim"
+
+
+@pytest.fixture
+def folder(stored: Path, tmp_path: Path) -> Path:
+    """A folder that the test may change."""
+    return Path(shutil.copytree(stored, tmp_path / "sim"))
+
+
+@pytest.fixture
+def command(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Command:
+    return make_command(monkeypatch, capfd)
+
+
+def logits(sim: Any) -> torch.Tensor:
+    with torch.no_grad():
+        return sim(IDS).logits
+
+
+def test_importing_tintc_leaves_the_compiler_alone() -> None:
+    """By the import statements at the top level of modules: what loads a simulator needs no frontend, driver or
+    reference. (transformers takes seconds; they would take more.)"""
+    seen, waiting = set(), {"tintc"}
+    while waiting:
+        name = waiting.pop()
+        path = ROOT / name.replace(".", "/")
+        file = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+        seen.add(name)
+        for node in ast.parse(file.read_text()).body if file.is_file() else ():
+            found = [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            if isinstance(node, ast.ImportFrom) and node.module == "tintc":
+                found = [f"tintc.{alias.name}" for alias in node.names]
+            waiting |= {other for other in found if other.startswith("tintc.")} - seen
+    assert "tintc.runtime.model" in seen
+    assert not [name for name in seen if name.startswith(("tintc.driver", "tintc.frontend", "tintc.reference"))]
+    assert callable(tintc.compile) and tintc.reference.tune
+    with pytest.raises(AttributeError, match="no attribute 'comple'"):
+        _ = tintc.comple  # pyright: ignore[reportAttributeAccessIssue]
+
+
+@pytest.mark.parametrize(
+    ("options", "dtype"),
+    [
+        ({}, torch.float32),
+        ({"dtype": "auto"}, torch.float32),
+        ({"dtype": torch.bfloat16}, torch.bfloat16),
+        ({"dtype": "float64"}, torch.float64),
+        ({"device_map": "auto"}, torch.float32),
+        ({"device_map": {"": "cpu"}}, torch.float32),
+        ({"device_map": "cpu", "dtype": "bfloat16"}, torch.bfloat16),
+    ],
+)
+def test_options_of_from_pretrained(stored: Path, options: dict[str, Any], dtype: torch.dtype) -> None:
+    """As with any model; none of them makes it hold its structural tensors, or run literally."""
+    sim = AutoModelForCausalLM.from_pretrained(stored, **options)
+    assert isinstance(sim, tintc.TintForCausalLM) and not sim.training
+    if "device_map" not in options or not torch.cuda.is_available():
+        assert logits(sim).dtype == dtype == sim.dtype
+        assert sim.last_executor == "fused" and not sim._held
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"dtype": torch.float16}, "choose one of float32, bfloat16, float64"),
+        ({"device_map": {"tables": "cpu", "": "disk"}}, "runs on one device"),
+        ({"device_map": "abacus"}, "choose cpu or cuda"),
+        ({"executor": "quick"}, "choose one of auto, fused, literal"),
+    ],
+)
+def test_options_that_cannot_be(stored: Path, options: dict[str, Any], says: str) -> None:
+    with pytest.raises(OptionError, match=says):
+        AutoModelForCausalLM.from_pretrained(stored, **options)
+
+
+def test_torch_compile_leaves_it_as_it_is(stored: Path) -> None:
+    """Both executors run as before: a simulator is no graph for the compiler, and is kept from it."""
+    for executor in ("fused", "literal"):
+        sim = tintc.load(stored, executor=executor)
+        assert torch.equal(logits(torch.compile(sim)), logits(sim)) and sim.last_executor == executor
+    with pytest.raises(Exception, match="a simulator is a program of its own"):
+        torch.compile(tintc.load(stored), fullgraph=True)(IDS)
+
+
+def test_saving_over_what_was_there(folder: Path) -> None:
+    """Into the folder it lies in, in shards and whole: what is loaded is what was saved last."""
+    sim = tintc.load(folder)
+    plain = logits(sim)
+    for turn, size in enumerate(("20KB", "5GB", "20KB")):
+        with torch.no_grad():
+            sim.rates.get_parameter("model.layers.0.mlp.down_proj").mul_(0.5)
+        sim.save_pretrained(folder, max_shard_size=size)
+        again = tintc.load(folder)
+        assert torch.equal(logits(again), logits(sim)) and not torch.equal(logits(again), plain), turn
+        assert len(list(folder.glob("*.safetensors"))) == 1 or size == "20KB"
+        assert (folder / "model.safetensors").exists() == (size == "5GB")
+        assert AutoTokenizer.from_pretrained(folder)("the cat")["input_ids"] == [2, 3]
+
+
+def test_edits_and_training_survive_saving(folder: Path, tmp_path: Path) -> None:
+    """Trained prefixes run fused; edited structural tensors stay edited, and the folder says so."""
+    sim = tintc.load(folder)
+    with torch.no_grad():
+        sim.get_parameter("prefixes.model.layers.0.mlp.down_proj.weight").mul_(1.5)
+    sim.save_pretrained(tmp_path / "trained")
+    again = tintc.load(tmp_path / "trained")
+    assert torch.allclose(logits(again), logits(sim)) and again.last_executor == "fused"
+    assert "literally only" not in (tmp_path / "trained" / "README.md").read_text()
+    with torch.no_grad():
+        sim.get_parameter("structure.linear_forward.w_o.0.weight").mul_(1.5)
+    sim.save_pretrained(tmp_path / "edited")
+    again = tintc.load(tmp_path / "edited")
+    assert torch.equal(logits(again), logits(sim)) and again.last_executor == "literal"
+    assert "literally only" in (tmp_path / "edited" / "README.md").read_text()
+
+
+def test_other_processes_write_nothing(stored: Path, tmp_path: Path) -> None:
+    tintc.load(stored).save_pretrained(tmp_path / "rank1", is_main_process=False)
+    assert not list((tmp_path / "rank1").iterdir())
+
+
+def test_the_hub_gets_the_whole_folder(stored: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`push_to_hub`, and `save_pretrained` with it: program, tokenizer and our own card too."""
+    sent: list[tuple[str, set[str], str, dict[str, Any]]] = []
+
+    class Hub:
+        def __init__(self, token: Any):
+            self.token = token
+
+        def create_repo(self, repo_id: str, private: bool | None, exist_ok: bool) -> Any:
+            return type("Repository", (), {"repo_id": f"me/{repo_id}"})
+
+        def upload_folder(self, folder_path: Path, repo_id: str, **commit: Any) -> str:
+            files = {file.name for file in folder_path.iterdir()}
+            sent.append((repo_id, files, (folder_path / "README.md").read_text(), commit))
+            return "there"
+
+    monkeypatch.setattr(saving, "HfApi", Hub)
+    sim = tintc.load(stored)
+    assert sim.push_to_hub("sim", commit_message="A simulator") == "there"
+    sim.save_pretrained(tmp_path / "other", push_to_hub=True, private=True)
+    assert [name for name, *_ in sent] == ["me/sim", "me/other"]
+    for _, files, card, _ in sent:
+        assert files == {file.name for file in stored.iterdir()} and "# TinT simulator of" in card
+    assert sent[0][3] == {"commit_message": "A simulator"}
+
+
+def test_the_card(stored: Path) -> None:
+    """What it is, of which model, with which options, how it is loaded; the example in it runs."""
+    config = tintc.load(stored).config
+    card = (stored / "README.md").read_text()
+    assert (
+        card.startswith("---\nlibrary_name: transformers\npipeline_tag: text-generation\n") and "base_model" not in card
+    )
+    for said in (
+        "# TinT simulator of model",
+        "| learning rate (gradients summed over train tokens) | 0.02 |",
+        "| auxiliary: model_type | llama |",
+        "the top 1 of 1 layers",
+        "`import tintc` before anything else",
+        "AutoModelForCausalLM.from_pretrained",
+        "trains on the first 50 %",
+    ):
+        assert said in card, said
+    code = card.partition("```python\n")[2].partition("```")[0].replace("path/to/this/folder", str(stored))
+    found: dict[str, Any] = {}
+    exec(code.replace("A text to train on, and to predict the rest of", STORY[:40]), found)
+    assert found["out"].logits.shape[-1] == 23
+    config.provenance = config.provenance | {"source": "someone/model"}
+    bare = model_card(config, has_tokenizer=False)
+    assert "\nbase_model: someone/model\n---" in bare and "came without a tokenizer" in bare
+    assert "AutoTokenizer.from_pretrained" not in bare
+
+
+def test_transformers_alone_does_not_know_it(stored: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without `import tintc`: the error that the card prepares for."""
+    monkeypatch.delitem(CONFIG_MAPPING._extra_content, "tint")
+    with pytest.raises(ValueError, match="`tint` but Transformers does not recognize this architecture"):
+        AutoModelForCausalLM.from_pretrained(stored)
+
+
+def test_a_configuration_alone_is_no_simulator(stored: Path) -> None:
+    with pytest.raises(ArtefactError, match=r"without a program; load the folder with tintc\.load"):
+        AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(stored))
+
+
+def change_weights(folder: Path, change: Callable[[dict[str, torch.Tensor]], object]) -> None:
+    tensors = load_file(folder / "model.safetensors")
+    change(tensors)
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+
+
+def change_config(folder: Path, **values: object) -> None:
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | values))
+
+
+DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
+    "tensors missing": (lambda folder: change_weights(folder, lambda w: w.popitem()), "it lacks 1 tensors"),
+    "tensors unknown": (lambda folder: change_weights(folder, lambda w: w.update(more=torch.zeros(3))), "unknown"),
+    "tensors of other shapes": (
+        lambda folder: change_weights(
+            folder, lambda w: w.update({"tables.model.embed_tokens.weight": torch.zeros(3, 8)})
+        ),
+        "it misfits 1 tensors (tables.model.embed_tokens.weight)",
+    ),
+    "newer": (lambda folder: change_config(folder, format_version=FORMAT_VERSION + 1), "by a newer tintc (format 2;"),
+    "no program": (lambda folder: (folder / "program.tint").unlink(), "has no program.tint"),
+    "no weights": (lambda folder: (folder / "model.safetensors").unlink(), "Compile the model again"),
+    "weights cut": (
+        lambda folder: (folder / "model.safetensors").write_bytes((folder / "model.safetensors").read_bytes()[:9000]),
+        "ompile the model again",
+    ),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_damaged_folders_through_every_door(command: Command, folder: Path, damage: str) -> None:
+    """`tintc.load`, transformers' Auto class and the command: one sentence each, of the same content."""
+    break_it, says = DAMAGES[damage]
+    break_it(folder)
+    for read in (tintc.load, AutoModelForCausalLM.from_pretrained, tintc.TintForCausalLM.from_pretrained):
+        with pytest.raises(TintcError) as refused:
+            read(folder)
+        assert says in str(refused.value) and len(str(refused.value).splitlines()) == 1
+    found = command("run", folder, "--text", STORY)
+    assert found.code == 2 and found.err.startswith("error: ") and says in found.err
+    assert len(found.err.splitlines()) == 1 and found.out == ""
+
+
+def test_a_folder_of_another_type(command: Command, stored: Path) -> None:
+    """The Auto class loads what it is; everything of ours says what to do."""
+    other = stored.parent / "model"
+    for read in (tintc.load, tintc.TintForCausalLM.from_pretrained):
+        with pytest.raises(ArtefactError, match=r"type 'llama', not a compiled simulator; run 'tintc compile"):
+            read(other)
+    found = command("run", other, "--text", STORY)
+    assert found.code == 2 and "not a compiled simulator" in found.err
+    assert not isinstance(AutoModelForCausalLM.from_pretrained(other), tintc.TintForCausalLM)
+
+
+def test_a_newer_configuration_alone(folder: Path) -> None:
+    change_config(folder, format_version=FORMAT_VERSION + 1)
+    with pytest.raises(ArtefactError, match=r"newer tintc .*; update tintc\.$"):
+        AutoConfig.from_pretrained(folder)

@@ -1,0 +1,182 @@
+"""lm-evaluation-harness on a simulator: its own command line, a local task, our own numbers."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny_models
+import torch
+import yaml
+from command import STORY, WORDS, Command, make_command, model_folder
+
+import tintc
+from tintc.errors import InputError, OptionError
+
+pytest.importorskip("lm_eval", reason="lm-evaluation-harness is not installed")
+
+from lm_eval import simple_evaluate
+from lm_eval.api.instance import Instance
+from lm_eval.tasks import TaskManager
+
+from tintc.runtime.harness import TintLM
+
+SENTENCES = [" ".join(WORDS[(start + 5 * step) % len(WORDS)] for step in range(9)) for start in range(4)]
+DOCUMENTS = [
+    {"text": text, "choices": ["the cat", "a dog ran"], "right": index % 2} for index, text in enumerate(SENTENCES)
+]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    base = tmp_path_factory.mktemp("harness")
+    model = tiny_models.gpt2(n_layers=1, n_heads=2, head_dim=4, vocab=23)
+    sim = tintc.compile(model_folder(base / "model", model), inner_lr=0.02, max_length=24)
+    sim.tokenizer.eos_token = "[UNK]"
+    sim.save_pretrained(base / "sim")
+    return base / "sim"
+
+
+@pytest.fixture
+def offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What `datasets` caches goes to a folder of the test's."""
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.fixture(scope="module")
+def tasks(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two local tasks over the same documents: multiple choice, and rolling perplexity."""
+    base = tmp_path_factory.mktemp("tasks")
+    (base / "documents.jsonl").write_text("".join(json.dumps(row) + "\n" for row in DOCUMENTS))
+    data = {"dataset_path": "json", "dataset_kwargs": {"data_files": {"test": str(base / "documents.jsonl")}}}
+    shared = data | {"test_split": "test", "metadata": {"version": 1}}
+    choice = {"task": "local_choice", "output_type": "multiple_choice", "doc_to_text": "{{text}}"}
+    choice |= {"doc_to_choice": "{{choices}}", "doc_to_target": "{{right}}", "metric_list": [{"metric": "acc"}]}
+    rolling = {"task": "local_rolling", "output_type": "loglikelihood_rolling", "doc_to_text": ""}
+    rolling |= {"doc_to_target": "{{text}}", "metric_list": [{"metric": "word_perplexity"}]}
+    for task in (choice, rolling):
+        (base / f"{task['task']}.yaml").write_text(yaml.safe_dump(task | shared))
+    return base
+
+
+def ours(sim: Any, tokens: list[int], trained: int, start: int) -> float:
+    """Log-likelihood of ``tokens[start:]``; those that are trained on before the update."""
+    ids = torch.tensor([tokens[:-1]])
+    with torch.no_grad():
+        out = sim(ids, train_mask=torch.arange(ids.shape[1])[None] < trained, return_before=True)
+    before, after = out.logits_before[0].log_softmax(-1), out.logits[0].log_softmax(-1)
+    picked = [(before if at < trained else after)[at - 1, tokens[at]] for at in range(start, len(tokens))]
+    return float(torch.stack(picked).sum())
+
+
+def check(lm: TintLM, results: dict[str, Any], samples: list[dict[str, Any]]) -> None:
+    """The harness's figures are ours to the last digit: every logged log-likelihood, accuracy, perplexity."""
+    right, total, words = 0, 0.0, 0
+    for sample in samples:
+        document, logged = sample["doc"], [float(answer[0]) for answer in sample["filtered_resps"]]
+        context = lm.tok_encode(document["text"])
+        choices = [context + lm.tok_encode(choice) for choice in document["choices"]]
+        wanted = [ours(lm.sim, tokens, len(context), len(context)) for tokens in choices]
+        assert logged == wanted
+        right += (wanted[0] < wanted[1]) == bool(document["right"])
+        tokens = [lm.prefix_token_id, *context]
+        total, words = total + ours(lm.sim, tokens, (len(tokens) - 1) // 2, 1), words + len(document["text"].split())
+    assert len(samples) == 4 and results["local_choice"]["acc,none"] == right / 4
+    assert results["local_rolling"]["word_perplexity,none"] == pytest.approx(math.exp(-total / words), rel=1e-12)
+
+
+def test_a_local_task_gives_our_numbers(folder: Path, tasks: Path, offline: None) -> None:
+    """Through the harness itself, which takes a simulator that is loaded."""
+    manager, lm = TaskManager(include_path=str(tasks), include_defaults=False), TintLM(tintc.load(folder))
+    names: Any = ["local_choice", "local_rolling"]
+    found: Any = simple_evaluate(lm, tasks=names, task_manager=manager, bootstrap_iters=0)
+    check(lm, found["results"], found["samples"]["local_choice"])
+
+
+@pytest.mark.slow
+def test_the_command_gives_our_numbers(
+    folder: Path,
+    tasks: Path,
+    tmp_path: Path,
+    offline: None,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    """Through `tintc lm-eval`, which also reads the harness's own tasks (half a minute)."""
+    command: Command = make_command(monkeypatch, capfd)
+    arguments = ("--model", "tint", "--model_args", f"pretrained={folder},train_fraction=0.5", "--include_path", tasks)
+    wanted = ("--tasks", "local_choice,local_rolling", "--output_path", tmp_path / "out", "--log_samples")
+    found = command("lm-eval", *arguments, *wanted, "--device", "cpu")
+    assert found.code == 0 and "local_choice" in found.out, found.err
+    (results,), (samples,) = ([*(tmp_path / "out").rglob(name)] for name in ("results*", "samples_local_choice*"))
+    lines = samples.read_text().splitlines()
+    check(TintLM(str(folder)), json.loads(results.read_text())["results"], [json.loads(line) for line in lines])
+
+
+def requests(kind: str, *arguments: tuple[Any, ...]) -> list[Instance]:
+    return [Instance(kind, {}, one, index) for index, one in enumerate(arguments)]  # pyright: ignore[reportArgumentType]
+
+
+def test_batches_of_unequal_texts(folder: Path) -> None:
+    """Batches give what single texts give, to 1e-5; answers come in the order of the requests."""
+    asked = [("the cat", " sat on"), (STORY[:40], " a"), (STORY[:40], " the"), ("", "the cat"), ("dog", " ran saw on")]
+    one, many = TintLM(folder), TintLM(folder, batch_size=3)
+    found = one.loglikelihood(requests("loglikelihood", *asked), disable_tqdm=True)
+    together = many.loglikelihood(requests("loglikelihood", *asked), disable_tqdm=True)
+    assert [answer[0] for answer in together] == pytest.approx([answer[0] for answer in found], rel=1e-5)
+    assert [answer[1] for answer in together] == [answer[1] for answer in found]
+    for (context, continuation), answer in zip(asked, found, strict=True):
+        tokens = one.tok_encode(context) if context else [one.prefix_token_id]
+        whole = tokens + one.tok_encode(continuation)
+        assert answer[0] == pytest.approx(ours(one.sim, whole, len(tokens), len(tokens)), rel=1e-6)
+
+
+def test_the_update_is_what_the_context_gives(folder: Path) -> None:
+    """A context of one token trains nothing; a longer one does; a rate of zero is the auxiliary."""
+    asked = requests("loglikelihood", ("cat", " sat on"), ("cat dog ran", " sat on"))
+    plain, trained = TintLM(folder, inner_lr=0), TintLM(folder)
+    still, moved = (lm.loglikelihood(asked, disable_tqdm=True) for lm in (plain, trained))
+    assert still[0][0] == pytest.approx(moved[0][0], rel=1e-6)
+    assert still[1][0] != pytest.approx(moved[1][0], rel=1e-6)
+
+
+def test_long_texts(folder: Path) -> None:
+    """Contexts are cut on the left; rolling windows score every token once; a continuation must fit."""
+    lm = TintLM(folder, max_length=12, train_fraction=0.25)
+    tokens = lm.tok_encode(STORY)
+    assert len(tokens) == 40
+    context, continuation = " ".join(STORY.split()[:30]), " " + " ".join(STORY.split()[30:33])
+    (found,) = lm.loglikelihood(requests("loglikelihood", (context, continuation)), disable_tqdm=True)
+    assert found[0] == pytest.approx(ours(lm.sim, tokens[20:33], 10, 10), rel=1e-6)
+    windows = [*lm._windows(STORY)]
+    assert sum(len(window.tokens) - window.start for window in windows) == 40
+    assert [window.trained for window in windows] == [3, 3, 3, 3]
+    (total,) = lm.loglikelihood_rolling(requests("loglikelihood_rolling", (STORY,)), disable_tqdm=True)
+    assert total == pytest.approx(sum(ours(lm.sim, list(w.tokens), w.trained, w.start) for w in windows), rel=1e-6)
+    with pytest.raises(InputError, match="A continuation has 40 tokens"):
+        lm.loglikelihood(requests("loglikelihood", ("cat", " " + STORY)), disable_tqdm=True)
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"train_fraction": 1}, "less than 1"),
+        ({"train_fraction": "half"}, "less than 1"),
+        ({"batch_size": 0}, "at least 1"),
+        ({"learning_rate": 1}, "'learning_rate' is unknown to tint"),
+        ({"pretrained": None}, "pretrained=OUT"),
+    ],
+)
+def test_options_out_of_range(folder: Path, options: dict[str, Any], says: str) -> None:
+    with pytest.raises(OptionError, match=says):
+        TintLM(**({"pretrained": folder} | options))
+
+
+def test_without_the_harness(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setitem(sys.modules, "lm_eval.__main__", None)
+    found = make_command(monkeypatch, capfd)("lm-eval", "--model", "tint")
+    assert found.code == 2 and "pip install 'tintc[eval]'" in found.err and len(found.err.splitlines()) == 1

@@ -1,0 +1,56 @@
+"""The processes that evaluate together: those that `accelerate launch`, `torchrun` or MPI has started."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TypeVar
+
+import torch
+from accelerate import PartialState
+from accelerate.utils import get_int_from_env
+
+SIZES = ["WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE"]
+"""Where launchers say how many processes there are."""
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Processes:
+    """Which of how many this is, and the device that it computes on (None: the one that was asked for)."""
+
+    index: int = 0
+    count: int = 1
+    device: str | None = None
+
+    @property
+    def main(self) -> bool:
+        """Whether this one prints."""
+        return self.index == 0
+
+    def share(self, items: int) -> range:
+        """The items that are this process's: every `count`-th."""
+        return range(self.index, items, self.count)
+
+    def gathered(self, own: Iterable[T]) -> list[T]:
+        """What all of them found, in the order of the items that they share: `own` is what this one found for its
+        share, in order. Every process must call it, and gets the same."""
+        parts: list[list[T]] = [[*own]]
+        if self.count > 1:
+            (mine,), parts = parts, [[] for _ in range(self.count)]
+            torch.distributed.all_gather_object(parts, mine)
+        return [part[at] for at in range(len(parts[0])) for part in parts if at < len(part)]
+
+
+@contextmanager
+def processes(device: str) -> Iterator[Processes]:
+    """Joined with the others that a launcher has started; alone if none has."""
+    if get_int_from_env(SIZES, 1) <= 1:
+        yield Processes()
+        return
+    state = PartialState(cpu=device == "cpu")
+    try:
+        yield Processes(state.process_index, state.num_processes, str(state.device))
+    finally:
+        state.destroy_process_group()
