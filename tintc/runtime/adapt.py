@@ -14,7 +14,7 @@ from tintc.ir.inputs import Inputs, matching, resolve_inputs
 from tintc.ir.simulator.fused_base import FusedWeights
 from tintc.runtime.cache import TintCache
 from tintc.runtime.fused.batches import run_together
-from tintc.runtime.fused.continuation import ContinuedRun, base_weights
+from tintc.runtime.fused.continuation import ContinuedRun, base_weights, remembered
 from tintc.runtime.literal.machine import Machine
 from tintc.runtime.literal.matrices import matrices
 from tintc.runtime.state import AdaptedState
@@ -73,7 +73,7 @@ def prefill(model: TintForCausalLM, inputs: Inputs, inner_lr: Tensor | None, kee
     each, rate = inputs.each(count), inner_lr if inner_lr is None else inner_lr[::count]
     plan = model.continuation
     outputs = {f"updated.{value.name}": value for value in plan.updated}
-    outputs |= {f"kept.{value.name}": value for op in plan.mixing for value in op.remembers()}
+    outputs |= {f"kept.{value.name}": value for op in plan.mixing for value in remembered(op)}
     outputs |= {f"last.{value.name}": value for value in plan.tail.operands}
     found = run_together(model, replace(model.program, outputs=outputs), each, rate)
     values = {value: found[label] for label, value in outputs.items()}
@@ -81,7 +81,7 @@ def prefill(model: TintForCausalLM, inputs: Inputs, inner_lr: Tensor | None, kee
     cache = TintCache(len(plan.mixing), state.settled() if not torch.is_grad_enabled() else state)
     run = ContinuedRun(model, each, each.position_ids)
     for place, op in enumerate(plan.mixing):
-        cache.update(*op.remember(run, *(values[value] for value in op.remembers())), place)
+        cache.update(*op.remember(run, *(values[value] for value in remembered(op))), place)
     (x,) = (values[value] for value in plan.tail.operands)
     logits = run.tail(x[:, -keep:])
     cache.extend(each.position_ids, None if inputs.plain else each.allowed.diagonal(dim1=1, dim2=2))

@@ -41,7 +41,7 @@ class AttentionBackward(AttentionOp):
 
     def fused(self, run: FusedRun, *operands: Tensor) -> Tensor:
         dy, q, k = operands
-        heads, group, length = split_heads(dy, self.n_heads), self.n_heads // self.n_kv_heads, q.shape[1]
+        heads, group, length = split_heads(dy, self.n_heads), self.n_heads // self.n_kv_heads, k.shape[1]
         dv = None
         for rows, stop, weights in self.weights_by_rows(run, *self.rotated(run, q, k)):
             part = weights.transpose(-1, -2) @ heads[:, :, rows]
@@ -49,6 +49,12 @@ class AttentionBackward(AttentionOp):
             dv = part if dv is None else dv + part
         assert dv is not None
         return merge_heads(dv if group == 1 else dv.unflatten(1, (self.n_kv_heads, -1)).sum(2))
+
+    def remembers(self) -> tuple[int, ...]:
+        return (2,)
+
+    def adds_up(self) -> bool:
+        return True
 
     def multiply_adds(self, counts: FusedCounts, *operands: Value) -> int:
         """Blocks of `ROWS` queries see every key up to the block's last."""

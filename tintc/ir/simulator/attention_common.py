@@ -77,7 +77,7 @@ class AttentionOp(SimOp):
             scores = (queries[:, :, rows] * self.scale) @ keys[:, :, :stop].transpose(-1, -2)
             scores = soft_capped(scores, self.soft_cap)
             if self.slopes:
-                scores = scores + run.alibi(self.slopes, scores, rows)
+                scores = scores + run.alibi(self.slopes, scores, slice(before + start, stop))
             if mask is None:
                 scores[..., before + start :].add_(run.later(rows.stop - start))
                 yield rows, stop, self.beside_sinks(run, scores).softmax(-1)[..., :stop]
@@ -93,14 +93,15 @@ class AttentionOp(SimOp):
         return torch.cat((scores, sinks), -1)
 
     def rotated(self, run: FusedRun, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
-        """Query heads ``[B, n_heads, n, d]`` and key heads ``[B, n_kv_heads, n, d]`` at their positions."""
-        return self.queries(run, q), self.keys(run, k)
+        """Query heads ``[B, n_heads, n, d]`` and key heads ``[B, n_kv_heads, m, d]`` at their positions; the
+        queries are those of the last n of m tokens."""
+        return self.queries(run, q, k.shape[1] - q.shape[1]), self.keys(run, k)
 
-    def queries(self, run: FusedRun, q: Tensor) -> Tensor:
-        queries = run.turn(split_heads(q, self.n_heads), self.inv_freq, self.rotary_style)
+    def queries(self, run: FusedRun, q: Tensor, start: int = 0) -> Tensor:
+        queries = run.turn(split_heads(q, self.n_heads), self.inv_freq, self.rotary_style, start)
         queries = queries * run.rotary(self.gain).to(queries.dtype) if self.gain else queries
         if self.query_scale:
-            scales = run.rotary(self.query_scale)[run.inputs.position_ids[:, : q.shape[1]]]
+            scales = run.rotary(self.query_scale)[run.inputs.position_ids[:, start : start + q.shape[1]]]
             queries = queries * scales.to(queries.dtype)[:, None, :, None]
         return queries
 

@@ -45,7 +45,7 @@ class AttentionForward(AttentionOp):
         return self.attend(run, *self.rotated(run, q, k), split_heads(v, self.n_kv_heads))
 
     def attend(self, run: FusedRun, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-        """``y [B, n, n_heads * d]`` of the last n tokens, from their query heads and the key and value heads of all."""
+        """``y [B, n, n_heads * d]`` of the last n tokens, from their query heads and all tokens' keys and values."""
         grouped, count, length = self.n_kv_heads != self.n_heads, queries.shape[2], keys.shape[2]
         if self.soft_cap or self.slopes or self.sinks:
             values = values.repeat_interleave(self.n_heads // self.n_kv_heads, 1) if grouped else values
@@ -53,13 +53,15 @@ class AttentionForward(AttentionOp):
             return merge_heads(torch.cat([weights @ values[:, :, :stop] for _, stop, weights in blocks], 2))
         mask = run.allowed(count, length, self.window)
         causal = mask is None and count == length
+        if mask is None and 1 < count < length:
+            mask = F.pad(run.later(count), (length - count, 0))
         y = F.scaled_dot_product_attention(
             queries, keys, values, mask, is_causal=causal, scale=self.scale, enable_gqa=grouped
         )
         return merge_heads(y)
 
-    def remembers(self) -> tuple[Value, ...]:
-        return self.operands[1:]
+    def remembers(self) -> tuple[int, ...]:
+        return 1, 2
 
     def remember(self, run: FusedRun, *operands: Tensor) -> tuple[Tensor, Tensor]:
         """Key heads at their positions, and value heads."""

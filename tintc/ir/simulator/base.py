@@ -195,9 +195,14 @@ class SimOp(Op):
         """The same by the module's algebra: token values are ``[B, n, width]``, weights are `FusedWeights`."""
         raise NotImplementedError(self.opname)
 
-    def remembers(self) -> tuple[Value, ...]:
-        """The operands that the results at later tokens depend on; none where a token's result is its own alone."""
+    def remembers(self) -> tuple[int, ...]:
+        """Which operands the results at later tokens depend on; none where a token's result is its own alone."""
         return ()
+
+    def adds_up(self) -> bool:
+        """Whether the fused form on some of the tokens (with what it `remembers` of all before) gives terms of the
+        results at these and earlier tokens, to be added to those of the other tokens."""
+        return False
 
     def remember(self, run: FusedRun, *operands: Tensor) -> tuple[Tensor, Tensor]:
         """What is kept of these tokens for later ones, from the operands of `remembers`: ``[B, heads, n, d]`` each."""

@@ -37,4 +37,4 @@ class Embedding(SimOp):
         return [run.look_up(self.table, self.rows(run.inputs))]
 
     def fused(self, run: FusedRun, *operands: Tensor) -> Tensor:
-        return F.embedding(self.rows(run.inputs)[:, : run.length(self)], run.table(self.table))
+        return F.embedding(self.rows(run.inputs)[:, run.here(self)], run.table(self.table))

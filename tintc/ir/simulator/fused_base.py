@@ -69,8 +69,8 @@ class FusedRun(Protocol):
         """Learning rate: a number if all examples share it and nobody asks for its gradient, else ``[]`` or ``[B]``."""
         ...
 
-    def length(self, op: SimOp) -> int:
-        """How many leading positions of the text the plan keeps for this op's results."""
+    def here(self, op: SimOp) -> slice:
+        """The positions of the text at which this run computes the op's results."""
         ...
 
     def lazy(self, op: SimOp) -> bool:
@@ -91,8 +91,9 @@ class FusedRun(Protocol):
         alone."""
         ...
 
-    def turn(self, heads: Tensor, inv_freq: str, style: str) -> Tensor:
-        """Heads ``[B, H, n, d]`` rotated by their positions; the heads themselves if `inv_freq` is empty."""
+    def turn(self, heads: Tensor, inv_freq: str, style: str, start: int = 0) -> Tensor:
+        """Heads ``[B, H, n, d]`` of the tokens from `start` on, rotated by their positions; the heads themselves if
+        `inv_freq` is empty."""
         ...
 
     def rotary(self, name: str) -> Tensor:
@@ -105,7 +106,8 @@ class FusedRun(Protocol):
         ...
 
     def alibi(self, slopes: tuple[float, ...], scores: Tensor, rows: slice) -> Tensor:
-        """What ALiBi adds to the scores ``[B, H, n, m]`` of these queries with the first m keys, of their shape."""
+        """What ALiBi adds to the scores ``[B, H, n, m]`` of the queries at `rows` with the first m keys, of their
+        shape."""
         ...
 
     def later(self, count: int) -> Tensor:

@@ -87,8 +87,8 @@ class LossGradient(HeadOp):
     def fused(self, run: FusedRun, *operands: Tensor) -> Tensor:
         """By `CHUNK` positions of the batch at a time, and only the positions that count."""
         (x,) = operands
-        length = x.shape[1]
-        counts, targets = run.inputs.counted(self.step)[:, :length], run.inputs.next_ids[:, :length]
+        here = run.here(self)
+        counts, targets = run.inputs.counted(self.step)[:, here], run.inputs.next_ids[:, here]
         chosen = counts.flatten().nonzero()[:, 0]
         head, bias = run.table(self.head), run.table(self.bias) if self.bias else None
         rows, ids = x.flatten(0, 1)[chosen], targets.flatten()[chosen]

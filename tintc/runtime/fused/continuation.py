@@ -74,8 +74,9 @@ class Continuation:
         for op in self.ops:
             gone = tuple(value for value in last[op] if not _is_weights(value))
             weighted = any(_is_weights(value) for value in op.operands)
-            found.append(Step(op, op.operands, op.result, op.remembers(), place, weighted, gone))
-            place += bool(op.remembers())
+            kept = remembered(op)
+            found.append(Step(op, op.operands, op.result, kept, place, weighted, gone))
+            place += bool(kept)
         return tuple(found)
 
     @cached_property
@@ -84,6 +85,11 @@ class Continuation:
         return frozenset(
             (step.op, value) for step in self.steps for value in step.last if step.operands.count(value) == 1
         )
+
+
+def remembered(op: SimOp) -> tuple[Value, ...]:
+    """The operands that the results at later tokens depend on."""
+    return tuple(op.operands[place] for place in op.remembers())
 
 
 def continuation_of(program: Program) -> Continuation:
@@ -195,8 +201,8 @@ class ContinuedRun:
     def rate(self, name: str, step: int) -> Tensor | float:
         raise AssertionError("nothing descends after the last step")
 
-    def length(self, op: SimOp) -> int:
-        return self.inputs.shape[1]
+    def here(self, op: SimOp) -> slice:
+        return slice(0, self.inputs.shape[1])
 
     def lazy(self, op: SimOp) -> bool:
         return False
@@ -214,8 +220,8 @@ class ContinuedRun:
     def shared(self, op: SimOp, x: Tensor) -> Tensor | None:
         return None
 
-    def turn(self, heads: Tensor, inv_freq: str, style: str) -> Tensor:
-        return self._turns.turn(heads, inv_freq, style)
+    def turn(self, heads: Tensor, inv_freq: str, style: str, start: int = 0) -> Tensor:
+        return self._turns.turn(heads, inv_freq, style, start)
 
     def rotary(self, name: str) -> Tensor:
         return self.model.rotary_table(name)
@@ -234,7 +240,7 @@ class ContinuedRun:
         return self._masks[key]
 
     def alibi(self, slopes: tuple[float, ...], scores: Tensor, rows: slice) -> Tensor:
-        return alibi(slopes, self.inputs.position_ids[:, rows], self.positions[:, : scores.shape[-1]], scores)
+        return alibi(slopes, self.positions[:, rows], self.positions[:, : scores.shape[-1]], scores)
 
     def later(self, count: int) -> Tensor:
         full = torch.full((count, count), -math.inf, dtype=self.model.dtype, device=self.positions.device)

@@ -30,7 +30,7 @@ class FusedExecutor:
     def __init__(self, model: TintForCausalLM, inputs: Inputs, plan: Plan, inner_lr: Tensor | None):
         self.model, self.inputs, self.plan, self.inner_lr = model, inputs, plan, inner_lr
         self.recorded = torch.is_grad_enabled()
-        self._scores: dict[Value, dict[tuple[Value, int, int], Tensor]] = {}
+        self._scores: dict[Value, dict[tuple[Value, int, int, int], Tensor]] = {}
         self._parts: dict[SimOp, Tensor] = {}
         self._turns = Turns(model, inputs.position_ids)
         self._masks: dict[tuple[int, int], Tensor] = {}
@@ -77,8 +77,8 @@ class FusedExecutor:
         stacked = torch.stack([self.model.rate(name).detach() for name in names])
         return dict(zip(names, stacked.tolist(), strict=True))
 
-    def length(self, op: SimOp) -> int:
-        return self.plan.lengths[op]
+    def here(self, op: SimOp) -> slice:
+        return slice(0, self.plan.lengths[op])
 
     def lazy(self, op: SimOp) -> bool:
         return op in self.plan.lazy
@@ -88,7 +88,7 @@ class FusedExecutor:
 
     def scores(self, x: Tensor, source: Value, pending: Pending) -> Tensor:
         known = self._scores.setdefault(self.plan.resolve(source), {})
-        key = (pending.source, x.shape[1], pending.x.shape[1])
+        key = (pending.source, x.data_ptr(), x.shape[1], pending.x.shape[1])
         if key not in known:
             known[key] = x @ pending.x.transpose(1, 2)
         return known[key]
@@ -105,8 +105,8 @@ class FusedExecutor:
             self._parts.update(zip(ops, parts, strict=True))
         return self._parts.pop(op)
 
-    def turn(self, heads: Tensor, inv_freq: str, style: str) -> Tensor:
-        return self._turns.turn(heads, inv_freq, style)
+    def turn(self, heads: Tensor, inv_freq: str, style: str, start: int = 0) -> Tensor:
+        return self._turns.turn(heads, inv_freq, style, start)
 
     def rotary(self, name: str) -> Tensor:
         return self.model.rotary_table(name)
@@ -118,7 +118,7 @@ class FusedExecutor:
         if (keys, window) not in self._masks:
             seen = self.inputs.allowed[:, :keys, :keys] & causal_mask(keys, self.inputs.allowed.device, window)
             self._masks[keys, window] = seen[:, None]
-        return self._masks[keys, window]
+        return self._masks[keys, window][:, :, keys - queries :]
 
     def alibi(self, slopes: tuple[float, ...], scores: Tensor, rows: slice) -> Tensor:
         positions = self.inputs.position_ids

@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Hashable, Iterable
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from tintc.errors import OptionError
 from tintc.ir.core import Program, Value
@@ -23,6 +23,9 @@ from tintc.ir.liveness import last_reads
 from tintc.ir.simulator import SimOp
 from tintc.ir.simulator.fused_counts import FusedCounts
 from tintc.runtime.fused.threads import SMALL
+
+if TYPE_CHECKING:
+    from tintc.runtime.fused.schedule import Schedule
 
 UPDATES = ("auto", "lazy", "materialised")
 WRITE_COST = 24
@@ -83,7 +86,7 @@ class Plan:
     """ops in order; lengths: positions kept of each op's results; last: values no op after this one reads; alias: what
     a dropped descent's result stands for; lazy: descents left pending; known: one more operand of some ops
     (`SimOp.reuses`); joined: products that share an input; outputs: the wanted values by name; peaks: bytes at the
-    peak, by size of numbers and whether autograd records the run."""
+    peak, by size of numbers and whether autograd records the run; schedule: of a run's parts, once there was one."""
 
     sizes: Sizes
     ops: list[SimOp]
@@ -95,6 +98,7 @@ class Plan:
     joined: dict[SimOp, Joined] = field(default_factory=dict)
     outputs: dict[str, Value] = field(default_factory=dict)
     peaks: dict[tuple[int, bool], int] = field(default_factory=dict)
+    schedule: Schedule | None = None
 
     def operands(self, op: SimOp) -> tuple[Value, ...]:
         """What an op reads: its operands, and what is known of its result."""
@@ -113,6 +117,17 @@ class Plan:
             small = not op.multiply_adds(counts, *operands) and self._entries(op, operands, read) <= SMALL
             found.append(Step(op, operands, read, self.last[op], small))
         return found
+
+    @cached_property
+    def density(self) -> float:
+        """Multiply-adds for each number that ops without products read or write."""
+        counts, products, entries = self.counts(), 0, 0
+        for step in self.steps:
+            count = step.op.multiply_adds(counts, *step.operands)
+            values = (*step.operands, *step.op.results)
+            products += count
+            entries += 0 if count else step.read * sum(v.type.width for v in values if v.type.kind == "tokens")
+        return products / max(entries, 1)
 
     def _entries(self, op: SimOp, operands: tuple[Value, ...], read: int) -> int:
         """The largest token value that an op reads or writes, in numbers."""

@@ -18,11 +18,12 @@ class Turns:
         self.model, self.position_ids = model, position_ids
         self._known: dict[str, tuple[Tensor, Tensor]] = {}
 
-    def turn(self, heads: Tensor, inv_freq: str, style: str) -> Tensor:
-        """Heads ``[B, H, n, d]`` at the first n positions; the heads themselves if `inv_freq` is empty."""
+    def turn(self, heads: Tensor, inv_freq: str, style: str, start: int = 0) -> Tensor:
+        """Heads ``[B, H, n, d]`` at n positions from `start` on; the heads themselves if `inv_freq` is empty."""
         if not inv_freq:
             return heads
-        cos, sin = (table[:, :, : heads.shape[2]].to(heads.dtype) for table in self._tables(inv_freq, style))
+        here = slice(start, start + heads.shape[2])
+        cos, sin = (table[:, :, here].to(heads.dtype) for table in self._tables(inv_freq, style))
         n = cos.shape[-1]
         turned = heads[..., :n]
         if style == "half":
