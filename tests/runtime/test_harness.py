@@ -161,6 +161,20 @@ def test_long_texts(folder: Path) -> None:
         lm.loglikelihood(requests("loglikelihood", ("cat", " " + STORY)), disable_tqdm=True)
 
 
+def test_generation(folder: Path) -> None:
+    """Greedy, trained on the whole context, cut before the first string that stops it."""
+    lm, context = TintLM(folder), "the cat sat on a mat and then"
+    ids = torch.tensor([lm.tok_encode(context)])
+    found = lm.sim.generate(ids, train_mask=torch.ones_like(ids), max_new_tokens=6)[0, ids.shape[1] :]
+    words = lm.tokenizer.decode(found).split()
+    asked = [(context, {"until": [], "max_gen_toks": 6}), (context, {"until": [words[3]], "max_gen_toks": 6})]
+    whole, cut = lm.generate_until(requests("generate_until", *asked), disable_tqdm=True)
+    assert whole.split() == words and len(words) == 6
+    assert cut.split() == words[: words.index(words[3])]
+    with pytest.raises(InputError, match="23 new tokens leave no room"):
+        lm.generate_until(requests("generate_until", (context, {"max_gen_toks": 23})), disable_tqdm=True)
+
+
 @pytest.mark.parametrize(
     ("options", "says"),
     [

@@ -16,6 +16,8 @@ from lm_eval import utils
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import TemplateLM
 from lm_eval.api.registry import register_model
+from lm_eval.models.utils import handle_stop_sequences, normalize_gen_kwargs, postprocess_generated_text
+from lm_eval.models.utils_hf import stop_sequences_criteria
 from torch import Tensor
 from tqdm import tqdm
 
@@ -25,6 +27,8 @@ from tintc.runtime.artefact import load
 from tintc.runtime.model import TintForCausalLM
 
 logger = logging.getLogger("tintc")
+NEW_TOKENS = 256
+"""Of a task that does not say how many; lm_eval's own."""
 
 
 class Scored(NamedTuple):
@@ -52,6 +56,7 @@ class TintLM(TemplateLM):
     - `loglikelihood_rolling` scores every token of a text once, in windows as lm_eval cuts them: the first
       `train_fraction` of a window's input, which is what is trained on, before the update, and the rest after it. So
       no token is scored by weights that have seen it, and perplexities compare with those of other models.
+    - `generate_until` trains on the whole context, as far as it fits, and goes on with the updated weights.
     """
 
     def __init__(
@@ -117,7 +122,7 @@ class TintLM(TemplateLM):
         )
 
     def _loglikelihood_tokens(
-        self, requests: list[tuple[tuple[str, str], list[int], list[int]]], disable_tqdm: bool = False, **_: Any
+        self, requests: list[tuple[tuple[str, str], list[int], list[int]]], disable_tqdm: bool = False, **others: Any
     ) -> list[tuple[float, bool]]:
         texts = [self._text(context, continuation) for _, context, continuation in requests]
         found = self._score(texts, disable_tqdm)
@@ -153,7 +158,32 @@ class TintLM(TemplateLM):
             yield Scored(tokens, int(self.train_fraction * len(given)), len(tokens) - len(predicted))
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
-        raise OptionError("Tasks that generate text are not supported; choose tasks that score log-likelihoods.")
+        written: list[str] = []
+        for request in tqdm(requests, disable=disable_tqdm, desc="Running generate_until requests"):
+            written.append(self._written(*request.args))
+            self.cache_hook.add_partial("generate_until", request.args, written[-1])
+        return written
+
+    def _written(self, context: str, given: dict[str, Any]) -> str:
+        """What follows a context, after training on all of it that fits; up to the first of the strings that stop."""
+        options: dict[str, Any] = {**normalize_gen_kwargs(given, NEW_TOKENS)}
+        count, end = options.pop("max_gen_toks"), self.tokenizer.eos_token
+        until = handle_stop_sequences(options.pop("until", None), eos=end)
+        if not options["do_sample"]:
+            options = {name: value for name, value in options.items() if name not in ("temperature", "top_p", "top_k")}
+        if count > self.max_length - 2:
+            raise InputError(
+                f"{count} new tokens leave no room for a context; this simulator was compiled for at most "
+                f"{self.max_length}. Pass --gen_kwargs max_gen_toks=N, or compile with a larger max length."
+            )
+        ids = torch.tensor([self.tok_encode(context)[-(self.max_length - count) :]], device=self.sim.device)
+        mask = torch.ones_like(ids)
+        how = {"train_mask": mask, "attention_mask": mask, "inner_lr": self.inner_lr, "max_new_tokens": count}
+        stop = stop_sequences_criteria(self.tokenizer, until, ids.shape[1], 1)
+        ends = {"stopping_criteria": stop, "pad_token_id": self.tokenizer.eos_token_id}
+        found = self.sim.generate(ids, **how, **ends, **options)
+        text = self.tokenizer.decode(found[0, ids.shape[1] :], skip_special_tokens=True)
+        return postprocess_generated_text(text, until, None)
 
     def _score(self, texts: Sequence[Scored], quiet: bool) -> list[tuple[float, bool]]:
         """Log-likelihood of the scored part of every text, and whether it is what greedy decoding gives.
