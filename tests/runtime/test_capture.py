@@ -5,6 +5,7 @@ fp64, 1e-9 of a value's size, unless a test says otherwise.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -219,3 +220,9 @@ def test_what_cannot_be_edited_is_refused() -> None:
     ):
         run(sim, IDS)
     assert not sim.edits and point_of(sim.program, "logits").value is sim.program.outputs["logits"]
+
+
+def test_names_are_pinned(golden: Callable[[str, str], None]) -> None:
+    """docs/modules.md names them; whoever captures builds on them."""
+    sim = simulator(*gpt_like(layers=1), max_length=12, n_steps=1)
+    golden("points_gpt", "".join(f"{p.name} {list(p.shape)}: {p.what}\n" for p in sim.capture_points()))

@@ -20,6 +20,7 @@ from transformers import PretrainedConfig
 
 from tintc.errors import InputError, OptionError
 from tintc.ir.core import Program, Value
+from tintc.lowering.head_roles import Roles
 from tintc.lowering.points import Point, points_of, select
 
 Edit = Callable[[Tensor], Tensor]
@@ -42,6 +43,10 @@ class Observed:
     def capture_points(self) -> list[Point]:
         """Every capture point: its name, its shape (``B`` examples, ``T`` tokens) and what it is."""
         return list(points_of(self.program).values())
+
+    def roles(self) -> Roles:
+        """What every head and gate is there for: rows of `tintc.lowering.head_roles.Role`, ``to_json()``."""
+        return Roles(self.program)
 
     @contextmanager
     def capture(self, *patterns: str) -> Iterator[Seen]:

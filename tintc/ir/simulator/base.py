@@ -57,8 +57,8 @@ Shape = tuple[int | str, ...]
 
 @dataclass(frozen=True)
 class Applied:
-    """One application of a block in literal execution. new ``[B, T_sim, D_sim]``: what it gave, before rate and gate;
-    scores ``[B, H, T_sim, T_sim]``: of its attention."""
+    """One application of a block in literal execution. new ``[B, T_sim, D_sim]``: what its gate lets pass of what it
+    gave, before the rate; scores ``[B, H, T_sim, T_sim]``: of its attention."""
 
     new: Tensor
     rate: Tensor | None

@@ -22,6 +22,7 @@ from tintc.ir.simulator import SimOp
 from tintc.ir.simulator.base import Applied, PrefixTiles, Tile, Tiles
 from tintc.lowering.points import point_of, shown_by
 from tintc.runtime.literal.attention import TintAttention
+from tintc.runtime.literal.blocks import PositionGate
 
 if TYPE_CHECKING:
     from tintc.runtime.model import TintForCausalLM
@@ -49,7 +50,8 @@ class SimModule(nn.Module):
         else:
             new = module(e)
         if machine.applied is not None:
-            machine.applied.append(Applied(new, rate, scores[0] if scores else None))
+            given = gate.taken(new, machine.positions) if isinstance(gate, PositionGate) else new
+            machine.applied.append(Applied(given, rate, scores[0] if scores else None))
         if rate is not None:
             new = new * rate.to(new.dtype).reshape(-1, 1, 1)
         return new if gate is None else gate(e, new, machine.positions)
