@@ -226,3 +226,12 @@ def test_names_are_pinned(golden: Callable[[str, str], None]) -> None:
     """docs/modules.md names them; whoever captures builds on them."""
     sim = simulator(*gpt_like(layers=1), max_length=12, n_steps=1)
     golden("points_gpt", "".join(f"{p.name} {list(p.shape)}: {p.what}\n" for p in sim.capture_points()))
+
+
+def test_points_are_of_whole_passes() -> None:
+    """With a cache there are no whole values, which is said; a capture beside it does not get less in silence."""
+    sim = compiled("gpt2")
+    with sim.capture("final"), pytest.raises(OptionError, match="use_cache=False"):
+        run(sim, IDS, use_cache=True)
+    with pytest.raises(OptionError, match="whole passes"):
+        run(sim, IDS, use_cache=True, output_attentions=True)

@@ -85,7 +85,7 @@ class AttentionForward(AttentionOp):
         """The probabilities, which the fused form itself never has in one piece."""
         q, k, _ = operands
         found = q.new_zeros(q.shape[0], self.n_heads, q.shape[1], q.shape[1])
-        for rows, stop, weights in self.weights_by_rows(run, q, k):
+        for rows, stop, weights in self.weights_by_rows(run, *self.rotated(run, q, k)):
             found[:, :, rows, :stop] = weights
         return found
 
