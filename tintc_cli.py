@@ -143,12 +143,15 @@ def inspect(
     path: Annotated[str, typer.Argument(metavar="OUT|MODEL", help="A compiled simulator, or a model to look into.")],
     ir: Annotated[Literal["aux", "sim"] | None, typer.Option(help="Print this program.")] = None,
     params: Annotated[bool, typer.Option("--params", help="Count the parameters.")] = False,
+    roles: Annotated[
+        str | None, typer.Option(metavar="PATTERN", help="Show what the heads of these modules or parameters do.")
+    ] = None,
     json: Json = False,
 ) -> None:
     """Show a simulator's options and sizes, its program or its parameter counts; of a MODEL, what it would become."""
     from tintc.cli.inspect import inspect_path
 
-    inspect_path(path, ir, params, json)
+    inspect_path(path, ir, params, roles, json)
 
 
 @app.command()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import subprocess
 import sys
@@ -121,6 +122,23 @@ def test_params_for_people(command: Command, compiled: Path) -> None:
     found = command("inspect", compiled, "--params", "--json").json["parameters"]
     assert total[1:] == [f"{found[count]:,}" for count in ("table", "unrolled", "unique")]
     assert ["OPT-2.7b", "7.4", "/", "7.39"] in [line[:4] for line in shown]
+
+
+def test_roles_are_shown_and_stored(command: Command, compiled: Path) -> None:
+    """Of the modules or parameters that match; the artefact holds those of all."""
+    found = command("inspect", compiled, "--roles", "descent_0.*mlp.*", "--json").json["roles"]
+    sites = {row["site"] for row in found}
+    assert sites and all(site.startswith("descent_0.") and "mlp" in site for site in sites)
+    weight = next(row["parameter"] for row in found if row["parameter"].endswith("weight"))
+    assert {row["parameter"] for row in command("inspect", compiled, "--roles", weight, "--json").json["roles"]} == {
+        weight
+    }
+    stored = json.loads((compiled / "roles.json").read_text())
+    assert sites <= {module["site"] for module in stored["modules"]}
+    shown = command("inspect", compiled, "--roles", "descent_0.*mlp.*").out
+    assert "result prefixes" in shown and "train tokens" in shown
+    refused = command("inspect", compiled, "--roles", "nothing")
+    assert refused.code == 2 and "matches 'nothing'" in refused.err
 
 
 def test_programs_are_printed(command: Command, compiled: Path, model: Path) -> None:

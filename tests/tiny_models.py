@@ -27,7 +27,8 @@ def opt(
 ) -> PreTrainedModel:
     width = n_heads * head_dim
     sizes = {"num_hidden_layers": n_layers, "num_attention_heads": n_heads, "hidden_size": width, "ffn_dim": d_ff}
-    return build("opt", vocab_size=vocab, max_position_embeddings=32, word_embed_proj_dim=width, **sizes, **options)
+    options = {"word_embed_proj_dim": width} | options
+    return build("opt", vocab_size=vocab, max_position_embeddings=32, **sizes, **options)
 
 
 def llama(

@@ -9,6 +9,7 @@ from typing import Any
 
 from tintc.cli.console import print_json, print_table, silence_libraries, stages
 from tintc.cli.params import print_modules, print_paper
+from tintc.cli.roles import chosen_roles, print_roles
 from tintc.driver import import_auxiliary, lower
 from tintc.errors import OptionError
 from tintc.frontend.load import load_auxiliary
@@ -32,12 +33,14 @@ class Subject:
     simulator: Callable[[], Program]
 
 
-def inspect_path(path: str, ir: str | None, params: bool, as_json: bool) -> None:
+def inspect_path(path: str, ir: str | None, params: bool, roles: str | None, as_json: bool) -> None:
     """Print what was asked for, or a summary if nothing was."""
     silence_libraries()
     with stages():
         subject = read_artefact(path) if holds_simulator(path) else read_model(path)
         shown = parameter_report(subject.simulator()) if params else {}
+        if roles is not None:
+            shown |= {"roles": chosen_roles(subject.simulator(), roles)}
         if ir is not None:
             shown |= {"ir": ir, "program": print_program(_program(path, subject, ir))}
         shown = shown or {"kind": subject.kind, **subject.facts, **summary(subject.simulator())}
@@ -46,6 +49,10 @@ def inspect_path(path: str, ir: str | None, params: bool, as_json: bool) -> None
         return
     text = shown.pop("program", "")
     rows, paper = shown.pop("modules", None), shown.pop("paper", None)
+    if "roles" in shown:
+        print_roles(f"{subject.kind} {path}", shown.pop("roles"))
+        if not shown:
+            return
     if shown.pop("ir", None) is None or shown:
         print_table(f"{subject.kind} {path}", shown)
     if rows is not None and paper is not None:

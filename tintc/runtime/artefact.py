@@ -18,6 +18,8 @@ from transformers import AutoTokenizer
 from transformers.utils.hub import cached_file
 
 from tintc.errors import ArtefactError, OptionError, TintcError
+from tintc.ir.text import parse_program
+from tintc.lowering.head_roles import Roles
 from tintc.runtime.card import model_card
 from tintc.runtime.config import FORMAT_VERSION, TintConfig, check_format
 from tintc.runtime.staging import staged
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
 PROGRAM_FILE = "program.tint"
 AUXILIARY_FILE = "auxiliary.tint"
 CARD_FILE = "README.md"
+ROLES_FILE = "roles.json"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
 
 
@@ -251,7 +254,8 @@ def check_space(folder: Path, needed: int) -> None:
 
 
 def write_texts(folder: Path, config: TintConfig, program: str, tokenizer: Any | None, edited: bool = False) -> None:
-    """What an artefact holds besides configuration and tensors: programs, model card and, if known, the tokenizer.
+    """What an artefact holds besides configuration and tensors: programs, the roles of its heads, model card and, if
+    known, the tokenizer.
 
     edited: whether the structural tensors are not the compiler's own. The program comes last: without it a folder is no
     artefact.
@@ -259,6 +263,7 @@ def write_texts(folder: Path, config: TintConfig, program: str, tokenizer: Any |
     if config.auxiliary is not None:
         (folder / AUXILIARY_FILE).write_text(config.auxiliary, encoding="utf-8")
     (folder / CARD_FILE).write_text(model_card(config, tokenizer is not None, edited), encoding="utf-8")
+    (folder / ROLES_FILE).write_text(Roles(parse_program(program)).to_json(), encoding="utf-8")
     if tokenizer is not None:
         write_tokenizer(tokenizer, folder)
     (folder / PROGRAM_FILE).write_text(program, encoding="utf-8")

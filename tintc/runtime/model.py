@@ -30,6 +30,7 @@ from tintc.runtime.artefact import (
     read_auxiliary,
     read_program,
 )
+from tintc.runtime.capture import Observed, OnDemand
 from tintc.runtime.config import TintConfig
 from tintc.runtime.devices import one_device
 from tintc.runtime.fused.batches import run_fused
@@ -54,15 +55,21 @@ class TintOutput(ModelOutput):
 
     loss: mean next-token cross-entropy of `labels` under `logits`; logits ``[B, T, V]`` after the update;
     logits_before: of the unchanged auxiliary, None unless asked for. past_key_values: the cache, if one is used.
+    hidden_states: after the update, as transformers has them, L + 1 tensors ``[B, T, D]``: embeddings, residual
+    streams, and last what the head reads; attentions: L tensors ``[B, H, T, T]``; both also before the update.
     """
 
     loss: Tensor | None = None
     logits: Tensor | None = None
     logits_before: Tensor | None = None
     past_key_values: Cache | None = None
+    hidden_states: tuple[Tensor, ...] | None = None
+    attentions: tuple[Tensor, ...] | None = None
+    hidden_states_before: tuple[Tensor, ...] | None = None
+    attentions_before: tuple[Tensor, ...] | None = None
 
 
-class TintForCausalLM(SavedModel, TintGenerationMixin):
+class TintForCausalLM(Observed, SavedModel, TintGenerationMixin):
     """A TinT simulator: one forward pass runs, trains and re-runs the auxiliary model on the text it is given.
 
     The tree has ``tables`` (embeddings and head), ``prefixes`` (the auxiliary's weights), ``rates``, ``rotary``,
@@ -87,6 +94,7 @@ class TintForCausalLM(SavedModel, TintGenerationMixin):
         self.update = "auto"
         self.plans: dict[Any, Plan] = {}
         self._build()
+        self._observe()
         self._start()
         self.post_init()
         self.bind()
@@ -218,6 +226,8 @@ class TintForCausalLM(SavedModel, TintGenerationMixin):
         state: AdaptedState | None = None,
         logits_to_keep: int = 0,
         num_items_in_batch: Tensor | int | None = None,
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
     ) -> TintOutput:
         """Train the auxiliary on the text's train tokens and predict with the result, all in this pass.
 
@@ -228,28 +238,32 @@ class TintForCausalLM(SavedModel, TintGenerationMixin):
         tokens that are not padding). labels ``[B, T]``: targets of `loss`, -100 is ignored. inner_lr: float or
         ``[B]``, instead of the stored rates. max_batch: examples that fused execution runs at a time, ``auto``: as
         many as memory takes; None: all, refused if memory will not take them. num_items_in_batch: what the labels'
-        summed losses are divided by (default: their number). return_dict: False for a tuple. Raises `InputError` for
-        ids out of range, texts too long and shapes that do not fit.
+        summed losses are divided by (default: their number). output_hidden_states, output_attentions, return_dict: as
+        in transformers. Raises `InputError` for ids out of range, texts too long and shapes that do not fit.
 
         use_cache: return in `past_key_values` what tokens after these need, the updated weights included; given that
         again, input_ids are the new tokens alone, and nothing is trained. state: predict with the weights that `adapt`
         has returned, and train nothing. logits_to_keep: give logits of that many last tokens (0: of all).
         """
+        more: dict[str, tuple[Tensor, ...]] = {}
         given = {"train_mask": train_mask, "loss_mask": loss_mask, "inner_lr": inner_lr, "max_batch": max_batch}
         if use_cache or past_key_values is not None or state is not None:
+            self._refuse_points(output_hidden_states, output_attentions)
             given |= {"attention_mask": attention_mask, "position_ids": position_ids, "return_before": return_before}
             found, cache = self._go_on(input_ids, past_key_values, state, use_cache, logits_to_keep, given)
         else:
             inputs = self._inputs(input_ids, train_mask, loss_mask, attention_mask, position_ids)
             outputs, cache = ("logits_before", "logits") if return_before else ("logits",), None
-            found = self._execute(inputs, inner_lr, outputs, max_batch)
-            found = {label: logits[:, -logits_to_keep:] for label, logits in found.items()}
+            asked = OnDemand.of(self.config, output_hidden_states, output_attentions)
+            found = self._execute(inputs, inner_lr, (*outputs, *asked.labels(self.program)), max_batch)
+            more = asked.fields(self.program, found)
+            found = {label: found[label][:, -logits_to_keep:] for label in outputs}
         loss = None
         if labels is not None:
             logits = found["logits"]
             targets = matching("labels", labels, tuple(logits.shape[:2]), logits.device)
             loss = next_token_loss(logits, targets, num_items_in_batch)
-        return TintOutput(loss, found["logits"], found.get("logits_before"), cache)
+        return TintOutput(loss, found["logits"], found.get("logits_before"), cache, **more)
 
     def _inputs(
         self,
@@ -276,10 +290,13 @@ class TintForCausalLM(SavedModel, TintGenerationMixin):
     def _execute(
         self, inputs: Inputs, inner_lr: float | Tensor | None, outputs: tuple[str, ...], max_batch: int | str | None
     ) -> dict[str, Tensor]:
-        rate = self._rate_of(inner_lr, inputs)
+        rate, wanted = self._rate_of(inner_lr, inputs), self._with_points(outputs)
         if self._choose_executor() == "literal":
-            return Machine(self, inputs, rate).run(outputs)
-        return run_fused(self, inputs, rate, outputs, max_batch)
+            found = Machine(self, inputs, rate).run(wanted)
+        else:
+            found = run_fused(self, inputs, rate, wanted, max_batch)
+        self._hand_out(found)
+        return found
 
     def _check(self, inputs: Inputs, length: int = 0, ops: Iterable[Op] | None = None) -> None:
         """length: of the whole text, if these are only its last tokens; ops: those that will run, if not all."""

@@ -179,8 +179,8 @@ class StructuralModel(PreTrainedModel):
         """Why fused execution would not do what literal execution does; None if it would."""
         if self._softened:
             return "its linear heads are softmax heads, whose errors fused execution would not make"
-        if any(_hooked(module) for module in _modules_below(self)):
-            return "a module carries a hook"
+        if any(_hooked(module) or _replaced(module, self) for module in _modules_below(self)):
+            return "a module carries a hook, or another forward"
         if self._held and not self._is_own():
             return "the structural tensors are not those the compiler emitted"
         scale = gate_scale_of(self.program)
@@ -306,3 +306,9 @@ def _hooked(module: nn.Module) -> bool:
     return bool(
         module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
     )
+
+
+def _replaced(module: nn.Module, root: nn.Module) -> bool:
+    """Whether another `forward` stands in a module's place, as nnsight and accelerate put theirs; the model's own runs
+    either way."""
+    return module is not root and "forward" in module.__dict__

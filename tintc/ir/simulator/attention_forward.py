@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -12,7 +13,15 @@ from tintc.ir.core import Value, register
 from tintc.ir.functions import merge_heads, split_heads
 from tintc.ir.layout import Layout
 from tintc.ir.simulator.attention_common import ROWS, AttentionOp
-from tintc.ir.simulator.base import Interpretation, LiteralRun, TableCount, Tiles, attention_cost
+from tintc.ir.simulator.base import (
+    Applied,
+    Interpretation,
+    LiteralRun,
+    Shape,
+    TableCount,
+    Tiles,
+    attention_cost,
+)
 from tintc.ir.simulator.fused_base import FusedRun
 from tintc.ir.simulator.fused_counts import FusedCounts
 from tintc.ir.structure import AttentionSpec, Block
@@ -70,6 +79,23 @@ class AttentionForward(AttentionOp):
 
     def continued(self, run: FusedRun, keys: Tensor, values: Tensor, *operands: Tensor) -> Tensor:
         return self.attend(run, self.queries(run, operands[0]), keys, values)
+
+    def shows(self) -> dict[str, Shape]:
+        return {f"layers.{self.layer}.attention": ("B", self.n_heads, "T", "T")}
+
+    def show_fused(self, name: str, run: FusedRun, *operands: Tensor) -> Tensor:
+        """The probabilities, which the fused form itself never has in one piece."""
+        q, k, _ = operands
+        found = q.new_zeros(q.shape[0], self.n_heads, q.shape[1], q.shape[1])
+        for rows, stop, weights in self.weights_by_rows(run, *self.rotated(run, q, k)):
+            found[:, :, rows, :stop] = weights
+        return found
+
+    def show_literal(self, name: str, layout: Layout, applied: Sequence[Applied]) -> Tensor:
+        """Query head h is TinT head h; prefixes are hidden."""
+        (scores,) = (one.scores for one in applied)
+        assert scores is not None
+        return scores[:, : self.n_heads, layout.n_prefixes :, layout.n_prefixes :]
 
     def multiply_adds(self, counts: FusedCounts, *operands: Value) -> int:
         """Every query sees the keys up to its own."""

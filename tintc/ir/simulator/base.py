@@ -51,6 +51,20 @@ class PrefixTiles:
     rows: list[list[Tile]]
 
 
+Shape = tuple[int | str, ...]
+"""Sizes of a tensor: ``B`` is the number of examples, ``T`` of tokens."""
+
+
+@dataclass(frozen=True)
+class Applied:
+    """One application of a block in literal execution. new ``[B, T_sim, D_sim]``: what its gate lets pass of what it
+    gave, before the rate; scores ``[B, H, T_sim, T_sim]``: of its attention."""
+
+    new: Tensor
+    rate: Tensor | None
+    scores: Tensor | None
+
+
 @dataclass(frozen=True)
 class Interpretation:
     """What the interpreter of an op may read: the simulator's tensors by state-dict name, in fp64, and the inputs.
@@ -234,6 +248,18 @@ class SimOp(Op):
     def reuses(self) -> Hashable | None:
         """What (see `computes`) the fused form takes as one more operand where an earlier op has computed it."""
         return None
+
+    def shows(self) -> dict[str, Shape]:
+        """What can be seen of the op besides its results: names of capture points, pass and step aside, and shapes."""
+        return {}
+
+    def show_fused(self, name: str, run: FusedRun, *operands: Any) -> Tensor:
+        """One of `shows` from the operands of the fused form."""
+        raise NotImplementedError(self.opname)
+
+    def show_literal(self, name: str, layout: Layout, applied: Sequence[Applied]) -> Tensor:
+        """One of `shows` from what the blocks of the literal form have given, in their order."""
+        raise NotImplementedError(self.opname)
 
     def untrained(self) -> Value | None:
         """The operand that the result is where there are no train tokens; None if there is none such."""

@@ -1,20 +1,39 @@
-"""What the two descent modules share: the weights they step, and the stored rate they step them with."""
+"""What the two descent modules share: the weights they step, the stored rate they use, and what they show."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
 
 from tintc.ir.core import Value
-from tintc.ir.simulator.base import SimOp, Storage
+from tintc.ir.layout import Layout
+from tintc.ir.simulator.base import Applied, Shape, SimOp, Storage
+from tintc.ir.simulator.fused_base import FusedRun
+from tintc.ir.simulator.linear_common import unstacked
 from tintc.ir.structure import TensorSpec
 
 
 @dataclass(eq=False, kw_only=True)
 class DescentOp(SimOp):
-    """(W, dy, ...) -> W'. target: name of the weights, whose stored rate is used, times `rate_scale`."""
+    """(W, dy, ...) -> W'. target: name of the weights, whose stored rate is used, times `rate_scale`.
+
+    It shows the gradient of every part that descends, ``[B, *part]`` as the module sums it, and the update: minus the
+    gradient times the rate.
+    """
 
     target: str
     rate_scale: float = 1.0
+
+    def gradient(self, part: str, run: FusedRun, *operands: Any) -> Tensor:
+        """The gradient of a part, from the operands of the fused form, `rate_scale` aside."""
+        raise NotImplementedError(self.opname)
+
+    def descending(self) -> dict[str, tuple[int, ...]]:
+        """The parts that descend, and their shapes."""
+        raise NotImplementedError(self.opname)
 
     def stored(self, storage: Storage) -> dict[str, TensorSpec]:
         return {f"rates.{self.target}": storage.rates()}
@@ -27,3 +46,32 @@ class DescentOp(SimOp):
 
     def untrained(self) -> Value:
         return self.operands[0]
+
+    def shows(self) -> dict[str, Shape]:
+        kinds = ("gradients", "updates")
+        return {
+            f"{kind}.{self.target}.{part}": ("B", *dims) for kind in kinds for part, dims in self.descending().items()
+        }
+
+    def show_fused(self, name: str, run: FusedRun, *operands: Any) -> Tensor:
+        gradient = self.gradient(name.rpartition(".")[2], run, *operands) * self.rate_scale
+        if name.startswith("gradients."):
+            return gradient
+        rate = run.rate(self.target, self.step)
+        return gradient * -(_per_example(rate, gradient) if isinstance(rate, Tensor) else rate)
+
+    def show_literal(self, name: str, layout: Layout, applied: Sequence[Applied]) -> Tensor:
+        """The module's blocks that have a rate give what is subtracted from the prefixes, one tile after the other."""
+        tiles = [one for one in applied if one.rate is not None]
+        columns = layout.tiles(self.operands[0].type.dims[-1]) if len(tiles) > 1 else 1
+        given = [one.new[:, : layout.n_prefixes] for one in tiles]
+        rows = [given[start : start + columns] for start in range(0, len(given), columns)]
+        made = unstacked(layout, self.operands[0].type, rows)[name.rpartition(".")[2]]
+        rate = tiles[0].rate
+        assert rate is not None
+        return made * -self.rate_scale if name.startswith("gradients.") else made * _per_example(rate, made)
+
+
+def _per_example(rate: Tensor, value: Tensor) -> Tensor:
+    """A rate ``[]`` or ``[B]`` that can be multiplied with ``value [B, ...]``."""
+    return rate.to(value.dtype).reshape(-1, *[1] * (value.dim() - 1))

@@ -7,10 +7,12 @@ j``, sees chunk j of row s: "shard j of row kS+s". Bias heads ``S*S' .. S*S' + S
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import cache
 
+import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from tintc.ir.core import Op, Type, Value
 from tintc.ir.layout import Layout
@@ -55,6 +57,30 @@ def copies_of_bias(weights: Type) -> int:
         if part.startswith("bias"):
             return int(part.removeprefix("bias") or 1)
     return 0
+
+
+def unstacked(layout: Layout, weights: Type, tiles: Sequence[Sequence[Tensor]]) -> dict[str, Tensor]:
+    """What prefix embeddings ``[B, K, D_sim]``, by row and column tile, hold of weights of this type.
+
+    A linear layer: ``weight [B, dout, din]`` and, if there is one, ``bias [B, dout]``; a norm: ``bias [B, D]`` and,
+    where it is kept as a vector, ``gain [B, D]``. Copies of a bias are added.
+    """
+    dout, din = weights.dims[0], weights.dims[-1]
+    mains, end = layout.main_heads * layout.d_h, layout.main_heads * layout.d_h + layout.pitch
+    rows, biases = [], []
+    for row in tiles:
+        stacked = [tile[..., :mains].unflatten(-1, (layout.stack, layout.pitch)).flatten(1, 2) for tile in row]
+        rows.append(torch.cat(stacked, -1)[..., :din])
+        bias = torch.stack([tile[:, 0, mains:end] for tile in row]).sum(0)
+        biases.append(F.pad(bias, (0, layout.pitch - bias.shape[-1])))
+    weight, found = torch.cat(rows, 1), {}
+    if weights.kind == "linear":
+        found["weight"] = weight[:, :dout]
+    elif "vector" in weights.parts:
+        found["gain"] = weight[:, 0]
+    if any(part.startswith("bias") for part in weights.parts):
+        found["bias"] = torch.cat(biases, -1)[:, :dout]
+    return found
 
 
 def weight_tiles(layout: Layout, weights: Value) -> tuple[int, int]:

@@ -110,14 +110,28 @@ class LinearDescent(DescentOp):
         """Pending or carried out, as the plan says."""
         w, dy, x = operands
         assert isinstance(w, FusedWeights) and isinstance(dy, Tensor) and isinstance(x, Tensor)
-        mask, rate = run.train(dy.shape[1], self.step), run.rate(self.target, self.step) * -self.rate_scale
-        dy = dy if mask is None else dy * mask
+        dy, rate = self._summed(run, dy), run.rate(self.target, self.step) * -self.rate_scale
         if isinstance(rate, Tensor):
             dy, rate = (dy * rate.reshape(-1, 1, 1)).to(dy.dtype), 1.0
         update = Pending(dy, x, self.operands[2], copies_of_bias(self.operands[0].type), rate)
         if run.lazy(self):
             return replace(w, pending=(*w.pending, update))
         return materialise(w, update, run.frees(self, self.operands[0]))
+
+    def _summed(self, run: FusedRun, dy: Tensor) -> Tensor:
+        """dy where the step sums it, else zero."""
+        mask = run.train(dy.shape[1], self.step)
+        return dy if mask is None else dy * mask
+
+    def descending(self) -> dict[str, tuple[int, ...]]:
+        kind = self.operands[0].type
+        return {"weight": kind.dims} | ({"bias": kind.dims[:1]} if copies_of_bias(kind) else {})
+
+    def gradient(self, part: str, run: FusedRun, *operands: FusedWeights | Tensor) -> Tensor:
+        _, dy, x = operands
+        assert isinstance(dy, Tensor) and isinstance(x, Tensor)
+        dy = self._summed(run, dy)
+        return dy.transpose(1, 2) @ x if part == "weight" else dy.sum(1) * copies_of_bias(self.operands[0].type)
 
     def deferral(self) -> Deferral:
         """A pending update keeps its dY, which stands in the result, and its X."""

@@ -92,17 +92,28 @@ class NormDescent(DescentOp):
     def fused(self, run: FusedRun, *operands: FusedWeights | Tensor) -> FusedWeights:
         w, dy = operands[:2]
         assert isinstance(w, FusedWeights) and isinstance(dy, Tensor)
-        mask, rate = run.train(dy.shape[1], self.step), run.rate(self.target, self.step) * self.rate_scale
-        dy = dy if mask is None else dy * mask
+        rate = run.rate(self.target, self.step) * self.rate_scale
         rate = rate.to(dy.dtype).reshape(-1, 1) if isinstance(rate, Tensor) else rate
         if "gain" in self.parts:
-            normed = operands[2]
-            assert isinstance(normed, Tensor) and w.weight is not None
-            w = replace(w, weight=w.weight - rate * (dy * normed).sum(1))
+            assert w.weight is not None
+            w = replace(w, weight=w.weight - rate * self.gradient("gain", run, *operands))
         if "bias" in self.parts:
             assert w.bias is not None
-            w = replace(w, bias=w.bias - rate * dy.sum(1))
+            w = replace(w, bias=w.bias - rate * self.gradient("bias", run, *operands))
         return w
+
+    def descending(self) -> dict[str, tuple[int, ...]]:
+        return dict.fromkeys(self.parts, self.operands[0].type.dims)
+
+    def gradient(self, part: str, run: FusedRun, *operands: FusedWeights | Tensor) -> Tensor:
+        _, dy, *normed = operands
+        assert isinstance(dy, Tensor)
+        mask = run.train(dy.shape[1], self.step)
+        dy = dy if mask is None else dy * mask
+        if part == "bias":
+            return dy.sum(1)
+        assert isinstance(normed[0], Tensor)
+        return (dy * normed[0]).sum(1)
 
     def entries(self, counts: FusedCounts, result: Value) -> int:
         """Gain and bias of each example."""

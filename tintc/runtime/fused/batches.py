@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from tintc.errors import OptionError
+from tintc.errors import InputError, OptionError
 from tintc.ir.core import Program
 from tintc.ir.inputs import Inputs
 from tintc.runtime.fused.available import available_bytes
@@ -37,6 +37,8 @@ def run_fused(
     limit = int(HEADROOM * available_bytes(model.device))
     budget = Budget(model.program, outputs, model.update, model.dtype.itemsize, torch.is_grad_enabled(), limit)
     part = _part(model, budget, sizes, max_batch)
+    if model.edits and part < sizes.batch:
+        raise InputError("A batch whose values are edited must run whole; pass a smaller one, without max_batch.")
     found: list[dict[str, Tensor]] = []
     for start in range(0, sizes.batch, part):
         rows = inputs.rows(start, start + part) if part < sizes.batch else inputs
@@ -67,7 +69,8 @@ def run_together(model: TintForCausalLM, program: Program, inputs: Inputs, inner
 
 def _run(model: TintForCausalLM, inputs: Inputs, plan: Plan, inner_lr: Tensor | None, budget: Budget) -> dict[str, Any]:
     """By parts where that is faster and there is memory for it."""
-    if COPIES * budget.needs(plan) <= budget.limit and can_part(plan, model.device):
+    roomy = COPIES * budget.needs(plan) <= budget.limit
+    if roomy and not model.edits and can_part(plan, model.device):
         return run_parts(model, inputs, plan, inner_lr)
     return FusedExecutor(model, inputs, plan, inner_lr).run()
 

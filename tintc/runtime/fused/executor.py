@@ -15,6 +15,7 @@ from tintc.ir.functions import alibi, causal_mask
 from tintc.ir.inputs import Inputs
 from tintc.ir.simulator import SimOp
 from tintc.ir.simulator.fused_base import Pending
+from tintc.lowering.points import sized
 from tintc.runtime.fused.joined import joined
 from tintc.runtime.fused.plan import Plan
 from tintc.runtime.fused.threads import threads
@@ -42,11 +43,19 @@ class FusedExecutor:
     def run(self) -> dict[str, Any]:
         """The plan's outputs by name; weights as `FusedWeights`."""
         values: dict[Value, Any] = {}
+        seen: dict[str, Tensor] = {}
+        shown, edits = self.plan.shown, self.model.edits
         switching = not self.recorded and self.inputs.allowed.device.type == "cpu"
         with threads() as switch:
             for op, operands, read, last, small in self.plan.steps:
                 switch.one(small and switching)
+                if op in shown:
+                    given = [_cut(values[value], read) for value in operands]
+                    seen |= {label: op.show_fused(name, self, *given) for label, name in shown[op]}
+                    del given
                 result = op.fused(self, *(_cut(values[value], read) for value in operands))
+                if edits and op.results[0] in edits:
+                    result = edits[op.results[0]](result)
                 if len(op.results) == 1:
                     values[op.results[0]] = result
                 else:
@@ -54,7 +63,16 @@ class FusedExecutor:
                 for value in last:
                     del values[value]
                     self._scores.pop(value, None)
-        return {label: values[value] for label, value in self.plan.outputs.items()}
+        return {label: values[value] for label, value in self.plan.outputs.items()} | self._unseen() | seen
+
+    def _unseen(self) -> dict[str, Tensor]:
+        """Zeros, for what is shown by ops that the plan has left out because there is nothing to train on."""
+        made, device = set(self.plan.ops), self.inputs.input_ids.device
+        left = [(op, *one) for op, shown in self.plan.shown.items() if op not in made for one in shown]
+        return {
+            label: torch.zeros(sized(op.shows()[name], *self.inputs.shape), dtype=self.model.dtype, device=device)
+            for op, label, name in left
+        }
 
     def table(self, name: str) -> Tensor:
         return self.model.table(name)

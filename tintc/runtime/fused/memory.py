@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import math
+
 from tintc.ir.core import Value
+from tintc.lowering.points import sized
 from tintc.runtime.fused.plan import Plan, Sizes
 
 
@@ -15,6 +18,8 @@ def peak_bytes(plan: Plan, itemsize: int, recorded: bool = False) -> int:
         for result in op.results:
             size[result] = itemsize * batch * op.entries(counts, result)
             held += size[result]
+        for _, name in plan.shown.get(op, ()):
+            held += itemsize * math.prod(sized(op.shows()[name], batch, plan.lengths[op]))
         temporary = batch * op.scratch(counts, itemsize)
         peak = max(peak, held + temporary)
         if recorded:

@@ -41,7 +41,7 @@ ops, but a product of half the rows on one thread runs slower. Measured at batch
 def can_part(plan: Plan, device: torch.device) -> bool:
     """Whether a run by parts gives what the plan wants, and is faster.
 
-    Modes that watch or change PyTorch's functions (profilers, counters, autocast) belong to the thread that has
+    Capture points that an op shows, and edits, are of all tokens. Modes that watch or change PyTorch's functions (profilers, counters, autocast) belong to the thread that has
     switched them on, so that another thread would escape them.
     """
     watched = _get_current_dispatch_mode_stack() or _get_current_function_mode_stack()
@@ -50,6 +50,7 @@ def can_part(plan: Plan, device: torch.device) -> bool:
         and torch.get_num_threads() >= PARTS
         and not torch.is_grad_enabled()
         and not watched
+        and not plan.shown
         and not torch.is_autocast_enabled("cpu")
         and plan.sizes.batch * plan.sizes.length >= PARTS * FEWEST
         and plan.density <= DENSE

@@ -22,6 +22,7 @@ from tintc.ir.core import Program, Value
 from tintc.ir.liveness import last_reads
 from tintc.ir.simulator import SimOp
 from tintc.ir.simulator.fused_counts import FusedCounts
+from tintc.lowering.points import point_of, shown_by
 from tintc.runtime.fused.threads import SMALL
 
 if TYPE_CHECKING:
@@ -85,8 +86,9 @@ class Joined(NamedTuple):
 class Plan:
     """ops in order; lengths: positions kept of each op's results; last: values no op after this one reads; alias: what
     a dropped descent's result stands for; lazy: descents left pending; known: one more operand of some ops
-    (`SimOp.reuses`); joined: products that share an input; outputs: the wanted values by name; peaks: bytes at the
-    peak, by size of numbers and whether autograd records the run; schedule: of a run's parts, once there was one."""
+    (`SimOp.reuses`); joined: products that share an input; outputs: the wanted values by name; shown: what is seen of
+    ops besides their results, as labels and names; peaks: bytes at the peak, by size of numbers and whether autograd
+    records the run; schedule: of a run's parts, once there was one."""
 
     sizes: Sizes
     ops: list[SimOp]
@@ -97,6 +99,7 @@ class Plan:
     known: dict[SimOp, Value] = field(default_factory=dict)
     joined: dict[SimOp, Joined] = field(default_factory=dict)
     outputs: dict[str, Value] = field(default_factory=dict)
+    shown: dict[SimOp, list[tuple[str, str]]] = field(default_factory=dict)
     peaks: dict[tuple[int, bool], int] = field(default_factory=dict)
     schedule: Schedule | None = None
 
@@ -151,14 +154,15 @@ class Plan:
 
 
 def make_plan(program: Program, outputs: tuple[str, ...], sizes: Sizes, update: str = "auto") -> Plan:
-    """The plan for the named outputs; update ``auto``, ``lazy`` or ``materialised``."""
+    """The plan for the named outputs and capture points; update ``auto``, ``lazy`` or ``materialised``."""
     if update not in UPDATES:
         raise OptionError(f"The update {update!r} is unknown; choose one of {', '.join(UPDATES)}.")
     all_ops = [op for op in program.ops if isinstance(op, SimOp)]
     alias = _untrained(all_ops, sizes)
-    plan = Plan(sizes, [], {}, {}, alias, known=_known(all_ops))
-    plan.outputs = {label: plan.resolve(program.outputs[label]) for label in outputs}
-    needs = dict.fromkeys(plan.outputs.values(), sizes.length)
+    points = {label: point_of(program, label) for label in outputs}
+    plan = Plan(sizes, [], {}, {}, alias, known=_known(all_ops), shown=shown_by(points))
+    plan.outputs = {label: plan.resolve(point.value) for label, point in points.items() if not point.show}
+    needs = {plan.resolve(point.value): sizes.length for point in points.values()}
     for op in reversed(all_ops):
         wanted = [needs[result] for result in op.results if result in needs]
         if not wanted or op.results[0] in alias:

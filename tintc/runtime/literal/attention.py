@@ -64,13 +64,19 @@ class TintAttention(nn.Module):
             object.__setattr__(self, key, vectors.get(key))
 
     def forward(
-        self, e: Tensor, positions: Tensor, mask: Tensor | None = None, token_positions: Tensor | None = None
+        self,
+        e: Tensor,
+        positions: Tensor,
+        mask: Tensor | None = None,
+        token_positions: Tensor | None = None,
+        keep: list[Tensor] | None = None,
     ) -> Tensor:
         """``e [B, T_sim, D_sim]``, ``positions [B, T_sim]`` indices -> ``[B, T_sim, D_sim]``.
 
         mask ``[B, T_sim, T_sim]``: multiplies linear and sink scores, excludes softmax scores where zero; None is all
         ones.
         token_positions ``[B, T_sim]``: the auxiliary's position ids; given, q and k of a rotary attention are rotated.
+        keep: receives the scores ``[B, H, T_sim, T_sim]`` that weigh the values.
         """
         q, k, v = (self._heads(letter, e, positions) for letter in "qkv")
         if token_positions is not None and self.inv_freq is not None:
@@ -92,6 +98,8 @@ class TintAttention(nn.Module):
             scores = scores * mask[:, None].to(scores.dtype)
         if self.kind == "sink":
             scores = sink_softmax(scores, self.sink, self.sim_seq_len - e.shape[1])
+        if keep is not None:
+            keep.append(scores)
         out = (scores.transpose(-1, -2) if self.transpose else scores) @ v
         return self.w_o(out.transpose(1, 2).flatten(-2))
 

@@ -124,8 +124,11 @@ class PositionGate(nn.Module):
 
     def forward(self, old: Tensor, new: Tensor, positions: Tensor) -> Tensor:
         """old, new ``[B, T_sim, D_sim]``, positions ``[B, T_sim]`` indices."""
-        keep, take = (torch.tanh(v.to(new.dtype))[positions][..., None] for v in (self.v_old, self.v_new))
-        return keep * old + take * new
+        return torch.tanh(self.v_old.to(new.dtype))[positions][..., None] * old + self.taken(new, positions)
+
+    def taken(self, new: Tensor, positions: Tensor) -> Tensor:
+        """What of the new embedding passes."""
+        return torch.tanh(self.v_new.to(new.dtype))[positions][..., None] * new
 
 
 class Prefix(nn.Module):

@@ -17,10 +17,12 @@ from torch.nn import functional as F
 from tintc.ir.core import Program, Value
 from tintc.ir.functions import causal_mask
 from tintc.ir.inputs import Inputs
+from tintc.ir.liveness import needed_ops
 from tintc.ir.simulator import SimOp
-from tintc.ir.simulator.base import PrefixTiles, Tile
-from tintc.ir.simulator.interpreter import needed
+from tintc.ir.simulator.base import Applied, PrefixTiles, Tile, Tiles
+from tintc.lowering.points import point_of, shown_by
 from tintc.runtime.literal.attention import TintAttention
+from tintc.runtime.literal.blocks import PositionGate
 
 if TYPE_CHECKING:
     from tintc.runtime.model import TintForCausalLM
@@ -40,11 +42,16 @@ class SimModule(nn.Module):
 
     def forward(self, e: Tensor, block: str, machine: Machine, mask: Tensor | None, rate: Tensor | None) -> Tensor:
         module, gate = machine.model.block(self.blocks[block])
+        scores: list[Tensor] = []
         if isinstance(module, TintAttention):
             mask = machine.prefix_mask() if mask is None and module.kind == "sink" else mask
-            new = module(e, machine.positions, mask, machine.token_positions)
+            keep = None if machine.applied is None else scores
+            new = module(e, machine.positions, mask, machine.token_positions, keep)
         else:
             new = module(e)
+        if machine.applied is not None:
+            given = gate.taken(new, machine.positions) if isinstance(gate, PositionGate) else new
+            machine.applied.append(Applied(given, rate, scores[0] if scores else None))
         if rate is not None:
             new = new * rate.to(new.dtype).reshape(-1, 1, 1)
         return new if gate is None else gate(e, new, machine.positions)
@@ -63,34 +70,54 @@ class Machine:
         self.positions = torch.arange(k + length, device=device).expand(batch, -1)
         self.token_positions = F.pad(inputs.position_ids, (k, 0))
         self.site: SimModule | None = None
+        self.applied: list[Applied] | None = None
         self._masks: dict[Hashable, Tensor] = {}
 
     def run(self, outputs: tuple[str, ...], program: Program | None = None) -> dict[str, Any]:
-        """The named outputs of the model's program: logits ``[B, T, V]``, or weights as `PrefixTiles`. program: the
-        same ops with other outputs."""
+        """The named outputs of the model's program, logits ``[B, T, V]`` or weights as `PrefixTiles`, and the named
+        capture points. program: the same ops with other outputs."""
         program = self.model.program if program is None else program
+        points = {label: point_of(program, label) for label in outputs}
+        kept, shown = {point.value for point in points.values() if not point.show}, shown_by(points)
+        edits = self.model.edits
         memory: dict[int, Tensor] = {}
         slots: dict[Value, tuple[int, ...]] = {}
         weights: dict[Value, PrefixTiles] = {}
         found: dict[Value, Tensor] = {}
-        for op in needed(program, outputs):
+        seen: dict[str, Tensor] = {}
+        for op in needed_ops(program.ops, (point.value for point in points.values())):
             assert isinstance(op, SimOp)
             operands: list[Any] = []
             for value in op.operands:
                 operands.append(weights[value] if value in weights else [memory[slot] for slot in slots[value]])
-            self.site = self.model.site(op)
+            self.site, self.applied = self.model.site(op), [] if op in shown else None
             result = op.literal(self, *operands)
+            for label, name in shown.get(op, ()):
+                seen[label] = op.show_literal(name, self.layout, self.applied or ())
             write = iter(op.write)
             for value, made in zip(op.results, result if len(op.results) > 1 else (result,), strict=True):
                 if isinstance(made, PrefixTiles):
                     weights[value] = made
                 elif value.type.kind == "tokens":
+                    if value in edits:
+                        made = self._cut(edits[value](self._joined(value, made)))
+                    if value in kept:
+                        found[value] = self._joined(value, made)
                     slots[value] = next(write)
                     memory.update(zip(slots[value], made, strict=True))
                 else:
                     found[value] = made
         results = {**found, **weights}
-        return {label: results[program.outputs[label]] for label in outputs}
+        return {label: seen[label] if point.show else results[point.value] for label, point in points.items()}
+
+    def _joined(self, value: Value, tiles: Tiles) -> Tensor:
+        """A token value ``[B, T, width]`` from its tiles."""
+        return torch.cat(tiles, -1)[..., : value.type.width]
+
+    def _cut(self, value: Tensor) -> Tiles:
+        """`_joined` undone."""
+        pitch = self.layout.pitch
+        return list(F.pad(value, (0, -value.shape[-1] % pitch)).split(pitch, -1))
 
     def embed(self, slots: Sequence[Tensor], prefix: Tile | None = None) -> Tensor:
         tokens = torch.cat(tuple(slots), -1)

@@ -1,0 +1,213 @@
+"""Which numbers of an embedding every head of a block reads and writes, from the block's own tensors."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from tintc.ir.layout import Layout
+from tintc.ir.structure import (
+    ActivationSpec,
+    AttentionSpec,
+    Block,
+    BlockSpec,
+    GroupNormSpec,
+    LinearSpec,
+    ProductSpec,
+    Split,
+    SplitStage,
+    VocabularySpec,
+)
+
+Run = tuple[int, int, int]
+"""Numbers ``start, start + step, ...`` below ``stop``."""
+LETTERS = {"q": "query", "k": "key", "v": "value"}
+
+
+@dataclass(frozen=True)
+class Part:
+    """Numbers of one slot. as_: ``query``, ``key``, ``value`` or ``result``, empty in blocks without heads; at: which
+    positions of the sequence; slot: of their embeddings, counted in pitches (in a prefix: the stacked row, or S for the
+    bias); numbers: within the slot."""
+
+    as_: str
+    at: str
+    slot: int
+    numbers: tuple[Run, ...]
+
+
+@dataclass(frozen=True)
+class Head:
+    """What one head, or a block without heads (index -1), reads and writes."""
+
+    index: int
+    reads: tuple[Part, ...]
+    writes: tuple[Part, ...]
+
+
+def heads_of(block: Block, layout: Layout, occupied: frozenset[int], held: bool, mask: str) -> tuple[Head, ...]:
+    """The heads that do something. occupied: slots of the tokens that hold anything; held: whether prefixes hold
+    weights; mask: who is seen (empty: everybody).
+
+    A head returns nothing where its values are zero, or, unless it is a softmax, where its keys or its queries are. The
+    gate says whose results count: the tokens', or in descent the prefixes'.
+    """
+    if not isinstance(block.spec, AttentionSpec):
+        return (_whole(block.spec, layout),)
+    spec, at = block.spec, "prefixes" if block.gate == "update" else "tokens"
+    sources = {letter: _sources(getattr(spec, f"w_{letter}"), spec) for letter in "qkv"}
+    terms = {letter: _terms(spec, letter) for letter in "qkv"}
+    targets = _targets(spec.w_o, spec)
+    found: list[Head] = []
+    for head in range(spec.n_heads):
+        slots = {letter: _by_slot(sources[letter][head], layout) for letter in "qkv"}
+        where = {letter: terms[letter][head] | _places(slots[letter], occupied, held) for letter in "qkv"}
+        softmax = spec.kind != "linear"
+        seen = (where["v"] if softmax else where["v"] & where["k"]) & _visible(spec, mask)
+        if not seen or not targets[head] or not (softmax or at in where["q"]):
+            continue
+        reads = [("query", at, at, slots["q"])]
+        reads += [(LETTERS[x], place, mask if mask else place, slots[x]) for place in sorted(seen) for x in "kv"]
+        writes = _by_slot(targets[head], layout).items()
+        found.append(
+            Head(
+                head,
+                tuple(
+                    Part(as_, name, slot, runs)
+                    for as_, place, name, chosen in reads
+                    for slot, runs in chosen.items()
+                    if (slot in occupied if place == "tokens" else held and slot <= layout.stack)
+                ),
+                tuple(Part("result", at, slot, runs) for slot, runs in writes),
+            )
+        )
+    return tuple(found)
+
+
+def _visible(spec: AttentionSpec, mask: str) -> set[str]:
+    """Positions that the mask leaves; a softmax in a linear head's place has one where that head needs none."""
+    if mask:
+        return {"tokens"}
+    return {"prefixes"} if spec.kind == "sink" else {"tokens", "prefixes"}
+
+
+def _places(slots: Mapping[int, object], occupied: frozenset[int], held: bool) -> set[str]:
+    """Positions at which what stands in these slots may be other than zero."""
+    return ({"tokens"} if occupied.intersection(slots) else set()) | ({"prefixes"} if held and slots else set())
+
+
+def _terms(spec: AttentionSpec, letter: str) -> list[set[str]]:
+    """For every head, the positions at which its position term is not zero."""
+    term = getattr(spec, f"positions_{letter}")
+    if term is None:
+        return [set() for _ in range(spec.n_heads)]
+    name = {"prefix": "prefixes", "tokens": "tokens"}[term.kind]
+    return [{name} if on else set() for on in (term.lam.build() != 0).tolist()]
+
+
+def _links(stage: SplitStage) -> dict[int, list[int]]:
+    """For every number that a split operation reads, those that depend on it."""
+    weight, width = stage.weight.build(), stage.width
+    first, second, third = weight.nonzero().unbind(1)
+    if stage.kind == "dimension":
+        out, into = second * width + first, third * width + first
+    else:
+        out, into = first * width + second, first * width + third
+    found: dict[int, list[int]] = defaultdict(list)
+    for source, target in zip(into.tolist(), out.tolist(), strict=True):
+        found[source].append(target)
+    return found
+
+
+def _pairs(split: Split, spec: AttentionSpec) -> set[tuple[int, int]]:
+    """(out, in) of every number that depends on another."""
+    if split is None:
+        return set()
+    size = split[0].n_heads * split[0].width if split else spec.n_heads * spec.width
+    pairs = {(number, number) for number in range(size)}
+    for stage in split:
+        links = _links(stage)
+        pairs = {(out, into) for middle, into in pairs for out in links.get(middle, ())}
+    return pairs
+
+
+def _sources(split: Split, spec: AttentionSpec) -> list[list[int]]:
+    """For every head, the numbers that its part is made of."""
+    return _grouped(((out // spec.width, into) for out, into in _pairs(split, spec)), spec.n_heads)
+
+
+def _targets(split: Split, spec: AttentionSpec) -> list[list[int]]:
+    """For every head, the numbers that it is written to."""
+    return _grouped(((into // spec.width, out) for out, into in _pairs(split, spec)), spec.n_heads)
+
+
+def _grouped(pairs: Iterable[tuple[int, int]], count: int) -> list[list[int]]:
+    found: list[set[int]] = [set() for _ in range(count)]
+    for head, number in pairs:
+        found[head].add(number)
+    return [sorted(one) for one in found]
+
+
+def _by_slot(numbers: Iterable[int], layout: Layout) -> dict[int, tuple[Run, ...]]:
+    slots: dict[int, list[int]] = defaultdict(list)
+    for number in numbers:
+        slots[number // layout.pitch].append(number % layout.pitch)
+    return {slot: as_runs(inside) for slot, inside in slots.items()}
+
+
+def as_runs(numbers: list[int]) -> tuple[Run, ...]:
+    """Sorted numbers as the fewest runs that a walk from the left finds; a run stops right after its last number."""
+    found: list[Run] = []
+    index = 0
+    while index < len(numbers):
+        last, step = index, numbers[index + 1] - numbers[index] if index + 1 < len(numbers) else 1
+        while last + 1 < len(numbers) and numbers[last + 1] - numbers[last] == step:
+            last += 1
+        found.append((numbers[index], numbers[last] + 1, step if last > index else 1))
+        index = last + 1
+    return tuple(found)
+
+
+def _whole(spec: BlockSpec, layout: Layout) -> Head:
+    """A block without heads, slot by slot."""
+    reads, writes = _slots(spec, layout)
+    full = ((0, layout.pitch, 1),)
+    return Head(
+        -1, tuple(Part("", "tokens", s, full) for s in reads), tuple(Part("result", "tokens", s, full) for s in writes)
+    )
+
+
+def _slots(spec: BlockSpec, layout: Layout) -> tuple[list[int], list[int]]:
+    """Slots that a block without heads reads, and those that it changes."""
+    match spec:
+        case GroupNormSpec():
+            inside = sorted({slot for group in spec.groups for slot in group})
+            return inside, inside + ([spec.inverse] if spec.inverse >= 0 else [])
+        case ActivationSpec():
+            return list(spec.slots), list(spec.slots)
+        case ProductSpec():
+            return [spec.target, spec.factor], [spec.target]
+        case VocabularySpec():
+            return [0], [0]
+        case LinearSpec():
+            pairs = _chunk_pairs(spec.stages)
+            at = [width * chunk // layout.pitch for width, chunk in ((spec.stages[0].width, into) for _, into in pairs)]
+            to = [spec.stages[-1].width * out // layout.pitch for out, _ in pairs]
+            return sorted(set(at)), sorted(set(to))
+        case AttentionSpec():
+            raise ValueError("an attention has heads")
+
+
+def _chunk_pairs(stages: tuple[SplitStage, ...]) -> list[tuple[int, int]]:
+    """(out, in) of every chunk that depends on another."""
+    total: Tensor | None = None
+    for stage in stages:
+        weight = stage.weight.build() != 0
+        here = weight.any(0) if stage.kind == "dimension" else torch.diag(weight.flatten(1).any(1))
+        total = here.double() if total is None else here.double() @ total
+    assert total is not None
+    return [(out, into) for out, into in total.nonzero().tolist()]
