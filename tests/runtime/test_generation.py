@@ -152,7 +152,11 @@ WAYS: dict[str, dict[str, Any]] = {
 def test_the_cache_changes_nothing(way: str, padded: bool) -> None:
     """transformers' own ways of choosing tokens, with and without a cache; fp64, so that no tie is broken by chance."""
     sim, ids = compiled("gpt2", inner_lr=0.2), token_ids(2, PROMPT)
-    given = {"attention_mask": PADDED if padded else None, "max_new_tokens": 5, "eos_token_id": 2}
+    given: dict[str, Any] = {"max_new_tokens": 5, "eos_token_id": 2}
+    if padded:
+        given |= {"attention_mask": PADDED, "inner_lr": torch.tensor([0.3, 0.1], dtype=torch.float64)}
+    else:
+        given |= {"train_mask": torch.tensor([[[1, 1, 0, 1, 1, 1, 1, 0], [0, 0, 1, 1, 0, 0, 1, 1]]])}
     found = []
     for use_cache in (True, False):
         torch.manual_seed(0)

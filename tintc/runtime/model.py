@@ -249,7 +249,8 @@ class TintForCausalLM(SavedModel, TintGenerationMixin):
             logits = found["logits"]
             targets = matching("labels", labels, tuple(logits.shape[:2]), logits.device)
             loss = next_token_loss(logits, targets, num_items_in_batch)
-        return TintOutput(loss, found["logits"], found.get("logits_before"), cache)
+        before = found.get("logits_before")
+        return TintOutput(loss=loss, logits=found["logits"], logits_before=before, past_key_values=cache)
 
     def _inputs(
         self,
