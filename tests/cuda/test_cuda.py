@@ -46,6 +46,19 @@ def test_gradients_through_the_update(cuda: torch.device) -> None:
     assert torch.allclose(*gradients, rtol=1e-9)
 
 
+@pytest.mark.parametrize("name", FAMILIES)
+def test_generation(cuda: torch.device, name: str) -> None:
+    """Token by token and in beams as on the CPU, fp64."""
+    ids, mask = token_ids(2, 8), torch.tensor([[1] * 8, [0] * 3 + [1] * 5])
+    found = []
+    for device in (torch.device("cpu"), cuda):
+        sim = family(name).compile(inner_lr=0.1).to(device)
+        sim.executor = "fused"
+        given = {"attention_mask": mask.to(device), "max_new_tokens": 5, "do_sample": False}
+        found.append([sim.generate(ids.to(device), num_beams=beams, **given).cpu() for beams in (1, 3)])
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+
+
 def test_load_onto_the_gpu(cuda: torch.device, tmp_path: Path) -> None:
     """A released simulator moves without its structural tensors, and makes them there when asked."""
     sim = load(write_artefact(family("opt").compile(), tmp_path / "sim"), device=cuda)

@@ -24,6 +24,7 @@ from transformers.generation.streamers import BaseStreamer
 import tintc
 from tintc.errors import InputError, OptionError
 from tintc.ir.inputs import resolve_inputs
+from tintc.reference.tiny import tiny_model
 from tintc.runtime.model import TintForCausalLM
 
 PROMPT, WHOLE = 8, 13
@@ -152,7 +153,11 @@ WAYS: dict[str, dict[str, Any]] = {
 def test_the_cache_changes_nothing(way: str, padded: bool) -> None:
     """transformers' own ways of choosing tokens, with and without a cache; fp64, so that no tie is broken by chance."""
     sim, ids = compiled("gpt2", inner_lr=0.2), token_ids(2, PROMPT)
-    given = {"attention_mask": PADDED if padded else None, "max_new_tokens": 5, "eos_token_id": 2}
+    given: dict[str, Any] = {"max_new_tokens": 5, "eos_token_id": 2}
+    if padded:
+        given |= {"attention_mask": PADDED, "inner_lr": torch.tensor([0.3, 0.1], dtype=torch.float64)}
+    else:
+        given |= {"train_mask": torch.tensor([[[1, 1, 0, 1, 1, 1, 1, 0], [0, 0, 1, 1, 0, 0, 1, 1]]])}
     found = []
     for use_cache in (True, False):
         torch.manual_seed(0)
@@ -273,3 +278,12 @@ def test_autograd_through_a_cache() -> None:
     right = sim(ids, train_mask=F.pad(train, (0, WHOLE - PROMPT))).logits[:, PROMPT:]
     wanted = torch.autograd.grad(right.square().sum(), rates)
     assert worst(torch.cat(found), torch.cat(wanted)) < 1e-9
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["bloom", "gemma2", "gemma3_text", "minicpm3", "exaone4", "cohere2", "phi", "mpt"])
+def test_types_token_by_token(kind: str) -> None:
+    """ALiBi, windows, soft caps, latent keys and values, parallel branches, norms of heads."""
+    sim = tintc.compile(tiny_model(kind), inner_lr=0.01, dtype=torch.float64)
+    sim.executor = "fused"
+    check(sim, token_ids(2, WHOLE, 97))

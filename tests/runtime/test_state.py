@@ -124,6 +124,9 @@ def test_what_a_state_cannot_be_used_for() -> None:
         state.example(2)
     with pytest.raises(InputError, match="A prompt has 1 token;"):
         sim.adapt(ids[:, :1])
+    literal = family("gpt2").compile(inner_lr=0.02)
+    with pytest.raises(OptionError, match=r"neither a cache nor a state .* choose the executor auto or fused"):
+        literal(ids[:2], state=literal.adapt(ids[:2]))
     with pytest.raises(OptionError, match="return_before"):
         sim(ids[:2], state=state, return_before=True)
 
@@ -140,7 +143,10 @@ EXPORTED: dict[str, Any] = {
 """Transposed weights; grouped heads; query, key and value in one tensor, each in its own order; gains 1 + w."""
 
 
-@pytest.mark.parametrize("name", EXPORTED)
+MORE = ("llama", "gpt_neox", "falcon")
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow) if n in MORE else n for n in EXPORTED])
 def test_exported(name: str, tmp_path: Path) -> None:
     model = EXPORTED[name]().double()
     sim = tintc.compile(model, inner_lr=0.05, descend="values,out,ffn,norm-bias,norm-gain", max_length=24)
@@ -160,7 +166,7 @@ def test_exported(name: str, tmp_path: Path) -> None:
 
 
 def test_where_the_auxiliary_comes_from(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     gpt2(vocab=24).save_pretrained(tmp_path / "aux")
     tokenizer().save_pretrained(tmp_path / "aux")
     sim = tintc.compile(tmp_path / "aux", inner_lr=0.1)

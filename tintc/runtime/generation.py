@@ -104,7 +104,8 @@ class TintGenerationMixin(GenerationMixin):
                 raise OptionError("The cache was made with other weights than the state's; pass one of them alone.")
             state = cache.state
         elif self._choose_executor() == "literal":
-            raise OptionError("Literal execution has neither a cache nor a state to go on from; pass use_cache=False.")
+            advice = "choose the executor auto or fused" if state is not None else "pass use_cache=False"
+            raise OptionError(f"Literal execution has neither a cache nor a state to go on from; {advice}.")
         if state is None:
             masks = [given[name] for name in ("train_mask", "loss_mask", "attention_mask", "position_ids")]
             if masks[2] is not None and masks[2].dim() == 3:

@@ -263,7 +263,8 @@ class TintForCausalLM(Observed, SavedModel, TintGenerationMixin):
             logits = found["logits"]
             targets = matching("labels", labels, tuple(logits.shape[:2]), logits.device)
             loss = next_token_loss(logits, targets, num_items_in_batch)
-        return TintOutput(loss, found["logits"], found.get("logits_before"), cache, **more)
+        before = found.get("logits_before")
+        return TintOutput(loss=loss, logits=found["logits"], logits_before=before, past_key_values=cache, **more)
 
     def _inputs(
         self,

@@ -41,8 +41,8 @@ ops, but a product of half the rows on one thread runs slower. Measured at batch
 def can_part(plan: Plan, device: torch.device) -> bool:
     """Whether a run by parts gives what the plan wants, and is faster.
 
-    Capture points that an op shows, and edits, are of all tokens. Modes that watch or change PyTorch's functions (profilers, counters, autocast) belong to the thread that has
-    switched them on, so that another thread would escape them.
+    Capture points that an op shows are of all tokens. Modes that watch or change PyTorch's functions (profilers,
+    counters, autocast) belong to the thread that has switched them on, so that another thread would escape them.
     """
     watched = _get_current_dispatch_mode_stack() or _get_current_function_mode_stack()
     return (
