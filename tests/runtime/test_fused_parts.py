@@ -134,10 +134,10 @@ def test_nothing_is_kept_after_a_run() -> None:
 
 
 def test_when_a_run_is_by_parts(monkeypatch: pytest.MonkeyPatch) -> None:
-    """On a CPU with threads to share, for long texts and narrow models; never where a thread would escape a mode."""
+    """On a CPU with threads to share, for long texts; never where a thread would escape a mode."""
     sim, cpu = compiled("llama"), torch.device("cpu")
 
-    def plan(length: int, ids: Any = None) -> Any:
+    def plan(length: int) -> Any:
         inputs = resolve_inputs(torch.zeros(1, length, dtype=torch.long))
         return make_plan(sim.program, ("logits",), sizes_of(inputs, 53))
 
@@ -150,9 +150,6 @@ def test_when_a_run_is_by_parts(monkeypatch: pytest.MonkeyPatch) -> None:
             assert not can_part(plan(128), cpu)
         with torch.autocast("cpu"):
             assert not can_part(plan(128), cpu)
-        dense = plan(128)
-        dense.__dict__["density"] = 1000.0
-        assert not can_part(dense, cpu)
     assert not can_part(plan(128), cpu)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
     with torch.no_grad():

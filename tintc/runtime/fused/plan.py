@@ -121,17 +121,6 @@ class Plan:
             found.append(Step(op, operands, read, self.last[op], small))
         return found
 
-    @cached_property
-    def density(self) -> float:
-        """Multiply-adds for each number that ops without products read or write."""
-        counts, products, entries = self.counts(), 0, 0
-        for step in self.steps:
-            count = step.op.multiply_adds(counts, *step.operands)
-            values = (*step.operands, *step.op.results)
-            products += count
-            entries += 0 if count else step.read * sum(v.type.width for v in values if v.type.kind == "tokens")
-        return products / max(entries, 1)
-
     def _entries(self, op: SimOp, operands: tuple[Value, ...], read: int) -> int:
         """The largest token value that an op reads or writes, in numbers."""
         widths = [value.type.width for value in (*operands, *op.results) if value.type.kind == "tokens"]
