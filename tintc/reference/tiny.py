@@ -105,8 +105,9 @@ def _small(default: PretrainedConfig) -> dict[str, Any]:
     found |= {name: token for name, token in TOKENS.items() if name in known}
     if known.get("sliding_window") is not None:
         found["sliding_window"] = WINDOW
-    if set(LAYERS) <= set(known.get("layer_types") or ()):
-        found["layer_types"] = list(LAYERS)
+    kinds = list(dict.fromkeys(known.get("layer_types") or ()))
+    if len(kinds) > 1:  # as many layers as `SIZES` says, of different kinds
+        found["layer_types"] = list(LAYERS) if set(LAYERS) <= set(kinds) else kinds[:2]
     if "qk_rope_head_dim" in known:
         found |= {name: size for name, size in LATENT.items() if name in known}
     found |= _rotary(known)

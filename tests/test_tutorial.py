@@ -1,0 +1,49 @@
+"""The blocks of docs/tutorial.md run, in order, on the model they name."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+from typing import Any
+
+import pytest
+from command import ROOT, Command, make_command
+
+MODEL = ROOT.parent / "shared" / "models" / "stories260K"
+BLOCK = re.compile(r"^```(python|sh)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+
+
+@pytest.fixture
+def command(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Command:
+    return make_command(monkeypatch, capfd)
+
+
+@pytest.mark.skipif(not MODEL.exists(), reason=f"no pretrained model in {MODEL}")
+def test_the_tutorial(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: Command) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("stories260K").symlink_to(MODEL)
+    seen: dict[str, Any] = {}
+    for language, text in BLOCK.findall((ROOT / "docs" / "tutorial.md").read_text(encoding="utf-8")):
+        if language == "python":
+            exec(compile(text, "docs/tutorial.md", "exec"), seen)
+        else:
+            for line in text.splitlines():
+                name, *arguments = shlex.split(line)
+                found = command(*arguments)
+                assert name == "tintc" and found.code == 0, f"{line}\n{found.err}"
+    check(seen)
+
+
+def check(seen: dict[str, Any]) -> None:
+    """What the text says of what the blocks have done."""
+    out, half, held_out = seen["out"], seen["half"], seen["held_out"]
+    assert held_out(out.logits, half) < held_out(out.logits_before, half)
+    assert not seen["gentle"].logits.equal(out.logits)
+    assert seen["drift"].shape == (1, seen["ids"].shape[1]) and float(seen["drift"].sum()) > 0
+    assert not seen["patched"].equal(out.logits)
+    assert seen["role"].phase == "descent" and "4.mlp.up_proj.weight" in seen["role"].parameter
+    assert seen["norms"] and seen["literal"].logits.isfinite().all()
+    assert seen["text"].shape[1] == seen["prompt"].shape[1] + 20
+    assert seen["losses"][-1] < seen["losses"][0]
+    assert Path("sim-trained/config.json").exists() and Path("story.state").exists()
