@@ -113,6 +113,24 @@ def test_an_error_in_either_part_is_the_callers(where: type, monkeypatch: pytest
         monkeypatch.undo()
 
 
+def test_an_interruption_outside_of_the_ops_ends_every_part(monkeypatch: pytest.MonkeyPatch) -> None:
+    sim, inputs = compiled("gpt2"), resolve_inputs(token_ids(1, 12))
+    plan = make_plan(sim.program, ("logits",), sizes_of(inputs, 53))
+    start, started = threading.Thread.start, []
+
+    def interrupted(thread: threading.Thread) -> None:
+        start(thread)
+        started.append(thread)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(threading.Thread, "start", interrupted)
+    with torch.no_grad(), pytest.raises(KeyboardInterrupt):
+        run_parts(sim, inputs, plan, None)
+    (thread,) = started
+    thread.join(timeout=20)
+    assert not thread.is_alive()
+
+
 def test_nothing_is_kept_after_a_run() -> None:
     """Every value that parts hand to each other is let go of, outputs aside."""
     sim, inputs = compiled("llama", n_steps=2), resolve_inputs(token_ids(1, 12))
@@ -150,6 +168,8 @@ def test_when_a_run_is_by_parts(monkeypatch: pytest.MonkeyPatch) -> None:
             assert not can_part(plan(128), cpu)
         with torch.autocast("cpu"):
             assert not can_part(plan(128), cpu)
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]):
+            assert not can_part(plan(128), cpu)
     assert not can_part(plan(128), cpu)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
     with torch.no_grad():
@@ -157,16 +177,29 @@ def test_when_a_run_is_by_parts(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_model_runs_by_parts(monkeypatch: pytest.MonkeyPatch) -> None:
-    sim, ids = compiled("llama", max_length=128), token_ids(1, 100)
+    """A batch in pieces, what captures show, and generation."""
+    sim, ids = compiled("llama", max_length=128), token_ids(3, 100)
     called: list[int] = []
     monkeypatch.setattr("tintc.runtime.fused.batches.run_parts", lambda *a: called.append(1) or run_parts(*a))
-    threads = torch.get_num_threads()
+
+    def everything() -> Any:
+        with sim.capture("pass*.layers.*.residual") as seen:
+            out = run(sim, ids, return_before=True, max_batch=2)
+        sim.executor = "fused"
+        return out, dict(seen), sim.generate(ids, max_new_tokens=5, do_sample=False)
+
+    threads, executor = torch.get_num_threads(), sim.executor
     try:
         torch.set_num_threads(1)
-        whole = run(sim, ids, return_before=True)
+        whole, shown, text = everything()
+        assert called == []
         torch.set_num_threads(2)
-        by_parts = run(sim, ids, return_before=True)
+        by_parts, shown_by_parts, text_by_parts = everything()
     finally:
         torch.set_num_threads(threads)
-    assert called == [1]
+        sim.executor = executor
+    assert len(called) == 3  # two pieces of the batch, and the prompt
     assert relative_to_update(by_parts.logits, whole.logits, whole.logits_before) < 1e-9
+    assert text.equal(text_by_parts) and shown.keys() == shown_by_parts.keys() and len(shown) > 2
+    for name, value in shown.items():
+        torch.testing.assert_close(shown_by_parts[name], value, rtol=1e-9, atol=1e-12)

@@ -210,7 +210,10 @@ class SimOp(Op):
         raise NotImplementedError(self.opname)
 
     def remembers(self) -> tuple[int, ...]:
-        """Which operands the results at later tokens depend on; none where a token's result is its own alone."""
+        """Which operands the results at later tokens depend on; none where a token's result is its own alone.
+
+        Generation and runs by parts of the text (`tintc.runtime.fused.parts`) rely on this and on `adds_up`.
+        """
         return ()
 
     def adds_up(self) -> bool:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.autograd import _profiler_enabled
 from torch.overrides import _get_current_function_mode_stack
 from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 
@@ -41,7 +42,7 @@ def can_part(plan: Plan, device: torch.device) -> bool:
     Capture points that an op shows are of all tokens. Modes that watch or change PyTorch's functions (profilers,
     counters, autocast) belong to the thread that has switched them on, so that another thread would escape them.
     """
-    watched = _get_current_dispatch_mode_stack() or _get_current_function_mode_stack()
+    watched = _get_current_dispatch_mode_stack() or _get_current_function_mode_stack() or _profiler_enabled()
     return (
         device.type == "cpu"
         and torch.get_num_threads() >= PARTS
@@ -59,12 +60,16 @@ def run_parts(model: TintForCausalLM, inputs: Inputs, plan: Plan, inner_lr: Tens
     relay = Relay()
     parts = [PartExecutor(model, inputs, plan.schedule, inner_lr, relay, part) for part in range(PARTS)]
     with _threads_each() as count:
-        others = [threading.Thread(target=_work, args=(one, count)) for one in parts[1:]]
-        for thread in others:
-            thread.start()
-        _work(parts[0], count)
-        for thread in others:
-            thread.join()
+        others = [threading.Thread(target=_work, args=(one, count), daemon=True) for one in parts[1:]]
+        try:
+            for thread in others:
+                thread.start()
+            _work(parts[0], count)
+            for thread in others:
+                thread.join()
+        except BaseException as error:  # an interruption between two of these calls
+            relay.fail(error)
+            raise
     if relay.error is not None:
         raise relay.error
     return {label: _gathered(relay, plan.schedule, value) for label, value in plan.outputs.items()}
