@@ -43,7 +43,7 @@ def generate_text(
     with torch.no_grad():
         found = sim.generate(ids, streamer=streamer, **training, **choice)
     seconds, new = time.perf_counter() - start, found[0, ids.shape[1] :]
-    written = sim.tokenizer.decode(new, skip_special_tokens=True)
+    written = _continuation(sim.tokenizer, ids[0], found[0])
     if as_json:
         print_json(
             {
@@ -99,12 +99,27 @@ def _choice(options: dict[str, Any]) -> dict[str, Any]:
     return {"max_new_tokens": options["max_new_tokens"], "num_beams": beams, "do_sample": bool(given)} | given
 
 
+def _continuation(tokenizer: Any, prompt: Tensor, whole: Tensor) -> str:
+    """What the tokens after the prompt add to its text: a first word decoded alone would lose the space before it."""
+    before, text = (tokenizer.decode(ids, skip_special_tokens=True) for ids in (prompt, whole))
+    return text[len(before) :] if text.startswith(before) else tokenizer.decode(whole[len(prompt) :])
+
+
 class _Terminal(TextStreamer):
     """Shows the text as it is written, word by word, the prompt before it."""
 
     def __init__(self, tokenizer: Any, console: Console, prompt: str):
         super().__init__(tokenizer, skip_prompt=True, skip_special_tokens=True)
         self.console, self.prompt = console, prompt
+
+    def put(self, value: Tensor) -> None:
+        """The prompt comes first; it is kept so that what follows is decoded as its continuation."""
+        if not self.next_tokens_are_prompt:
+            super().put(value)
+            return
+        self.next_tokens_are_prompt = False
+        self.token_cache = value.flatten().tolist()
+        self.print_len = len(self.tokenizer.decode(self.token_cache, **self.decode_kwargs))
 
     def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
         self.console.print(self.prompt, style="dim", end="")
