@@ -180,6 +180,13 @@ def test_generation(folder: Path) -> None:
     [
         ({"train_fraction": 1}, "less than 1"),
         ({"train_fraction": "half"}, "less than 1"),
+        ({"inner_lr": "abc"}, "learning rate is abc; it must be a finite number"),
+        ({"inner_lr": "nan"}, "learning rate is nan; it must be a finite number"),
+        ({"inner_lr": -0.1}, "rate is -0.1; .* zero or more"),
+        ({"max_length": "abc"}, "max length is abc; .* at least 2"),
+        ({"max_length": -3}, "max length is -3; .* at least 2"),
+        ({"max_length": 1}, "max length is 1; .* at least 2"),
+        ({"max_length": 12.5}, "max length is 12.5; .* at least 2"),
         ({"batch_size": 0}, "at least 1"),
         ({"learning_rate": 1}, "'learning_rate' is unknown to tint"),
         ({"pretrained": None}, "pretrained=OUT"),

@@ -8,6 +8,7 @@ Importing this module registers it; only this module needs `lm_eval` (``pip inst
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -62,11 +63,11 @@ class TintLM(TemplateLM):
     def __init__(
         self,
         pretrained: str | TintForCausalLM | None = None,
-        train_fraction: float | None = None,
-        inner_lr: float | None = None,
+        train_fraction: float | str | None = None,
+        inner_lr: float | str | None = None,
         batch_size: int | str = 1,
         max_batch_size: int | None = None,
-        max_length: int | None = None,
+        max_length: int | str | None = None,
         add_bos_token: bool = False,
         executor: str = "auto",
         device: str | None = None,
@@ -86,10 +87,10 @@ class TintLM(TemplateLM):
         if self.tokenizer is None:
             raise ArtefactError(f"{pretrained} has no tokenizer, which lm_eval needs; compile a folder that has one.")
         self.train_fraction = _fraction(self.sim.config.train_fraction if train_fraction is None else train_fraction)
-        self.inner_lr = None if inner_lr is None else float(inner_lr)
+        self.inner_lr = None if inner_lr is None else _rate(inner_lr)
         self.batch_size = _batch(batch_size, max_batch_size)
         limit = self.sim.layout.max_length
-        self.max_length = limit if max_length is None else min(int(max_length), limit)
+        self.max_length = limit if max_length is None else min(_length(max_length), limit)
         self.add_bos_token = add_bos_token
         self._device = self.sim.device
 
@@ -238,6 +239,22 @@ def _fraction(given: float | str) -> float:
     if not 0 <= fraction < 1:
         raise OptionError(f"The train fraction is {given}; it must be a number from 0 to less than 1.")
     return fraction
+
+
+def _rate(given: float | str) -> float:
+    try:
+        rate = float(given)
+    except ValueError:
+        rate = math.nan
+    if not (math.isfinite(rate) and rate >= 0):
+        raise OptionError(f"The inner learning rate is {given}; it must be a finite number, zero or more.")
+    return rate
+
+
+def _length(given: int | str) -> int:
+    if not str(given).isdecimal() or int(given) < 2:
+        raise OptionError(f"The max length is {given}; it must be a number of tokens, at least 2.")
+    return int(given)
 
 
 def _batch(size: int | str, largest: int | None) -> int:
