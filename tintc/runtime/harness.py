@@ -24,6 +24,7 @@ from tqdm import tqdm
 
 from tintc.errors import ArtefactError, InputError, OptionError
 from tintc.ir.functions import at_least_fp32
+from tintc.runtime.adapt import SHORTEST
 from tintc.runtime.artefact import load
 from tintc.runtime.model import TintForCausalLM
 
@@ -57,7 +58,8 @@ class TintLM(TemplateLM):
     - `loglikelihood_rolling` scores every token of a text once, in windows as lm_eval cuts them: the first
       `train_fraction` of a window's input, which is what is trained on, before the update, and the rest after it. So
       no token is scored by weights that have seen it, and perplexities compare with those of other models.
-    - `generate_until` trains on the whole context, as far as it fits, and goes on with the updated weights.
+    - `generate_until` trains on the whole context, as far as it fits, and goes on with the updated weights. A context
+      of fewer than two tokens is filled up to two with the prefix token, and there is no update.
     """
 
     def __init__(
@@ -177,9 +179,13 @@ class TintLM(TemplateLM):
                 f"{count} new tokens leave no room for a context; this simulator was compiled for at most "
                 f"{self.max_length}. Pass --gen_kwargs max_gen_toks=N, or compile with a larger max length."
             )
-        ids = torch.tensor([self.tok_encode(context)[-(self.max_length - count) :]], device=self.sim.device)
-        mask = torch.ones_like(ids)
-        how = {"train_mask": mask, "attention_mask": mask, "inner_lr": self.inner_lr, "max_new_tokens": count}
+        tokens = self.tok_encode(context)[-(self.max_length - count) :]
+        trained = len(tokens) >= SHORTEST
+        if not trained:
+            tokens = [self.prefix_token_id] * (SHORTEST - len(tokens)) + tokens
+        ids = torch.tensor([tokens], device=self.sim.device)
+        train, valid = torch.full_like(ids, int(trained)), torch.ones_like(ids)
+        how = {"train_mask": train, "attention_mask": valid, "inner_lr": self.inner_lr, "max_new_tokens": count}
         stop = stop_sequences_criteria(self.tokenizer, until, ids.shape[1], 1)
         ends = {"stopping_criteria": stop, "pad_token_id": self.tokenizer.eos_token_id}
         found = self.sim.generate(ids, **how, **ends, **options)
