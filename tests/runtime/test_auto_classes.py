@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import ast
 import json
+import pkgutil
 import shutil
+import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,7 +16,7 @@ from typing import Any
 import pytest
 import tiny_models
 import torch
-from command import ROOT, STORY, Command, make_command, model_folder
+from command import ROOT, STORY, Command, contents, make_command, model_folder
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
@@ -128,6 +132,75 @@ def test_saving_over_what_was_there(folder: Path) -> None:
         assert len(list(folder.glob("*.safetensors"))) == 1 or size == "20KB"
         assert (folder / "model.safetensors").exists() == (size == "5GB")
         assert AutoTokenizer.from_pretrained(folder)("the cat")["input_ids"] == [2, 3]
+
+
+def test_saving_onto_a_file(stored: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("a letter")
+    for path in (tmp_path / "file", tmp_path / "file" / "below"):
+        with pytest.raises(ArtefactError, match=r"(is a file; choose another|File exists\..* choose another)"):
+            tintc.load(stored).save_pretrained(path)
+    assert contents(tmp_path) == {"file": b"a letter"}
+
+
+FULL = OSError(28, "No space left on device")
+FAILURES: dict[str, tuple[str, int]] = {
+    "the tensors": ("transformers.modeling_utils.safe_save_file", 0),
+    "the texts": ("tintc.runtime.saving.write_texts", 0),
+    "the first renaming": ("tintc.runtime.staging.os.rename", 0),
+    "half of the renaming": ("tintc.runtime.staging.os.rename", 7),
+    "the last but one renaming": ("tintc.runtime.staging.os.rename", 14),
+}
+
+
+@pytest.mark.parametrize("failure", FAILURES)
+def test_a_disk_that_is_full(folder: Path, monkeypatch: pytest.MonkeyPatch, failure: str) -> None:
+    """Over an older simulator and where nothing was: one sentence, and everything as before."""
+    name, after = FAILURES[failure]
+    (folder / "notes.txt").write_text("kept")
+    sim, before, real = tintc.load(folder), contents(folder.parent), pkgutil.resolve_name(name)
+    for out in (folder, folder.parent / "new") if after == 0 else (folder,):
+        left = [after]
+
+        def fail(*given: Any, left: list[int] = left, **named: Any) -> Any:
+            left[0] -= 1
+            if left[0] == -1:
+                raise FULL
+            return real(*given, **named)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(name, fail)
+            with pytest.raises(
+                ArtefactError, match=r"No space left on device\. Nothing was changed; .* another folder\."
+            ):
+                sim.save_pretrained(out, max_shard_size="20KB")
+        assert left[0] < 0 and contents(folder.parent) == before
+    with monkeypatch.context() as patch:
+        patch.setattr("shutil.disk_usage", lambda _: shutil._ntuple_diskusage(10**6, 10**6, 1000))  # pyright: ignore
+        with pytest.raises(ArtefactError, match="make room, or choose another"):
+            sim.save_pretrained(folder)
+    assert contents(folder.parent) == before
+    sim.save_pretrained(folder)
+    assert contents(folder.parent) == before
+
+
+def test_killed_while_saving(folder: Path) -> None:
+    """The old simulator is there; what lies in it is hidden, and gone after the next save."""
+    (folder / "notes.txt").write_text("kept")
+    before = contents(folder)
+    lines = (
+        "import os, signal, sys, tintc",
+        "from tintc.runtime import saving",
+        "saving.write_texts = lambda *_, **__: os.kill(os.getpid(), signal.SIGKILL)",
+        "tintc.load(sys.argv[1]).save_pretrained(sys.argv[1], max_shard_size='20KB')",
+    )
+    killed = subprocess.run([sys.executable, "-c", "\n".join(lines), folder], cwd=ROOT, capture_output=True)
+    assert killed.returncode == -signal.SIGKILL
+    (left,) = [path for path in folder.iterdir() if path.is_dir()]
+    assert left.name.startswith(".") and len([*left.glob("*.safetensors")]) > 1
+    assert {name: data for name, data in contents(folder).items() if left.name not in name} == before
+    sim = tintc.load(folder)
+    sim.save_pretrained(folder)
+    assert contents(folder) == before and torch.equal(logits(tintc.load(folder)), logits(sim))
 
 
 def test_edits_and_training_survive_saving(folder: Path, tmp_path: Path) -> None:

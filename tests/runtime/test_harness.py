@@ -175,11 +175,33 @@ def test_generation(folder: Path) -> None:
         lm.generate_until(requests("generate_until", (context, {"max_gen_toks": 23})), disable_tqdm=True)
 
 
+@pytest.mark.parametrize("executor", ["fused", "literal"])
+def test_generation_after_next_to_nothing(folder: Path, executor: str) -> None:
+    """A context of no token, or of one, is answered by the weights as they are, whatever the rate."""
+    lm, found = TintLM(folder, executor=executor, inner_lr=5), []
+    asked = requests("generate_until", ("", {"max_gen_toks": 3}), ("cat", {"max_gen_toks": 3}))
+    answers = lm.generate_until(asked, disable_tqdm=True)
+    (cat,), prefix = lm.tok_encode("cat"), lm.prefix_token_id
+    for tokens in ([prefix, prefix], [prefix, cat]):
+        for _ in range(3):
+            ids = torch.tensor([tokens])
+            tokens.append(int(lm.sim(ids, train_mask=torch.zeros_like(ids)).logits[0, -1].argmax()))
+        found.append(lm.tokenizer.decode(tokens[2:], skip_special_tokens=True))
+    assert [answer.split() for answer in answers] == [text.split() for text in found] and all(found)
+
+
 @pytest.mark.parametrize(
     ("options", "says"),
     [
         ({"train_fraction": 1}, "less than 1"),
         ({"train_fraction": "half"}, "less than 1"),
+        ({"inner_lr": "abc"}, "learning rate is abc; it must be a finite number"),
+        ({"inner_lr": "nan"}, "learning rate is nan; it must be a finite number"),
+        ({"inner_lr": -0.1}, "rate is -0.1; .* zero or more"),
+        ({"max_length": "abc"}, "max length is abc; .* at least 2"),
+        ({"max_length": -3}, "max length is -3; .* at least 2"),
+        ({"max_length": 1}, "max length is 1; .* at least 2"),
+        ({"max_length": 12.5}, "max length is 12.5; .* at least 2"),
         ({"batch_size": 0}, "at least 1"),
         ({"learning_rate": 1}, "'learning_rate' is unknown to tint"),
         ({"pretrained": None}, "pretrained=OUT"),

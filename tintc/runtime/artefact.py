@@ -231,16 +231,24 @@ def writing(out: str | os.PathLike[str], force: bool) -> Iterator[Path]:
         target.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ArtefactError(f"Cannot write to {target.parent}: {error.strerror or error}.") from error
+    with explained(target), staged(target) as folder:
+        yield folder
+
+
+@contextmanager
+def explained(target: Path) -> Iterator[None]:
+    """Raises `ArtefactError` for what a disk has against the block, which writes `target` whole or not at all."""
     try:
-        with staged(target) as folder:
-            yield folder
+        yield
     except TintcError:
         raise
     except Exception as error:  # tokenizers raises bare ones for a full disk
         if not isinstance(error, OSError | SafetensorError | RuntimeError) and type(error) is not Exception:
             raise
-        reason = getattr(error, "strerror", None) or str(error)
-        raise ArtefactError(f"Could not write {target}: {reason}. Nothing was changed.") from error
+        reason = getattr(error, "strerror", None) or first_line(error)
+        raise ArtefactError(
+            f"Could not write {target}: {reason}. Nothing was changed; mend that, or choose another folder."
+        ) from error
 
 
 def check_space(folder: Path, needed: int) -> None:

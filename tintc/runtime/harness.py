@@ -8,6 +8,7 @@ Importing this module registers it; only this module needs `lm_eval` (``pip inst
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -23,6 +24,7 @@ from tqdm import tqdm
 
 from tintc.errors import ArtefactError, InputError, OptionError
 from tintc.ir.functions import at_least_fp32
+from tintc.runtime.adapt import SHORTEST
 from tintc.runtime.artefact import load
 from tintc.runtime.model import TintForCausalLM
 
@@ -56,17 +58,18 @@ class TintLM(TemplateLM):
     - `loglikelihood_rolling` scores every token of a text once, in windows as lm_eval cuts them: the first
       `train_fraction` of a window's input, which is what is trained on, before the update, and the rest after it. So
       no token is scored by weights that have seen it, and perplexities compare with those of other models.
-    - `generate_until` trains on the whole context, as far as it fits, and goes on with the updated weights.
+    - `generate_until` trains on the whole context, as far as it fits, and goes on with the updated weights. A context
+      of fewer than two tokens is filled up to two with the prefix token, and there is no update.
     """
 
     def __init__(
         self,
         pretrained: str | TintForCausalLM | None = None,
-        train_fraction: float | None = None,
-        inner_lr: float | None = None,
+        train_fraction: float | str | None = None,
+        inner_lr: float | str | None = None,
         batch_size: int | str = 1,
         max_batch_size: int | None = None,
-        max_length: int | None = None,
+        max_length: int | str | None = None,
         add_bos_token: bool = False,
         executor: str = "auto",
         device: str | None = None,
@@ -86,10 +89,10 @@ class TintLM(TemplateLM):
         if self.tokenizer is None:
             raise ArtefactError(f"{pretrained} has no tokenizer, which lm_eval needs; compile a folder that has one.")
         self.train_fraction = _fraction(self.sim.config.train_fraction if train_fraction is None else train_fraction)
-        self.inner_lr = None if inner_lr is None else float(inner_lr)
+        self.inner_lr = None if inner_lr is None else _rate(inner_lr)
         self.batch_size = _batch(batch_size, max_batch_size)
         limit = self.sim.layout.max_length
-        self.max_length = limit if max_length is None else min(int(max_length), limit)
+        self.max_length = limit if max_length is None else min(_length(max_length), limit)
         self.add_bos_token = add_bos_token
         self._device = self.sim.device
 
@@ -176,9 +179,13 @@ class TintLM(TemplateLM):
                 f"{count} new tokens leave no room for a context; this simulator was compiled for at most "
                 f"{self.max_length}. Pass --gen_kwargs max_gen_toks=N, or compile with a larger max length."
             )
-        ids = torch.tensor([self.tok_encode(context)[-(self.max_length - count) :]], device=self.sim.device)
-        mask = torch.ones_like(ids)
-        how = {"train_mask": mask, "attention_mask": mask, "inner_lr": self.inner_lr, "max_new_tokens": count}
+        tokens = self.tok_encode(context)[-(self.max_length - count) :]
+        trained = len(tokens) >= SHORTEST
+        if not trained:
+            tokens = [self.prefix_token_id] * (SHORTEST - len(tokens)) + tokens
+        ids = torch.tensor([tokens], device=self.sim.device)
+        train, valid = torch.full_like(ids, int(trained)), torch.ones_like(ids)
+        how = {"train_mask": train, "attention_mask": valid, "inner_lr": self.inner_lr, "max_new_tokens": count}
         stop = stop_sequences_criteria(self.tokenizer, until, ids.shape[1], 1)
         ends = {"stopping_criteria": stop, "pad_token_id": self.tokenizer.eos_token_id}
         found = self.sim.generate(ids, **how, **ends, **options)
@@ -238,6 +245,22 @@ def _fraction(given: float | str) -> float:
     if not 0 <= fraction < 1:
         raise OptionError(f"The train fraction is {given}; it must be a number from 0 to less than 1.")
     return fraction
+
+
+def _rate(given: float | str) -> float:
+    try:
+        rate = float(given)
+    except ValueError:
+        rate = math.nan
+    if not (math.isfinite(rate) and rate >= 0):
+        raise OptionError(f"The inner learning rate is {given}; it must be a finite number, zero or more.")
+    return rate
+
+
+def _length(given: int | str) -> int:
+    if not str(given).isdecimal() or int(given) < 2:
+        raise OptionError(f"The max length is {given}; it must be a number of tokens, at least 2.")
+    return int(given)
 
 
 def _batch(size: int | str, largest: int | None) -> int:

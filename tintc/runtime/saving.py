@@ -10,8 +10,10 @@ from typing import Any
 
 from huggingface_hub import HfApi
 
+from tintc.errors import ArtefactError
 from tintc.ir.text import print_program
-from tintc.runtime.artefact import read_tokenizer, write_texts
+from tintc.runtime.artefact import AUXILIARY_FILE, check_space, explained, read_tokenizer, write_texts
+from tintc.runtime.staging import merged, staged
 from tintc.runtime.training import TrainableModel
 
 WEIGHTS = ("model.safetensors", "model-?????-of-?????.safetensors", "model.safetensors.index.json")
@@ -40,24 +42,28 @@ class SavedModel(TrainableModel):
     ) -> None:
         """Everything the simulator needs: configuration, tensors, program, model card and, if known, the tokenizer.
 
-        Arguments are those of `transformers`. Weight files that were in the folder before are replaced, all of them.
+        Arguments are those of `transformers`. Weight files that were in the folder before are replaced, all of them, at
+        the end and together with the rest; other files stay. Raises `ArtefactError`, and changes nothing, if the path
+        is a file or the disk will not take it.
         """
         held, own, folder = self._held, self.own_digest(), Path(save_directory)
+        if folder.exists() and not folder.is_dir():
+            raise ArtefactError(f"{folder} is a file; choose another output folder.")
         hub: dict[str, Any] = {"repo_id": folder.name, "token": kwargs.get("token")}
         hub |= {name: kwargs.pop(name) for name in COMMIT if push_to_hub and name in kwargs}
         tokenizer = self.tokenizer  # read now: it may lie in the folder that is written to
         if own is not None:  # tensors that were cast are still the compiler's own
             self.config.digests = self.config.digests | {"structure": own}
-        with _replaced(folder, is_main_process and kwargs.get("variant") is None):
-            super().save_pretrained(save_directory, is_main_process, *args, **kwargs)
+        with explained(folder), _place(folder, is_main_process, kwargs.get("variant")) as place:
+            if is_main_process:
+                check_space(place, sum(tensor.nbytes for tensor in self.state_dict().values()))
+            super().save_pretrained(place, is_main_process, *args, **kwargs)
+            if is_main_process:
+                write_texts(place, self.config, print_program(self.program), tokenizer, edited=own is None)
         if not held:
             self.release()
-        if is_main_process:
-            for file in folder.glob("*.safetensors"):
-                file.chmod((folder / "config.json").stat().st_mode)  # written readable by its owner alone
-            write_texts(folder, self.config, print_program(self.program), tokenizer, edited=own is None)
-            if push_to_hub:
-                upload(folder, **hub)
+        if is_main_process and push_to_hub:
+            upload(folder, **hub)
 
     def push_to_hub(
         self, repo_id: str, *, max_shard_size: int | str = "50GB", token: bool | str | None = None, **commit: Any
@@ -83,16 +89,15 @@ def upload(
 
 
 @contextmanager
-def _replaced(folder: Path, wanted: bool) -> Iterator[None]:
-    """Removes weight files that were there before and were not written anew: of ``model.safetensors`` and shards,
-    transformers would load the former, whichever is older."""
-    before = _stamps(folder)
-    yield
-    for file, stamp in _stamps(folder).items():
-        if wanted and before.get(file) == stamp:
-            file.unlink()
-
-
-def _stamps(folder: Path) -> dict[Path, tuple[int, int]]:
-    found = {file: file.stat() for pattern in WEIGHTS for file in folder.glob(pattern)}
-    return {file: (stat.st_ino, stat.st_mtime_ns) for file, stat in found.items()}
+def _place(folder: Path, is_main_process: bool, variant: str | None) -> Iterator[Path]:
+    """Where to write what `folder` will hold at the end. Weight files that were there before are removed: of
+    ``model.safetensors`` and shards, transformers would load the former, whichever is older."""
+    if not is_main_process:
+        yield folder
+    elif folder.exists():
+        with merged(folder, (AUXILIARY_FILE, *(WEIGHTS if variant is None else ()))) as place:
+            yield place
+    else:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with staged(folder) as place:
+            yield place

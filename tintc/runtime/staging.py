@@ -1,7 +1,8 @@
-"""`staged`: a folder that appears whole or not at all, whatever happens while it is written.
+"""`staged`: a folder that appears whole or not at all, whatever happens while it is written; `merged`: files that take
+their places in a folder together.
 
-It is written under a hidden name beside its place, locked as long as its writer lives, and renamed when it is whole.
-What a killed writer left is not locked any more: the next one that writes to the same place removes it.
+They are written under a hidden name beside their place, locked as long as their writer lives, and renamed when they are
+whole. What a killed writer left is not locked any more: the next one that writes to the same place removes it.
 """
 
 from __future__ import annotations
@@ -11,11 +12,11 @@ import fcntl
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-OLD = ".old"
+OLD, PROGRAM = ".old", "program.tint"
 
 
 @contextmanager
@@ -34,6 +35,49 @@ def staged(target: Path) -> Iterator[Path]:
     finally:
         _remove(staging)
         os.close(lock)
+
+
+@contextmanager
+def merged(target: Path, replaced: Iterable[str] = ()) -> Iterator[Path]:
+    """A new folder to write into, whose files take their places in the existing folder `target` if the block ends well;
+    otherwise nothing changes.
+
+    replaced: patterns of files that are removed from `target` unless they are written anew; other files stay. It is
+    hidden inside `target`, which may be a disk of its own or where somebody works, and the files are renamed one by
+    one: a kill in that moment leaves `target` without a program, so no artefact, never a mixture. Raises `OSError` if
+    the disk will not take it.
+    """
+    place = target / "save"
+    remove_abandoned(place)
+    staging, lock = _locked_folder(place)
+    try:
+        yield staging
+        _open_up(staging)
+        _merge(staging, target, {file.name for pattern in replaced for file in target.glob(pattern)})
+    finally:
+        _remove(staging)
+        os.close(lock)
+
+
+def _merge(staging: Path, target: Path, replaced: set[str]) -> None:
+    """Exchange what `staging` holds for what `target` holds of the same names, or of those that are `replaced`; all of
+    it or nothing. The program goes first and comes last."""
+    new = sorted((path.name for path in staging.iterdir()), key=lambda name: name == PROGRAM)
+    old = staging / OLD
+    old.mkdir()
+    try:
+        for name in sorted({PROGRAM, *new, *replaced}, key=lambda name: name != PROGRAM):
+            if os.path.lexists(target / name):
+                os.rename(target / name, old / name)
+        for name in new:
+            os.rename(staging / name, target / name)
+    except BaseException:
+        for name in new:
+            if not os.path.lexists(staging / name):
+                os.rename(target / name, staging / name)
+        for name in sorted((path.name for path in old.iterdir()), key=lambda name: name == PROGRAM):
+            os.rename(old / name, target / name)
+        raise
 
 
 def remove_abandoned(target: Path) -> None:
@@ -69,7 +113,7 @@ def _locked_folder(target: Path) -> tuple[Path, int]:
 
 def _remove(folder: Path) -> None:
     """The files that make it a model go first, so that a half-removed folder does not look like one."""
-    for name in ("program.tint", "config.json"):
+    for name in (PROGRAM, "config.json"):
         with suppress(OSError):
             (folder / name).unlink()
     shutil.rmtree(folder, ignore_errors=True)
@@ -104,8 +148,8 @@ def _open_up(folder: Path) -> None:
     """Permissions as the umask gives them: temporary folders and safetensors' files are their owner's alone."""
     mask = _umask()
     os.chmod(folder, 0o777 & ~mask)
-    for file in folder.iterdir():
-        os.chmod(file, 0o666 & ~mask)
+    for path in folder.rglob("*"):
+        os.chmod(path, (0o777 if path.is_dir() else 0o666) & ~mask)
 
 
 def _umask() -> int:
