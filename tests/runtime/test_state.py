@@ -131,6 +131,40 @@ def test_what_a_state_cannot_be_used_for() -> None:
         sim(ids[:2], state=state, return_before=True)
 
 
+def test_a_state_keeps_no_stored_weights_of_other_times() -> None:
+    """Neither those that autograd did not record, nor those that the parameters have left."""
+    sim, ids = family("llama").compile(inner_lr=0.02, n_update_layers=1), token_ids(2, 8)
+    sim.executor = "fused"
+    sim.trainable("prefixes", "rates")
+
+    def trained(state: AdaptedState) -> set[str]:
+        sim.zero_grad(set_to_none=True)
+        sim(ids, state=state, labels=ids).loss.backward()
+        return {name for name, parameter in sim.named_parameters() if parameter.grad is not None}
+
+    wanted, state = trained(sim.adapt(ids)), sim.adapt(ids)
+    before = continued(sim, ids, state)
+    assert trained(state) == wanted and len(wanted) > 8
+    sim.float().double()
+    with torch.no_grad():
+        for parameter in sim.prefixes.parameters():
+            parameter.mul_(1.5)
+    assert worst(continued(sim, ids, state), before) > 1e-3
+
+
+@pytest.mark.parametrize("examples", [1, 2])
+def test_inference_mode(examples: int) -> None:
+    sim, ids = family("llama").compile(inner_lr=0.02), token_ids(examples, 8)
+    sim.executor = "fused"
+    with torch.inference_mode():
+        state = sim.adapt(ids)
+        past = sim(ids, use_cache=True).past_key_values
+    for given in ({"state": state}, {"past_key_values": past}):
+        with pytest.raises(OptionError, match="adapted in torch.inference_mode"):
+            sim(ids, **given)
+    assert worst(continued(sim, ids, state), continued(sim, ids, sim.adapt(ids))) < 1e-12
+
+
 EXPORTED: dict[str, Any] = {
     "gpt2": lambda: gpt2(n_heads=3, head_dim=6, d_ff=31),
     "llama": lambda: llama(n_heads=4, n_kv_heads=2, head_dim=6, attention_bias=True),
