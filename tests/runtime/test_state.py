@@ -5,6 +5,7 @@ fp64, 1e-9 of the largest logit; exported models 1e-6, because transformers comp
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import tintc
 from tintc.errors import ArtefactError, InputError, ModelError, OptionError
 from tintc.reference.tiny import tiny_model
+from tintc.runtime.cache import TintCache
 from tintc.runtime.model import TintForCausalLM
 from tintc.runtime.state import AdaptedState
 
@@ -160,9 +162,45 @@ def test_inference_mode(examples: int) -> None:
         state = sim.adapt(ids)
         past = sim(ids, use_cache=True).past_key_values
     for given in ({"state": state}, {"past_key_values": past}):
-        with pytest.raises(OptionError, match="adapted in torch.inference_mode"):
+        with pytest.raises(OptionError, match=r"adapted in torch\.inference_mode"):
             sim(ids, **given)
     assert worst(continued(sim, ids, state), continued(sim, ids, sim.adapt(ids))) < 1e-12
+
+
+def test_captures_and_edits_around_adapt() -> None:
+    sim, ids = compiled("gpt2"), token_ids(1, 8)
+    with sim.capture("layers.0.residual"), pytest.raises(OptionError, match="adapt runs only the part"):
+        sim.adapt(ids)
+    with (
+        sim.edit({"layers.0.residual": torch.zeros_like}),
+        pytest.raises(OptionError, match="adapt runs only the part"),
+    ):
+        sim.adapt(ids)
+    assert sim.adapt(ids).examples == 1
+
+
+def test_a_copied_cache_shares_the_weights_alone() -> None:
+    """transformers' way of using a prompt several times."""
+    sim, ids = compiled("llama", inner_lr=0.1), token_ids(2, WHOLE)
+    with torch.no_grad():
+        past = sim(ids[:, :PROMPT], use_cache=True).past_key_values
+        copied = copy.deepcopy(past)
+        wanted = sim(ids[:, PROMPT:], past_key_values=past).logits
+        assert copied.state.sim is sim and copied.get_seq_length() == PROMPT
+        assert torch.equal(sim(ids[:, PROMPT:], past_key_values=copied).logits, wanted)
+
+
+def test_a_call_that_fails_leaves_the_cache_as_it_was() -> None:
+    sim, ids = compiled("gpt2"), token_ids(2, 8)
+    cache = TintCache(len(sim.continuation.mixing))
+    for text in (ids + 1000, token_ids(2, 40), ids[0]):
+        with pytest.raises(InputError):
+            sim(text, past_key_values=cache, state=sim.adapt(ids))
+        assert cache.state is None and not cache.get_seq_length()
+    state = sim.adapt(ids[:1])
+    with torch.no_grad():
+        assert torch.equal(sim(ids, past_key_values=cache, state=state).logits, sim(ids, state=state).logits)
+    assert cache.state is state
 
 
 EXPORTED: dict[str, Any] = {
