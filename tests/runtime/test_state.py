@@ -6,6 +6,7 @@ fp64, 1e-9 of the largest logit; exported models 1e-6, because transformers comp
 from __future__ import annotations
 
 import copy
+import os
 from pathlib import Path
 from typing import Any
 
@@ -111,6 +112,55 @@ def test_files_that_are_no_state_of_this_simulator(tmp_path: Path) -> None:
         AdaptedState.load(tmp_path / "e.safetensors", sim)
     with pytest.raises(ArtefactError, match="cannot be written to"):
         sim.adapt(token_ids(1, 8)).save(tmp_path / "no" / "such" / "folder")
+
+
+METADATA: dict[str, tuple[dict[str, str | None], str]] = {
+    "nothing pending": ({"pending": None}, "pending updates cannot be read"),
+    "half a text": ({"pending": "{"}, "pending updates cannot be read"),
+    "a list": ({"pending": "[1]"}, "pending updates cannot be read"),
+    "no such input": ({"pending": '{"layers.0.ffn": [["nothing", 1]]}'}, "pending updates cannot be read"),
+    "no such layer": ({"pending": '{"nothing": []}'}, "does not update"),
+    "version": ({"version": "a"}, "its version is 'a', no number"),
+    "examples": ({"examples": None}, "its examples is '', no number"),
+    "no examples": ({"examples": "0"}, "it has 0 examples"),
+    "more examples": ({"examples": "7"}, "(has shape|it has the weights of one example, not of 7)"),
+}
+
+
+@pytest.mark.parametrize("examples", [1, 3])
+def test_damaged_files(examples: int, tmp_path: Path) -> None:
+    sim, file = compiled("gpt2"), tmp_path / "a.safetensors"
+    sim.adapt(token_ids(examples, 8)).save(file)
+    with safe_open(file, framework="pt") as opened:
+        metadata, tensors = opened.metadata(), {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+
+    def refused(tensors: dict[str, Tensor], changes: dict[str, str | None], reason: str) -> None:
+        found = {name: text for name, text in (metadata | changes).items() if text is not None}
+        save_file(tensors, file, found)
+        with pytest.raises(ArtefactError, match=rf"is damaged: .*{reason}.*\. Adapt again"):
+            AdaptedState.load(file, sim)
+
+    for changes, reason in METADATA.values():
+        refused(tensors, changes, reason)
+    for name in tensors:
+        refused(tensors | {name: tensors[name][..., :-1].contiguous()}, {}, "has shape")
+        refused({other: tensor for other, tensor in tensors.items() if other != name}, {}, f"it has no {name}")
+
+
+def test_a_state_of_another_dtype(tmp_path: Path) -> None:
+    """Rounded weights give another fingerprint; those of a longer type do not."""
+    family("gpt2").compile(inner_lr=0.02, dtype=torch.float32).save_pretrained(tmp_path / "sim")
+    sims = {dtype: tintc.load(tmp_path / "sim", dtype=dtype) for dtype in ("float32", "bfloat16", "float64")}
+    assert isinstance(sims["float32"], TintForCausalLM)
+    old, ids = os.umask(0o027), token_ids(1, 8)
+    try:
+        sims["float32"].adapt(ids).save(tmp_path / "a.safetensors")
+    finally:
+        os.umask(old)
+    assert (tmp_path / "a.safetensors").stat().st_mode & 0o777 == 0o640
+    with pytest.raises(ArtefactError, match=r"saved in float32 .* in bfloat16; load the .* dtype='float32'"):
+        tintc.AdaptedState.load(tmp_path / "a.safetensors", sims["bfloat16"])
+    assert tintc.AdaptedState.load(tmp_path / "a.safetensors", sims["float64"]).examples == 1
 
 
 def test_what_a_state_cannot_be_used_for() -> None:

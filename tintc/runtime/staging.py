@@ -102,10 +102,14 @@ def _exchange(a: Path, b: Path) -> bool:
 
 def _open_up(folder: Path) -> None:
     """Permissions as the umask gives them: temporary folders and safetensors' files are their owner's alone."""
-    mask = _umask()
-    os.chmod(folder, 0o777 & ~mask)
+    os.chmod(folder, 0o777 & ~_umask())
     for file in folder.iterdir():
-        os.chmod(file, 0o666 & ~mask)
+        open_file(file)
+
+
+def open_file(file: str | os.PathLike[str]) -> None:
+    """Permissions of one file as the umask gives them."""
+    os.chmod(file, 0o666 & ~_umask())
 
 
 def _umask() -> int:
