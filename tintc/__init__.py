@@ -13,6 +13,7 @@ from tintc import masks
 from tintc.runtime.artefact import load
 from tintc.runtime.config import TintConfig
 from tintc.runtime.model import TintForCausalLM, TintOutput
+from tintc.runtime.state import AdaptedState
 
 if TYPE_CHECKING:
     from tintc import reference
@@ -22,7 +23,7 @@ AutoConfig.register("tint", TintConfig, exist_ok=True)
 AutoModelForCausalLM.register(TintConfig, TintForCausalLM, exist_ok=True)
 
 __version__ = "0.1.0"
-__all__ = ["TintConfig", "TintForCausalLM", "TintOutput", "compile", "load", "masks", "reference"]
+__all__ = ["AdaptedState", "TintConfig", "TintForCausalLM", "TintOutput", "compile", "load", "masks", "reference"]
 
 
 def __getattr__(name: str) -> Any:

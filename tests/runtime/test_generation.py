@@ -240,8 +240,41 @@ def test_what_cannot_be_generated() -> None:
         sim(token_ids(2, 25), past_key_values=past)
     with pytest.raises(InputError, match="Token id 53 is out of range"):
         sim(torch.tensor([[53], [1]]), past_key_values=past)
+    for use_cache in (True, False):
+        with pytest.raises(OptionError, match="leave out guidance_scale"):
+            sim.generate(ids, max_new_tokens=2, guidance_scale=1.5, use_cache=use_cache)
     with pytest.raises(OptionError, match="prefill_chunk_size"):
         sim.generate(ids, max_new_tokens=2, prefill_chunk_size=2)
+
+
+def test_lists_and_single_rows() -> None:
+    sim: Any = compiled("gpt2")
+    ids = token_ids(1, PROMPT)
+    integers, tensor = r"must be a \[batch, length\] tensor of integers", "is of type list; pass a tensor"
+    state = sim.adapt(ids)
+    given: dict[str, Any] = {"max_new_tokens": 2}
+    for call in (sim.adapt, sim, lambda text: sim(text, state=state), lambda text: sim.generate(text, **given)):
+        for text in ([1, 2, 3], ids[0], ids.double()):
+            with pytest.raises(InputError, match=integers):
+                call(text)
+    for name in ("train_mask", "loss_mask", "attention_mask"):
+        for call in (sim.adapt, sim, lambda text, **mask: sim.generate(text, **given, **mask)):
+            with pytest.raises(InputError, match=f"{name} {tensor}"):
+                call(ids, **{name: [1] * PROMPT})
+    past = sim(ids, use_cache=True).past_key_values
+    for more in ({"use_cache": True}, {"past_key_values": past}):
+        with pytest.raises(InputError, match=f"attention_mask {tensor}"):
+            sim(ids, attention_mask=[1] * PROMPT, **more)
+
+
+def test_logits_to_keep() -> None:
+    sim, ids = compiled("gpt2"), token_ids(2, PROMPT)
+    for wrong, shown in ((-3, "-3"), (2.0, "2.0"), (True, "True"), (torch.tensor([1]), "a tensor")):
+        with pytest.raises(OptionError, match=f"logits_to_keep is {shown}; pass the number"):
+            sim(ids, logits_to_keep=wrong)
+    with pytest.raises(InputError, match=r"labels has shape \(2, 8\); with logits_to_keep .*, \(2, 3\)"):
+        sim(ids, logits_to_keep=3, labels=ids)
+    assert sim(ids, logits_to_keep=3, labels=ids[:, -3:]).loss.isfinite()
 
 
 def test_rows_of_a_cache() -> None:

@@ -5,6 +5,8 @@ fp64, 1e-9 of the largest logit; exported models 1e-6, because transformers comp
 
 from __future__ import annotations
 
+import copy
+import os
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import tintc
 from tintc.errors import ArtefactError, InputError, ModelError, OptionError
 from tintc.reference.tiny import tiny_model
+from tintc.runtime.cache import TintCache
 from tintc.runtime.model import TintForCausalLM
 from tintc.runtime.state import AdaptedState
 
@@ -111,6 +114,55 @@ def test_files_that_are_no_state_of_this_simulator(tmp_path: Path) -> None:
         sim.adapt(token_ids(1, 8)).save(tmp_path / "no" / "such" / "folder")
 
 
+METADATA: dict[str, tuple[dict[str, str | None], str]] = {
+    "nothing pending": ({"pending": None}, "pending updates cannot be read"),
+    "half a text": ({"pending": "{"}, "pending updates cannot be read"),
+    "a list": ({"pending": "[1]"}, "pending updates cannot be read"),
+    "no such input": ({"pending": '{"layers.0.ffn": [["nothing", 1]]}'}, "pending updates cannot be read"),
+    "no such layer": ({"pending": '{"nothing": []}'}, "does not update"),
+    "version": ({"version": "a"}, "its version is 'a', no number"),
+    "examples": ({"examples": None}, "its examples is '', no number"),
+    "no examples": ({"examples": "0"}, "it has 0 examples"),
+    "more examples": ({"examples": "7"}, "(has shape|it has the weights of one example, not of 7)"),
+}
+
+
+@pytest.mark.parametrize("examples", [1, 3])
+def test_damaged_files(examples: int, tmp_path: Path) -> None:
+    sim, file = compiled("gpt2"), tmp_path / "a.safetensors"
+    sim.adapt(token_ids(examples, 8)).save(file)
+    with safe_open(file, framework="pt") as opened:
+        metadata, tensors = opened.metadata(), {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+
+    def refused(tensors: dict[str, Tensor], changes: dict[str, str | None], reason: str) -> None:
+        found = {name: text for name, text in (metadata | changes).items() if text is not None}
+        save_file(tensors, file, found)
+        with pytest.raises(ArtefactError, match=rf"is damaged: .*{reason}.*\. Adapt again"):
+            AdaptedState.load(file, sim)
+
+    for changes, reason in METADATA.values():
+        refused(tensors, changes, reason)
+    for name in tensors:
+        refused(tensors | {name: tensors[name][..., :-1].contiguous()}, {}, "has shape")
+        refused({other: tensor for other, tensor in tensors.items() if other != name}, {}, f"it has no {name}")
+
+
+def test_a_state_of_another_dtype(tmp_path: Path) -> None:
+    """Rounded weights give another fingerprint; those of a longer type do not."""
+    family("gpt2").compile(inner_lr=0.02, dtype=torch.float32).save_pretrained(tmp_path / "sim")
+    sims = {dtype: tintc.load(tmp_path / "sim", dtype=dtype) for dtype in ("float32", "bfloat16", "float64")}
+    assert isinstance(sims["float32"], TintForCausalLM)
+    old, ids = os.umask(0o027), token_ids(1, 8)
+    try:
+        sims["float32"].adapt(ids).save(tmp_path / "a.safetensors")
+    finally:
+        os.umask(old)
+    assert (tmp_path / "a.safetensors").stat().st_mode & 0o777 == 0o640
+    with pytest.raises(ArtefactError, match=r"saved in float32 .* in bfloat16; load the .* dtype='float32'"):
+        tintc.AdaptedState.load(tmp_path / "a.safetensors", sims["bfloat16"])
+    assert tintc.AdaptedState.load(tmp_path / "a.safetensors", sims["float64"]).examples == 1
+
+
 def test_what_a_state_cannot_be_used_for() -> None:
     sim, other, ids = compiled("gpt2"), compiled("gpt2", n_steps=2), token_ids(3, 8)
     state = sim.adapt(ids[:2])
@@ -129,6 +181,76 @@ def test_what_a_state_cannot_be_used_for() -> None:
         literal(ids[:2], state=literal.adapt(ids[:2]))
     with pytest.raises(OptionError, match="return_before"):
         sim(ids[:2], state=state, return_before=True)
+
+
+def test_a_state_keeps_no_stored_weights_of_other_times() -> None:
+    """Neither those that autograd did not record, nor those that the parameters have left."""
+    sim, ids = family("llama").compile(inner_lr=0.02, n_update_layers=1), token_ids(2, 8)
+    sim.executor = "fused"
+    sim.trainable("prefixes", "rates")
+
+    def trained(state: AdaptedState) -> set[str]:
+        sim.zero_grad(set_to_none=True)
+        sim(ids, state=state, labels=ids).loss.backward()
+        return {name for name, parameter in sim.named_parameters() if parameter.grad is not None}
+
+    wanted, state = trained(sim.adapt(ids)), sim.adapt(ids)
+    before = continued(sim, ids, state)
+    assert trained(state) == wanted and len(wanted) > 8
+    sim.float().double()
+    with torch.no_grad():
+        for parameter in sim.prefixes.parameters():
+            parameter.mul_(1.5)
+    assert worst(continued(sim, ids, state), before) > 1e-3
+
+
+@pytest.mark.parametrize("examples", [1, 2])
+def test_inference_mode(examples: int) -> None:
+    sim, ids = family("llama").compile(inner_lr=0.02), token_ids(examples, 8)
+    sim.executor = "fused"
+    with torch.inference_mode():
+        state = sim.adapt(ids)
+        past = sim(ids, use_cache=True).past_key_values
+    for given in ({"state": state}, {"past_key_values": past}):
+        with pytest.raises(OptionError, match=r"adapted in torch\.inference_mode"):
+            sim(ids, **given)
+    assert worst(continued(sim, ids, state), continued(sim, ids, sim.adapt(ids))) < 1e-12
+
+
+def test_captures_and_edits_around_adapt() -> None:
+    sim, ids = compiled("gpt2"), token_ids(1, 8)
+    with sim.capture("layers.0.residual"), pytest.raises(OptionError, match="adapt runs only the part"):
+        sim.adapt(ids)
+    with (
+        sim.edit({"layers.0.residual": torch.zeros_like}),
+        pytest.raises(OptionError, match="adapt runs only the part"),
+    ):
+        sim.adapt(ids)
+    assert sim.adapt(ids).examples == 1
+
+
+def test_a_copied_cache_shares_the_weights_alone() -> None:
+    """transformers' way of using a prompt several times."""
+    sim, ids = compiled("llama", inner_lr=0.1), token_ids(2, WHOLE)
+    with torch.no_grad():
+        past = sim(ids[:, :PROMPT], use_cache=True).past_key_values
+        copied = copy.deepcopy(past)
+        wanted = sim(ids[:, PROMPT:], past_key_values=past).logits
+        assert copied.state.sim is sim and copied.get_seq_length() == PROMPT
+        assert torch.equal(sim(ids[:, PROMPT:], past_key_values=copied).logits, wanted)
+
+
+def test_a_call_that_fails_leaves_the_cache_as_it_was() -> None:
+    sim, ids = compiled("gpt2"), token_ids(2, 8)
+    cache = TintCache(len(sim.continuation.mixing))
+    for text in (ids + 1000, token_ids(2, 40), ids[0]):
+        with pytest.raises(InputError):
+            sim(text, past_key_values=cache, state=sim.adapt(ids))
+        assert cache.state is None and not cache.get_seq_length()
+    state = sim.adapt(ids[:1])
+    with torch.no_grad():
+        assert torch.equal(sim(ids, past_key_values=cache, state=state).logits, sim(ids, state=state).logits)
+    assert cache.state is state
 
 
 EXPORTED: dict[str, Any] = {

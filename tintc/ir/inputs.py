@@ -97,10 +97,10 @@ def resolve_inputs(
     attention_mask: ``[B, T]`` marks padding on either side, ``[B, T, T]`` says who sees whom. train_mask ``[B, T]``, or
     ``[N, B, T]`` for other tokens in each of the N steps (n_steps None: as many as there are); None: the first
     ``floor(train_fraction * length)`` tokens of each row that are not padding. Fewer than two train tokens in a row:
-    nothing is trained there. Raises `InputError` for shapes that do not fit and for non-integer ids.
+    nothing is trained there. Raises `InputError` for what is no tensor, for shapes that do not fit and for non-integer
+    ids.
     """
-    if input_ids.dim() != 2 or input_ids.dtype.is_floating_point or input_ids.dtype == torch.bool:
-        raise InputError("input_ids must be a [batch, length] tensor of integers.")
+    check_ids(input_ids)
     if input_ids.shape[0] == 0 or input_ids.shape[1] == 0:
         raise InputError("The text is empty; pass at least one token.")
     shape, device = tuple(input_ids.shape), input_ids.device
@@ -129,6 +129,7 @@ def _attention(mask: Tensor | None, shape: tuple[int, ...], device: torch.device
     valid = torch.ones(shape, dtype=torch.bool, device=device)
     if mask is None:
         return valid, valid[:, None, :].expand(batch, length, length)
+    check_tensor("attention_mask", mask)
     if tuple(mask.shape) == shape:
         valid = mask.to(device) != 0
         if not bool(valid.any(1).all()):
@@ -141,6 +142,19 @@ def _attention(mask: Tensor | None, shape: tuple[int, ...], device: torch.device
     )
 
 
+def check_ids(input_ids: object) -> None:
+    """Raise `InputError` unless these are token ids, ``[B, T]``."""
+    kind = input_ids.dtype if isinstance(input_ids, Tensor) and input_ids.dim() == 2 else None
+    if kind is None or kind.is_floating_point or kind == torch.bool:
+        raise InputError("input_ids must be a [batch, length] tensor of integers.")
+
+
+def check_tensor(name: str, given: object) -> None:
+    """Raise `InputError` for lists and the like."""
+    if not isinstance(given, Tensor):
+        raise InputError(f"{name} is of type {type(given).__name__}; pass a tensor, of the shape of input_ids.")
+
+
 def check_positions(position_ids: Tensor, count: int) -> None:
     """Raise `InputError` for a position that a table of `count` positions does not have."""
     first, last = int(position_ids.min()), int(position_ids.max())
@@ -151,6 +165,7 @@ def check_positions(position_ids: Tensor, count: int) -> None:
 
 def matching(name: str, tensor: Tensor, shape: tuple[int, ...], device: torch.device) -> Tensor:
     """`tensor` on `device`; `InputError` unless it has this shape."""
+    check_tensor(name, tensor)
     if tuple(tensor.shape) != shape:
         raise InputError(f"{name} has shape {tuple(tensor.shape)}; it must have the shape of input_ids, {shape}.")
     return tensor.to(device)
@@ -158,6 +173,7 @@ def matching(name: str, tensor: Tensor, shape: tuple[int, ...], device: torch.de
 
 def _steps(name: str, mask: Tensor, shape: tuple[int, ...], n_steps: int | None) -> Tensor:
     """`mask`; `InputError` unless it has this shape, or this shape for every step."""
+    check_tensor(name, mask)
     steps = mask.shape[0] if n_steps is None and mask.dim() == 3 else n_steps
     if mask.shape == shape or mask.shape == (steps, *shape):
         return mask

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from tintc.errors import InputError
 from tintc.ir.core import Program, Value
-from tintc.ir.inputs import Inputs, matching, resolve_inputs
+from tintc.ir.inputs import Inputs, check_ids, check_tensor, matching, resolve_inputs
 from tintc.ir.simulator.fused_base import FusedWeights
 from tintc.runtime.cache import TintCache
 from tintc.runtime.fused.batches import run_together
@@ -105,6 +105,7 @@ def predict(
     attention_mask: ``[B, n]``, or ``[B, m]`` with those of the cache before them; ``[B, n, n]`` without a cache.
     position_ids ``[B, n]`` (default: those that follow in each row).
     """
+    check_ids(input_ids)
     past = 0 if cache is None else cache.get_seq_length()
     if cache is None or not past:
         tokens = resolve_inputs(input_ids, torch.zeros_like(input_ids), None, attention_mask, position_ids)
@@ -125,12 +126,14 @@ def predict(
 def _following(input_ids: Tensor, mask: Tensor | None, position_ids: Tensor | None, cache: TintCache) -> Inputs:
     """New tokens whose positions go on from the cache's."""
     assert cache.positions is not None
-    if input_ids.dim() != 2 or input_ids.shape[0] != cache.positions.shape[0] or not input_ids.shape[1]:
+    if input_ids.shape[0] != cache.positions.shape[0] or not input_ids.shape[1]:
         raise InputError(
             f"input_ids has shape {tuple(input_ids.shape)}; the cache has {cache.positions.shape[0]} rows, so pass the "
             "new tokens of each."
         )
     (rows, count), total = input_ids.shape, cache.positions.shape[1] + input_ids.shape[1]
+    if mask is not None:
+        check_tensor("attention_mask", mask)
     if mask is not None and tuple(mask.shape) not in ((rows, count), (rows, total)):
         raise InputError(f"attention_mask has shape {tuple(mask.shape)}; with this cache it must be {(rows, total)}.")
     valid = torch.ones_like(input_ids, dtype=torch.bool) if mask is None else mask[:, -count:].to(input_ids.device) != 0

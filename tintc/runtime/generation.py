@@ -18,6 +18,7 @@ from torch.nn import functional as F
 from transformers import Cache, GenerationMixin
 
 from tintc.errors import InputError, OptionError
+from tintc.ir.inputs import check_ids, check_tensor
 from tintc.runtime.adapt import adapt, check_prompt, predict, prefill
 from tintc.runtime.cache import TintCache
 from tintc.runtime.fused.continuation import Continuation, continuation_of
@@ -25,6 +26,7 @@ from tintc.runtime.state import AdaptedState
 
 TRAINING = ("train_mask", "loss_mask", "inner_lr", "max_batch")
 """What a forward pass takes that says how to train."""
+MASKS = ("train_mask", "loss_mask", "attention_mask")
 
 
 @dataclass
@@ -59,6 +61,13 @@ def _fit(mask: Tensor, rows: int, length: int) -> Tensor:
     return F.pad(repeated, (0, missing)) if missing else repeated
 
 
+def check_kept(count: object) -> None:
+    """Raise `OptionError` unless it says of how many last tokens logits are wanted."""
+    if not isinstance(count, int) or isinstance(count, bool) or count < 0:
+        shown = "a tensor" if isinstance(count, Tensor) else repr(count)
+        raise OptionError(f"logits_to_keep is {shown}; pass the number of last tokens, 0 for all.")
+
+
 class TintGenerationMixin(GenerationMixin):
     """The part of `TintForCausalLM` that generates."""
 
@@ -80,8 +89,13 @@ class TintGenerationMixin(GenerationMixin):
         """Train on the text's train tokens, as a forward pass does with the same arguments, and keep the weights.
 
         Both executors do; what goes on from the state is fused. Raises `InputError` also for a text of fewer than two
-        tokens.
+        tokens, and `OptionError` inside the block of a capture or an edit.
         """
+        if self._captures or self._edited:
+            raise OptionError(
+                "adapt runs only the part of the text that is trained on, where captures and edits, which are of whole "
+                "passes, have no place; call it outside their blocks."
+            )
         inputs = self._inputs(input_ids, train_mask, loss_mask, attention_mask, position_ids)
         return adapt(self, inputs, self._rate_of(inner_lr, inputs))
 
@@ -108,7 +122,7 @@ class TintGenerationMixin(GenerationMixin):
             raise OptionError(f"Literal execution has neither a cache nor a state to go on from; {advice}.")
         if state is None:
             masks = [given[name] for name in ("train_mask", "loss_mask", "attention_mask", "position_ids")]
-            if masks[2] is not None and masks[2].dim() == 3:
+            if isinstance(masks[2], Tensor) and masks[2].dim() == 3:
                 raise OptionError("With a cache, attention_mask says what is padding: pass it as [batch, length].")
             inputs = self._inputs(input_ids, *masks)
             logits, cache = prefill(self, inputs, self._rate_of(given["inner_lr"], inputs), keep)
@@ -117,10 +131,9 @@ class TintGenerationMixin(GenerationMixin):
             raise OptionError("The weights are adapted already, so train_mask, loss_mask and inner_lr are left out.")
         if use_cache and cache is None:
             cache = TintCache(len(self.continuation.mixing))
-        if isinstance(cache, TintCache) and cache.state is None:
-            state.check(self, input_ids.shape[0])
-            cache.state = state
         logits = predict(self, input_ids, given["attention_mask"], given["position_ids"], state, cache, keep)
+        if cache is not None:
+            cache.state = state
         return {"logits": logits}, cache
 
     @torch.no_grad()
@@ -140,6 +153,11 @@ class TintGenerationMixin(GenerationMixin):
         if adapted and any(value is not None for value in asked.values()):
             raise OptionError("The weights are adapted already, so train_mask, loss_mask and inner_lr are left out.")
         prompt = kwargs.get("input_ids") if inputs is None else inputs
+        if prompt is not None:
+            check_ids(prompt)
+        for name, mask in (asked | kwargs).items():
+            if name in MASKS and mask is not None:
+                check_tensor(name, mask)
         length = 1 if prompt is None else prompt.shape[-1]
         generation: Any = super()
         return generation.generate(inputs, *args, training=None if adapted else Training(length, **asked), **kwargs)
@@ -183,6 +201,11 @@ class TintGenerationMixin(GenerationMixin):
             raise InputError(
                 f"Prompt and new tokens together would be {longest}; this simulator was compiled for at most {limit}. "
                 "Ask for fewer with max_new_tokens, shorten the prompt, or compile with a larger max length."
+            )
+        if generation_config.guidance_scale not in (None, 1):
+            raise OptionError(
+                "Guidance compares with a text that has not been adapted to; leave out guidance_scale, which a "
+                "simulator cannot follow."
             )
         if generation_config.prefill_chunk_size is not None:
             raise OptionError("A simulator reads its prompt in one piece; leave out prefill_chunk_size.")

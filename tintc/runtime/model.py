@@ -35,7 +35,7 @@ from tintc.runtime.config import TintConfig
 from tintc.runtime.devices import one_device
 from tintc.runtime.fused.batches import run_fused
 from tintc.runtime.fused.plan import Plan
-from tintc.runtime.generation import TintGenerationMixin
+from tintc.runtime.generation import TintGenerationMixin, check_kept
 from tintc.runtime.literal.attention import TintAttention
 from tintc.runtime.literal.blocks import PositionGate, Prefix, VocabularyMLP, build_block
 from tintc.runtime.literal.machine import Machine, SimModule
@@ -245,6 +245,7 @@ class TintForCausalLM(Observed, SavedModel, TintGenerationMixin):
         again, input_ids are the new tokens alone, and nothing is trained. state: predict with the weights that `adapt`
         has returned, and train nothing. logits_to_keep: give logits of that many last tokens (0: of all).
         """
+        check_kept(logits_to_keep)
         more: dict[str, tuple[Tensor, ...]] = {}
         given = {"train_mask": train_mask, "loss_mask": loss_mask, "inner_lr": inner_lr, "max_batch": max_batch}
         if use_cache or past_key_values is not None or state is not None:
@@ -261,6 +262,11 @@ class TintForCausalLM(Observed, SavedModel, TintGenerationMixin):
         loss = None
         if labels is not None:
             logits = found["logits"]
+            if logits_to_keep and isinstance(labels, Tensor) and labels.shape != logits.shape[:2]:
+                raise InputError(
+                    f"labels has shape {tuple(labels.shape)}; with logits_to_keep it must be that of the logits, "
+                    f"{tuple(logits.shape[:2])}: pass the labels of the kept tokens, or leave logits_to_keep out."
+                )
             targets = matching("labels", labels, tuple(logits.shape[:2]), logits.device)
             loss = next_token_loss(logits, targets, num_items_in_batch)
         before = found.get("logits_before")

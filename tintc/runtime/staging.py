@@ -146,10 +146,13 @@ def _exchange(a: Path, b: Path) -> bool:
 
 def _open_up(folder: Path) -> None:
     """Permissions as the umask gives them: temporary folders and safetensors' files are their owner's alone."""
-    mask = _umask()
-    os.chmod(folder, 0o777 & ~mask)
-    for path in folder.rglob("*"):
-        os.chmod(path, (0o777 if path.is_dir() else 0o666) & ~mask)
+    for path in (folder, *folder.rglob("*")):
+        open_path(path)
+
+
+def open_path(path: str | os.PathLike[str]) -> None:
+    """Permissions of one file or folder as the umask gives them."""
+    os.chmod(path, (0o777 if os.path.isdir(path) else 0o666) & ~_umask())
 
 
 def _umask() -> int:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import replace
-from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -32,11 +31,25 @@ class AdaptedState:
 
     def __init__(self, sim: TintForCausalLM, weights: Mapping[Value, FusedWeights], examples: int):
         self.sim, self.weights, self.examples = sim, dict(weights), examples
+        self._seen: tuple[Any, dict[Value, FusedWeights]] | None = None
 
-    @cached_property
+    def __deepcopy__(self, memo: dict[int, Any]) -> AdaptedState:
+        """A state of its own for a copied cache: neither simulator nor weights are ever changed through a state."""
+        return AdaptedState(self.sim, self.weights, self.examples)
+
+    @property
     def values(self) -> dict[Value, FusedWeights]:
-        """Everything that a continuation reads: these weights, and the stored ones of all other layers."""
-        return stored_weights(self.sim) | self.weights
+        """Everything that a continuation reads: these weights, and the stored ones of all other layers.
+
+        The latter are views of parameters. They are kept from token to token where autograd does not record, and made
+        again once a parameter has moved.
+        """
+        if torch.is_grad_enabled():
+            return stored_weights(self.sim) | self.weights
+        places = tuple((tensor.data_ptr(), tensor.dtype) for tensor in self.sim.prefixes.parameters())
+        if self._seen is None or self._seen[0] != places:
+            self._seen = places, stored_weights(self.sim) | self.weights
+        return self._seen[1]
 
     def settled(self) -> AdaptedState:
         """The same, its updates carried out where that makes the next tokens cheaper and there is memory for it.
@@ -90,10 +103,16 @@ class AdaptedState:
                 f"The state has the weights of {self.examples} examples and the batch {rows} rows; pass one text for "
                 "each example, or as many for each."
             )
-        tensors = (tensor for w in self.weights.values() for tensor in (w.weight, w.bias) if tensor is not None)
-        one = next(tensors, None)
+        tensors = [tensor for w in self.weights.values() for tensor in (w.weight, w.bias) if tensor is not None]
+        pending = [update.dy for w in self.weights.values() for update in w.pending]
+        one = tensors[0] if tensors else None
         if one is not None and (one.device.type != sim.device.type or one.dtype != sim.dtype):
             raise OptionError("The simulator was moved or cast after the state was made; adapt it again.")
+        if torch.is_grad_enabled() and any(tensor.is_inference() for tensor in tensors + pending):
+            raise OptionError(
+                "The weights were adapted in torch.inference_mode(), and autograd cannot use such tensors; adapt under "
+                "torch.no_grad(), or predict under it."
+            )
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the state as one safetensors file; raises `ArtefactError` if it cannot be written."""
