@@ -21,6 +21,12 @@ SITE = "sites.forward_1.model.layers.0.self_attn.o_proj"
 POINT = "pass1.modules.model.layers.0.self_attn.o_proj"
 
 
+@pytest.fixture(autouse=True)
+def backward_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    """nnsight, once imported, reads the source of every caller of `Tensor.backward`; other tests' may have none."""
+    monkeypatch.setattr(torch.Tensor, "backward", torch.Tensor.backward)
+
+
 @cache
 def imported() -> Any:
     return import_model(llama(n_layers=1, d_ff=20))
