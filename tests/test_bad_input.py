@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import signal
 import time
@@ -12,8 +11,17 @@ from pathlib import Path
 import pytest
 import tiny_models
 import torch
-from command import STORY, Command, contents, finished, make_command, model_folder, process
-from safetensors.torch import load_file, save_file
+from command import (
+    STORY,
+    Command,
+    change_config,
+    change_weights,
+    contents,
+    finished,
+    make_command,
+    model_folder,
+    process,
+)
 
 import tintc
 
@@ -48,17 +56,6 @@ def refuses(command: Command, *arguments: object, says: str) -> None:
     assert found.out == ""
     assert found.err.startswith("error: ") and says in found.err, found.err
     assert "Traceback" not in found.err and len(found.err.splitlines()) == 1
-
-
-def change_weights(folder: Path, change: Callable[[dict[str, torch.Tensor]], None]) -> None:
-    tensors = load_file(folder / "model.safetensors")
-    change(tensors)
-    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
-
-
-def change_config(folder: Path, **values: object) -> None:
-    path = folder / "config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | values))
 
 
 BROKEN_MODELS: dict[str, tuple[Callable[[Path], object], str]] = {

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import json
 import pkgutil
 import shutil
 import signal
@@ -16,8 +15,7 @@ from typing import Any
 import pytest
 import tiny_models
 import torch
-from command import ROOT, STORY, Command, contents, make_command, model_folder
-from safetensors.torch import load_file, save_file
+from command import ROOT, STORY, Command, change_config, change_weights, contents, make_command, model_folder
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
@@ -288,17 +286,6 @@ def test_transformers_alone_does_not_know_it(stored: Path, monkeypatch: pytest.M
 def test_a_configuration_alone_is_no_simulator(stored: Path) -> None:
     with pytest.raises(ArtefactError, match=r"without a program; load the folder with tintc\.load"):
         AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(stored))
-
-
-def change_weights(folder: Path, change: Callable[[dict[str, torch.Tensor]], object]) -> None:
-    tensors = load_file(folder / "model.safetensors")
-    change(tensors)
-    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
-
-
-def change_config(folder: Path, **values: object) -> None:
-    path = folder / "config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | values))
 
 
 DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
