@@ -7,6 +7,9 @@ INSTALLED := $(VENV)/.installed
 # A process for each core with one thread: the models are tiny, and threads of several processes wait for each other.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --dist loadfile
 
+# Packages are installed without byte code, which takes a minute for all of them; what is imported writes its own, once.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: demo test test-all sweep bench clean
 
 $(INSTALLED): pyproject.toml constraints.txt

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -15,6 +16,7 @@ from typing import Any
 import pytest
 import tiny_models
 import torch
+from accelerate import PartialState
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
@@ -76,6 +78,20 @@ def process(*arguments: object, before: str = "") -> subprocess.Popen[str]:
 def finished(running: subprocess.Popen[str]) -> Result:
     out, err = running.communicate(timeout=240)
     return Result(running.returncode, out, err)
+
+
+def free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return found.getsockname()[1]
+
+
+def joins(index: int, port: int) -> None:
+    """This process, just forked, becomes the index-th of two that a launcher has started."""
+    places = {"RANK": index, "LOCAL_RANK": index, "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2, "MASTER_PORT": port}
+    os.environ.update({"MASTER_ADDR": "127.0.0.1"} | {name: str(value) for name, value in places.items()})
+    torch.set_num_threads(1)
+    PartialState._reset_state()  # what another test has left: a launcher's processes begin without it
 
 
 def tokenizer() -> PreTrainedTokenizerFast:

@@ -12,7 +12,7 @@ import pytest
 import tiny_models
 import torch
 import yaml
-from command import STORY, WORDS, Command, make_command, model_folder
+from command import STORY, WORDS, Command, free_port, joins, make_command, model_folder
 
 import tintc
 from tintc.errors import InputError, OptionError
@@ -24,6 +24,7 @@ from lm_eval.api.instance import Instance
 from lm_eval.tasks import TaskManager
 
 from tintc.runtime.harness import TintLM
+from tintc.runtime.processes import left
 
 SENTENCES = [" ".join(WORDS[(start + 5 * step) % len(WORDS)] for step in range(9)) for start in range(4)]
 DOCUMENTS = [
@@ -175,6 +176,17 @@ def test_generation(folder: Path) -> None:
         lm.generate_until(requests("generate_until", (context, {"max_gen_toks": 23})), disable_tqdm=True)
 
 
+def test_generation_in_batches(folder: Path) -> None:
+    """Contexts of unequal lengths, some too short to be trained on, give what each gives alone, in their order."""
+    texts, ways = ["the cat sat", "", STORY[:40], "dog", STORY[:30]], ({"max_gen_toks": 6}, {"max_gen_toks": 2})
+    asked = requests("generate_until", *((text, how) for text in texts for how in ways))
+    alone, together = (TintLM(folder, batch_size=size, inner_lr=0.5) for size in (1, 3))
+    wanted = alone.generate_until(asked, disable_tqdm=True)
+    assert together.generate_until(asked, disable_tqdm=True) == wanted
+    assert all(short and long.startswith(short) for long, short in zip(wanted[::2], wanted[1::2], strict=True))
+    assert len({*wanted}) > 3
+
+
 @pytest.mark.parametrize("executor", ["fused", "literal"])
 def test_generation_after_next_to_nothing(folder: Path, executor: str) -> None:
     """A context of no token, or of one, is answered by the weights as they are, whatever the rate."""
@@ -210,6 +222,32 @@ def test_generation_after_next_to_nothing(folder: Path, executor: str) -> None:
 def test_options_out_of_range(folder: Path, options: dict[str, Any], says: str) -> None:
     with pytest.raises(OptionError, match=says):
         TintLM(**({"pretrained": folder} | options))
+
+
+def _one_of_two(index: int, folder: Path, tasks: Path, out: Path, port: int) -> None:
+    joins(index, port)
+    manager, lm = TaskManager(include_path=str(tasks), include_defaults=False), TintLM(str(folder))
+    names: Any = ["local_choice", "local_rolling"]
+    found: Any = simple_evaluate(lm, tasks=names, task_manager=manager, bootstrap_iters=0)
+    left()
+    shown = None if found is None else {"results": found["results"], "samples": found["samples"]["local_choice"]}
+    (out / str(index)).write_text(json.dumps(shown, default=str))
+
+
+def test_two_processes(folder: Path, tasks: Path, tmp_path: Path, offline: None) -> None:
+    """Each has half of the documents; the first one has the numbers of all."""
+    arguments = (folder, tasks, tmp_path, free_port())
+    torch.multiprocessing.start_processes(_one_of_two, arguments, nprocs=2, start_method="fork")  # pyright: ignore
+    found, other = (json.loads((tmp_path / name).read_text()) for name in ("0", "1"))
+    check(TintLM(str(folder)), found["results"], found["samples"])
+    assert other is None
+
+
+def test_what_the_harness_refuses(folder: Path, monkeypatch: pytest.MonkeyPatch, capfd: Any) -> None:
+    """Its own words about its arguments, in one sentence."""
+    command = make_command(monkeypatch, capfd)
+    found = command("lm-eval", "--model", "tint", "--model_args", f"pretrained={folder}")
+    assert found.code == 2 and "Traceback" not in found.err and "lm-evaluation-harness says: Need to specify task" in found.err
 
 
 def test_without_the_harness(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:

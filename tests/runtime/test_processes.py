@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -13,8 +12,7 @@ from typing import Any
 import pytest
 import tiny_models
 import torch
-from accelerate import PartialState
-from command import ROOT, STORY, model_folder
+from command import ROOT, STORY, free_port, joins, model_folder
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -51,18 +49,9 @@ def test_shares_are_gathered_in_order(items: int, count: int) -> None:
             assert Processes(index, count).gathered(shares[index]) == [*range(items)]
 
 
-def free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return found.getsockname()[1]
-
-
 def _one_of_two(index: int, folder: str, out: str, port: int) -> None:
     """What a launcher starts; standard output goes to a file of the process's own."""
-    places = {"RANK": index, "LOCAL_RANK": index, "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2, "MASTER_PORT": port}
-    os.environ.update({"MASTER_ADDR": "127.0.0.1"} | {name: str(value) for name, value in places.items()})
-    torch.set_num_threads(1)
-    PartialState._reset_state()  # what another test has left: a launcher's processes begin without it
+    joins(index, port)
     with open(f"{out}/{index}", "w") as sys.stdout:
         run_text(folder, STORY, None, OPTIONS, "auto", "cpu", True)
 

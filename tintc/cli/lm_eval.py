@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import sys
+import traceback
 from collections.abc import Sequence
 
 from tintc.errors import OptionError
+
+READS_ARGUMENTS = ("lm_eval._cli", "lm_eval.config", "lm_eval.evaluator")
+"""Modules of the harness whose own ValueErrors are about what was asked for."""
 
 
 def run_harness(arguments: Sequence[str]) -> None:
@@ -17,10 +21,17 @@ def run_harness(arguments: Sequence[str]) -> None:
             f"tintc lm-eval needs lm-evaluation-harness ({error}); install it with: pip install 'tintc[eval]'."
         ) from error
     from tintc.runtime import harness
+    from tintc.runtime.processes import left
 
     assert harness.TintLM, "importing the module has registered it"
     given, sys.argv = sys.argv, ["tintc lm-eval", *arguments]
     try:
         cli_evaluate()
+    except ValueError as error:
+        *_, (frame, _) = traceback.walk_tb(error.__traceback__)
+        if not frame.f_globals["__name__"].startswith(READS_ARGUMENTS):
+            raise
+        raise OptionError(f"lm-evaluation-harness says: {error}") from error
     finally:
         sys.argv = given
+        left()

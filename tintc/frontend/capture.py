@@ -20,6 +20,7 @@ from torch.fx import Node
 from transformers import masking_utils
 
 from tintc.errors import ModelError
+from tintc.frontend.functional import NotLocalError, without_writes, writes
 from tintc.frontend.graph import CapturedGraph
 
 LONGEST = 2048
@@ -66,14 +67,13 @@ def _export(model: nn.Module, ids: Tensor) -> torch.export.ExportedProgram:
     options = {"use_cache": False} if caches else {}
     shapes = (dynamic, None) if caches else (dynamic,)
     exported = torch.export.export(model, (ids,), options, strict=False, dynamic_shapes=shapes)
-    # Functionalising traces everything once more, which takes twice as long as the export: only where it is needed.
-    return exported if _is_functional(exported) else exported.run_decompositions({})
-
-
-def _is_functional(exported: torch.export.ExportedProgram) -> bool:
-    """Whether nothing is changed in place; ``detach_`` of constants is all that decoders usually do."""
-    schemas = [getattr(node.target, "_schema", None) for node in exported.graph.nodes if node.op == "call_function"]
-    return not any(schema.is_mutable and schema.name != "aten::detach_" for schema in schemas if schema is not None)
+    if not any(map(writes, exported.graph.nodes)):
+        return exported
+    try:
+        exported.graph_module.graph = without_writes(exported.graph)
+    except NotLocalError:
+        return exported.run_decompositions({})
+    return exported
 
 
 def _describe(model: nn.Module, exported: torch.export.ExportedProgram, name: str, limit: int) -> CapturedGraph:

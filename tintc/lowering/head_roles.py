@@ -17,7 +17,6 @@ from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from typing import Any
 
-from tintc.ir import simulator as sim
 from tintc.ir.core import Program, Type, Value
 from tintc.ir.heads import Head, Part, Run, as_runs, heads_of
 from tintc.ir.layout import Layout
@@ -223,9 +222,7 @@ def _shifted(runs: Runs, offset: int, width: int) -> Runs:
 
 def _layer_of(op: Any) -> str:
     """The auxiliary's layer whose weights an op makes."""
-    if isinstance(op, sim.StoredWeights):
-        return op.name
-    return op.target if isinstance(op, sim.LinearDescent | sim.NormDescent) else ""
+    return (op.holds() or op.updates() or "") if isinstance(op, SimOp) else ""
 
 
 def _fits(role: Role, wanted: dict[str, Any]) -> bool:

@@ -23,7 +23,6 @@ from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 
 from tintc.errors import OptionError
-from tintc.ir import simulator as sim
 from tintc.ir.core import Program, Value
 from tintc.ir.names import Names
 from tintc.ir.simulator import SimOp
@@ -163,7 +162,7 @@ def residual_origins(program: Program) -> dict[str, tuple[str, str]]:
         found["embeddings"] = start, "the residual stream before layer 0"
     for layer in sorted(ends):
         found[f"layers.{layer}.residual"] = ends[layer], f"the residual stream after layer {layer}"
-    if head := _head_input(program, first):
+    if head := _head_input(program):
         found["final"] = head, "what the language-model head reads"
     return found
 
@@ -180,7 +179,8 @@ def _start(ops: list[SimOp]) -> str:
     return next((op.origin for op in reversed(ops) if op in common), "")
 
 
-def _head_input(program: Program, ops: list[SimOp]) -> str:
-    makers = {op.results[0]: op for op in ops}
-    heads = [op for op in program.ops if isinstance(op, sim.Logits) and op.operands[0] in makers]
-    return makers[heads[0].operands[0]].origin if heads else ""
+def _head_input(program: Program) -> str:
+    """The auxiliary's name for what the op that gives the logits reads; that of any pass is that of all."""
+    makers = program.producers()
+    maker = makers.get(makers[program.outputs["logits"]].operands[0])
+    return maker.origin if isinstance(maker, SimOp) and maker.phase == "forward" else ""

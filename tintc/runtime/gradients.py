@@ -14,9 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tintc.ir import simulator as sim
 from tintc.ir.core import Program, Value
 from tintc.ir.inputs import Inputs
+from tintc.ir.simulator import SimOp
 from tintc.runtime.literal.matrices import matrices
 from tintc.runtime.model import TintForCausalLM
 
@@ -27,8 +27,12 @@ Gradients = dict[str, Tensor]
 
 def first_step(program: Program) -> dict[str, Value]:
     """The weights that the first step makes, by the layer's name."""
-    descents = (op for op in program.ops if isinstance(op, sim.LinearDescent | sim.NormDescent))
-    return {op.target: op.result for op in descents if op.step == 0}
+    return {name: op.results[0] for name, op in _first_descents(program).items()}
+
+
+def _first_descents(program: Program) -> dict[str, SimOp]:
+    ops = (op for op in program.ops if isinstance(op, SimOp) and op.step == 0)
+    return {name: op for op in ops if (name := op.updates()) is not None}
 
 
 @torch.no_grad()
@@ -37,15 +41,14 @@ def simulated_gradients(model: TintForCausalLM, inputs: Inputs) -> Gradients:
 
     inputs: of batch size one. Whatever executor the model would choose is the one that runs.
     """
-    made = first_step(model.program)
+    descents, made = _first_descents(model.program), first_step(model.program)
     with _asked_for(model, made):
         found: dict[str, Any] = dict(model._execute(inputs, LARGE, tuple(made), None))
     gradients: Gradients = {}
-    norms = {op.target: op.parts for op in model.program.ops if isinstance(op, sim.NormDescent)}
     for name, value in made.items():
         stored = dict(model.prefix(name).named_parameters(recurse=False))
         for part, new in matrices(found[name], value.type, model.layout).items():
-            if part in norms.get(name, stored):
+            if part in descents[name].descending():
                 old = stored[part]
                 old = old.flatten(0, 1)[: new.shape[0]] if part == "weight" else old
                 gradients[f"{name}.{part}"] = (old - new) / LARGE

@@ -7,8 +7,8 @@ Importing this module registers it; only this module needs `lm_eval` (``pip inst
 
 from __future__ import annotations
 
+import json
 import logging
-import math
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -24,9 +24,11 @@ from tqdm import tqdm
 
 from tintc.errors import ArtefactError, InputError, OptionError
 from tintc.ir.functions import at_least_fp32
+from tintc.runtime import harness_options as options
 from tintc.runtime.adapt import SHORTEST
 from tintc.runtime.artefact import load
 from tintc.runtime.model import TintForCausalLM
+from tintc.runtime.processes import joined
 
 logger = logging.getLogger("tintc")
 NEW_TOKENS = 256
@@ -60,6 +62,8 @@ class TintLM(TemplateLM):
       no token is scored by weights that have seen it, and perplexities compare with those of other models.
     - `generate_until` trains on the whole context, as far as it fits, and goes on with the updated weights. A context
       of fewer than two tokens is filled up to two with the prefix token, and there is no update.
+
+    Under `accelerate launch` every process has a part of the requests, and the first one all results.
     """
 
     def __init__(
@@ -81,18 +85,20 @@ class TintLM(TemplateLM):
             raise OptionError(f"The model argument {next(iter(unknown))!r} is unknown to tint; leave it out.")
         if pretrained is None:
             raise OptionError("Say which simulator: --model_args pretrained=OUT.")
-        if isinstance(pretrained, TintForCausalLM):
-            self.sim = pretrained
-        else:
-            self.sim = load(pretrained, executor=executor, device=device, dtype=dtype)
+        given = pretrained if isinstance(pretrained, TintForCausalLM) else None
+        self.processes = joined(device or "cpu" if given is None else given.device.type)
+        self._rank, self._world_size = self.processes.index, self.processes.count
+        device = self.processes.device or device
+        self.sim = load(pretrained, executor=executor, device=device, dtype=dtype) if given is None else given
         self.tokenizer = self.sim.tokenizer
         if self.tokenizer is None:
             raise ArtefactError(f"{pretrained} has no tokenizer, which lm_eval needs; compile a folder that has one.")
-        self.train_fraction = _fraction(self.sim.config.train_fraction if train_fraction is None else train_fraction)
-        self.inner_lr = None if inner_lr is None else _rate(inner_lr)
-        self.batch_size = _batch(batch_size, max_batch_size)
+        fraction = self.sim.config.train_fraction if train_fraction is None else train_fraction
+        self.train_fraction = options.fraction(fraction)
+        self.inner_lr = None if inner_lr is None else options.rate(inner_lr)
+        self.batch_size = options.batch(batch_size, max_batch_size)
         limit = self.sim.layout.max_length
-        self.max_length = limit if max_length is None else min(_length(max_length), limit)
+        self.max_length = limit if max_length is None else min(options.length(max_length), limit)
         self.add_bos_token = add_bos_token
         self._device = self.sim.device
 
@@ -161,36 +167,64 @@ class TintLM(TemplateLM):
             yield Scored(tokens, int(self.train_fraction * len(given)), len(tokens) - len(predicted))
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
-        written: list[str] = []
-        for request in tqdm(requests, disable=disable_tqdm, desc="Running generate_until requests"):
-            written.append(self._written(*request.args))
-            self.cache_hook.add_partial("generate_until", request.args, written[-1])
-        return written
+        """Contexts that are to be continued in the same way are run together."""
+        alike: dict[str, list[int]] = {}
+        for index, request in enumerate(requests):
+            alike.setdefault(json.dumps(request.args[1], sort_keys=True, default=str), []).append(index)
+        tokens = [self.tok_encode(request.args[0]) for request in requests]
+        written: dict[int, str] = {}
+        with tqdm(total=len(requests), disable=disable_tqdm, desc="Running generate_until requests") as progress:
+            for indices in alike.values():
+                indices.sort(key=lambda index: -len(tokens[index]))
+                for start in range(0, len(indices), self.batch_size):
+                    part = indices[start : start + self.batch_size]
+                    answers = self._written([tokens[index] for index in part], requests[part[0]].args[1])
+                    for index, answer in zip(part, answers, strict=True):
+                        written[index] = answer
+                        self.cache_hook.add_partial("generate_until", requests[index].args, answer)
+                        progress.update(1)
+        return [written[index] for index in range(len(requests))]
 
-    def _written(self, context: str, given: dict[str, Any]) -> str:
-        """What follows a context, after training on all of it that fits; up to the first of the strings that stop."""
-        options: dict[str, Any] = {**normalize_gen_kwargs(given, NEW_TOKENS)}
-        count, end = options.pop("max_gen_toks"), self.tokenizer.eos_token
-        until = handle_stop_sequences(options.pop("until", None), eos=end)
-        if not options["do_sample"]:
-            options = {name: value for name, value in options.items() if name not in ("temperature", "top_p", "top_k")}
-        if count > self.max_length - 2:
+    def _written(self, contexts: list[list[int]], given: dict[str, Any]) -> list[str]:
+        """What follows contexts, after training on all of each that fits; up to the first of the strings that stop."""
+        how: dict[str, Any] = {**normalize_gen_kwargs(given, NEW_TOKENS)}
+        count, end = how.pop("max_gen_toks"), self.tokenizer.eos_token
+        until = handle_stop_sequences(how.pop("until", None), eos=end)
+        if not how["do_sample"]:
+            how = {name: value for name, value in how.items() if name not in ("temperature", "top_p", "top_k")}
+        if count > self.max_length - SHORTEST:
             raise InputError(
                 f"{count} new tokens leave no room for a context; this simulator was compiled for at most "
                 f"{self.max_length}. Pass --gen_kwargs max_gen_toks=N, or compile with a larger max length."
             )
-        tokens = self.tok_encode(context)[-(self.max_length - count) :]
-        trained = len(tokens) >= SHORTEST
-        if not trained:
-            tokens = [self.prefix_token_id] * (SHORTEST - len(tokens)) + tokens
-        ids = torch.tensor([tokens], device=self.sim.device)
-        train, valid = torch.full_like(ids, int(trained)), torch.ones_like(ids)
-        how = {"train_mask": train, "attention_mask": valid, "inner_lr": self.inner_lr, "max_new_tokens": count}
-        stop = stop_sequences_criteria(self.tokenizer, until, ids.shape[1], 1)
+        prompts = self._prompts([context[-(self.max_length - count) :] for context in contexts])
+        length = prompts["input_ids"].shape[1]
+        stop = stop_sequences_criteria(self.tokenizer, until, length, len(contexts))
         ends = {"stopping_criteria": stop, "pad_token_id": self.tokenizer.eos_token_id}
-        found = self.sim.generate(ids, **how, **ends, **options)
-        text = self.tokenizer.decode(found[0, ids.shape[1] :], skip_special_tokens=True)
-        return postprocess_generated_text(text, until, None)
+        found = self.sim.generate(**prompts, inner_lr=self.inner_lr, max_new_tokens=count, **ends, **how)
+        texts = self.tokenizer.batch_decode(found[:, length:], skip_special_tokens=True)
+        return [postprocess_generated_text(text, until, None) for text in texts]
+
+    def _prompts(self, contexts: list[list[int]]) -> dict[str, Tensor]:
+        """Contexts as a batch, padded on the left; those that are too short to be trained on are filled up."""
+        rows = [torch.tensor([self.prefix_token_id] * (SHORTEST - len(one)) + one) for one in contexts]
+        trained = torch.tensor([[len(one) >= SHORTEST] for one in contexts])
+        ids, valid = (
+            torch.nn.utils.rnn.pad_sequence(given, batch_first=True, padding_side="left")
+            for given in (rows, [torch.ones_like(row) for row in rows])
+        )
+        found = {"input_ids": ids, "attention_mask": valid, "train_mask": valid * trained}
+        return {name: tensor.to(self.sim.device) for name, tensor in found.items()}
+
+    def all_gather(self, tensor: Tensor) -> Tensor:
+        return torch.cat([torch.atleast_1d(one) for one in self.processes.gathered([tensor])])
+
+    def gather_object(self, obj: Any, dst: int = 0) -> list[Any] | None:
+        found = self.processes.gathered([obj])
+        return found if self._rank == dst else None
+
+    def barrier(self) -> None:
+        self.processes.wait()
 
     def _score(self, texts: Sequence[Scored], quiet: bool) -> list[tuple[float, bool]]:
         """Log-likelihood of the scored part of every text, and whether it is what greedy decoding gives.
@@ -235,37 +269,3 @@ def _answer(text: Scored, before: Tensor, after: Tensor) -> tuple[float, bool]:
     places = torch.arange(text.start, len(text.tokens))
     scores = torch.where((places < text.trained)[:, None], before[places - 1], after[places - 1])
     return float(scores.gather(1, targets[:, None]).sum()), bool((scores.argmax(-1) == targets).all())
-
-
-def _fraction(given: float | str) -> float:
-    try:
-        fraction = float(given)
-    except ValueError:
-        fraction = -1.0
-    if not 0 <= fraction < 1:
-        raise OptionError(f"The train fraction is {given}; it must be a number from 0 to less than 1.")
-    return fraction
-
-
-def _rate(given: float | str) -> float:
-    try:
-        rate = float(given)
-    except ValueError:
-        rate = math.nan
-    if not (math.isfinite(rate) and rate >= 0):
-        raise OptionError(f"The inner learning rate is {given}; it must be a finite number, zero or more.")
-    return rate
-
-
-def _length(given: int | str) -> int:
-    if not str(given).isdecimal() or int(given) < 2:
-        raise OptionError(f"The max length is {given}; it must be a number of tokens, at least 2.")
-    return int(given)
-
-
-def _batch(size: int | str, largest: int | None) -> int:
-    if str(size).startswith("auto"):
-        return largest or 1
-    if not str(size).isdigit() or int(size) < 1:
-        raise OptionError(f"The batch size is {size}; it must be a number of texts, at least 1.")
-    return int(size)

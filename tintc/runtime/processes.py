@@ -42,15 +42,30 @@ class Processes:
             torch.distributed.all_gather_object(parts, mine)
         return [part[at] for at in range(len(parts[0])) for part in parts if at < len(part)]
 
+    def wait(self) -> None:
+        """Until all have come here."""
+        if self.count > 1:
+            torch.distributed.barrier()
+
+
+def joined(device: str) -> Processes:
+    """This process among those that a launcher has started; alone if none has. `left` undoes it."""
+    if get_int_from_env(SIZES, 1) <= 1:
+        return Processes()
+    state = PartialState(cpu=device == "cpu")
+    return Processes(state.process_index, state.num_processes, str(state.device))
+
+
+def left() -> None:
+    """No longer joined with others."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        PartialState().destroy_process_group()
+
 
 @contextmanager
 def processes(device: str) -> Iterator[Processes]:
     """Joined with the others that a launcher has started; alone if none has."""
-    if get_int_from_env(SIZES, 1) <= 1:
-        yield Processes()
-        return
-    state = PartialState(cpu=device == "cpu")
     try:
-        yield Processes(state.process_index, state.num_processes, str(state.device))
+        yield joined(device)
     finally:
-        state.destroy_process_group()
+        left()

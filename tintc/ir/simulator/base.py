@@ -280,6 +280,14 @@ class SimOp(Op):
         """The layer whose stored weights the result is."""
         return None
 
+    def updates(self) -> str | None:
+        """The layer whose weights the result is, after a step of descent."""
+        return None
+
+    def descending(self) -> dict[str, tuple[int, ...]]:
+        """The parts of those weights that descend, and their shapes."""
+        return {}
+
     def shares_input(self) -> bool:
         """Whether the fused form is a product (W, x) that can be one with others of the same x."""
         return False

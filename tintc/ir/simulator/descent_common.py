@@ -31,9 +31,8 @@ class DescentOp(SimOp):
         """The gradient of a part, from the operands of the fused form, `rate_scale` aside."""
         raise NotImplementedError(self.opname)
 
-    def descending(self) -> dict[str, tuple[int, ...]]:
-        """The parts that descend, and their shapes."""
-        raise NotImplementedError(self.opname)
+    def updates(self) -> str:
+        return self.target
 
     def stored(self, storage: Storage) -> dict[str, TensorSpec]:
         return {f"rates.{self.target}": storage.rates()}

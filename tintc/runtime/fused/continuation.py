@@ -7,7 +7,6 @@ that mix tokens (`SimOp.remembers`) also read what has been kept of the tokens b
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -18,12 +17,11 @@ import torch
 from torch import Tensor
 
 from tintc.ir.core import Program, Value
-from tintc.ir.functions import alibi
 from tintc.ir.inputs import Inputs
 from tintc.ir.liveness import last_reads
 from tintc.ir.simulator import SimOp
-from tintc.ir.simulator.fused_base import FusedWeights, Pending
-from tintc.runtime.fused.turns import Turns
+from tintc.ir.simulator.fused_base import FusedWeights
+from tintc.runtime.fused.reading import Reading, stored_parts
 
 if TYPE_CHECKING:
     from transformers import Cache
@@ -122,12 +120,8 @@ def base_weights(model: TintForCausalLM) -> dict[Value, FusedWeights]:
 
 
 def _as_stored(model: TintForCausalLM, op: SimOp) -> FusedWeights:
-    run: Any = SimpleNamespace(stored=partial(_parts, model))
+    run: Any = SimpleNamespace(stored=partial(stored_parts, model))
     return op.fused(run)
-
-
-def _parts(model: TintForCausalLM, name: str) -> Mapping[str, Tensor]:
-    return dict(model.prefix(name).named_parameters(recurse=False))
 
 
 def _is_weights(value: Value) -> bool:
@@ -142,7 +136,7 @@ def _layer(value: Value, producers: Mapping[Value, Any]) -> str:
     return op.holds()
 
 
-class ContinuedRun:
+class ContinuedRun(Reading):
     """One run of the continuation on new tokens (the runtime's `FusedRun`).
 
     tokens: the new ones, ``[B, n]``; positions ``[B, m]`` of all tokens; seen: which tokens a new one may see besides
@@ -153,12 +147,8 @@ class ContinuedRun:
     def __init__(
         self, model: TintForCausalLM, tokens: Inputs, positions: Tensor, seen: Tensor | None = None, examples: int = 1
     ):
-        self.model, self.inputs, self.positions, self.seen, self.examples = model, tokens, positions, seen, examples
-        self.plan = model.continuation
-        self.recorded = torch.is_grad_enabled()
-        self._turns = Turns(model, tokens.position_ids)
-        self._masks: dict[tuple[int, int, int], Tensor] = {}
-        self._scores: dict[Value, dict[tuple[Value, int], Tensor]] = {}
+        super().__init__(model, tokens, positions)
+        self.plan, self.seen, self.examples = model.continuation, seen, examples
 
     def run(self, weights: Mapping[Value, FusedWeights], cache: Cache | None = None, keep: int = 0) -> Tensor:
         """Logits ``[B, n, V]``, or of the last `keep` tokens if it is not 0; `cache` takes up what later ones need."""
@@ -192,12 +182,6 @@ class ContinuedRun:
         y = op.fused(self, *folded)
         return y.reshape(rows, -1, y.shape[-1])
 
-    def table(self, name: str) -> Tensor:
-        return self.model.table(name)
-
-    def stored(self, name: str) -> Mapping[str, Tensor]:
-        return _parts(self.model, name)
-
     def rate(self, name: str, step: int) -> Tensor | float:
         raise AssertionError("nothing descends after the last step")
 
@@ -210,21 +194,8 @@ class ContinuedRun:
     def frees(self, op: SimOp, value: Value) -> bool:
         return not self.recorded and (op, value) in self.plan.freed
 
-    def scores(self, x: Tensor, source: Value, pending: Pending) -> Tensor:
-        known = self._scores.setdefault(source, {})
-        key = (pending.source, pending.x.shape[1])
-        if key not in known:
-            known[key] = x @ pending.x.transpose(1, 2)
-        return known[key]
-
     def shared(self, op: SimOp, x: Tensor) -> Tensor | None:
         return None
-
-    def turn(self, heads: Tensor, inv_freq: str, style: str, start: int = 0) -> Tensor:
-        return self._turns.turn(heads, inv_freq, style, start)
-
-    def rotary(self, name: str) -> Tensor:
-        return self.model.rotary_table(name)
 
     def allowed(self, queries: int, keys: int, window: int = 0) -> Tensor | None:
         window = 0 if window >= keys else window
@@ -238,13 +209,6 @@ class ContinuedRun:
             mask = mask & (every > places - window) if window else mask
             self._masks[key] = (mask[None] if self.seen is None else mask & self.seen)[:, None]
         return self._masks[key]
-
-    def alibi(self, slopes: tuple[float, ...], scores: Tensor, rows: slice) -> Tensor:
-        return alibi(slopes, self.positions[:, rows], self.positions[:, : scores.shape[-1]], scores)
-
-    def later(self, count: int) -> Tensor:
-        full = torch.full((count, count), -math.inf, dtype=self.model.dtype, device=self.positions.device)
-        return full.triu_(1)
 
     def train(self, length: int, step: int) -> Tensor | None:
         raise AssertionError("nothing is trained on after the last step")

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -11,31 +9,27 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tintc.ir.core import Value
-from tintc.ir.functions import alibi, causal_mask
+from tintc.ir.functions import causal_mask
 from tintc.ir.inputs import Inputs
 from tintc.ir.simulator import SimOp
 from tintc.ir.simulator.fused_base import Pending
 from tintc.lowering.points import sized
 from tintc.runtime.fused.joined import joined
 from tintc.runtime.fused.plan import Plan
+from tintc.runtime.fused.reading import Reading
 from tintc.runtime.fused.threads import threads
-from tintc.runtime.fused.turns import Turns
 
 if TYPE_CHECKING:
     from tintc.runtime.model import TintForCausalLM
 
 
-class FusedExecutor:
+class FusedExecutor(Reading):
     """One run of a plan on one batch (the runtime's `FusedRun`)."""
 
     def __init__(self, model: TintForCausalLM, inputs: Inputs, plan: Plan, inner_lr: Tensor | None):
-        self.model, self.inputs, self.plan, self.inner_lr = model, inputs, plan, inner_lr
-        self.recorded = torch.is_grad_enabled()
-        self._scores: dict[Value, dict[tuple[Value, int, int, int], Tensor]] = {}
+        super().__init__(model, inputs, inputs.position_ids)
+        self.plan, self.inner_lr = plan, inner_lr
         self._parts: dict[SimOp, Tensor] = {}
-        self._turns = Turns(model, inputs.position_ids)
-        self._masks: dict[tuple[int, int], Tensor] = {}
-        self._later: dict[int, Tensor] = {}
         self._trains: dict[tuple[int, int], Tensor | None] = {}
         self._rates: dict[str, list[float]] = {}
         self._shared = None if inner_lr is None or self.recorded else _one_number(inner_lr)
@@ -74,12 +68,6 @@ class FusedExecutor:
             for op, label, name in left
         }
 
-    def table(self, name: str) -> Tensor:
-        return self.model.table(name)
-
-    def stored(self, name: str) -> Mapping[str, Tensor]:
-        return dict(self.model.prefix(name).named_parameters(recurse=False))
-
     def rate(self, name: str, step: int) -> Tensor | float:
         if self.inner_lr is not None:
             return self.inner_lr if self._shared is None else self._shared
@@ -105,11 +93,7 @@ class FusedExecutor:
         return not self.recorded and self.plan.frees(op, value)
 
     def scores(self, x: Tensor, source: Value, pending: Pending) -> Tensor:
-        known = self._scores.setdefault(self.plan.resolve(source), {})
-        key = (pending.source, x.data_ptr(), x.shape[1], pending.x.shape[1])
-        if key not in known:
-            known[key] = x @ pending.x.transpose(1, 2)
-        return known[key]
+        return super().scores(x, self.plan.resolve(source), pending)
 
     def shared(self, op: SimOp, x: Tensor) -> Tensor | None:
         if self.recorded or op not in self.plan.joined:
@@ -123,12 +107,6 @@ class FusedExecutor:
             self._parts.update(zip(ops, parts, strict=True))
         return self._parts.pop(op)
 
-    def turn(self, heads: Tensor, inv_freq: str, style: str, start: int = 0) -> Tensor:
-        return self._turns.turn(heads, inv_freq, style, start)
-
-    def rotary(self, name: str) -> Tensor:
-        return self.model.rotary_table(name)
-
     def allowed(self, queries: int, keys: int, window: int = 0) -> Tensor | None:
         window = 0 if window >= keys else window
         if self.inputs.plain and not window:
@@ -137,16 +115,6 @@ class FusedExecutor:
             seen = self.inputs.allowed[:, :keys, :keys] & causal_mask(keys, self.inputs.allowed.device, window)
             self._masks[keys, window] = seen[:, None]
         return self._masks[keys, window][:, :, keys - queries :]
-
-    def alibi(self, slopes: tuple[float, ...], scores: Tensor, rows: slice) -> Tensor:
-        positions = self.inputs.position_ids
-        return alibi(slopes, positions[:, rows], positions[:, : scores.shape[-1]], scores)
-
-    def later(self, count: int) -> Tensor:
-        if count not in self._later:
-            full = torch.full((count, count), -math.inf, dtype=self.model.dtype, device=self.inputs.allowed.device)
-            self._later[count] = full.triu_(1)
-        return self._later[count]
 
     def train(self, length: int, step: int) -> Tensor | None:
         key = length, step if self.inputs.train.dim() == 3 else 0
