@@ -85,11 +85,13 @@ class TintLM(TemplateLM):
             raise OptionError(f"The model argument {next(iter(unknown))!r} is unknown to tint; leave it out.")
         if pretrained is None:
             raise OptionError("Say which simulator: --model_args pretrained=OUT.")
-        given = pretrained if isinstance(pretrained, TintForCausalLM) else None
-        self.processes = joined(device or "cpu" if given is None else given.device.type)
+        if isinstance(pretrained, TintForCausalLM):
+            self.sim, self.processes = pretrained, joined(pretrained.device.type)
+        else:
+            self.processes = joined(device or "cpu")
+            device = self.processes.device or device
+            self.sim = load(pretrained, executor=executor, device=device, dtype=dtype)
         self._rank, self._world_size = self.processes.index, self.processes.count
-        device = self.processes.device or device
-        self.sim = load(pretrained, executor=executor, device=device, dtype=dtype) if given is None else given
         self.tokenizer = self.sim.tokenizer
         if self.tokenizer is None:
             raise ArtefactError(f"{pretrained} has no tokenizer, which lm_eval needs; compile a folder that has one.")
@@ -168,20 +170,21 @@ class TintLM(TemplateLM):
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
         """Contexts that are to be continued in the same way are run together."""
+        asked: list[Any] = [request.args for request in requests]  # a context and how it is continued
         alike: dict[str, list[int]] = {}
-        for index, request in enumerate(requests):
-            alike.setdefault(json.dumps(request.args[1], sort_keys=True, default=str), []).append(index)
-        tokens = [self.tok_encode(request.args[0]) for request in requests]
+        for index, (_, how) in enumerate(asked):
+            alike.setdefault(json.dumps(how, sort_keys=True, default=str), []).append(index)
+        tokens = [self.tok_encode(context) for context, _ in asked]
         written: dict[int, str] = {}
         with tqdm(total=len(requests), disable=disable_tqdm, desc="Running generate_until requests") as progress:
             for indices in alike.values():
                 indices.sort(key=lambda index: -len(tokens[index]))
                 for start in range(0, len(indices), self.batch_size):
                     part = indices[start : start + self.batch_size]
-                    answers = self._written([tokens[index] for index in part], requests[part[0]].args[1])
+                    answers = self._written([tokens[index] for index in part], asked[part[0]][1])
                     for index, answer in zip(part, answers, strict=True):
                         written[index] = answer
-                        self.cache_hook.add_partial("generate_until", requests[index].args, answer)
+                        self.cache_hook.add_partial("generate_until", asked[index], answer)
                         progress.update(1)
         return [written[index] for index in range(len(requests))]
 
