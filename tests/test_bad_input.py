@@ -208,7 +208,7 @@ def test_only_simulators_are_replaced(command: Command, model: Path, tmp_path: P
     assert contents(tmp_path / "thesis") == {"chapter.txt": b"ten years of work"}
 
 
-@pytest.mark.parametrize("limit", [20_000, 1_000])
+@pytest.mark.parametrize("limit", [20_000, pytest.param(1_000, marks=pytest.mark.slow)])
 def test_disk_full(model: Path, compiled: Path, limit: int) -> None:
     """The system refuses files of more than `limit` bytes: at 20 kB the weights fail, at 1 kB smaller files too."""
     before, beside = contents(compiled), {path.name for path in compiled.parent.iterdir()}
@@ -219,7 +219,9 @@ def test_disk_full(model: Path, compiled: Path, limit: int) -> None:
     assert contents(compiled) == before and {path.name for path in compiled.parent.iterdir()} == beside
 
 
-@pytest.mark.parametrize(("sent", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(
+    ("sent", "code"), [(signal.SIGINT, 130), pytest.param(signal.SIGTERM, 143, marks=pytest.mark.slow)]
+)
 def test_interrupted(model: Path, compiled: Path, sent: signal.Signals, code: int) -> None:
     """Interrupted in the middle of writing: what was there stays, and nothing lies beside it."""
     before, beside = contents(compiled), {path.name for path in compiled.parent.iterdir()}

@@ -57,7 +57,7 @@ def old(model: Path) -> Path:
     return model.parent / "old"
 
 
-SHORT = ("in a weight file", "after the exchange")
+SHORT = ("in a weight file",)
 
 
 @pytest.mark.parametrize("point", [p if p in SHORT else pytest.param(p, marks=pytest.mark.slow) for p in POINTS])
