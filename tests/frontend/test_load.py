@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 from tiny_models import llama
 from transformers import AutoModel
 
+import tintc
 from tintc.errors import ModelError, OptionError
 from tintc.frontend.load import load_auxiliary
 
@@ -78,6 +79,11 @@ def test_unknown_model_type(folder: Path) -> None:
 def test_not_a_causal_language_model(folder: Path) -> None:
     edit_config(folder, model_type="vit")
     assert "not a causal language model" in refused(folder)
+
+
+def test_a_simulator_is_no_model_to_compile() -> None:
+    with pytest.raises(ModelError, match="is a simulator already"):
+        load_auxiliary(tintc.compile(llama(n_layers=1)))
 
 
 def test_a_model_without_a_head() -> None:

@@ -6,7 +6,7 @@ import pytest
 import torch
 from tiny_models import llama
 
-from tintc.errors import UnsupportedModelError
+from tintc.errors import ModelError, UnsupportedModelError
 from tintc.frontend.capture import capture
 from tintc.frontend.importer import import_graph
 from tintc.reference.tiny import tiny_model
@@ -47,3 +47,23 @@ def test_sizes_that_depend_on_the_ids_are_refused_in_words() -> None:
     """Experts that are given their tokens in a row, however many those are."""
     with pytest.raises(UnsupportedModelError, match="experts"):
         import_graph(capture(tiny_model("jetmoe")))
+
+
+class Looking(torch.nn.Module):
+    """A module whose path depends on what the tokens are."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.config = tiny_model("llama").config
+        self.weight = torch.nn.Parameter(torch.ones(1))
+
+    def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
+        return self.weight * (1 if input_ids.sum() > 3 else 2)
+
+
+def test_what_cannot_be_captured_is_said_in_one_sentence(capfd: pytest.CaptureFixture[str]) -> None:
+    """PyTorch prints the graph that it has got so far; nobody asked for it."""
+    with pytest.raises(ModelError, match="Looking cannot be captured") as refused:
+        capture(Looking())
+    assert len(str(refused.value).splitlines()) == 1
+    assert capfd.readouterr() == ("", "")

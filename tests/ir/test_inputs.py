@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import pytest
 import torch
 from torch import Tensor
@@ -105,3 +107,16 @@ def test_examples_that_stand_side_by_side() -> None:
     assert resolve_inputs(torch.cat([a, a, b, b]), steps).each(2).train.shape == (3, 2, 4)
     steps[1, 2, 3] = 0
     assert resolve_inputs(torch.cat([a, a, b, b]), steps).repeats() == 1
+
+
+@pytest.mark.parametrize(
+    ("train", "isolated"), [([1, 0, 1, 0, 1], True), ([0, 0, 0, 0, 0], False), ([0, 1, 1, 0, 1], False)]
+)
+def test_isolated_train_tokens_are_warned_of(train: list[int], isolated: bool) -> None:
+    """They have no target, so that the descent would change nothing without a word."""
+    ids, mask = torch.arange(10).reshape(2, 5), torch.tensor([[1, 1, 0, 0, 0], train])
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        inputs = resolve_inputs(ids, mask)
+    assert [str(one.message).startswith("Nothing is trained on") for one in caught] == [True] * isolated
+    assert bool(inputs.counts[1].any()) == (train == [0, 1, 1, 0, 1])

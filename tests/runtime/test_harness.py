@@ -14,8 +14,10 @@ import tiny_models
 import torch
 import yaml
 from command import STORY, WORDS, Command, free_port, joins, make_command, model_folder
+from tokenizers.processors import TemplateProcessing
 
 import tintc
+from tintc.cli.run import tokenise
 from tintc.errors import InputError, OptionError
 
 pytest.importorskip("lm_eval", reason="lm-evaluation-harness is not installed")
@@ -175,6 +177,18 @@ def test_generation(folder: Path) -> None:
     assert cut.split() == words[: words.index(words[3])]
     with pytest.raises(InputError, match="23 new tokens leave no room"):
         lm.generate_until(requests("generate_until", (context, {"max_gen_toks": 23})), disable_tqdm=True)
+
+
+def test_texts_begin_as_the_tokenizer_begins_them(folder: Path) -> None:
+    """With its first token, unless that is there or not wanted; the commands do the same."""
+    lm = TintLM(folder)
+    the, cat = lm.tok_encode("the cat")
+    assert lm.tok_encode("cat") == [cat]
+    lm.tokenizer._tokenizer.post_processor = TemplateProcessing(single="the $A", special_tokens=[("the", the)])
+    lm.tokenizer.bos_token = "the"
+    assert lm.tok_encode("cat") == lm.tok_encode("the cat") == [the, cat] == tokenise("", lm.tokenizer, "cat").tolist()
+    lm.add_bos_token = False
+    assert lm.tok_encode("cat") == [cat]
 
 
 def test_generation_in_batches(folder: Path) -> None:

@@ -59,10 +59,10 @@ def read_text(text: str | None, file: Path | None) -> str:
 
 
 def tokenise(path: str, tokenizer: Any, text: str) -> Tensor:
-    """Token ids ``[n]``, without special tokens."""
+    """Token ids ``[n]`` as the tokenizer gives them: those of Llama and Gemma begin a text with a token of its own."""
     if tokenizer is None:
         raise ArtefactError(
             f"{path} has no tokenizer, because the model it was compiled from had none; call the simulator from Python "
             "with token ids, or compile a folder that has a tokenizer."
         )
-    return torch.tensor(tokenizer(text, add_special_tokens=False)["input_ids"], dtype=torch.long)
+    return torch.tensor(tokenizer(text)["input_ids"], dtype=torch.long)

@@ -103,6 +103,8 @@ def load_auxiliary(
     )
 
 
+SIMULATOR = "tint"
+"""What `TintConfig` says it is the configuration of."""
 TOKENIZER_FILES = ("tokenizer*", "vocab*", "*.model", "merges.txt", "*.tiktoken")
 
 
@@ -212,6 +214,10 @@ def _tokenizer(place: _Place) -> Any | None:
 def _check_kind(model: Any, name: str) -> None:
     if not isinstance(model, PreTrainedModel):
         raise ModelError(f"{name} is not a transformers model; pass a PreTrainedModel with a language-model head.")
+    if model.config.model_type == SIMULATOR:
+        raise ModelError(
+            f"{name} is a simulator already; pass the model that it was compiled from, or use it as it is."
+        )
     if model.config.is_encoder_decoder or not model.can_generate():
         raise ModelError(f"{name} is not a causal language model (decoder); tintc compiles nothing else.")
 

@@ -16,7 +16,7 @@ from tintc.frontend.graph import CapturedGraph
 COPIES = frozenset({"alias", "detach", "detach_", "contiguous", "clone", "lift_fresh_copy"})
 CASTS = frozenset({"_to_copy", "to", "type_as"})
 VIEWS = frozenset(
-    {"view", "reshape", "_unsafe_view", "flatten", "unflatten", "expand", "squeeze", "unsqueeze"}
+    {"view", "reshape", "_unsafe_view", "flatten", "unflatten", "expand", "broadcast_to", "squeeze", "unsqueeze"}
     | {"view_as", "reshape_as", "expand_as"}
 )
 ADDS = frozenset({"add", "sub"})

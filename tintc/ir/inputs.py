@@ -7,6 +7,7 @@ loss counts at position i only if i, i + 1 are train tokens and target i + 1 is 
 from __future__ import annotations
 
 import math
+import warnings
 from dataclasses import dataclass, fields
 from functools import cached_property
 from itertools import pairwise
@@ -81,6 +82,13 @@ class Inputs:
         return torch.cat((self.input_ids[:, 1:], self.input_ids[:, -1:]), 1)
 
 
+ISOLATED = (
+    "Nothing is trained on in a text whose train tokens are all isolated: a token is a target if it and the one before "
+    "it, which predicts it, are in the train mask. Put the token before each target into it, and leave targets out "
+    "with loss_mask."
+)
+
+
 def resolve_inputs(
     input_ids: Tensor,
     train_mask: Tensor | None = None,
@@ -96,9 +104,9 @@ def resolve_inputs(
 
     attention_mask: ``[B, T]`` marks padding on either side, ``[B, T, T]`` says who sees whom. train_mask ``[B, T]``, or
     ``[N, B, T]`` for other tokens in each of the N steps (n_steps None: as many as there are); None: the first
-    ``floor(train_fraction * length)`` tokens of each row that are not padding. Fewer than two train tokens in a row:
-    nothing is trained there. Raises `InputError` for what is no tensor, for shapes that do not fit and for non-integer
-    ids.
+    ``floor(train_fraction * length)`` tokens of each row that are not padding. A token is a target if it and the one
+    before it, which predicts it, are train tokens; a row without any is not trained on, and is warned of. Raises
+    `InputError` for what is no tensor, for shapes that do not fit and for non-integer ids.
     """
     check_ids(input_ids)
     if input_ids.shape[0] == 0 or input_ids.shape[1] == 0:
@@ -118,6 +126,8 @@ def resolve_inputs(
     target = torch.zeros_like(train)
     target[..., :-1] = train[..., 1:]
     counts = target & train if semantics == "exact" else target
+    if train_mask is not None and bool((train.any(-1) & ~counts.any(-1)).any()):
+        warnings.warn(ISOLATED, stacklevel=2)
     if loss_mask is not None:
         wanted = matching("loss_mask", loss_mask, shape, device) != 0
         counts[..., :-1] &= wanted[:, 1:]

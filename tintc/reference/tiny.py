@@ -53,6 +53,10 @@ NEEDS: dict[str, dict[str, Any]] = {
     "deepseek_v2": {"num_experts_per_tok": 2},
     "hrm_text": {"H_cycles": 2, "L_cycles": 2},
     "mamba2": {"num_heads": 4, "head_dim": 30, "n_groups": 1},
+    "qwen4_exp": {
+        "text_config": {"layer_types": ["linear_attention"] * 2}
+    },  # others need an indexer, which it leaves out
+    "qwen4_exp_text": {"layer_types": ["linear_attention"] * 2},
 }
 """What single types cannot do without."""
 LATENT = {"num_key_value_heads": 3, "head_dim": 8}

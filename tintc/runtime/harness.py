@@ -17,7 +17,7 @@ from lm_eval import utils
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import TemplateLM
 from lm_eval.api.registry import register_model
-from lm_eval.models.utils import handle_stop_sequences, normalize_gen_kwargs, postprocess_generated_text
+from lm_eval.models.utils import handle_stop_sequences, has_bos_prefix, normalize_gen_kwargs, postprocess_generated_text
 from lm_eval.models.utils_hf import stop_sequences_criteria
 from torch import Tensor
 from tqdm import tqdm
@@ -53,7 +53,8 @@ class TintLM(TemplateLM):
     pretrained: a simulator's folder, a hub id, or one that is loaded; train_fraction: of the texts of rolling
     requests, the part that is trained on (None: the stored one); inner_lr: instead of the stored rates; batch_size:
     texts that are run together, of about the same length; max_length: texts that are longer lose their first tokens
-    (None: as long as the simulator takes); add_bos_token: whether texts begin with special tokens.
+    (None: as long as the simulator takes); add_bos_token: whether texts begin with special tokens
+    (None: as the tokenizer does, unless they are there already).
 
     - `loglikelihood` trains on the whole context and scores the continuation after the update. With a context of fewer
       than two tokens there is no update.
@@ -74,7 +75,7 @@ class TintLM(TemplateLM):
         batch_size: int | str = 1,
         max_batch_size: int | None = None,
         max_length: int | str | None = None,
-        add_bos_token: bool = False,
+        add_bos_token: bool | None = None,
         executor: str = "auto",
         device: str | None = None,
         dtype: str | None = None,
@@ -122,6 +123,8 @@ class TintLM(TemplateLM):
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: Any) -> list[int]:
         special = self.add_bos_token if add_special_tokens is None else add_special_tokens
+        if special is None:
+            special = not has_bos_prefix(string, self.tokenizer.bos_token)
         return self.tokenizer.encode(string, add_special_tokens=special)
 
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:

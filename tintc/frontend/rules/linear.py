@@ -118,7 +118,7 @@ def _with_bias(graph: CapturedGraph, node: Node) -> _Parts | Fail:
 
 
 def _unexpanded(value: Any) -> Any:
-    while isinstance(value, Node) and opname(value) in ("expand", "expand_as"):
+    while isinstance(value, Node) and opname(value) in ("expand", "expand_as", "broadcast_to"):
         value = value.args[0]
     return value
 
