@@ -43,11 +43,13 @@ class Planned:
 
 
 def parse_size(text: str | int) -> int:
-    """Bytes of ``5GB``, ``500 MB``, ``2GiB`` or a number of bytes; raises `OptionError` for anything else."""
+    """Bytes of ``5GB``, ``500 MB``, ``2GiB`` or a number of bytes; raises `OptionError` for anything else, and for less
+    than a kilobyte, which is a number whose unit was forgotten."""
     found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMG]?i?B|)\s*", str(text), re.IGNORECASE)
     size = int(float(found[1]) * UNITS[found[2].upper()]) if found and found[2].upper() in UNITS else 0
-    if size < 1:
-        raise OptionError(f"The size {text!r} is not understood; write it as 5GB, 500MB or 2GiB.")
+    if size < UNITS["KB"]:
+        why = f"is {size} bytes" if size else "is not understood"
+        raise OptionError(f"The size {text!r} {why}; write it as 5GB, 500MB or 2GiB.")
     return size
 
 
