@@ -199,7 +199,12 @@ def main(
     body = [report.setting(), "", *EXPLANATION.splitlines()]
     for name, rows in tables.items():
         if rows:
-            body += ["", *report.table([HEADS[name].split("|"), *(row.cells for row in rows)])]
+            body += [
+                "",
+                *CAPTIONS[name].splitlines(),
+                "",
+                *report.table([HEADS[name].split("|"), *(row.cells for row in rows)]),
+            ]
             if write:
                 body += ["", report.plot_bars(f"speed_{name}", [row.bar for row in rows], AXES[name])]
     print("\n".join(body))
@@ -235,12 +240,21 @@ def run_all(models: list[str], wanted: list[str], rounds: int, with_compile: boo
     return tables
 
 
-EXPLANATION = f"""Texts of {LENGTH} random tokens, the first {TRAIN} trained on, rate {RATE:g}. *explicit* is the peer
-in eager mode, *compiled* under torch.compile, *swapping* a peer that puts weights aside instead of copying them.
-Ratios are fused over the faster of the first two, taken in every round: median (smallest-largest). *error*: explicit
-descent with detached scores against the simulation, as a part of the update, with the default step of the finite
-differences and with a tenth of it; it falls in proportion. SmolLM2 has pretrained weights and large gradients on random
-tokens."""
+EXPLANATION = f"""Texts of {LENGTH} random tokens, the first {TRAIN} trained on, rate {RATE:g}; opt-125m and gpt2 are
+those shapes with random weights. *Batch 8*: every text has an update of its own, and the peer takes one after the
+other; *N = 4*: four steps; *L_up = L/4*: the upper quarter of the layers is updated."""
+CAPTIONS = {
+    "times": """Seconds of an update and the predictions after it. *explicit* is the peer in eager mode, *compiled* the
+same under torch.compile, *swapping* a peer that puts weights aside instead of copying them. Ratios are fused over the
+faster of the first two, taken in every round: median (smallest-largest). *error*: explicit descent with detached scores
+against the simulation, as a part of the update; *step / 10*: the same with a tenth of the finite differences' default
+step, with which it falls in proportion. SmolLM2 has pretrained weights and large gradients on random tokens.""",
+    "load": """Seconds from loading to the first result of batch 1, in fresh processes in turn; *whole processes* also
+counts starting Python and importing.""",
+    "memory": """Peak of resident memory beyond what importing takes; *ratio*: that of fused to the auxiliary's weights
+and activations.""",
+}
+"""What stands above each table."""
 
 
 if __name__ == "__main__":
