@@ -34,6 +34,7 @@ def export_model(state: AdaptedState, path: str | os.PathLike[str], model: Any =
     sim = state.sim
     if Path(path).exists():
         raise ArtefactError(f"{path} exists already; choose another folder.")
+    state.check_current()
     found = auxiliary_of(sim, model)
     with torch.no_grad():
         _put_back(state, found)
