@@ -78,6 +78,8 @@ def test_states(command: Command, compiled: Path, tmp_path: Path) -> None:
     ("options", "message"),
     [
         (("--text", PROMPT, "--max-new-tokens", 13), "would be 25; this simulator was compiled for at most 24"),
+        (("--text", PROMPT, "--max-new-tokens", 13, "--save-state", "a.state"), "Ask for fewer new tokens"),
+        (("--text", PROMPT, "--lr", "nan"), "The learning rate must be finite"),
         (("--text", "cat"), "A prompt has 1 token;"),
         (("--text", PROMPT, "--temperature", 0), "The temperature is 0.0; it must be more than 0."),
         (("--text", PROMPT, "--top-p", 1.5), "The top-p is 1.5"),
@@ -88,9 +90,18 @@ def test_states(command: Command, compiled: Path, tmp_path: Path) -> None:
         ((), "Pass the text either with --text or with --file"),
     ],
 )
-def test_mistakes(command: Command, compiled: Path, options: tuple[object, ...], message: str) -> None:
+def test_mistakes(
+    command: Command,
+    compiled: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    options: tuple[object, ...],
+    message: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
     if "--max-new-tokens" not in options:
         options = (*options, "--max-new-tokens", 4)
     found = command("generate", compiled, *options)
     assert (found.code, found.out) == (2, "")
     assert message in found.err and found.err.count("\n") == 1
+    assert not list(tmp_path.iterdir())

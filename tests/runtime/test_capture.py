@@ -84,6 +84,8 @@ def test_patterns() -> None:
         sim.capture("layers.7.residual"),
     ):
         pass
+    with pytest.raises(OptionError, match="Say what to capture"), sim.capture():
+        pass
 
 
 @pytest.mark.parametrize("name", FAMILIES)

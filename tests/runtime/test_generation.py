@@ -240,6 +240,8 @@ def test_what_cannot_be_generated() -> None:
         sim(token_ids(2, 25), past_key_values=past)
     with pytest.raises(InputError, match="Token id 53 is out of range"):
         sim(torch.tensor([[53], [1]]), past_key_values=past)
+    with pytest.raises(OptionError, match="leave out assistant_model"):
+        sim.generate(ids, max_new_tokens=2, assistant_model=sim)
     for use_cache in (True, False):
         with pytest.raises(OptionError, match="leave out guidance_scale"):
             sim.generate(ids, max_new_tokens=2, guidance_scale=1.5, use_cache=use_cache)

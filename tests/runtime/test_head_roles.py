@@ -14,6 +14,7 @@ from programs import gpt_like, simulator
 from tiny_models import llama
 
 import tintc
+from tintc.errors import OptionError
 from tintc.lowering.head_roles import Place, Role, Roles
 from tintc.runtime.model import TintForCausalLM
 
@@ -80,6 +81,14 @@ def test_the_authors_layout_has_a_bias_in_every_tile() -> None:
     tiles = {role.tile for role in roles.rows(site=f"forward_0.{layer}", parameter=f"{layer}.bias")}
     assert tiles == {role.tile for role in roles.rows(site=f"forward_0.{layer}", parameter=f"{layer}.weight")}
     assert len(tiles) > 1
+
+
+def test_what_no_role_has_is_refused(sim: TintForCausalLM) -> None:
+    with pytest.raises(OptionError, match="no field 'nosuch'; choose of site, block"):
+        sim.roles().rows(nosuch=1)
+    with pytest.raises(OptionError, match="No role has the phase 'foo'"):
+        list(sim.roles().rows(phase="foo", layer=0))
+    assert not list(sim.roles().rows(phase="descent", site="forward_0.*"))
 
 
 def test_modules_of_their_own_have_the_same_roles() -> None:

@@ -1,7 +1,4 @@
-"""States: kept, saved, loaded, used for several texts, and written as the auxiliary's own kind of model.
-
-fp64, 1e-9 of the largest logit; exported models 1e-6, because transformers computes rotations and RMS norms in fp32.
-"""
+"""States: kept, saved, loaded, used for several texts. fp64, 1e-9 of the largest logit."""
 
 from __future__ import annotations
 
@@ -12,18 +9,14 @@ from typing import Any
 
 import pytest
 import torch
-from command import tokenizer
 from fused_cases import FAMILIES, family, run, token_ids
 from safetensors import safe_open
 from safetensors.torch import save_file
 from test_generation import PADDED, PROMPT, WHOLE, compiled, one_by_one, whole, worst
-from tiny_models import gpt2, llama
 from torch import Tensor
-from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import tintc
-from tintc.errors import ArtefactError, InputError, ModelError, OptionError
-from tintc.reference.tiny import tiny_model
+from tintc.errors import ArtefactError, InputError, OptionError
 from tintc.runtime.cache import TintCache
 from tintc.runtime.model import TintForCausalLM
 from tintc.runtime.state import AdaptedState
@@ -100,8 +93,10 @@ def test_files_that_are_no_state_of_this_simulator(tmp_path: Path) -> None:
     with pytest.raises(ArtefactError, match="There is no state at"):
         AdaptedState.load(tmp_path / "b.safetensors", sim)
     (tmp_path / "c.safetensors").write_text("no")
-    with pytest.raises(ArtefactError, match="cannot be read as a state"):
+    with pytest.raises(ArtefactError, match=r"cannot be read as a state: .*\. Pass a file that sim\.adapt"):
         AdaptedState.load(tmp_path / "c.safetensors", sim)
+    with pytest.raises(ArtefactError, match=r"is a folder; pass a file that sim\.adapt"):
+        AdaptedState.load(tmp_path, sim)
     save_file({"a": torch.zeros(1)}, tmp_path / "d.safetensors")
     with pytest.raises(ArtefactError, match="is not the state of a simulator"):
         AdaptedState.load(tmp_path / "d.safetensors", sim)
@@ -181,6 +176,25 @@ def test_what_a_state_cannot_be_used_for() -> None:
         literal(ids[:2], state=literal.adapt(ids[:2]))
     with pytest.raises(OptionError, match="return_before"):
         sim(ids[:2], state=state, return_before=True)
+    wrong: Any = "story.state"
+    for call in (sim, sim.generate):
+        with pytest.raises(OptionError, match=r"is of type str; pass what sim\.adapt\(\.\.\.\) has returned"):
+            call(ids[:2], state=wrong)
+
+
+def test_a_state_in_another_object_of_its_simulator() -> None:
+    sim, same, ids = compiled("gpt2"), family("gpt2").compile(inner_lr=0.02), token_ids(3, 8)
+    same.executor = "fused"
+    for text in (ids[:1], ids):
+        state = sim.adapt(text)
+        assert worst(continued(same, text, state), continued(sim, text, state)) < 1e-12
+        made = [one.generate(text, state=state, max_new_tokens=3, do_sample=False) for one in (sim, same)]
+        assert torch.equal(*made)
+    with torch.no_grad():
+        next(same.prefixes.parameters()).mul_(1.05)
+    for kept in (state, sim.adapt(ids)):
+        with pytest.raises(OptionError, match=r"trained, edited|belongs to another simulator, of .* other weights"):
+            same(ids, state=kept)
 
 
 def test_a_state_keeps_no_stored_weights_of_other_times() -> None:
@@ -195,13 +209,33 @@ def test_a_state_keeps_no_stored_weights_of_other_times() -> None:
         return {name for name, parameter in sim.named_parameters() if parameter.grad is not None}
 
     wanted, state = trained(sim.adapt(ids)), sim.adapt(ids)
-    before = continued(sim, ids, state)
+    continued(sim, ids, state)
     assert trained(state) == wanted and len(wanted) > 8
-    sim.float().double()
+
+
+@pytest.mark.parametrize("through", ["parameter", "data"])
+def test_a_state_ends_with_the_weights_it_was_made_of(through: str, tmp_path: Path) -> None:
+    """In memory too, where the layers that no step updates are the simulator's; learning rates do not matter."""
+    sim, ids = family("llama").compile(inner_lr=0.02, n_update_layers=1), token_ids(1, 8)
+    sim.executor, given = "fused", {"max_new_tokens": 2, "do_sample": False}
+    state, past = sim.adapt(ids), sim(ids, use_cache=True).past_key_values
     with torch.no_grad():
-        for parameter in sim.prefixes.parameters():
-            parameter.mul_(1.5)
-    assert worst(continued(sim, ids, state), before) > 1e-3
+        next(sim.rates.parameters()).mul_(2)
+        before = sim.generate(ids, state=state, **given)
+        parameter = next(sim.prefixes.parameters())
+        (parameter.data if through == "data" else parameter).mul_(1.05)
+    uses = [
+        lambda: sim.generate(ids, state=state, **given),
+        lambda: state.save(tmp_path / "state"),
+        lambda: state.export(tmp_path / "model", model=family("llama").source.model),
+    ]
+    if through == "parameter":  # others, which are for every token, look at no number
+        uses += [lambda: sim(ids, state=state), lambda: sim(ids, past_key_values=past)]
+    for use in uses:
+        with pytest.raises(OptionError, match="after the state was made; adapt again"):
+            use()
+    assert not list(tmp_path.iterdir())
+    assert sim.generate(ids, state=sim.adapt(ids), **given).shape == before.shape
 
 
 @pytest.mark.parametrize("examples", [1, 2])
@@ -251,60 +285,3 @@ def test_a_call_that_fails_leaves_the_cache_as_it_was() -> None:
     with torch.no_grad():
         assert torch.equal(sim(ids, past_key_values=cache, state=state).logits, sim(ids, state=state).logits)
     assert cache.state is state
-
-
-EXPORTED: dict[str, Any] = {
-    "gpt2": lambda: gpt2(n_heads=3, head_dim=6, d_ff=31),
-    "llama": lambda: llama(n_heads=4, n_kv_heads=2, head_dim=6, attention_bias=True),
-    "bloom": lambda: tiny_model("bloom"),
-    "gpt_neox": lambda: tiny_model("gpt_neox"),
-    "falcon": lambda: tiny_model("falcon"),
-    "gemma2": lambda: tiny_model("gemma2"),
-    "phi3": lambda: tiny_model("phi3"),
-}
-"""Transposed weights; grouped heads; query, key and value in one tensor, each in its own order; gains 1 + w."""
-
-
-MORE = ("llama", "gpt_neox", "falcon")
-
-
-@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow) if n in MORE else n for n in EXPORTED])
-def test_exported(name: str, tmp_path: Path) -> None:
-    model = EXPORTED[name]().double()
-    sim = tintc.compile(model, inner_lr=0.05, descend="values,out,ffn,norm-bias,norm-gain", max_length=24)
-    ids, text = token_ids(2, 16), token_ids(2, 11, seed=3)
-    state = sim.adapt(ids)
-    before = {key: tensor.clone() for key, tensor in model.state_dict().items()}
-    for example in range(2):
-        state.export(tmp_path / str(example), model=model, example=example)
-        alone = AutoModelForCausalLM.from_pretrained(tmp_path / str(example), dtype="auto").eval()
-        assert type(alone) is type(model) and alone.dtype == torch.float64
-        with torch.no_grad():
-            found, unchanged = alone(text).logits, model(text).logits
-        right = continued(sim, text, state.example(example))
-        assert worst(found, right) < (1e-9 if name == "gpt2" else 1e-6)
-        assert worst(unchanged, right) > 1e-4
-    assert all(torch.equal(tensor, before[key]) for key, tensor in model.state_dict().items())
-
-
-def test_where_the_auxiliary_comes_from(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    gpt2(vocab=24).save_pretrained(tmp_path / "aux")
-    tokenizer().save_pretrained(tmp_path / "aux")
-    sim = tintc.compile(tmp_path / "aux", inner_lr=0.1)
-    state = sim.adapt(token_ids(1, 12, 24))
-    with pytest.raises(ModelError, match=r"The model aux .* cannot be found; pass its folder"):
-        state.export(tmp_path / "out")
-    monkeypatch.chdir(tmp_path)
-    state.export("out")
-    assert len(AutoTokenizer.from_pretrained(tmp_path / "out")) == len(tokenizer())
-    with pytest.raises(ArtefactError, match="exists already"):
-        state.export("out")
-    with pytest.raises(ModelError, match="is not the model that the simulator was compiled from"):
-        state.export("again", model=gpt2(vocab=24, seed=1))
-    with pytest.raises(ModelError, match="has no tensor"):
-        state.export("again", model=llama(vocab=24))
-    assert not (tmp_path / "again").exists()
-    memory = compiled("gpt2").adapt(token_ids(1, 8))
-    with pytest.raises(ModelError, match="compiled from a model in memory"):
-        memory.export("again")

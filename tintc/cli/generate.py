@@ -16,6 +16,7 @@ from tintc.cli.run import read_text, tokenise
 from tintc.errors import OptionError
 from tintc.ir.inputs import resolve_inputs
 from tintc.runtime.artefact import load
+from tintc.runtime.generation import check_longest
 from tintc.runtime.model import TintForCausalLM
 from tintc.runtime.state import AdaptedState
 
@@ -73,6 +74,7 @@ def _training(sim: TintForCausalLM, ids: Tensor, options: dict[str, Any]) -> dic
         given["train_mask"] = resolve_inputs(ids, train_fraction=fraction).train
     if options["save_state"] is None:
         return given
+    check_longest(ids.shape[1] + options["max_new_tokens"], sim.layout.max_length)  # before anything is written
     state = sim.adapt(ids, **given)
     state.save(options["save_state"])
     return {"state": state}

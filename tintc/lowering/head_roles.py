@@ -13,10 +13,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from fnmatch import fnmatchcase
 from typing import Any
 
+from tintc.errors import OptionError
 from tintc.ir.core import Program, Type, Value
 from tintc.ir.heads import Head, Part, Run, as_runs, heads_of
 from tintc.ir.layout import Layout
@@ -69,6 +70,9 @@ class Role:
     writes: tuple[Place, ...]
 
 
+FIELDS = tuple(field.name for field in fields(Role))
+
+
 @dataclass(frozen=True)
 class Applied:
     """A block where it is applied: the application, the block as it is built, what its heads do."""
@@ -105,10 +109,25 @@ class Roles:
 
     def rows(self, **wanted: Any) -> Iterator[Role]:
         """The rows whose fields are as wanted; texts are patterns with ``*`` and ``?``: ``rows(phase="descent",
-        parameter="*.mlp.*")``."""
+        parameter="*.mlp.*")``. Raises `OptionError` for a field that roles do not have, and at the end for a text that
+        no row has there."""
+        unknown = [name for name in wanted if name not in FIELDS]
+        if unknown:
+            raise OptionError(f"Roles have no field {unknown[0]!r}; choose of {', '.join(FIELDS)}.")
+        return self._fitting(wanted)
+
+    def _fitting(self, wanted: dict[str, Any]) -> Iterator[Role]:
+        found = False
         for op, site, applied in self.modules:
             for one in applied:
-                yield from (role for role in self._rows(op, site, one) if _fits(role, wanted))
+                for role in self._rows(op, site, one):
+                    if _fits(role, wanted):
+                        found = True
+                        yield role
+        texts = {} if found else {name: value for name, value in wanted.items() if isinstance(value, str)}
+        for name, value in texts.items():
+            if not any(_fits(role, {name: value}) for role in self):
+                raise OptionError(f"No role has the {name} {value!r}; sim.roles() gives all, one after the other.")
 
     def _rows(self, op: SimOp, site: str, one: Applied) -> Iterator[Role]:
         base = Role(site, one.placed.name, -1, op.phase, op.step, op.layer, "", (), (), None, (), ())

@@ -53,8 +53,10 @@ class Observed:
         """Fills the dictionary it gives with the points that match, at every run inside the block.
 
         patterns: names with ``*`` and ``?``; without ``pass<p>.`` or ``step<s>.`` in front they mean every pass or
-        step. Raises `OptionError` for a pattern that no point matches.
+        step. Raises `OptionError` for a pattern that no point matches, and without any.
         """
+        if not patterns:
+            raise OptionError("Say what to capture, '*' for everything; sim.capture_points() lists what there is.")
         request = tuple(select(self.program, patterns)), Seen()
         self._captures.append(request)
         try:

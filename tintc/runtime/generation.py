@@ -22,7 +22,7 @@ from tintc.ir.inputs import check_ids, check_tensor
 from tintc.runtime.adapt import adapt, check_prompt, predict, prefill
 from tintc.runtime.cache import TintCache
 from tintc.runtime.fused.continuation import Continuation, continuation_of
-from tintc.runtime.state import AdaptedState
+from tintc.runtime.state import AdaptedState, state_of
 
 TRAINING = ("train_mask", "loss_mask", "inner_lr", "max_batch")
 """What a forward pass takes that says how to train."""
@@ -66,6 +66,15 @@ def check_kept(count: object) -> None:
     if not isinstance(count, int) or isinstance(count, bool) or count < 0:
         shown = "a tensor" if isinstance(count, Tensor) else repr(count)
         raise OptionError(f"logits_to_keep is {shown}; pass the number of last tokens, 0 for all.")
+
+
+def check_longest(longest: int, limit: int) -> None:
+    """Raise `InputError` if prompt and new tokens are more than the simulator takes."""
+    if longest > limit:
+        raise InputError(
+            f"Prompt and new tokens together would be {longest}; this simulator was compiled for at most {limit}. Ask "
+            "for fewer new tokens, shorten the prompt, or compile with a larger max length."
+        )
 
 
 class TintGenerationMixin(GenerationMixin):
@@ -113,10 +122,12 @@ class TintGenerationMixin(GenerationMixin):
             raise OptionError("A simulator goes on from the past_key_values that it has returned, and from no others.")
         if given["return_before"] or given["max_batch"] is not None:
             raise OptionError("return_before and max_batch cannot be combined with a cache or a state; leave them out.")
+        state = None if state is None else state_of(state, self)
         if cache is not None and cache.state is not None:
-            if state is not None and state is not cache.state:
+            kept = cache.state.of(self)
+            if state is not None and state is not kept:
                 raise OptionError("The cache was made with other weights than the state's; pass one of them alone.")
-            state = cache.state
+            state = kept
         elif self._choose_executor() == "literal":
             advice = "choose the executor auto or fused" if state is not None else "pass use_cache=False"
             raise OptionError(f"Literal execution has neither a cache nor a state to go on from; {advice}.")
@@ -148,6 +159,14 @@ class TintGenerationMixin(GenerationMixin):
         asked = {name: kwargs.pop(name, None) for name in TRAINING}
         if asked.pop("max_batch") is not None:
             raise OptionError("Generation runs all prompts together; leave out max_batch and pass fewer prompts.")
+        if kwargs.get("state") is not None:
+            kwargs["state"] = state_of(kwargs["state"], self)
+            kwargs["state"].check_current()
+        if kwargs.get("assistant_model") is not None:
+            raise OptionError(
+                "An assistant's drafts know nothing of the update; leave out assistant_model, and pass "
+                "prompt_lookup_num_tokens for drafts from the prompt."
+            )
         past: Any = kwargs.get("past_key_values")
         adapted = kwargs.get("state") is not None or (past is not None and past.get_seq_length() > 0)
         if adapted and any(value is not None for value in asked.values()):
@@ -196,12 +215,7 @@ class TintGenerationMixin(GenerationMixin):
         max_cache_length: int,
     ) -> None:
         """An empty cache of ours, where one is used."""
-        longest, limit = generation_config.max_length, self.layout.max_length
-        if longest > limit:
-            raise InputError(
-                f"Prompt and new tokens together would be {longest}; this simulator was compiled for at most {limit}. "
-                "Ask for fewer with max_new_tokens, shorten the prompt, or compile with a larger max length."
-            )
+        check_longest(generation_config.max_length, self.layout.max_length)
         if generation_config.guidance_scale not in (None, 1):
             raise OptionError(
                 "Guidance compares with a text that has not been adapted to; leave out guidance_scale, which a "

@@ -333,5 +333,5 @@ class TintForCausalLM(Observed, SavedModel, TintGenerationMixin):
         if rate.dim() > 1 or (rate.dim() == 1 and rate.shape[0] != inputs.shape[0]):
             raise OptionError(f"inner_lr has shape {tuple(rate.shape)}; pass a number or one rate per example.")
         if not bool((torch.isfinite(rate) & (rate >= 0)).all()):
-            raise OptionError("inner_lr must be finite and not negative.")
+            raise OptionError("The learning rate must be finite and not negative.")
         return rate.to(inputs.input_ids.device).expand(inputs.shape[0])

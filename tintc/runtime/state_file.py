@@ -7,7 +7,6 @@ metadata say which simulator it belongs to.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import tempfile
@@ -24,7 +23,8 @@ from torch import Tensor
 from tintc.errors import ArtefactError
 from tintc.ir.core import Value
 from tintc.ir.simulator.fused_base import FusedWeights, Pending
-from tintc.runtime.artefact import first_line, text_digest
+from tintc.runtime.artefact import first_line
+from tintc.runtime.fingerprint import fingerprint
 from tintc.runtime.fused.continuation import base_weights
 from tintc.runtime.staging import open_path
 from tintc.runtime.state import AdaptedState
@@ -33,8 +33,6 @@ if TYPE_CHECKING:
     from tintc.runtime.model import TintForCausalLM
 
 FORMAT, VERSION = "tintc-state", 1
-SAMPLED = 4096
-"""Numbers of each tensor that its simulator is known by."""
 
 
 class _DamageError(Exception):
@@ -45,19 +43,9 @@ def _name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def fingerprint(sim: TintForCausalLM) -> str:
-    """sha256 over the program and numbers from every tensor of the auxiliary: two models of one shape differ."""
-    digest = hashlib.sha256(text_digest(sim.config.program or "").encode())
-    for kind in (sim.tables, sim.prefixes):
-        for name, parameter in kind.named_parameters():
-            flat = parameter.detach().flatten()
-            step = max(1, flat.numel() // SAMPLED)
-            digest.update(name.encode() + flat[::step].cpu().float().numpy().tobytes())
-    return digest.hexdigest()
-
-
 def write_state(state: AdaptedState, path: str | os.PathLike[str]) -> None:
     """Write it in one step; `ArtefactError` if the disk will not take it."""
+    state.check_current()
     tensors, pending = _tensors(state)
     metadata = {
         "format": FORMAT,
@@ -102,6 +90,8 @@ def _tensors(state: AdaptedState) -> tuple[dict[str, Tensor], dict[str, list[tup
 
 def read_state(path: str | os.PathLike[str], sim: TintForCausalLM) -> AdaptedState:
     """The state in that file, on the simulator's device and in its dtype."""
+    if Path(path).is_dir():
+        raise ArtefactError(f"{path} is a folder; pass a file that sim.adapt(...).save(path) has written.")
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
@@ -111,7 +101,10 @@ def read_state(path: str | os.PathLike[str], sim: TintForCausalLM) -> AdaptedSta
     except FileNotFoundError as error:
         raise ArtefactError(f"There is no state at {path}; check the path.") from error
     except (OSError, SafetensorError) as error:
-        raise ArtefactError(f"{path} cannot be read as a state: {first_line(error)}.") from error
+        raise ArtefactError(
+            f"{path} cannot be read as a state: {first_line(error)}. Pass a file that sim.adapt(...).save(path) has "
+            "written, or adapt again."
+        ) from error
     except _DamageError as error:
         raise ArtefactError(f"{path} is damaged: {error}. Adapt again.") from error
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 
-from tintc.ir.core import Program, Value
+from tintc.ir.core import Program, Type, Value
 from tintc.ir.inputs import Inputs
 from tintc.ir.liveness import last_reads
 from tintc.ir.simulator import SimOp
@@ -113,10 +113,16 @@ def stored_weights(model: TintForCausalLM) -> dict[Value, FusedWeights]:
     return {op.result: _as_stored(model, op) for op in model.continuation.stored}
 
 
+def weights_by_layer(model: TintForCausalLM) -> dict[str, tuple[Type, FusedWeights]]:
+    """What every layer holds as it is stored, updated or not."""
+    stored = [op for op in model.program.ops if isinstance(op, SimOp) and op.holds() is not None]
+    return {str(op.holds()): (op.result.type, _as_stored(model, op)) for op in stored}
+
+
 def base_weights(model: TintForCausalLM) -> dict[Value, FusedWeights]:
     """What the updated weights are without any update."""
-    stored = {op.holds(): op for op in model.program.ops if isinstance(op, SimOp) and op.holds() is not None}
-    return {value: _as_stored(model, stored[layer]) for value, layer in model.continuation.updated.items()}
+    stored = weights_by_layer(model)
+    return {value: stored[layer][1] for value, layer in model.continuation.updated.items()}
 
 
 def _as_stored(model: TintForCausalLM, op: SimOp) -> FusedWeights:

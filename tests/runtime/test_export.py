@@ -1,0 +1,103 @@
+"""States written as the auxiliary's own kind of model.
+
+fp64, 1e-9 of the largest logit for GPT-2, else 1e-6, because transformers computes rotations and RMS norms in fp32.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from command import tokenizer
+from fused_cases import token_ids
+from test_generation import compiled, worst
+from test_state import continued
+from tiny_models import gpt2, llama
+from torch import Tensor
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+import tintc
+from tintc.errors import ArtefactError, ModelError
+from tintc.reference.tiny import tiny_model
+from tintc.runtime.model import TintForCausalLM
+
+EXPORTED: dict[str, Any] = {
+    "gpt2": lambda: gpt2(n_heads=3, head_dim=6, d_ff=31),
+    "llama": lambda: llama(n_heads=4, n_kv_heads=2, head_dim=6, attention_bias=True),
+    "bloom": lambda: tiny_model("bloom"),
+    "gpt_neox": lambda: tiny_model("gpt_neox"),
+    "falcon": lambda: tiny_model("falcon"),
+    "gemma2": lambda: tiny_model("gemma2"),
+    "phi3": lambda: tiny_model("phi3"),
+}
+"""Transposed weights; grouped heads; query, key and value in one tensor, each in its own order; gains 1 + w."""
+
+
+MORE = ("llama", "gpt_neox", "falcon")
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow) if n in MORE else n for n in EXPORTED])
+def test_exported(name: str, tmp_path: Path) -> None:
+    model = EXPORTED[name]().double()
+    sim = tintc.compile(model, inner_lr=0.05, descend="values,out,ffn,norm-bias,norm-gain", max_length=24)
+    ids, text = token_ids(2, 16), token_ids(2, 11, seed=3)
+    state = sim.adapt(ids)
+    before = {key: tensor.clone() for key, tensor in model.state_dict().items()}
+    for example in range(2):
+        state.export(tmp_path / str(example), model=model, example=example)
+        alone = AutoModelForCausalLM.from_pretrained(tmp_path / str(example), dtype="auto").eval()
+        assert type(alone) is type(model) and alone.dtype == torch.float64
+        with torch.no_grad():
+            found, unchanged = alone(text).logits, model(text).logits
+        right = continued(sim, text, state.example(example))
+        assert worst(found, right) < (1e-9 if name == "gpt2" else 1e-6)
+        assert worst(unchanged, right) > 1e-4
+    assert all(torch.equal(tensor, before[key]) for key, tensor in model.state_dict().items())
+    check_trained_and_exported(sim, model, text, tmp_path, sums=name == "gemma2")
+
+
+@torch.no_grad()
+def check_trained_and_exported(sim: TintForCausalLM, model: Any, text: Tensor, folder: Path, sums: bool) -> None:
+    """Prefixes that were trained are written whether they are updated or not; gains 1 + w would no longer be that, and
+    other tables are another model's."""
+    for parameter in sim.prefixes.parameters():
+        parameter.mul_(1.01)
+    state = sim.adapt(token_ids(1, 16))
+    if sums:
+        with pytest.raises(ModelError, match="is not it and a number"):
+            state.export(folder / "trained", model=model)
+    else:
+        state.export(folder / "trained", model=model)
+        alone = AutoModelForCausalLM.from_pretrained(folder / "trained", dtype="auto").eval()
+        assert worst(alone(text).logits, continued(sim, text, state)) < 1e-6
+    next(sim.tables.parameters()).mul_(1.01)
+    with pytest.raises(ModelError, match="if the simulator's tables were trained"):
+        sim.adapt(token_ids(1, 16)).export(folder / "tables", model=model)
+
+
+def test_where_the_auxiliary_comes_from(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    gpt2(vocab=24).save_pretrained(tmp_path / "aux")
+    tokenizer().save_pretrained(tmp_path / "aux")
+    sim = tintc.compile(tmp_path / "aux", inner_lr=0.1)
+    state = sim.adapt(token_ids(1, 12, 24))
+    with pytest.raises(ModelError, match=r"The model aux .* cannot be found; pass its folder"):
+        state.export(tmp_path / "out")
+    monkeypatch.chdir(tmp_path)
+    state.export("out")
+    assert len(AutoTokenizer.from_pretrained(tmp_path / "out")) == len(tokenizer())
+    with pytest.raises(ArtefactError, match="exists already"):
+        state.export("out")
+    with pytest.raises(ModelError, match="is not the model that the simulator was compiled from"):
+        state.export("again", model=gpt2(vocab=24, seed=1))
+    for other in (gpt2(vocab=24, d_ff=31), gpt2(vocab=24, n_heads=3)):
+        with pytest.raises(ModelError, match="is not the model that the simulator was compiled from"):
+            state.export("again", model=other)
+    with pytest.raises(ModelError, match="has no tensor"):
+        state.export("again", model=llama(vocab=24))
+    assert not (tmp_path / "again").exists()
+    memory = compiled("gpt2").adapt(token_ids(1, 8))
+    with pytest.raises(ModelError, match="compiled from a model in memory"):
+        memory.export("again")
