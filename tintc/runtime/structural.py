@@ -179,8 +179,9 @@ class StructuralModel(PreTrainedModel):
         """Why fused execution would not do what literal execution does; None if it would."""
         if self._softened:
             return "its linear heads are softmax heads, whose errors fused execution would not make"
-        if any(_hooked(module) or _replaced(module, self) for module in _modules_below(self)):
-            return "a module carries a hook, or another forward"
+        if hooked := {module for module in _modules_below(self) if _hooked(module) or _replaced(module, self)}:
+            name = next((name for name, module in nn.Module.named_modules(self) if name and module in hooked), "")
+            return f"{name or 'the simulator itself'} carries a hook, or another forward"
         if self._held and not self._is_own():
             return "the structural tensors are not those the compiler emitted"
         scale = gate_scale_of(self.program)
