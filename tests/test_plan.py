@@ -89,7 +89,10 @@ def test_weights_are_not_needed(command: Command, model: Path, tmp_path: Path) -
     """A configuration alone gives the same plan; compiling still needs weights."""
     (tmp_path / "tiny").mkdir()
     shutil.copy(model / "config.json", tmp_path / "tiny")
-    assert command("plan", tmp_path / "tiny", "--json").json == command("plan", model, "--json").json
+    planned = command("plan", model, "--json").json
+    assert command("plan", tmp_path / "tiny", "--json").json == planned
+    file = tmp_path / "tiny" / "config.json"
+    assert command("plan", file, "--json").json == planned
     refused = command("compile", tmp_path / "tiny", "-o", tmp_path / "sim")
     assert refused.code == 2 and "no weights" in refused.err
 
