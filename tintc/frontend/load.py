@@ -114,7 +114,7 @@ def _find(text: str) -> _Place:
         path = path.absolute().parent
     if path.is_file():
         if path.suffix != ".gguf":
-            raise ModelError(f"{text} is a file and not a GGUF file; pass the folder that holds the model's config.json.")
+            raise ModelError(f"{text} is a file and not a GGUF file; pass the folder that holds config.json.")
         return _Place(path.name, str(path.parent), path.name, True)
     if path.is_dir():
         if not (path / "config.json").is_file():
