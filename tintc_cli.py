@@ -259,11 +259,16 @@ def explain(model: Model, json: Json = False) -> None:
 
 
 @app.command()
-def families(json: Json = False) -> None:
+def families(
+    model_type: Annotated[
+        str | None, typer.Argument(metavar="[TYPE]", help="Only this type (model_type in config.json), in full.")
+    ] = None,
+    json: Json = False,
+) -> None:
     """Show which decoder types compile, from what they are made, and why others are refused."""
     from tintc.cli.families import show_families
 
-    show_families(json)
+    show_families(model_type, json)
 
 
 def main() -> NoReturn:

@@ -66,6 +66,9 @@ def test_refusals_and_all(command: Command, model: Path) -> None:
 def test_for_people_and_picture(command: Command, model: Path, tmp_path: Path) -> None:
     shown = command("plan", model, "--png", tmp_path / "plan.png")
     assert shown.code == 0 and "feasible layouts" in shown.out and "must be at least K" in " ".join(shown.out.split())
+    heading, first = shown.out.splitlines()[1:3]
+    assert heading.startswith("S ") and heading.endswith("  cost"), "nothing is broken where there is no terminal"
+    assert first.endswith("1.000")
     assert (tmp_path / "plan.png").read_bytes().startswith(b"\x89PNG")
     assert [path.name for path in tmp_path.iterdir()] == ["plan.png"]
 
@@ -86,7 +89,10 @@ def test_weights_are_not_needed(command: Command, model: Path, tmp_path: Path) -
     """A configuration alone gives the same plan; compiling still needs weights."""
     (tmp_path / "tiny").mkdir()
     shutil.copy(model / "config.json", tmp_path / "tiny")
-    assert command("plan", tmp_path / "tiny", "--json").json == command("plan", model, "--json").json
+    planned = command("plan", model, "--json").json
+    assert command("plan", tmp_path / "tiny", "--json").json == planned
+    file = tmp_path / "tiny" / "config.json"
+    assert command("plan", file, "--json").json == planned
     refused = command("compile", tmp_path / "tiny", "-o", tmp_path / "sim")
     assert refused.code == 2 and "no weights" in refused.err
 

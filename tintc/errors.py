@@ -6,7 +6,11 @@ says what is wrong and what to do; callers add no prefix. Programming errors sta
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterable
 from dataclasses import dataclass
+
+from tintc.folding import folded
 
 
 class TintcError(Exception):
@@ -48,12 +52,32 @@ class Reason:
         return f"{self.what} in {self.where}: {self.why}"
 
 
+NUMBERED = re.compile(r"(?<=[A-Za-z_]\.)\d+\b")
+"""A number in a module path that a sentence names."""
+
+
+def fold(reasons: Iterable[Reason]) -> list[str]:
+    """A line for each distinct reason and place; places that differ in the numbers of layers alone share one."""
+    alike: dict[tuple[str, str, str], list[Reason]] = {}
+    for reason in reasons:
+        key = (reason.what, NUMBERED.sub("*", reason.where), NUMBERED.sub("*", reason.why))
+        alike.setdefault(key, []).append(reason)
+    lines = []
+    for (what, _, general), group in alike.items():
+        why = group[0].why if len({reason.why for reason in group}) == 1 else general
+        lines += [str(Reason(what, where, why)) for where in folded(reason.where for reason in group)]
+    return lines
+
+
 class UnsupportedModelError(ModelError):
-    """The model's graph has operations no rule takes. Lists all of them at once."""
+    """The model's graph has operations no rule takes. Lists all of them at once.
+
+    reasons: one for each place; the message folds those that are the same in several layers.
+    """
 
     def __init__(self, model: str, reasons: list[Reason]):
         self.reasons = list(dict.fromkeys(reasons))
-        lines = "\n".join(f"  - {reason}" for reason in self.reasons)
+        lines = "\n".join(f"  - {line}" for line in fold(self.reasons))
         count = len(self.reasons)
         noun = "place is" if count == 1 else "places are"
         super().__init__(f"{model} cannot be compiled: {count} {noun} not supported.\n{lines}")

@@ -1,4 +1,4 @@
-"""A model that no rule covers is refused with every place and a reason for each."""
+"""A model that no rule covers is refused with every place and a reason for each, printed once for equal layers."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import pytest
 import torch
 from tiny_models import llama
 
-from tintc.errors import ModelError, UnsupportedModelError
+from tintc.errors import ModelError, Reason, UnsupportedModelError, fold
+from tintc.folding import folded
 from tintc.frontend.capture import capture
 from tintc.frontend.importer import import_graph
 from tintc.reference.tiny import tiny_model
@@ -24,6 +25,25 @@ def test_every_place_is_listed_with_its_reason() -> None:
     assert set(found) == {"model.norm", "model.layers.0.mlp.act_fn", "model.layers.1.mlp.act_fn"}
     assert "none of the known activations" in found["model.layers.0.mlp.act_fn"]
     assert found["model.norm"] == "no rule takes this operation"
+    lines = str(error.value).splitlines()
+    assert "3 places" in lines[0] and len(lines) == 3, "the same in several layers is one line"
+    assert lines[2].startswith("  - aten.sin in model.layers.0-1.mlp.act_fn: this function is none of")
+
+
+def test_places_are_folded_only_where_nothing_is_lost() -> None:
+    """Every combination of the numbers is among the places, and reasons that name their own layer are alike."""
+    paths = [f"layers.{layer}.experts.{expert}.up" for layer in range(3) for expert in range(4)]
+    assert folded([*paths, "layers.4.experts.2.up", "norm"]) == [
+        "layers.0-2.experts.0-3.up",
+        "layers.4.experts.2.up",
+        "norm",
+    ]
+    assert folded(["a.5.b", "a.0.b", "a.1.b", "a.1.c", "7"]) == ["a.0-1,5.b", "a.1.c", "7"]
+    reasons = [Reason("aten.bmm", f"h.{layer}", f"it comes from h.{layer}.q, not 0.{layer}") for layer in (1, 1, 2)]
+    assert fold(reasons) == [str(reasons[0]), str(reasons[2])], "0.1 and 0.2 are not places"
+    assert fold([Reason("aten.bmm", f"h.{n}", f"it is of h.{n}.q") for n in (1, 2)]) == [
+        "aten.bmm in h.1-2: it is of h.*.q"
+    ]
 
 
 def test_a_model_that_takes_its_cache_from_its_configuration_is_captured_without_one() -> None:

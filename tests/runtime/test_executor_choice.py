@@ -150,6 +150,11 @@ def test_edits_in_memory_never_run_fused(folder: Path, ran: list[str], caplog: p
         changed, _ = run(sim, IDS, "auto"), run(sim, IDS, "auto")
     assert ran == ["fused", "literal", "literal"]
     assert len(caplog.records) == 1 and "structural tensors" in caplog.text
+    handle = sim.register_forward_hook(lambda *_: None)
+    with caplog.at_level(logging.WARNING, "tintc"):
+        run(sim, IDS, "auto")
+    handle.remove()
+    assert len(caplog.records) == 2 and "carries a hook" in caplog.text, "each reason is said once"
     assert not torch.allclose(changed.logits, plain.logits)
     with pytest.raises(OptionError, match="cannot be used: the structural tensors"):
         run(sim, IDS, "fused")
@@ -218,10 +223,13 @@ def test_hooks_run_literally_while_they_are_there(
         else next(m for m in module.modules() if not list(m.children()))
     )
     handle = getattr(module, kind)(lambda *_: None)
+    name = next(name for name, found in sim.named_modules() if found is module)
     with caplog.at_level(logging.WARNING, "tintc"):
         run(sim, IDS, "auto")
         run(sim, IDS, "auto")
-    assert len(caplog.records) == 1 and "hook" in caplog.text
+    assert len(caplog.records) == 1
+    assert f"{name or 'the simulator itself'} carries a hook" in caplog.text
+    assert (sim.why_literal() or "no reason") in caplog.text
     with pytest.raises(OptionError, match="hook"):
         run(sim, IDS, "fused")
     handle.remove()

@@ -15,6 +15,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 LOGGER = logging.getLogger("tintc")
+WIDEST = 100_000
+"""Characters in a line where no terminal says how many it has."""
 
 
 def silence_libraries() -> None:
@@ -59,9 +61,20 @@ def print_rows(title: str, header: Sequence[str], rows: Iterable[Sequence[Any]],
 
 def _print(title: str, table: Table) -> None:
     """A table's own title would be broken at the table's width, paths and all."""
+    Console().print(title, style="italic", markup=False, highlight=False, soft_wrap=True)
+    show(table)
+
+
+def show(table: Table) -> None:
+    """A table on standard output. Where that is no terminal it is as wide as what it holds, and nothing is broken."""
     console = Console()
-    console.print(title, style="italic", markup=False, highlight=False, soft_wrap=True)
-    console.print(table, markup=False)
+    if console.is_terminal:
+        console.print(table, markup=False)
+        return
+    console = Console(width=WIDEST)
+    with console.capture() as held:
+        console.print(table, markup=False)
+    print(*map(str.rstrip, held.get().splitlines()), sep="\n")
 
 
 def _shown(value: Any) -> str:

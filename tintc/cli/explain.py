@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
+
+from torch.fx import Node
 
 from tintc.cli.console import print_json, print_rows, silence_libraries, stages
 from tintc.frontend.capture import capture
@@ -10,7 +13,7 @@ from tintc.frontend.graph import CapturedGraph
 from tintc.frontend.importer import recognise
 from tintc.frontend.load import load_auxiliary
 from tintc.ir.auxiliary import AuxOp
-from tintc.ir.core import Program
+from tintc.ir.core import Program, Value
 from tintc.lowering.canonicalise import canonicalise
 from tintc.lowering.roles import assign_roles
 
@@ -26,7 +29,7 @@ def explain_model(model: str, as_json: bool) -> None:
         graph = capture(source.model, source.max_length, source.provenance["source"])
         found = recognise(graph)
         program = assign_roles(canonicalise(found.program))
-    ops, tensors = ops_of(program, found.rules), tensors_of(graph, program)
+    ops, tensors = ops_of(program, found.rules), tensors_of(graph, program, found.values)
     if as_json:
         print_json({"model": model, "ops": ops, "tensors": tensors})
         return
@@ -51,8 +54,9 @@ def ops_of(program: Program, rules: dict[str, str]) -> list[dict[str, Any]]:
     ]
 
 
-def tensors_of(graph: CapturedGraph, program: Program) -> list[dict[str, Any]]:
-    """Every parameter and buffer of the model: the program's parameters made of it, and the ops that read them."""
+def tensors_of(graph: CapturedGraph, program: Program, values: Mapping[Node, Value]) -> list[dict[str, Any]]:
+    """Every parameter and buffer of the model: the program's parameters made of it, and the ops that read them; of one
+    that gave a rule its numbers (a factor, angles, a mask), what that rule made of it."""
     readers: dict[str, list[str]] = {}
     for op in program.ops:
         if isinstance(op, AuxOp):
@@ -62,11 +66,30 @@ def tensors_of(graph: CapturedGraph, program: Program) -> list[dict[str, Any]]:
                 computed = ", computed" if source != parameter.source else ""
                 some = ", some rows" if parameter.rows is not None else ""
                 readers.setdefault(source, []).append(f"{part} of {op.result.name}{some}{computed}")
+    evaluated = evaluated_in(graph, values)
     described = []
     for name, first in graph.aliases.items():
-        becomes = readers.get(first, ["nothing that the logits need"])
+        becomes = readers.get(first) or evaluated.get(first) or ["nothing that the logits need"]
         more = f" (and {len(becomes) - 3} more)" if len(becomes) > 3 else ""
         tied = f"tied to {first}: " if name != first else ""
         text = tied + "; ".join(becomes[:3]) + more
         described.append({"name": name, "shape": list(graph.tensors[first].shape), "becomes": text})
     return described
+
+
+def evaluated_in(graph: CapturedGraph, values: Mapping[Node, Value]) -> dict[str, list[str]]:
+    """For every tensor the values of the program that some rule made of a node behind it in the graph."""
+    reached: dict[str, list[str]] = {}
+    for placeholder, tensor in graph.names.items():
+        stack, seen, found = [placeholder], {placeholder}, set[Node]()
+        while stack:
+            node = stack.pop()
+            if node in values:
+                found.add(node)
+                continue
+            users = [user for user in node.users if user not in seen]
+            seen.update(users)
+            stack.extend(users)
+        ordered = sorted(found, key=graph.order.__getitem__)
+        reached.setdefault(tensor, []).extend(f"numbers in {values[node].name}" for node in ordered)
+    return reached

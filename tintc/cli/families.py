@@ -4,39 +4,56 @@ from __future__ import annotations
 
 from typing import Any
 
-from rich.console import Console
-from rich.table import Table
+from tintc.cli.console import print_json, print_rows, print_table, silence_libraries
+from tintc.reference.family_table import (
+    COLUMNS,
+    all_reasons,
+    families_of,
+    is_unchecked,
+    name_of,
+    read_data,
+    shown_reasons,
+    summary,
+)
 
-from tintc.cli.console import print_json, silence_libraries
-from tintc.reference.family_table import name_of, read_data, shown_reasons, summary
 
-COLUMNS = ("norms", "positions", "attention", "feed_forward")
-
-
-def show_families(as_json: bool) -> None:
-    """The sweep's result: what compiles, and why the rest does not."""
+def show_families(model_type: str | None, as_json: bool) -> None:
+    """The sweep's result: what compiles, and why the rest does not; of one type, every reason and place."""
     silence_libraries()
     data = read_data()
+    if model_type is not None:
+        data = {"checked_on": data["checked_on"], "families": families_of(data, model_type)}
     if as_json:
         print_json(data)
-        return
-    console = Console()
-    ordered = sorted(data["families"], key=lambda family: not family["passed"])
-    table = Table(box=None, title="What compiles", title_justify="left")
-    for head in ("type", *(column.replace("_", "-") for column in COLUMNS)):
-        table.add_column(head, overflow="fold")
-    refused = Table(box=None, title="What is refused, and why", title_justify="left")
-    for head in ("type", "why"):
-        refused.add_column(head, overflow="fold")
-    for family in ordered:
-        _add(table, refused, family)
-    console.print(table, markup=False)
-    console.print(refused, markup=False)
-    console.print(f"{summary(data)} Checked on {data['checked_on']}.", highlight=False)
-
-
-def _add(table: Table, refused: Table, family: dict[str, Any]) -> None:
-    if family["passed"]:
-        table.add_row(name_of(family), *(family[column] for column in COLUMNS))
+    elif model_type is not None:
+        _show_one(data["families"])
     else:
-        refused.add_row(name_of(family), shown_reasons(family))
+        _show_all(data["families"])
+        print(summary(data))
+    if not as_json:
+        print(f"Checked on {data['checked_on']}.")
+
+
+def _show_all(families: list[dict[str, Any]]) -> None:
+    heads = tuple(column.replace("_", "-") for column in COLUMNS)
+    passed = [(name_of(row), *(row[column] for column in COLUMNS)) for row in families if row["passed"]]
+    print_rows("What compiles", ("type", *heads), passed)
+    failed = [row for row in families if not row["passed"]]
+    refused = [(name_of(row), row["stage"], shown_reasons(row)) for row in failed if not is_unchecked(row)]
+    print_rows("What is refused, and why", ("type", "ends at", "why"), refused)
+    unchecked = [(name_of(row), shown_reasons(row)) for row in failed if is_unchecked(row)]
+    if unchecked:
+        print_rows("Not checked", ("type", "why"), unchecked)
+
+
+def _show_one(families: list[dict[str, Any]]) -> None:
+    for row in families:
+        kind = "dense" if row["dense"] else "other"
+        if row["passed"]:
+            parts = {column.replace("_", "-"): row[column] for column in COLUMNS}
+            print_table(f"{name_of(row)} ({kind}) compiles", parts)
+            continue
+        verdict = "is not checked" if is_unchecked(row) else f"does not compile, it ends at {row['stage']}"
+        print(f"{name_of(row)} ({kind}) {verdict}")
+        for reason in all_reasons(row):
+            print(f"  - {reason}")

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from tintc.cli.console import print_rows
+from tintc.folding import ranges
 
 COUNTS = ("table", "unrolled", "unique")
 PHASES = ("forward", "backward", "descent", "loss")
@@ -30,19 +31,13 @@ def print_modules(rows: Sequence[dict[str, Any]]) -> None:
 
 
 def _layers(layers: Sequence[int | None]) -> str:
-    """``0-3, 5``; ``outside``; ``shared``."""
+    """``0-3,5``; ``outside``; ``shared``."""
     if layers[0] is None:
         return "shared"
-    numbers = sorted(layer for layer in layers if layer is not None)
+    numbers = [layer for layer in layers if layer is not None]
     if numbers[0] < 0:
         return "outside"
-    runs: list[list[int]] = []
-    for number in numbers:
-        if runs and runs[-1][1] == number - 1:
-            runs[-1][1] = number
-        else:
-            runs.append([number, number])
-    return ", ".join(str(a) if a == b else f"{a}-{b}" for a, b in runs)
+    return ranges(numbers)
 
 
 def print_paper(paper: Sequence[dict[str, Any]]) -> None:

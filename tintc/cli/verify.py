@@ -10,6 +10,7 @@ from rich.table import Table
 from torch import Tensor
 
 from tintc.cli.console import print_json, silence_libraries, stages
+from tintc.cli.console import show as show_table
 from tintc.cli.run import read_text, tokenise
 from tintc.errors import InputError, OptionError
 from tintc.frontend.load import load_auxiliary
@@ -81,7 +82,7 @@ def show(path: str, model: str, verdict: Verdict, every: bool) -> None:
     if len(shown) < len(names):
         table.add_row(f"{len(names) - len(shown)} more (--all)")
     table.add_row("all together", *_cells(verdict.gradient), style="bold")
-    console.print(table, markup=False)
+    show_table(table)
     allowed = verdict.tolerances
     console.print(
         f"logits before: error {verdict.logits_before_error:.2e} (allowed {allowed.logits:g})\n"

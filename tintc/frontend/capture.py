@@ -45,8 +45,7 @@ def capture(model: nn.Module, max_length: int | None = None, name: str | None = 
             exported = _export(model, ids)
         except Exception as error:
             raise ModelError(
-                f"{name} cannot be captured, choose another model or configuration: torch.export fails with "
-                f"{type(error).__name__}: {_first_line(error)}."
+                f"{name} cannot be captured, choose another model or configuration: {_cause(error)}."
             ) from error
         finally:
             model.train(was_training)
@@ -170,6 +169,17 @@ def _quiet() -> Iterator[None]:
             logger.setLevel(level)
 
 
-def _first_line(error: Exception) -> str:
+LENGTH_CHANGES = "Constraints violated"
+"""What torch says of a model whose graph is another for another batch size or length."""
+
+
+def _cause(error: Exception) -> str:
+    """Why a model has no graph, in words where torch's own would not help."""
     lines = str(error).strip().splitlines()
-    return lines[0].rstrip(".") if lines else "no message"
+    first = lines[0].rstrip(".") if lines else "no message"
+    if first.startswith(LENGTH_CHANGES):
+        return (
+            "which operations it runs depends on the length of the text, as in a loop over the tokens of a recurrent "
+            "layer, and a simulator has one graph for all lengths"
+        )
+    return f"torch.export fails with {type(error).__name__}: {first}"

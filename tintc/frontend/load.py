@@ -70,7 +70,7 @@ class _Place:
 def load_auxiliary(
     model_or_path: PreTrainedModel | str | os.PathLike[str], max_length: int | None = None, values: bool = True
 ) -> AuxiliarySource:
-    """A model in memory (left as it is), a local folder, a ``.gguf`` file, or a hub id.
+    """A model in memory (left as it is), a local folder or the config.json in it, a ``.gguf`` file, or a hub id.
 
     max_length None: the configuration's, at most 2048. Weights keep the checkpoint's dtype; only safetensors and GGUF
     files are read. values: whether the weights are needed; if not they are not looked at, and a model without weight
@@ -110,6 +110,8 @@ TOKENIZER_FILES = ("tokenizer*", "vocab*", "*.model", "merges.txt", "*.tiktoken"
 
 def _find(text: str) -> _Place:
     path = Path(text).expanduser()
+    if path.is_file() and path.name == "config.json":
+        path = path.absolute().parent
     if path.is_file():
         if path.suffix != ".gguf":
             raise ModelError(f"{text} is a file and not a GGUF file; pass the folder that holds config.json.")

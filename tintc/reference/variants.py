@@ -44,6 +44,7 @@ _LONG = {"short_factor": [1.0 + 0.1 * i for i in range(10)], "long_factor": [1.0
 VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
     "bloom": {"residual after the norm": {"apply_residual_connection_post_layernorm": True}},
     "cohere": {"norms on q and k": {"use_qk_norm": True}, "biases": {"attention_bias": True}},
+    "deepseek_v3": {"experts": {"first_k_dense_replace": 0}},
     "falcon": {
         "new architecture": {"new_decoder_architecture": True, "num_kv_heads": 1},
         "new architecture, one norm": {"new_decoder_architecture": True, "num_ln_in_parallel_attn": 1},
@@ -65,6 +66,7 @@ VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
             "attention_multiplier": 0.0156,
         }
     },
+    "lfm2": {"short convolutions": {"layer_types": ["conv", "full_attention"]}},
     "llama": {
         "two key heads": {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 6},
         "biases": {"attention_bias": True, "mlp_bias": True},
@@ -96,4 +98,5 @@ VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
     },
     "starcoder2": {"no biases": {"use_bias": False}, "window": {"sliding_window": 6}},
 }
-"""Type -> name of the variant -> what its configuration has on top of the tiny one."""
+"""Type -> name of the variant -> what its configuration has on top of the tiny one. Some that are refused stand here as
+well, where a default configuration is not what the type is known for."""

@@ -65,7 +65,7 @@ class StructuralModel(PreTrainedModel):
         self._held = True
         self._softened = any(op.softmax for op in self.program.ops if isinstance(op, SimOp))
         self._own: str | None = None
-        self._said = False
+        self._said = set[str]()
         self._passing = False
         self._apart = False
         self._structural = tuple(structure_specs(self.program))
@@ -175,12 +175,13 @@ class StructuralModel(PreTrainedModel):
         except KeyError:  # a parametrisation has taken a tensor's place
             return False
 
-    def _reason_for_literal(self) -> str | None:
-        """Why fused execution would not do what literal execution does; None if it would."""
+    def why_literal(self) -> str | None:
+        """Why fused execution would not do what literal execution does, in words; None if it would."""
         if self._softened:
             return "its linear heads are softmax heads, whose errors fused execution would not make"
-        if any(_hooked(module) or _replaced(module, self) for module in _modules_below(self)):
-            return "a module carries a hook, or another forward"
+        if hooked := {module for module in _modules_below(self) if _hooked(module) or _replaced(module, self)}:
+            name = next((name for name, module in nn.Module.named_modules(self) if name and module in hooked), "")
+            return f"{name or 'the simulator itself'} carries a hook, or another forward"
         if self._held and not self._is_own():
             return "the structural tensors are not those the compiler emitted"
         scale = gate_scale_of(self.program)
@@ -191,7 +192,7 @@ class StructuralModel(PreTrainedModel):
     def _choose_executor(self) -> str:
         """``fused`` or ``literal`` for this run."""
         check_executor(self.executor)
-        reason = None if self.executor == "literal" else self._reason_for_literal()
+        reason = None if self.executor == "literal" else self.why_literal()
         if self.executor != "literal" and reason is None:
             if self._held and not self._seen:  # nobody can have a tensor to edit, so none need be checked again
                 self._drop()
@@ -199,9 +200,9 @@ class StructuralModel(PreTrainedModel):
             return self.last_executor
         if self.executor == "fused":
             raise OptionError(f"The executor fused cannot be used: {reason}. Choose auto or literal.")
-        if reason is not None and not self._said:
+        if reason is not None and reason not in self._said:
             logger.warning("running literally, which is slow: %s", reason)
-            self._said = True
+            self._said.add(reason)
         self.hold()
         self.last_executor = "literal"
         return self.last_executor

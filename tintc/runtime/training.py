@@ -67,9 +67,9 @@ class TrainableModel(StructuralModel):
     def _structural_tensors(self) -> Iterator[Tensor]:
         return (tensor for name, tensor in self._held_tensors() if name in self._structural)
 
-    def _reason_for_literal(self) -> str | None:
+    def why_literal(self) -> str | None:
         """With ``auto``, also that somebody who has seen structural tensors may wait for their gradients."""
-        reason = super()._reason_for_literal()
+        reason = super().why_literal()
         if reason is not None or self.executor != "auto" or not (self._held and self._seen and torch.is_grad_enabled()):
             return reason
         if not any(tensor.requires_grad for tensor in self._structural_tensors()):
