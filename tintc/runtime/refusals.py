@@ -39,6 +39,7 @@ class Refusals:
 
     def __deepcopy__(self: Any, memo: dict[int, Any]) -> Any:
         """As any module is copied, without asking `__getstate__` above."""
-        made = memo[id(self)] = type(self).__new__(type(self))
+        kind: Any = type(self)
+        made = memo[id(self)] = kind.__new__(kind)
         made.__setstate__(deepcopy(nn.Module.__getstate__(self), memo))
         return made
