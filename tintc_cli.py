@@ -27,18 +27,18 @@ app = typer.Typer(
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output.")]
 Model = Annotated[str, typer.Argument(help="A model folder, a .gguf file, or the id of a model on the hub.")]
 Steps = Annotated[int, typer.Option(help="Simulated gradient steps.")]
-UpdateLayers = Annotated[int | None, typer.Option(help="Top layers that are updated [default: all].")]
+UpdateLayers = Annotated[int | None, typer.Option(help="Top layers that are updated (default: all).")]
 Descend = Annotated[str, typer.Option(help="Parameter groups that are updated; norm-gain is one more.")]
 Semantics = Annotated[Literal["exact", "paper-code"], typer.Option(help="Which definition to follow.")]
-HeadWidth = Annotated[int | None, typer.Option(help="Width of a head [default: the least that will do].")]
-Heads = Annotated[int | None, typer.Option(help="Heads of an embedding [default: the least that will do].")]
-MaxLength = Annotated[int | None, typer.Option(help="Longest text [default: the model's, at most 2048].")]
+HeadWidth = Annotated[int | None, typer.Option(help="Width of a head (default: the least that will do).")]
+Heads = Annotated[int | None, typer.Option(help="Heads of an embedding (default: the least that will do).")]
+MaxLength = Annotated[int | None, typer.Option(help="Longest text (default: the model's, at most 2048).")]
 Reuse = Annotated[
     Literal["none", "step", "layer"],
     typer.Option(help="Which modules share structural tensors: none, one layer's in all steps, or all layers'."),
 ]
 Executor = Annotated[
-    Literal["auto", "fused", "literal"], typer.Option(help="How it is executed [auto: fused where that is exact].")
+    Literal["auto", "fused", "literal"], typer.Option(help="How it is executed (auto: fused where that is exact).")
 ]
 
 
@@ -52,27 +52,27 @@ def compile_(
     loss: Annotated[Literal["ce", "quad", "mse"], typer.Option(help="Loss on the train tokens.")] = "ce",
     descend: Descend = DESCEND,
     semantics: Semantics = "exact",
-    stack: Annotated[int | None, typer.Option(help="Weight rows in one prefix [default: the cheapest].")] = None,
-    shards: Annotated[int | None, typer.Option(help="Parts of a weight row [default: the cheapest].")] = None,
+    stack: Annotated[int | None, typer.Option(help="Weight rows in one prefix (default: the cheapest).")] = None,
+    shards: Annotated[int | None, typer.Option(help="Parts of a weight row (default: the cheapest).")] = None,
     head_width: HeadWidth = None,
     heads: Heads = None,
     max_length: MaxLength = None,
-    fd_step: Annotated[float | None, typer.Option(help="Step of the finite differences [default: 0.001].")] = None,
+    fd_step: Annotated[float | None, typer.Option(help="Step of the finite differences (default: 0.001).")] = None,
     difference: Annotated[
         Literal["fixed", "calibrated", "token"] | None,
-        typer.Option(help="How it is chosen: one, one per module, or per token [default: token; paper-code: fixed]."),
+        typer.Option(help="How it is chosen: one, one per module, or per token (default: token; paper-code: fixed)."),
     ] = None,
     reuse: Reuse = "layer",
     gate_scale: Annotated[float, typer.Option(help="Pre-activation of open position gates (the paper's: 10).")] = 64.0,
     dtype: Annotated[
-        Literal["float32", "bfloat16", "float64"] | None, typer.Option(help="Stored type [default: the model's].")
+        Literal["float32", "bfloat16", "float64"] | None, typer.Option(help="Stored type (default: the model's).")
     ] = None,
     linear_attention: Annotated[
         Literal["linear", "softmax"], typer.Option(help="Heads of the linear modules; softmax runs literally only.")
     ] = "linear",
     calibration_text: Annotated[
         Path | None,
-        typer.Option(help="A UTF-8 file to calibrate steps or softmax heads on [default: a built-in one]."),
+        typer.Option(help="A UTF-8 file to calibrate steps or softmax heads on (default: a built-in one)."),
     ] = None,
     max_shard_size: Annotated[str, typer.Option(help="Largest weight file, such as 500MB.")] = "5GB",
     force: Annotated[bool, typer.Option("--force", help="Replace an existing simulator, in one step.")] = False,
@@ -110,8 +110,8 @@ def plan(
     update_layers: UpdateLayers = None,
     descend: Descend = DESCEND,
     semantics: Semantics = "exact",
-    stack: Annotated[int | None, typer.Option(help="Weight rows in one prefix [default: any].")] = None,
-    shards: Annotated[int | None, typer.Option(help="Parts of a weight row [default: any].")] = None,
+    stack: Annotated[int | None, typer.Option(help="Weight rows in one prefix (default: any).")] = None,
+    shards: Annotated[int | None, typer.Option(help="Parts of a weight row (default: any).")] = None,
     head_width: HeadWidth = None,
     heads: Heads = None,
     max_length: MaxLength = None,
@@ -160,9 +160,9 @@ def run(
     text: Annotated[str | None, typer.Option(help="The text to train on and to score.")] = None,
     file: Annotated[Path | None, typer.Option(help="A UTF-8 file with the text.")] = None,
     train_fraction: Annotated[float, typer.Option(help="Share of each block that is trained on.")] = 0.5,
-    block_size: Annotated[int | None, typer.Option(help="Tokens in a block [default: as many as fit].")] = None,
-    max_blocks: Annotated[int | None, typer.Option(help="Most blocks to run [default: all].")] = None,
-    lr: Annotated[float | None, typer.Option(help="Learning rate [default: the stored one].")] = None,
+    block_size: Annotated[int | None, typer.Option(help="Tokens in a block (default: as many as fit).")] = None,
+    max_blocks: Annotated[int | None, typer.Option(help="Most blocks to run (default: all).")] = None,
+    lr: Annotated[float | None, typer.Option(help="Learning rate (default: the stored one).")] = None,
     split_steps: Annotated[bool, typer.Option("--split-steps", help="Train each step on a part of its own.")] = False,
     executor: Executor = "auto",
     device: Annotated[Literal["cpu", "cuda"], typer.Option(help="Where it is executed.")] = "cpu",
@@ -197,14 +197,14 @@ def generate(
     text: Annotated[str | None, typer.Option(help="The prompt, whose first part is trained on.")] = None,
     file: Annotated[Path | None, typer.Option(help="A UTF-8 file with the prompt.")] = None,
     max_new_tokens: Annotated[int, typer.Option(help="Most tokens to write.")] = 64,
-    temperature: Annotated[float | None, typer.Option(help="Sample, at this temperature [default: greedy].")] = None,
+    temperature: Annotated[float | None, typer.Option(help="Sample, at this temperature (default: greedy).")] = None,
     top_k: Annotated[int | None, typer.Option(help="Sample among this many of the likeliest tokens.")] = None,
     top_p: Annotated[float | None, typer.Option(help="Sample among the likeliest with this probability.")] = None,
     beams: Annotated[int, typer.Option(help="Beams; more than one is written at the end, not as it comes.")] = 1,
     seed: Annotated[int | None, typer.Option(help="Seed of the sampling.")] = None,
-    lr: Annotated[float | None, typer.Option(help="Learning rate [default: the stored one].")] = None,
+    lr: Annotated[float | None, typer.Option(help="Learning rate (default: the stored one).")] = None,
     train_fraction: Annotated[
-        float | None, typer.Option(help="Share of the prompt that is trained on [default: the simulator's].")
+        float | None, typer.Option(help="Share of the prompt that is trained on (default: the simulator's).")
     ] = None,
     state: Annotated[Path | None, typer.Option(help="Go on with the weights saved in this file.")] = None,
     save_state: Annotated[Path | None, typer.Option(help="Save the adapted weights to this file.")] = None,
@@ -235,9 +235,9 @@ def verify(
     path: Annotated[str, typer.Argument(metavar="OUT", help="A compiled simulator.")],
     model: Annotated[str, typer.Argument(help="The model it was compiled from.")],
     text: Annotated[
-        Path | None, typer.Option(help="A UTF-8 file with the probe text [default: a built-in one].")
+        Path | None, typer.Option(help="A UTF-8 file with the probe text (default: a built-in one).")
     ] = None,
-    length: Annotated[int | None, typer.Option(help="Tokens of it that are used [default: 64, or what fits].")] = None,
+    length: Annotated[int | None, typer.Option(help="Tokens of it that are used (default: 64, or what fits).")] = None,
     train_fraction: Annotated[float, typer.Option(help="Share of them that is trained on.")] = 0.5,
     executor: Executor = "auto",
     every: Annotated[bool, typer.Option("--all", help="Show every parameter, not only those farthest off.")] = False,

@@ -160,7 +160,7 @@ def test_token_ids_out_of_range(command: Command, tmp_path: Path) -> None:
 
 
 BROKEN_ARTEFACTS: dict[str, tuple[Callable[[Path], object], str]] = {
-    "no such folder": (lambda folder: shutil.rmtree(folder), "not a compiled simulator"),
+    "no such folder": (lambda folder: shutil.rmtree(folder), "There is no folder"),
     "no program": (lambda folder: (folder / "program.tint").unlink(), "program.tint"),
     "program damaged": (
         lambda folder: (folder / "program.tint").write_text((folder / "program.tint").read_text()[:900]),

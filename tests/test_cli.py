@@ -9,12 +9,14 @@ import sys
 from collections.abc import Callable
 from inspect import signature
 from pathlib import Path
+from typing import Any
 
 import pytest
 import tiny_models
 import torch
 from command import ROOT, STORY, Command, contents, make_command, model_folder
 from safetensors.torch import load_file
+from typer.main import get_command
 
 import tintc
 import tintc_cli
@@ -191,6 +193,13 @@ def test_a_defect_keeps_its_traceback(command: Command, compiled: Path, monkeypa
 def test_help(start: list[str]) -> None:
     shown = subprocess.run([sys.executable, *start, "--help"], capture_output=True, text=True, cwd=ROOT, check=True)
     assert all(name in shown.stdout for name in ("compile", "inspect", "run"))
+
+
+def test_help_hides_nothing() -> None:
+    """Square brackets would be markup to it."""
+    commands: Any = get_command(tintc_cli.app)
+    said = [getattr(one, "help", None) or "" for command in commands.commands.values() for one in command.params]
+    assert len(said) > 50 and not [text for text in said if "[" in text]
 
 
 def test_help_needs_no_torch() -> None:

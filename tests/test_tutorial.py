@@ -19,6 +19,7 @@ def command(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) 
     return make_command(monkeypatch, capfd)
 
 
+@pytest.mark.filterwarnings("error:Converting a tensor")
 @pytest.mark.skipif(not MODEL.exists(), reason=f"no pretrained model in {MODEL}")
 def test_the_tutorial(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: Command) -> None:
     monkeypatch.chdir(tmp_path)

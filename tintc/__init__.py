@@ -26,6 +26,10 @@ __version__ = "0.1.0"
 __all__ = ["AdaptedState", "TintConfig", "TintForCausalLM", "TintOutput", "compile", "load", "masks", "reference"]
 
 
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
 def __getattr__(name: str) -> Any:
     if name == "compile":
         return import_module("tintc.driver").compile

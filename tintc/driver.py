@@ -27,12 +27,13 @@ from tintc.lowering.differentiate import differentiate
 from tintc.lowering.eliminate_common import eliminate_common
 from tintc.lowering.emit import emit, specs, stored_dtype
 from tintc.lowering.options import DEFAULT_DESCEND, DEFAULT_FD_STEP, Options
-from tintc.lowering.plan_layout import layout_of, plan_layout
+from tintc.lowering.plan_layout import plan_layout
 from tintc.lowering.roles import assign_roles
 from tintc.lowering.soften import TOKENS, check_precise, soften
 from tintc.lowering.unroll_steps import unroll_steps
 from tintc.runtime.artefact import as_dtype, check_output, load, structure_digest, text_digest
 from tintc.runtime.config import TintConfig
+from tintc.runtime.loading import of_program, options_digest
 from tintc.runtime.model import TintForCausalLM
 from tintc.runtime.shards import MAX_SHARD_SIZE, Planned, parse_size
 from tintc.runtime.stream import write_streamed
@@ -234,33 +235,21 @@ def plan(
 
 
 def configure(program: Program, source: AuxiliarySource, options: Options) -> TintConfig:
-    layout, text = layout_of(program), print_program(program)
-    return TintConfig(
+    text = print_program(program)
+    config = TintConfig(
         program=text,
-        vocab_size=program.attributes["vocab_size"],
-        hidden_size=layout.d_aux,
-        num_hidden_layers=program.attributes["n_layers"],
-        max_position_embeddings=layout.max_length,
-        d_sim=layout.d_sim,
-        n_sim_heads=layout.n_heads,
-        n_prefixes=layout.n_prefixes,
-        stack=layout.stack,
-        shards=layout.shards,
-        n_steps=options.n_steps,
-        n_update_layers=program.attributes["n_update_layers"],
+        **of_program(program),
         inner_lr=options.inner_lr,
         loss=options.loss,
         descend=options.descend,
-        semantics=options.semantics,
         fd_scheme=options.difference.scheme,
         fd_step=options.fd_step,
-        reuse=options.reuse,
-        gate_scale=options.gate_scale,
         linear_attention=options.linear_attention,
         provenance=source.provenance,
-        digests={"program": text_digest(text)},
         bos_token_id=source.bos_token_id,
         eos_token_id=source.eos_token_id,
         pad_token_id=source.pad_token_id,
         architectures=["TintForCausalLM"],
     )
+    config.digests = {"program": text_digest(text), "options": options_digest(config.to_dict())}
+    return config

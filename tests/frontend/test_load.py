@@ -60,7 +60,7 @@ def test_the_checkpoints_dtype_is_kept(tmp_path: Path) -> None:
 
 
 def test_no_such_place(tmp_path: Path) -> None:
-    assert "There is no model at" in refused(tmp_path / "nowhere")
+    assert "There is no folder" in refused(tmp_path / "nowhere")
     assert "no GGUF file" in refused(tmp_path)
     (tmp_path / "notes.txt").write_text("")
     assert "not a GGUF file" in refused(tmp_path / "notes.txt")

@@ -211,6 +211,9 @@ def test_what_cannot_be_edited_is_refused() -> None:
     for pattern, sentence in run_of.items():
         with pytest.raises(OptionError, match=sentence), sim.edit({pattern: torch.zeros_like}):
             pass
+    value: Any = torch.zeros(1)
+    with pytest.raises(OptionError, match="is a Tensor; pass a function"), sim.edit({"final": value}):
+        pass
     with sim.edit({"layers.0.residual": torch.zeros_like}), sim.capture("final") as seen:
         run(sim, IDS)
         with pytest.raises(InputError, match="must run whole"):

@@ -17,6 +17,7 @@ from command import STORY, WORDS, Command, free_port, joins, make_command, model
 from tokenizers.processors import TemplateProcessing
 
 import tintc
+from tintc.cli.lm_eval import with_device
 from tintc.cli.run import tokenise
 from tintc.errors import InputError, OptionError
 
@@ -114,7 +115,7 @@ def test_the_command_gives_our_numbers(
     command: Command = make_command(monkeypatch, capfd)
     arguments = ("--model", "tint", "--model_args", f"pretrained={folder},train_fraction=0.5", "--include_path", tasks)
     wanted = ("--tasks", "local_choice,local_rolling", "--output_path", tmp_path / "out", "--log_samples")
-    found = command("lm-eval", *arguments, *wanted, "--device", "cpu")
+    found = command("lm-eval", *arguments, *wanted)
     assert found.code == 0 and "local_choice" in found.out, found.err
     (results,), (samples,) = ([*(tmp_path / "out").rglob(name)] for name in ("results*", "samples_local_choice*"))
     lines = samples.read_text().splitlines()
@@ -264,6 +265,25 @@ def test_what_the_harness_refuses(folder: Path, monkeypatch: pytest.MonkeyPatch,
     command = make_command(monkeypatch, capfd)
     found = command("lm-eval", "--model", "tint", "--model_args", f"pretrained={folder}")
     assert found.code == 2 and "Traceback" not in found.err and "lm-evaluation-harness says: " in found.err
+
+
+@pytest.mark.parametrize(
+    ("given", "gpu", "wanted"),
+    [
+        ("--model tint", False, "--device cpu --model tint"),
+        ("run --model tint", False, "run --device cpu --model tint"),
+        ("--model tint", True, "--model tint"),
+        ("--model tint --device=mps", False, "--model tint --device=mps"),
+        ("run --config a.yaml", False, "run --config a.yaml"),
+        ("ls tasks", False, "ls tasks"),
+        ("--help", False, "--help"),
+        ("", False, ""),
+    ],
+)
+def test_the_device_is_one_there_is(given: str, gpu: bool, wanted: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """lm_eval's own default is cuda:0."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
+    assert with_device(given.split()) == wanted.split()
 
 
 def test_without_the_harness(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:

@@ -161,6 +161,7 @@ def test_what_cannot_be_run_is_refused(sim: TintForCausalLM) -> None:
         (InputError, "attention_mask has shape", ids, {"attention_mask": torch.ones(2, LENGTH, 3)}),
         (InputError, "without any token", ids, {"attention_mask": torch.tensor([[1] * LENGTH, [0] * LENGTH])}),
         (OptionError, "inner_lr has shape", ids, {"inner_lr": torch.ones(3)}),
+        (OptionError, "inner_lr is '1e-3'; pass a number", ids, {"inner_lr": "1e-3"}),
     ]
     for error, why, given, options in refused:
         with pytest.raises(error, match=why):

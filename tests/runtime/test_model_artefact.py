@@ -69,7 +69,7 @@ def test_the_configuration(tmp_path: Path) -> None:
     assert (config.n_steps, config.n_update_layers, config.inner_lr, config.loss) == (2, 1, 0.3, "quad")
     assert (config.stack, config.max_position_embeddings, config.vocab_size, config.train_fraction) == (1, 20, 53, 0.5)
     assert config.d_sim == sim.layout.d_sim and config.n_prefixes == sim.layout.n_prefixes
-    assert set(config.digests) == {"program", "structure"} and config.provenance["model_type"] == "llama"
+    assert set(config.digests) == {"program", "structure", "options"} and config.provenance["model_type"] == "llama"
     assert "program" not in json.loads((tmp_path / "config.json").read_text())
 
 

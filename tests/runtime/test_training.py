@@ -173,8 +173,23 @@ def test_the_loss_is_transformers_own(folder: Path) -> None:
     assert next_token_loss(out.logits, torch.full_like(labels, -100), 3) == 0
 
 
+@pytest.mark.parametrize("executor", ["fused", "literal"])
+def test_autocast_changes_nothing(folder: Path, executor: str) -> None:
+    """Bit for bit, with gradients and without, for states too: its finite differences keep their precision."""
+    sim, found = tintc.load(folder, executor=executor), []
+    for enabled in (False, True):
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=enabled):
+            recorded = sim(TEXTS, labels=TEXTS)
+            with torch.no_grad():
+                found.append([recorded.loss, recorded.logits, sim(TEXTS).logits])
+                sim.executor = "fused"
+                found[-1].append(sim(TEXTS, state=sim.adapt(TEXTS)).logits)
+                sim.executor = executor
+    assert all(torch.equal(plain, cast) for plain, cast in zip(*found, strict=True))
+
+
 def test_evaluation_by_trainer(folder: Path, tmp_path: Path) -> None:
     sim = tintc.load(folder)
-    arguments = TrainingArguments(str(tmp_path), use_cpu=True, report_to=[], disable_tqdm=True)
+    arguments = TrainingArguments(str(tmp_path), use_cpu=True, report_to=[], disable_tqdm=True, bf16=True)
     found = Trainer(sim, arguments, eval_dataset=ROWS).evaluate()
     assert found["eval_loss"] == pytest.approx(loss_of(sim), rel=1e-5)

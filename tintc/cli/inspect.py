@@ -17,6 +17,7 @@ from tintc.ir.core import Program
 from tintc.ir.text import parse_program, print_program
 from tintc.lowering.options import Options
 from tintc.runtime.artefact import is_artefact, is_edited, read_auxiliary, read_config, read_program, says_simulator
+from tintc.runtime.loading import check_config
 from tintc.runtime.report import OPTIONS, check_file, parameter_report, summary
 
 
@@ -79,8 +80,8 @@ def holds_simulator(path: str) -> bool:
 
 def read_artefact(path: str) -> Subject:
     """An artefact's program and configuration, checked against the headers of its weight files; reads no weights."""
-    text, config = read_program(path), read_config(path)
-    program = parse_program(text)
+    (text, program), config = read_program(path), read_config(path)
+    check_config(path, config, program)
     check_file(path, program, edited=is_edited(text, config.get("digests", {})))
     facts = {name: config.get(name) for name in OPTIONS} | {"provenance": config.get("provenance", {})}
     auxiliary = read_auxiliary(path)

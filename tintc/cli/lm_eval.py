@@ -6,10 +6,22 @@ import sys
 import traceback
 from collections.abc import Sequence
 
+import torch
+
 from tintc.errors import OptionError
 
 READS_ARGUMENTS = ("lm_eval._cli", "lm_eval.config", "lm_eval.evaluator")
 """Modules of the harness whose own ValueErrors are about what was asked for."""
+
+
+def with_device(arguments: Sequence[str]) -> list[str]:
+    """The arguments, with the device cpu where there is no GPU and nobody names one: lm_eval's default is cuda:0."""
+    at = 1 if arguments and arguments[0] == "run" else 0
+    runs = at < len(arguments) - 1 and arguments[at].startswith("-")
+    named = any(argument.startswith(("--device", "--config", "-C")) for argument in arguments)
+    if not runs or named or torch.cuda.is_available():
+        return list(arguments)
+    return [*arguments[:at], "--device", "cpu", *arguments[at:]]
 
 
 def run_harness(arguments: Sequence[str]) -> None:
@@ -24,7 +36,7 @@ def run_harness(arguments: Sequence[str]) -> None:
     from tintc.runtime.processes import left
 
     assert harness.TintLM, "importing the module has registered it"
-    given, sys.argv = sys.argv, ["tintc lm-eval", *arguments]
+    given, sys.argv = sys.argv, ["tintc lm-eval", *with_device(arguments)]
     try:
         cli_evaluate()
     except ValueError as error:

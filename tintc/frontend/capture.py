@@ -54,7 +54,7 @@ def capture(model: nn.Module, max_length: int | None = None, name: str | None = 
 
 def longest_sequence(config: Any) -> int | None:
     """The number of positions a configuration names, whatever it calls it."""
-    for key in ("max_position_embeddings", "n_positions", "max_seq_len", "n_ctx"):
+    for key in ("max_position_embeddings", "n_positions", "max_seq_len", "n_ctx", "max_target_positions"):
         value = getattr(config, key, None)
         if isinstance(value, int) and value > 0:
             return value

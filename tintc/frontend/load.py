@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import logging
 import os
-import re
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, redirect_stderr
@@ -24,8 +23,8 @@ from tintc.errors import ModelError, OptionError
 from tintc.frontend.capture import LONGEST, longest_sequence
 from tintc.frontend.hollow import hollow_model
 from tintc.frontend.mapped import MappedWeights
+from tintc.hub import why_missing
 
-HUB_ID = re.compile(r"[A-Za-z0-9][\w.\-]*(/[\w.\-]+)?$")
 PIECE = 1 << 22
 """Numbers looked at at a time."""
 SHOWN = 3
@@ -120,8 +119,11 @@ def _find(text: str) -> _Place:
         if not (path / "config.json").is_file():
             return _gguf_in(path, text)
         return _Place(path.resolve().name, str(path), None, True)
-    if not HUB_ID.match(text) or text.endswith(".gguf"):
-        raise ModelError(f"There is no model at {text}; pass a folder, a .gguf file or the id of a model on the hub.")
+    kind, why = ("file", "it is not looked for on the hub") if text.endswith(".gguf") else ("folder", why_missing(text))
+    if why is not None:
+        raise ModelError(
+            f"There is no {kind} {text}, and {why}; pass a folder, a .gguf file or the id of a model on the hub."
+        )
     return _Place(text, text, None, False)
 
 

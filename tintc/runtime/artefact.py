@@ -17,7 +17,9 @@ from torch import Tensor
 from transformers import AutoTokenizer
 from transformers.utils.hub import cached_file
 
-from tintc.errors import ArtefactError, OptionError, TintcError
+from tintc.errors import ArtefactError, IRError, OptionError, TintcError
+from tintc.hub import why_missing
+from tintc.ir.core import Program
 from tintc.ir.text import parse_program
 from tintc.lowering.head_roles import Roles
 from tintc.runtime.card import model_card
@@ -76,13 +78,17 @@ def is_edited(program: str, digests: Mapping[str, str]) -> bool:
     return text_digest(program) != digests.get("program")
 
 
-def read_program(path: str | os.PathLike[str], **hub: Any) -> str:
-    """The program text of an artefact, local or on the hub."""
+def read_program(path: str | os.PathLike[str], **hub: Any) -> tuple[str, Program]:
+    """The program of an artefact, local or on the hub, as text and parsed; `IRError` if that does not work."""
     read_config(path, **hub)
     text = _read_text(path, PROGRAM_FILE, **hub)
     if text is None:
         raise ArtefactError(f"{path} has no {PROGRAM_FILE}; compile the model again.")
-    return text
+    try:
+        return text, parse_program(text)
+    except IRError as error:
+        advice = "Undo what was edited, or compile the model again."
+        raise IRError(f"{path}/{PROGRAM_FILE} is damaged. {error} {advice}") from error
 
 
 def read_auxiliary(path: str | os.PathLike[str], **hub: Any) -> str | None:
@@ -135,6 +141,9 @@ def _model_type(config: Any) -> Any:
 
 def read_config(path: str | os.PathLike[str], **hub: Any) -> dict[str, Any]:
     """The configuration as it is stored; `ArtefactError` unless it is that of a simulator this version can read."""
+    why = None if Path(path).exists() else why_missing(str(path), **hub)
+    if why is not None:
+        raise ArtefactError(f"There is no folder {path}, and {why}; check the path, or the connection.")
     found = _file(path, "config.json", **hub)
     if found is None:
         raise ArtefactError(f"{path} is not a compiled simulator: it has no config.json. Check the path.")
@@ -166,26 +175,6 @@ def write_tokenizer(tokenizer: Any, folder: Path) -> None:
     for key in ("is_local", "local_files_only"):
         tokenizer.init_kwargs.pop(key, None)
     tokenizer.save_pretrained(folder)
-
-
-def check_loading_info(path: str | os.PathLike[str], info: dict[str, Any], edited: bool) -> None:
-    """Raise `ArtefactError` unless the file held exactly the tensors that the program needs.
-
-    A program whose text was edited after compiling may have no use for some of them any more.
-    """
-    if edited:
-        info = {**info, "unexpected_keys": ()}
-    problems = []
-    for kind, word in (
-        ("missing_keys", "lacks"),
-        ("unexpected_keys", "has the unknown"),
-        ("mismatched_keys", "misfits"),
-    ):
-        names = sorted(key if isinstance(key, str) else str(key[0]) for key in info.get(kind, ()))
-        if names:
-            problems.append(f"{word} {len(names)} tensors ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})")
-    if problems:
-        raise ArtefactError(f"{path} does not fit its program: it {' and '.join(problems)}. Compile the model again.")
 
 
 def first_line(error: BaseException) -> str:

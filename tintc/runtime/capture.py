@@ -77,6 +77,11 @@ class Observed:
         points = points_of(self.program)
         for pattern, function in edits.items():
             names = select(self.program, (pattern,))
+            if not callable(function):
+                raise OptionError(
+                    f"The edit of {pattern!r} is a {type(function).__name__}; pass a function of the value, such as "
+                    "lambda x: tensor."
+                )
             check_editable([points[name] for name in names], list(points.values()), pattern)
             made |= {points[name].value: _same_shape(name, function) for name in names}
             labels = (*labels, *(name for name in names if name not in labels))

@@ -51,6 +51,7 @@ that it does not recognize the architecture. No remote code is run.
 
 ```python
 import tintc
+import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 sim = AutoModelForCausalLM.from_pretrained("path/to/this/folder")  # or tintc.load(...), which tells mistakes sooner
@@ -61,7 +62,13 @@ input_ids = tokenizer("A text to train on, and to predict the rest of", return_t
 out = sim(input_ids, return_before=True)  # trains on the first {{ share }} % of the text
 out.logits_before, out.logits             # predictions of {{ source }}, and of what it becomes
 sim.generate(input_ids, max_new_tokens=20)  # adapts to the prompt once, and writes on
+state = sim.adapt(input_ids, train_mask=torch.ones_like(input_ids))  # trains on all of it, and keeps what it learnt
+sim.generate(input_ids, state=state, max_new_tokens=20)
 ```
+
+What is trained on, and how, is said by `train_mask` and `loss_mask` (`[batch, length]`) and `inner_lr`, in a forward
+pass, in `adapt` and in `generate` alike. `state.save("out.state")` writes what was learnt into a file, which
+`tintc.AdaptedState.load("out.state", sim)` reads, and `state.export` into an ordinary model of the auxiliary's type.
 {% if not has_tokenizer %}
 {{ source }} came without a tokenizer; `input_ids` are token ids `[batch, length]`.
 {% endif %}

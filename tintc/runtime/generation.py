@@ -22,6 +22,7 @@ from tintc.ir.inputs import check_ids, check_tensor
 from tintc.runtime.adapt import adapt, check_prompt, predict, prefill
 from tintc.runtime.cache import TintCache
 from tintc.runtime.fused.continuation import Continuation, continuation_of
+from tintc.runtime.precision import in_its_own_dtype
 from tintc.runtime.state import AdaptedState, state_of
 
 TRAINING = ("train_mask", "loss_mask", "inner_lr", "max_batch")
@@ -86,6 +87,7 @@ class TintGenerationMixin(GenerationMixin):
         return continuation_of(self.program)
 
     @torch.no_grad()
+    @in_its_own_dtype
     def adapt(
         self: Any,
         input_ids: Tensor,

@@ -23,7 +23,6 @@ from tintc.lowering.emit import blocks_of, check_complete, specs
 from tintc.lowering.plan_layout import layout_of
 from tintc.lowering.sharing import placement, sites
 from tintc.runtime.artefact import (
-    check_loading_info,
     files_of,
     first_line,
     is_edited,
@@ -39,6 +38,9 @@ from tintc.runtime.generation import TintGenerationMixin, check_kept
 from tintc.runtime.literal.attention import TintAttention
 from tintc.runtime.literal.blocks import PositionGate, Prefix, VocabularyMLP, build_block
 from tintc.runtime.literal.machine import Machine, SimModule
+from tintc.runtime.loading import check_config, check_tensors, unreported
+from tintc.runtime.precision import in_its_own_dtype
+from tintc.runtime.refusals import Refusals
 from tintc.runtime.saving import SavedModel
 from tintc.runtime.state import AdaptedState
 from tintc.runtime.structural import check_executor
@@ -69,7 +71,7 @@ class TintOutput(ModelOutput):
     attentions_before: tuple[Tensor, ...] | None = None
 
 
-class TintForCausalLM(Observed, SavedModel, TintGenerationMixin):
+class TintForCausalLM(Observed, Refusals, SavedModel, TintGenerationMixin):
     """A TinT simulator: one forward pass runs, trains and re-runs the auxiliary model on the text it is given.
 
     The tree has ``tables`` (embeddings and head), ``prefixes`` (the auxiliary's weights), ``rates``, ``rotary``,
@@ -134,18 +136,20 @@ class TintForCausalLM(Observed, SavedModel, TintGenerationMixin):
         check_executor(executor)
         kwargs["device_map"] = one_device(kwargs.get("device_map"))
         hub = {key: kwargs[key] for key in HUB_ARGUMENTS if key in kwargs}
-        text = read_program(path, **hub)
-        program = check_complete(parse_program(text))
+        text, program = read_program(path, **hub)
+        check_complete(program)
         config = kwargs.pop("config", None) or TintConfig.from_pretrained(path, **hub)
+        check_config(path, config.to_dict(), program)
         config.program, config.auxiliary = text, read_auxiliary(path, **hub)
         wants_info = kwargs.pop("output_loading_info", False)
         kwargs |= {"config": config, "program": program, "output_loading_info": True, "ignore_mismatched_sizes": True}
         try:
-            loaded: Any = super().from_pretrained(path, *args, **kwargs)
+            with unreported():
+                loaded: Any = super().from_pretrained(path, *args, **kwargs)
         except (SafetensorError, OSError, RuntimeError) as error:
             raise ArtefactError(f"{path} cannot be loaded: {first_line(error)}. Compile the model again.") from error
         sim, info = loaded
-        check_loading_info(path, info, edited=is_edited(text, config.digests))
+        check_tensors(path, info, edited=is_edited(text, config.digests))
         sim.zero_absent_terms()
         sim.bind()
         sim.executor, sim._tokenizer_source = executor, (path, hub)
@@ -209,6 +213,7 @@ class TintForCausalLM(Observed, SavedModel, TintGenerationMixin):
         return getattr(module, leaf)
 
     @torch.compiler.disable(reason=NOT_COMPILED)
+    @in_its_own_dtype
     @can_return_tuple
     def forward(
         self,
@@ -243,7 +248,8 @@ class TintForCausalLM(Observed, SavedModel, TintGenerationMixin):
 
         use_cache: return in `past_key_values` what tokens after these need, the updated weights included; given that
         again, input_ids are the new tokens alone, and nothing is trained. state: predict with the weights that `adapt`
-        has returned, and train nothing. logits_to_keep: give logits of that many last tokens (0: of all).
+        has returned, and train nothing. logits_to_keep: give logits of that many last tokens (0: of all). Autocast
+        changes nothing: load in the dtype to compute in.
         """
         check_kept(logits_to_keep)
         more: dict[str, tuple[Tensor, ...]] = {}
@@ -329,7 +335,10 @@ class TintForCausalLM(Observed, SavedModel, TintGenerationMixin):
     def _rate_of(self, inner_lr: float | Tensor | None, inputs: Inputs) -> Tensor | None:
         if inner_lr is None:
             return None
-        rate = torch.as_tensor(inner_lr, dtype=self.dtype if self.dtype == torch.float64 else torch.float32)
+        try:
+            rate = torch.as_tensor(inner_lr, dtype=self.dtype if self.dtype == torch.float64 else torch.float32)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise OptionError(f"inner_lr is {inner_lr!r}; pass a number or one rate per example.") from error
         if rate.dim() > 1 or (rate.dim() == 1 and rate.shape[0] != inputs.shape[0]):
             raise OptionError(f"inner_lr has shape {tuple(rate.shape)}; pass a number or one rate per example.")
         if not bool((torch.isfinite(rate) & (rate >= 0)).all()):

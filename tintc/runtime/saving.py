@@ -9,8 +9,9 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from huggingface_hub import HfApi
+from transformers import PreTrainedTokenizerBase
 
-from tintc.errors import ArtefactError
+from tintc.errors import ArtefactError, OptionError
 from tintc.ir.text import print_program
 from tintc.runtime.artefact import AUXILIARY_FILE, check_space, explained, read_tokenizer, write_texts
 from tintc.runtime.staging import merged, staged
@@ -35,6 +36,11 @@ class SavedModel(TrainableModel):
 
     @tokenizer.setter
     def tokenizer(self, tokenizer: Any) -> None:
+        if tokenizer is not None and not isinstance(tokenizer, PreTrainedTokenizerBase):
+            raise OptionError(
+                f"The tokenizer is a {type(tokenizer).__name__}; pass one of transformers', such as "
+                "AutoTokenizer.from_pretrained(folder), or None."
+            )
         self._tokenizer, self._tokenizer_source = tokenizer, None
 
     def save_pretrained(

@@ -1,0 +1,101 @@
+"""Damaged folders, through every door: `tintc.load`, transformers' Auto class, the command."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import tiny_models
+import torch
+from command import STORY, Command, change_config, change_weights, make_command, model_folder
+from transformers import AutoConfig, AutoModelForCausalLM
+
+import tintc
+from tintc.errors import ArtefactError, TintcError
+from tintc.runtime.config import FORMAT_VERSION
+
+
+@pytest.fixture(scope="module")
+def stored(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("damaged")
+    model = tiny_models.llama(n_layers=1, n_heads=2, n_kv_heads=1, head_dim=4, d_ff=12, vocab=23)
+    tintc.compile(model_folder(folder / "model", model), inner_lr=0.02).save_pretrained(folder / "sim")
+    return folder / "sim"
+
+
+@pytest.fixture
+def folder(stored: Path, tmp_path: Path) -> Path:
+    """A folder that the test may change."""
+    return Path(shutil.copytree(stored, tmp_path / "sim"))
+
+
+@pytest.fixture
+def command(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Command:
+    return make_command(monkeypatch, capfd)
+
+
+DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
+    "tensors missing": (lambda folder: change_weights(folder, lambda w: w.popitem()), "it lacks 1 tensor ("),
+    "tensors unknown": (
+        lambda folder: change_weights(folder, lambda w: w.update(more=torch.zeros(3))),
+        "has 1 tensor it",
+    ),
+    "tensors of other shapes": (
+        lambda folder: change_weights(
+            folder, lambda w: w.update({"tables.model.embed_tokens.weight": torch.zeros(3, 8)})
+        ),
+        "it has 1 tensor of another shape (tables.model.embed_tokens.weight)",
+    ),
+    "newer": (lambda folder: change_config(folder, format_version=FORMAT_VERSION + 1), "by a newer tintc (format 2;"),
+    "other steps": (lambda folder: change_config(folder, n_steps=7), "says n_steps 7 and its program 1; put 1 back"),
+    "another rate": (lambda folder: change_config(folder, inner_lr=0.5), "was changed in one of inner_lr, "),
+    "program cut": (
+        lambda folder: (folder / "program.tint").write_text((folder / "program.tint").read_text()[:900]),
+        "sim/program.tint is damaged. Program text, line ",
+    ),
+    "no program": (lambda folder: (folder / "program.tint").unlink(), "has no program.tint"),
+    "no weights": (lambda folder: (folder / "model.safetensors").unlink(), "Compile the model again"),
+    "weights cut": (
+        lambda folder: (folder / "model.safetensors").write_bytes((folder / "model.safetensors").read_bytes()[:9000]),
+        "ompile the model again",
+    ),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_damaged_folders_through_every_door(
+    command: Command, folder: Path, damage: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`tintc.load`, transformers' Auto class and the command: one sentence each, of the same content, and no table of
+    transformers' before it."""
+    break_it, says = DAMAGES[damage]
+    break_it(folder)
+    monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)
+    for read in (tintc.load, AutoModelForCausalLM.from_pretrained, tintc.TintForCausalLM.from_pretrained):
+        with pytest.raises(TintcError) as refused:
+            read(folder)
+        assert says in str(refused.value) and len(str(refused.value).splitlines()) == 1
+    assert "REPORT" not in caplog.text
+    found = command("run", folder, "--text", STORY)
+    assert found.code == 2 and found.err.startswith("error: ") and says in found.err
+    assert len(found.err.splitlines()) == 1 and found.out == ""
+
+
+def test_a_folder_of_another_type(command: Command, stored: Path) -> None:
+    """The Auto class loads what it is; everything of ours says what to do."""
+    other = stored.parent / "model"
+    for read in (tintc.load, tintc.TintForCausalLM.from_pretrained):
+        with pytest.raises(ArtefactError, match=r"type 'llama', not a compiled simulator; run 'tintc compile"):
+            read(other)
+    found = command("run", other, "--text", STORY)
+    assert found.code == 2 and "not a compiled simulator" in found.err
+    assert not isinstance(AutoModelForCausalLM.from_pretrained(other), tintc.TintForCausalLM)
+
+
+def test_a_newer_configuration_alone(folder: Path) -> None:
+    change_config(folder, format_version=FORMAT_VERSION + 1)
+    with pytest.raises(ArtefactError, match=r"newer tintc .*; update tintc\.$"):
+        AutoConfig.from_pretrained(folder)

@@ -1,0 +1,40 @@
+"""Names of models: whether the hub can have one, and whether it has, asked once before transformers asks at length."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from huggingface_hub import file_exists, try_to_load_from_cache
+from huggingface_hub.errors import GatedRepoError
+
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.\-]*(/[\w.\-]+)?$")
+
+
+def why_missing(
+    name: str,
+    revision: str | None = None,
+    token: Any = None,
+    cache_dir: Any = None,
+    subfolder: str = "",
+    local_files_only: bool = False,
+    **_: Any,
+) -> str | None:
+    """Why what has this name, which is no folder, cannot be loaded, as the end of a sentence; None if it may be.
+
+    Keyword arguments are those of `from_pretrained`. Where the hub cannot be reached, transformers tries six times,
+    for half a minute; this asks once, and not at all for what is in the cache.
+    """
+    if not HUB_ID.match(name):
+        return "no model on the hub can have that name"
+    file = f"{subfolder}/config.json" if subfolder else "config.json"
+    if isinstance(try_to_load_from_cache(name, file, cache_dir, revision), str):
+        return None
+    if local_files_only:
+        return "none of the hub is in the cache by that name"
+    try:
+        return None if file_exists(name, file, revision=revision, token=token) else "the hub has no such model"
+    except GatedRepoError:
+        return None  # transformers says what to do
+    except Exception as error:  # whatever the connection raises, whose packages change
+        return f"the hub cannot be asked for it ({type(error).__name__})"
