@@ -212,7 +212,8 @@ def test_only_simulators_are_replaced(command: Command, model: Path, tmp_path: P
 def test_disk_full(model: Path, compiled: Path, limit: int) -> None:
     """The system refuses files of more than `limit` bytes: at 20 kB the weights fail, at 1 kB smaller files too."""
     before, beside = contents(compiled), {path.name for path in compiled.parent.iterdir()}
-    full = f"import resource; resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit}))"
+    # Python would take the first bytes of its byte code for all of it, and others would import that.
+    full = f"import resource; sys.dont_write_bytecode = True; resource.setrlimit(resource.RLIMIT_FSIZE, ({limit},) * 2)"
     found = finished(process("compile", model, "-o", compiled, "--force", "--json", before=full))
     assert found.code == 2 and found.out == "", found
     assert found.err.startswith("error: Could not write") and len(found.err.splitlines()) == 1

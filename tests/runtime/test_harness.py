@@ -259,6 +259,7 @@ def test_two_processes(folder: Path, tasks: Path, tmp_path: Path, offline: None)
     assert other is None
 
 
+@pytest.mark.slow
 def test_what_the_harness_refuses(folder: Path, monkeypatch: pytest.MonkeyPatch, capfd: Any) -> None:
     """Its own words about its arguments, in one sentence."""
     monkeypatch.setattr(logging, "raiseExceptions", False)  # of handlers whose stream another test has closed
