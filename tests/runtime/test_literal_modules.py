@@ -21,7 +21,8 @@ from tintc.ir.core import Op, Parameter, Program, Type, Value, tokens
 from tintc.ir.inputs import resolve_inputs
 from tintc.ir.layout import Layout
 from tintc.ir.losses import LOSSES
-from tintc.ir.simulator.base import Interpretation, PrefixTiles, SimOp, Weights
+from tintc.ir.simulator.base import Interpretation, SimOp, Weights
+from tintc.ir.simulator.literal_base import PrefixTiles
 from tintc.lowering.allocate_slots import allocate_slots
 from tintc.lowering.options import Options
 from tintc.lowering.plan_layout import plan_layout

@@ -10,10 +10,11 @@ from torch import Tensor
 from tintc.ir.core import register
 from tintc.ir.functions import ACTIVATIONS, FiniteDifference
 from tintc.ir.layout import Layout
-from tintc.ir.simulator.base import Interpretation, LiteralRun, SimOp, Tiles
+from tintc.ir.simulator.base import Interpretation, SimOp
 from tintc.ir.simulator.first_order import activation_blocks, activation_derivative, check_scheme, widened
 from tintc.ir.simulator.fused_base import FusedRun, fused_slope
 from tintc.ir.simulator.fused_counts import DIFFERENCE_BYTES, FusedCounts
+from tintc.ir.simulator.literal_base import LiteralRun, Tiles
 from tintc.ir.structure import ActivationSpec, Block
 
 

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from tintc.ir.core import register
-from tintc.ir.simulator.base import Interpretation, LiteralRun, SimOp, Tiles, residual
+from tintc.ir.simulator.base import Interpretation, SimOp
 from tintc.ir.simulator.fused_base import FusedRun
+from tintc.ir.simulator.literal_base import LiteralRun, Tiles, residual
 
 
 @register("sim.add")

@@ -11,9 +11,10 @@ from tintc.ir.core import Value, register
 from tintc.ir.functions import merge_heads, split_heads
 from tintc.ir.layout import Layout
 from tintc.ir.simulator.attention_common import ROWS, AttentionOp
-from tintc.ir.simulator.base import Interpretation, LiteralRun, Tiles
+from tintc.ir.simulator.base import Interpretation
 from tintc.ir.simulator.fused_base import FusedRun
 from tintc.ir.simulator.fused_counts import FusedCounts
+from tintc.ir.simulator.literal_base import LiteralRun, Tiles
 from tintc.ir.structure import AttentionSpec, Block
 
 

@@ -13,17 +13,10 @@ from tintc.ir.core import Value, register
 from tintc.ir.functions import merge_heads, split_heads
 from tintc.ir.layout import Layout
 from tintc.ir.simulator.attention_common import ROWS, AttentionOp
-from tintc.ir.simulator.base import (
-    Applied,
-    Interpretation,
-    LiteralRun,
-    Shape,
-    TableCount,
-    Tiles,
-    attention_cost,
-)
+from tintc.ir.simulator.base import Interpretation, Shape, TableCount, attention_cost
 from tintc.ir.simulator.fused_base import FusedRun
 from tintc.ir.simulator.fused_counts import FusedCounts
+from tintc.ir.simulator.literal_base import Applied, LiteralRun, Tiles
 from tintc.ir.structure import AttentionSpec, Block
 
 

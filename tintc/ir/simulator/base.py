@@ -2,14 +2,14 @@
 
 An op's template file is the only place that knows any of these. The interpreter works on plain matrices and vectors and
 is the semantics. The literal form drives a `LiteralRun`, which assembles embeddings ``[B, T_sim, D_sim]`` and applies
-structural blocks to them. The fused form computes the same by the module's algebra.
+structural blocks to them (`literal_base`). The fused form computes the same by the module's algebra.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,11 +19,9 @@ from tintc.ir.inputs import Inputs
 from tintc.ir.layout import Layout
 from tintc.ir.simulator.fused_base import FusedRun
 from tintc.ir.simulator.fused_counts import Deferral, FusedCounts
+from tintc.ir.simulator.literal_base import Applied, LiteralRun
 from tintc.ir.softmax_heads import is_linear, softened
 from tintc.ir.structure import Block, TensorSpec
-
-Tiles = list[Tensor]
-"""A token value in literal execution: slots ``[B, T, P]``, one for every tile of its width."""
 
 
 @dataclass(frozen=True)
@@ -35,34 +33,8 @@ class Weights:
     bias: Tensor | None
 
 
-Tile = Tensor | Callable[[Tensor], Tensor]
-"""A weight tile in literal execution: prefix embeddings ``[B, K, D_sim]``, or, before any module has carried them, what
-puts the stored ones into an embedding."""
-
-
-@dataclass
-class PrefixTiles:
-    """Weights in literal execution, by row tile and column tile.
-
-    Modules hand prefixes on through their residual connection, so a module that reads a tile puts back what its output
-    carries in the prefix positions.
-    """
-
-    rows: list[list[Tile]]
-
-
 Shape = tuple[int | str, ...]
 """Sizes of a tensor: ``B`` is the number of examples, ``T`` of tokens."""
-
-
-@dataclass(frozen=True)
-class Applied:
-    """One application of a block in literal execution. new ``[B, T_sim, D_sim]``: what its gate lets pass of what it
-    gave, before the rate; scores ``[B, H, T_sim, T_sim]``: of its attention."""
-
-    new: Tensor
-    rate: Tensor | None
-    scores: Tensor | None
 
 
 @dataclass(frozen=True)
@@ -79,57 +51,6 @@ class Interpretation:
     def rate(self, name: str, step: int) -> Tensor:
         """Learning rate of a parameter in a step: ``[]`` or ``[B]``."""
         return self.tensors[f"rates.{name}"][step] if self.inner_lr is None else self.inner_lr
-
-
-class LiteralRun(Protocol):
-    """What the literal form of an op may do (implemented by the runtime)."""
-
-    layout: Layout
-    inputs: Inputs
-
-    def embed(self, slots: Sequence[Tensor], prefix: Tile | None = None) -> Tensor:
-        """The embedding ``[B, T_sim, D_sim]`` with `slots [B, T, P]` side by side in its tokens."""
-        ...
-
-    def apply(self, block: str, e: Tensor, mask: Tensor | None = None, rate: Tensor | None = None) -> Tensor:
-        """`e` through a block of `structure` (times `rate`, ``[]`` or ``[B]``), then through its position gate."""
-        ...
-
-    def slot(self, e: Tensor, index: int = 0) -> Tensor:
-        """Slot `index` of the tokens of `e`: ``[B, T, P]``."""
-        ...
-
-    def prefix(self, e: Tensor) -> Tensor:
-        """The prefix positions of `e`: ``[B, K, D_sim]``."""
-        ...
-
-    def train_mask(self, step: int) -> Tensor:
-        """``[B, T_sim, T_sim]``: prefixes see the step's train tokens, nothing else is seen."""
-        ...
-
-    def token_mask(self, window: int = 0) -> Tensor:
-        """``[B, T_sim, T_sim]``: the auxiliary's causal attention among tokens, to `window` of them if it is not 0."""
-        ...
-
-    def next_mask(self) -> Tensor:
-        """``[B, T_sim, T_sim]``: a token sees the one after it."""
-        ...
-
-    def counted_mask(self, step: int) -> Tensor:
-        """``[B, T_sim, T_sim]``: a token whose loss counts sees itself."""
-        ...
-
-    def rate(self, name: str, step: int) -> Tensor:
-        """Learning rate of a parameter in a step, ``[]`` or ``[B]``."""
-        ...
-
-    def look_up(self, table: str, rows: Tensor) -> Tensor:
-        """Rows of an embedding table, or entries of a vector, as slot 0 of the tokens: ``[B, T, P]``."""
-        ...
-
-    def weights(self, name: str) -> PrefixTiles: ...
-
-    def logits(self, x: Tensor, head: str, bias: str) -> Tensor: ...
 
 
 @dataclass(frozen=True)
@@ -344,8 +265,3 @@ class SimOp(Op):
     def head_dims(self) -> set[int]:
         """Widths of the chunks in which the literal form views an embedding; slots begin at multiples of them."""
         return set()
-
-
-def residual(tiles: Tiles, more: Tiles) -> Tiles:
-    """Sum of two token values: a residual connection."""
-    return [a + b for a, b in zip(tiles, more, strict=True)]

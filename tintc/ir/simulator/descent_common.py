@@ -10,9 +10,10 @@ from torch import Tensor
 
 from tintc.ir.core import Value
 from tintc.ir.layout import Layout
-from tintc.ir.simulator.base import Applied, Shape, SimOp, Storage
+from tintc.ir.simulator.base import Shape, SimOp, Storage
 from tintc.ir.simulator.fused_base import FusedRun
 from tintc.ir.simulator.linear_common import unstacked
+from tintc.ir.simulator.literal_base import Applied
 from tintc.ir.structure import TensorSpec
 
 

@@ -9,8 +9,9 @@ from torch import Tensor
 
 from tintc.ir.core import register
 from tintc.ir.inputs import Inputs
-from tintc.ir.simulator.base import Interpretation, LiteralRun, SimOp, Storage, Tiles
+from tintc.ir.simulator.base import Interpretation, SimOp, Storage
 from tintc.ir.simulator.fused_base import FusedRun
+from tintc.ir.simulator.literal_base import LiteralRun, Tiles
 from tintc.ir.structure import TensorSpec
 
 

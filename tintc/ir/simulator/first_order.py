@@ -23,7 +23,7 @@ from torch import Tensor
 from tintc.ir.core import Op
 from tintc.ir.functions import SCHEMES, at_least_fp32
 from tintc.ir.layout import Layout
-from tintc.ir.simulator.base import LiteralRun, Tiles
+from tintc.ir.simulator.literal_base import LiteralRun, Tiles
 from tintc.ir.structure import (
     Block,
     GroupNormSpec,

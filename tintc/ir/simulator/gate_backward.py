@@ -10,11 +10,12 @@ from torch import Tensor
 from tintc.ir.core import register
 from tintc.ir.functions import ACTIVATIONS, FiniteDifference, at_least_fp32
 from tintc.ir.layout import Layout
-from tintc.ir.simulator.base import Interpretation, LiteralRun, SimOp, Tiles
+from tintc.ir.simulator.base import Interpretation, SimOp
 from tintc.ir.simulator.first_order import activation_blocks, activation_derivative, check_scheme, product, widened
 from tintc.ir.simulator.fused_base import FusedRun, activate, fused_slope
 from tintc.ir.simulator.fused_counts import DIFFERENCE_BYTES, FusedCounts
 from tintc.ir.simulator.gate_common import gate_blocks, gate_tiles
+from tintc.ir.simulator.literal_base import LiteralRun, Tiles
 from tintc.ir.structure import ActivationSpec, Block
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tintc.ir.simulator.base import LiteralRun, Tiles
+from tintc.ir.simulator.literal_base import LiteralRun, Tiles
 from tintc.ir.structure import ActivationSpec, Block, ProductSpec
 
 

@@ -10,9 +10,10 @@ from torch import Tensor
 from tintc.ir.core import register
 from tintc.ir.functions import ACTIVATIONS
 from tintc.ir.layout import Layout
-from tintc.ir.simulator.base import Interpretation, LiteralRun, SimOp, TableCount, Tiles, split_cost
+from tintc.ir.simulator.base import Interpretation, SimOp, TableCount, split_cost
 from tintc.ir.simulator.fused_base import FusedRun, activate
 from tintc.ir.simulator.gate_common import gate_blocks, gate_tiles
+from tintc.ir.simulator.literal_base import LiteralRun, Tiles
 from tintc.ir.structure import Block
 
 

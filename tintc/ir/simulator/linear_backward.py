@@ -11,7 +11,7 @@ from torch import Tensor
 from tintc.ir.core import Value, register
 from tintc.ir.layout import Layout
 from tintc.ir.routing import route
-from tintc.ir.simulator.base import Interpretation, LiteralRun, PrefixTiles, SimOp, Tiles, Weights
+from tintc.ir.simulator.base import Interpretation, SimOp, Weights
 from tintc.ir.simulator.fused_base import FusedRun, FusedWeights, apply_transposed
 from tintc.ir.simulator.fused_counts import FusedCounts
 from tintc.ir.simulator.linear_common import (
@@ -21,6 +21,7 @@ from tintc.ir.simulator.linear_common import (
     select_chunks,
     weight_tiles,
 )
+from tintc.ir.simulator.literal_base import LiteralRun, PrefixTiles, Tiles
 from tintc.ir.structure import AttentionSpec, Block, Positions, chunk_map, indicator
 
 

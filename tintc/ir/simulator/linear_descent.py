@@ -12,7 +12,7 @@ from torch import Tensor
 from tintc.ir.core import Value, register
 from tintc.ir.layout import Layout
 from tintc.ir.routing import route
-from tintc.ir.simulator.base import Interpretation, LiteralRun, PrefixTiles, Tile, Tiles, Weights
+from tintc.ir.simulator.base import Interpretation, Weights
 from tintc.ir.simulator.descent_common import DescentOp
 from tintc.ir.simulator.fused_base import FusedRun, FusedWeights, Pending
 from tintc.ir.simulator.fused_counts import Deferral, FusedCounts, PendingUpdate
@@ -24,6 +24,7 @@ from tintc.ir.simulator.linear_common import (
     rows_to_heads,
     weight_tiles,
 )
+from tintc.ir.simulator.literal_base import LiteralRun, PrefixTiles, Tile, Tiles
 from tintc.ir.structure import AttentionSpec, Block, Positions, chunk_map, indicator
 
 

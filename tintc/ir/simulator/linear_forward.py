@@ -12,16 +12,7 @@ from tintc.ir.auxiliary.base import affine
 from tintc.ir.core import Value, register
 from tintc.ir.layout import Layout
 from tintc.ir.routing import route
-from tintc.ir.simulator.base import (
-    Interpretation,
-    LiteralRun,
-    PrefixTiles,
-    SimOp,
-    TableCount,
-    Tiles,
-    Weights,
-    attention_cost,
-)
+from tintc.ir.simulator.base import Interpretation, SimOp, TableCount, Weights, attention_cost
 from tintc.ir.simulator.fused_base import FusedRun, FusedWeights, apply_linear
 from tintc.ir.simulator.fused_counts import FusedCounts
 from tintc.ir.simulator.linear_common import (
@@ -34,6 +25,7 @@ from tintc.ir.simulator.linear_common import (
     select_chunks,
     weight_tiles,
 )
+from tintc.ir.simulator.literal_base import LiteralRun, PrefixTiles, Tiles
 from tintc.ir.structure import AttentionSpec, Block, Positions, chunk_map, indicator
 
 

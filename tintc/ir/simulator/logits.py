@@ -11,9 +11,10 @@ from torch import Tensor
 from tintc.ir.auxiliary.base import affine
 from tintc.ir.core import Value, register
 from tintc.ir.losses import LogitMap
-from tintc.ir.simulator.base import Interpretation, LiteralRun, SimOp, Storage, Tiles
+from tintc.ir.simulator.base import Interpretation, SimOp, Storage
 from tintc.ir.simulator.fused_base import FEW, FusedRun, widening
 from tintc.ir.simulator.fused_counts import FusedCounts
+from tintc.ir.simulator.literal_base import LiteralRun, Tiles
 from tintc.ir.structure import TensorSpec
 
 

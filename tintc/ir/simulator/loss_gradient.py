@@ -11,9 +11,10 @@ from torch import Tensor
 from tintc.ir.core import Value, register
 from tintc.ir.layout import Layout
 from tintc.ir.losses import LOSSES, PLAIN, LogitMap, loss_gradient
-from tintc.ir.simulator.base import Interpretation, LiteralRun, Tiles
+from tintc.ir.simulator.base import Interpretation
 from tintc.ir.simulator.fused_base import FusedRun, at_least_fp32, widening
 from tintc.ir.simulator.fused_counts import FusedCounts
+from tintc.ir.simulator.literal_base import LiteralRun, Tiles
 from tintc.ir.simulator.logits import HeadOp
 from tintc.ir.simulator.loss_modules import loss_blocks, loss_slot
 from tintc.ir.structure import Block

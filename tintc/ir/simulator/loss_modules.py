@@ -19,8 +19,8 @@ from torch import Tensor
 
 from tintc.ir.layout import Layout
 from tintc.ir.losses import LogitMap
-from tintc.ir.simulator.base import LiteralRun
 from tintc.ir.simulator.first_order import product, slot_map
+from tintc.ir.simulator.literal_base import LiteralRun
 from tintc.ir.structure import (
     ActivationSpec,
     AttentionSpec,

@@ -13,7 +13,7 @@ from tintc.ir.auxiliary.norm import per_token
 from tintc.ir.core import register
 from tintc.ir.functions import FiniteDifference, at_least_fp32, norm_scale, normalise
 from tintc.ir.layout import Layout
-from tintc.ir.simulator.base import Interpretation, LiteralRun, PrefixTiles, Tiles, Weights
+from tintc.ir.simulator.base import Interpretation, Weights
 from tintc.ir.simulator.first_order import (
     check_scheme,
     difference,
@@ -29,6 +29,7 @@ from tintc.ir.simulator.first_order import (
 from tintc.ir.simulator.fused_base import FusedRun, FusedWeights, rms, step_size
 from tintc.ir.simulator.fused_counts import DIFFERENCE_BYTES, FusedCounts
 from tintc.ir.simulator.linear_backward import backward_block, backward_tiles
+from tintc.ir.simulator.literal_base import LiteralRun, PrefixTiles, Tiles
 from tintc.ir.simulator.norm_common import NormOp, check_norm, has, vector_blocks, vectors
 from tintc.ir.structure import Block, LinearSpec, ProductSpec
 

@@ -15,8 +15,9 @@ from torch import Tensor
 from tintc.errors import OptionError
 from tintc.ir.core import Op, Value
 from tintc.ir.layout import Layout
-from tintc.ir.simulator.base import LiteralRun, PrefixTiles, SimOp, Tiles
+from tintc.ir.simulator.base import SimOp
 from tintc.ir.simulator.linear_common import bias_chunks, main_chunks
+from tintc.ir.simulator.literal_base import LiteralRun, PrefixTiles, Tiles
 from tintc.ir.structure import AttentionSpec, Block, GroupNormSpec, Positions, ProductSpec, chunk_map, indicator
 
 

@@ -9,13 +9,14 @@ from torch import Tensor
 
 from tintc.ir.core import Value, register
 from tintc.ir.layout import Layout
-from tintc.ir.simulator.base import Interpretation, LiteralRun, PrefixTiles, Tiles, Weights
+from tintc.ir.simulator.base import Interpretation, Weights
 from tintc.ir.simulator.descent_common import DescentOp
 from tintc.ir.simulator.first_order import product
 from tintc.ir.simulator.fused_base import FusedRun, FusedWeights
 from tintc.ir.simulator.fused_counts import FusedCounts
 from tintc.ir.simulator.linear_common import bias_chunks, main_chunks
 from tintc.ir.simulator.linear_descent import descent_block
+from tintc.ir.simulator.literal_base import LiteralRun, PrefixTiles, Tiles
 from tintc.ir.simulator.norm_common import check_norm, has
 from tintc.ir.structure import AttentionSpec, Block, Positions, ProductSpec, chunk_map, indicator
 

@@ -12,18 +12,11 @@ from tintc.ir.auxiliary.norm import per_token
 from tintc.ir.core import register
 from tintc.ir.functions import normalise_groups
 from tintc.ir.layout import Layout
-from tintc.ir.simulator.base import (
-    Interpretation,
-    LiteralRun,
-    PrefixTiles,
-    TableCount,
-    Tiles,
-    Weights,
-    attention_cost,
-)
+from tintc.ir.simulator.base import Interpretation, TableCount, Weights, attention_cost
 from tintc.ir.simulator.fused_base import FusedRun, FusedWeights
 from tintc.ir.simulator.linear_common import weight_tiles
 from tintc.ir.simulator.linear_forward import forward_blocks, forward_tiles
+from tintc.ir.simulator.literal_base import LiteralRun, PrefixTiles, Tiles
 from tintc.ir.simulator.norm_common import NormOp, check_norm, has, vector_blocks, vectors
 from tintc.ir.structure import Block
 

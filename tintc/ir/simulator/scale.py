@@ -8,9 +8,10 @@ from torch import Tensor
 
 from tintc.ir.core import register
 from tintc.ir.layout import Layout
-from tintc.ir.simulator.base import Interpretation, LiteralRun, SimOp, TableCount, Tiles, split_cost
+from tintc.ir.simulator.base import Interpretation, SimOp, TableCount, split_cost
 from tintc.ir.simulator.first_order import slot_map
 from tintc.ir.simulator.fused_base import FusedRun
+from tintc.ir.simulator.literal_base import LiteralRun, Tiles
 from tintc.ir.structure import Block, LinearSpec
 
 

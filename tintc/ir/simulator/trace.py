@@ -15,8 +15,9 @@ import torch
 
 from tintc.ir.core import Value
 from tintc.ir.layout import Layout
-from tintc.ir.simulator.base import PrefixTiles, SimOp
+from tintc.ir.simulator.base import SimOp
 from tintc.ir.simulator.linear_common import weight_tiles
+from tintc.ir.simulator.literal_base import PrefixTiles
 
 Source = tuple[str | int, int]
 """A tile of a value, by the value's name, or a slot of what an earlier application gave, by the application's index."""

@@ -10,10 +10,11 @@ from torch import Tensor
 from tintc.ir.auxiliary.norm import whole_vector
 from tintc.ir.core import Value, register
 from tintc.ir.layout import Layout
-from tintc.ir.simulator.base import Interpretation, LiteralRun, PrefixTiles, SimOp, Storage, Tiles, Weights
+from tintc.ir.simulator.base import Interpretation, SimOp, Storage, Weights
 from tintc.ir.simulator.fused_base import FusedRun, FusedWeights
 from tintc.ir.simulator.fused_counts import FusedCounts
 from tintc.ir.simulator.linear_common import weight_tiles
+from tintc.ir.simulator.literal_base import LiteralRun, PrefixTiles, Tiles
 from tintc.ir.structure import TensorSpec
 
 

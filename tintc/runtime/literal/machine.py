@@ -19,7 +19,7 @@ from tintc.ir.functions import causal_mask
 from tintc.ir.inputs import Inputs
 from tintc.ir.liveness import needed_ops
 from tintc.ir.simulator import SimOp
-from tintc.ir.simulator.base import Applied, PrefixTiles, Tile, Tiles
+from tintc.ir.simulator.literal_base import Applied, PrefixTiles, Tile, Tiles
 from tintc.lowering.points import point_of, shown_by
 from tintc.runtime.literal.attention import TintAttention
 from tintc.runtime.literal.blocks import PositionGate

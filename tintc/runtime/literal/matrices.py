@@ -6,9 +6,9 @@ from torch import Tensor
 
 from tintc.ir.core import Type
 from tintc.ir.layout import Layout
-from tintc.ir.simulator.base import PrefixTiles
 from tintc.ir.simulator.fused_base import FusedWeights
 from tintc.ir.simulator.linear_common import unstacked
+from tintc.ir.simulator.literal_base import PrefixTiles
 
 
 def matrices(made: FusedWeights | PrefixTiles, kind: Type, layout: Layout, example: int = 0) -> dict[str, Tensor]:
