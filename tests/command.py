@@ -23,6 +23,7 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 from transformers import PreTrainedTokenizerFast
 
+import tintc
 import tintc_cli
 
 WORDS = """
@@ -78,6 +79,13 @@ def process(*arguments: object, before: str = "") -> subprocess.Popen[str]:
 def finished(running: subprocess.Popen[str]) -> Result:
     out, err = running.communicate(timeout=240)
     return Result(running.returncode, out, err)
+
+
+def simulator_folder(path: Path) -> Path:
+    """A compiled simulator of a tiny Llama, as it is saved."""
+    model = tiny_models.llama(n_layers=1, n_heads=2, n_kv_heads=1, head_dim=4, d_ff=12, vocab=23)
+    tintc.compile(model_folder(path / "model", model), inner_lr=0.02).save_pretrained(path / "sim")
+    return path / "sim"
 
 
 def free_port() -> int:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from tintc import reference
     from tintc.driver import compile
 
-AutoConfig.register("tint", TintConfig, exist_ok=True)
+AutoConfig.register(TintConfig.model_type, TintConfig, exist_ok=True)
 AutoModelForCausalLM.register(TintConfig, TintForCausalLM, exist_ok=True)
 
 __version__ = "0.1.0"

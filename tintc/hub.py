@@ -8,6 +8,8 @@ from typing import Any
 from huggingface_hub import file_exists, try_to_load_from_cache
 from huggingface_hub.errors import GatedRepoError
 
+MODEL_TYPE = "tint"
+"""What a simulator's configuration says it is one of."""
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.\-]*(/[\w.\-]+)?$")
 
 

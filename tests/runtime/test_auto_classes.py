@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import tiny_models
 import torch
-from command import ROOT, STORY, Command, contents, make_command, model_folder
+from command import ROOT, STORY, Command, contents, make_command, simulator_folder
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
@@ -28,10 +28,7 @@ IDS = tiny_models.token_ids(2, 12, vocab=22)
 
 @pytest.fixture(scope="module")
 def stored(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("auto")
-    model = tiny_models.llama(n_layers=1, n_heads=2, n_kv_heads=1, head_dim=4, d_ff=12, vocab=23)
-    tintc.compile(model_folder(folder / "model", model), inner_lr=0.02).save_pretrained(folder / "sim")
-    return folder / "sim"
+    return simulator_folder(tmp_path_factory.mktemp("auto"))
 
 
 @pytest.fixture

@@ -8,9 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import tiny_models
 import torch
-from command import STORY, Command, change_config, change_weights, make_command, model_folder
+from command import STORY, Command, change_config, change_weights, make_command, simulator_folder
 from transformers import AutoConfig, AutoModelForCausalLM
 
 import tintc
@@ -20,10 +19,7 @@ from tintc.runtime.config import FORMAT_VERSION
 
 @pytest.fixture(scope="module")
 def stored(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("damaged")
-    model = tiny_models.llama(n_layers=1, n_heads=2, n_kv_heads=1, head_dim=4, d_ff=12, vocab=23)
-    tintc.compile(model_folder(folder / "model", model), inner_lr=0.02).save_pretrained(folder / "sim")
-    return folder / "sim"
+    return simulator_folder(tmp_path_factory.mktemp("damaged"))
 
 
 @pytest.fixture

@@ -23,7 +23,7 @@ from tintc.errors import ModelError, OptionError
 from tintc.frontend.capture import LONGEST, longest_sequence
 from tintc.frontend.hollow import hollow_model
 from tintc.frontend.mapped import MappedWeights
-from tintc.hub import why_missing
+from tintc.hub import MODEL_TYPE, why_missing
 
 PIECE = 1 << 22
 """Numbers looked at at a time."""
@@ -102,8 +102,6 @@ def load_auxiliary(
     )
 
 
-SIMULATOR = "tint"
-"""What `TintConfig` says it is the configuration of."""
 TOKENIZER_FILES = ("tokenizer*", "vocab*", "*.model", "merges.txt", "*.tiktoken")
 
 
@@ -218,7 +216,7 @@ def _tokenizer(place: _Place) -> Any | None:
 def _check_kind(model: Any, name: str) -> None:
     if not isinstance(model, PreTrainedModel):
         raise ModelError(f"{name} is not a transformers model; pass a PreTrainedModel with a language-model head.")
-    if model.config.model_type == SIMULATOR:
+    if model.config.model_type == MODEL_TYPE:
         raise ModelError(
             f"{name} is a simulator already; pass the model that it was compiled from, or use it as it is."
         )

@@ -18,18 +18,17 @@ from transformers import AutoTokenizer
 from transformers.utils.hub import cached_file
 
 from tintc.errors import ArtefactError, IRError, OptionError, TintcError
-from tintc.hub import why_missing
+from tintc.hub import MODEL_TYPE, why_missing
 from tintc.ir.core import Program
 from tintc.ir.text import parse_program
 from tintc.lowering.head_roles import Roles
 from tintc.runtime.card import model_card
 from tintc.runtime.config import FORMAT_VERSION, TintConfig, check_format
-from tintc.runtime.staging import staged
+from tintc.runtime.staging import PROGRAM_FILE, staged
 
 if TYPE_CHECKING:
     from tintc.runtime.model import TintForCausalLM
 
-PROGRAM_FILE = "program.tint"
 AUXILIARY_FILE = "auxiliary.tint"
 CARD_FILE = "README.md"
 ROLES_FILE = "roles.json"
@@ -126,7 +125,7 @@ def _file(path: str | os.PathLike[str], name: str, **hub: Any) -> str | None:
 def says_simulator(path: str | os.PathLike[str]) -> bool:
     """Whether a local folder's configuration is that of a compiled simulator, whatever else the folder holds."""
     try:
-        return _model_type(_parsed(Path(path) / "config.json")) == "tint"
+        return _model_type(_parsed(Path(path) / "config.json")) == MODEL_TYPE
     except (OSError, ValueError):
         return False
 
@@ -152,7 +151,7 @@ def read_config(path: str | os.PathLike[str], **hub: Any) -> dict[str, Any]:
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ArtefactError(f"{path}/config.json is damaged ({error}); compile the model again.") from error
     kind = _model_type(config)
-    if kind != "tint":
+    if kind != MODEL_TYPE:
         raise ArtefactError(
             f"{path} holds a model of type {kind!r}, not a compiled simulator; run 'tintc compile {path} -o OUT' first."
         )

@@ -7,6 +7,7 @@ from typing import Any
 from transformers import PretrainedConfig
 
 from tintc.errors import ArtefactError
+from tintc.hub import MODEL_TYPE
 from tintc.ir.structure import SATURATED
 from tintc.lowering.options import DEFAULT_DESCEND, DEFAULT_FD_STEP
 
@@ -37,7 +38,7 @@ class TintConfig(PretrainedConfig):
     the configuration (``program.tint``, ``auxiliary.tint``), not in it.
     """
 
-    model_type = "tint"
+    model_type = MODEL_TYPE
 
     def __init__(
         self,

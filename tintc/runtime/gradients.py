@@ -17,6 +17,7 @@ from torch import Tensor
 from tintc.ir.core import Program, Value
 from tintc.ir.inputs import Inputs
 from tintc.ir.simulator import SimOp
+from tintc.runtime.fused.reading import stored_parts
 from tintc.runtime.literal.matrices import matrices
 from tintc.runtime.model import TintForCausalLM
 
@@ -46,7 +47,7 @@ def simulated_gradients(model: TintForCausalLM, inputs: Inputs) -> Gradients:
         found: dict[str, Any] = dict(model._execute(inputs, LARGE, tuple(made), None))
     gradients: Gradients = {}
     for name, value in made.items():
-        stored = dict(model.prefix(name).named_parameters(recurse=False))
+        stored = stored_parts(model, name)
         for part, new in matrices(found[name], value.type, model.layout).items():
             if part in descents[name].descending():
                 old = stored[part]

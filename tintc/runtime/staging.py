@@ -16,7 +16,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-OLD, PROGRAM = ".old", "program.tint"
+OLD, PROGRAM_FILE = ".old", "program.tint"
 
 
 @contextmanager
@@ -62,11 +62,11 @@ def merged(target: Path, replaced: Iterable[str] = ()) -> Iterator[Path]:
 def _merge(staging: Path, target: Path, replaced: set[str]) -> None:
     """Exchange what `staging` holds for what `target` holds of the same names, or of those that are `replaced`; all of
     it or nothing. The program goes first and comes last."""
-    new = sorted((path.name for path in staging.iterdir()), key=lambda name: name == PROGRAM)
+    new = sorted((path.name for path in staging.iterdir()), key=lambda name: name == PROGRAM_FILE)
     old = staging / OLD
     old.mkdir()
     try:
-        for name in sorted({PROGRAM, *new, *replaced}, key=lambda name: name != PROGRAM):
+        for name in sorted({PROGRAM_FILE, *new, *replaced}, key=lambda name: name != PROGRAM_FILE):
             if os.path.lexists(target / name):
                 os.rename(target / name, old / name)
         for name in new:
@@ -75,7 +75,7 @@ def _merge(staging: Path, target: Path, replaced: set[str]) -> None:
         for name in new:
             if not os.path.lexists(staging / name):
                 os.rename(target / name, staging / name)
-        for name in sorted((path.name for path in old.iterdir()), key=lambda name: name == PROGRAM):
+        for name in sorted((path.name for path in old.iterdir()), key=lambda name: name == PROGRAM_FILE):
             os.rename(old / name, target / name)
         raise
 
@@ -113,7 +113,7 @@ def _locked_folder(target: Path) -> tuple[Path, int]:
 
 def _remove(folder: Path) -> None:
     """The files that make it a model go first, so that a half-removed folder does not look like one."""
-    for name in (PROGRAM, "config.json"):
+    for name in (PROGRAM_FILE, "config.json"):
         with suppress(OSError):
             (folder / name).unlink()
     shutil.rmtree(folder, ignore_errors=True)
