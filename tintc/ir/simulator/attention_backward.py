@@ -51,12 +51,6 @@ class AttentionBackward(AttentionOp):
         assert dv is not None
         return merge_heads(dv if group == 1 else dv.unflatten(1, (self.n_kv_heads, -1)).sum(2))
 
-    def remembers(self) -> tuple[int, ...]:
-        return (2,)
-
-    def adds_up(self) -> bool:
-        return True
-
     def multiply_adds(self, counts: FusedCounts, *operands: Value) -> int:
         """Blocks of `ROWS` queries see every key up to the block's last."""
         n = counts.lengths[self]

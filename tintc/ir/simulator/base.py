@@ -133,14 +133,9 @@ class SimOp(Op):
     def remembers(self) -> tuple[int, ...]:
         """Which operands the results at later tokens depend on; none where a token's result is its own alone.
 
-        Generation and runs by parts of the text (`tintc.runtime.fused.parts`) rely on this and on `adds_up`.
+        Generation relies on this.
         """
         return ()
-
-    def adds_up(self) -> bool:
-        """Whether the fused form on some of the tokens (with what it `remembers` of all before) gives terms of the
-        results at these and earlier tokens, to be added to those of the other tokens."""
-        return False
 
     def remember(self, run: FusedRun, *operands: Tensor) -> tuple[Tensor, Tensor]:
         """What is kept of these tokens for later ones, from the operands of `remembers`: ``[B, heads, n, d]`` each."""

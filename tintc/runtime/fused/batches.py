@@ -14,15 +14,12 @@ from tintc.ir.inputs import Inputs
 from tintc.runtime.fused.available import available_bytes
 from tintc.runtime.fused.budget import HEADROOM, Budget
 from tintc.runtime.fused.executor import FusedExecutor
-from tintc.runtime.fused.parts import can_part, run_parts
 from tintc.runtime.fused.plan import Plan, Sizes
 
 if TYPE_CHECKING:
     from tintc.runtime.model import TintForCausalLM
 
 KEPT_PLANS = 64
-COPIES = 2
-"""How often the memory that a plan needs must be there for its run by parts, which put together what they share."""
 
 
 def run_fused(
@@ -47,7 +44,7 @@ def run_fused(
         plan = plan_for(model, budget, smaller)
         if plan is None:
             raise budget.refusal(smaller)
-        found.append(_run(model, rows, plan, rate, budget))
+        found.append(FusedExecutor(model, rows, plan, rate).run())
     return found[0] if len(found) == 1 else {label: torch.cat([one[label] for one in found]) for label in outputs}
 
 
@@ -64,14 +61,6 @@ def run_together(model: TintForCausalLM, program: Program, inputs: Inputs, inner
     plan = plan_for(model, carried, sizes) or plan_for(model, budget, sizes)
     if plan is None:
         raise budget.refusal(sizes)
-    return _run(model, inputs, plan, inner_lr, budget)
-
-
-def _run(model: TintForCausalLM, inputs: Inputs, plan: Plan, inner_lr: Tensor | None, budget: Budget) -> dict[str, Any]:
-    """By parts where that is faster and there is memory for it."""
-    roomy = COPIES * budget.needs(plan) <= budget.limit
-    if roomy and not model.edits and can_part(plan, model.device):
-        return run_parts(model, inputs, plan, inner_lr)
     return FusedExecutor(model, inputs, plan, inner_lr).run()
 
 

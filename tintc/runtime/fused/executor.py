@@ -17,7 +17,6 @@ from tintc.lowering.points import sized
 from tintc.runtime.fused.joined import joined
 from tintc.runtime.fused.plan import Plan
 from tintc.runtime.fused.reading import Reading
-from tintc.runtime.fused.threads import threads
 
 if TYPE_CHECKING:
     from tintc.runtime.model import TintForCausalLM
@@ -39,24 +38,21 @@ class FusedExecutor(Reading):
         values: dict[Value, Any] = {}
         seen: dict[str, Tensor] = {}
         shown, edits = self.plan.shown, self.model.edits
-        switching = not self.recorded and self.inputs.allowed.device.type == "cpu"
-        with threads() as switch:
-            for op, operands, read, last, small in self.plan.steps:
-                switch.one(small and switching)
-                if op in shown:
-                    given = [_cut(values[value], read) for value in operands]
-                    seen |= {label: op.show_fused(name, self, *given) for label, name in shown[op]}
-                    del given
-                result = op.fused(self, *(_cut(values[value], read) for value in operands))
-                if edits and op.results[0] in edits:
-                    result = edits[op.results[0]](result)
-                if len(op.results) == 1:
-                    values[op.results[0]] = result
-                else:
-                    values.update(zip(op.results, result, strict=True))
-                for value in last:
-                    del values[value]
-                    self._scores.pop(value, None)
+        for op, operands, read, last in self.plan.steps:
+            if op in shown:
+                given = [_cut(values[value], read) for value in operands]
+                seen |= {label: op.show_fused(name, self, *given) for label, name in shown[op]}
+                del given
+            result = op.fused(self, *(_cut(values[value], read) for value in operands))
+            if edits and op.results[0] in edits:
+                result = edits[op.results[0]](result)
+            if len(op.results) == 1:
+                values[op.results[0]] = result
+            else:
+                values.update(zip(op.results, result, strict=True))
+            for value in last:
+                del values[value]
+                self._scores.pop(value, None)
         return {label: values[value] for label, value in self.plan.outputs.items()} | self._unseen() | seen
 
     def _unseen(self) -> dict[str, Tensor]:

@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Hashable, Iterable
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 from tintc.errors import OptionError
 from tintc.ir.core import Program, Value
@@ -23,10 +23,6 @@ from tintc.ir.liveness import last_reads
 from tintc.ir.simulator import SimOp
 from tintc.ir.simulator.fused_counts import FusedCounts
 from tintc.lowering.points import point_of, shown_by
-from tintc.runtime.fused.threads import SMALL
-
-if TYPE_CHECKING:
-    from tintc.runtime.fused.schedule import Schedule
 
 UPDATES = ("auto", "lazy", "materialised")
 WRITE_COST = 24
@@ -65,14 +61,12 @@ class Sizes:
 
 
 class Step(NamedTuple):
-    """One op of a plan, ready to run: operands resolved; read: how many positions of them; last: values to let go;
-    small: too little work for more than one thread."""
+    """One op of a plan, ready to run: operands resolved; read: how many positions of them; last: values to let go."""
 
     op: SimOp
     operands: tuple[Value, ...]
     read: int
     last: list[Value]
-    small: bool
 
 
 class Joined(NamedTuple):
@@ -88,7 +82,7 @@ class Plan:
     a dropped descent's result stands for; lazy: descents left pending; known: one more operand of some ops
     (`SimOp.reuses`); joined: products that share an input; outputs: the wanted values by name; shown: what is seen of
     ops besides their results, as labels and names; peaks: bytes at the peak, by size of numbers and whether autograd
-    records the run; schedule: of a run's parts, once there was one."""
+    records the run."""
 
     sizes: Sizes
     ops: list[SimOp]
@@ -101,7 +95,6 @@ class Plan:
     outputs: dict[str, Value] = field(default_factory=dict)
     shown: dict[SimOp, list[tuple[str, str]]] = field(default_factory=dict)
     peaks: dict[tuple[int, bool], int] = field(default_factory=dict)
-    schedule: Schedule | None = None
 
     def operands(self, op: SimOp) -> tuple[Value, ...]:
         """What an op reads: its operands, and what is known of its result."""
@@ -114,17 +107,7 @@ class Plan:
 
     @cached_property
     def steps(self) -> list[Step]:
-        counts, found = self.counts(), []
-        for op in self.ops:
-            operands, read = self.operands(op), self.sizes.read(op, self.lengths[op])
-            small = not op.multiply_adds(counts, *operands) and self._entries(op, operands, read) <= SMALL
-            found.append(Step(op, operands, read, self.last[op], small))
-        return found
-
-    def _entries(self, op: SimOp, operands: tuple[Value, ...], read: int) -> int:
-        """The largest token value that an op reads or writes, in numbers."""
-        widths = [value.type.width for value in (*operands, *op.results) if value.type.kind == "tokens"]
-        return self.sizes.batch * read * max(widths, default=1)
+        return [Step(op, self.operands(op), self.sizes.read(op, self.lengths[op]), self.last[op]) for op in self.ops]
 
     def frees(self, op: SimOp, value: Value) -> bool:
         """Whether `op`, which reads `value` once, is the last that needs it; pending updates need theirs to the end."""
