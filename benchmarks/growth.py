@@ -83,7 +83,6 @@ class Measured:
 def build(point: Point) -> tuple[TintForCausalLM, Peer]:
     model = shapes.opt_like(point.width)
     sim = tintc.compile(model, n_steps=point.n_steps, n_update_layers=point.layers, inner_lr=RATE)
-    sim.release()
     return sim, Peer(model, sim.program, RATE)
 
 

@@ -73,7 +73,7 @@ def edited(sim: TintForCausalLM, program: Program) -> TintForCausalLM:
         other = TintForCausalLM(config)
     kept = other.state_dict()
     other.load_state_dict({k: v for k, v in sim.state_dict().items() if k in kept}, strict=True, assign=True)
-    other.bind()
+    other.zero_absent_terms()
     other.trust()
     return other.eval()
 

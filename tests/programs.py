@@ -150,7 +150,7 @@ def build(
     with torch.device("meta"):
         sim = TintForCausalLM(config)
     sim.load_state_dict(dict(emit(program, tensors, lr, dtype)), strict=True, assign=True)
-    sim.bind()
+    sim.zero_absent_terms()
     sim.executor = "literal"
     return sim.eval()
 

@@ -217,9 +217,9 @@ def assemble(
     state = dict(emit(program, auxiliary.tensors, options.inner_lr, dtype))
     config.digests["structure"] = structure_digest(state.items())
     sim.load_state_dict(state, strict=True, assign=True)
-    sim.bind()
+    sim.zero_absent_terms()
     config.dtype = dtype
-    sim.settle()
+    sim.trust()
     sim.tokenizer = source.tokenizer
     return sim.eval()
 

@@ -29,7 +29,11 @@ def definition(m: TintAttention, e: Tensor, positions: Tensor, mask: Tensor) -> 
             part = slice(h * width, (h + 1) * width)
             q, k, v = (
                 w(e)[b, :, part] + lam[h] * p.T[positions[b]]
-                for w, lam, p in ((m.w_q, m.lam_q, m.p_q), (m.w_k, m.lam_k, m.p_k), (m.w_v, m.lam_v, m.p_v))
+                for w, lam, p in (
+                    (m.w_q, m.lam_q, m.position_matrix("q")),
+                    (m.w_k, m.lam_k, m.position_matrix("k")),
+                    (m.w_v, m.lam_v, m.position_matrix("v")),
+                )
             )
             if m.kind == "linear":
                 a = (q @ k.T) * mask[b]
@@ -100,7 +104,7 @@ def test_rotation_by_token_positions(sim: TintForCausalLM) -> None:
     layout = sim.layout
     e, positions = randn(1, layout.sim_seq_len, layout.d_sim), torch.arange(layout.sim_seq_len)[None]
     for module in sim.modules():
-        if isinstance(module, TintAttention) and module.inv_freq is not None:
+        if isinstance(module, TintAttention) and module.vector("inv_freq") is not None:
             randomise(module)
             with torch.no_grad():
                 plain, same = module(e, positions), module(e, positions, None, torch.full_like(positions, 7))

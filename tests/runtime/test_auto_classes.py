@@ -86,7 +86,7 @@ def test_options_of_from_pretrained(stored: Path, options: dict[str, Any], dtype
     assert isinstance(sim, tintc.TintForCausalLM) and not sim.training
     if "device_map" not in options or not torch.cuda.is_available():
         assert logits(sim).dtype == dtype == sim.dtype
-        assert sim.last_executor == "fused" and not sim._held
+        assert sim.last_executor == "fused"
 
 
 @pytest.mark.parametrize(

@@ -85,7 +85,7 @@ def test_an_edit_changes_both_alike(auxiliary: Imported, edit: str) -> None:
     edited = TintForCausalLM(type(sim.config)(**(sim.config.to_dict() | {"program": changed})))
     edited.executor = "literal"
     edited.load_state_dict(state, strict=edit != "drop", assign=True)
-    edited.bind()
+    edited.zero_absent_terms()
     interpreted, literal = both(changed, state, edited, ids)
     with torch.no_grad():
         out = sim(ids, return_before=True)

@@ -6,7 +6,6 @@ fp64, 1e-9 of the largest logit; fp32, 1e-4. The train mask is the prompt's thro
 from __future__ import annotations
 
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -293,13 +292,6 @@ def test_rows_of_a_cache() -> None:
         chosen = sim(ids[[2, 0], PROMPT:], past_key_values=past).logits
     assert worst(twice, wanted.repeat_interleave(2, 0)) < 1e-9
     assert worst(chosen, wanted[[2, 0]]) < 1e-9
-
-
-def test_generating_looks_at_no_structural_tensor(tmp_path: Path) -> None:
-    compiled("gpt2").save_pretrained(tmp_path / "sim")
-    sim = tintc.load(tmp_path / "sim")
-    assert sim.generate(token_ids(1, PROMPT), max_new_tokens=3, num_beams=2).shape[1] > PROMPT
-    assert not sim._held and sim.last_executor == "fused"
 
 
 def test_autograd_through_a_cache() -> None:

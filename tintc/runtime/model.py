@@ -40,12 +40,12 @@ from tintc.runtime.literal.blocks import PositionGate, Prefix, VocabularyMLP, bu
 from tintc.runtime.literal.machine import Machine, SimModule
 from tintc.runtime.loading import check_config, check_tensors, unreported
 from tintc.runtime.precision import in_its_own_dtype
-from tintc.runtime.refusals import Refusals
+from tintc.runtime.refusals import Refusals, refuse_float16
 from tintc.runtime.saving import SavedModel
 from tintc.runtime.state import AdaptedState
 from tintc.runtime.structural import check_executor
 from tintc.runtime.training import next_token_loss
-from tintc.runtime.tree import Container, owner, place_module, place_parameter
+from tintc.runtime.tree import Container, FullPrecision, owner, place_module, place_parameter, refer_to
 
 NOT_COMPILED = "a simulator is a program of its own, which its executors run; torch.compile leaves it as it is"
 HUB_ARGUMENTS = ("revision", "token", "cache_dir", "subfolder", "local_files_only", "force_download")
@@ -96,14 +96,15 @@ class TintForCausalLM(Observed, Refusals, SavedModel, TintGenerationMixin):
         self.update = "auto"
         self.plans: dict[Any, Plan] = {}
         self._build()
+        self._refer_to_shared()
         self._observe()
         self._start()
         self.post_init()
-        self.bind()
 
     def _build(self) -> None:
         """Modules and empty parameters, from the program alone."""
-        self.tables, self.prefixes, self.rates, self.rotary = (Container() for _ in range(4))
+        self.tables, self.prefixes = Container(), Container()
+        self.rates, self.rotary = FullPrecision(), FullPrecision()
         self.structure, self.sites = Container(), Container()
         self._blocks = blocks_of(self.program)
         for name, placed in self._blocks.items():
@@ -151,25 +152,25 @@ class TintForCausalLM(Observed, Refusals, SavedModel, TintGenerationMixin):
         sim, info = loaded
         check_tensors(path, info, edited=is_edited(text, config.digests))
         sim.zero_absent_terms()
-        sim.bind()
         sim.executor, sim._tokenizer_source = executor, (path, hub)
-        sim.settle(files_of(path, **hub))
+        sim.check_against(files_of(path, **hub))
         return (sim, info) if wants_info else sim
 
-    def bind(self) -> None:
+    def _refer_to_shared(self) -> None:
+        """Tell the blocks where the tensors are that they read and do not own."""
         for name, placed in self._blocks.items():
             module, spec = self._module(f"structure.{name}"), placed.block.spec
             if isinstance(module, TintAttention) and isinstance(spec, AttentionSpec):
-                positions = {x: self._parameter(f"structure.{matrix}") for x, matrix in placed.positions.items()}
-                vectors = {key: self._parameter(f"rotary.{name}") for key, name in spec.vectors.items()}
-                module.refer(positions, vectors)
-                if any(buffer.is_meta for buffer in module.buffers(recurse=False)):
-                    self._init_weights(module)
-            if isinstance(module, VocabularyMLP) and isinstance(spec, VocabularySpec):
-                module.refer(self.table(spec.head), self.table(spec.bias) if spec.bias else None)
+                shared = {f"p_{letter}": f"structure.{matrix}" for letter, matrix in placed.positions.items()}
+                shared |= {key: f"rotary.{vector}" for key, vector in spec.vectors.items()}
+            elif isinstance(module, VocabularyMLP) and isinstance(spec, VocabularySpec):
+                shared = {"head": f"tables.{spec.head}"} | ({"bias": f"tables.{spec.bias}"} if spec.bias else {})
+            else:
+                continue
+            module.references = {key: refer_to(self, tensor) for key, tensor in shared.items()}
 
     def zero_absent_terms(self) -> None:
-        """Zero the terms of the definition that the construction leaves out, which no file holds."""
+        """Zero the terms of the definition that the construction leaves out, which no file and no state dict holds."""
         for name in self._blocks:
             self._init_weights(self._module(f"structure.{name}"))
 
@@ -313,6 +314,7 @@ class TintForCausalLM(Observed, Refusals, SavedModel, TintGenerationMixin):
 
     def _check(self, inputs: Inputs, length: int = 0, ops: Iterable[Op] | None = None) -> None:
         """length: of the whole text, if these are only its last tokens; ops: those that will run, if not all."""
+        refuse_float16(self.dtype)
         if torch.finfo(self.dtype).eps / 2 > self.program.attributes.get("softmax_unit", 1.0):
             raise OptionError(
                 "The constants of this simulator's softmax heads are those of a longer floating type than "

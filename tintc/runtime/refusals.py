@@ -5,9 +5,21 @@ from __future__ import annotations
 from copy import deepcopy
 from typing import Any
 
+import torch
 from torch import nn
 
 from tintc.errors import ArtefactError, OptionError
+
+NO_FLOAT16 = (
+    "A simulator does not compute in float16, whose range small updates leave; use sim.to(torch.bfloat16), or keep "
+    "float32 (of Trainer's options, leave out fp16_full_eval)."
+)
+
+
+def refuse_float16(dtype: torch.dtype) -> None:
+    """Raise `OptionError` for a simulator that was cast to float16."""
+    if dtype == torch.float16:
+        raise OptionError(NO_FLOAT16)
 
 
 class NoModule(OptionError, NotImplementedError):
@@ -23,6 +35,10 @@ class Refusals:
             "A simulator has no module of input embeddings, so nothing can be hooked in there (neftune_noise_alpha, "
             "adapters); leave that out, and train sim.tables."
         )
+
+    def half(self, *_: Any) -> Any:
+        """Raise `OptionError`, before anything is cast."""
+        refuse_float16(torch.float16)
 
     def _check_and_adjust_attn_implementation(self, attn_implementation: str | None, *_: Any, **__: Any) -> str:
         """Called by transformers wherever one is asked for."""
@@ -42,4 +58,6 @@ class Refusals:
         kind: Any = type(self)
         made = memo[id(self)] = kind.__new__(kind)
         made.__setstate__(deepcopy(nn.Module.__getstate__(self), memo))
+        if self.has_own_structure():
+            made.trust()
         return made

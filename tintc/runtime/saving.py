@@ -14,6 +14,7 @@ from transformers import PreTrainedTokenizerBase
 from tintc.errors import ArtefactError, OptionError
 from tintc.ir.text import print_program
 from tintc.runtime.artefact import AUXILIARY_FILE, check_space, explained, read_tokenizer, write_texts
+from tintc.runtime.refusals import refuse_float16
 from tintc.runtime.staging import merged, staged
 from tintc.runtime.training import TrainableModel
 
@@ -52,7 +53,8 @@ class SavedModel(TrainableModel):
         the end and together with the rest; other files stay. Raises `ArtefactError`, and changes nothing, if the path
         is a file or the disk will not take it.
         """
-        held, own, folder = self._held, self.own_digest(), Path(save_directory)
+        refuse_float16(self.dtype)
+        own, folder = self.own_digest(), Path(save_directory)
         if folder.exists() and not folder.is_dir():
             raise ArtefactError(f"{folder} is a file; choose another output folder.")
         hub: dict[str, Any] = {"repo_id": folder.name, "token": kwargs.get("token")}
@@ -66,8 +68,6 @@ class SavedModel(TrainableModel):
             super().save_pretrained(place, is_main_process, *args, **kwargs)
             if is_main_process:
                 write_texts(place, self.config, print_program(self.program), tokenizer, edited=own is None)
-        if not held:
-            self.release()
         if is_main_process and push_to_hub:
             upload(folder, **hub)
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -11,6 +9,7 @@ from torch import Tensor, nn
 from tintc.ir.functions import SCORE_VECTORS, alibi, masked_softmax, rotate, sink_softmax, soft_capped
 from tintc.ir.structure import AttentionSpec
 from tintc.runtime.literal.split import build_split
+from tintc.runtime.tree import Reference
 
 
 class TintAttention(nn.Module):
@@ -27,23 +26,20 @@ class TintAttention(nn.Module):
 
     ``w_q, w_k, w_v, w_o`` are split operations; ``p_q, p_k, p_v [d_h, T_sim]``, ``lam_q, lam_k, lam_v [H]``. Position
     matrices are the module's own, or shared by modules: these belong to the model's ``structure.positions`` and are
-    only referred to here (see `refer`). A term that the construction leaves out has zeros, which are not stored. Kind
-    "sink" has the sink's logits, ``sink [H]``; positions beyond the text, up to T_sim, have score and value 0 there,
-    because Theorem C.2 wants their number constant.
+    only referred to here, as are the vectors of scores (`references`). A term that the construction leaves out has
+    zeros, which are not stored. Kind "sink" has the sink's logits, ``sink [H]``; positions beyond the text, up to
+    T_sim, have score and value 0 there, because Theorem C.2 wants their number constant.
     """
 
     w_o: nn.Module
     sink: Tensor
-    inv_freq: Tensor | None
-    gain: Tensor | None
-    query_scale: Tensor | None
-    sinks: Tensor | None
 
     def __init__(self, spec: AttentionSpec, sim_seq_len: int):
         super().__init__()
         self.spec = spec
         self.n_heads, self.width, self.kind, self.transpose = spec.n_heads, spec.width, spec.kind, spec.transpose
         self.sim_seq_len = sim_seq_len
+        self.references: dict[str, Reference] = {}
         for letter in "qkvo":
             setattr(self, f"w_{letter}", build_split(getattr(spec, f"w_{letter}"), spec.n_heads * spec.width))
         for letter in "qkv":
@@ -55,13 +51,15 @@ class TintAttention(nn.Module):
         if spec.sink is not None:
             self.sink = nn.Parameter(torch.empty(spec.n_heads))
 
-    def refer(self, positions: Mapping[str, nn.Parameter | None], vectors: Mapping[str, nn.Parameter]) -> None:
-        """Point at the position matrices (by letter) and the vectors of scores that are not the module's own."""
-        for letter, matrix in positions.items():
-            if f"p_{letter}" not in self._parameters:
-                object.__setattr__(self, f"p_{letter}", matrix)
-        for key in SCORE_VECTORS:
-            object.__setattr__(self, key, vectors.get(key))
+    def position_matrix(self, letter: str) -> Tensor:
+        """Return ``p_q``, ``p_k`` or ``p_v [d_h, T_sim]``."""
+        shared = self.references.get(f"p_{letter}")
+        return getattr(self, f"p_{letter}") if shared is None else shared.tensor()
+
+    def vector(self, key: str) -> Tensor | None:
+        """Return a vector of the scores (one of `SCORE_VECTORS`); None if this attention has none."""
+        reference = self.references.get(key)
+        return None if reference is None else reference.tensor()
 
     def forward(
         self,
@@ -79,12 +77,13 @@ class TintAttention(nn.Module):
         keep: receives the scores ``[B, H, T_sim, T_sim]`` that weigh the values.
         """
         q, k, v = (self._heads(letter, e, positions) for letter in "qkv")
-        if token_positions is not None and self.inv_freq is not None:
-            q = rotate(q, token_positions, self.inv_freq, self.spec.rotary_style)
-            k = rotate(k, token_positions, self.inv_freq, self.spec.rotary_style)
-        q = q if self.gain is None else q * self.gain.to(q.dtype)
-        if token_positions is not None and self.query_scale is not None:
-            q = q * self.query_scale[token_positions].to(q.dtype)[:, None, :, None]
+        inv_freq, gain, query_scale, sinks = (self.vector(key) for key in SCORE_VECTORS)
+        if token_positions is not None and inv_freq is not None:
+            q = rotate(q, token_positions, inv_freq, self.spec.rotary_style)
+            k = rotate(k, token_positions, inv_freq, self.spec.rotary_style)
+        q = q if gain is None else q * gain.to(q.dtype)
+        if token_positions is not None and query_scale is not None:
+            q = q * query_scale[token_positions].to(q.dtype)[:, None, :, None]
         scores = q @ k.transpose(-1, -2)
         if self.kind == "softmax":
             scores = soft_capped(scores, self.spec.soft_cap)
@@ -92,7 +91,7 @@ class TintAttention(nn.Module):
                 slopes = (*self.spec.slopes, *[0.0] * (self.n_heads - len(self.spec.slopes)))
                 scores = scores + alibi(slopes, token_positions, token_positions, scores)
             allowed = torch.ones_like(scores, dtype=torch.bool) if mask is None else (mask != 0)[:, None]
-            sinks = None if self.sinks is None else F.pad(self.sinks, (0, self.n_heads - len(self.sinks)))
+            sinks = None if sinks is None else F.pad(sinks, (0, self.n_heads - len(sinks)))
             scores = masked_softmax(scores, allowed, sinks)
         elif mask is not None:
             scores = scores * mask[:, None].to(scores.dtype)
@@ -106,8 +105,8 @@ class TintAttention(nn.Module):
     def _heads(self, letter: str, e: Tensor, positions: Tensor) -> Tensor:
         """``[B, H, T_sim, width]``: the split operation's part and the position's part."""
         heads = getattr(self, f"w_{letter}")(e).unflatten(-1, (self.n_heads, self.width)).transpose(1, 2)
-        lam, matrix = getattr(self, f"lam_{letter}"), getattr(self, f"p_{letter}")
-        at_positions = matrix.to(e.dtype)[:, positions].permute(1, 2, 0)
+        lam = getattr(self, f"lam_{letter}")
+        at_positions = self.position_matrix(letter).to(e.dtype)[:, positions].permute(1, 2, 0)
         return heads + lam.to(e.dtype)[:, None, None] * at_positions[:, None]
 
     def extra_repr(self) -> str:

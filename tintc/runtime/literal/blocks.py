@@ -22,6 +22,7 @@ from tintc.ir.structure import (
 )
 from tintc.runtime.literal.attention import TintAttention
 from tintc.runtime.literal.split import build_split
+from tintc.runtime.tree import Reference
 
 
 class GroupNorm(nn.Module):
@@ -95,21 +96,16 @@ class VocabularyMLP(nn.Module):
     The head ``E [V, D]`` belongs to the model's tables and is only referred to: the one table is both matrices.
     """
 
-    head: Tensor
-    bias: Tensor | None
-
     def __init__(self, spec: VocabularySpec, layout: Layout):
         super().__init__()
         self.spec, self.layout = spec, layout
-
-    def refer(self, head: nn.Parameter, bias: nn.Parameter | None) -> None:
-        object.__setattr__(self, "head", head)
-        object.__setattr__(self, "bias", bias)
+        self.references: dict[str, Reference] = {}
 
     def forward(self, e: Tensor) -> Tensor:
         """``e [B, T_sim, D_sim]``."""
         x = e[:, self.layout.n_prefixes :, : self.spec.width]
-        head, bias = self.head.to(e.dtype), None if self.bias is None else self.bias.to(e.dtype)
+        head = self.references["head"].tensor().to(e.dtype)
+        bias = self.references["bias"].tensor().to(e.dtype) if "bias" in self.references else None
         y = hidden(self.spec.loss, F.linear(x, head, bias), self.spec.logit_map) @ head
         return F.pad(y, (0, self.layout.d_sim - self.spec.width, self.layout.n_prefixes, 0))
 
