@@ -59,8 +59,8 @@ def compile_(
     max_length: MaxLength = None,
     fd_step: Annotated[float | None, typer.Option(help="Step of the finite differences (default: 0.001).")] = None,
     difference: Annotated[
-        Literal["fixed", "calibrated", "token"] | None,
-        typer.Option(help="How it is chosen: one, one per module, or per token (default: token; paper-code: fixed)."),
+        Literal["fixed", "token"] | None,
+        typer.Option(help="How it is chosen: one, or per token (default: token; paper-code: fixed)."),
     ] = None,
     reuse: Reuse = "layer",
     gate_scale: Annotated[float, typer.Option(help="Pre-activation of open position gates (the paper's: 10).")] = 64.0,
@@ -71,8 +71,7 @@ def compile_(
         Literal["linear", "softmax"], typer.Option(help="Heads of the linear modules; softmax runs literally only.")
     ] = "linear",
     calibration_text: Annotated[
-        Path | None,
-        typer.Option(help="A UTF-8 file to calibrate steps or softmax heads on (default: a built-in one)."),
+        Path | None, typer.Option(help="A UTF-8 file to calibrate softmax heads on (default: a built-in one).")
     ] = None,
     max_shard_size: Annotated[str, typer.Option(help="Largest weight file, such as 500MB.")] = "5GB",
     force: Annotated[bool, typer.Option("--force", help="Replace an existing simulator, in one step.")] = False,

@@ -33,6 +33,12 @@ def command(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) 
     return make_command(monkeypatch, capfd)
 
 
+def change_program(folder: Path, old: str, new: str) -> None:
+    text = (folder / "program.tint").read_text()
+    assert old in text
+    (folder / "program.tint").write_text(text.replace(old, new))
+
+
 DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
     "tensors missing": (lambda folder: change_weights(folder, lambda w: w.popitem()), "it lacks 1 tensor ("),
     "tensors unknown": (
@@ -48,6 +54,14 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
     "newer": (lambda folder: change_config(folder, format_version=FORMAT_VERSION + 1), "by a newer tintc (format 2;"),
     "other steps": (lambda folder: change_config(folder, n_steps=7), "says n_steps 7 and its program 1; put 1 back"),
     "another rate": (lambda folder: change_config(folder, inner_lr=0.5), "was changed in one of inner_lr, "),
+    "steps once calibrated": (
+        lambda folder: change_config(folder, fd_scheme="calibrated"),
+        "was compiled with fd_scheme 'calibrated', which this version of tintc does not have; compile the model again",
+    ),
+    "steps once calibrated, in the program": (
+        lambda folder: change_program(folder, 'scheme="token"', 'scheme="calibrated"'),
+        "unknown finite-difference scheme 'calibrated'. Undo what was edited, or compile the model again.",
+    ),
     "program cut": (
         lambda folder: (folder / "program.tint").write_text((folder / "program.tint").read_text()[:900]),
         "sim/program.tint is damaged. Program text, line ",

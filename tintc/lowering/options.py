@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 
 from tintc.errors import OptionError
 from tintc.ir.auxiliary.interpreter import DESCENDS, GROUPS
@@ -29,10 +28,9 @@ class Options:
     differences, relative in ``exact`` and absolute in ``paper-code``; stack, shards: S and S' (None: chosen);
     head_width, heads: d_h and H_sim (None: the least that will do); max_length: longest text in tokens (None: the
     model's, at most 2048); reuse: which modules share structural tensors, ``none``, ``step`` or ``layer`` (all);
-    gate_scale: pre-activation of open position gates; fd_scheme: of the finite differences, ``fixed``, ``calibrated``
-    or ``token`` (None: what the semantics prescribes); fd_steps: for ``calibrated``, the step of each norm, activation
-    and gate, by the name of the auxiliary's value (`tintc.lowering.calibrate`); linear_attention: ``linear``, or
-    ``softmax`` for heads of softmax attention in its place (Theorem C.2).
+    gate_scale: pre-activation of open position gates; fd_scheme: of the finite differences, ``fixed`` or ``token``
+    (None: what the semantics prescribes); linear_attention: ``linear``, or ``softmax`` for heads of softmax attention
+    in its place (Theorem C.2).
     """
 
     n_steps: int = 1
@@ -51,7 +49,6 @@ class Options:
     reuse: str = "layer"
     gate_scale: float = SATURATED
     fd_scheme: str | None = None
-    fd_steps: Mapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         counts = {
@@ -101,22 +98,12 @@ class Options:
         prescribed = "token" if self.semantics == "exact" else "fixed"
         return FiniteDifference(self.fd_scheme or prescribed, self.fd_step)
 
-    def difference_at(self, name: str) -> FiniteDifference:
-        """The finite difference of the module that simulates the auxiliary's value of this name."""
-        difference = self.difference
-        return replace(difference, eps=self.fd_steps[name]) if difference.scheme == "calibrated" else difference
-
-    @property
-    def calibrates(self) -> bool:
-        """Whether anything is taken from a calibration text."""
-        return self.fd_scheme == "calibrated" or self.linear_attention == "softmax"
-
     def check_calibration(self, given: bool) -> None:
         """Raises `OptionError` for a calibration text of which nothing is made."""
-        if given and not self.calibrates:
+        if given and self.linear_attention != "softmax":
             raise OptionError(
-                "A calibration text is for differences that are calibrated (--difference calibrated) and for softmax "
-                "heads (--linear-attention softmax); choose one, or leave the text out."
+                "A calibration text is for softmax heads (--linear-attention softmax); choose them, or leave the text "
+                "out."
             )
 
     def update_layers(self, n_layers: int) -> int:

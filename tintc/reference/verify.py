@@ -27,9 +27,7 @@ from tintc.errors import InputError
 from tintc.frontend.capture import capture
 from tintc.frontend.graph import CapturedGraph
 from tintc.frontend.load import AuxiliarySource
-from tintc.ir import simulator
 from tintc.ir.auxiliary.interpreter import view
-from tintc.ir.core import Program
 from tintc.ir.inputs import resolve_inputs
 from tintc.ir.structure import is_saturated
 from tintc.lowering.emit import gate_scale_of
@@ -186,18 +184,9 @@ def reference_dtype(source: AuxiliarySource) -> torch.dtype:
 
 
 def _approximations(sim: TintForCausalLM) -> Approximations:
-    difference = Difference(sim.config.fd_scheme, sim.config.fd_step, calibrated_steps(sim.program))
+    difference = Difference(sim.config.fd_scheme, sim.config.fd_step)
     groups = frozenset(sim.config.descend.split(","))
     return replace(Approximations.of(sim.config.semantics), norms=difference, activations=difference, groups=groups)
-
-
-def calibrated_steps(program: Program) -> dict[str, float]:
-    """Steps of the scheme ``calibrated`` that a simulator's program records, by what each module simulates."""
-    found = {}
-    for op in program.ops:
-        if isinstance(op, simulator.NormBackward | simulator.ActivationBackward | simulator.GateBackward):
-            found |= {op.origin: op.fd_step} if op.scheme == "calibrated" else {}
-    return found
 
 
 def _tuned(

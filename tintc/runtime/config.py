@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from transformers import PretrainedConfig
 
 from tintc.errors import ArtefactError
 from tintc.hub import MODEL_TYPE
+from tintc.ir.functions import SCHEMES
 from tintc.ir.structure import SATURATED
 from tintc.lowering.options import DEFAULT_DESCEND, DEFAULT_FD_STEP
 
 FORMAT_VERSION = 1
+CHOICES = {"fd_scheme": SCHEMES}
+"""What fields may say; earlier versions of tintc had more choices."""
 
 
 def check_format(version: Any, what: str) -> None:
@@ -21,6 +25,16 @@ def check_format(version: Any, what: str) -> None:
             f"{what} was written by a newer tintc (format {version}; this one reads up to {FORMAT_VERSION}); update "
             "tintc."
         )
+
+
+def check_choices(config: Mapping[str, Any], what: str) -> None:
+    """Raise `ArtefactError` for a simulator that was compiled with what this version of tintc does not do."""
+    for name, choices in CHOICES.items():
+        if config.get(name, choices[0]) not in choices:
+            raise ArtefactError(
+                f"{what} was compiled with {name} {config[name]!r}, which this version of tintc does not have; compile "
+                "the model again."
+            )
 
 
 class TintConfig(PretrainedConfig):
@@ -69,6 +83,7 @@ class TintConfig(PretrainedConfig):
         **kwargs: Any,
     ):
         check_format(format_version, "The configuration")
+        check_choices({"fd_scheme": fd_scheme}, "The simulator")
         self.program: str | None = kwargs.pop("program", None)
         self.auxiliary: str | None = kwargs.pop("auxiliary", None)
         self.vocab_size = vocab_size
