@@ -63,7 +63,6 @@ def compile_(
         typer.Option(help="How it is chosen: one, or per token (default: token; paper-code: fixed)."),
     ] = None,
     reuse: Reuse = "layer",
-    gate_scale: Annotated[float, typer.Option(help="Pre-activation of open position gates (the paper's: 10).")] = 64.0,
     dtype: Annotated[
         Literal["float32", "bfloat16", "float64"] | None, typer.Option(help="Stored type (default: the model's).")
     ] = None,
@@ -95,7 +94,6 @@ def compile_(
         "fd_step": fd_step,
         "fd_scheme": difference,
         "reuse": reuse,
-        "gate_scale": gate_scale,
         "dtype": dtype,
         "linear_attention": linear_attention,
     }

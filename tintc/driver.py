@@ -18,7 +18,6 @@ from tintc.frontend.importer import import_graph
 from tintc.frontend.load import AuxiliarySource, load_auxiliary
 from tintc.frontend.sample import sample
 from tintc.ir.core import Program
-from tintc.ir.structure import SATURATED
 from tintc.ir.text import print_program
 from tintc.lowering.allocate_slots import allocate_slots
 from tintc.lowering.canonicalise import canonicalise
@@ -59,7 +58,6 @@ def compile(
     fd_step: float | None = None,
     fd_scheme: str | None = None,
     reuse: str = "layer",
-    gate_scale: float = SATURATED,
     dtype: torch.dtype | str | None = None,
     linear_attention: str = "linear",
     calibration: str | Tensor | None = None,
@@ -78,10 +76,9 @@ def compile(
     the model's, at most 2048); fd_step: step of the finite differences (None: 1e-3); fd_scheme: how it is chosen,
     ``fixed`` or ``token`` (None: token in ``exact``); reuse: which modules share structural tensors,
     ``layer`` (those of all layers, so that they are stored once), ``step`` (those of one layer in all steps) or
-    ``none``; gate_scale: pre-activation of open position gates (the paper's is 10; by default they are exactly 0 and 1,
-    and short of that a simulator runs literally alone); dtype: of the simulator (None: the model's); linear_attention:
-    ``linear``, or ``softmax``: every linear head as two softmax heads and a sink; calibration: a text or token ids
-    ``[T]`` from which the constants of softmax heads are taken (None: a built-in text).
+    ``none``; dtype: of the simulator (None: the model's); linear_attention: ``linear``, or ``softmax``: every linear
+    head as two softmax heads and a sink; calibration: a text or token ids ``[T]`` from which the constants of softmax
+    heads are taken (None: a built-in text).
 
     output: a folder to write the simulator to, tensor by tensor and in one atomic step, instead of building it in
     memory; what is returned is loaded from it and lies in its mapped files. max_shard_size: of the files there; force:
@@ -106,7 +103,6 @@ def compile(
         fd_step=DEFAULT_FD_STEP if fd_step is None else fd_step,
         fd_scheme=fd_scheme,
         reuse=reuse,
-        gate_scale=gate_scale,
         linear_attention=linear_attention,
     )
     return _compile(model_or_path, options, dtype, calibration, output, max_shard_size, force)

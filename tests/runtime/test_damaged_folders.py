@@ -62,6 +62,14 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda folder: change_program(folder, 'scheme="token"', 'scheme="calibrated"'),
         "unknown finite-difference scheme 'calibrated'. Undo what was edited, or compile the model again.",
     ),
+    "gates once short of 1": (
+        lambda folder: change_config(folder, gate_scale=10.0),
+        "was compiled with gate_scale 10.0, which this version of tintc does not have; compile the model again",
+    ),
+    "gates once short of 1, in the program": (
+        lambda folder: change_program(folder, "semantics=", "gate_scale=10.0, semantics="),
+        "has the attribute 'gate_scale', which this version of tintc does not have; compile the model again",
+    ),
     "program cut": (
         lambda folder: (folder / "program.tint").write_text((folder / "program.tint").read_text()[:900]),
         "sim/program.tint is damaged. Program text, line ",
@@ -103,6 +111,15 @@ def test_a_folder_of_another_type(command: Command, stored: Path) -> None:
     found = command("run", other, "--text", STORY)
     assert found.code == 2 and "not a compiled simulator" in found.err
     assert not isinstance(AutoModelForCausalLM.from_pretrained(other), tintc.TintForCausalLM)
+
+
+def test_a_folder_of_an_earlier_version(folder: Path) -> None:
+    """Options that have gone since, at what they are now: it loads, and what is saved of it does not name them."""
+    change_config(folder, gate_scale=64.0)
+    for read in (tintc.load, AutoModelForCausalLM.from_pretrained):
+        sim = read(folder)
+        assert "gate_scale" not in sim.config.to_dict()
+        assert sim(torch.arange(1, 5)[None]).logits.isfinite().all()
 
 
 def test_a_newer_configuration_alone(folder: Path) -> None:

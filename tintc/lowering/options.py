@@ -9,7 +9,6 @@ from tintc.errors import OptionError
 from tintc.ir.auxiliary.interpreter import DESCENDS, GROUPS
 from tintc.ir.functions import SCHEMES, FiniteDifference
 from tintc.ir.losses import LOSSES
-from tintc.ir.structure import SATURATED
 
 SEMANTICS = ("exact", "paper-code")
 LINEAR_ATTENTION = ("linear", "softmax")
@@ -28,9 +27,8 @@ class Options:
     differences, relative in ``exact`` and absolute in ``paper-code``; stack, shards: S and S' (None: chosen);
     head_width, heads: d_h and H_sim (None: the least that will do); max_length: longest text in tokens (None: the
     model's, at most 2048); reuse: which modules share structural tensors, ``none``, ``step`` or ``layer`` (all);
-    gate_scale: pre-activation of open position gates; fd_scheme: of the finite differences, ``fixed`` or ``token``
-    (None: what the semantics prescribes); linear_attention: ``linear``, or ``softmax`` for heads of softmax attention
-    in its place (Theorem C.2).
+    fd_scheme: of the finite differences, ``fixed`` or ``token`` (None: what the semantics prescribes);
+    linear_attention: ``linear``, or ``softmax`` for heads of softmax attention in its place (Theorem C.2).
     """
 
     n_steps: int = 1
@@ -47,7 +45,6 @@ class Options:
     fd_step: float = DEFAULT_FD_STEP
     linear_attention: str = "linear"
     reuse: str = "layer"
-    gate_scale: float = SATURATED
     fd_scheme: str | None = None
 
     def __post_init__(self) -> None:
@@ -72,8 +69,6 @@ class Options:
         if self.linear_attention not in LINEAR_ATTENTION:
             kinds = ", ".join(LINEAR_ATTENTION)
             raise OptionError(f"The linear attention {self.linear_attention!r} is unknown; choose one of {kinds}.")
-        if not (math.isfinite(self.gate_scale) and self.gate_scale > 0):
-            raise OptionError(f"The gate scale is {self.gate_scale}; it must be a finite number above zero.")
         if self.reuse not in REUSE:
             raise OptionError(f"The reuse {self.reuse!r} is unknown; choose one of {', '.join(REUSE)}.")
         if not (math.isfinite(self.inner_lr) and self.inner_lr >= 0):

@@ -69,9 +69,7 @@ class _FirstOrder(torch.autograd.Function):
     symmetric."""
 
     @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, f: Callable[[Tensor], Tensor], difference: Difference, is_norm: bool
-    ) -> Tensor:
+    def forward(ctx: Any, x: Tensor, f: Callable[[Tensor], Tensor], difference: Difference, is_norm: bool) -> Tensor:
         ctx.save_for_backward(x)
         ctx.f, ctx.difference, ctx.is_norm = f, difference, is_norm
         return f(x)

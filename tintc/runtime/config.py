@@ -14,7 +14,7 @@ from tintc.ir.structure import SATURATED
 from tintc.lowering.options import DEFAULT_DESCEND, DEFAULT_FD_STEP
 
 FORMAT_VERSION = 1
-CHOICES = {"fd_scheme": SCHEMES}
+CHOICES = {"fd_scheme": SCHEMES, "gate_scale": (SATURATED,)}
 """What fields may say; earlier versions of tintc had more choices."""
 
 
@@ -44,9 +44,9 @@ class TintConfig(PretrainedConfig):
     and the longest text the simulator was compiled for. d_sim, n_sim_heads, n_prefixes, stack, shards: the simulator's
     own (spec, section 3). n_steps, n_update_layers, inner_lr, loss, descend, semantics, fd_scheme, fd_step: options of
     the simulated descent (descend: groups of parameters, with commas between); reuse: which modules share structural
-    tensors; gate_scale: pre-activation of open position gates; linear_attention: ``linear``, or ``softmax`` for softmax
-    heads in its place; train_fraction: share of a text that is trained on when no mask is given. provenance: what was
-    compiled, and with what; digests: sha256 of the structural tensors and of the program, as the compiler wrote them.
+    tensors; linear_attention: ``linear``, or ``softmax`` for softmax heads in its place; train_fraction: share of a
+    text that is trained on when no mask is given. provenance: what was compiled, and with what; digests: sha256 of the
+    structural tensors and of the program, as the compiler wrote them.
 
     `program` is the simulator's program as text, `auxiliary` the auxiliary's it was made from. They are stored beside
     the configuration (``program.tint``, ``auxiliary.tint``), not in it.
@@ -75,7 +75,6 @@ class TintConfig(PretrainedConfig):
         fd_step: float = DEFAULT_FD_STEP,
         linear_attention: str = "linear",
         reuse: str = "layer",
-        gate_scale: float = SATURATED,
         train_fraction: float = 0.5,
         provenance: dict[str, Any] | None = None,
         digests: dict[str, str] | None = None,
@@ -83,7 +82,8 @@ class TintConfig(PretrainedConfig):
         **kwargs: Any,
     ):
         check_format(format_version, "The configuration")
-        check_choices({"fd_scheme": fd_scheme}, "The simulator")
+        check_choices({"fd_scheme": fd_scheme, **kwargs}, "The simulator")
+        kwargs.pop("gate_scale", None)  # written by earlier versions
         self.program: str | None = kwargs.pop("program", None)
         self.auxiliary: str | None = kwargs.pop("auxiliary", None)
         self.vocab_size = vocab_size
@@ -105,7 +105,6 @@ class TintConfig(PretrainedConfig):
         self.fd_step = fd_step
         self.linear_attention = linear_attention
         self.reuse = reuse
-        self.gate_scale = gate_scale
         self.train_fraction = train_fraction
         self.provenance = provenance or {}
         self.digests = digests or {}

@@ -9,8 +9,6 @@ while they are known to be the compiler's own:
 - Once somebody has looked they can be edited, so they are hashed again before every fused run. Where they could be
   trained as well (autograd records, and they require gradients), only literal execution gives them theirs.
 - They can be set apart (`TrainableModel.trainable`): then walking over the model does not count as looking at them.
-- Gates whose pre-activation leaves them short of 1 (option gate scale) are literal execution's alone: the program's
-  meaning, which the interpreters and fused execution compute, has gates of 0 and 1.
 """
 
 from __future__ import annotations
@@ -28,8 +26,7 @@ from transformers import PreTrainedModel
 from tintc.errors import ArtefactError, OptionError
 from tintc.ir.core import Program
 from tintc.ir.simulator import SimOp
-from tintc.ir.structure import is_saturated
-from tintc.lowering.emit import contiguous, gate_scale_of, stored_dtype, structure_specs
+from tintc.lowering.emit import contiguous, stored_dtype, structure_specs
 from tintc.runtime.artefact import as_dtype, structure_digest
 from tintc.runtime.config import TintConfig
 from tintc.runtime.tree import owner
@@ -184,9 +181,6 @@ class StructuralModel(PreTrainedModel):
             return f"{name or 'the simulator itself'} carries a hook, or another forward"
         if self._held and not self._is_own():
             return "the structural tensors are not those the compiler emitted"
-        scale = gate_scale_of(self.program)
-        if not is_saturated(scale, self.dtype):
-            return f"its position gates, of pre-activation {scale:g}, are not exactly 1"
         return None
 
     def _choose_executor(self) -> str:
