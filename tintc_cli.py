@@ -34,8 +34,7 @@ HeadWidth = Annotated[int | None, typer.Option(help="Width of a head (default: t
 Heads = Annotated[int | None, typer.Option(help="Heads of an embedding (default: the least that will do).")]
 MaxLength = Annotated[int | None, typer.Option(help="Longest text (default: the model's, at most 2048).")]
 Reuse = Annotated[
-    Literal["none", "step", "layer"],
-    typer.Option(help="Which modules share structural tensors: none, one layer's in all steps, or all layers'."),
+    Literal["none", "layer"], typer.Option(help="Which modules share structural tensors: none, or all layers'.")
 ]
 Executor = Annotated[
     Literal["auto", "fused", "literal"], typer.Option(help="How it is executed (auto: fused where that is exact).")

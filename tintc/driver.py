@@ -74,11 +74,10 @@ def compile(
     implementation); stack, shards: weight rows per prefix and parts of a row (None: the cheapest); head_width, heads:
     width and number of the simulator's heads (None: the least that will do); max_length: longest text in tokens (None:
     the model's, at most 2048); fd_step: step of the finite differences (None: 1e-3); fd_scheme: how it is chosen,
-    ``fixed`` or ``token`` (None: token in ``exact``); reuse: which modules share structural tensors,
-    ``layer`` (those of all layers, so that they are stored once), ``step`` (those of one layer in all steps) or
-    ``none``; dtype: of the simulator (None: the model's); linear_attention: ``linear``, or ``softmax``: every linear
-    head as two softmax heads and a sink; calibration: a text or token ids ``[T]`` from which the constants of softmax
-    heads are taken (None: a built-in text).
+    ``fixed`` or ``token`` (None: token in ``exact``); reuse: which modules share structural tensors, ``layer`` (those
+    of all layers, so that they are stored once) or ``none``; dtype: of the simulator (None: the model's);
+    linear_attention: ``linear``, or ``softmax``: every linear head as two softmax heads and a sink; calibration: a text
+    or token ids ``[T]`` from which the constants of softmax heads are taken (None: a built-in text).
 
     output: a folder to write the simulator to, tensor by tensor and in one atomic step, instead of building it in
     memory; what is returned is loaded from it and lies in its mapped files. max_shard_size: of the files there; force:

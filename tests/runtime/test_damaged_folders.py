@@ -70,6 +70,14 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda folder: change_program(folder, "semantics=", "gate_scale=10.0, semantics="),
         "has the attribute 'gate_scale', which this version of tintc does not have; compile the model again",
     ),
+    "tensors once shared by step": (
+        lambda folder: change_config(folder, reuse="step"),
+        "was compiled with reuse 'step', which this version of tintc does not have; compile the model again",
+    ),
+    "tensors once shared by step, in the program": (
+        lambda folder: change_program(folder, "semantics=", 'reuse="step", semantics='),
+        "'reuse' is 'step'; it must be one of none, layer. Compile the model again.",
+    ),
     "program cut": (
         lambda folder: (folder / "program.tint").write_text((folder / "program.tint").read_text()[:900]),
         "sim/program.tint is damaged. Program text, line ",

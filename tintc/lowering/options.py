@@ -12,7 +12,7 @@ from tintc.ir.losses import LOSSES
 
 SEMANTICS = ("exact", "paper-code")
 LINEAR_ATTENTION = ("linear", "softmax")
-REUSE = ("none", "step", "layer")
+REUSE = ("none", "layer")
 DEFAULT_FD_STEP = 1e-3
 DEFAULT_DESCEND = ",".join(group for group in GROUPS if group in DESCENDS)
 
@@ -26,7 +26,7 @@ class Options:
     updated, of `GROUPS`, with commas between; semantics ``exact`` or ``paper-code``; fd_step: step of the finite
     differences, relative in ``exact`` and absolute in ``paper-code``; stack, shards: S and S' (None: chosen);
     head_width, heads: d_h and H_sim (None: the least that will do); max_length: longest text in tokens (None: the
-    model's, at most 2048); reuse: which modules share structural tensors, ``none``, ``step`` or ``layer`` (all);
+    model's, at most 2048); reuse: which modules share structural tensors, ``none`` or ``layer`` (all);
     fd_scheme: of the finite differences, ``fixed`` or ``token`` (None: what the semantics prescribes);
     linear_attention: ``linear``, or ``softmax`` for heads of softmax attention in its place (Theorem C.2).
     """

@@ -11,10 +11,10 @@ from tintc.errors import ArtefactError
 from tintc.hub import MODEL_TYPE
 from tintc.ir.functions import SCHEMES
 from tintc.ir.structure import SATURATED
-from tintc.lowering.options import DEFAULT_DESCEND, DEFAULT_FD_STEP
+from tintc.lowering.options import DEFAULT_DESCEND, DEFAULT_FD_STEP, REUSE
 
 FORMAT_VERSION = 1
-CHOICES = {"fd_scheme": SCHEMES, "gate_scale": (SATURATED,)}
+CHOICES = {"fd_scheme": SCHEMES, "reuse": REUSE, "gate_scale": (SATURATED,)}
 """What fields may say; earlier versions of tintc had more choices."""
 
 
@@ -82,7 +82,7 @@ class TintConfig(PretrainedConfig):
         **kwargs: Any,
     ):
         check_format(format_version, "The configuration")
-        check_choices({"fd_scheme": fd_scheme, **kwargs}, "The simulator")
+        check_choices({"fd_scheme": fd_scheme, "reuse": reuse, **kwargs}, "The simulator")
         kwargs.pop("gate_scale", None)  # written by earlier versions
         self.program: str | None = kwargs.pop("program", None)
         self.auxiliary: str | None = kwargs.pop("auxiliary", None)
