@@ -17,11 +17,11 @@ from torch.utils.flop_counter import FlopCounterMode
 import tintc
 from tintc.ir.inputs import resolve_inputs
 from tintc.ir.simulator import AttentionBackward, LinearDescent, NormForward
-from tintc.reference.tiny import tiny_model
 from tintc.runtime.fused import UPDATES, FusedExecutor, make_plan
 from tintc.runtime.fused.batches import sizes_of
 from tintc.runtime.fused.parts import can_part, run_parts
 from tintc.runtime.model import TintForCausalLM
+from tools.sweep.tiny import tiny_model
 
 BOTH = ("logits_before", "logits")
 
