@@ -36,7 +36,7 @@ test-all: $(INSTALLED)
 
 # Every decoder type that transformers registers; writes docs/families.md and what `tintc families` prints.
 sweep: $(INSTALLED)
-	$(BIN)/python -m tintc.reference.sweep
+	$(BIN)/python -m tools.sweep.run
 
 bench: $(INSTALLED)
 	$(BIN)/python benchmarks/real_input.py

@@ -34,8 +34,7 @@ HeadWidth = Annotated[int | None, typer.Option(help="Width of a head (default: t
 Heads = Annotated[int | None, typer.Option(help="Heads of an embedding (default: the least that will do).")]
 MaxLength = Annotated[int | None, typer.Option(help="Longest text (default: the model's, at most 2048).")]
 Reuse = Annotated[
-    Literal["none", "step", "layer"],
-    typer.Option(help="Which modules share structural tensors: none, one layer's in all steps, or all layers'."),
+    Literal["none", "layer"], typer.Option(help="Which modules share structural tensors: none, or all layers'.")
 ]
 Executor = Annotated[
     Literal["auto", "fused", "literal"], typer.Option(help="How it is executed (auto: fused where that is exact).")
@@ -59,11 +58,10 @@ def compile_(
     max_length: MaxLength = None,
     fd_step: Annotated[float | None, typer.Option(help="Step of the finite differences (default: 0.001).")] = None,
     difference: Annotated[
-        Literal["fixed", "calibrated", "token"] | None,
-        typer.Option(help="How it is chosen: one, one per module, or per token (default: token; paper-code: fixed)."),
+        Literal["fixed", "token"] | None,
+        typer.Option(help="How it is chosen: one, or per token (default: token; paper-code: fixed)."),
     ] = None,
     reuse: Reuse = "layer",
-    gate_scale: Annotated[float, typer.Option(help="Pre-activation of open position gates (the paper's: 10).")] = 64.0,
     dtype: Annotated[
         Literal["float32", "bfloat16", "float64"] | None, typer.Option(help="Stored type (default: the model's).")
     ] = None,
@@ -71,8 +69,7 @@ def compile_(
         Literal["linear", "softmax"], typer.Option(help="Heads of the linear modules; softmax runs literally only.")
     ] = "linear",
     calibration_text: Annotated[
-        Path | None,
-        typer.Option(help="A UTF-8 file to calibrate steps or softmax heads on (default: a built-in one)."),
+        Path | None, typer.Option(help="A UTF-8 file to calibrate softmax heads on (default: a built-in one).")
     ] = None,
     max_shard_size: Annotated[str, typer.Option(help="Largest weight file, such as 500MB.")] = "5GB",
     force: Annotated[bool, typer.Option("--force", help="Replace an existing simulator, in one step.")] = False,
@@ -96,7 +93,6 @@ def compile_(
         "fd_step": fd_step,
         "fd_scheme": difference,
         "reuse": reuse,
-        "gate_scale": gate_scale,
         "dtype": dtype,
         "linear_attention": linear_attention,
     }

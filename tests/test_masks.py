@@ -18,8 +18,8 @@ from tintc.errors import InputError, OptionError
 from tintc.frontend.capture import capture
 from tintc.ir.inputs import resolve_inputs
 from tintc.reference import tune
-from tintc.reference.tiny import tiny_model
 from tintc.runtime.gradients import simulated_gradients
+from tools.sweep.tiny import tiny_model
 
 LENGTHS = st.lists(
     st.tuples(st.lists(st.integers(1, 6), min_size=1, max_size=4), st.integers(0, 4)), min_size=1, max_size=3

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from transformers import AutoConfig, PreTrainedModel
 
-from tintc.reference.tiny import TOKENS, random_model
+from tools.sweep.tiny import TOKENS, random_model
 
 
 def build(model_type: str, attention: str = "sdpa", seed: int = 0, **options: Any) -> PreTrainedModel:

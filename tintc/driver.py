@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
@@ -18,10 +18,8 @@ from tintc.frontend.importer import import_graph
 from tintc.frontend.load import AuxiliarySource, load_auxiliary
 from tintc.frontend.sample import sample
 from tintc.ir.core import Program
-from tintc.ir.structure import SATURATED
 from tintc.ir.text import print_program
 from tintc.lowering.allocate_slots import allocate_slots
-from tintc.lowering.calibrate import calibrate
 from tintc.lowering.canonicalise import canonicalise
 from tintc.lowering.differentiate import differentiate
 from tintc.lowering.eliminate_common import eliminate_common
@@ -60,7 +58,6 @@ def compile(
     fd_step: float | None = None,
     fd_scheme: str | None = None,
     reuse: str = "layer",
-    gate_scale: float = SATURATED,
     dtype: torch.dtype | str | None = None,
     linear_attention: str = "linear",
     calibration: str | Tensor | None = None,
@@ -77,12 +74,10 @@ def compile(
     implementation); stack, shards: weight rows per prefix and parts of a row (None: the cheapest); head_width, heads:
     width and number of the simulator's heads (None: the least that will do); max_length: longest text in tokens (None:
     the model's, at most 2048); fd_step: step of the finite differences (None: 1e-3); fd_scheme: how it is chosen,
-    ``fixed``, ``calibrated`` or ``token`` (None: token in ``exact``); reuse: which modules share structural tensors,
-    ``layer`` (those of all layers, so that they are stored once), ``step`` (those of one layer in all steps) or
-    ``none``; gate_scale: pre-activation of open position gates (the paper's is 10; by default they are exactly 0 and 1,
-    and short of that a simulator runs literally alone); dtype: of the simulator (None: the model's); linear_attention:
-    ``linear``, or ``softmax``: every linear head as two softmax heads and a sink; calibration: a text or token ids
-    ``[T]`` from which calibrated steps and the constants of softmax heads are taken (None: a built-in text).
+    ``fixed`` or ``token`` (None: token in ``exact``); reuse: which modules share structural tensors, ``layer`` (those
+    of all layers, so that they are stored once) or ``none``; dtype: of the simulator (None: the model's);
+    linear_attention: ``linear``, or ``softmax``: every linear head as two softmax heads and a sink; calibration: a text
+    or token ids ``[T]`` from which the constants of softmax heads are taken (None: a built-in text).
 
     output: a folder to write the simulator to, tensor by tensor and in one atomic step, instead of building it in
     memory; what is returned is loaded from it and lies in its mapped files. max_shard_size: of the files there; force:
@@ -107,7 +102,6 @@ def compile(
         fd_step=DEFAULT_FD_STEP if fd_step is None else fd_step,
         fd_scheme=fd_scheme,
         reuse=reuse,
-        gate_scale=gate_scale,
         linear_attention=linear_attention,
     )
     return _compile(model_or_path, options, dtype, calibration, output, max_shard_size, force)
@@ -132,7 +126,7 @@ def _compile(
     kind = kind or source.dtype
     if options.linear_attention == "softmax":
         check_precise(kind)
-    options, auxiliary, program = to_modules(source, options, kind, calibration)
+    auxiliary, program = to_modules(source, options, kind, calibration)
     if output is None:
         logger.info("emitting tensors")
         return assemble(program, auxiliary, source, options, kind)
@@ -152,25 +146,22 @@ class Auxiliary:
 
 def to_modules(
     source: AuxiliarySource, options: Options, dtype: torch.dtype, calibration: str | Tensor | None
-) -> tuple[Options, Auxiliary, Program]:
-    """The stages from a model to a simulator program, with the options that calibration has completed."""
+) -> tuple[Auxiliary, Program]:
+    """The stages from a model to a simulator program."""
     logger.info("capturing and importing its graph")
     auxiliary = import_auxiliary(source)
     tensors = source.weights.read_sparingly(auxiliary.tensors)
     logger.info("comparing its program with the model")
     with source.weights.sparing(source.model):
         check_agreement(source.provenance["source"], source.model, auxiliary.program, tensors, source.max_length)
-    ids = calibration_ids(source, calibration) if options.calibrates else None
-    if ids is not None and options.difference.scheme == "calibrated":
-        logger.info("calibrating the steps of differences")
-        options = replace(options, fd_steps=calibrate(auxiliary.program, tensors, ids, options))
+    ids = calibration_ids(source, calibration) if options.linear_attention == "softmax" else None
     logger.info("lowering to simulator modules")
     program = lower(auxiliary.program, options, source.max_length)
-    if ids is not None and options.linear_attention == "softmax":
+    if ids is not None:
         logger.info("calibrating softmax heads")
         program = soften(program, tensors, options.inner_lr, dtype, ids)
     source.weights.release()
-    return options, auxiliary, program
+    return auxiliary, program
 
 
 def import_auxiliary(source: AuxiliarySource) -> Auxiliary:

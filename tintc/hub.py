@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import re
 from typing import Any
 
 from huggingface_hub import file_exists, try_to_load_from_cache
-from huggingface_hub.errors import GatedRepoError
+from huggingface_hub.errors import GatedRepoError, HFValidationError
+from huggingface_hub.utils import validate_repo_id
 
 MODEL_TYPE = "tint"
 """What a simulator's configuration says it is one of."""
-HUB_ID = re.compile(r"[A-Za-z0-9][\w.\-]*(/[\w.\-]+)?$")
 
 
 def why_missing(
@@ -27,7 +26,9 @@ def why_missing(
     Keyword arguments are those of `from_pretrained`. Where the hub cannot be reached, transformers tries six times,
     for half a minute; this asks once, and not at all for what is in the cache.
     """
-    if not HUB_ID.match(name):
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
         return "no model on the hub can have that name"
     file = f"{subfolder}/config.json" if subfolder else "config.json"
     if isinstance(try_to_load_from_cache(name, file, cache_dir, revision), str):

@@ -18,7 +18,7 @@ from tintc.frontend.rules import default_rules
 from tintc.ir.text import print_program
 from tintc.lowering.canonicalise import canonicalise
 from tintc.lowering.roles import assign_roles
-from tintc.reference.tiny import tiny_config, tiny_model
+from tools.sweep.tiny import tiny_config, tiny_model
 
 TYPES = {"gemma": {}, "gpt2": {}, "granite": {"residual_multiplier": 0.2, "logits_scaling": 4.0}, "cohere": {}}
 

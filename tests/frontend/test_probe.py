@@ -15,7 +15,7 @@ from tintc.frontend.agreement import check_agreement
 from tintc.frontend.load import load_auxiliary
 from tintc.ir.auxiliary import Attention, Norm
 from tintc.ir.core import Program
-from tintc.reference.tiny import tiny_model
+from tools.sweep.tiny import tiny_model
 
 
 def broken(program: Program, kind: type, **attributes: float) -> Program:

@@ -10,7 +10,7 @@ from tintc.errors import ModelError, Reason, UnsupportedModelError, fold
 from tintc.folding import folded
 from tintc.frontend.capture import capture
 from tintc.frontend.importer import import_graph
-from tintc.reference.tiny import tiny_model
+from tools.sweep.tiny import tiny_model
 
 
 def test_every_place_is_listed_with_its_reason() -> None:

@@ -46,6 +46,17 @@ def test_shapes_are_known_without_computing_and_structure_does_not_grow_with_lay
     assert all(torch.equal(tensor, found[1][key]) for key, tensor in found[0].items())
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_gates_are_exactly_0_and_1(dtype: torch.dtype) -> None:
+    """As the interpreters take them to be (section 2.3), also where a shorter type's simulator computes in fp32."""
+    auxiliary, tensors = gpt_like()
+    state = dict(emit(driver.lower(auxiliary, Options(), 24), tensors, 0.1, dtype))
+    gates = [tensor for name, tensor in state.items() if name.startswith("structure.gates.")]
+    for kind in {dtype, torch.promote_types(dtype, torch.float32)}:
+        values = torch.cat(gates).to(kind).tanh()
+        assert set(values.tolist()) == {0.0, 1.0}
+
+
 def test_structure_does_not_depend_on_the_weights() -> None:
     states = []
     for seed in (0, 1):

@@ -10,12 +10,13 @@ from pathlib import Path
 import pytest
 from command import Command, make_command
 
-from tintc.reference.family import Outcome, check_family
-from tintc.reference.family_table import DATA, DOCUMENT, Data, read_data, shown_reasons, summary, to_data, to_markdown
-from tintc.reference.features import Features
-from tintc.reference.sweep import all_jobs
-from tintc.reference.tiny import registered_types, tiny_config
-from tintc.reference.variants import DENSE, DOZEN, VARIANTS
+from tintc.reference.family_table import DATA, Data, read_data, shown_reasons, summary
+from tools.sweep.family import Outcome, check_family
+from tools.sweep.features import Features
+from tools.sweep.page import DOCUMENT, to_data, to_markdown
+from tools.sweep.run import all_jobs
+from tools.sweep.tiny import registered_types, tiny_config
+from tools.sweep.variants import DENSE, DOZEN, VARIANTS
 
 ROOT = Path(__file__).parents[2]
 
@@ -33,7 +34,7 @@ def test_a_representative_dozen(model_type: str, variant: str) -> None:
 
 
 def test_a_check_that_fails_is_no_pass(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tintc.reference.family.EAGER", 1e-12)
+    monkeypatch.setattr("tools.sweep.family.EAGER", 1e-12)
     outcome = check_family("llama")
     assert (outcome.passed, outcome.stage) == (False, "logits") and "eager" in outcome.reasons[0]
 
@@ -107,7 +108,7 @@ def test_the_command_prints_the_table(command: Command, tmp_path: Path, monkeypa
 def test_the_sweep_runs_types_in_processes_of_their_own() -> None:
     """Two types, one of which is refused; no table is written."""
     before = DATA.stat().st_mtime_ns if DATA.exists() else None
-    command = [sys.executable, "-m", "tintc.reference.sweep", "--only", "gpt2", "mamba", "--fresh"]
+    command = [sys.executable, "-m", "tools.sweep.run", "--only", "gpt2", "mamba", "--fresh"]
     found = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=500)
     assert found.returncode == 0, found.stderr
     assert "gpt2 " in found.stdout and "Passed: 1 of 1 dense decoder types" in found.stdout

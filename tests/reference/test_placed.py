@@ -12,7 +12,7 @@ from tiny_models import relative, token_ids
 from tintc.frontend.capture import capture
 from tintc.reference.captured import run_nodes
 from tintc.reference.placed import masked_scores, moved_positions
-from tintc.reference.tiny import tiny_model
+from tools.sweep.tiny import tiny_model
 
 POSITIONS = torch.tensor([0, 1, 2, 0, 1, 2, 3, 7, 8, 9])
 

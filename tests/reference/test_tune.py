@@ -30,8 +30,8 @@ from tintc.ir.simulator.base import Weights
 from tintc.ir.simulator.interpreter import interpret
 from tintc.reference import Approximations, Difference, Tuned, tune
 from tintc.reference.approximations import DESCENDS, GROUPS
-from tintc.reference.tiny import tiny_model
 from tintc.runtime.gradients import first_step
+from tools.sweep.tiny import tiny_model
 
 LENGTH, LR = 11, 0.02
 IDS = token_ids(2, LENGTH)

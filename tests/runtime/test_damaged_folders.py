@@ -33,6 +33,12 @@ def command(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) 
     return make_command(monkeypatch, capfd)
 
 
+def change_program(folder: Path, old: str, new: str) -> None:
+    text = (folder / "program.tint").read_text()
+    assert old in text
+    (folder / "program.tint").write_text(text.replace(old, new))
+
+
 DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
     "tensors missing": (lambda folder: change_weights(folder, lambda w: w.popitem()), "it lacks 1 tensor ("),
     "tensors unknown": (
@@ -48,6 +54,30 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
     "newer": (lambda folder: change_config(folder, format_version=FORMAT_VERSION + 1), "by a newer tintc (format 2;"),
     "other steps": (lambda folder: change_config(folder, n_steps=7), "says n_steps 7 and its program 1; put 1 back"),
     "another rate": (lambda folder: change_config(folder, inner_lr=0.5), "was changed in one of inner_lr, "),
+    "steps once calibrated": (
+        lambda folder: change_config(folder, fd_scheme="calibrated"),
+        "was compiled with fd_scheme 'calibrated', which this version of tintc does not have; compile the model again",
+    ),
+    "steps once calibrated, in the program": (
+        lambda folder: change_program(folder, 'scheme="token"', 'scheme="calibrated"'),
+        "unknown finite-difference scheme 'calibrated'. Undo what was edited, or compile the model again.",
+    ),
+    "gates once short of 1": (
+        lambda folder: change_config(folder, gate_scale=10.0),
+        "was compiled with gate_scale 10.0, which this version of tintc does not have; compile the model again",
+    ),
+    "gates once short of 1, in the program": (
+        lambda folder: change_program(folder, "semantics=", "gate_scale=10.0, semantics="),
+        "has the attribute 'gate_scale', which this version of tintc does not have; compile the model again",
+    ),
+    "tensors once shared by step": (
+        lambda folder: change_config(folder, reuse="step"),
+        "was compiled with reuse 'step', which this version of tintc does not have; compile the model again",
+    ),
+    "tensors once shared by step, in the program": (
+        lambda folder: change_program(folder, "semantics=", 'reuse="step", semantics='),
+        "'reuse' is 'step'; it must be one of none, layer. Compile the model again.",
+    ),
     "program cut": (
         lambda folder: (folder / "program.tint").write_text((folder / "program.tint").read_text()[:900]),
         "sim/program.tint is damaged. Program text, line ",
@@ -89,6 +119,15 @@ def test_a_folder_of_another_type(command: Command, stored: Path) -> None:
     found = command("run", other, "--text", STORY)
     assert found.code == 2 and "not a compiled simulator" in found.err
     assert not isinstance(AutoModelForCausalLM.from_pretrained(other), tintc.TintForCausalLM)
+
+
+def test_a_folder_of_an_earlier_version(folder: Path) -> None:
+    """Options that have gone since, at what they are now: it loads, and what is saved of it does not name them."""
+    change_config(folder, gate_scale=64.0)
+    for read in (tintc.load, AutoModelForCausalLM.from_pretrained):
+        sim = read(folder)
+        assert "gate_scale" not in sim.config.to_dict()
+        assert sim(torch.arange(1, 5)[None]).logits.isfinite().all()
 
 
 def test_a_newer_configuration_alone(folder: Path) -> None:

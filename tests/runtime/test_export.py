@@ -20,8 +20,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import tintc
 from tintc.errors import ArtefactError, ModelError
-from tintc.reference.tiny import tiny_model
 from tintc.runtime.model import TintForCausalLM
+from tools.sweep.tiny import tiny_model
 
 EXPORTED: dict[str, Any] = {
     "gpt2": lambda: gpt2(n_heads=3, head_dim=6, d_ff=31),

@@ -23,8 +23,8 @@ from transformers.generation.streamers import BaseStreamer
 import tintc
 from tintc.errors import InputError, OptionError
 from tintc.ir.inputs import resolve_inputs
-from tintc.reference.tiny import tiny_model
 from tintc.runtime.model import TintForCausalLM
+from tools.sweep.tiny import tiny_model
 
 PROMPT, WHOLE = 8, 13
 PADDED = torch.tensor([[1] * PROMPT, [0] * 3 + [1] * (PROMPT - 3)])

@@ -14,8 +14,8 @@ from tintc.frontend.capture import capture
 from tintc.ir.auxiliary.interpreter import GROUPS, Descent, view
 from tintc.ir.inputs import resolve_inputs
 from tintc.reference import Approximations, tune
-from tintc.reference.tiny import tiny_model
 from tintc.runtime.gradients import simulated_gradients
+from tools.sweep.tiny import tiny_model
 
 ALL = ",".join(GROUPS)
 

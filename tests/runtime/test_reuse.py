@@ -54,10 +54,10 @@ def fresh(reuse: str) -> TintForCausalLM:
     return made
 
 
-@pytest.mark.parametrize(("name", "reuse"), [("gpt2", "none"), ("gpt2", "step"), ("llama", "step")])
-def test_sharing_does_not_change_the_result(name: str, reuse: str) -> None:
+@pytest.mark.parametrize("name", ["gpt2", "llama"])
+def test_sharing_does_not_change_the_result(name: str) -> None:
     """Literal and fused execution are the interpreter's, and one sharing's are another's."""
-    made = compiled(reuse, name)
+    made = compiled("none", name)
     check_fused(made, IDS)
     other = run(compiled("layer", name), IDS, "literal", return_before=True)
     found = run(made, IDS, "auto")
@@ -83,17 +83,16 @@ def test_the_counts_follow(name: str) -> None:
         rotary = sum(tensor.numel() for key, tensor in state.items() if key.startswith("rotary."))
         assert shared > rotary if reuse == "layer" else shared == rotary, "no structural tensor is of several layers"
     assert unique["none"] == unrolled_count(compiled("none", name).program)
-    assert unique["layer"] < unique["step"] < unique["none"]
+    assert unique["layer"] < unique["none"]
 
 
 def test_the_budget_of_the_table_by_hand() -> None:
     """All layers once, with backward and descent, as in the paper; unless steps share nothing: then every pass of the
     updated layers counts. GPT-2: three layers of which two are updated, in two steps."""
     block = transformer_block(compiled("none").layout)
-    for reuse in ("step", "layer"):
-        found = table_count(compiled(reuse).program)
-        wanted = [LAYERS * count for count in (block.forward, block.backward, block.descent)]
-        assert [found.forward, found.backward, found.descent] == wanted
+    found = table_count(compiled("layer").program)
+    wanted = [LAYERS * count for count in (block.forward, block.backward, block.descent)]
+    assert [found.forward, found.backward, found.descent] == wanted
     found = table_count(compiled("none").program)
     assert found.forward == (LAYERS + STEPS * UPDATED) * block.forward
     assert found.backward == (LAYERS + (STEPS - 1) * UPDATED) * block.backward
@@ -101,10 +100,9 @@ def test_the_budget_of_the_table_by_hand() -> None:
 
 
 def test_the_tree_follows() -> None:
-    """The same module of GPT-2 under its three names; each is a hook's and a state dict's."""
+    """The same module of GPT-2 under its two names; each is a hook's and a state dict's."""
     places = {
         "layer": "structure.linear_forward_bias",
-        "step": "structure.forward_all.VALUE.linear_forward_bias",
         "none": "structure.forward_1.VALUE.linear_forward_bias",
     }
     for reuse, place in places.items():
@@ -136,7 +134,6 @@ def test_an_edit_reaches_the_modules_that_share(reuse: str) -> None:
     steps, layers = {user.step for user in users}, {user.layer for user in users}
     assert (len(users), steps, layers) == {
         "none": (1, {1}, {2}),
-        "step": (STEPS + 1, {0, 1, 2}, {2}),
         "layer": (len(users), {0, 1, 2}, {-1, 0, 1, 2}),
     }[reuse]
     with torch.no_grad():
@@ -148,13 +145,12 @@ def test_an_edit_reaches_the_modules_that_share(reuse: str) -> None:
         run(made, IDS, "fused")
 
 
-@pytest.mark.parametrize("reuse", ["none", "step"])
-def test_a_file_holds_what_is_its_own(reuse: str, tmp_path: Path, command: Command) -> None:
-    made = fresh(reuse)
+def test_a_file_holds_what_is_its_own(tmp_path: Path, command: Command) -> None:
+    made = fresh("none")
     right = run(made, IDS, "literal", return_before=True)
     folder = write_artefact(made, tmp_path / "sim")
     loaded = load(folder)
-    assert loaded.config.reuse == reuse
+    assert loaded.config.reuse == "none"
     assert relative_to_update(run(loaded, IDS, "fused").logits, right.logits, right.logits_before) < 1e-9
     state = loaded.state_dict()
     assert state.keys() == made.state_dict().keys()
@@ -162,8 +158,7 @@ def test_a_file_holds_what_is_its_own(reuse: str, tmp_path: Path, command: Comma
     literal = run(loaded, IDS, "literal").logits
     assert relative_to_update(literal, right.logits, right.logits_before) < 1e-9
     printed = command("inspect", folder, "--params", "--json").json["parameters"]
-    assert printed["unique"] == sum(tensor.numel() for tensor in state.values())
-    assert (printed["unique"] == printed["unrolled"]) == (reuse == "none")
+    assert printed["unique"] == printed["unrolled"] == sum(tensor.numel() for tensor in state.values())
 
 
 def test_tiles_of_one_layer_share_its_module() -> None:
@@ -212,10 +207,11 @@ def test_reuse_in_the_program_s_text() -> None:
     assert 'reuse="none"' in text
     program = check_complete(parse_program(text))
     assert print_program(program) == text
-    with pytest.raises(IRError, match="'reuse' is 'some'; it must be one of none, step, layer"):
+    with pytest.raises(IRError, match="'reuse' is 'some'; it must be one of none, layer"):
         check_complete(parse_program(text.replace('reuse="none"', 'reuse="some"')))
 
 
-def test_an_unknown_reuse_is_refused() -> None:
-    with pytest.raises(OptionError, match="The reuse 'block' is unknown; choose one of none, step, layer"):
-        Options(reuse="block")
+@pytest.mark.parametrize("reuse", ["block", "step"])
+def test_an_unknown_reuse_is_refused(reuse: str) -> None:
+    with pytest.raises(OptionError, match=f"The reuse '{reuse}' is unknown; choose one of none, layer"):
+        Options(reuse=reuse)

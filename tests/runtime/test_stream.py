@@ -65,12 +65,14 @@ def test_shards(model: Path, tmp_path: Path) -> None:
     assert sharded.config.digests == whole.config.digests
 
 
-@pytest.mark.parametrize(("text", "size"), [("5GB", 5 * 10**9), ("1.5 mb", 1_500_000), ("2GiB", 2**31), (7700, 7700)])
+@pytest.mark.parametrize(
+    ("text", "size"), [("5GB", 5 * 10**9), ("1.5 mb", 1_500_000), ("2GiB", 2**31), (7700, 7700), ("7700", 7700)]
+)
 def test_sizes(text: str | int, size: int) -> None:
     assert parse_size(text) == size
 
 
-@pytest.mark.parametrize("text", ["", "big", "0GB", "-1GB", "5 apples", "nan", "5"])
+@pytest.mark.parametrize("text", ["", "big", "0GB", "-1GB", "5 apples", "nan", "nanGB", "infGB", "5"])
 def test_sizes_that_are_none(text: str) -> None:
     with pytest.raises(OptionError, match="5GB"):
         parse_size(text)

@@ -70,16 +70,15 @@ def rms(g: Tensor) -> Tensor:
     return square_root(g.square().mean(-1, keepdim=True))
 
 
-SCHEMES = ("fixed", "calibrated", "token")
+SCHEMES = ("fixed", "token")
 
 
 @dataclass(frozen=True)
 class FiniteDifference:
     """How a first-order step is chosen (paper Defs. F.3, G.3; schemes of the construction).
 
-    ``fixed``: step `eps` everywhere, as in the paper; ``calibrated``: the same, with an `eps` of each module's own, a
-    power of two. ``token``: step ``eps * c / rms(g)`` per token, which suits the gradient whatever its size; a zero
-    gradient gives zero.
+    ``fixed``: step `eps` everywhere, as in the paper. ``token``: step ``eps * c / rms(g)`` per token, which suits the
+    gradient whatever its size; a zero gradient gives zero.
     """
 
     scheme: str

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
-from functools import cache
 
 import torch
 from torch import Tensor
@@ -208,23 +207,16 @@ def _name_stages(named: dict[str, TensorSpec], prefix: str, stages: tuple[SplitS
 
 
 SATURATED = 64.0
-"""Default gate pre-activation: tanh(64) is exactly 1 in every floating type, so that gates are exactly 0 and 1, as the
+"""Pre-activation of open gates: tanh(64) is exactly 1 in every floating type, so that gates are exactly 0 and 1, as the
 interpreters take them to be. The paper's 10 leaves 4e-9 per gate (section 2.3)."""
 
 
-@cache
-def is_saturated(scale: float, dtype: torch.dtype) -> bool:
-    """Whether gates of this pre-activation are exactly 1 in a simulator of that dtype. Gates of 0 always are 0."""
-    wide = torch.promote_types(dtype, torch.float32)  # parts of a shorter type's simulator run in fp32
-    return bool((torch.full((64,), scale, dtype=dtype).to(wide).tanh() == 1).all())
-
-
-def shared_tensors(layout: Layout, gate_scale: float = SATURATED) -> dict[str, TensorSpec]:
+def shared_tensors(layout: Layout) -> dict[str, TensorSpec]:
     """Position matrices ``positions.<kind> [d_h, T_sim]`` and gates ``gates.<kind>.<v_old | v_new> [T_sim]``.
 
     A gate is ``tanh(v . p)``: positions are one-hot, so the definition's extra bias b is v shifted by a constant.
     ``replace`` keeps the prefixes and replaces the tokens, ``update`` adds to the prefixes and keeps the tokens. Where
-    a gate is open its pre-activation is `gate_scale`, elsewhere 0.
+    a gate is open its pre-activation is `SATURATED`, elsewhere 0.
     """
     k, length = layout.n_prefixes, layout.sim_seq_len
 
@@ -240,7 +232,7 @@ def shared_tensors(layout: Layout, gate_scale: float = SATURATED) -> dict[str, T
         def build() -> Tensor:
             vector = torch.full((length,), at_tokens, dtype=torch.float64)
             vector[:k] = at_prefixes
-            return vector * gate_scale
+            return vector * SATURATED
 
         return TensorSpec((length,), build)
 

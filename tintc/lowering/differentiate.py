@@ -88,9 +88,8 @@ class _Differentiation:
             "n_steps": self.options.n_steps,
             "semantics": self.options.semantics,
         }
-        for name in ("reuse", "gate_scale"):
-            if getattr(self.options, name) != getattr(Options, name):
-                attributes[name] = getattr(self.options, name)
+        if self.options.reuse != Options.reuse:
+            attributes["reuse"] = self.options.reuse
         ops = [*start.ops, *before.ops, repeat, *after.ops]
         outputs = {"logits_before": logits_before, "logits": logits}
         return Program("sim", attributes, self.parameters(), ops, outputs)

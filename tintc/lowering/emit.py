@@ -26,7 +26,6 @@ from tintc.ir.auxiliary.interpreter import view
 from tintc.ir.core import Program
 from tintc.ir.simulator.base import Storage
 from tintc.ir.structure import TensorSpec, block_tensors, shared_tensors
-from tintc.lowering.options import Options
 from tintc.lowering.plan_layout import layout_of
 from tintc.lowering.sharing import Placed, around, placement, reuse_of
 
@@ -36,6 +35,7 @@ FULL_PRECISION = ("rates.", "rotary.")
 
 
 REQUIRED = {"width": int, "vocab_size": int, "n_layers": int, "n_steps": int, "semantics": str, "layout": dict}
+OPTIONAL = ("n_update_layers", "memory_slots", "softmax_unit", "reuse")
 OUTPUTS = ("logits_before", "logits")
 
 
@@ -48,8 +48,13 @@ def check_complete(program: Program) -> Program:
     if attributes or outputs:
         missing = [f"the attribute {name}" for name in attributes] + [f"the output {name}" for name in outputs]
         raise IRError(f"The simulator's program is incomplete: it lacks {', '.join(missing)}. Compile the model again.")
+    unknown = [name for name in program.attributes if name not in (*REQUIRED, *OPTIONAL)]
+    if unknown:
+        raise IRError(
+            f"The simulator's program has the attribute {unknown[0]!r}, which this version of tintc does not have; "
+            "compile the model again."
+        )
     reuse_of(program)
-    gate_scale_of(program)
     return program
 
 
@@ -62,14 +67,6 @@ def blocks_of(program: Program) -> dict[str, Placed]:
     return blocks
 
 
-def gate_scale_of(program: Program) -> float:
-    """Pre-activation of the open position gates; `IRError` if the program's is not a positive number."""
-    scale = program.attributes.get("gate_scale", Options.gate_scale)
-    if not (isinstance(scale, float | int) and scale > 0):
-        raise IRError(f"The program's attribute 'gate_scale' is {scale!r}; it must be a positive number.")
-    return float(scale)
-
-
 def structure_specs(program: Program) -> dict[str, TensorSpec]:
     """All tensors below ``structure``; position matrices and gates only if some block uses them."""
     blocks = blocks_of(program).values()
@@ -78,7 +75,7 @@ def structure_specs(program: Program) -> dict[str, TensorSpec]:
     for one in blocks:
         for name, kind in around(one).items():
             names[kind][name] = None
-    shared = shared_tensors(layout_of(program), gate_scale_of(program))
+    shared = shared_tensors(layout_of(program))
     specs |= {name: spec for kind, spec in shared.items() for name in names[kind]}
     return {f"structure.{name}": spec for name, spec in specs.items()}
 

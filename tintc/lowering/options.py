@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 
 from tintc.errors import OptionError
 from tintc.ir.auxiliary.interpreter import DESCENDS, GROUPS
 from tintc.ir.functions import SCHEMES, FiniteDifference
 from tintc.ir.losses import LOSSES
-from tintc.ir.structure import SATURATED
 
 SEMANTICS = ("exact", "paper-code")
 LINEAR_ATTENTION = ("linear", "softmax")
-REUSE = ("none", "step", "layer")
+REUSE = ("none", "layer")
 DEFAULT_FD_STEP = 1e-3
 DEFAULT_DESCEND = ",".join(group for group in GROUPS if group in DESCENDS)
 
@@ -28,11 +26,9 @@ class Options:
     updated, of `GROUPS`, with commas between; semantics ``exact`` or ``paper-code``; fd_step: step of the finite
     differences, relative in ``exact`` and absolute in ``paper-code``; stack, shards: S and S' (None: chosen);
     head_width, heads: d_h and H_sim (None: the least that will do); max_length: longest text in tokens (None: the
-    model's, at most 2048); reuse: which modules share structural tensors, ``none``, ``step`` or ``layer`` (all);
-    gate_scale: pre-activation of open position gates; fd_scheme: of the finite differences, ``fixed``, ``calibrated``
-    or ``token`` (None: what the semantics prescribes); fd_steps: for ``calibrated``, the step of each norm, activation
-    and gate, by the name of the auxiliary's value (`tintc.lowering.calibrate`); linear_attention: ``linear``, or
-    ``softmax`` for heads of softmax attention in its place (Theorem C.2).
+    model's, at most 2048); reuse: which modules share structural tensors, ``none`` or ``layer`` (all);
+    fd_scheme: of the finite differences, ``fixed`` or ``token`` (None: what the semantics prescribes);
+    linear_attention: ``linear``, or ``softmax`` for heads of softmax attention in its place (Theorem C.2).
     """
 
     n_steps: int = 1
@@ -49,9 +45,7 @@ class Options:
     fd_step: float = DEFAULT_FD_STEP
     linear_attention: str = "linear"
     reuse: str = "layer"
-    gate_scale: float = SATURATED
     fd_scheme: str | None = None
-    fd_steps: Mapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         counts = {
@@ -75,8 +69,6 @@ class Options:
         if self.linear_attention not in LINEAR_ATTENTION:
             kinds = ", ".join(LINEAR_ATTENTION)
             raise OptionError(f"The linear attention {self.linear_attention!r} is unknown; choose one of {kinds}.")
-        if not (math.isfinite(self.gate_scale) and self.gate_scale > 0):
-            raise OptionError(f"The gate scale is {self.gate_scale}; it must be a finite number above zero.")
         if self.reuse not in REUSE:
             raise OptionError(f"The reuse {self.reuse!r} is unknown; choose one of {', '.join(REUSE)}.")
         if not (math.isfinite(self.inner_lr) and self.inner_lr >= 0):
@@ -101,22 +93,12 @@ class Options:
         prescribed = "token" if self.semantics == "exact" else "fixed"
         return FiniteDifference(self.fd_scheme or prescribed, self.fd_step)
 
-    def difference_at(self, name: str) -> FiniteDifference:
-        """The finite difference of the module that simulates the auxiliary's value of this name."""
-        difference = self.difference
-        return replace(difference, eps=self.fd_steps[name]) if difference.scheme == "calibrated" else difference
-
-    @property
-    def calibrates(self) -> bool:
-        """Whether anything is taken from a calibration text."""
-        return self.fd_scheme == "calibrated" or self.linear_attention == "softmax"
-
     def check_calibration(self, given: bool) -> None:
         """Raises `OptionError` for a calibration text of which nothing is made."""
-        if given and not self.calibrates:
+        if given and self.linear_attention != "softmax":
             raise OptionError(
-                "A calibration text is for differences that are calibrated (--difference calibrated) and for softmax "
-                "heads (--linear-attention softmax); choose one, or leave the text out."
+                "A calibration text is for softmax heads (--linear-attention softmax); choose them, or leave the text "
+                "out."
             )
 
     def update_layers(self, n_layers: int) -> int:

@@ -1,8 +1,6 @@
 """Which modules share structural tensors (spec, section 9: per step, repeated blocks may share their weights).
 
 - ``layer``: all modules of a kind share, whatever their layer and step: every block is stored once.
-- ``step``: every module of every layer has blocks of its own, ``structure.<phase>_all.<what it simulates>``, for all
-  steps. A layer's forward, backward and descent are three modules.
 - ``none``: every module of every step has blocks of its own, ``structure.<phase>_<step>.<what it simulates>``.
 
 A block that is not shared by layers has position matrices and a gate of its own too, as in Def. C.1, so that a
@@ -41,7 +39,10 @@ def reuse_of(program: Program) -> str:
     """Which modules share; `IRError` if the program says something else."""
     reuse = program.attributes.get("reuse", Options.reuse)
     if reuse not in REUSE:
-        raise IRError(f"The program's attribute 'reuse' is {reuse!r}; it must be one of {', '.join(REUSE)}.")
+        raise IRError(
+            f"The program's attribute 'reuse' is {reuse!r}; it must be one of {', '.join(REUSE)}. "
+            "Compile the model again."
+        )
     return reuse
 
 
@@ -49,7 +50,7 @@ def sites(program: Program) -> dict[SimOp, str]:
     """The modules of a planned program that apply blocks, by name: ``<phase>_<step>.<what they simulate>``."""
     names, layout = Names(), layout_of(program)
     modules = [op for op in program.ops if isinstance(op, SimOp) and op.realised(layout)]
-    return {op: names.fresh(f"{op.phase}_{op.step}.{_simulated(op)}") for op in modules}
+    return {op: names.fresh(f"{op.phase}_{op.step}.{op.origin or op.results[0].name}") for op in modules}
 
 
 def placement(program: Program) -> dict[SimOp, dict[str, Placed]]:
@@ -57,13 +58,9 @@ def placement(program: Program) -> dict[SimOp, dict[str, Placed]]:
     reuse, layout = reuse_of(program), layout_of(program)
     found: dict[SimOp, dict[str, Placed]] = {}
     for op, site in sites(program).items():
-        scope = {"layer": "", "step": f"{op.phase}_all.{_simulated(op)}", "none": site}[reuse]
+        scope = "" if reuse == "layer" else site
         found[op] = {name: _place(scope, *built) for name, built in op.realised(layout).items()}
     return found
-
-
-def _simulated(op: SimOp) -> str:
-    return op.origin or op.results[0].name
 
 
 def _place(scope: str, name: str, block: Block) -> Placed:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -21,29 +21,16 @@ GROUPS = DESCENDS | {"norm-gain", "queries", "keys"}
 class Difference:
     """A derivative to first order, ``J_f(x) g ~ (f(x + h g) - f(x)) / h`` (paper Defs. F.3, G.3).
 
-    scheme ``fixed``: h is `step`; ``calibrated``: h is what `steps` says of each norm, activation and gated unit, by
-    the name that the frontend gives its result; ``token``: h is ``step * scale / rms(g)`` for every token on its own,
-    where the scale is 1 for activations and that of the norm at x for norms. A zero gradient gives zero.
+    scheme ``fixed``: h is `step`; ``token``: h is ``step * scale / rms(g)`` for every token on its own, where the scale
+    is 1 for activations and that of the norm at x for norms. A zero gradient gives zero.
     """
 
     scheme: str = "token"
     step: float = 1e-3
-    steps: Mapping[str, float] = field(default_factory=dict, hash=False)
 
     def __post_init__(self) -> None:
         if self.scheme not in SCHEMES:
             raise OptionError(f"The difference {self.scheme!r} is unknown; choose one of {', '.join(SCHEMES)}.")
-
-    def at(self, names: Sequence[str]) -> Difference:
-        """The difference of a function whose result has one of these names; `OptionError` if `steps` has none."""
-        if self.scheme != "calibrated":
-            return self
-        known = [name for name in names if name in self.steps]
-        if not known:
-            raise OptionError(
-                f"The scheme calibrated needs a step for {names[0]}; pass steps, as a simulator has them."
-            )
-        return replace(self, step=self.steps[known[0]])
 
     def along(self, f: Callable[[Tensor], Tensor], x: Tensor, g: Tensor, is_norm: bool) -> Tensor:
         """The derivative of f at ``x [..., D]`` along g, of the shape of x."""

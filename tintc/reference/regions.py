@@ -8,7 +8,6 @@ for the derivative.
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import torch
@@ -29,8 +28,7 @@ class Region:
     """The function of one vector per token that lies between two nodes, with its derivative by finite differences.
 
     A norm's gain and bias stay outside of the difference, as in Def. F.3: the region runs with gain 1 and bias 0, and
-    both are applied to its result, where autograd differentiates them exactly. `difference` is asked for when a
-    derivative is due: a simulator has none for what lies below all that descends.
+    both are applied to its result, where autograd differentiates them exactly.
     """
 
     def __init__(
@@ -38,7 +36,7 @@ class Region:
         graph: CapturedGraph,
         root: Node,
         source: Node,
-        difference: Callable[[], Difference],
+        difference: Difference,
         gain: str | None,
         bias: str | None,
     ):
@@ -71,9 +69,7 @@ class _FirstOrder(torch.autograd.Function):
     symmetric."""
 
     @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, f: Callable[[Tensor], Tensor], difference: Callable[[], Difference], is_norm: bool
-    ) -> Tensor:
+    def forward(ctx: Any, x: Tensor, f: Callable[[Tensor], Tensor], difference: Difference, is_norm: bool) -> Tensor:
         ctx.save_for_backward(x)
         ctx.f, ctx.difference, ctx.is_norm = f, difference, is_norm
         return f(x)
@@ -82,22 +78,20 @@ class _FirstOrder(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None]:
         (x,), (g,) = ctx.saved_tensors, gradients
         f, is_norm = ctx.f, ctx.is_norm
-        return ctx.difference().along(lambda z: f(z).reshape(x.shape), x, g.reshape(x.shape), is_norm), None, None, None
+        return ctx.difference.along(lambda z: f(z).reshape(x.shape), x, g.reshape(x.shape), is_norm), None, None, None
 
 
 def difference_regions(
     graph: CapturedGraph, found: Recognised, norms: Difference | None, activations: Difference | None
 ) -> dict[Node, Region]:
-    """Overrides for the norms and activations of a recognised graph; None leaves a kind to autograd. A gated unit's
-    step may go by the name of its product, as simulators have it."""
-    producers, parameters, users = found.program.producers(), found.program.parameters, found.program.users()
+    """Overrides for the norms and activations of a recognised graph; None leaves a kind to autograd."""
+    producers, parameters = found.program.producers(), found.program.parameters
     regions: dict[Node, Region] = {}
     for node, value in found.values.items():
         op = producers[value]
-        names = [value.name, *(result.name for user in users.get(value, ()) for result in user.results)]
         if isinstance(op, Norm) and norms is not None:
             gain, bias = (parameters[name].source if name else "" for name in (op.weight, op.bias))
-            regions[node] = Region(graph, node, found.inputs[node][0], partial(norms.at, names[:1]), gain, bias)
+            regions[node] = Region(graph, node, found.inputs[node][0], norms, gain, bias)
         elif isinstance(op, Activation) and activations is not None:
-            regions[node] = Region(graph, node, found.inputs[node][0], partial(activations.at, names), None, None)
+            regions[node] = Region(graph, node, found.inputs[node][0], activations, None, None)
     return regions

@@ -27,13 +27,8 @@ from tintc.errors import InputError
 from tintc.frontend.capture import capture
 from tintc.frontend.graph import CapturedGraph
 from tintc.frontend.load import AuxiliarySource
-from tintc.ir import simulator
 from tintc.ir.auxiliary.interpreter import view
-from tintc.ir.core import Program
 from tintc.ir.inputs import resolve_inputs
-from tintc.ir.structure import is_saturated
-from tintc.lowering.emit import gate_scale_of
-from tintc.lowering.sharing import placement
 from tintc.reference.approximations import Approximations, Difference
 from tintc.reference.stored import check_program, stored_problems
 from tintc.reference.tune import Tuned, tune
@@ -70,10 +65,6 @@ class Tolerances:
         if dtype == torch.float32:
             return cls(1e-4, 1e-2 if scheme == "token" else 0.3, 1e-5)
         return cls(5e-2, 0.3, 1e-2)
-
-    def allowing(self, leak: float) -> Tolerances:
-        """The same for position gates that are not exactly 1: what all of them together may add (`gate_leak`)."""
-        return replace(self, logits=self.logits + leak, gradient=self.gradient + leak)
 
 
 @dataclass(frozen=True)
@@ -138,8 +129,8 @@ def verify(path: str, sim: TintForCausalLM, source: AuxiliarySource, ids: Tensor
         out = sim(ids[None].to(sim.device), train_mask=mask, return_before=True)
     executor = sim.last_executor
     made = simulated_gradients(sim, resolve_inputs(ids[None].to(sim.device), mask, semantics=sim.config.semantics))
-    config, leak = sim.config, gate_leak(sim)
-    tolerances = Tolerances.of(sim.dtype, config.fd_scheme, config.linear_attention).allowing(leak)
+    config = sim.config
+    tolerances = Tolerances.of(sim.dtype, config.fd_scheme, config.linear_attention)
     dtype = reference_dtype(source)
     LOGGER.info("fine-tuning the model with the same approximations")
     tuned = _tuned(graph, config, ids, mask, _approximations(sim), config.n_steps, dtype)
@@ -171,14 +162,6 @@ def verify(path: str, sim: TintForCausalLM, source: AuxiliarySource, ids: Tensor
     )
 
 
-def gate_leak(sim: TintForCausalLM) -> float:
-    """How far a simulator's position gates are from 1, all together: each scales what passes it by a little less."""
-    scale, places = gate_scale_of(sim.program), placement(sim.program).values()
-    if is_saturated(scale, sim.dtype):
-        return 0.0
-    return sum(bool(one.gate) for placed in places for one in placed.values()) * (1 - math.tanh(scale))
-
-
 def reference_dtype(source: AuxiliarySource) -> torch.dtype:
     """fp64, or fp32 for a model too large for that."""
     size = sum(tensor.numel() for tensor in source.model.parameters())
@@ -186,18 +169,9 @@ def reference_dtype(source: AuxiliarySource) -> torch.dtype:
 
 
 def _approximations(sim: TintForCausalLM) -> Approximations:
-    difference = Difference(sim.config.fd_scheme, sim.config.fd_step, calibrated_steps(sim.program))
+    difference = Difference(sim.config.fd_scheme, sim.config.fd_step)
     groups = frozenset(sim.config.descend.split(","))
     return replace(Approximations.of(sim.config.semantics), norms=difference, activations=difference, groups=groups)
-
-
-def calibrated_steps(program: Program) -> dict[str, float]:
-    """Steps of the scheme ``calibrated`` that a simulator's program records, by what each module simulates."""
-    found = {}
-    for op in program.ops:
-        if isinstance(op, simulator.NormBackward | simulator.ActivationBackward | simulator.GateBackward):
-            found |= {op.origin: op.fd_step} if op.scheme == "calibrated" else {}
-    return found
 
 
 def _tuned(

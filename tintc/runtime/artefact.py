@@ -23,7 +23,7 @@ from tintc.ir.core import Program
 from tintc.ir.text import parse_program
 from tintc.lowering.head_roles import Roles
 from tintc.runtime.card import model_card
-from tintc.runtime.config import FORMAT_VERSION, TintConfig, check_format
+from tintc.runtime.config import FORMAT_VERSION, TintConfig, check_choices, check_format
 from tintc.runtime.staging import PROGRAM_FILE, staged
 
 if TYPE_CHECKING:
@@ -156,6 +156,7 @@ def read_config(path: str | os.PathLike[str], **hub: Any) -> dict[str, Any]:
             f"{path} holds a model of type {kind!r}, not a compiled simulator; run 'tintc compile {path} -o OUT' first."
         )
     check_format(config.get("format_version", FORMAT_VERSION), str(path))
+    check_choices(config, str(path))
     return config
 
 

@@ -31,7 +31,6 @@ config.n_update_layers }} of {{ config.num_hidden_layers }} layers, and predicts
 | learning rate (gradients summed over train tokens) | {{ config.inner_lr }} |
 | finite differences | {{ config.fd_scheme }}, step {{ config.fd_step }} |
 | structural tensors shared by | {{ config.reuse }} |
-| pre-activation of open gates | {{ config.gate_scale }} |
 | longest text | {{ config.max_position_embeddings }} tokens |
 | linear attention | {{ config.linear_attention }} heads |
 | simulator width | {{ config.d_sim }} ({{ config.n_sim_heads }} heads), {{ config.n_prefixes }} prefix embeddings |

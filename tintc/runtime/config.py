@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from transformers import PretrainedConfig
 
 from tintc.errors import ArtefactError
 from tintc.hub import MODEL_TYPE
+from tintc.ir.functions import SCHEMES
 from tintc.ir.structure import SATURATED
-from tintc.lowering.options import DEFAULT_DESCEND, DEFAULT_FD_STEP
+from tintc.lowering.options import DEFAULT_DESCEND, DEFAULT_FD_STEP, REUSE
 
 FORMAT_VERSION = 1
+CHOICES = {"fd_scheme": SCHEMES, "reuse": REUSE, "gate_scale": (SATURATED,)}
+"""What fields may say; earlier versions of tintc had more choices."""
 
 
 def check_format(version: Any, what: str) -> None:
@@ -23,6 +27,16 @@ def check_format(version: Any, what: str) -> None:
         )
 
 
+def check_choices(config: Mapping[str, Any], what: str) -> None:
+    """Raise `ArtefactError` for a simulator that was compiled with what this version of tintc does not do."""
+    for name, choices in CHOICES.items():
+        if config.get(name, choices[0]) not in choices:
+            raise ArtefactError(
+                f"{what} was compiled with {name} {config[name]!r}, which this version of tintc does not have; compile "
+                "the model again."
+            )
+
+
 class TintConfig(PretrainedConfig):
     """Configuration of a TinT simulator.
 
@@ -30,9 +44,9 @@ class TintConfig(PretrainedConfig):
     and the longest text the simulator was compiled for. d_sim, n_sim_heads, n_prefixes, stack, shards: the simulator's
     own (spec, section 3). n_steps, n_update_layers, inner_lr, loss, descend, semantics, fd_scheme, fd_step: options of
     the simulated descent (descend: groups of parameters, with commas between); reuse: which modules share structural
-    tensors; gate_scale: pre-activation of open position gates; linear_attention: ``linear``, or ``softmax`` for softmax
-    heads in its place; train_fraction: share of a text that is trained on when no mask is given. provenance: what was
-    compiled, and with what; digests: sha256 of the structural tensors and of the program, as the compiler wrote them.
+    tensors; linear_attention: ``linear``, or ``softmax`` for softmax heads in its place; train_fraction: share of a
+    text that is trained on when no mask is given. provenance: what was compiled, and with what; digests: sha256 of the
+    structural tensors and of the program, as the compiler wrote them.
 
     `program` is the simulator's program as text, `auxiliary` the auxiliary's it was made from. They are stored beside
     the configuration (``program.tint``, ``auxiliary.tint``), not in it.
@@ -61,7 +75,6 @@ class TintConfig(PretrainedConfig):
         fd_step: float = DEFAULT_FD_STEP,
         linear_attention: str = "linear",
         reuse: str = "layer",
-        gate_scale: float = SATURATED,
         train_fraction: float = 0.5,
         provenance: dict[str, Any] | None = None,
         digests: dict[str, str] | None = None,
@@ -69,6 +82,8 @@ class TintConfig(PretrainedConfig):
         **kwargs: Any,
     ):
         check_format(format_version, "The configuration")
+        check_choices({"fd_scheme": fd_scheme, "reuse": reuse, **kwargs}, "The simulator")
+        kwargs.pop("gate_scale", None)  # written by earlier versions
         self.program: str | None = kwargs.pop("program", None)
         self.auxiliary: str | None = kwargs.pop("auxiliary", None)
         self.vocab_size = vocab_size
@@ -90,7 +105,6 @@ class TintConfig(PretrainedConfig):
         self.fd_step = fd_step
         self.linear_attention = linear_attention
         self.reuse = reuse
-        self.gate_scale = gate_scale
         self.train_fraction = train_fraction
         self.provenance = provenance or {}
         self.digests = digests or {}

@@ -11,7 +11,6 @@ from typing import Any
 
 from tintc.errors import ArtefactError
 from tintc.ir.core import Program
-from tintc.lowering.emit import gate_scale_of
 from tintc.lowering.plan_layout import layout_of
 from tintc.lowering.sharing import reuse_of
 from tintc.runtime.artefact import text_digest
@@ -36,7 +35,6 @@ def of_program(program: Program) -> dict[str, Any]:
         "n_steps": attributes["n_steps"],
         "semantics": attributes["semantics"],
         "reuse": reuse_of(program),
-        "gate_scale": gate_scale_of(program),
     }
     return found | {name: attributes[name] for name in ("n_update_layers",) if name in attributes}
 

@@ -9,7 +9,7 @@ from typing import TypeVar
 
 import torch
 from accelerate import PartialState
-from accelerate.utils import get_int_from_env
+from accelerate.utils import gather_object, get_int_from_env
 
 SIZES = ["WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE"]
 """Where launchers say how many processes there are."""
@@ -36,10 +36,7 @@ class Processes:
     def gathered(self, own: Iterable[T]) -> list[T]:
         """What all of them found, in the order of the items that they share: `own` is what this one found for its
         share, in order. Every process must call it, and gets the same."""
-        parts: list[list[T]] = [[*own]]
-        if self.count > 1:
-            (mine,), parts = parts, [[] for _ in range(self.count)]
-            torch.distributed.all_gather_object(parts, mine)
+        parts: list[list[T]] = gather_object([[*own]]) if self.count > 1 else [[*own]]
         return [part[at] for at in range(len(parts[0])) for part in parts if at < len(part)]
 
     def wait(self) -> None:

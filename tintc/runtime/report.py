@@ -28,7 +28,6 @@ OPTIONS = (
     "fd_scheme",
     "fd_step",
     "reuse",
-    "gate_scale",
     "linear_attention",
     "train_fraction",
 )

@@ -8,20 +8,19 @@ from __future__ import annotations
 
 import json
 import math
-import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import torch
+from accelerate.utils import convert_file_size_to_int
 from huggingface_hub import split_state_dict_into_shards_factory
 from torch import Tensor
 
 from tintc.errors import OptionError
 
 NAMES = {torch.float64: "F64", torch.float32: "F32", torch.bfloat16: "BF16"}
-UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 PATTERN = "model{suffix}.safetensors"
 INDEX = "model.safetensors.index.json"
 MAX_SHARD_SIZE = "5GB"
@@ -45,9 +44,12 @@ class Planned:
 def parse_size(text: str | int) -> int:
     """Bytes of ``5GB``, ``500 MB``, ``2GiB`` or a number of bytes; raises `OptionError` for anything else, and for less
     than a kilobyte, which is a number whose unit was forgotten."""
-    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMG]?i?B|)\s*", str(text), re.IGNORECASE)
-    size = int(float(found[1]) * UNITS[found[2].upper()]) if found and found[2].upper() in UNITS else 0
-    if size < UNITS["KB"]:
+    written = str(text).strip().upper()  # accelerate takes a small b for bits
+    try:
+        size = int(written) if written.isdecimal() else convert_file_size_to_int(written)
+    except (ValueError, OverflowError):
+        size = 0
+    if size < 1000:
         why = f"is {size} bytes" if size else "is not understood"
         raise OptionError(f"The size {text!r} {why}; write it as 5GB, 500MB or 2GiB.")
     return size

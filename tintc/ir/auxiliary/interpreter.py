@@ -8,7 +8,7 @@ against these two.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -33,8 +33,7 @@ DESCENDS = frozenset(GROUPS) - {"norm-gain"}
 class Descent:
     """Options of the simulated training (spec, sections 8 to 10).
 
-    n_update_layers None: all layers; semantics: ``exact`` or ``paper-code``; groups: of parameters, those that descend;
-    differences: those of single ops, by the names of their results, instead of `difference`.
+    n_update_layers None: all layers; semantics: ``exact`` or ``paper-code``; groups: of parameters, those that descend.
     """
 
     lr: float
@@ -44,7 +43,6 @@ class Descent:
     semantics: str = "exact"
     difference: FiniteDifference = EXACT
     groups: frozenset[str] = DESCENDS
-    differences: Mapping[str, FiniteDifference] = field(default_factory=dict)
 
 
 def view(parameter: Parameter, tensor: Tensor) -> Tensor:
@@ -108,14 +106,6 @@ def simulate(
     return before, after, updated
 
 
-def differentiate_once(
-    program: Program, tensors: Mapping[str, Tensor], inputs: Inputs, descent: Descent, layers: int
-) -> Gradients:
-    """Gradients of the parameters of the top `layers`, and of the final norm's, at the given parameters."""
-    context = Context(tensors, inputs, descent.difference)
-    return _gradients(program, context, _values(program, context), descent, layers)
-
-
 def _values(program: Program, context: Context) -> dict[Value, Tensor]:
     values: dict[Value, Tensor] = {}
     for op in program.ops:
@@ -139,8 +129,7 @@ def _gradients(
             pulled: tuple[Tensor | None, ...] = (dx * context.inputs.counted(context.step)[..., None],)
             own: Gradients = {}
         elif op.result in adjoint:
-            own_difference = descent.differences.get(op.result.name, descent.difference)
-            pulled, own = op.pullback(replace(context, difference=own_difference), adjoint.pop(op.result), *operands)
+            pulled, own = op.pullback(context, adjoint.pop(op.result), *operands)
         else:
             continue
         for operand, gradient in zip(op.operands, pulled, strict=True):

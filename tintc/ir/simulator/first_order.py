@@ -1,7 +1,6 @@
 """First-order derivatives in literal execution (paper Defs. F.3, G.3): blocks and sequences that three ops share.
 
-``fixed`` and ``calibrated``: slots [g, x] -> dimension-wise [x + eps g, x] -> f on both -> dimension-wise (first -
-second) / eps.
+``fixed``: slots [g, x] -> dimension-wise [x + eps g, x] -> f on both -> dimension-wise (first - second) / eps.
 
 ``token`` rescales per token: h = eps c / r with r = rms(g). Its steps use the simulator's own instruction set:
 
@@ -14,7 +13,6 @@ These sequences run in fp32 or better, whatever the simulator's dtype.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 
 import torch
@@ -38,7 +36,6 @@ from tintc.ir.structure import (
 def check_scheme(op: Op, scheme: str, step: float) -> None:
     op.expect(scheme in SCHEMES, f"unknown finite-difference scheme {scheme!r}")
     op.expect(step > 0, f"the finite-difference step is {step}; it must be above zero")
-    op.expect(scheme != "calibrated" or math.frexp(step)[0] == 0.5, f"a calibrated step is a power of two, not {step}")
 
 
 def widened(tiles: Tiles) -> Tiles:

@@ -17,4 +17,4 @@ class ActivationRule(Rule[aux.Activation]):
     def backward(self, sweep: Sweep, op: aux.Activation, dy: Value) -> None:
         (x,) = op.operands
         operands = (dy, sweep.values[x])
-        sweep.receive(x, sweep.emit(sim.ActivationBackward, op, operands, fn=op.fn, **sweep.difference(op)))
+        sweep.receive(x, sweep.emit(sim.ActivationBackward, op, operands, fn=op.fn, **sweep.difference()))

@@ -34,7 +34,7 @@ class NormRule(Rule[aux.Norm]):
         if x in sweep.wanted:
             operands = (*sweep.weights_of(op), dy, sweep.values[x])
             attributes = self.forward(op).attributes
-            sweep.receive(x, sweep.emit(sim.NormBackward, op, operands, **attributes, **sweep.difference(op)))
+            sweep.receive(x, sweep.emit(sim.NormBackward, op, operands, **attributes, **sweep.difference()))
         if op not in sweep.updated:
             return
         stepped = op.in_groups(sweep.options.groups)

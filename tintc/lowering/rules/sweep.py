@@ -39,9 +39,9 @@ class Sweep:
         """The op's weights as an operand; none if it has none."""
         return (self.weights[self.layers[op].name],) if op in self.layers else ()
 
-    def difference(self, op: AuxOp) -> dict[str, Any]:
+    def difference(self) -> dict[str, Any]:
         """Attributes of a module that takes a finite difference."""
-        difference = self.options.difference_at(op.result.name)
+        difference = self.options.difference
         return {"scheme": difference.scheme, "fd_step": difference.eps}
 
     def emit(

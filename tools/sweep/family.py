@@ -32,11 +32,11 @@ from tintc.lowering.options import Options
 from tintc.lowering.roles import assign_roles
 from tintc.reference.approximations import Approximations
 from tintc.reference.captured import run_captured
-from tintc.reference.features import Features, features_of
-from tintc.reference.tiny import VOCAB, tiny_model
 from tintc.reference.tune import tune
 from tintc.runtime.gradients import simulated_gradients
 from tintc.runtime.model import TintForCausalLM
+from tools.sweep.features import Features, features_of
+from tools.sweep.tiny import VOCAB, tiny_model
 
 SHAPES = ((3, 13), (1, 22))
 """Batch sizes and lengths of the checks; the graph is captured at (2, 7)."""

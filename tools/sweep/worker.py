@@ -9,9 +9,9 @@ import torch
 import transformers
 
 from tintc.frontend.capture import capture
-from tintc.reference.family import check_family
-from tintc.reference.tiny import tiny_model
-from tintc.reference.variants import VARIANTS
+from tools.sweep.family import check_family
+from tools.sweep.tiny import tiny_model
+from tools.sweep.variants import VARIANTS
 
 warnings.filterwarnings("ignore")
 transformers.logging.set_verbosity_error()

@@ -1,6 +1,6 @@
 """`make sweep`: every causal language model that transformers registers, each in a process of its own.
 
-    python -m tintc.reference.sweep [--only TYPE ...] [--fresh] [--no-write]
+    python -m tools.sweep.run [--only TYPE ...] [--fresh] [--no-write]
 
 Two run at a time, each within `SECONDS` and `MEMORY`. What is done is kept in `build/sweep.jsonl`, one line a
 configuration, so that an interrupted sweep goes on where it stopped. When all is done the table goes into the package
@@ -47,8 +47,8 @@ def main() -> int:
 
 def all_jobs(only: list[str] | None = None) -> list[Job]:
     """Every registered type, and the variants of each; of the types in `only`, if any are given."""
-    from tintc.reference.tiny import registered_types
-    from tintc.reference.variants import VARIANTS
+    from tools.sweep.tiny import registered_types
+    from tools.sweep.variants import VARIANTS
 
     types = [name for name in registered_types() if not only or name in only]
     return [(name, variant) for name in types for variant in ("", *VARIANTS.get(name, {}))]
@@ -76,7 +76,7 @@ def _read() -> dict[Job, dict[str, Any]]:
 def _run(jobs: list[Job]) -> Iterator[dict[str, Any]]:
     """Outcomes as they come; workers are forked off a server that has imported everything."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tintc.reference.sweep_worker"])
+    context.set_forkserver_preload(["tools.sweep.worker"])
     running: dict[Connection, tuple[Any, Job, float]] = {}
     waiting = list(reversed(jobs))
     while waiting or running:
@@ -98,7 +98,7 @@ def _run(jobs: list[Job]) -> Iterator[dict[str, Any]]:
 
 
 def _work(model_type: str, variant: str, connection: Connection) -> None:
-    from tintc.reference.sweep_worker import check
+    from tools.sweep.worker import check
 
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
     connection.send(check(model_type, variant))
@@ -113,7 +113,7 @@ def _outcome(connection: Connection, process: Any, job: Job) -> dict[str, Any]:
 
 
 def _lost(job: Job, why: str) -> dict[str, Any]:
-    from tintc.reference.family import Outcome
+    from tools.sweep.family import Outcome
 
     return Outcome(*job, reasons=[why]).to_json()
 
@@ -125,7 +125,8 @@ def _line(outcome: dict[str, Any]) -> str:
 
 def _finish(outcomes: list[dict[str, Any]], write: bool) -> int:
     """Write the tables, and compare with what is promised."""
-    from tintc.reference.family_table import DATA, DOCUMENT, summary, to_data, to_markdown
+    from tintc.reference.family_table import DATA, summary
+    from tools.sweep.page import DOCUMENT, to_data, to_markdown
 
     data = to_data(outcomes)
     print(summary(data))

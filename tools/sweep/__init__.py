@@ -1,0 +1,1 @@
+"""The sweep over every causal language model that transformers registers (``make sweep``)."""

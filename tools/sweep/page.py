@@ -1,0 +1,92 @@
+"""The sweep's outcomes as data (`tintc/families.json`) and as a page (`docs/families.md`)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+
+from tintc.reference.family_table import COLUMNS, Data, is_unchecked, name_of, shown_reasons, summary
+from tools.sweep.family import EAGER, EXECUTORS, GRADIENT, GRAPH, SHAPES
+from tools.sweep.variants import DENSE
+
+DOCUMENT = Path(__file__).parents[2] / "docs" / "families.md"
+WANTED = 64
+"""Of the dense decoders, how many must pass."""
+
+
+def to_data(outcomes: list[dict[str, Any]]) -> Data:
+    """One entry a configuration, without what changes from run to run."""
+    families = [
+        {
+            "type": outcome["model_type"],
+            "variant": outcome["variant"],
+            "dense": outcome["model_type"] in DENSE,
+            "passed": outcome["stage"] == "passed",
+            "stage": outcome["stage"],
+            "reasons": outcome["reasons"],
+            **(outcome["features"] or {"norms": "", "positions": "", "attention": "", "feed_forward": ""}),
+        }
+        for outcome in outcomes
+    ]
+    plain = [family for family in families if not family["variant"]]
+    return {
+        "checked_on": f"transformers {transformers.__version__} and torch {torch.__version__.split('+')[0]}",
+        "dense_passed": sum(family["passed"] for family in plain if family["dense"]),
+        "dense_wanted": WANTED,
+        "dense": sum(family["dense"] for family in plain),
+        "families": families,
+    }
+
+
+def to_markdown(data: Data) -> str:
+    """The page: what passes, then what is refused and why."""
+    checked = " and ".join(f"{batch} x {length}" for batch, length in SHAPES)
+    lines = [
+        "# What compiles",
+        "",
+        "Written by `make sweep`; do not edit.",
+        "",
+        "Every causal language model that transformers registers, from a tiny random configuration (heads of 20, one "
+        f"key head and a feed-forward of 140 where the type has such), with {data['checked_on']}. {summary(data)}",
+        "",
+        f"A row passes if the program's logits are the exported graph's to {GRAPH:g} and the model's to {EAGER:g} "
+        f"(it drops to fp32 inside), the simulated gradient is that of autograd with attention probabilities "
+        f"detached to {GRADIENT:g}, and fused and literal execution agree to {EXECUTORS:g} of the update after one "
+        f"step and after two; all in fp64, on batches of {checked} tokens.",
+        "",
+        "**Dense** are decoders of text in which softmax attention and a feed-forward that every token takes follow "
+        "each other (`DENSE` in `tools/sweep/variants.py`). **Other** is what else transformers registers as a "
+        "causal language model: mixtures of experts, recurrent and hybrid models, encoders, decoders that read an "
+        "encoder, and models of images or sound, of which the language model is checked, on token ids alone. A type "
+        "has the kinds of layers that its default configuration has; options that change the graph are variants, "
+        "in rows of their own.",
+    ]
+    for title, dense in (("Dense decoders that pass", True), ("Other types that pass", False)):
+        rows = [family for family in data["families"] if family["passed"] and family["dense"] is dense]
+        cells = [(name_of(row), *(row[column] for column in COLUMNS)) for row in rows]
+        lines += _table(title, ("type", *(column.replace("_", "-") for column in COLUMNS)), cells)
+    failed = [family for family in data["families"] if not family["passed"]]
+    refused = [family for family in failed if not is_unchecked(family)]
+    for title, dense in (("Dense decoders that do not pass", True), ("Other types, refused", False)):
+        rows = [family for family in refused if family["dense"] is dense]
+        lines += _table(
+            title, ("type", "ends at", "why"), [(name_of(row), row["stage"], shown_reasons(row)) for row in rows]
+        )
+    cells = [(name_of(row), shown_reasons(row)) for row in failed if is_unchecked(row)]
+    return "\n".join([*lines, *_table("Not checked", ("type", "why"), cells)]) + "\n"
+
+
+def _table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """Lines of a section with a table; none if the table would be empty."""
+    if not rows:
+        return []
+    shown = [f"| {' | '.join(map(_escaped, row))} |" for row in rows]
+    return ["", f"## {title}", "", f"| {' | '.join(header)} |", "|---" * len(header) + "|", *shown]
+
+
+def _escaped(text: str) -> str:
+    return text.replace("|", "\\|").replace("\n", " ")
