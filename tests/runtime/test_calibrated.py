@@ -1,4 +1,4 @@
-"""Finite differences with a constant power of two per module, from a calibration text (spec, section 6).
+"""Finite differences with a constant power of two per module, from a calibration text (construction.md, section 6).
 
 fp64, 1e-9 of the update, unless said otherwise.
 """

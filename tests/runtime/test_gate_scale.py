@@ -1,4 +1,7 @@
-"""Gates with the paper's pre-activation of 10 (section 2.3): what they leave, and who runs them. fp64 unless said."""
+"""Gates with the paper's pre-activation of 10 (construction.md, section 2.3): what they leave, and who runs them.
+
+fp64 unless said.
+"""
 
 from __future__ import annotations
 

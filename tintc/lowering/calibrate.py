@@ -1,4 +1,5 @@
-"""Steps of the scheme ``calibrated``: a constant power of two for every module, from a calibration text (section 6).
+"""Steps of the scheme ``calibrated``: a constant power of two for every module, from a calibration text
+(construction.md, section 6).
 
 The gradients of the text's loss are pulled back once, with the scheme ``token``, which suits gradients of any size. Of
 every module that takes a difference, ``r_t = rms(g_t) / c_t`` is noted at each token t, where g is what the difference
