@@ -76,7 +76,7 @@ SCHEMES = ("fixed", "calibrated", "token")
 
 @dataclass(frozen=True)
 class FiniteDifference:
-    """How a first-order step is chosen (paper Defs. F.3, G.3; schemes of the construction).
+    """The choice of a first-order step (paper Defs. F.3, G.3; construction.md, section 6.1).
 
     ``fixed``: step `eps` everywhere, as in the paper; ``calibrated``: the same, with an `eps` of each module's own, a
     power of two. ``token``: step ``eps * c / rms(g)`` per token, which suits the gradient whatever its size; a zero

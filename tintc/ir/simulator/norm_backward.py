@@ -127,7 +127,7 @@ class NormBackward(NormOp):
         for ``h = eps c / r``. The difference is then divided by eps; times r and times 1/c it is divided by h.
 
         c and 1/c: `fd_inverse_*` normalises slot 1 of [x, x, 0] and writes 1/c into slot 2 (a norm can:
-        construction.md, section 2.4): [x, f(x), 1/c]. The product makes slot 0 ``x f(x)``, whose mean is var / c:
+        `NormOp.spec`): [x, f(x), 1/c]. The product makes slot 0 ``x f(x)``, whose mean is var / c:
         ``mean(x (x - mu)) = var``, and for RMSNorm ``mean(x x)`` stands for var. `fd_scale_*` takes that mean and adds
         eps / c, with the eps of the norm. As ``c^2 = var + eps``, slot 0 is c. QED.
 

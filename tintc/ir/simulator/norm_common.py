@@ -54,9 +54,12 @@ class NormOp(SimOp):
         return layout.tiles(self.part)
 
     def spec(self, layout: Layout, groups: tuple[tuple[int, ...], ...], inverse: int = -1) -> GroupNormSpec:
-        """Return the group norm over `groups` of slots, one group after the other.
+        """Return the group norm over `groups` of slots, one group after the other. inverse: slot that receives 1/c, -1
+        for none.
 
-        inverse: slot that receives 1/sigma, -1 for none.
+        Claim: a norm has 1/c at hand, c being its scale. Write w for x (its mean taken off for LayerNorm) with one more
+        coordinate ``sqrt(D eps)``: then ``|w|^2 = D c^2``, and the norm without eps, ``sqrt(D) w / |w| = w / c``, is
+        f(x) on the coordinates of x and ``sqrt(D eps) / c`` on the last one, a constant multiple of 1/c. QED.
         """
         parts = self.tile_groups(layout)
         return GroupNormSpec(groups, self.kind, self.eps, parts * self.part, inverse, parts)
