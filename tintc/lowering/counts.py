@@ -65,7 +65,7 @@ def count_parameters(program: Program) -> ParameterReport:
 
 
 def table_count(program: Program) -> TableCount:
-    """The paper's table, which gives every layer modules of its own that all steps share.
+    """Return the counts by the paper's table, which gives every layer modules of its own that all steps share.
 
     As in the table, one module stands for a layer whatever its tiles, every layer counts as updated, and what lies
     outside the layers is left out. Where steps do not share (reuse ``none``), the modules of every step count.

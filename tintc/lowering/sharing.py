@@ -38,7 +38,7 @@ class Placed:
 
 
 def reuse_of(program: Program) -> str:
-    """Which modules share; `IRError` if the program says something else."""
+    """Return which modules share; raise `IRError` if the program says something else."""
     reuse = program.attributes.get("reuse", Options.reuse)
     if reuse not in REUSE:
         raise IRError(f"The program's attribute 'reuse' is {reuse!r}; it must be one of {', '.join(REUSE)}.")
@@ -54,7 +54,7 @@ def sites(program: Program) -> dict[SimOp, str]:
 
 
 def placement(program: Program) -> dict[SimOp, dict[str, Placed]]:
-    """Where every module's blocks stand, by the names that the op's literal form calls them."""
+    """Return where every module's blocks stand, by the names that the op's literal form calls them."""
     reuse, layout = reuse_of(program), layout_of(program)
     found: dict[SimOp, dict[str, Placed]] = {}
     for op, site in sites(program).items():

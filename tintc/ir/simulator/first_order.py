@@ -8,8 +8,8 @@ second) / eps.
 - ``g^ = GroupRMS(g)`` is g / r, and ``r = mean(g * g^)`` (a product of slots, then a sum), since
   ``mean(g * g / r) = r^2 / r``.
 - h g = eps c g^, so the step needs c only. The difference along c g^ with the constant step eps is
-  ``(f(x + h g) - f(x)) / eps``;
-- times r and times 1/c it is divided by ``eps c / r = h``. A zero gradient gives g^ = 0, r = 0, and a result of 0. QED.
+  ``(f(x + h g) - f(x)) / eps``.
+- Times r and times 1/c it is divided by ``eps c / r = h``. A zero gradient gives g^ = 0, r = 0, and a result of 0. QED.
 
 So every op here returns ``(f(x + h g) - f(x)) / h``; how far that is from the derivative is of first order in h, and
 stands at the ops. These sequences run in fp32 or better, whatever the simulator's dtype.
