@@ -55,7 +55,7 @@ def gathered(n_heads: int, width: int, moves: list[Move], e: Tensor, keep: Seque
 
 @st.composite
 def layouts(draw: st.DrawFn) -> Layout:
-    """Layouts that hold section 3's conditions, sizes that do not divide included."""
+    """Layouts that hold the conditions of construction.md, section 3.1, sizes that do not divide included."""
     stack, shards = draw(st.integers(1, 5)), draw(st.integers(1, 5))
     d_h = draw(st.integers(1, 13).filter(lambda d: shards * d % stack == 0 and d >= shards * d // stack))
     pitch = shards * d_h

@@ -1,4 +1,4 @@
-"""Candidates over S and S': section 3 holds for the feasible, costs are what they say, the cheapest is taken."""
+"""Candidates over S and S': construction.md, section 3.1 holds for the feasible, and the cheapest is taken."""
 
 from __future__ import annotations
 
@@ -117,6 +117,6 @@ def test_applications_count_every_tile_of_every_use() -> None:
 
 
 def test_the_paper_s_layout_is_found() -> None:
-    """OPT-125m's shape: S = S' = 3, K = 256 = d_h, D_sim = 3072 (spec, section 3)."""
+    """OPT-125m's shape: S = S' = 3, K = 256 = d_h, D_sim = 3072 (construction.md, section 3.1)."""
     layout = surveyed(gpt_like(768, 12, 1, 11, 3072)[0], 2048).chosen.layout
     assert (layout.stack, layout.shards, layout.n_prefixes, layout.d_h, layout.d_sim) == (3, 3, 256, 256, 3072)

@@ -1,4 +1,4 @@
-"""Parameter counts against the formulas of the spec's section 11, and against tensors that were emitted."""
+"""Parameter counts against the formulas of construction.md, section 11, and against tensors that were emitted."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def test_costs_of_the_table() -> None:
 
 
 def test_the_paper_s_sizes() -> None:
-    """The table for the OPT shapes, in 1e9, to the two digits of the spec; 1.3b and 2.7b are the paper's totals."""
+    """The table for the OPT shapes, in 1e9, to two digits; 1.3b and 2.7b are the paper's totals."""
     wanted = {
         "OPT-125m": [0.44, 0.43, 0.43, 1.29],
         "OPT-350m": [1.07, 1.06, 1.05, 3.17],

@@ -53,7 +53,10 @@ def without(made: Plan, kinds: set[type]) -> Plan:
 
 
 def test_lazy_up_to_the_length_where_it_saves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without the cost of writing: iff fewer positions than din dout / (din + dout) follow (spec, section 13)."""
+    """Without the cost of writing: iff fewer than din dout / (din + dout) positions follow.
+
+    See construction.md, section 13.
+    """
     monkeypatch.setattr(plans, "WRITE_COST", 0)
     sim = compiled("opt")
     for length in (4, 7, 8, 11, 12, 20):

@@ -63,7 +63,10 @@ def attention(block: object) -> AttentionSpec:
 
 
 def places(layout: Layout) -> tuple[Tensor, Tensor]:
-    """By section 3: every coordinate ``kS+s`` of a slot, and where it is to go, column k of the heads (s, j)."""
+    """Return every coordinate ``kS+s`` of a slot, and where it is to go, column k of the heads (s, j).
+
+    See construction.md, section 3.2.
+    """
     row, j = (
         part.flatten()
         for part in torch.meshgrid(torch.arange(layout.pitch), torch.arange(layout.shards), indexing="ij")
@@ -150,8 +153,8 @@ def two_stages_may_do(layout: Layout, wanted: Tensor, first: str) -> bool:
 
 
 def test_two_stages_fail() -> None:
-    """The spec's example, S = 4 with width 16 (S' = 4, d_h = 4): no two stages bring dy to the heads. With one shard
-    and one row nothing rules them out."""
+    """S = 4 with width 16 (S' = 4, d_h = 4; construction.md, section 2.2): no two stages bring dy to the heads. With
+    one shard and one row nothing rules them out."""
     layout = Layout(16, 4, 4, 4, 20, 9)
     assert not two_stages_may_do(layout, there(layout), "dimension") and not two_stages_may_do(
         layout, there(layout), "split"

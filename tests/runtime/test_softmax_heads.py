@@ -1,6 +1,7 @@
 """Theorem C.2, Lemma C.3: linear attention by softmax heads and a sink, against its bound and against linear attention.
 
-The bound of section 12, with a rounding term: a weight passes an exponential, a quotient and a sum of n terms, twice.
+The bound of construction.md, section 12, with a rounding term: a weight passes an exponential, a quotient and a sum of
+n terms, twice.
 """
 
 from __future__ import annotations

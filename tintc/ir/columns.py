@@ -9,13 +9,14 @@ Runs = tuple[tuple[int, int], ...]
 
 
 def take(x: Tensor, columns: Runs) -> Tensor:
-    """The columns of ``x [..., W]`` side by side."""
+    """Return the columns of ``x [..., W]`` side by side."""
     zeros = x.new_zeros(*x.shape[:-1], 1)
     return torch.cat([x[..., a:b] if a >= 0 else zeros.expand(*x.shape[:-1], b - a) for a, b in columns], -1)
 
 
 def put_back(y: Tensor, columns: Runs, width: int) -> Tensor:
-    """The transpose of `take`, ``[..., width]``: what was taken more than once is summed, what was not is zero."""
+    """Return the transpose of `take`, ``[..., width]``: what was taken more than once is summed, what was not is
+    zero."""
     x = y.new_zeros(*y.shape[:-1], width)
     for (a, b), part in zip(columns, y.split([b - a for a, b in columns], -1), strict=True):
         if a >= 0:
@@ -24,13 +25,14 @@ def put_back(y: Tensor, columns: Runs, width: int) -> Tensor:
 
 
 def fits(columns: Runs, source: int, width: int) -> bool:
-    """Whether these are `width` columns of a value that is `source` wide."""
+    """Return True if these are `width` columns of a value that is `source` wide."""
     inside = all(start < stop <= (source if start >= 0 else 0) for start, stop in columns)
     return inside and width == sum(stop - start for start, stop in columns)
 
 
 def compose(outer: Runs, inner: Runs) -> Runs:
-    """Runs of `inner` counted within those of `outer`, as runs of what `outer` counts in; neighbours joined.
+    """Return runs of `inner`, which count within those of `outer`, as runs of what `outer` counts in; neighbours
+    joined.
 
     Runs of negative numbers are zeros, whatever they are counted in.
     """

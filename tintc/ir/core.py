@@ -16,12 +16,12 @@ from tintc.errors import IRError
 
 @dataclass(frozen=True)
 class Type:
-    """What a value is. `kind` names it, `dims` are its fixed sizes (batch and length are always dynamic).
+    """The type of a value. `kind` names it, `dims` are its fixed sizes (batch and length are always dynamic).
 
     Kinds: ``tokens`` (dims = width: one vector per token), ``logits`` (dims = vocabulary), ``linear`` (dims = dout,
-    din; the weights of a linear layer as a value), ``norm`` (dims = width; gain and bias of a norm as a value).
-    `parts` says which tensors a weight value carries besides a linear layer's matrix: ``bias`` (``bias4``: four times,
-    a quarter each), and of a norm ``gain``, or ``vector`` for a gain that prefixes hold as a vector.
+    din; the weights of a linear layer as a value), ``norm`` (dims = width; gain and bias of a norm as a value). `parts`
+    says which tensors a weight value carries besides a linear layer's matrix: ``bias`` (``bias4``: four times, a
+    quarter each), and of a norm ``gain``, or ``vector`` for a gain that prefixes hold as a vector.
     """
 
     kind: str
@@ -34,14 +34,17 @@ class Type:
 
     @property
     def width(self) -> int:
+        """Return the size of the last dimension."""
         return self.dims[-1]
 
 
 def tokens(width: int) -> Type:
+    """Return the type of one vector of `width` per token."""
     return Type("tokens", (width,))
 
 
 def logits(vocab: int) -> Type:
+    """Return the type of logits over `vocab` words."""
     return Type("logits", (vocab,))
 
 
@@ -63,7 +66,7 @@ OpT = TypeVar("OpT", bound="type[Op]")
 
 
 def register(opname: str) -> Callable[[OpT], OpT]:
-    """Class decorator: make an op class known to the parser under `opname`."""
+    """Return a class decorator that makes an op class known to the parser under `opname`."""
 
     def add(cls: OpT) -> OpT:
         cls.opname = opname
@@ -84,16 +87,18 @@ class Op:
 
     @property
     def result(self) -> Value:
+        """Return the one result; raise `IRError` if there are several, or none."""
         if len(self.results) != 1:
             raise IRError(f"{self.opname} has {len(self.results)} results, not one.")
         return self.results[0]
 
     @classmethod
     def attribute_fields(cls) -> list[Any]:
+        """Return the fields that are attributes: all but operands, results and the body."""
         return [f for f in fields(cls) if f.name not in ("operands", "results", "body")]
 
     def attributes(self) -> dict[str, Any]:
-        """The attributes that differ from their defaults, in the order of declaration."""
+        """Return the attributes that differ from their defaults, in the order of declaration."""
         shown = {}
         for f in self.attribute_fields():
             value = getattr(self, f.name)
@@ -105,6 +110,7 @@ class Op:
         """Raise `IRError` unless operand types, result types and attributes fit together."""
 
     def expect(self, condition: bool, sentence: str) -> None:
+        """Raise `IRError` with the sentence, and with the op's name and results, unless the condition holds."""
         if not condition:
             where = ", ".join(map(str, self.results)) or "no result"
             raise IRError(f"{self.opname} ({where}): {sentence}.")
@@ -149,7 +155,7 @@ class Program:
     outputs: dict[str, Value] = field(default_factory=dict)
 
     def walk(self) -> Iterator[Op]:
-        """All ops, nested ones after the op that holds them."""
+        """Yield all ops, nested ones after the op that holds them."""
         for op in self.ops:
             yield op
             body = getattr(op, "body", None)
@@ -157,9 +163,11 @@ class Program:
                 yield from body.ops
 
     def producers(self) -> dict[Value, Op]:
+        """Return the op that defines every value."""
         return {result: op for op in self.walk() for result in op.results}
 
     def users(self) -> dict[Value, list[Op]]:
+        """Return the ops that read every value, in program order; an op that reads it twice stands there twice."""
         table: dict[Value, list[Op]] = {}
         for op in self.walk():
             for operand in op.operands:
@@ -167,7 +175,7 @@ class Program:
         return table
 
     def verify(self) -> Program:
-        """Check SSA form, types and every op. Returns self, so that passes can end in `return program.verify()`."""
+        """Check SSA form, types and every op. Return self, so that passes can end in `return program.verify()`."""
         names: set[str] = set()
         _verify_ops(self, self.ops, set(), names)
         defined = {result for op in self.ops for result in op.results}
@@ -178,6 +186,7 @@ class Program:
 
 
 def _verify_ops(program: Program, ops: list[Op], defined: set[Value], names: set[str]) -> None:
+    """Check ops in order, given the values that are `defined` so far; add their names and results."""
     for op in ops:
         if not op.opname.startswith(program.dialect + "."):
             raise IRError(f"{op.opname} does not belong in a {program.dialect!r} program.")
@@ -199,6 +208,7 @@ def _verify_ops(program: Program, ops: list[Op], defined: set[Value], names: set
 
 
 def _claim(names: set[str], values: tuple[Value, ...]) -> None:
+    """Add the values' names; raise `IRError` for one that is taken."""
     for value in values:
         if value.name in names:
             raise IRError(f"{value} is defined twice.")
@@ -206,4 +216,5 @@ def _claim(names: set[str], values: tuple[Value, ...]) -> None:
 
 
 def substitute(values: tuple[Value, ...], mapping: Mapping[Value, Value]) -> tuple[Value, ...]:
+    """Return the values, those in `mapping` replaced."""
     return tuple(mapping.get(value, value) for value in values)

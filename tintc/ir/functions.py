@@ -35,25 +35,26 @@ GATES_ONLY = frozenset({"sigmoid"})
 
 
 def at_least_fp32(x: Tensor) -> Tensor:
-    """x itself, or in fp32 if its dtype is a shorter one."""
+    """Return x itself, or x in fp32 if its dtype is a shorter one."""
     return x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
 
 
 def square_root(x: Tensor) -> Tensor:
-    """The square root, with the derivative 0 at 0: a zero vector must not make autograd's gradients NaN."""
+    """Return the square root, with the derivative 0 at 0: a zero vector must not make autograd's gradients NaN."""
     zero = x == 0
     return torch.where(zero, 0.0, torch.where(zero, 1.0, x).sqrt())
 
 
 def norm_scale(kind: str, x: Tensor, eps: float) -> Tensor:
-    """sigma(x) of a LayerNorm or rms(x) of an RMSNorm, its `eps` included: ``[..., D] -> [..., 1]``."""
+    """Return sigma(x) of a LayerNorm or rms(x) of an RMSNorm, its `eps` included: ``[..., D] -> [..., 1]``."""
     if kind == "layer":
         x = x - x.mean(-1, keepdim=True)
     return square_root(x.square().mean(-1, keepdim=True) + eps)
 
 
 def normalise(kind: str, x: Tensor, eps: float) -> Tensor:
-    """f(x) = (x - mu) / sigma for ``layer``, x / rms(x) for ``rms`` (Defs. F.1, J.1), over the last dimension."""
+    """Return f(x) = (x - mu) / sigma for ``layer``, x / rms(x) for ``rms`` (Defs. F.1, J.1), over the last
+    dimension."""
     scale = norm_scale(kind, x, eps)
     if kind == "layer":
         x = x - x.mean(-1, keepdim=True)
@@ -61,12 +62,12 @@ def normalise(kind: str, x: Tensor, eps: float) -> Tensor:
 
 
 def normalise_groups(kind: str, x: Tensor, eps: float, groups: int) -> Tensor:
-    """`normalise` on each of `groups` equal parts of the last dimension on its own."""
+    """Return `normalise` of each of `groups` equal parts of the last dimension, each on its own."""
     return normalise(kind, x.unflatten(-1, (groups, -1)), eps).flatten(-2)
 
 
 def rms(g: Tensor) -> Tensor:
-    """Root mean square over the last dimension, kept: ``[..., D] -> [..., 1]``."""
+    """Return the root mean square over the last dimension, kept: ``[..., D] -> [..., 1]``."""
     return square_root(g.square().mean(-1, keepdim=True))
 
 
@@ -75,7 +76,7 @@ SCHEMES = ("fixed", "token")
 
 @dataclass(frozen=True)
 class FiniteDifference:
-    """How a first-order step is chosen (paper Defs. F.3, G.3; schemes of the construction).
+    """The choice of a first-order step (paper Defs. F.3, G.3; construction.md, section 6.1).
 
     ``fixed``: step `eps` everywhere, as in the paper. ``token``: step ``eps * c / rms(g)`` per token, which suits the
     gradient whatever its size; a zero gradient gives zero.
@@ -85,17 +86,19 @@ class FiniteDifference:
     eps: float
 
     def derivative(self, f: Callable[[Tensor], Tensor], x: Tensor, g: Tensor, c: Tensor | float = 1.0) -> Tensor:
-        """``J_f(x) g`` to first order: ``(f(x + h g) - f(x)) / h``. Shapes of x and g: ``[..., D]``."""
+        """Return ``J_f(x) g`` to first order: ``(f(x + h g) - f(x)) / h``. Shapes of x and g: ``[..., D]``."""
         if self.scheme != "token":
             return (f(x + self.eps * g) - f(x)) / self.eps
         size = rms(g)
+        # Both branches of the last `where` are evaluated, so no division may be by zero even where its result is
+        # dropped.
         safe = torch.where(size == 0, torch.ones_like(size), size)
         h = self.eps * c / safe
         return torch.where(size == 0, torch.zeros_like(g), (f(x + h * g) - f(x)) / h)
 
 
 def rotate(x: Tensor, positions: Tensor, inv_freq: Tensor, style: str) -> Tensor:
-    """Rotary embedding of heads ``x [B, heads, T, d]`` at ``positions [B, T]``.
+    """Return heads ``x [B, heads, T, d]`` with a rotary embedding at ``positions [B, T]``.
 
     The first ``2 * len(inv_freq)`` coordinates of a head turn in pairs: (i, i + n) for style ``half``, (2i, 2i + 1) for
     ``interleaved``; the rest stay.
@@ -114,7 +117,7 @@ def rotate(x: Tensor, positions: Tensor, inv_freq: Tensor, style: str) -> Tensor
 
 
 def masked_softmax(scores: Tensor, allowed: Tensor, sinks: Tensor | None = None) -> Tensor:
-    """Softmax over the last dimension; a row with no allowed key gives zeros, not NaN.
+    """Return the softmax over the last dimension; a row with no allowed key gives zeros, not NaN.
 
     sinks ``[H]``: for each head of ``scores [B, H, n, m]`` the logit of one more entry, whose probability is dropped.
     """
@@ -122,17 +125,20 @@ def masked_softmax(scores: Tensor, allowed: Tensor, sinks: Tensor | None = None)
     top = scores.amax(-1, keepdim=True)
     sink = None if sinks is None else sinks.to(scores.dtype)[:, None, None]
     top = top if sink is None else torch.maximum(top, sink)
+    # A row without any key has the maximum -inf, and -inf minus -inf is NaN.
     weights = torch.exp(scores - torch.where(torch.isinf(top), torch.zeros_like(top), top))
     total = weights.sum(-1, keepdim=True) + (0.0 if sink is None else torch.exp(sink - top))
     return weights / torch.where(total == 0, torch.ones_like(total), total)
 
 
 def sink_softmax(scores: Tensor, sink: Tensor, rest: int) -> Tensor:
-    """Softmax over the last dimension, beside one more entry and `rest` entries of logit 0, none of which is returned.
+    """Return the softmax over the last dimension, beside one more entry and `rest` entries of logit 0, none of which is
+    returned.
 
     ``scores [B, H, n, m]``, ``sink [H]``: logit of that entry for each head. The sink is not subtracted before the
     exponential: a small score would be rounded to the precision of a large logit.
     """
+    # The `rest` entries have logit 0, so the maximum is at least that.
     top = scores.amax(-1, keepdim=True).clamp(min=0)
     weights = torch.exp(scores - top)
     total = weights.sum(-1, keepdim=True) + rest * torch.exp(-top)
@@ -140,30 +146,32 @@ def sink_softmax(scores: Tensor, sink: Tensor, rest: int) -> Tensor:
 
 
 def split_heads(x: Tensor, n_heads: int) -> Tensor:
-    """``[B, T, n_heads * d] -> [B, n_heads, T, d]``."""
+    """Return ``[B, n_heads, T, d]`` of ``[B, T, n_heads * d]``."""
     return x.unflatten(-1, (n_heads, -1)).transpose(1, 2)
 
 
 def merge_heads(x: Tensor) -> Tensor:
-    """``[B, heads, T, d] -> [B, T, heads * d]``."""
+    """Return ``[B, T, heads * d]`` of ``[B, heads, T, d]``."""
     return x.transpose(1, 2).flatten(-2)
 
 
 def causal_mask(length: int, device: torch.device, window: int = 0) -> Tensor:
-    """``[T, T]``, true where query t may see key j <= t; with a window, only the last `window` of these."""
+    """Return ``[T, T]``, true where query t may see key j <= t; with a window, only the last `window` of these."""
     seen = torch.ones(length, length, dtype=torch.bool, device=device).tril()
     return seen.triu(1 - window) if window else seen
 
 
 def alibi(slopes: Sequence[float], queries: Tensor, keys: Tensor, like: Tensor) -> Tensor:
-    """``slope_h * (position of the key - position of the query)``: ``[B, H, n, m]`` from positions ``[B, n]`` and
-    ``[B, m]`` of integers, in the dtype of `like` (bfloat16 does not tell positions 301 and 302 apart)."""
+    """Return ``slope_h * (position of the key - position of the query)``, ``[B, H, n, m]``, in the dtype of `like`.
+
+    queries ``[B, n]``, keys ``[B, m]``: positions, as integers (bfloat16 does not tell positions 301 and 302 apart).
+    """
     steep = torch.tensor(slopes, dtype=like.dtype, device=like.device)[:, None, None]
     return steep * (keys[:, None, None, :] - queries[:, None, :, None]).to(like.dtype)
 
 
 def soft_capped(scores: Tensor, cap: float) -> Tensor:
-    """``cap * tanh(scores / cap)``; 0 means no cap."""
+    """Return ``cap * tanh(scores / cap)``, or the scores if cap is 0."""
     return cap * torch.tanh(scores / cap) if cap else scores
 
 
@@ -172,7 +180,7 @@ SCORE_VECTORS = ("inv_freq", "gain", "query_scale", "sinks")
 
 
 class Heads(Protocol):
-    """What an attention op says of its heads and scores; the attributes of `aux.attention`."""
+    """The heads and scores of an attention op; the attributes of `aux.attention`."""
 
     n_heads: int
     n_kv_heads: int
@@ -195,11 +203,12 @@ def attention_probabilities(
     query_scale: Tensor | None = None,
     sinks: Tensor | None = None,
 ) -> Tensor:
-    """``softmax(cap(scale * (s_p gain turn(q)) turn(k)^T) + alibi)`` per head, beside its sink: ``[B, n_heads, T, T]``
-    from flat q and k ``[B, T, heads * d]``.
+    """Return ``softmax(cap(scale * (s_p gain turn(q)) turn(k)^T) + alibi)`` per head, beside its sink,
+    ``[B, n_heads, T, T]``.
 
-    `allowed [B, T, T]` says which keys a query may see besides the causal mask and the window; ``positions [B, T]``;
-    ``query_scale [P]``: the number s_p of every position; ``sinks [n_heads]``: as in `masked_softmax`.
+    q and k are flat, ``[B, T, heads * d]``. `allowed [B, T, T]` says which keys a query may see besides the causal mask
+    and the window; ``positions [B, T]``; ``query_scale [P]``: the number s_p of every position; ``sinks [n_heads]``: as
+    in `masked_softmax`.
     """
 
     def turn(heads: Tensor) -> Tensor:

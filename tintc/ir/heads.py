@@ -1,4 +1,4 @@
-"""Which numbers of an embedding every head of a block reads and writes, from the block's own tensors."""
+"""The numbers of an embedding that every head of a block reads and writes, from the block's own tensors."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Part:
 
 @dataclass(frozen=True)
 class Head:
-    """What one head, or a block without heads (index -1), reads and writes."""
+    """The reads and writes of one head, or of a block without heads (index -1)."""
 
     index: int
     reads: tuple[Part, ...]
@@ -50,8 +50,10 @@ class Head:
 
 
 def heads_of(block: Block, layout: Layout, occupied: frozenset[int], held: bool, mask: str) -> tuple[Head, ...]:
-    """The heads that do something. occupied: slots of the tokens that hold anything; held: whether prefixes hold
-    weights; mask: who is seen (empty: everybody).
+    """Return the heads that do something.
+
+    occupied: slots of the tokens that hold anything; held: whether prefixes hold weights; mask: who is seen (empty:
+    everybody).
 
     A head returns nothing where its values are zero, or, unless it is a softmax, where its keys or its queries are. The
     gate says whose results count: the tokens', or in descent the prefixes'.
@@ -89,19 +91,20 @@ def heads_of(block: Block, layout: Layout, occupied: frozenset[int], held: bool,
 
 
 def _visible(spec: AttentionSpec, mask: str) -> set[str]:
-    """Positions that the mask leaves; a softmax in a linear head's place has one where that head needs none."""
+    """Return the positions that the mask leaves. A softmax in a linear head's place has a mask where that head needs
+    none."""
     if mask:
         return {"tokens"}
     return {"prefixes"} if spec.kind == "sink" else {"tokens", "prefixes"}
 
 
 def _places(slots: Mapping[int, object], occupied: frozenset[int], held: bool) -> set[str]:
-    """Positions at which what stands in these slots may be other than zero."""
+    """Return the positions at which what stands in these slots may be other than zero."""
     return ({"tokens"} if occupied.intersection(slots) else set()) | ({"prefixes"} if held and slots else set())
 
 
 def _terms(spec: AttentionSpec, letter: str) -> list[set[str]]:
-    """For every head, the positions at which its position term is not zero."""
+    """Return the positions at which a head's position term is not zero, head by head."""
     term = getattr(spec, f"positions_{letter}")
     if term is None:
         return [set() for _ in range(spec.n_heads)]
@@ -110,7 +113,7 @@ def _terms(spec: AttentionSpec, letter: str) -> list[set[str]]:
 
 
 def _links(stage: SplitStage) -> dict[int, list[int]]:
-    """For every number that a split operation reads, those that depend on it."""
+    """Return the numbers that depend on a number which a split operation reads, by that number."""
     weight, width = stage.weight.build(), stage.width
     first, second, third = weight.nonzero().unbind(1)
     if stage.kind == "dimension":
@@ -124,7 +127,7 @@ def _links(stage: SplitStage) -> dict[int, list[int]]:
 
 
 def _pairs(split: Split, spec: AttentionSpec) -> set[tuple[int, int]]:
-    """(out, in) of every number that depends on another."""
+    """Return (out, in) of every number that depends on another."""
     if split is None:
         return set()
     size = split[0].n_heads * split[0].width if split else spec.n_heads * spec.width
@@ -136,16 +139,17 @@ def _pairs(split: Split, spec: AttentionSpec) -> set[tuple[int, int]]:
 
 
 def _sources(split: Split, spec: AttentionSpec) -> list[list[int]]:
-    """For every head, the numbers that its part is made of."""
+    """Return the numbers that a head's part is made of, head by head."""
     return _grouped(((out // spec.width, into) for out, into in _pairs(split, spec)), spec.n_heads)
 
 
 def _targets(split: Split, spec: AttentionSpec) -> list[list[int]]:
-    """For every head, the numbers that it is written to."""
+    """Return the numbers that a head is written to, head by head."""
     return _grouped(((into // spec.width, out) for out, into in _pairs(split, spec)), spec.n_heads)
 
 
 def _grouped(pairs: Iterable[tuple[int, int]], count: int) -> list[list[int]]:
+    """Return the numbers of every head, sorted, from pairs (head, number)."""
     found: list[set[int]] = [set() for _ in range(count)]
     for head, number in pairs:
         found[head].add(number)
@@ -153,6 +157,7 @@ def _grouped(pairs: Iterable[tuple[int, int]], count: int) -> list[list[int]]:
 
 
 def _by_slot(numbers: Iterable[int], layout: Layout) -> dict[int, tuple[Run, ...]]:
+    """Return runs of numbers within their slot, by slot."""
     slots: dict[int, list[int]] = defaultdict(list)
     for number in numbers:
         slots[number // layout.pitch].append(number % layout.pitch)
@@ -160,7 +165,8 @@ def _by_slot(numbers: Iterable[int], layout: Layout) -> dict[int, tuple[Run, ...
 
 
 def as_runs(numbers: list[int]) -> tuple[Run, ...]:
-    """Sorted numbers as the fewest runs that a walk from the left finds; a run stops right after its last number."""
+    """Return sorted numbers as the fewest runs that a walk from the left finds; a run stops right after its last
+    number."""
     found: list[Run] = []
     index = 0
     while index < len(numbers):
@@ -173,7 +179,7 @@ def as_runs(numbers: list[int]) -> tuple[Run, ...]:
 
 
 def _whole(spec: BlockSpec, layout: Layout) -> Head:
-    """A block without heads, slot by slot."""
+    """Return a block without heads as one head that reads and writes whole slots."""
     reads, writes = _slots(spec, layout)
     full = ((0, layout.pitch, 1),)
     return Head(
@@ -182,7 +188,7 @@ def _whole(spec: BlockSpec, layout: Layout) -> Head:
 
 
 def _slots(spec: BlockSpec, layout: Layout) -> tuple[list[int], list[int]]:
-    """Slots that a block without heads reads, and those that it changes."""
+    """Return (slots that a block without heads reads, slots that it changes)."""
     match spec:
         case GroupNormSpec():
             inside = sorted({slot for group in spec.groups for slot in group})
@@ -203,7 +209,7 @@ def _slots(spec: BlockSpec, layout: Layout) -> tuple[list[int], list[int]]:
 
 
 def _chunk_pairs(stages: tuple[SplitStage, ...]) -> list[tuple[int, int]]:
-    """(out, in) of every chunk that depends on another."""
+    """Return (out, in) of every chunk that depends on another."""
     total: Tensor | None = None
     for stage in stages:
         weight = stage.weight.build() != 0

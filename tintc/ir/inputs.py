@@ -1,7 +1,7 @@
-"""What a program is run on: token ids, positions and masks, resolved from whatever a user passes.
+"""The inputs of a program: token ids, positions and masks, resolved from whatever a user passes.
 
 Defaults are the published ones: positions count the tokens that are not padding, half of a text is trained on, and the
-loss counts at position i only if i, i + 1 are train tokens and target i + 1 is not masked (spec, section 8).
+loss counts at position i only if i, i + 1 are train tokens and target i + 1 is not masked (construction.md, section 8).
 """
 
 from __future__ import annotations
@@ -35,28 +35,29 @@ class Inputs:
 
     @property
     def shape(self) -> tuple[int, int]:
+        """Return (examples, tokens)."""
         batch, length = self.input_ids.shape
         return batch, length
 
     def trained(self, step: int) -> Tensor:
-        """Tokens that a step's descent sums over, ``[B, T]``."""
+        """Return the tokens that a step's descent sums over, ``[B, T]`` bool."""
         return self.train if self.train.dim() == 2 else self.train[step]
 
     def counted(self, step: int) -> Tensor:
-        """Positions whose loss counts in a step, ``[B, T]``."""
+        """Return the positions whose loss counts in a step, ``[B, T]`` bool."""
         return self.counts if self.counts.dim() == 2 else self.counts[step]
 
     @cached_property
     def plain(self) -> bool:
-        """Whether nothing is masked. A mask whose rows are views of its first one is looked at once."""
+        """Return True if nothing is masked. A mask whose rows are views of its first one is looked at once."""
         return bool((self.allowed[:, :1] if self.allowed.stride(1) == 0 else self.allowed).all())
 
     def rows(self, start: int, stop: int) -> Inputs:
-        """The same for examples start ... stop - 1 of the batch."""
+        """Return the inputs of examples start ... stop - 1 of the batch."""
         return self._taken(slice(start, stop))
 
     def each(self, count: int) -> Inputs:
-        """The same for every count-th example."""
+        """Return the inputs of every count-th example."""
         return self if count == 1 else self._taken(slice(None, None, count))
 
     def _taken(self, rows: slice) -> Inputs:
@@ -66,7 +67,7 @@ class Inputs:
         return Inputs(**part)
 
     def repeats(self) -> int:
-        """The largest number k such that the batch consists of examples that stand k times side by side."""
+        """Return the largest number k such that the batch consists of examples that stand k times side by side."""
         same = torch.ones(self.shape[0] - 1, dtype=torch.bool, device=self.input_ids.device)
         for name in (f.name for f in fields(self) if f.name != "allowed" or not self.plain):
             tensor: Tensor = getattr(self, name)
@@ -78,7 +79,7 @@ class Inputs:
 
     @property
     def next_ids(self) -> Tensor:
-        """The target of every position, ``[B, T]``; the last position's is itself, and never counts."""
+        """Return the target of every position, ``[B, T]``; the last position's is itself, and never counts."""
         return torch.cat((self.input_ids[:, 1:], self.input_ids[:, -1:]), 1)
 
 
@@ -100,7 +101,7 @@ def resolve_inputs(
     semantics: str = "exact",
     n_steps: int | None = None,
 ) -> Inputs:
-    """Masks of any dtype (non-zero is true) and None as `Inputs`.
+    """Return masks of any dtype (non-zero is true) and None as `Inputs`.
 
     attention_mask: ``[B, T]`` marks padding on either side, ``[B, T, T]`` says who sees whom. train_mask ``[B, T]``, or
     ``[N, B, T]`` for other tokens in each of the N steps (n_steps None: as many as there are); None: the first
@@ -135,6 +136,7 @@ def resolve_inputs(
 
 
 def _attention(mask: Tensor | None, shape: tuple[int, ...], device: torch.device) -> tuple[Tensor, Tensor]:
+    """Return (tokens that are not padding ``[B, T]``, who sees whom ``[B, T, T]``), both bool."""
     batch, length = shape
     valid = torch.ones(shape, dtype=torch.bool, device=device)
     if mask is None:
@@ -174,7 +176,7 @@ def check_positions(position_ids: Tensor, count: int) -> None:
 
 
 def matching(name: str, tensor: Tensor, shape: tuple[int, ...], device: torch.device) -> Tensor:
-    """`tensor` on `device`; `InputError` unless it has this shape."""
+    """Return `tensor` on `device`; raise `InputError` unless it has this shape."""
     check_tensor(name, tensor)
     if tuple(tensor.shape) != shape:
         raise InputError(f"{name} has shape {tuple(tensor.shape)}; it must have the shape of input_ids, {shape}.")
@@ -182,7 +184,7 @@ def matching(name: str, tensor: Tensor, shape: tuple[int, ...], device: torch.de
 
 
 def _steps(name: str, mask: Tensor, shape: tuple[int, ...], n_steps: int | None) -> Tensor:
-    """`mask`; `InputError` unless it has this shape, or this shape for every step."""
+    """Return `mask`; raise `InputError` unless it has this shape, or this shape for every step."""
     check_tensor(name, mask)
     steps = mask.shape[0] if n_steps is None and mask.dim() == 3 else n_steps
     if mask.shape == shape or mask.shape == (steps, *shape):
@@ -192,6 +194,8 @@ def _steps(name: str, mask: Tensor, shape: tuple[int, ...], n_steps: int | None)
 
 
 def _first_tokens(valid: Tensor, fraction: float) -> Tensor:
+    """Return the mask of the first `fraction` of every row's valid tokens; raise `OptionError` unless 0 < fraction <
+    1."""
     if not 0 < fraction < 1:
         raise OptionError(f"The train fraction is {fraction}; it must lie between 0 and 1, both excluded.")
     budget = (valid.sum(1, keepdim=True).double() * fraction).floor()

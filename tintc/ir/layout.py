@@ -1,4 +1,7 @@
-"""The layout of a simulator: how wide it is, and where weights and values sit in its embeddings (spec, section 3)."""
+"""The layout of a simulator: how wide it is, and where weights and values sit in its embeddings.
+
+See construction.md, section 3.1.
+"""
 
 from __future__ import annotations
 
@@ -27,38 +30,41 @@ class Layout:
 
     @property
     def pitch(self) -> int:
-        """Width of a slot, ``S' * d_h >= D``; also the height and width of a weight tile."""
+        """Return the width of a slot, ``S' * d_h >= D``; also the height and width of a weight tile."""
         return self.shards * self.d_h
 
     @property
     def n_prefixes(self) -> int:
-        """K: prefix embeddings of one weight tile."""
+        """Return K: prefix embeddings of one weight tile."""
         return self.pitch // self.stack
 
     @property
     def main_heads(self) -> int:
-        """Heads (s, j) that hold the S stacked rows' shards; head (s, j) has index ``s * S' + j``."""
+        """Return the number of heads (s, j) that hold the S stacked rows' shards; head (s, j) has index
+        ``s * S' + j``."""
         return self.stack * self.shards
 
     @property
     def d_sim(self) -> int:
+        """Return the width of the simulator's embeddings."""
         return self.n_heads * self.d_h
 
     @property
     def n_slots(self) -> int:
+        """Return the number of slots that an embedding has room for."""
         return self.n_heads // self.shards
 
     @property
     def sim_seq_len(self) -> int:
-        """T_sim: prefixes, then tokens."""
+        """Return T_sim: prefixes, then tokens."""
         return self.n_prefixes + self.max_length
 
     def tiles(self, width: int) -> int:
-        """How many tiles a value or weight side of `width` is cut into."""
+        """Return the number of tiles that a value or weight side of `width` is cut into."""
         return -(-width // self.pitch)
 
     def broken(self, has_bias: bool, slots: int, head_dims: Collection[int]) -> list[str]:
-        """The conditions of section 3 that fail, as sentences.
+        """Return the conditions of construction.md, section 3.1 that fail, as sentences.
 
         has_bias: whether any weights hold a bias; slots: the most slots that a module reads together; head_dims: widths
         of the auxiliary's attention heads. Softmax attention views an embedding in chunks of head_dim, so every slot
@@ -87,7 +93,7 @@ class Layout:
         return [sentence for holds, sentence in conditions if not holds]
 
     def check(self, has_bias: bool, slots: int, head_dims: Collection[int]) -> Layout:
-        """Raise `OptionError` with the conditions that fail; returns self."""
+        """Raise `OptionError` with the conditions that fail; return self if none does."""
         if sentences := self.broken(has_bias, slots, head_dims):
             raise infeasible(self.stack, self.shards, sentences)
         return self
@@ -101,5 +107,5 @@ class Layout:
 
 
 def infeasible(stack: int, shards: int, sentences: Sequence[str]) -> OptionError:
-    """The error for a choice of S and S' with the conditions that it breaks."""
+    """Return the error for a choice of S and S' with the conditions that it breaks."""
     return OptionError(f"S = {stack}, S' = {shards} is not a feasible layout: {'; '.join(sentences)}.")

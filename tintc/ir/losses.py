@@ -13,14 +13,14 @@ LOSSES = ("ce", "quad", "mse")
 
 @dataclass(frozen=True)
 class LogitMap:
-    """How a head's scores ``s = E x + b`` become logits: ``z = scale s``, then ``z = c tanh(z / c)`` with the soft cap
-    c (0: none)."""
+    """The map from a head's scores ``s = E x + b`` to logits: ``z = scale s``, then ``z = c tanh(z / c)`` with the soft
+    cap c (0: none)."""
 
     scale: float = 1.0
     softcap: float = 0.0
 
     def __call__(self, scores: Tensor, overwrite: bool = False) -> Tensor:
-        """Logits, over `scores` itself if that is allowed."""
+        """Return logits, written over `scores` itself if that is allowed."""
         if self.scale != 1:
             scores = scores.mul_(self.scale) if overwrite else scores * self.scale
         if self.softcap == 0:
@@ -30,7 +30,7 @@ class LogitMap:
         return (scores / self.softcap).tanh() * self.softcap
 
     def slope(self, logits: Tensor) -> Tensor | float:
-        """dz/ds at the logits z: ``scale (1 - (z / c)^2)``."""
+        """Return dz/ds at the logits z: ``scale (1 - (z / c)^2)``."""
         if self.softcap == 0:
             return self.scale
         return self.scale * (1 - (logits / self.softcap).square())
@@ -42,11 +42,11 @@ PLAIN = LogitMap()
 def loss_gradient(
     kind: str, x: Tensor, head: Tensor, bias: Tensor | None, next_ids: Tensor, logit_map: LogitMap = PLAIN
 ) -> Tensor:
-    """Gradient of the summed loss with respect to the head's input, position by position.
+    """Return the gradient of the summed loss with respect to the head's input, position by position, ``[..., D]``.
 
     ``x [..., D]``, ``head E [V, D]``, ``next_ids [...]``. With scores ``s = E x + b`` and logits z(s), ``ce``:
-    ``E^T (dz/ds (softmax(z) - onehot))``; ``quad``: ``E^T (dz/ds (z - onehot))``, which for plain logits is ``E^T z -
-    e_next``; ``mse``: ``x - e_next``, which no logits enter (Remark H.2).
+    ``E^T (dz/ds (softmax(z) - onehot))``; ``quad``: ``E^T (dz/ds (z - onehot))``, which for plain logits is
+    ``E^T z - e_next``; ``mse``: ``x - e_next``, which no logits enter (Remark H.2).
     """
     target = head[next_ids]
     if kind == "mse":
@@ -58,7 +58,10 @@ def loss_gradient(
 
 
 def hidden(kind: str, scores: Tensor, logit_map: LogitMap) -> Tensor:
-    """What the scores ``[..., V]`` of the whole vocabulary pull with: ``dz/ds softmax(z)`` for ``ce``, ``dz/ds z`` for
-    ``quad``."""
+    """Return ``dz/ds softmax(z)`` for ``ce``, ``dz/ds z`` for ``quad``: what multiplies E^T in the loss gradient,
+    ``[..., V]``.
+
+    scores ``[..., V]``: of the whole vocabulary.
+    """
     logits = logit_map(scores)
     return (logits.softmax(-1) if kind == "ce" else logits) * logit_map.slope(logits)

@@ -11,6 +11,7 @@ class Names:
         self.taken: set[str] = set()
 
     def fresh(self, wanted: str) -> str:
+        """Return the wanted name if it is free, else that name with the next number."""
         name, count = wanted, 1
         while name in self.taken:
             count += 1

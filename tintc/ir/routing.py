@@ -32,7 +32,7 @@ class Move:
 
 
 def colour(edges: Sequence[tuple[int, int]]) -> list[int]:
-    """A proper edge colouring of a bipartite multigraph with as many colours as its largest degree.
+    """Return a proper edge colouring of a bipartite multigraph, with as many colours as its largest degree.
 
     Koenig's proof as an algorithm: give the edge a colour free at its left end; if its right end uses it already, swap
     the two colours along the alternating path that starts there, which never reaches the left end.
@@ -51,6 +51,7 @@ def colour(edges: Sequence[tuple[int, int]]) -> list[int]:
 
 
 def _free(used: dict[tuple[int, int], int], node: int) -> int:
+    """Return the least colour that no edge at `node` has."""
     candidate = 0
     while (node, candidate) in used:
         candidate += 1
@@ -87,7 +88,15 @@ def _swap(
 def route(
     n_heads: int, width: int, moves: Sequence[Move], keep: Sequence[tuple[int, int]] = ()
 ) -> tuple[SplitStage, SplitStage, SplitStage]:
-    """Stages that carry out all `moves`; everything not named becomes zero.
+    """Return the three stages that carry out all `moves`; everything not named becomes zero.
+
+    Claim: place (chunk, column) = (m.targets, m.to) receives the sum of chunks m.sources at m.column, for every move m.
+
+    Dimension-wise in column m.column: the sum of the sources goes to chunk `middle`, the move's colour. Split-wise in
+    chunk `middle`: column m.column goes to column m.to. Dimension-wise in column m.to: chunk `middle` goes to the
+    targets. Two moves with one column have different colours, and so have two moves into one column, since the
+    colouring is proper: in no stage do two of them meet. There are no more colours than chunks, because a column has as
+    many places as there are chunks. QED.
 
     keep: pairs (source chunk, target chunk) that pass unchanged in every column and are added at their target; the
     source chunks must not be among the colours (they are the bias chunks, which lie above). Moves must be into distinct

@@ -1,4 +1,4 @@
-"""Linear attention by softmax heads and a sink (Theorem C.2, Lemma C.3; spec, section 12).
+"""Linear attention by softmax heads and a sink (Theorem C.2, Lemma C.3; construction.md, section 12).
 
 Claim: let a linear head have scores ``s_tj`` and values v_j at n positions. Head A scores ``s_tj / R``, head B scores
 0, and both have a sink of value 0 and logit log M. Then ``R (M + n) (A_t - B_t)`` is ``sum_j s_tj v_j`` up to an error
@@ -30,11 +30,13 @@ Matrix = Callable[[], Tensor]
 
 
 def is_linear(block: Block) -> bool:
+    """Return True if the block is a linear attention."""
     return isinstance(block.spec, AttentionSpec) and block.spec.kind == "linear"
 
 
 def softened(name: str, block: Block, layout: Layout, temperatures: tuple[float, ...]) -> tuple[str, Block]:
-    """A block of linear attention by softmax heads, with a name that has the exponents of its constants.
+    """Return (name, block) of a block of linear attention by softmax heads; the name has the exponents of its
+    constants.
 
     temperatures: R of heads whose scores depend on the input, R of heads whose scores are 0 or 1, and M.
     """
@@ -45,7 +47,7 @@ def softened(name: str, block: Block, layout: Layout, temperatures: tuple[float,
 
 
 def soften(spec: AttentionSpec, layout: Layout, varied: float, constant: float, sink: float) -> AttentionSpec:
-    """The specification with 2H heads, A before B.
+    """Return the specification with 2H softmax heads, A before B.
 
     Queries of A are divided by R, those of B and its keys are zero; values go to both. The output's first operation
     subtracts and scales.
@@ -72,6 +74,7 @@ def soften(spec: AttentionSpec, layout: Layout, varied: float, constant: float, 
         changed[f"positions_{letter}"] = _positions(getattr(spec, f"positions_{letter}"), matrix, heads)
 
     def merge() -> Tensor:
+        # R (M + n) of the claim, per head.
         scale = temperature() * (sink + n)
         return stacked(scale, -scale).T
 
@@ -81,7 +84,8 @@ def soften(spec: AttentionSpec, layout: Layout, varied: float, constant: float, 
 
 
 def _then(split: Split, matrix: Matrix, spec: AttentionSpec) -> Split:
-    """`split`, then a matrix ``[2H, H]`` between chunks; it is multiplied into a last dimension-wise operation."""
+    """Return `split`, then a matrix ``[2H, H]`` between chunks; it is multiplied into a last dimension-wise
+    operation."""
     if split is None:
         return None
     *before, last = split or (_identity(spec),)
@@ -94,7 +98,8 @@ def _then(split: Split, matrix: Matrix, spec: AttentionSpec) -> Split:
 
 
 def _first(matrix: Matrix, split: Split, spec: AttentionSpec) -> Split:
-    """A matrix ``[H, 2H]`` between chunks, then `split`; it is multiplied into a first dimension-wise operation."""
+    """Return a matrix ``[H, 2H]`` between chunks, then `split`; it is multiplied into a first dimension-wise
+    operation."""
     if split is None:
         return None
     first, *after = split or (_identity(spec),)
@@ -107,10 +112,12 @@ def _first(matrix: Matrix, split: Split, spec: AttentionSpec) -> Split:
 
 
 def _identity(spec: AttentionSpec) -> SplitStage:
+    """Return the identity as a dimension-wise stage."""
     return chunk_map(spec.n_heads, spec.width, {(head, head): 1.0 for head in range(spec.n_heads)})
 
 
 def _positions(term: Positions | None, matrix: Matrix, heads: int) -> Positions | None:
+    """Return the term with the decision vector of 2H heads."""
     if term is None:
         return None
     return replace(term, lam=TensorSpec((2 * heads,), lambda: matrix() @ term.lam.build()))

@@ -43,6 +43,7 @@ class SplitStage:
 
     @property
     def n_results(self) -> int:
+        """Return the number of chunks that the stage gives."""
         return self.n_out or self.n_heads
 
 
@@ -149,18 +150,22 @@ BlockSpec = AttentionSpec | LinearSpec | GroupNormSpec | ActivationSpec | Produc
 
 @dataclass(frozen=True)
 class Block:
-    """A block and its position gate: ``replace`` (forward modules), ``update`` (descent), or none (section 2.3)."""
+    """A block and its position gate (construction.md, section 2.3).
+
+    gate: ``replace`` (forward modules), ``update`` (descent), or empty for none.
+    """
 
     spec: BlockSpec
     gate: str = ""
 
 
 def constant(*shape: int, value: float = 0.0) -> TensorSpec:
+    """Return a tensor of one value."""
     return TensorSpec(shape, lambda: torch.full(shape, value, dtype=torch.float64))
 
 
 def indicator(n_heads: int, ones: Collection[int]) -> TensorSpec:
-    """A decision vector ``[H]`` that is 1 on the heads of `ones`."""
+    """Return a decision vector ``[H]`` that is 1 on the heads of `ones`."""
 
     def build() -> Tensor:
         vector = torch.zeros(n_heads, dtype=torch.float64)
@@ -171,7 +176,8 @@ def indicator(n_heads: int, ones: Collection[int]) -> TensorSpec:
 
 
 def chunk_map(n_heads: int, width: int, entries: dict[tuple[int, int], float]) -> SplitStage:
-    """Dimension-wise: chunk `to` receives ``factor * chunk from``, for every ``(to, from): factor``, in all columns."""
+    """Return the dimension-wise stage by which chunk `to` receives ``factor * chunk from``, for every
+    ``(to, from): factor``, in all columns."""
 
     def build() -> Tensor:
         matrix = torch.zeros(n_heads, n_heads, dtype=torch.float64)
@@ -183,7 +189,7 @@ def chunk_map(n_heads: int, width: int, entries: dict[tuple[int, int], float]) -
 
 
 def block_tensors(spec: BlockSpec) -> dict[str, TensorSpec]:
-    """The tensors of a block, by the name they have below ``structure.<block>``."""
+    """Return the tensors of a block, by the name they have below ``structure.<block>``."""
     named: dict[str, TensorSpec] = {}
     if isinstance(spec, LinearSpec):
         _name_stages(named, "", spec.stages)
@@ -200,6 +206,7 @@ def block_tensors(spec: BlockSpec) -> dict[str, TensorSpec]:
 
 
 def _name_stages(named: dict[str, TensorSpec], prefix: str, stages: tuple[SplitStage, ...]) -> None:
+    """Add the tensors of a chain of stages to `named`."""
     for index, stage in enumerate(stages):
         named[f"{prefix}{index}.weight"] = stage.weight
         if stage.bias:
@@ -208,7 +215,7 @@ def _name_stages(named: dict[str, TensorSpec], prefix: str, stages: tuple[SplitS
 
 SATURATED = 64.0
 """Pre-activation of open gates: tanh(64) is exactly 1 in every floating type, so that gates are exactly 0 and 1, as the
-interpreters take them to be. The paper's 10 leaves 4e-9 per gate (section 2.3)."""
+interpreters take them to be. The paper's 10 leaves 4e-9 per gate (construction.md, section 2.3)."""
 
 
 def shared_tensors(layout: Layout) -> dict[str, TensorSpec]:

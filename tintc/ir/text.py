@@ -31,6 +31,7 @@ KINDS: dict[str, type | tuple[type, ...]] = {"int": int, "float": (int, float), 
 
 
 def print_program(program: Program) -> str:
+    """Return the program as text."""
     lines = [f"{program.dialect}.program {{{_attributes(program.attributes)}}}", ""]
     for name, parameter in program.parameters.items():
         lines.append(_parameter_line(name, parameter))
@@ -75,7 +76,7 @@ def _print_ops(ops: list[Op], lines: list[str], indent: str) -> None:
 
 
 def parse_program(text: str) -> Program:
-    """The program a text describes.
+    """Return the program that a text describes.
 
     Raises `IRError`, naming the line, for anything that does not parse, and for a program that does not verify.
     """
@@ -89,10 +90,12 @@ class _Parser:
         self.at = 0
 
     def fail(self, why: str) -> IRError:
+        """Return the error for the current line."""
         number, line = self.lines[min(self.at, len(self.lines) - 1)] if self.lines else (1, "")
         return IRError(f"Program text, line {number}: {why}: {line!r}.")
 
     def peek(self) -> str:
+        """Return the current line, empty at the end."""
         return self.lines[self.at][1] if self.at < len(self.lines) else ""
 
     def program(self) -> Program:
@@ -227,11 +230,12 @@ class _Parser:
 
 
 def _names(text: str) -> list[str]:
+    """Return the names in a list ``%a, %b``."""
     return [part.strip().removeprefix("%") for part in text.split(",") if part.strip()]
 
 
 def _tuples(value: Any) -> Any:
-    """JSON lists as tuples, so that attributes compare and hash."""
+    """Return JSON lists as tuples, so that attributes compare and hash."""
     if isinstance(value, list):
         return tuple(_tuples(item) for item in value)
     return value

@@ -1,8 +1,9 @@
-"""Gives every token value memory slots: rows of the table of saved embeddings outside D_sim (spec, section 2.6).
+"""`allocate_slots`: give every token value memory slots (construction.md, section 2.6).
 
-A linear scan over live ranges. A value needs one slot per tile, from the op that makes it to the last op that reads it;
-two live values never share a slot, and a slot is free again before the results of the last reader are placed. Outputs
-stay live to the end. Nothing is read in the op that is writing: literal forms read all operands first.
+Slots are rows of the table of saved embeddings outside D_sim. A linear scan over live ranges: a value needs one slot
+per tile, from the op that makes it to the last op that reads it; two live values never share a slot, and a slot is free
+again before the results of the last reader are placed. Outputs stay live to the end. Nothing is read in the op that is
+writing: literal forms read all operands first.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from tintc.lowering.plan_layout import layout_of
 
 
 def allocate_slots(program: Program) -> Program:
-    """The program with `write` on every op that makes token values, and the attribute ``memory_slots``."""
+    """Return the program with `write` on every op that makes token values, and the attribute ``memory_slots``."""
     program.verify()
     layout = layout_of(program)
     last = last_reads(program.ops, program.outputs.values())
@@ -27,6 +28,7 @@ def allocate_slots(program: Program) -> Program:
     count = 0
     ops: list[Op] = []
     for op in program.ops:
+        # Operands that die here free their slots for the results: literal forms read before they write.
         _release(free, held, (value for value in last[op] if value not in op.results))
         write = []
         for result in op.results:
@@ -40,6 +42,7 @@ def allocate_slots(program: Program) -> Program:
                 slots.append(heapq.heappop(free))
             held[result] = tuple(slots)
             write.append(held[result])
+        # What is left of these are results that nobody reads.
         _release(free, held, last[op])
         assert isinstance(op, sim.SimOp)
         ops.append(replace(op, write=tuple(write)))

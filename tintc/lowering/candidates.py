@@ -1,4 +1,4 @@
-"""Layouts that a program could have, and what each costs (spec, section 3).
+"""Layouts that a program could have, and the cost of each (construction.md, section 3.1).
 
 A candidate is a pair (S, S') with the narrowest chunks d_h and the fewest heads H_sim that hold every condition; where
 nothing divides, slots are padded. S >= S' in all of them, because ``d_h >= K = S' * d_h / S``.
@@ -30,7 +30,7 @@ MOST = 16
 
 @dataclass(frozen=True)
 class Demands:
-    """What a program asks of its layout.
+    """The demands of a program on its layout.
 
     width: of the residual stream; head_dims: widths of attention heads; has_bias: whether any weights hold a bias;
     whole_width: whether slots may not be padded (`paper-code` cuts feed-forwards into tiles of the width); uses: how
@@ -46,6 +46,7 @@ class Demands:
 
     @classmethod
     def of(cls, program: Program) -> Demands:
+        """Return the demands of a program."""
         ops = [op for op in program.ops if isinstance(op, sim.SimOp)]
         weights = [value.type for op in ops for value in op.operands if value.type.kind in ("linear", "norm")]
         stored = [op.result.type for op in ops if isinstance(op, sim.StoredWeights)]
@@ -63,17 +64,17 @@ class Demands:
         )
 
     def slots(self, layout: Layout) -> int:
-        """The most slots that one module reads together."""
+        """Return the most slots that one module reads together."""
         return max(op.slots(layout) for op in self.ops)
 
     def applications(self, layout: Layout) -> int:
-        """How often a module is applied to a weight tile in one run of the program."""
+        """Return how often a module is applied to a weight tile in one run of the program."""
         return sum(count * layout.tiles(dims[0]) * layout.tiles(dims[-1]) for dims, count in self.uses.items())
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A layout and how it fares. broken: the conditions that fail; none in a feasible layout."""
+    """A layout and its costs. broken: the conditions that fail; none in a feasible layout."""
 
     layout: Layout
     demands: Demands = field(repr=False)
@@ -81,22 +82,25 @@ class Candidate:
 
     @property
     def padding(self) -> float:
-        """Share of a slot, which is also a weight tile's width, that is padding when it holds a D-wide value."""
+        """Return the share of a slot, which is also a weight tile's width, that is padding when it holds a D-wide
+        value."""
         return 1 - self.layout.d_aux / self.layout.pitch
 
     @cached_property
     def work(self) -> int:
-        """Multiply-adds of the attention modules of one run on a text of full length, over all weight tiles."""
+        """Return the multiply-adds of the attention modules of one run on a text of full length, over all weight
+        tiles."""
         return self.demands.applications(self.layout) * module_work(self.layout)
 
     @cached_property
     def reads(self) -> int:
-        """Values that these modules read: their parameters, and their prefix embeddings."""
+        """Return the number of values that these modules read: their parameters, and their prefix embeddings."""
         prefixes = self.layout.n_prefixes * self.layout.d_sim
         return self.demands.applications(self.layout) * (module_parameters(self.layout) + prefixes)
 
     @property
     def cost(self) -> int:
+        """Return multiply-adds and reads in one unit."""
         return self.work + READ * self.reads
 
 
@@ -115,7 +119,7 @@ class Survey:
         return [candidate for candidate in self.tried if candidate.broken]
 
     def frontier(self) -> list[Candidate]:
-        """The feasible layouts that no other one beats in prefixes, D_sim, work and what is read, all at once."""
+        """Return the feasible layouts that no other one beats in prefixes, D_sim, work and reads, all at once."""
         best: dict[tuple[int, ...], Candidate] = {}
         for candidate in self.feasible:
             layout = candidate.layout
@@ -128,7 +132,10 @@ class Survey:
 
     @cached_property
     def chosen(self) -> Candidate:
-        """The cheapest; `OptionError` with the conditions that the nearest miss breaks if none is feasible."""
+        """Return the cheapest candidate.
+
+        Raises `OptionError` with the conditions that the nearest miss breaks if none is feasible.
+        """
         if self.feasible:
             return min(self.feasible, key=lambda candidate: candidate.cost)
         nearest = min(self.refused, key=lambda candidate: len(candidate.broken))
@@ -136,7 +143,7 @@ class Survey:
 
 
 def survey(program: Program, options: Options, max_length: int) -> Survey:
-    """Every pair of S and S' up to `MOST`, or the ones that `options` fix."""
+    """Return every pair of S and S' up to `MOST`, or the ones that `options` fix, as candidates."""
     demands = Demands.of(program)
     stacks = [options.stack] if options.stack else range(1, max(MOST, options.shards or 0) + 1)
     shards = [options.shards] if options.shards else range(1, max(MOST, options.stack or 0) + 1)
@@ -144,17 +151,19 @@ def survey(program: Program, options: Options, max_length: int) -> Survey:
 
 
 def candidate(demands: Demands, stack: int, shards: int, options: Options, max_length: int) -> Candidate:
-    """The narrowest layout with this S and S', or with the d_h and H_sim that `options` fix.
+    """Return the narrowest layout with this S and S', or with the d_h and H_sim that `options` fix.
 
     S has to divide the slot width ``P = S' * d_h`` so that a tile's rows fill whole prefixes, and every head's width
     has to divide it. So d_h is the least multiple of ``m / gcd(m, S')``, for both of these m, with ``P >= D``.
     """
+    # Slots begin at multiples of every head's width.
     unit = math.lcm(*demands.head_dims)
     step = math.lcm(*(m // math.gcd(m, shards) for m in (stack, unit)))
     d_h = options.head_width or -(-demands.width // (shards * step)) * step
     layout = Layout(demands.width, stack, shards, d_h, options.heads or 1, max_length)
     if not options.heads:
         heads = max(stack * shards + (shards if demands.has_bias else 0), demands.slots(layout) * shards)
+        # Heads of every width must also fill D_sim = H_sim * d_h.
         whole = unit // math.gcd(unit, d_h)
         layout = Layout(demands.width, stack, shards, d_h, -(-heads // whole) * whole, max_length)
     broken = layout.broken(demands.has_bias, demands.slots(layout), demands.head_dims)
@@ -165,13 +174,14 @@ def candidate(demands: Demands, stack: int, shards: int, options: Options, max_l
 
 
 def module_work(layout: Layout) -> int:
-    """Multiply-adds of one linear module: six split stages, five of them dimension-wise, and two score products."""
+    """Return the multiply-adds of one linear module: six split stages, five of them dimension-wise, and two score
+    products."""
     length, d_sim = layout.sim_seq_len, layout.d_sim
     return length * d_sim * (layout.d_h + 5 * layout.n_heads) + 2 * length**2 * d_sim
 
 
 def module_parameters(layout: Layout) -> int:
-    """Parameters of one linear module with bias, by its shapes (spec, section 11, "lean")."""
+    """Return the parameters of one linear module with bias, by its shapes ("lean" in construction.md, section 11)."""
     d_sim, heads = layout.d_sim, layout.n_heads
     stages = 5 * d_sim * heads + d_sim * layout.d_h + 6 * d_sim
     return stages + 3 * layout.sim_seq_len * layout.d_h + 3 * heads

@@ -1,6 +1,6 @@
 """`canonicalise`: one way of writing each thing.
 
-Rules, applied until none changes anything:
+Rules, applied until none changes anything. Each rewrites the program in place and returns True if it changed it:
 
 - `fuse_gates`: ``multiply(x, activation(u))`` is ``gate(x, u)``, if nothing else uses the activation;
 - `other_products`: any other ``multiply(x, y)`` is a gate whose activation is the identity;
@@ -45,7 +45,7 @@ from tintc.lowering.fold_selects import fold_selects
 
 
 def canonicalise(program: Program) -> Program:
-    """The program in canonical form; the one given is left alone.
+    """Return the program in canonical form; the one given is left alone.
 
     Raises `UnsupportedModelError` for sigmoids that no rule removes, and for logits that are not the result of a linear
     layer.
@@ -60,6 +60,7 @@ def canonicalise(program: Program) -> Program:
 
 
 def fuse_gates(program: Program) -> bool:
+    """Fuse one product with the activation that makes a factor. Return True if there was one."""
     producers, users = program.producers(), program.users()
     for index, op in enumerate(program.ops):
         if not isinstance(op, Multiply):
@@ -74,11 +75,12 @@ def fuse_gates(program: Program) -> bool:
 
 
 def _is_alone(act: Activation, users: dict[Value, list[Op]]) -> bool:
-    """Whether nothing but one product uses an activation, or it cannot stand alone anyway."""
+    """Return True if nothing but one product uses an activation, or it cannot stand alone anyway."""
     return act.fn in GATES_ONLY or len(users[act.result]) == 1
 
 
 def other_products(program: Program) -> bool:
+    """Turn one product of other values into a gate. Return True if there was one."""
     producers, users = program.producers(), program.users()
     for index, op in enumerate(program.ops):
         if not isinstance(op, Multiply):
@@ -93,6 +95,7 @@ def other_products(program: Program) -> bool:
 
 
 def join_equal_selects(program: Program) -> bool:
+    """Let all users of equal selects read the first of them. Return True if there were any."""
     known: dict[tuple[Value, Runs], Value] = {}
     again: dict[Value, Value] = {}
     for op in program.ops:
@@ -106,6 +109,7 @@ def join_equal_selects(program: Program) -> bool:
 
 
 def merge_selects(program: Program) -> bool:
+    """Merge one select of a select. Return True if there was one."""
     producers = program.producers()
     for index, op in enumerate(program.ops):
         if isinstance(op, Select) and isinstance(inner := producers[op.operands[0]], Select):
@@ -116,6 +120,7 @@ def merge_selects(program: Program) -> bool:
 
 
 def lift_selects(program: Program) -> bool:
+    """Swap one scale or activation with the selects that read it. Return True if there was one."""
     producers, users = program.producers(), program.users()
     for index, op in enumerate(program.ops):
         inner = producers[op.operands[0]] if isinstance(op, Select) else None
@@ -133,6 +138,7 @@ def lift_selects(program: Program) -> bool:
 
 
 def drop_full_selects(program: Program) -> bool:
+    """Drop one select of all columns. Return True if there was one."""
     for op in program.ops:
         if isinstance(op, Select) and compose(((0, op.operands[0].type.width),), op.columns) == _all(op.operands[0]):
             _forward(program, op, op.operands[0])
@@ -141,6 +147,7 @@ def drop_full_selects(program: Program) -> bool:
 
 
 def merge_scales(program: Program) -> bool:
+    """Merge one scale of a scale, or drop one by 1. Return True if there was one."""
     producers = program.producers()
     for index, op in enumerate(program.ops):
         if not isinstance(op, Scale):
@@ -155,7 +162,10 @@ def merge_scales(program: Program) -> bool:
 
 
 def make_logits(program: Program) -> bool:
-    """Of ``a tanh(b (E x))`` the soft cap c is a, since ``c tanh(z / c)`` has ``z = a b E x``."""
+    """Turn the linear layer that makes the output into logits. Return True if it was one.
+
+    Of ``a tanh(b (E x))`` the soft cap c is a, since ``c tanh(z / c)`` has ``z = a b E x``.
+    """
     output, producers, users = program.outputs["logits"], program.producers(), program.users()
     value, factors = output, [1.0]
     while isinstance(op := producers[value], Scale | Activation):
@@ -181,6 +191,7 @@ def make_logits(program: Program) -> bool:
 
 
 def remove_dead_code(program: Program) -> bool:
+    """Remove ops and parameters that nothing uses. Return True if there were any."""
     kept = needed_ops(program.ops, program.outputs.values())
     names = [name for op in kept if isinstance(op, AuxOp) for name in op.parameters().values()]
     changed = len(kept) < len(program.ops) or set(names) != set(program.parameters)
@@ -204,6 +215,7 @@ RULES: tuple[Callable[[Program], bool], ...] = (
 
 
 def _all(value: Value) -> Runs:
+    """Return the runs of all columns of a value."""
     return ((0, value.type.width),)
 
 
@@ -217,6 +229,7 @@ def _forward(program: Program, op: Op, value: Value) -> None:
 
 
 def _refuse_leftovers(program: Program) -> None:
+    """Raise `UnsupportedModelError` with all that no rule has brought into canonical form."""
     reasons: list[Reason] = []
     for op in program.ops:
         if isinstance(op, Activation) and op.fn in GATES_ONLY:
@@ -232,7 +245,10 @@ def _refuse_leftovers(program: Program) -> None:
 
 
 def _too_wide(op: Embedding | Logits, width: int) -> list[Reason]:
-    """Tables may be narrower than the residual stream (OPT-350m's are), since a slot holds what is as wide as that."""
+    """Return the reasons against tables that are wider than the residual stream.
+
+    They may be narrower (OPT-350m's are), since a slot holds what is as wide as the stream.
+    """
     wide = (op.operands[0] if isinstance(op, Logits) else op.result).type.width
     why = f"its table is {wide} wide, more than the {width} of the residual stream"
     return [Reason(op.opname, op.result.name, why)] if wide > width else []

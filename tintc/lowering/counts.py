@@ -1,4 +1,4 @@
-"""Parameter counts of a program, from its shapes alone (spec, section 11).
+"""Parameter counts of a program, from its shapes alone (construction.md, section 11).
 
 Three counts of the same simulator: by the paper's table; *unrolled*, with structural tensors of its own for every
 module; and *unique*, the values that the artefact stores. The last depends on what modules share
@@ -54,7 +54,7 @@ class ModuleCount:
 
 
 def count_parameters(program: Program) -> ParameterReport:
-    """All counts of a planned simulator program. Computes no tensor."""
+    """Return all counts of a planned simulator program. Computes no tensor."""
     return ParameterReport(
         table=table_count(program),
         unrolled=unrolled_count(program),
@@ -65,7 +65,7 @@ def count_parameters(program: Program) -> ParameterReport:
 
 
 def table_count(program: Program) -> TableCount:
-    """The paper's table, which gives every layer modules of its own that all steps share.
+    """Return the counts by the paper's table, which gives every layer modules of its own that all steps share.
 
     As in the table, one module stands for a layer whatever its tiles, every layer counts as updated, and what lies
     outside the layers is left out. Where steps do not share (reuse ``none``), the modules of every step count.
@@ -74,7 +74,8 @@ def table_count(program: Program) -> TableCount:
 
 
 def _tables(program: Program) -> dict[SimOp, TableCount]:
-    """What every forward op counts for: its own module and, where a step follows it, its backward and descent too."""
+    """Return the count of every forward op: its own module and, where a step follows it, its backward and descent
+    too."""
     layout, n_steps, shared = layout_of(program), program.attributes["n_steps"], reuse_of(program) != "none"
     found: dict[SimOp, TableCount] = {}
     for op in program.ops:
@@ -85,13 +86,13 @@ def _tables(program: Program) -> dict[SimOp, TableCount]:
 
 
 def transformer_block(layout: Layout) -> TableCount:
-    """The table's last row, a block of attention and a feed-forward with two norms: seven attention modules."""
+    """Return the table's last row, a block of attention and a feed-forward with two norms: seven attention modules."""
     q, extra = attention_cost(layout), layout.d_sim * layout.n_heads
     return TableCount(7 * q + split_cost(layout), 7 * q + 6 * extra, 7 * q)
 
 
 def module_counts(program: Program) -> list[ModuleCount]:
-    """Every count, split; the sums are those of `table_count`, `unrolled_count` and `unique_count`.
+    """Return every count, split; the sums are those of `table_count`, `unrolled_count` and `unique_count`.
 
     A tensor that several modules use is counted, as unique, with the first of them whose kind its block is named after
     (norms apply blocks of linear modules too), or else with the first.
@@ -126,7 +127,7 @@ def module_counts(program: Program) -> list[ModuleCount]:
 
 
 def _kind(op: SimOp) -> str:
-    """``linear`` for ``sim.linear_forward``."""
+    """Return an op's kind, e.g. ``linear`` for ``sim.linear_forward``."""
     name = op.opname.removeprefix("sim.")
     for phase in ("forward", "backward", "descent"):
         name = name.removesuffix(f"_{phase}")
@@ -134,13 +135,14 @@ def _kind(op: SimOp) -> str:
 
 
 def tensors_of(placed: Placed) -> Iterator[str]:
-    """State-dict names of the tensors that a block uses."""
+    """Yield the state-dict names of the tensors that a block uses."""
     yield from (f"structure.{placed.name}.{part}" for part in block_tensors(placed.block.spec))
     yield from (f"structure.{name}" for name in around(placed))
 
 
 def unrolled_count(program: Program) -> int:
-    """Values of a simulator in which no two modules share a structural tensor; what is stored besides counts once."""
+    """Count the values of a simulator in which no two modules share a structural tensor; what is stored besides counts
+    once."""
     layout = layout_of(program)
     modules = [block for op in program.ops if isinstance(op, SimOp) for block in op.blocks(layout).values()]
     stored = (spec for name, spec in specs(program).items() if not name.startswith("structure."))
@@ -148,7 +150,7 @@ def unrolled_count(program: Program) -> int:
 
 
 def block_count(block: Block, layout: Layout) -> int:
-    """Values of one block with position matrices, one for every term, and gate of its own."""
+    """Count the values of one block with position matrices, one for every term, and gate of its own."""
     names = [f"positions.{kind}" for kind in position_kinds(block).values()]
     names += [f"gates.{block.gate}.{part}" for part in ("v_old", "v_new") if block.gate]
     shared = shared_tensors(layout)
@@ -156,12 +158,12 @@ def block_count(block: Block, layout: Layout) -> int:
 
 
 def unique_count(program: Program) -> int:
-    """Values in the artefact's file."""
+    """Count the values in the artefact's file."""
     return _numel(specs(program).values())
 
 
 def prefix_count(program: Program) -> int:
-    """Prefix embeddings of all weights: K for every tile."""
+    """Count the prefix embeddings of all weights: K for every tile."""
     tiles = (op.tiles for op in program.ops if isinstance(op, sim.StoredWeights))
     return layout_of(program).n_prefixes * sum(rows * columns for rows, columns in tiles)
 

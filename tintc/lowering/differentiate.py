@@ -27,7 +27,7 @@ WeightValues = dict[str, Value]
 
 
 def differentiate(program: Program, options: Options) -> Program:
-    """The simulator program of an auxiliary program whose roles are assigned.
+    """Return the simulator program of an auxiliary program whose roles are assigned.
 
     Raises `UnsupportedModelError` for layers that share some of their parameters with other layers and not all, and
     `OptionError` if nothing would descend.
@@ -48,7 +48,10 @@ class _Differentiation:
         self.updated = {op for op in self.layers if self.updates(op)}
 
     def _refuse_unlike(self) -> None:
-        """A layer may be used many times, but is stored and updated once."""
+        """Raise `UnsupportedModelError` for layers of one name with unlike parts.
+
+        A layer may be used many times, but is stored and updated once.
+        """
         first: dict[str, Layer] = {}
         reasons: list[Reason] = []
         for op, layer in self.layers.items():
@@ -59,6 +62,7 @@ class _Differentiation:
             raise UnsupportedModelError("This model", reasons)
 
     def updates(self, op: aux.AuxOp) -> bool:
+        """Return True if any parameter of the op descends."""
         return bool(descending(op, self.n_layers, self.update_layers, self.options.groups))
 
     def run(self) -> Program:
@@ -74,6 +78,7 @@ class _Differentiation:
                 f"Nothing would descend: this model has no parameters of {self.options.descend} in the layers that are "
                 f"updated. Choose other groups among {', '.join(GROUPS)}."
             )
+        # A layer that is used many times is carried from step to step once.
         carried = list(dict.fromkeys(layer.name for op, layer in self.layers.items() if op in self.updated))
         before = Builder(self.names, "forward", "before")
         logits_before = self.forward(before, stored)
@@ -95,13 +100,15 @@ class _Differentiation:
         return Program("sim", attributes, self.parameters(), ops, outputs)
 
     def parameters(self) -> dict[str, Parameter]:
-        """Where the simulator's tensors come from: tables by their own names, weights as ``<layer>.<part>``."""
+        """Return the sources of the simulator's tensors: tables by their own names, weights as ``<layer>.<part>``."""
         layered = {f"{layer.name}.{part}": name for layer in self.layers.values() for part, name in layer.parts.items()}
         others = [name for op in self.ops if op not in self.layers for name in op.parameters().values()]
         named = {name: name for name in others} | layered
         return {name: self.program.parameters[source] for name, source in named.items()}
 
     def repeat(self, stored: WeightValues, carried: list[str]) -> tuple[sim.Repeat, WeightValues]:
+        """Return (one descent step as a `sim.repeat`, the updated weights by name). carried: names of the weights it
+        updates."""
         arguments = {name: Value(self.names.fresh(f"{name}.arg"), stored[name].type) for name in carried}
         body = Builder(self.names, "forward", "inside")
         weights = stored | arguments
@@ -117,7 +124,7 @@ class _Differentiation:
         return repeat, results
 
     def forward(self, builder: Builder, weights: WeightValues, values: Values | None = None) -> Value:
-        """Emit the decoder with the given weights; returns the logits and fills `values` (auxiliary -> simulator)."""
+        """Emit the decoder with the given weights; return the logits and fill `values` (auxiliary -> simulator)."""
         values = {} if values is None else values
         for op in self.ops:
             operands = tuple(values[operand] for operand in op.operands)
@@ -131,14 +138,14 @@ class _Differentiation:
         return values[self.program.outputs["logits"]]
 
     def backward(self, builder: Builder, weights: WeightValues, values: Values) -> WeightValues:
-        """Emit loss gradient, backward and descent; returns the updated weights by name."""
+        """Emit loss gradient, backward and descent; return the updated weights by name."""
         sweep = Sweep(builder, self.options, values, weights, self.layers, self.updated, self.wanted())
         for op in reversed(self.ops):
             rule_of(op).visit(sweep, op)
         return sweep.stepped
 
     def wanted(self) -> set[Value]:
-        """Auxiliary values whose gradient some descent needs."""
+        """Return the auxiliary values whose gradient some descent needs."""
         wanted: set[Value] = set()
         for op in self.ops:
             if op in self.updated or wanted.intersection(rule_of(op).carriers(op)):

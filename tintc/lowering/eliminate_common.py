@@ -1,4 +1,4 @@
-"""Merges ops that compute the same from the same, and drops ops nobody needs.
+"""`eliminate_common`: merge ops that compute the same from the same, and drop ops that nobody needs.
 
 - Two ops of one kind with the same operands and attributes (where they come from aside) are one. So layers below the
   updated ones run once, and the forward pass of the first step is the one that gives `logits_before`.
@@ -18,6 +18,7 @@ PROVENANCE = frozenset({"origin", "phase", "step", "layer", "role", "write"})
 
 
 def eliminate_common(program: Program) -> Program:
+    """Return the program without common and dead ops."""
     program.verify()
     seen: dict[Hashable, Op] = {}
     mapping: dict[Value, Value] = {}
@@ -34,8 +35,11 @@ def eliminate_common(program: Program) -> Program:
 
 
 def _key(op: Op) -> Hashable:
-    """The step counts for ops that read what belongs to it, and outside of forward passes, where only the step's train
-    tokens are run."""
+    """Return a key that is equal for ops that compute the same.
+
+    The step is a part of it for ops that read what belongs to their step, and outside of forward passes, where only the
+    step's train tokens are run.
+    """
     step = op.step if isinstance(op, SimOp) and (op.of_its_step() or op.phase != "forward") else 0
     attributes = tuple((name, value) for name, value in op.attributes().items() if name not in PROVENANCE)
     return op.opname, op.operands, attributes, step

@@ -59,7 +59,7 @@ def check_complete(program: Program) -> Program:
 
 
 def blocks_of(program: Program) -> dict[str, Placed]:
-    """Every structural block of the artefact, by its name below ``structure``, in order of first use."""
+    """Return every structural block of the artefact, by its name below ``structure``, in order of first use."""
     blocks: dict[str, Placed] = {}
     for placed in placement(program).values():
         for one in placed.values():
@@ -68,7 +68,7 @@ def blocks_of(program: Program) -> dict[str, Placed]:
 
 
 def structure_specs(program: Program) -> dict[str, TensorSpec]:
-    """All tensors below ``structure``; position matrices and gates only if some block uses them."""
+    """Return all tensors below ``structure``; position matrices and gates only if some block uses them."""
     blocks = blocks_of(program).values()
     specs = {f"{one.name}.{part}": spec for one in blocks for part, spec in block_tensors(one.block.spec).items()}
     names: dict[str, dict[str, None]] = defaultdict(dict)
@@ -81,7 +81,8 @@ def structure_specs(program: Program) -> dict[str, TensorSpec]:
 
 
 def specs(program: Program, source: Source | None = None, lr: float = 0.0) -> dict[str, TensorSpec]:
-    """Every tensor of the artefact, by state-dict name, in a fixed order. Without `source` only shapes may be used."""
+    """Return every tensor of the artefact, by state-dict name, in a fixed order. Without `source` only shapes may be
+    used."""
     storage = storage_of(program, source, lr)
     found: dict[str, TensorSpec] = {}
     for op in program.ops:
@@ -92,11 +93,13 @@ def specs(program: Program, source: Source | None = None, lr: float = 0.0) -> di
 
 
 def storage_of(program: Program, source: Source | None = None, lr: float = 0.0) -> Storage:
-    """What the program's ops read to describe their stored tensors; without `source`, shapes only."""
+    """Return what the program's ops read to describe their stored tensors; without `source`, shapes only."""
     return Storage(layout_of(program), partial(_parameter, program, source), program.attributes["n_steps"], lr)
 
 
 def _parameter(program: Program, source: Source | None, name: str) -> TensorSpec:
+    """Return a parameter of the program, read from the checkpoint when it is built; raise `IRError` if it is not
+    declared."""
     if name not in program.parameters:
         raise IRError(f"The program names the parameter @{name}, which it does not declare.")
     parameter = program.parameters[name]
@@ -112,16 +115,21 @@ def _parameter(program: Program, source: Source | None, name: str) -> TensorSpec
 
 
 def emit(program: Program, source: Source, lr: float, dtype: torch.dtype) -> Iterator[tuple[str, Tensor]]:
-    """Name and tensor of everything the artefact holds, one at a time, in `dtype` (rates and rotary: at least fp32)."""
+    """Yield name and tensor of everything the artefact holds, one at a time, in `dtype`.
+
+    Rates and rotary are in fp32 or better.
+    """
     for name, spec in specs(program, source, lr).items():
         yield name, contiguous(spec.build, stored_dtype(name, dtype))
 
 
 def stored_dtype(name: str, dtype: torch.dtype) -> torch.dtype:
+    """Return the dtype in which the tensor of that name is stored, for a simulator of `dtype`."""
     short = dtype in (torch.bfloat16, torch.float16)
     return torch.float32 if short and name.startswith(FULL_PRECISION) else dtype
 
 
 def contiguous(build: Callable[[], Tensor], dtype: torch.dtype) -> Tensor:
-    """The tensor on the CPU, in memory of its own, whatever the auxiliary lies on and shares."""
+    """Return the tensor on the CPU, in memory of its own, whatever the auxiliary lies on and shares."""
+    # A view would keep the checkpoint's whole tensor, and safetensors refuses tensors that share memory.
     return build().detach().to("cpu", dtype).clone(memory_format=torch.contiguous_format)

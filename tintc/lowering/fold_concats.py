@@ -8,9 +8,10 @@ from tintc.ir.core import Op, Program, Value
 
 
 def fold_concats(program: Program) -> bool:
-    """``select(concat(a, b, ...))`` is ``select(a) + select(b) + ...``, each with zeros where the others stand.
+    """Rewrite one ``select(concat(a, b, ...))`` as ``select(a) + select(b) + ...``. Return True if there was one.
 
-    So is the concat itself, where anything else reads it.
+    Each select has zeros where the other values stand. The concat itself is rewritten alike, where anything else reads
+    it.
     """
     producers, users = program.producers(), program.users()
     for index, op in enumerate(program.ops):
@@ -39,11 +40,12 @@ def fold_concats(program: Program) -> bool:
 
 
 def _read_by_selects(users: dict[Value, list[Op]], op: Op) -> bool:
+    """Return True if only selects read the op's result."""
     return all(isinstance(user, Select) for user in users.get(op.result, []))
 
 
 def within(columns: Runs, first: int, last: int) -> Runs:
-    """Those of the columns from `first` to `last`, counted from there; zeros in place of the others."""
+    """Return those of the columns from `first` to `last`, counted from there, with zeros in place of the others."""
     found: list[tuple[int, int]] = []
     for start, stop in columns:
         a, b = max(start, first), min(stop, last)
@@ -57,7 +59,8 @@ def within(columns: Runs, first: int, last: int) -> Runs:
 
 
 def feeds_scores(users: dict[Value, list[Op]], value: Value) -> bool:
-    """Whether a value reaches queries and keys alone, other linear layers aside: layers that make it never descend."""
+    """Return True if a value reaches queries and keys alone, other linear layers aside: layers that make it never
+    descend."""
     found = users.get(value, [])
     return bool(found) and all(
         value not in user.operands[2:] if isinstance(user, Attention) else _hands_on(users, user) for user in found
@@ -65,4 +68,5 @@ def feeds_scores(users: dict[Value, list[Op]], value: Value) -> bool:
 
 
 def _hands_on(users: dict[Value, list[Op]], user: Op) -> bool:
+    """Return True if an op hands its operand on to queries and keys alone."""
     return isinstance(user, Activation | Add | Gate | Norm | Scale | Select) and feeds_scores(users, user.result)

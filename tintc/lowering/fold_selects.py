@@ -1,4 +1,4 @@
-"""A rule of `canonicalise`: the parts of a linear layer that is used by parts alone."""
+"""A rule of `canonicalise`: linear layers of which only parts are read."""
 
 from __future__ import annotations
 
@@ -13,11 +13,12 @@ from tintc.lowering.fold_concats import feeds_scores
 
 
 def fold_selects(program: Program) -> bool:
-    """``select(linear(x))`` is a linear layer with those rows of the weight and bias.
+    """Rewrite the selects of one linear layer as layers of their own. Return True if there was such a layer.
 
-    A row that descends belongs to one layer: selects that share rows, or take one twice, become selects of a layer with
-    all their rows. What feeds queries and keys alone never descends, and may share. The parts' parameters are named
-    after what they feed: ``q``, ``k``, ``v`` of an attention, ``gate``, ``up`` of a gate, else ``part0``, ``part1``.
+    ``select(linear(x))`` is a linear layer with those rows of the weight and bias. A row that descends belongs to one
+    layer: selects that share rows, or take one twice, become selects of a layer with all their rows. What feeds queries
+    and keys alone never descends, and may share. The parts' parameters are named after what they feed: ``q``, ``k``,
+    ``v`` of an attention, ``gate``, ``up`` of a gate, else ``part0``, ``part1``.
     """
     users = program.users()
     outputs = set(program.outputs.values())
@@ -41,7 +42,7 @@ def fold_selects(program: Program) -> bool:
 
 
 def _sharing_rows(parts: Sequence[Select], fixed: set[Select]) -> list[list[Select]]:
-    """The parts, those that share rows together."""
+    """Return the parts in groups: those that share rows stand together."""
     groups: list[list[Select]] = []
     for part in parts:
         sharing = [group for group in groups if any(_overlap(part, other, fixed) for other in group)]
@@ -51,22 +52,23 @@ def _sharing_rows(parts: Sequence[Select], fixed: set[Select]) -> list[list[Sele
 
 
 def _overlap(a: Select, b: Select, fixed: set[Select]) -> bool:
+    """Return True if two parts share a row, and one of them may descend."""
     return not {a, b} <= fixed and any(i < n and m < j for i, j in _taken(a) for m, n in _taken(b))
 
 
 def _taken(*parts: Select) -> list[tuple[int, int]]:
-    """Runs of rows that parts take, in order."""
+    """Return the runs of rows that parts take, in order."""
     return sorted(run for part in parts for run in part.columns if run[0] >= 0)
 
 
 def _is_layer(group: Sequence[Select], fixed: set[Select]) -> bool:
-    """Whether a group is one part that may be a layer of its own."""
+    """Return True if a group is one part that may be a layer of its own."""
     (part, *others) = group
     return not others and (part in fixed or all(a[1] <= b[0] for a, b in pairwise(_taken(part))))
 
 
 def _rows(group: Sequence[Select]) -> Runs:
-    """All rows that some parts take, each once, in order."""
+    """Return all rows that some parts take, each once, in order."""
     found: list[tuple[int, int]] = []
     for start, stop in _taken(*group):
         if found and start <= found[-1][1]:
@@ -77,7 +79,7 @@ def _rows(group: Sequence[Select]) -> Runs:
 
 
 def _common(program: Program, op: Linear, group: Sequence[Select]) -> list[Op]:
-    """A layer of the rows that some parts share, and the parts as selects of it."""
+    """Return a layer of the rows that some parts share, and the parts as selects of it."""
     rows = _rows(group)
     whole = Value(f"{group[0].result.name}.rows", tokens(sum(stop - start for start, stop in rows)))
     layer = _layer(program, op, Select(operands=op.operands, results=(whole,), columns=rows), "rows")
@@ -85,7 +87,7 @@ def _common(program: Program, op: Linear, group: Sequence[Select]) -> list[Op]:
 
 
 def _within(columns: Runs, rows: Runs) -> Runs:
-    """Columns, each inside of one of the runs `rows`, counted among those."""
+    """Return columns, each inside of one of the runs `rows`, counted among those."""
     found: list[tuple[int, int]] = []
     for a, b in columns:
         shift = 0 if a < 0 else sum(min(stop, a) - start for start, stop in rows if start <= a) - a
@@ -94,14 +96,14 @@ def _within(columns: Runs, rows: Runs) -> Runs:
 
 
 def _layer(program: Program, op: Linear, part: Select, suffix: str) -> Linear:
-    """The rows of a linear layer that a select takes, as a layer of its own."""
+    """Return the rows of a linear layer that a select takes, as a layer of its own."""
     weight = _view(program, op.weight, part.columns, suffix)
     bias = _view(program, op.bias, part.columns, suffix) if op.bias else ""
     return Linear(operands=op.operands, results=part.results, weight=weight, bias=bias)
 
 
 def _view(program: Program, name: str, rows: Runs, suffix: str) -> str:
-    """Declare rows of a parameter under a name of their own; another view of that name gets a number."""
+    """Declare rows of a parameter under a name of their own and return it; another view of that name gets a number."""
     old = program.parameters[name]
     taken = compose(old.rows or ((0, old.shape[0]),), rows)
     count = sum(stop - start for start, stop in taken)
@@ -115,7 +117,7 @@ def _view(program: Program, name: str, rows: Runs, suffix: str) -> str:
 
 
 def _suffix(users: dict[Value, list[Op]], part: Op, position: int) -> str:
-    """What the part feeds."""
+    """Return a word for what the part feeds."""
     consumers = users.get(part.result, [])
     if len(consumers) == 1:
         (user,) = consumers

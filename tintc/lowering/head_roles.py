@@ -1,4 +1,4 @@
-"""The ground truth of a simulator: what each of its heads and gates is there for.
+"""The ground truth of a simulator: the purpose of each of its heads and gates.
 
 A row for every module and head: its phase and step, the auxiliary's parameter and the part of it that the head handles,
 what it reads and what it writes. Rows are derived from what is built: the literal form says which blocks a module
@@ -48,7 +48,7 @@ class Place:
 
 @dataclass(frozen=True)
 class Role:
-    """What one head of one module does.
+    """The role of one head of one module.
 
     site: the module, below ``sites``; block: its tensors, below ``structure``; head: its index there, -1 for a block
     without heads or a gate; phase: forward, loss, backward, descent or gate; step: the pass or gradient step; layer: of
@@ -108,9 +108,11 @@ class Roles:
         return self.rows()
 
     def rows(self, **wanted: Any) -> Iterator[Role]:
-        """The rows whose fields are as wanted; texts are patterns with ``*`` and ``?``: ``rows(phase="descent",
-        parameter="*.mlp.*")``. Raises `OptionError` for a field that roles do not have, and at the end for a text that
-        no row has there."""
+        """Return an iterator over the rows whose fields are as wanted.
+
+        Texts are patterns with ``*`` and ``?``: ``rows(phase="descent", parameter="*.mlp.*")``. Raises `OptionError`
+        for a field that roles do not have, and at the end for a text that no row has there.
+        """
         unknown = [name for name in wanted if name not in FIELDS]
         if unknown:
             raise OptionError(f"Roles have no field {unknown[0]!r}; choose of {', '.join(FIELDS)}.")
@@ -166,7 +168,7 @@ class Roles:
         )
 
     def _place(self, one: Applied, part: Part) -> Place:
-        """What a head reads, by name."""
+        """Return what a head reads, by name."""
         if part.at == "prefixes":
             return self._in_prefix(one, part)
         contents = one.application.contents
@@ -174,6 +176,7 @@ class Roles:
         return self._in_tokens(part, sources)
 
     def _results(self, one: Applied, part: Part) -> Iterator[Place]:
+        """Yield the places that a head writes, by name."""
         if part.at == "prefixes":
             yield self._in_prefix(one, part)
         elif targets := one.application.feeds.get(part.slot, []):
@@ -198,7 +201,7 @@ class Roles:
         return Place(part.as_, part.at, part.slot, f"{self.names[held.weights]}.{name}" if rows else "", rows)
 
     def to_json(self) -> str:
-        """The compact form; the same program gives the same text."""
+        """Return the compact form; the same program gives the same text."""
         heads: dict[tuple[Head, ...], int] = {}
         modules = []
         for op, site, applied in self.modules:
@@ -211,7 +214,8 @@ class Roles:
 
 
 def held_part(layout: Layout, kind: Type, row: int, column: int, part: Part) -> tuple[str, Runs, Runs]:
-    """Name, rows and columns of what numbers of the prefixes hold of a weight tile (`linear_common`, `norm_common`).
+    """Return (name, rows, columns) of what numbers of the prefixes hold of a weight tile (`linear_common`,
+    `norm_common`).
 
     Prefix k holds row ``k*S + s`` of the tile at slot s, and prefix 0 the bias at slot S; of a norm, rows of the
     diagonal of its gain, or the gain itself at slot 0 of prefix 0.
@@ -234,17 +238,18 @@ def held_part(layout: Layout, kind: Type, row: int, column: int, part: Part) -> 
 
 
 def _shifted(runs: Runs, offset: int, width: int) -> Runs:
-    """Runs of a tile's numbers as those of the whole value, which is `width` wide."""
+    """Return runs of a tile's numbers as those of the whole value, which is `width` wide."""
     moved = (range(start + offset, min(stop + offset, width), step) for start, stop, step in runs)
     return tuple((run.start, run[-1] + 1, run.step) for run in moved if run)
 
 
 def _layer_of(op: Any) -> str:
-    """The auxiliary's layer whose weights an op makes."""
+    """Return the auxiliary's layer whose weights an op makes; empty if it makes none."""
     return (op.holds() or op.updates() or "") if isinstance(op, SimOp) else ""
 
 
 def _fits(role: Role, wanted: dict[str, Any]) -> bool:
+    """Return True if the role's fields are as wanted."""
     for name, value in wanted.items():
         found = getattr(role, name)
         if not (fnmatchcase(found, value) if isinstance(value, str) else found == value):
@@ -253,7 +258,8 @@ def _fits(role: Role, wanted: dict[str, Any]) -> bool:
 
 
 def _compact(one: Applied, heads: int) -> dict[str, Any]:
-    """contents: of every slot, ``[value, tile]`` or ``[application, slot]`` of this module; feeds alike."""
+    """Return one application as JSON: contents of every slot as ``[value, tile]`` or ``[application, slot]`` of this
+    module; feeds alike."""
     at, held = one.application, one.application.held
     found: dict[str, Any] = {"block": one.placed.name, "heads": heads, "slots": at.contents}
     if held is not None:

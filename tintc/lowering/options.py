@@ -1,4 +1,4 @@
-"""What a user chooses when compiling, checked once."""
+"""The options of a compilation, checked once."""
 
 from __future__ import annotations
 
@@ -84,12 +84,13 @@ class Options:
 
     @property
     def groups(self) -> frozenset[str]:
-        """The groups of parameters that descend."""
+        """Return the groups of parameters that descend."""
         return frozenset(self.descend.split(","))
 
     @property
     def difference(self) -> FiniteDifference:
-        """The finite-difference scheme that is chosen, or that the semantics prescribes (spec, sections 6 and 10)."""
+        """Return the finite-difference scheme that is chosen, or that the semantics prescribes (construction.md,
+        section 10)."""
         prescribed = "token" if self.semantics == "exact" else "fixed"
         return FiniteDifference(self.fd_scheme or prescribed, self.fd_step)
 
@@ -102,7 +103,7 @@ class Options:
             )
 
     def update_layers(self, n_layers: int) -> int:
-        """L_up for a model of `n_layers`; raises `OptionError` when the model has fewer."""
+        """Return L_up for a model of `n_layers`; raise `OptionError` when the model has fewer."""
         wanted = n_layers if self.n_update_layers is None else self.n_update_layers
         if not 1 <= wanted <= n_layers:
             raise OptionError(f"Cannot update {wanted} layers: the model has {n_layers}; choose 1 to {n_layers}.")

@@ -1,4 +1,5 @@
-"""Chooses the layout and writes it into the program: stacking, shards, tiles (spec, section 3).
+"""`plan_layout`: choose the layout and write it into the program: stacking, shards, tiles (construction.md, section
+3.1).
 
 The cheapest of the layouts in `candidates` is taken.
 """
@@ -16,7 +17,7 @@ from tintc.lowering.options import Options
 
 
 def plan_layout(program: Program, options: Options, max_length: int) -> Program:
-    """The program with its layout attribute, and with `tiles` on every op that holds or reads weights.
+    """Return the program with its layout attribute, and with `tiles` on every op that holds or reads weights.
 
     Raises `OptionError`, naming the condition that fails, when the wanted S and S' are not feasible.
     """
@@ -28,7 +29,7 @@ def plan_layout(program: Program, options: Options, max_length: int) -> Program:
 
 
 def layout_of(program: Program) -> Layout:
-    """The layout that planning wrote into the program; `IRError` if it is not there, or not a layout."""
+    """Return the layout that planning wrote into the program; raise `IRError` if it is not there, or not a layout."""
     try:
         return Layout.from_attributes(program.attributes["layout"])
     except (KeyError, TypeError) as error:
@@ -37,8 +38,10 @@ def layout_of(program: Program) -> Layout:
 
 
 def choose_layout(program: Program, options: Options, max_length: int) -> Layout:
-    """The cheapest feasible layout with what `options` fix; `OptionError` naming the conditions that fail if there is
-    none."""
+    """Return the cheapest feasible layout with what `options` fix.
+
+    Raises `OptionError`, naming the conditions that fail, if there is none.
+    """
     return survey(program, options, max_length).chosen.layout
 
 

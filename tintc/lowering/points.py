@@ -45,13 +45,15 @@ class Point:
 
     @property
     def editable(self) -> bool:
-        """Whether another value may take its place: it is a token value, and no other op starts from how it was
-        computed."""
+        """Return True if another value may take its place.
+
+        It must be a token value, and no other op may start from how it was computed.
+        """
         return not self.show and self.op is not None and self.value.type.kind == "tokens" and self.op.computes() is None
 
 
 def points_of(program: Program) -> dict[str, Point]:
-    """All capture points of an unrolled simulator program, by name, pass by pass and then step by step."""
+    """Return all capture points of an unrolled simulator program, by name, pass by pass and then step by step."""
     if program not in _KNOWN:
         names = Names(".")
         found = (*_of_passes(program), *_of_steps(program))
@@ -66,14 +68,14 @@ _KNOWN: weakref.WeakKeyDictionary[Program, dict[str, Point]] = weakref.WeakKeyDi
 
 
 def point_of(program: Program, label: str) -> Point:
-    """The capture point, or the output of the program, of that name."""
+    """Return the capture point, or the output of the program, of that name."""
     if label in program.outputs:
         return Point(label, (), "an output", program.outputs[label])
     return points_of(program)[label]
 
 
 def shown_by(points: Mapping[str, Point]) -> dict[SimOp, list[tuple[str, str]]]:
-    """What ops are to show besides their results: labels, and the names the op knows them by."""
+    """Return what ops are to show besides their results: (label, name that the op knows it by), by op."""
     found: dict[SimOp, list[tuple[str, str]]] = {}
     for label, point in points.items():
         if point.show and point.op is not None:
@@ -82,13 +84,14 @@ def shown_by(points: Mapping[str, Point]) -> dict[SimOp, list[tuple[str, str]]]:
 
 
 def sized(shape: Shape, batch: int, length: int) -> tuple[int, ...]:
-    """A shape in numbers."""
+    """Return a shape in numbers."""
     known = {"B": batch, "T": length}
     return tuple(known[size] if isinstance(size, str) else size for size in shape)
 
 
 def select(program: Program, patterns: tuple[str, ...]) -> list[str]:
-    """Names of the points that match a pattern (``*`` and ``?`` as in file names), with or without its pass or step.
+    """Return the names of the points that match a pattern (``*`` and ``?`` as in file names), with or without its pass
+    or step.
 
     Raises `OptionError` for a pattern that no point matches.
     """
@@ -102,11 +105,12 @@ def select(program: Program, patterns: tuple[str, ...]) -> list[str]:
 
 
 def _matches(name: str, pattern: str) -> bool:
+    """Return True if the name, or the name without its pass or step, matches the pattern."""
     return fnmatchcase(name, pattern) or fnmatchcase(name.partition(".")[2], pattern)
 
 
 def _of_passes(program: Program) -> Iterator[Point]:
-    """What stands in every pass, of the auxiliary's values."""
+    """Yield the points of every pass: the auxiliary's values."""
     made = _forward_ops(program)
     residuals = residual_origins(program)
     for at in range(program.attributes["n_steps"] + 1):
@@ -123,6 +127,7 @@ def _of_passes(program: Program) -> Iterator[Point]:
 
 
 def _of_steps(program: Program) -> Iterator[Point]:
+    """Yield the points of every step: gradients and updates."""
     for op in program.ops:
         if isinstance(op, SimOp) and op.phase == "descent":
             for name, shape in op.shows().items():
@@ -131,12 +136,13 @@ def _of_steps(program: Program) -> Iterator[Point]:
 
 
 def _value_point(name: str, op: SimOp, what: str) -> Point:
+    """Return the point of an op's token value."""
     value = op.results[0]
     return Point(name, ("B", "T", value.type.width), what, value, op)
 
 
 def _forward_ops(program: Program) -> dict[str, dict[int, SimOp]]:
-    """The ops of forward passes that make token values, by the auxiliary's value and by pass."""
+    """Return the ops of forward passes that make token values, by the auxiliary's value and by pass."""
     made: dict[str, dict[int, SimOp]] = {}
     for op in program.ops:
         if isinstance(op, SimOp) and op.phase == "forward" and op.origin and op.results[0].type.kind == "tokens":
@@ -145,12 +151,13 @@ def _forward_ops(program: Program) -> dict[str, dict[int, SimOp]]:
 
 
 def _in_pass(ops: Mapping[int, SimOp], at: int) -> SimOp | None:
-    """A pass's own op, or the one that serves them all."""
+    """Return a pass's own op, or the one that serves them all."""
     return ops[0] if ops.keys() == {0} else ops.get(at)
 
 
 def residual_origins(program: Program) -> dict[str, tuple[str, str]]:
-    """Points of the residual stream, pass aside: the auxiliary's value, and what it is.
+    """Return (the auxiliary's value, a phrase that says what it is) of every point of the residual stream, by name
+    without its pass.
 
     Everything in a layer leads to the layer's end, which so comes last in it (`tintc.lowering.roles`); and everything
     in layer 0 follows its beginning.
@@ -168,7 +175,7 @@ def residual_origins(program: Program) -> dict[str, tuple[str, str]]:
 
 
 def _start(ops: list[SimOp]) -> str:
-    """Of the values outside that layer 0 reads, the last one that all its ops follow."""
+    """Return the last of the values outside layer 0 that all ops of layer 0 follow, by name; empty if there is none."""
     makers = {op.results[0]: op for op in ops}
     above: dict[SimOp, frozenset[SimOp]] = {}
     for op in ops:
@@ -180,7 +187,7 @@ def _start(ops: list[SimOp]) -> str:
 
 
 def _head_input(program: Program) -> str:
-    """The auxiliary's name for what the op that gives the logits reads; that of any pass is that of all."""
+    """Return the auxiliary's name for what the op that gives the logits reads; that of any pass is that of all."""
     makers = program.producers()
     maker = makers.get(makers[program.outputs["logits"]].operands[0])
     return maker.origin if isinstance(maker, SimOp) and maker.phase == "forward" else ""

@@ -1,4 +1,5 @@
-"""The paper's parameter totals for OPT, and what its table gives for the same shapes (spec, section 11)."""
+"""The paper's parameter totals for OPT, and the counts of its table for the same shapes (construction.md, section
+11)."""
 
 from __future__ import annotations
 
@@ -27,14 +28,17 @@ class Published:
 
     @property
     def layout(self) -> Layout:
-        """D_sim = 4 D, and S' = S rows of K = d_h shards. With 16 heads it is a budget: no room is left for a bias."""
+        """Return the layout: D_sim = 4 D, and S' = S rows of K = d_h shards.
+
+        With 16 heads it is a budget: no room is left for a bias.
+        """
         d_h = 4 * self.d_aux // self.n_heads
         parts = self.d_aux // d_h
         return Layout(self.d_aux, parts, parts, d_h, self.n_heads, CONTEXT)
 
     @property
     def table(self) -> TableCount:
-        """The table of section 11, times the layers."""
+        """Return the counts of construction.md, section 11, times the layers."""
         block = transformer_block(self.layout)
         return TableCount(*(self.n_layers * part for part in (block.forward, block.backward, block.descent)))
 

@@ -1,12 +1,19 @@
-"""`assign_roles`: which layer each op belongs to, and what it is for there, by structure alone.
+"""`assign_roles`: assign every op its layer, and its role there, by structure alone.
 
 Layers are counted by attentions; of those that follow each other in the program, attentions that do not need each other
 are of one layer. The boundary d_i, where layer i begins, is the deepest op that lies on every path from layer i - 1's
 attentions (at first: from the token embeddings that attention 0 needs) to layer i's, and on every path from there to
 the logits: the residual stream's value that the layer reads. Layer i holds what follows d_i and leads to d_{i+1},
 except what leads past d_{i+1} too and is not needed by layer i's attentions: that serves several layers, and is of
-none. Where the last layer ends is found by counting: as many ops as on every path from the attentions of the layer
+none. The end of the last layer is found by counting: as many ops as on every path from the attentions of the layer
 before it to its end are on every path from its own; a single layer ends at the last sum.
+
+    embed = d_0 --+-- norm - attention --+              +-- norm - ffn --+
+                  |                      |              |                |
+                  +---------------------add-------------+---------------add = d_1 --+-- norm - attention ...
+
+In a usual decoder d_0 is the embedding, and d_1 the sum after layer 0's feed-forward: the last op that every path
+passes.
 """
 
 from __future__ import annotations
@@ -25,7 +32,8 @@ PASSED = Norm | Add | Scale | Gate | Select | Activation
 
 
 def assign_roles(program: Program) -> Program:
-    """The program with `layer` and `role` set on every op, and the attribute ``n_layers``; the one given is left alone.
+    """Return the program with `layer` and `role` set on every op, and the attribute ``n_layers``; the one given is left
+    alone.
 
     Linear layers: query, key, value, output, ffn; projection outside the layers. Norms: layer, or qk between a query or
     key layer and its attention; embedding before the first layer, final after the last. Raises `UnsupportedModelError`
@@ -53,7 +61,7 @@ def assign_roles(program: Program) -> Program:
 
 
 class _Flow:
-    """Who feeds whom in a program of the auxiliary dialect."""
+    """The flow of values in a program of the auxiliary dialect: who feeds whom."""
 
     def __init__(self, program: Program):
         self.ops = program.ops
@@ -68,10 +76,11 @@ class _Flow:
         self.groups = self._groups([op for op in program.ops if isinstance(op, Attention)])
 
     def sources(self, op: Op) -> list[Op]:
+        """Return the ops whose results the op reads."""
         return [self.producers[value] for value in op.operands]
 
     def _groups(self, attentions: list[Attention]) -> list[list[Attention]]:
-        """Attentions by layer."""
+        """Return the attentions by layer."""
         groups: list[list[Attention]] = []
         for op in attentions:
             if groups and not self.ancestors[op].intersection(groups[-1]):
@@ -81,7 +90,8 @@ class _Flow:
         return groups
 
     def paths_from(self, root: Op) -> dict[Op, frozenset[Op]]:
-        """For every op that `root` leads to, those that every path from `root` to it passes, both ends included."""
+        """Return the ops that every path from `root` to an op passes, both ends included, for every op that `root`
+        leads to."""
         found: dict[Op, frozenset[Op]] = {root: frozenset({root})}
         for op in self.ops[self.order[root] + 1 :]:
             reached = [found[source] for source in self.sources(op) if source in found]
@@ -90,8 +100,8 @@ class _Flow:
         return found
 
     def passed(self, roots: Sequence[Op], goals: Sequence[Op]) -> list[Op]:
-        """The ops that every path from a root to a goal passes, in order, goals aside; none unless every root leads to
-        every goal."""
+        """Return the ops that every path from a root to a goal passes, in order, goals aside; none unless every root
+        leads to every goal."""
         paths = [self.paths_from(root) for root in roots]
         if not paths or any(goal not in found for found in paths for goal in goals):
             return []
@@ -99,7 +109,8 @@ class _Flow:
         return sorted(common - set(goals), key=self.order.__getitem__)
 
     def before_attention(self, value: Value) -> set[int]:
-        """Which operands of attentions a value feeds, other linear layers aside; -1 for any other use."""
+        """Return the indices of the attention operands that a value feeds, other linear layers aside; -1 for any other
+        use."""
         found: set[int] = set()
         for user in self.users.get(value, []):
             if isinstance(user, Attention):
@@ -111,7 +122,7 @@ class _Flow:
         return found or {-1}
 
     def after_attention(self, value: Value) -> bool:
-        """Whether a value is an attention's result, or made of such alone; gates may come from elsewhere."""
+        """Return True if a value is an attention's result, or made of such alone; gates may come from elsewhere."""
         op = self.producers[value]
         if isinstance(op, Norm | Scale | Select | Add):
             return all(self.after_attention(operand) for operand in op.operands)
@@ -119,6 +130,7 @@ class _Flow:
 
 
 def _layers(flow: _Flow) -> dict[Op, int]:
+    """Return the layer of every op that is in one."""
     starts = _starts(flow)
     layers: dict[Op, int] = {}
     for index, (start, stop) in enumerate(pairwise((*starts, _end(flow, starts)))):
@@ -128,8 +140,10 @@ def _layers(flow: _Flow) -> dict[Op, int]:
 
 
 def _own(flow: _Flow, inside: list[Op], stop: Op, attentions: Sequence[Op]) -> set[Op]:
-    """Of the ops between a layer's start and its end, those that lead on through the end alone, and what the layer's
-    attentions need."""
+    """Return the ops between a layer's start and its end that are the layer's own.
+
+    They are those that lead on through the end alone, and those that the layer's attentions need.
+    """
     needed = frozenset(attentions).union(*(flow.ancestors[op] for op in attentions))
     own: set[Op] = set()
     for op in reversed(inside):
@@ -139,7 +153,8 @@ def _own(flow: _Flow, inside: list[Op], stop: Op, attentions: Sequence[Op]) -> s
 
 
 def _starts(flow: _Flow) -> list[Op]:
-    """Where layers begin."""
+    """Return the op with which every layer begins; raise `UnsupportedModelError` if the attentions do not form a
+    chain."""
     reasons: list[Reason] = []
     starts: list[Op] = []
     for index, group in enumerate(flow.groups):
@@ -158,13 +173,13 @@ def _starts(flow: _Flow) -> list[Op]:
 
 
 def _embeddings(flow: _Flow, group: Sequence[Op]) -> list[Op]:
-    """The token embeddings that a group of attentions needs; positions and constants join in later."""
+    """Return the token embeddings that a group of attentions needs; positions and constants join in later."""
     needed = frozenset().union(*(flow.ancestors[op] for op in group))
     return [op for op in flow.ops if type(op) is Embedding and op in needed]
 
 
 def _end(flow: _Flow, starts: list[Op]) -> Op:
-    """The last layer's end among the ops that every path from its attentions to the logits passes."""
+    """Return the last layer's end, among the ops that every path from its attentions to the logits passes."""
     after = flow.passed(flow.groups[-1], (flow.head,))
     if len(starts) > 1:
         length = len(flow.passed(flow.groups[-2], starts[-1:]))
@@ -178,6 +193,7 @@ def _end(flow: _Flow, starts: list[Op]) -> Op:
 
 
 def _role(flow: _Flow, op: AuxOp, layer: int) -> str:
+    """Return the role of an op in its layer, empty for ops that have none."""
     if isinstance(op, Linear):
         return _linear_role(flow, op, layer)
     if not isinstance(op, Norm):
@@ -188,6 +204,7 @@ def _role(flow: _Flow, op: AuxOp, layer: int) -> str:
 
 
 def _linear_role(flow: _Flow, op: Linear, layer: int) -> str:
+    """Return the role of a linear layer; ``mixed`` if it makes both operands of attention and something else."""
     if layer < 0:
         return "projection"
     feeds = flow.before_attention(op.result)

@@ -1,4 +1,4 @@
-"""Which modules share structural tensors (spec, section 9: per step, repeated blocks may share their weights).
+"""Which modules share structural tensors (construction.md, section 9).
 
 - ``layer``: all modules of a kind share, whatever their layer and step: every block is stored once.
 - ``none``: every module of every step has blocks of its own, ``structure.<phase>_<step>.<what it simulates>``.
@@ -36,7 +36,7 @@ class Placed:
 
 
 def reuse_of(program: Program) -> str:
-    """Which modules share; `IRError` if the program says something else."""
+    """Return which modules share; raise `IRError` if the program says something else."""
     reuse = program.attributes.get("reuse", Options.reuse)
     if reuse not in REUSE:
         raise IRError(
@@ -47,14 +47,15 @@ def reuse_of(program: Program) -> str:
 
 
 def sites(program: Program) -> dict[SimOp, str]:
-    """The modules of a planned program that apply blocks, by name: ``<phase>_<step>.<what they simulate>``."""
+    """Return the names of the modules of a planned program that apply blocks:
+    ``<phase>_<step>.<what they simulate>``."""
     names, layout = Names(), layout_of(program)
     modules = [op for op in program.ops if isinstance(op, SimOp) and op.realised(layout)]
     return {op: names.fresh(f"{op.phase}_{op.step}.{op.origin or op.results[0].name}") for op in modules}
 
 
 def placement(program: Program) -> dict[SimOp, dict[str, Placed]]:
-    """Where every module's blocks stand, by the names that the op's literal form calls them."""
+    """Return where every module's blocks stand, by the names that the op's literal form calls them."""
     reuse, layout = reuse_of(program), layout_of(program)
     found: dict[SimOp, dict[str, Placed]] = {}
     for op, site in sites(program).items():
@@ -73,7 +74,7 @@ def _place(scope: str, name: str, block: Block) -> Placed:
 
 
 def position_kinds(block: Block) -> dict[str, str]:
-    """The position matrices that a block's attention adds to q, k and v, by letter."""
+    """Return the position matrices that a block's attention adds to q, k and v, by letter."""
     if not isinstance(block.spec, AttentionSpec):
         return {}
     terms: dict[str, Positions | None] = {x: getattr(block.spec, f"positions_{x}") for x in "qkv"}
@@ -81,8 +82,11 @@ def position_kinds(block: Block) -> dict[str, str]:
 
 
 def around(placed: Placed) -> dict[str, str]:
-    """The tensors that a block needs besides its own: their names below ``structure``, each with that of the tensor in
-    `shared_tensors` that it equals."""
+    """Return the tensors that a block needs besides its own.
+
+    They are the position matrices and gate vectors that `placed` uses: their names below ``structure``, each with that
+    of the entry of `shared_tensors` that holds its values.
+    """
     kinds = position_kinds(placed.block)
     found = {placed.positions[letter]: f"positions.{kind}" for letter, kind in kinds.items()}
     parts = ("v_old", "v_new") if placed.gate else ()

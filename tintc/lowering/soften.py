@@ -1,10 +1,11 @@
-"""`soften`: linear attention by softmax heads, their constants calibrated on a text (Theorem C.2; spec, section 12).
+"""`soften`: realise linear attention by softmax heads, their constants calibrated on a text (Theorem C.2).
 
-Every module gets R of its own, from the scores s that it has on the text: it balances the root mean square of the
-truncation ``s^2 / 2R`` against the rounding ``u R``: ``R = mean(s^4)^(1/4) / sqrt(2u)``. The spec balances the bounds,
-``R = max|s| / sqrt(u)``, which makes most scores less accurate for the sake of the largest: on stories260K in fp32,
-where the largest score is 4 times this mean in the median module and 10 times in the worst, logits are then 4 % off
-instead of 0.7 %. Lemma C.3 asks for ``|s| <= R``, and R is 2900 times the mean in fp32, 7e7 times in fp64.
+See construction.md, section 12. Every module gets R of its own, from the scores s that it has on the text: it balances
+the root mean square of the truncation ``s^2 / 2R`` against the rounding ``u R``: ``R = mean(s^4)^(1/4) / sqrt(2u)``. To
+balance the bounds would give ``R = max|s| / sqrt(u)``, which makes most scores less accurate for the sake of the
+largest: on stories260K in fp32, where the largest score is 4 times this mean in the median module and 10 times in the
+worst, logits are then 4 % off instead of 0.7 %. Lemma C.3 asks for ``|s| <= R``, and R is 2900 times the mean in fp32,
+7e7 times in fp64.
 
 Heads with scores 0 and 1 (biases) get ``1 / sqrt(2u)``. M is ``n / u`` for all: what it leaves of the error is then
 below rounding. All are rounded to powers of two, so that modules share blocks and dividing by R is exact.
@@ -47,7 +48,7 @@ def check_precise(dtype: torch.dtype) -> None:
 
 
 def soften(program: Program, source: Mapping[str, Tensor], lr: float, dtype: torch.dtype, ids: Tensor) -> Program:
-    """The program with `softmax` on every op that has linear attention, and the attribute ``softmax_unit``.
+    """Return the program with `softmax` on every op that has linear attention, and the attribute ``softmax_unit``.
 
     program: planned, with memory slots; source: the auxiliary's tensors; dtype: of the simulator; ids ``[T]``: the
     calibration text, whose first half is trained on. Raises `OptionError` where training blows up on it.
@@ -71,7 +72,7 @@ def soften(program: Program, source: Mapping[str, Tensor], lr: float, dtype: tor
 def score_sizes(
     program: Program, source: Mapping[str, Tensor], lr: float, dtype: torch.dtype, ids: Tensor
 ) -> dict[Op, float]:
-    """`mean_size` of every op's linear heads on a text, by the interpreter."""
+    """Return `mean_size` of every op's linear heads on a text, by the interpreter."""
     layout = layout_of(program)
     found: dict[Op, float] = {}
 
@@ -89,7 +90,10 @@ def score_sizes(
 
 
 def mean_size(scores: Iterable[Tensor]) -> float:
-    """``mean(s^4)^(1/4)`` over the scores that are not zero; 0 if all are, and what is not finite if some are not."""
+    """Return ``mean(s^4)^(1/4)`` over the scores that are not zero.
+
+    It is 0 if all are zero, and not finite if some are not.
+    """
     largest, total, count = 0.0, 0.0, 0  # total in units of largest^4, so that no power over- or underflows
     for s in scores:
         top = float(s.abs().max()) if s.numel() else 0.0
@@ -103,5 +107,5 @@ def mean_size(scores: Iterable[Tensor]) -> float:
 
 
 def _power(value: float) -> float:
-    """The power of two nearest to a positive number."""
+    """Return the power of two nearest to a positive number."""
     return 2.0 ** round(math.log2(value))

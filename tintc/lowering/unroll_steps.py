@@ -1,4 +1,5 @@
-"""`sim.repeat` -> straight-line code: the body once per step, weights handed from each to the next.
+"""`unroll_steps`: turn `sim.repeat` into straight-line code, the body once per step, weights handed from each to the
+next.
 
 Names end in what they are: ``.f0`` forward before any update ... ``.fN`` the last one, ``.g0`` gradients of step 0,
 ``.w0`` stored weights, ``.w1`` after the first step.
@@ -16,7 +17,7 @@ SUFFIXES = {"forward": "f", "loss": "g", "backward": "g", "descent": "w"}
 
 
 def unroll_steps(program: Program) -> Program:
-    """The program without `sim.repeat`; every op carries its step."""
+    """Return the program without `sim.repeat`; every op carries its step."""
     program.verify()
     names, ops = Names(), []
     mapping: dict[Value, Value] = {}
@@ -37,7 +38,9 @@ def unroll_steps(program: Program) -> Program:
 
 
 def _copy(op: Op, mapping: dict[Value, Value], names: Names, step: int) -> Op:
+    """Return the op for one step, with operands and results renamed; add its results to `mapping`."""
     assert isinstance(op, sim.SimOp)
+    # The descent of step s makes the weights after s + 1 steps.
     suffix = "w0" if isinstance(op, sim.StoredWeights) else f"{SUFFIXES[op.phase]}{step + (op.phase == 'descent')}"
     results = tuple(Value(names.fresh(f"{op.origin}.{suffix}"), result.type) for result in op.results)
     operands = substitute(op.operands, mapping)

@@ -12,7 +12,7 @@ from tintc.errors import OptionError
 from tintc.ir.functions import SCHEMES
 
 DESCENDS = frozenset({"values", "out", "ffn", "norm-bias"})
-"""Parameter groups that a simulator updates unless told otherwise (spec, section 10)."""
+"""Parameter groups that a simulator updates unless told otherwise (construction.md, section 10)."""
 GROUPS = DESCENDS | {"norm-gain", "queries", "keys"}
 """Groups of a layer's parameters that may be chosen; the final norm's count as the last layer's."""
 
@@ -66,7 +66,7 @@ class Approximations:
     layers that are updated, None: all parameters of the model; train_tokens: a parameter's gradient sums over train
     tokens alone, although earlier tokens may influence the loss too; tiled_bias: the authors' code keeps the bias of a
     linear layer whose input is m model widths wide m times, and updates every copy, so that its gradient counts m
-    times (spec, section 10).
+    times (construction.md, section 10).
     """
 
     scores: bool = False

@@ -56,8 +56,11 @@ class Tolerances:
 
     @classmethod
     def of(cls, dtype: torch.dtype, scheme: str, linear_attention: str = "linear") -> Tolerances:
-        """For a simulator of that dtype. A constant step of differences is noisy in short types (spec, section 6);
-        softmax heads are about sqrt(u) of the scores' size off in every module (section 12)."""
+        """Return those for a simulator of that dtype.
+
+        A constant step of differences is noisy in short types (construction.md, section 6.1); softmax heads are about
+        sqrt(u) of the scores' size off in every module (construction.md, section 12).
+        """
         if linear_attention == "softmax":
             return cls(1e-5, 1e-3, 1e-5) if dtype == torch.float64 else cls(5e-2, 0.3, 1e-2)
         if dtype == torch.float64:

@@ -42,7 +42,7 @@ class TintConfig(PretrainedConfig):
 
     hidden_size, num_hidden_layers, vocab_size, max_position_embeddings: the auxiliary's width, layers and vocabulary,
     and the longest text the simulator was compiled for. d_sim, n_sim_heads, n_prefixes, stack, shards: the simulator's
-    own (spec, section 3). n_steps, n_update_layers, inner_lr, loss, descend, semantics, fd_scheme, fd_step: options of
+    own (see `Layout`). n_steps, n_update_layers, inner_lr, loss, descend, semantics, fd_scheme, fd_step: options of
     the simulated descent (descend: groups of parameters, with commas between); reuse: which modules share structural
     tensors; linear_attention: ``linear``, or ``softmax`` for softmax heads in its place; train_fraction: share of a
     text that is trained on when no mask is given. provenance: what was compiled, and with what; digests: sha256 of the

@@ -35,7 +35,7 @@ OPTIONS = (
 
 
 def sizes(program: Program) -> dict[str, Any]:
-    """Sizes of a planned simulator program, by the names of the spec's table."""
+    """Sizes of a planned simulator program, by the names of the table in construction.md, section 1."""
     layout = layout_of(program)
     return {
         "d_aux": layout.d_aux,
@@ -61,7 +61,7 @@ def summary(program: Program) -> dict[str, Any]:
 
 
 def parameter_report(program: Program) -> dict[str, Any]:
-    """The three counts (spec, section 11), the prefixes and the layout.
+    """The three counts (construction.md, section 11), the prefixes and the layout.
 
     modules: the three counts of every kind of module, layer (-1 outside the layers, None for tensors that several
     layers share) and phase; paper: its published totals for OPT and the table's for the same shapes.

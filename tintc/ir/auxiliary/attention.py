@@ -55,6 +55,7 @@ class Attention(AuxOp):
         self.expect(len(self.slopes) in (0, self.n_heads), f"{len(self.slopes)} slopes for {self.n_heads} heads")
 
     def probabilities(self, context: Context, q: Tensor, k: Tensor) -> Tensor:
+        """Return the attention probabilities ``[B, n_heads, T, T]``."""
         vectors = {key: context.parameter(name) for key in SCORE_VECTORS if (name := getattr(self, key))}
         return attention_probabilities(self, q, k, context.inputs.allowed, context.inputs.position_ids, **vectors)
 
@@ -64,7 +65,10 @@ class Attention(AuxOp):
         return merge_heads(self.probabilities(context, q, k) @ values)
 
     def pullback(self, context: Context, dy: Tensor, *operands: Tensor) -> Pulled:
-        """Def. E.3: the scores count as constants, so q and k get nothing; query heads of a group add up in dv."""
+        """Return dv (Def. E.3).
+
+        The scores count as constants, so q and k get nothing; query heads of a group add up in dv.
+        """
         q, k, _ = operands
         dv = self.probabilities(context, q, k).transpose(-1, -2) @ split_heads(dy, self.n_heads)
         dv = dv.unflatten(1, (self.n_kv_heads, -1)).sum(2)

@@ -1,4 +1,4 @@
-"""What every auxiliary op has: an evaluation and an approximate pullback."""
+"""The base of auxiliary ops: an evaluation and an approximate pullback."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Pulled = tuple[tuple[Tensor | None, ...], Gradients]
 
 @dataclass(frozen=True)
 class Context:
-    """What an op may read besides its operands.
+    """Everything that an op may read besides its operands.
 
     tensors: parameter name -> tensor ``shape`` or, once updated, ``[B, *shape]``; difference: the finite-difference
     scheme of the pullbacks of norms and activations; step: whose train tokens pullbacks sum over.
@@ -34,7 +34,7 @@ class Context:
 
     @property
     def train(self) -> Tensor:
-        """The step's train tokens, ready to broadcast: ``[B, T, 1]``."""
+        """Return the step's train tokens, ready to broadcast: ``[B, T, 1]``."""
         return self.inputs.trained(self.step)[..., None]
 
     def parameter(self, name: str) -> Tensor:
@@ -56,26 +56,26 @@ class AuxOp(Op):
     role: str = ""
 
     def parameters(self) -> dict[str, str]:
-        """Field -> parameter name, for the parameters this op has."""
+        """Return the names of the parameters that this op has, by field."""
         names = {key: getattr(self, key, "") for key in ("weight", "bias", "table", *SCORE_VECTORS)}
         return {key: name for key, name in names.items() if name}
 
     def in_groups(self, groups: Collection[str]) -> set[str]:
-        """The attributes that name parameters of these groups."""
+        """Return the fields that name parameters of these groups."""
         members = self.GROUPS.get(self.role, {})
         return {key for key in self.parameters() if members.get(key) in groups}
 
     def evaluate(self, context: Context, *operands: Tensor) -> Tensor:
-        """The value, ``[B, T, width]`` from operands of such shapes."""
+        """Return the value, ``[B, T, width]`` from operands of such shapes."""
         raise NotImplementedError(self.opname)
 
     def pullback(self, context: Context, dy: Tensor, *operands: Tensor) -> Pulled:
-        """Approximate gradients."""
+        """Return (gradients of the operands, gradients of the parameters), approximate as in the construction."""
         raise NotImplementedError(self.opname)
 
 
 def affine(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """``x W^T + b`` for shared ``W [dout, din]`` or per-example ``W [B, dout, din]``."""
+    """Return ``x W^T + b`` for shared ``W [dout, din]`` or per-example ``W [B, dout, din]``."""
     y = x @ weight.transpose(-1, -2)
     if bias is None:
         return y

@@ -1,4 +1,4 @@
-"""What the ops of two like operands share."""
+"""Shared by the ops of two like operands."""
 
 from __future__ import annotations
 

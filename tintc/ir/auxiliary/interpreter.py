@@ -31,7 +31,7 @@ DESCENDS = frozenset(GROUPS) - {"norm-gain"}
 
 @dataclass(frozen=True)
 class Descent:
-    """Options of the simulated training (spec, sections 8 to 10).
+    """Options of the simulated training (construction.md, section 10).
 
     n_update_layers None: all layers; semantics: ``exact`` or ``paper-code``; groups: of parameters, those that descend.
     """
@@ -46,7 +46,7 @@ class Descent:
 
 
 def view(parameter: Parameter, tensor: Tensor) -> Tensor:
-    """The checkpoint's `tensor` as the parameter sees it: transposed, then rows selected."""
+    """Return the checkpoint's `tensor` as the parameter sees it: transposed, then rows selected."""
     if parameter.transpose:
         tensor = tensor.transpose(0, 1)
     if parameter.rows is not None:
@@ -55,19 +55,19 @@ def view(parameter: Parameter, tensor: Tensor) -> Tensor:
 
 
 def _run(tensor: Tensor, start: int, stop: int) -> Tensor:
-    """Rows from start to stop; zeros for negative numbers."""
+    """Return the rows from start to stop; zeros for negative numbers."""
     return tensor[start:stop] if start >= 0 else tensor.new_zeros(stop - start, *tensor.shape[1:])
 
 
 def load(program: Program, source: Mapping[str, Tensor], dtype: torch.dtype = torch.float64) -> dict[str, Tensor]:
-    """Every parameter of `program` from the checkpoint `source`, in `dtype`."""
+    """Return every parameter of `program` from the checkpoint `source`, in `dtype`."""
     return dict(loading(program, source, dtype))
 
 
 def loading(
     program: Program, source: Mapping[str, Tensor], dtype: torch.dtype, device: torch.device | None = None
 ) -> Lazy:
-    """The same, each loaded whenever it is read, onto the device (None: where it is)."""
+    """Return the same, each loaded whenever it is read, onto the device (None: where it is)."""
 
     def make(name: str) -> Tensor:
         parameter = program.parameters[name]
@@ -77,12 +77,12 @@ def loading(
 
 
 def forward(program: Program, tensors: Mapping[str, Tensor], inputs: Inputs) -> Tensor:
-    """Logits ``[B, T, V]`` of the decoder."""
+    """Return the decoder's logits ``[B, T, V]``."""
     return _values(program, Context(tensors, inputs, EXACT))[program.outputs["logits"]]
 
 
 def descending(op: AuxOp, n_layers: int, n_update_layers: int, groups: frozenset[str]) -> set[str]:
-    """The attributes that name the parameters of this op that the descent updates (spec, section 10)."""
+    """Return the fields that name the parameters of this op that the descent updates (construction.md, section 10)."""
     inside = op.role == "final" or op.layer >= n_layers - n_update_layers
     return op.in_groups(groups) if inside else set()
 
@@ -90,7 +90,7 @@ def descending(op: AuxOp, n_layers: int, n_update_layers: int, groups: frozenset
 def simulate(
     program: Program, tensors: Mapping[str, Tensor], inputs: Inputs, descent: Descent
 ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-    """Logits before and after the descent, and the updated parameters, each ``[B, *shape]``."""
+    """Return (logits before the descent, logits after, updated parameters ``[B, *shape]`` by name)."""
     n_layers = program.attributes["n_layers"]
     layers = n_layers if descent.n_update_layers is None else descent.n_update_layers
     updated = dict(tensors)
@@ -107,6 +107,7 @@ def simulate(
 
 
 def _values(program: Program, context: Context) -> dict[Value, Tensor]:
+    """Return every value of the program, ``[B, T, width]``."""
     values: dict[Value, Tensor] = {}
     for op in program.ops:
         assert isinstance(op, AuxOp)
@@ -117,7 +118,8 @@ def _values(program: Program, context: Context) -> dict[Value, Tensor]:
 def _gradients(
     program: Program, context: Context, values: dict[Value, Tensor], descent: Descent, layers: int
 ) -> Gradients:
-    """Gradients of the parameters that descend; a value used twice receives the sum of its users' gradients."""
+    """Return the gradients of the parameters that descend; a value used twice receives the sum of its users'
+    gradients."""
     adjoint: dict[Value, Tensor] = {}
     gradients: Gradients = {}
     for op in reversed(program.ops):
@@ -145,7 +147,10 @@ def _gradients(
 
 
 def _bias_rate(program: Program, op: Linear, descent: Descent) -> int:
-    """The authors' code stores the bias of a layer that is m widths wide m times over, and updates every copy."""
+    """Return how many times the bias receives the step.
+
+    The authors' code stores the bias of a layer that is m widths wide m times over, and updates every copy.
+    """
     if descent.semantics == "exact":
         return 1
     return -(-op.operands[0].type.width // program.attributes["width"])

@@ -37,7 +37,7 @@ class Linear(AuxOp):
         return affine(x, context.parameter(self.weight), context.parameter(self.bias) if self.bias else None)
 
     def pullback(self, context: Context, dy: Tensor, *operands: Tensor) -> Pulled:
-        """dx = W^T dy; dW = sum over train tokens of dy x^T, db = sum of dy (Defs. D.2, D.3)."""
+        """Return dx = W^T dy, and over train tokens dW = sum dy x^T, db = sum dy (Defs. D.2, D.3)."""
         (x,) = operands
         summed = dy * context.train
         gradients = {self.weight: summed.transpose(-1, -2) @ x}

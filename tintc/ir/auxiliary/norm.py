@@ -14,12 +14,12 @@ from tintc.ir.functions import norm_scale, normalise, normalise_groups
 
 
 def per_token(vector: Tensor) -> Tensor:
-    """``[D]`` or per-example ``[B, D]``, ready to broadcast over ``[B, T, D]``."""
+    """Return ``[D]`` or per-example ``[B, D]``, ready to broadcast over ``[B, T, D]``."""
     return vector[:, None] if vector.dim() == 2 else vector
 
 
 def whole_vector(vector: Tensor, width: int) -> Tensor:
-    """``[groups, d]`` as ``[width]``; ``[d]``, which the groups share, once for each of them."""
+    """Return ``[groups, d]`` as ``[width]``; ``[d]``, which the groups share, once for each of them."""
     return vector.reshape(-1).repeat(width // vector.numel())
 
 
@@ -63,7 +63,8 @@ class Norm(AuxOp):
         return per_token(vector) if self.groups == 1 else whole_vector(vector, self.result.type.width)
 
     def pullback(self, context: Context, dy: Tensor, *operands: Tensor) -> Pulled:
-        """First order (Def. F.3): the Jacobian of f is symmetric, so J^T g is a difference of f along g = gamma dy."""
+        """Return dx to first order (Def. F.3): the Jacobian of f is symmetric, so J^T g is a difference of f along g =
+        gamma dy."""
         (x,) = operands
         g = dy * self._per_token(context.parameter(self.weight)) if self.weight else dy
         x, g = (value.unflatten(-1, (self.groups, -1)) for value in (x, g))

@@ -19,7 +19,11 @@ from tintc.ir.structure import ActivationSpec, Block
 @register("sim.activation_forward")
 @dataclass(eq=False, kw_only=True)
 class ActivationForward(SimOp):
-    """(x) -> act(x): an MLP with identity weights, tile by tile. act(0) = 0 keeps the pads zero."""
+    """(x) -> act(x): an MLP with identity weights, tile by tile.
+
+    Claim: every slot becomes act of it, coordinate by coordinate, and act(0) = 0 keeps its pads zero, which linear
+    modules rely on. An activation with another value at 0 may only be a factor (`sim.gate_forward`). QED.
+    """
 
     fn: str
 

@@ -26,7 +26,7 @@ class Add(SimOp):
         return a + b
 
     def fused(self, run: FusedRun, *operands: Tensor) -> Tensor:
-        """Into an operand that nothing else reads, if there is one."""
+        """Return the sum, written over an operand that nothing else reads, if there is one."""
         a, b = operands
         if run.frees(self, self.operands[0]):
             return a.add_(b)

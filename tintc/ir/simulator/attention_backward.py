@@ -21,12 +21,8 @@ from tintc.ir.structure import AttentionSpec, Block
 @register("sim.attention_backward")
 @dataclass(eq=False, kw_only=True)
 class AttentionBackward(AttentionOp):
-    """(dy, q, k) -> dv.
-
-    Literally the softmax attention of the forward module, recomputed from q and k and used transposed, with slots
-    [dy | q | k]: W_v brings head h of dy to TinT head h, which returns ``sum_t a_tj dy_t``; W_o adds the query heads
-    that share a value head into that head's chunk.
-    """
+    """(dy, q, k) -> dv. Literally the forward module's attention, computed again from q and k and used transposed, see
+    `structure`."""
 
     def verify(self) -> None:
         self.expect(len(self.operands) == 3, "takes dy, q and k")
@@ -46,13 +42,14 @@ class AttentionBackward(AttentionOp):
         dv = None
         for rows, stop, weights in self.weights_by_rows(run, *self.rotated(run, q, k)):
             part = weights.transpose(-1, -2) @ heads[:, :, rows]
+            # Keys after the block's last query have seen none of its gradients.
             part = F.pad(part, (0, 0, 0, length - stop)) if stop < length else part
             dv = part if dv is None else dv + part
         assert dv is not None
         return merge_heads(dv if group == 1 else dv.unflatten(1, (self.n_kv_heads, -1)).sum(2))
 
     def multiply_adds(self, counts: FusedCounts, *operands: Value) -> int:
-        """Blocks of `ROWS` queries see every key up to the block's last."""
+        """Count blocks of `ROWS` queries with every key up to the block's last."""
         n = counts.lengths[self]
         seen = sum((min(start + ROWS, n) - start) * min(start + ROWS, n) for start in range(0, n, ROWS))
         return seen * self.n_heads * (self.head_dim + self.value_width)
@@ -62,6 +59,20 @@ class AttentionBackward(AttentionOp):
         return (3 if self.slopes or self.sinks else 2) * itemsize * self.n_heads * min(n, ROWS) * n
 
     def structure(self, layout: Layout) -> dict[str, Block]:
+        """Return the module's attention, over the slots [dy | q | k].
+
+        Claim: value head m of token j becomes ``sum_h sum_t a^h_tj dy^h_t`` over the query heads h that read m, which
+        is the gradient with respect to v where the scores are constants.
+
+        TinT head h < n_heads: W_q, W_k, the options of the scores and the mask are the forward module's, and so are the
+        scores a^h. W_v brings head h of dy. `transpose` uses the scores transposed, after the softmax: at token j the
+        head returns ``sum_t a^h_tj dy^h_t``. W_o adds the heads of a group into value head m (`give`). Forward,
+        ``y^h_t = sum_j a^h_tj v_j`` is linear in v, so that this is the gradient of ``sum_t <dy_t, y_t>``. QED.
+
+        Dropped are the gradients of q and k, through the scores. For e-hard heads (each position gives at least 1 - e
+        to one token) the gradients of a position's scores add up to at most ``4 e |dy_t| max|v|``, so every entry of
+        what is dropped is O(e) (Theorem E.5; construction.md, section 4.3; tests/theorems/test_hard_attention.py).
+        """
         dy, q, k = self.starts(layout)
         spec = AttentionSpec(
             n_heads=self.chunks(layout),

@@ -23,12 +23,7 @@ from tintc.ir.structure import AttentionSpec, Block
 @register("sim.attention_forward")
 @dataclass(eq=False, kw_only=True)
 class AttentionForward(AttentionOp):
-    """(q, k, v) -> y.
-
-    Literally one TinT softmax attention with slots [q | k | v]: W_q brings head h of q (times the scale) to TinT head
-    h, W_k and W_v the key/value head it reads; the mask lets tokens see earlier tokens and hides the prefixes; W_o
-    keeps the used heads, so that y lands in the first chunks. Heads that are not used have q = k = v = 0 and give 0.
-    """
+    """(q, k, v) -> y. Literally one TinT softmax attention over the slots [q | k | v], see `structure`."""
 
     def verify(self) -> None:
         self.expect(len(self.operands) == 3, "takes q, k and v")
@@ -47,7 +42,8 @@ class AttentionForward(AttentionOp):
         return self.attend(run, *self.rotated(run, q, k), split_heads(v, self.n_kv_heads))
 
     def attend(self, run: FusedRun, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-        """``y [B, n, n_heads * d]`` of the last n tokens, from their query heads and all tokens' keys and values."""
+        """Return ``y [B, n, n_heads * d]`` of the last n tokens, from their query heads and all tokens' keys and
+        values."""
         grouped, count, length = self.n_kv_heads != self.n_heads, queries.shape[2], keys.shape[2]
         if self.soft_cap or self.slopes or self.sinks:
             values = values.repeat_interleave(self.n_heads // self.n_kv_heads, 1) if grouped else values
@@ -55,6 +51,7 @@ class AttentionForward(AttentionOp):
             return merge_heads(torch.cat([weights @ values[:, :, :stop] for _, stop, weights in blocks], 2))
         mask = run.allowed(count, length, self.window)
         causal = mask is None and count == length
+        # PyTorch's is_causal aligns the first query with the first key; here the last ones belong together.
         if mask is None and 1 < count < length:
             mask = F.pad(run.later(count), (length - count, 0))
         y = F.scaled_dot_product_attention(
@@ -66,7 +63,7 @@ class AttentionForward(AttentionOp):
         return 1, 2
 
     def remember(self, run: FusedRun, *operands: Tensor) -> tuple[Tensor, Tensor]:
-        """Key heads at their positions, and value heads."""
+        """Return the key heads at their positions, and the value heads."""
         k, v = operands
         return self.keys(run, k), split_heads(v, self.n_kv_heads)
 
@@ -77,7 +74,7 @@ class AttentionForward(AttentionOp):
         return {f"layers.{self.layer}.attention": ("B", self.n_heads, "T", "T")}
 
     def show_fused(self, name: str, run: FusedRun, *operands: Tensor) -> Tensor:
-        """The probabilities, which the fused form itself never has in one piece."""
+        """Return the probabilities ``[B, n_heads, T, T]``, which the fused form itself never has in one piece."""
         q, k, _ = operands
         found = q.new_zeros(q.shape[0], self.n_heads, q.shape[1], q.shape[1])
         for rows, stop, weights in self.weights_by_rows(run, *self.rotated(run, q, k)):
@@ -85,13 +82,13 @@ class AttentionForward(AttentionOp):
         return found
 
     def show_literal(self, name: str, layout: Layout, applied: Sequence[Applied]) -> Tensor:
-        """Query head h is TinT head h; prefixes are hidden."""
+        """Return the scores of TinT heads h < n_heads, which are query heads h, between tokens; prefixes are hidden."""
         (scores,) = (one.scores for one in applied)
         assert scores is not None
         return scores[:, : self.n_heads, layout.n_prefixes :, layout.n_prefixes :]
 
     def multiply_adds(self, counts: FusedCounts, *operands: Value) -> int:
-        """Every query sees the keys up to its own."""
+        """Count every query with the keys up to its own."""
         n = counts.lengths[self]
         return n * (n + 1) * self.n_heads * (self.head_dim + self.value_width) // 2
 
@@ -101,6 +98,19 @@ class AttentionForward(AttentionOp):
         return super().scratch(counts, itemsize) + (3 if self.slopes or self.sinks else 2) * rows
 
     def structure(self, layout: Layout) -> dict[str, Block]:
+        """Return the module's attention.
+
+        Claim: with q, k and v in the slots of token t, the first slots become ``concat_h sum_j a^h_tj v_j`` with
+        ``a^h_t = softmax_j(scale <q^h_t, k_j>)``, where k_j and v_j are of the head ``h // group`` that head h reads,
+        and j runs over the tokens that t may see.
+
+        TinT head h < n_heads: W_q brings head h of q, times `scale`; W_k and W_v bring head ``h // group`` of k and of
+        v (`take`). So the score of t with j is ``scale <q^h_t, k_j>``: a chunk's zeros beside a narrower head add
+        nothing. Rotation of q^h and k^h, soft cap, ALiBi and sinks are options of the scores, and act on them as in the
+        auxiliary. The mask leaves t the tokens that the auxiliary lets it see, and hides prefixes, whose rows and
+        columns are 0; the softmax runs over what is left. TinT heads from n_heads on have v = 0 and return 0. W_o
+        writes the results side by side (`give`). QED. It is exact.
+        """
         q, k, v = self.starts(layout)
         spec = AttentionSpec(
             n_heads=self.chunks(layout),

@@ -1,4 +1,4 @@
-"""What every simulator op has: an interpreter, a literal form, a fused form, the tensors these need, and counts.
+"""The base of simulator ops: an interpreter, a literal form, a fused form, the tensors these need, and counts.
 
 An op's template file is the only place that knows any of these. The interpreter works on plain matrices and vectors and
 is the semantics. The literal form drives a `LiteralRun`, which assembles embeddings ``[B, T_sim, D_sim]`` and applies
@@ -26,8 +26,10 @@ from tintc.ir.structure import Block, TensorSpec
 
 @dataclass(frozen=True)
 class Weights:
-    """Weights as the interpreter sees them: ``weight [dout, din]`` of a linear layer or gain ``[D]`` of a norm, and a
-    bias; with a leading batch dimension once they have been updated."""
+    """Weights in the interpreter: ``weight [dout, din]`` of a linear layer or gain ``[D]`` of a norm, and a bias.
+
+    They have a leading batch dimension once they have been updated.
+    """
 
     weight: Tensor | None
     bias: Tensor | None
@@ -39,7 +41,8 @@ Shape = tuple[int | str, ...]
 
 @dataclass(frozen=True)
 class Interpretation:
-    """What the interpreter of an op may read: the simulator's tensors by state-dict name, in fp64, and the inputs.
+    """Everything that the interpreter of an op may read: the simulator's tensors by state-dict name, in fp64, and the
+    inputs.
 
     inner_lr: overrides every stored rate, ``[B]``, or None.
     """
@@ -49,13 +52,13 @@ class Interpretation:
     inner_lr: Tensor | None = None
 
     def rate(self, name: str, step: int) -> Tensor:
-        """Learning rate of a parameter in a step: ``[]`` or ``[B]``."""
+        """Return the learning rate of a parameter in a step: ``[]`` or ``[B]``."""
         return self.tensors[f"rates.{name}"][step] if self.inner_lr is None else self.inner_lr
 
 
 @dataclass(frozen=True)
 class Storage:
-    """What an op may read to describe the tensors it has in the artefact.
+    """Everything that an op may read to describe the tensors it has in the artefact.
 
     parameter: a parameter by the name the program gives it; n_steps, lr: of the descent.
     """
@@ -66,17 +69,17 @@ class Storage:
     lr: float
 
     def tables(self, *names: str) -> dict[str, TensorSpec]:
-        """Parameters that are stored as they are, those of empty names left out."""
+        """Return the parameters that are stored as they are, by state-dict name; empty names are left out."""
         return {f"tables.{name}": self.parameter(name) for name in names if name}
 
     def rates(self) -> TensorSpec:
-        """The learning rate of every step, ``[N]``."""
+        """Return the learning rate of every step, ``[N]``."""
         return TensorSpec((self.n_steps,), lambda: torch.full((self.n_steps,), self.lr, dtype=torch.float64))
 
 
 @dataclass(frozen=True)
 class TableCount:
-    """Parameters by the paper's table (spec, section 11)."""
+    """Parameters by the paper's table (construction.md, section 11)."""
 
     forward: int = 0
     backward: int = 0
@@ -91,12 +94,12 @@ class TableCount:
 
 
 def split_cost(layout: Layout) -> int:
-    """Q_split of the table: one split-wise and one dimension-wise operation."""
+    """Return Q_split of the table: one split-wise and one dimension-wise operation."""
     return layout.d_sim**2 // layout.n_heads + layout.d_sim * layout.n_heads
 
 
 def attention_cost(layout: Layout) -> int:
-    """Q of the table: one TinT attention, four split operations and three position matrices."""
+    """Return Q of the table: one TinT attention, four split operations and three position matrices."""
     return 4 * split_cost(layout) + 3 * layout.sim_seq_len * layout.d_sim // layout.n_heads
 
 
@@ -119,117 +122,139 @@ class SimOp(Op):
     softmax: tuple[float, ...] = ()
 
     def interpret(self, run: Interpretation, *operands: Any) -> Any:
-        """The result (a tuple if there are several) from interpreter values of the operands."""
+        """Return the result (a tuple if there are several) from interpreter values of the operands."""
         raise NotImplementedError(self.opname)
 
     def literal(self, run: LiteralRun, *operands: Any) -> Any:
-        """The same in literal execution: token values are `Tiles`, weights are `PrefixTiles`."""
+        """Return the same by literal execution: token values are `Tiles`, weights are `PrefixTiles`."""
         raise NotImplementedError(self.opname)
 
     def fused(self, run: FusedRun, *operands: Any) -> Any:
-        """The same by the module's algebra: token values are ``[B, n, width]``, weights are `FusedWeights`."""
+        """Return the same by the module's algebra: token values are ``[B, n, width]``, weights are `FusedWeights`."""
         raise NotImplementedError(self.opname)
 
     def remembers(self) -> tuple[int, ...]:
-        """Which operands the results at later tokens depend on; none where a token's result is its own alone.
+        """Return the indices of the operands whose earlier tokens later tokens' results depend on.
 
-        Generation relies on this.
+        Empty where a token's result is its own alone. Generation relies on this.
         """
         return ()
 
     def remember(self, run: FusedRun, *operands: Tensor) -> tuple[Tensor, Tensor]:
-        """What is kept of these tokens for later ones, from the operands of `remembers`: ``[B, heads, n, d]`` each."""
+        """Return the keys and values to keep of these tokens for later ones, ``[B, heads, n, d]`` each.
+
+        operands: those of `remembers`.
+        """
         raise NotImplementedError(self.opname)
 
     def continued(self, run: FusedRun, keys: Tensor, values: Tensor, *operands: Tensor) -> Tensor:
-        """The fused form on the last n tokens of a text, from their operands and what is kept of all tokens."""
+        """Return the fused form's result at the last n tokens of a text, from their operands and what is kept of all
+        tokens."""
         raise NotImplementedError(self.opname)
 
     def stored(self, storage: Storage) -> dict[str, TensorSpec]:
-        """The tensors of the artefact that the op reads, by state-dict name, structural ones aside."""
+        """Return the tensors of the artefact that the op reads, by state-dict name, but for structural ones."""
         return {}
 
     def rates(self) -> tuple[str, ...]:
-        """Names of the stored rates of which the op reads its step's."""
+        """Return the names of the stored rates that the op reads, at its step."""
         return ()
 
     def of_its_step(self) -> bool:
-        """Whether the op reads what belongs to its step, its rate or its train tokens: in another it is another op."""
+        """Return True if the result depends on the gradient step: on its learning rate or its train tokens.
+
+        Common-subexpression elimination never merges such ops across steps.
+        """
         return False
 
     def check(self, inputs: Inputs, stored: Callable[[str], Tensor]) -> None:
         """Raise `InputError` for inputs that the op cannot take; `stored` gives the tensors of `SimOp.stored`."""
 
     def computes(self) -> Hashable | None:
-        """What the result is, for ops that can start from it in fused execution; None if none can."""
+        """Return a key under which a later op may reuse this op's result, e.g. ``("gelu", x)`` for an activation.
+
+        None: not reusable.
+        """
         return None
 
     def reuses(self) -> Hashable | None:
-        """What (see `computes`) the fused form takes as one more operand where an earlier op has computed it."""
+        """Return the key (see `computes`) of an earlier result that the fused form can start from instead of computing
+        it again.
+
+        The planner then passes that result as one more operand, the last.
+        """
         return None
 
     def shows(self) -> dict[str, Shape]:
-        """What can be seen of the op besides its results: names of capture points, pass and step aside, and shapes."""
+        """Return what can be captured of the op besides its results: names of capture points, without pass and step,
+        and shapes."""
         return {}
 
     def show_fused(self, name: str, run: FusedRun, *operands: Any) -> Tensor:
-        """One of `shows` from the operands of the fused form."""
+        """Return the one of `shows` called `name`, from the operands of the fused form."""
         raise NotImplementedError(self.opname)
 
     def show_literal(self, name: str, layout: Layout, applied: Sequence[Applied]) -> Tensor:
-        """One of `shows` from what the blocks of the literal form have given, in their order."""
+        """Return the one of `shows` called `name`, from what the blocks of the literal form gave, in their order."""
         raise NotImplementedError(self.opname)
 
     def untrained(self) -> Value | None:
-        """The operand that the result is where there are no train tokens; None if there is none such."""
+        """Return the operand that the result equals where there are no train tokens; None if there is none such."""
         return None
 
     def deferral(self) -> Deferral | None:
-        """The update that the fused form can leave pending; None for all ops but those that have one."""
+        """Return the update that the fused form can leave pending; None for all ops but those that have one."""
         return None
 
     def multiplies(self) -> Value | None:
-        """The operand whose product with token values the fused form takes, and which may carry pending updates."""
+        """Return the weights whose product with token values the fused form takes, and which may carry pending
+        updates."""
         return None
 
     def holds(self) -> str | None:
-        """The layer whose stored weights the result is."""
+        """Return the name of the weights whose stored values are the result; None if they are not."""
         return None
 
     def updates(self) -> str | None:
-        """The layer whose weights the result is, after a step of descent."""
+        """Return the name of the weights whose values after a step of descent are the result; None if they are not."""
         return None
 
     def descending(self) -> dict[str, tuple[int, ...]]:
-        """The parts of those weights that descend, and their shapes."""
+        """Return the shapes of the parts of those weights that descend, by part."""
         return {}
 
     def shares_input(self) -> bool:
-        """Whether the fused form is a product (W, x) that can be one with others of the same x."""
+        """Return True if the fused form is a product (W, x) that can be one with others of the same x."""
         return False
 
     def multiply_adds(self, counts: FusedCounts, *operands: Value) -> int:
-        """Multiply-adds of the fused form's products, per example. Called once per op, in the program's order."""
+        """Count the multiply-adds of the fused form's products, per example. Called once per op, in the program's
+        order."""
         return 0
 
     def entries(self, counts: FusedCounts, result: Value) -> int:
-        """Entries of one of the results in fused execution, per example."""
+        """Count the entries of one of the results in fused execution, per example."""
         return counts.lengths[self] * result.type.width
 
     def scratch(self, counts: FusedCounts, itemsize: int) -> int:
-        """Bytes per example of what exists only while the fused form runs; itemsize: of the dtype."""
+        """Return the bytes per example of what exists only while the fused form runs. itemsize: bytes of a number in
+        the dtype."""
         return itemsize * counts.lengths[self] * self.results[0].type.width
 
     def planned(self, layout: Layout) -> SimOp:
-        """The op with what planning the layout adds to it: the tiles of the weights it holds or reads."""
+        """Return the op with what planning the layout adds to it: the tiles of the weights it holds or reads."""
         return self
 
     def structure(self, layout: Layout) -> dict[str, Block]:
-        """Structural blocks the literal form applies, by the name it gives; linear attention is linear."""
+        """Return the structural blocks that the literal form applies, by the names it calls them; linear attention is
+        linear."""
         return {}
 
     def realised(self, layout: Layout) -> dict[str, tuple[str, Block]]:
-        """The same blocks as they are built, each with its name under ``structure``."""
+        """Return the same blocks as they are built, each with its name under ``structure``.
+
+        They differ where `softmax` is set: linear attention is then by softmax heads.
+        """
         blocks = self.structure(layout)
         if not self.softmax:
             return {name: (name, block) for name, block in blocks.items()}
@@ -241,22 +266,26 @@ class SimOp(Op):
         }
 
     def blocks(self, layout: Layout) -> dict[str, Block]:
-        """The blocks that are built, by their name under ``structure``."""
+        """Return the blocks that are built, by their name under ``structure``."""
         return dict(self.realised(layout).values())
 
     def scores(self, layout: Layout, run: Interpretation, *operands: Any) -> Iterable[Tensor]:
-        """The scores of the literal form's linear heads, constant ones and copies aside, in tensors of any shape, from
-        interpreter values of the operands."""
+        """Return the scores of the literal form's linear heads, in tensors of any shape, from interpreter values of the
+        operands.
+
+        Constant scores and copies are left out.
+        """
         return ()
 
     def slots(self, layout: Layout) -> int:
-        """The most slots the literal form needs in one embedding."""
+        """Return the most slots that the literal form needs in one embedding."""
         return 1
 
     def table_count(self, layout: Layout) -> TableCount:
-        """Parameters by the paper's table; forward ops count for their backward and descent too."""
+        """Return the parameters by the paper's table; forward ops count for their backward and descent too."""
         return TableCount()
 
     def head_dims(self) -> set[int]:
-        """Widths of the chunks in which the literal form views an embedding; slots begin at multiples of them."""
+        """Return the widths of the chunks in which the literal form views an embedding; slots begin at multiples of
+        them."""
         return set()

@@ -15,7 +15,7 @@ from tintc.ir.simulator.embedding import Embedding
 @register("sim.constant")
 @dataclass(eq=False, kw_only=True)
 class Constant(Embedding):
-    """The one row of ``tables.<table> [1, D]``, which every token looks up."""
+    """() -> the one row of ``tables.<table> [1, D]``, which every token looks up, ``[B, T, D]``."""
 
     def rows(self, inputs: Inputs) -> Tensor:
         return torch.zeros_like(inputs.input_ids)

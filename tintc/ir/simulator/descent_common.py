@@ -1,4 +1,4 @@
-"""What the two descent modules share: the weights they step, the stored rate they use, and what they show."""
+"""Shared by the two descent modules: the weights they step, the stored rate they use, and what they show."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class DescentOp(SimOp):
     rate_scale: float = 1.0
 
     def gradient(self, part: str, run: FusedRun, *operands: Any) -> Tensor:
-        """The gradient of a part, from the operands of the fused form, `rate_scale` aside."""
+        """Return the gradient of a part ``[B, *part]`` from the operands of the fused form, without `rate_scale`."""
         raise NotImplementedError(self.opname)
 
     def updates(self) -> str:
@@ -61,7 +61,10 @@ class DescentOp(SimOp):
         return gradient * -(_per_example(rate, gradient) if isinstance(rate, Tensor) else rate)
 
     def show_literal(self, name: str, layout: Layout, applied: Sequence[Applied]) -> Tensor:
-        """The module's blocks that have a rate give what is subtracted from the prefixes, one tile after the other."""
+        """Return a gradient or update, ``[B, *part]``.
+
+        The module's blocks that have a rate give what is subtracted from the prefixes, one tile after the other.
+        """
         tiles = [one for one in applied if one.rate is not None]
         columns = layout.tiles(self.operands[0].type.dims[-1]) if len(tiles) > 1 else 1
         given = [one.new[:, : layout.n_prefixes] for one in tiles]
@@ -73,5 +76,5 @@ class DescentOp(SimOp):
 
 
 def _per_example(rate: Tensor, value: Tensor) -> Tensor:
-    """A rate ``[]`` or ``[B]`` that can be multiplied with ``value [B, ...]``."""
+    """Return a rate ``[]`` or ``[B]`` in the shape and dtype that multiply ``value [B, ...]``."""
     return rate.to(value.dtype).reshape(-1, *[1] * (value.dim() - 1))

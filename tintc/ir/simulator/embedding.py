@@ -18,7 +18,11 @@ from tintc.ir.structure import TensorSpec
 @register("sim.embedding")
 @dataclass(eq=False, kw_only=True)
 class Embedding(SimOp):
-    """Row `input_ids` of ``tables.<table> [V, D]``."""
+    """() -> row `input_ids` of ``tables.<table> [V, D]``, ``[B, T, D]``.
+
+    Claim: literally the simulator's own embedding puts the row into slot 0 of its token, pads zero: what a token reads
+    does not depend on other tokens. Tables never descend, so there is no backward module. QED.
+    """
 
     table: str
 
@@ -29,6 +33,7 @@ class Embedding(SimOp):
         return storage.tables(self.table)
 
     def rows(self, inputs: Inputs) -> Tensor:
+        """Return the row that every token looks up, ``[B, T]``."""
         return inputs.input_ids
 
     def interpret(self, run: Interpretation, *operands: Tensor) -> Tensor:

@@ -5,10 +5,13 @@
 ``token`` rescales per token: h = eps c / r with r = rms(g). Its steps use the simulator's own instruction set:
 
 - ``g^ = GroupRMS(g)`` is g / r, and ``r = mean(g * g^)`` (a product of slots, then a sum), since
-  ``mean(g * g / r) = r^2 / r``. A zero gradient gives g^ = 0, r = 0, and a result of 0.
-- h g = eps c g^, so the step needs c only, and the division by h is a product with r, with 1/c, and 1/eps.
+  ``mean(g * g / r) = r^2 / r``.
+- h g = eps c g^, so the step needs c only. The difference along c g^ with the constant step eps is
+  ``(f(x + h g) - f(x)) / eps``.
+- Times r and times 1/c it is divided by ``eps c / r = h``. A zero gradient gives g^ = 0, r = 0, and a result of 0. QED.
 
-These sequences run in fp32 or better, whatever the simulator's dtype.
+So every op here returns ``(f(x + h g) - f(x)) / h``; how far that is from the derivative is of first order in h, and
+stands at the ops. These sequences run in fp32 or better, whatever the simulator's dtype.
 """
 
 from __future__ import annotations
@@ -39,11 +42,17 @@ def check_scheme(op: Op, scheme: str, step: float) -> None:
 
 
 def widened(tiles: Tiles) -> Tiles:
+    """Return the tiles in fp32 or better."""
     return [at_least_fp32(tile) for tile in tiles]
 
 
 def slot_map(layout: Layout, entries: dict[tuple[int, int], float]) -> SplitStage:
-    """Dimension-wise on slots: slot `to` receives ``factor * slot from``; slots that are not named become zero."""
+    """Return the dimension-wise stage by which slot `to` receives ``factor * slot from``, for every
+    ``(to, from): factor``.
+
+    Slots that are not named become zero. Chunk j of a slot stands at chunk ``slot * S' + j``, so each entry is S'
+    entries of a `chunk_map`, one for each j, alike in all columns. QED.
+    """
     shards = layout.shards
     chunks = {
         (to * shards + j, source * shards + j): factor
@@ -54,7 +63,10 @@ def slot_map(layout: Layout, entries: dict[tuple[int, int], float]) -> SplitStag
 
 
 def difference_blocks(layout: Layout, eps: float, base: int) -> dict[str, Block]:
-    """`fd_step_*`: [g, ...] with x in slot `base` -> [x + eps g, x]; `fd_difference_*`: [a, b] -> [(a - b) / eps]."""
+    """Return the two constant blocks of a difference, by name.
+
+    `fd_step_*`: [g, ...] with x in slot `base` -> [x + eps g, x]; `fd_difference_*`: [a, b] -> [(a - b) / eps].
+    """
     step = slot_map(layout, {(0, base): 1.0, (0, 0): eps, (1, base): 1.0})
     difference = slot_map(layout, {(0, 0): 1 / eps, (0, 1): -1 / eps})
     return {
@@ -64,19 +76,23 @@ def difference_blocks(layout: Layout, eps: float, base: int) -> dict[str, Block]
 
 
 def _named(block: str, eps: float) -> str:
-    """A block's tensors depend on eps, so its name does too (a dot may not stand in a module's name)."""
+    """Return a block's name: its tensors depend on eps, so the name does too (a dot may not stand in a module's
+    name)."""
     return f"{block}_{eps!r}".replace(".", "p")
 
 
 def mean_stages(
     layout: Layout, width: int, extra: dict[tuple[int, int], float], groups: int = 1
 ) -> tuple[SplitStage, SplitStage]:
-    """Slot 0 becomes the mean over its first `width` coordinates, in every coordinate, plus `extra` slots.
+    """Return stages that take means: split-wise, dimension-wise.
 
-    groups: the mean of each of so many parts of `width` coordinates, in every coordinate of the part.
+    Claim: every coordinate of slot 0 becomes the mean over the slot's first `width` coordinates, plus the slots of
+    `extra` ``{(to, from): factor}``. groups: the mean of each of so many parts of `width` coordinates, in every
+    coordinate of the part.
 
     Split-wise: each chunk of slot 0 times the all-ones matrix over `width`, which puts the chunk's sum / width into all
-    its columns. Dimension-wise: every chunk of slot 0 receives all of them. Pads are zero and add nothing.
+    its columns; other chunks stay. Dimension-wise: every chunk of slot 0 receives the sum of all of them, and `extra`
+    is added slot by slot. Pads are zero and add nothing. QED.
     """
     if groups > 1:
         return _means_by_part(layout, width, extra, groups)
@@ -96,7 +112,11 @@ def mean_stages(
 def _means_by_part(
     layout: Layout, width: int, extra: dict[tuple[int, int], float], groups: int
 ) -> tuple[SplitStage, SplitStage]:
-    """`mean_stages` in chunks of one part: the split-wise operation alone takes the means."""
+    """Return `mean_stages` in chunks of one part.
+
+    Every part is a chunk, so that the split-wise operation alone takes the means, and the dimension-wise one keeps each
+    in its chunk. QED.
+    """
     chunks, per_slot = layout.d_sim // width, layout.pitch // width
 
     def ones() -> Tensor:
@@ -111,7 +131,7 @@ def _means_by_part(
 
 
 def unit_blocks(layout: Layout, n_tiles: int, width: int, groups: int = 1) -> dict[str, Block]:
-    """What `unit` needs for a value of `width` in `n_tiles` tiles, or for `groups` of that width in one."""
+    """Return the blocks of `unit`, for a value of `width` in `n_tiles` tiles, or for `groups` of that width in one."""
     group = GroupNormSpec((tuple(range(n_tiles)),), "rms", 0.0, groups * width, parts=groups)
     return {
         _grouped("fd_unit", width, groups): Block(group, "replace"),
@@ -125,9 +145,11 @@ def _grouped(block: str, width: int, groups: int) -> str:
 
 
 def unit(run: LiteralRun, g: Tiles, width: int, groups: int = 1) -> tuple[Tiles, Tensor]:
-    """g / rms(g) in tiles, and rms(g) in every coordinate of a slot ``[B, T, P]``; rms over all of the `width`.
+    """Return (tiles of ``g / rms(g)``, ``rms(g)`` in every coordinate of a slot ``[B, T, P]``); rms is over all of the
+    `width`.
 
-    groups: of so many parts of `width` coordinates, each on its own; g is one tile then.
+    groups: of so many parts of `width` coordinates, each on its own; g is one tile then. Claim: the group RMS norm
+    without eps gives ``g^ = g / r``, and the tiles' means of ``g g^`` add up to ``mean(g g) / r = r``. QED.
     """
     e = run.apply(_grouped("fd_unit", width, groups), run.embed(g))
     units = [run.slot(e, i) for i in range(len(g))]
@@ -141,22 +163,23 @@ def unit(run: LiteralRun, g: Tiles, width: int, groups: int = 1) -> tuple[Tiles,
 
 
 def mean(run: LiteralRun, x: Tensor, width: int) -> Tensor:
-    """The sum of a slot's coordinates over `width`, in every coordinate."""
+    """Return the sum of a slot's coordinates over `width`, in every coordinate of a slot ``[B, T, P]``."""
     return run.slot(run.apply(_grouped("fd_mean", width, 1), run.embed([x])))
 
 
 def product(run: LiteralRun, a: Tensor, b: Tensor) -> Tensor:
+    """Return a * b, two slots ``[B, T, P]``."""
     return run.slot(run.apply("product_0_1", run.embed([a, b])))
 
 
 def difference(run: LiteralRun, e: Tensor, base: int, eps: float, f: Callable[[Tensor], Tensor]) -> Tensor:
-    """``(f(x + eps g) - f(x)) / eps`` for e with g in slot 0 and x in slot `base`; f acts on slots 0 and 1."""
+    """Return ``(f(x + eps g) - f(x)) / eps`` for e with g in slot 0 and x in slot `base`; f acts on slots 0 and 1."""
     e = f(run.apply(_named(f"fd_step_{base}", eps), e))
     return run.slot(run.apply(_named("fd_difference", eps), e))
 
 
 def difference_across(run: LiteralRun, g: Tiles, x: Tiles, base: int, eps: float, f: Callable[[Tiles], Tiles]) -> Tiles:
-    """`difference` for an f that needs all tiles of a value together."""
+    """Return `difference`, tile by tile, for an f that needs all tiles of a value together."""
     fill = x[:1] * (base - 1)
     stepped = [
         run.slot(run.apply(_named(f"fd_step_{base}", eps), run.embed([gi, *fill, xi])))
@@ -167,6 +190,7 @@ def difference_across(run: LiteralRun, g: Tiles, x: Tiles, base: int, eps: float
 
 
 def activation_blocks(layout: Layout, scheme: str, eps: float, n_tiles: int, width: int) -> dict[str, Block]:
+    """Return the blocks of `activation_derivative`, by name, but for the activation itself."""
     blocks = difference_blocks(layout, eps, 1)
     if scheme == "token":
         blocks |= unit_blocks(layout, n_tiles, width)
@@ -174,7 +198,11 @@ def activation_blocks(layout: Layout, scheme: str, eps: float, n_tiles: int, wid
 
 
 def activation_derivative(run: LiteralRun, scheme: str, eps: float, act: str, g: Tiles, x: Tiles, width: int) -> Tiles:
-    """act'(x) * g to first order, tile by tile; `act` names the block that applies act to slots 0 and 1."""
+    """Return ``(act(x + h g) - act(x)) / h``, tile by tile; `act` names the block that applies act to slots 0 and 1.
+
+    Claim: it is `difference` along g with the constant step. With ``token``, c = 1: along ``g^ = g / r`` it gives
+    ``(act(x + h g) - act(x)) / eps`` for ``h = eps / r``, and times r that is divided by h. QED.
+    """
 
     def slope(direction: Tensor, at: Tensor) -> Tensor:
         return difference(run, run.embed([direction, at]), 1, eps, lambda e: run.apply(act, e))

@@ -1,8 +1,8 @@
-"""What the fused forms of the ops share: token values as plain tensors, weights with pending updates.
+"""Shared by the fused forms of the ops: token values as plain tensors, weights with pending updates.
 
-Fused execution runs the program by its algebra (spec, section 13). Token values are ``[B, n, width]``, where n is the
-part of the text that the plan keeps; layout attributes are ignored. An update of a linear layer is either carried out
-(*materialised*: per-example weights) or kept as the pair dY, X that defines it (*lazy*)::
+Fused execution runs the program by its algebra (construction.md, section 13). Token values are ``[B, n, width]``, where
+n is the part of the text that the plan keeps; layout attributes are ignored. An update of a linear layer is either
+carried out (*materialised*: per-example weights) or kept as the pair dY, X that defines it (*lazy*)::
 
     x W'^T + b' = x W^T + b + (x X^T + 1) dY'          dY' = -eta dY, over the train tokens
     dy W'       = dy W + (dy dY'^T) X
@@ -55,69 +55,76 @@ class FusedWeights:
 
 
 class FusedRun(Protocol):
-    """What the fused form of an op may read."""
+    """Everything that the fused form of an op may read (implemented by the runtime)."""
 
     inputs: Inputs
 
     def table(self, name: str) -> Tensor: ...
 
     def stored(self, name: str) -> Mapping[str, Tensor]:
-        """The stored tensors of a layer by part, as `sim.weights` describes them."""
+        """Return the stored tensors of a layer by part, as `sim.weights` describes them."""
         ...
 
     def rate(self, name: str, step: int) -> Tensor | float:
-        """Learning rate: a number if all examples share it and nobody asks for its gradient, else ``[]`` or ``[B]``."""
+        """Return the learning rate: a number if all examples share it and nobody asks for its gradient, else ``[]`` or
+        ``[B]``."""
         ...
 
     def here(self, op: SimOp) -> slice:
-        """The positions of the text at which this run computes the op's results."""
+        """Return the positions of the text at which this run computes the op's results."""
         ...
 
     def lazy(self, op: SimOp) -> bool:
-        """Whether the plan leaves this descent pending."""
+        """Return True if the plan leaves this descent pending."""
         ...
 
     def frees(self, op: SimOp, value: Value) -> bool:
-        """Whether nothing needs `value` once `op` has read it, so that `op` may write over it. Fused forms return
-        memory of their own, or that of such a value."""
+        """Return True if nothing needs `value` once `op` has read it, so that `op` may write over it.
+
+        Fused forms return memory of their own, or that of such a value.
+        """
         ...
 
     def scores(self, x: Tensor, source: Value, pending: Pending) -> Tensor:
-        """``x X^T [B, n, t]``, computed once for all layers that share x and X."""
+        """Return ``x X^T [B, n, t]``, computed once for all layers that share x and X."""
         ...
 
     def shared(self, op: SimOp, x: Tensor) -> Tensor | None:
-        """``W x + b`` of stored weights, as a part of one product for all ops that share x; None if it is to be taken
-        alone."""
+        """Return ``W x + b`` of stored weights, as a part of one product for all ops that share x.
+
+        None: the op is to take its product alone.
+        """
         ...
 
     def turn(self, heads: Tensor, inv_freq: str, style: str, start: int = 0) -> Tensor:
-        """Heads ``[B, H, n, d]`` of the tokens from `start` on, rotated by their positions; the heads themselves if
-        `inv_freq` is empty."""
+        """Return heads ``[B, H, n, d]`` of the tokens from `start` on, rotated by their positions.
+
+        They are the heads themselves if `inv_freq` is empty.
+        """
         ...
 
     def rotary(self, name: str) -> Tensor:
-        """A stored vector that attention reads besides its operands."""
+        """Return a stored vector that attention reads besides its operands."""
         ...
 
     def allowed(self, queries: int, keys: int, window: int = 0) -> Tensor | None:
-        """Which of the first `keys` tokens the last `queries` of them see, ``[B, 1, n, m]`` bool, causal, windowed and
-        masked; None if plain causal attention is all there is."""
+        """Return which of the first `keys` tokens the last `queries` of them see, ``[B, 1, n, m]`` bool: causal,
+        windowed and masked. None if plain causal attention is all there is."""
         ...
 
     def alibi(self, slopes: tuple[float, ...], scores: Tensor, rows: slice) -> Tensor:
-        """What ALiBi adds to the scores ``[B, H, n, m]`` of the queries at `rows` with the first m keys, of their
-        shape."""
+        """Return what ALiBi adds to the scores ``[B, H, n, m]`` of the queries at `rows` with the first m keys, in
+        their shape."""
         ...
 
     def later(self, count: int) -> Tensor:
-        """Plain causal attention among `count` neighbouring positions as an addend of its scores: ``[count, count]``,
-        -inf for keys after the query, else 0."""
+        """Return plain causal attention among `count` neighbouring positions as an addend of its scores:
+        ``[count, count]``, -inf for keys after the query, else 0."""
         ...
 
     def train(self, length: int, step: int) -> Tensor | None:
-        """``[B, n, 1]`` train mask of a step in the model's dtype; None if every one of the first n tokens is trained
-        on."""
+        """Return the train mask of a step, ``[B, n, 1]`` in the model's dtype; None if every one of the first n tokens
+        is trained on."""
         ...
 
 
@@ -130,7 +137,7 @@ IN_PLACE: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 def activate(fn: str, x: Tensor, overwrite: bool = False) -> Tensor:
-    """act(x), over x where that is allowed and can be done.
+    """Return act(x), written over x where that is allowed and can be done.
 
     The tanh form of GELU is ``x sigmoid(2 u)``, since ``(1 + tanh u) / 2 = sigmoid(2 u)``: less than half the time of
     PyTorch's kernel on a CPU.
@@ -151,7 +158,7 @@ FEW = 512
 
 
 def widening(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """``x weight^T + bias``, by oneDNN for fp32 on a CPU if the weight is higher than wide and x has few rows.
+    """Return ``x weight^T + bias``, by oneDNN for fp32 on a CPU if the weight is higher than wide and x has few rows.
 
     PyTorch gives every fp32 product to MKL, whose share of the peak is lowest for these: on the machine of RESULTS.md
     128 rows times a vocabulary's head run at 36 against 60 thousand million multiply-adds per second, 256 rows at 38
@@ -164,7 +171,7 @@ def widening(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 
 def apply_linear(run: FusedRun, w: FusedWeights, x: Tensor, source: Value, shared: Tensor | None = None) -> Tensor:
-    """y = W x + b, pending updates included. shared: the same without them, if it is known."""
+    """Return y = W x + b, pending updates included. shared: the same without them, if it is known."""
     y = _plain_linear(w, x) if shared is None else shared
     for pending in w.pending:
         scores = run.scores(x, source, pending)
@@ -174,6 +181,7 @@ def apply_linear(run: FusedRun, w: FusedWeights, x: Tensor, source: Value, share
 
 
 def _plain_linear(w: FusedWeights, x: Tensor) -> Tensor:
+    """Return W x + b without pending updates."""
     assert w.weight is not None
     if w.weight.dim() == 2:
         bias = w.bias if w.bias is None or w.bias.dim() == 1 else None
@@ -184,11 +192,12 @@ def _plain_linear(w: FusedWeights, x: Tensor) -> Tensor:
 
 
 def _rows(bias: Tensor) -> Tensor:
+    """Return a bias ``[dout]`` or ``[B, dout]`` in the shape that adds to ``[B, n, dout]``."""
     return bias[None, None] if bias.dim() == 1 else bias[:, None]
 
 
 def apply_transposed(w: FusedWeights, dy: Tensor) -> Tensor:
-    """dx = W^T dy, pending updates included."""
+    """Return dx = W^T dy, pending updates included."""
     assert w.weight is not None
     dx = dy @ w.weight
     for pending in w.pending:
@@ -197,7 +206,7 @@ def apply_transposed(w: FusedWeights, dy: Tensor) -> Tensor:
 
 
 def _add_product(y: Tensor, a: Tensor, b: Tensor, factor: float) -> Tensor:
-    """``y + factor a b`` by example, over y itself unless autograd records it."""
+    """Return ``y + factor a b`` by example, written over y unless autograd records it."""
     add = partial(torch.baddbmm, y) if torch.is_grad_enabled() else y.baddbmm_
     return add(a, b, alpha=factor)
 
@@ -207,18 +216,20 @@ TINY = 1e-30
 
 
 def rms(x: Tensor) -> Tensor:
-    """Root mean square over the last dimension, in one pass: ``[..., D] -> [..., 1]``."""
+    """Return the root mean square over the last dimension, in one pass: ``[..., D] -> [..., 1]``."""
     return torch.linalg.vector_norm(x, dim=-1, keepdim=True) * x.shape[-1] ** -0.5
 
 
 def step_size(eps: float, size: Tensor) -> Tensor:
-    """eps / rms(g), per token."""
+    """Return eps / rms(g), per token. size: rms(g)."""
     return eps / size.clamp(min=TINY)
 
 
 def fused_slope(fn: str, scheme: str, eps: float, g: Tensor, x: Tensor, y: Tensor | None = None) -> Tensor:
-    """act'(x) * g to first order, in fp32 or better, in the dtype of x. y: act(x), if it is known; used if it
-    has that precision."""
+    """Return act'(x) * g to first order, computed in fp32 or better, in the dtype of x.
+
+    y: act(x), if it is known; used if it has that precision.
+    """
     g, wide, recorded = at_least_fp32(g), at_least_fp32(x), torch.is_grad_enabled()
     y = activate(fn, wide) if y is None or y.dtype != wide.dtype else y
     h = g.new_tensor(eps) if scheme != "token" else step_size(eps, rms(g))

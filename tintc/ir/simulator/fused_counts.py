@@ -1,4 +1,4 @@
-"""What the ops' counts of their fused form read: the sizes of a run, and what its plan has decided.
+"""The sizes of a run, and the decisions of its plan: what the ops' counts of their fused form read.
 
 Counts are per example of the batch, and made from sizes alone, before anything runs.
 """
@@ -49,7 +49,7 @@ class PendingUpdate(NamedTuple):
 
 @dataclass
 class FusedCounts:
-    """What an op may read to count its fused form, and what it notes for the ops after it.
+    """Everything that an op may read to count its fused form, and what it notes for the ops after it.
 
     lengths: positions computed of each op's results; lazy: descents left pending; recorded: by autograd; pending: the
     updates that a weight value carries; scores: score products that an earlier op computes.
@@ -63,15 +63,16 @@ class FusedCounts:
     scores: set[tuple[Value, PendingUpdate, int]] = field(default_factory=set)
 
     def trained(self, op: SimOp) -> int:
-        """Positions up to the last train token of the op's step."""
+        """Return the number of positions up to the last train token of the op's step."""
         return self.sizes.trained(op.step)
 
     def updates(self, weights: Value) -> tuple[PendingUpdate, ...]:
-        """The pending updates that `weights` carries."""
+        """Return the pending updates that `weights` carries."""
         return self.pending.get(weights, ())
 
     def first_scores(self, x: Value, update: PendingUpdate, length: int) -> bool:
-        """Whether no op before has taken ``x X^T`` over `length` positions; those that share both inputs share it."""
+        """Return True if no op before has taken ``x X^T`` over `length` positions; those that share both inputs share
+        it."""
         key = (x, update, length)
         first = key not in self.scores
         self.scores.add(key)

@@ -20,7 +20,10 @@ from tintc.ir.structure import Block
 @register("sim.gate_forward")
 @dataclass(eq=False, kw_only=True)
 class GateForward(SimOp):
-    """(g, u) -> g * act(u)."""
+    """(g, u) -> g * act(u).
+
+    Claim: `gate_blocks` with a = g gives it, tile by tile. QED.
+    """
 
     fn: str
 
@@ -48,5 +51,5 @@ class GateForward(SimOp):
         return gate_tiles(run, self.fn, *operands)
 
     def table_count(self, layout: Layout) -> TableCount:
-        """The table has no row for it; it is counted as the activation it contains."""
+        """Count the activation it contains: the table has no row for a gate."""
         return TableCount(split_cost(layout), 2 * layout.d_sim * layout.n_heads, 0)

@@ -28,7 +28,8 @@ def interpret(
     watch: Callable[[SimOp, Interpretation, tuple[Any, ...]], None] | None = None,
     dtype: torch.dtype = torch.float64,
 ) -> dict[str, Any]:
-    """The named outputs of an unrolled program, from the simulator's state dict. Floating tensors are taken in `dtype`.
+    """Return the named outputs of an unrolled program, from the simulator's state dict. Floating tensors are taken in
+    `dtype`.
 
     watch: is called with every op, the run and the op's operands.
     """
@@ -57,11 +58,13 @@ def interpret(
 
 
 def needed(program: Program, outputs: tuple[str, ...]) -> list[Op]:
-    """The ops that the named outputs depend on, in program order."""
+    """Return the ops that the named outputs depend on, in program order."""
     return needed_ops(program.ops, (program.outputs[label] for label in outputs))
 
 
 def _taken(tensors: Mapping[str, Tensor], dtype: torch.dtype) -> Mapping[str, Tensor]:
+    """Return the tensors, floating ones in `dtype` and made when they are read."""
+
     def take(name: str) -> Tensor:
         tensor = tensors[name]
         return tensor.to(dtype) if tensor.is_floating_point() else tensor
@@ -70,11 +73,12 @@ def _taken(tensors: Mapping[str, Tensor], dtype: torch.dtype) -> Mapping[str, Te
 
 
 def _makes_weights(op: Op) -> bool:
+    """Return True if the op's result are weights."""
     return len(op.results) == 1 and op.result.type.kind in ("linear", "norm")
 
 
 def _held(values: Iterable[Value], makers: Mapping[Value, Op]) -> Iterator[Value]:
-    """The values themselves, and in place of weights the token values that they are made of."""
+    """Yield the values themselves, and in place of weights the token values that they are made of."""
     for value in values:
         if value in makers:
             yield from _held(makers[value].operands, makers)

@@ -27,15 +27,16 @@ from tintc.ir.structure import AttentionSpec, Block, Positions, chunk_map, indic
 
 @cache
 def backward_block(layout: Layout) -> Block:
-    """The linear-backward attention.
+    """Return the linear-backward attention.
 
-    Claim: with dy_t in slot 0 of token t, slot 0 becomes ``sum_r dy_t[r] w_r``.
+    Claim: with dy_t in slot 0 of token t, slot 0 becomes ``sum_r dy_t[r] w_r``, which is W^T dy_t.
 
     Main head (s, j): W_q brings ``dy_t[kS+s]`` to column k of the query, for every j; P_k with lam_k = 1 makes prefix
     k's key the one-hot e_k (W_k = 0, so tokens' keys are 0); W_v keeps shard j of row kS+s. The score of token t with
     prefix k is ``dy_t[kS+s]``, so the output is ``sum_k dy_t[kS+s] * (shard j of w_{kS+s})``.
+
     W_o adds over s into chunk j: ``sum_{k,s} dy_t[kS+s] w_{kS+s}``, shard by shard; rows beyond dout are zero and
-    contribute nothing. W is read as it is stored: no transposed copy. QED.
+    contribute nothing. W is read as it is stored: no transposed copy. QED. It is exact.
     """
     shards, heads, width = layout.shards, layout.n_heads, layout.d_h
     main = main_chunks(layout)
@@ -54,7 +55,7 @@ def backward_block(layout: Layout) -> Block:
 
 
 def backward_tiles(run: LiteralRun, weights: PrefixTiles, dy: Tiles) -> Tiles:
-    """Row tiles' dx are added, column tiles' dx concatenated."""
+    """Return the tiles of dx: row tiles' dx are added, column tiles' dx concatenated. Prefixes are put back."""
     dx: list[Tensor | None] = [None] * len(weights.rows[0])
     for r, row in enumerate(weights.rows):
         for c, tile in enumerate(row):

@@ -1,8 +1,8 @@
-"""What the three linear modules share: heads, routes between rows and coordinates, and the tile loop.
+"""Shared by the three linear modules: heads, routes between rows and coordinates, and the tile loop.
 
-Heads. Prefix k holds weight rows ``k*S .. k*S+S-1``; row s starts at chunk ``s*S'``. Head (s, j), of index ``s*S' +
-j``, sees chunk j of row s: "shard j of row kS+s". Bias heads ``S*S' .. S*S' + S' - 1`` see the bias, which only prefix
-0 holds. A value's coordinate r stands in chunk ``r // d_h``, column ``r % d_h`` of its slot.
+Heads. Prefix k holds weight rows ``k*S .. k*S+S-1``; row s starts at chunk ``s*S'``. Head (s, j), of index
+``s*S' + j``, sees chunk j of row s: "shard j of row kS+s". Bias heads ``S*S' .. S*S' + S' - 1`` see the bias, which
+only prefix 0 holds. A value's coordinate r stands in chunk ``r // d_h``, column ``r % d_h`` of its slot.
 """
 
 from __future__ import annotations
@@ -21,21 +21,23 @@ from tintc.ir.structure import SplitStage, chunk_map
 
 
 def main_chunks(layout: Layout) -> range:
+    """Return the indices of the main heads, which are those of the chunks that hold weight rows."""
     return range(layout.main_heads)
 
 
 def bias_chunks(layout: Layout) -> range:
+    """Return the indices of the bias heads, which are those of the chunks that hold the bias."""
     return range(layout.main_heads, layout.main_heads + layout.shards)
 
 
 def select_chunks(layout: Layout, chunks: range, factor: float = 1.0) -> SplitStage:
-    """Dimension-wise: keep `chunks` (times `factor`), clear the others."""
+    """Return the dimension-wise stage that keeps `chunks` (times `factor`) and clears the others."""
     return chunk_map(layout.n_heads, layout.d_h, {(chunk, chunk): factor for chunk in chunks})
 
 
 @cache
 def rows_to_heads(layout: Layout) -> list[Move]:
-    """dy's coordinate ``kS+s`` (slot 0) to column k of every head (s, j), j < S'."""
+    """Return moves of dy's coordinate ``kS+s`` (slot 0) to column k of every head (s, j), j < S'."""
     moves = []
     for row in range(layout.pitch):
         k, s = divmod(row, layout.stack)
@@ -47,12 +49,16 @@ def rows_to_heads(layout: Layout) -> list[Move]:
 
 @cache
 def heads_to_rows(layout: Layout) -> list[Move]:
-    """Column k of the heads (s, j), added over j, to y's coordinate ``kS+s`` (slot 0): `rows_to_heads` reversed."""
+    """Return moves of column k of the heads (s, j), added over j, to y's coordinate ``kS+s`` (slot 0).
+
+    They are those of `rows_to_heads`, reversed.
+    """
     return [Move(move.targets, move.to, move.sources, move.column) for move in rows_to_heads(layout)]
 
 
 def copies_of_bias(weights: Type) -> int:
-    """How many column tiles hold the bias: 1, or m with ``bias/m`` each in the authors' layout; 0 without bias."""
+    """Return the number of column tiles that hold the bias: 1, or m with ``bias/m`` each in the authors' layout; 0
+    without bias."""
     for part in weights.parts:
         if part.startswith("bias"):
             return int(part.removeprefix("bias") or 1)
@@ -60,7 +66,7 @@ def copies_of_bias(weights: Type) -> int:
 
 
 def unstacked(layout: Layout, weights: Type, tiles: Sequence[Sequence[Tensor]]) -> dict[str, Tensor]:
-    """What prefix embeddings ``[B, K, D_sim]``, by row and column tile, hold of weights of this type.
+    """Return the parts of the weights that prefix embeddings ``[B, K, D_sim]``, by row and column tile, hold.
 
     A linear layer: ``weight [B, dout, din]`` and, if there is one, ``bias [B, dout]``; a norm: ``bias [B, D]`` and,
     where it is kept as a vector, ``gain [B, D]``. Copies of a bias are added.
@@ -84,13 +90,13 @@ def unstacked(layout: Layout, weights: Type, tiles: Sequence[Sequence[Tensor]]) 
 
 
 def weight_tiles(layout: Layout, weights: Value) -> tuple[int, int]:
-    """Row and column tiles of a linear layer's weights, or of a norm's as a diagonal."""
+    """Return (row tiles, column tiles) of a linear layer's weights, or of a norm's as a diagonal."""
     dims = weights.type.dims
     return layout.tiles(dims[0]), layout.tiles(dims[-1])
 
 
 def forward_scores(layout: Layout, weight: Tensor, x: Tensor) -> Iterator[Tensor]:
-    """Scores of the forward module, one shard after the other: of each shard of a row with that shard of x.
+    """Yield the scores of the forward module, one shard after the other: of each shard of a row with that shard of x.
 
     ``weight [dout, din]`` or ``[B, dout, din]``, ``x [B, T, din]``. Shards are d_h wide and go on from tile to tile.
     """
@@ -99,6 +105,8 @@ def forward_scores(layout: Layout, weight: Tensor, x: Tensor) -> Iterator[Tensor
 
 
 def check_linear(op: Op, weight: Value, dout: Value | None, din: Value | None) -> None:
+    """Raise `IRError` unless `weight` is a linear layer's, and of the widths of its output and input, where these are
+    given."""
     kind = weight.type
     op.expect(kind.kind == "linear" and len(kind.dims) == 2, f"needs linear weights, not {kind}")
     if dout is not None:

@@ -30,19 +30,23 @@ from tintc.ir.structure import AttentionSpec, Block, Positions, chunk_map, indic
 
 @cache
 def descent_block(layout: Layout, main: bool, bias: bool) -> Block:
-    """The linear-descent attention, with main heads, bias heads or both.
+    """Return the linear-descent attention, with main heads, bias heads or both.
 
     Claim: with dy_t in slot 0 and x_t in slot 1 of the tokens, the output at prefix k, where shard j of row kS+s is
     stored, is ``-sum_t dy_t[kS+s] * (shard j of x_t)`` over train tokens, and ``-sum_t dy_t`` where prefix 0 stores the
     bias. The module's rate multiplies it and the residual connection adds it (the descent gate keeps old and new).
 
     Query of prefix k: e_k on all used heads (P_q of prefixes, lam_q = 1, W_q = 0).
+
     Main head (s, j): W_k brings ``dy_t[kS+s]`` to column k of token t's key: the score of prefix k with token t is
     ``dy_t[kS+s]``. W_v takes shard j of x_t, negated (chunk ``S' + j`` to chunk ``s*S' + j``).
+
     Bias head b: key e_0 for tokens (P_k of tokens, lam_k = 1, W_k = 0 there): score 1 for prefix 0, 0 for the others;
     W_v takes chunk b of dy_t, negated.
+
     The mask M lets prefixes see train tokens only. W_o is the identity on the used heads: head (s, j) writes exactly
-    the chunk in which prefix k stores shard j of row kS+s. QED.
+    the chunk in which prefix k stores shard j of row kS+s. QED. The update is exact: ``sum_t dy_t x_t^T`` is the
+    gradient of ``sum_t <dy_t, W x_t + b>``.
     """
     shards, heads, width = layout.shards, layout.n_heads, layout.d_h
     mains = main_chunks(layout) if main else range(0)
@@ -66,12 +70,13 @@ def descent_block(layout: Layout, main: bool, bias: bool) -> Block:
 
 
 def materialise(w: FusedWeights, update: Pending, overwrite: bool) -> FusedWeights:
-    """Weights with an update carried out: ``[dout, din]`` for one example, else ``[B, dout, din]``.
+    """Return weights with an update carried out: ``[dout, din]`` for one example, else ``[B, dout, din]``.
 
     overwrite: nothing needs `w` any more; what an earlier step has made is then written over.
     """
     assert w.weight is not None and not w.pending
     dy, x = update.dy, update.x
+    # A bias that is held m times receives the full step m times.
     bias = None if w.bias is None else torch.add(w.bias, dy.sum(1), alpha=update.bias * update.rate)
     in_place = overwrite and w.owned and not torch.is_grad_enabled()
     if dy.shape[0] == 1 and w.weight.dim() == 2:
@@ -86,8 +91,8 @@ def materialise(w: FusedWeights, update: Pending, overwrite: bool) -> FusedWeigh
 class LinearDescent(DescentOp):
     """(W, dy, x) -> W'.
 
-    `tiles` (added by planning): row and column tiles. Where the bias is held m times (authors' layout, spec section
-    10), every copy receives the full step.
+    `tiles` (added by planning): row and column tiles. Where the bias is held m times (authors' layout; construction.md,
+    section 10), every copy receives the full step.
     """
 
     tiles: tuple[int, int] = (0, 0)
@@ -108,7 +113,7 @@ class LinearDescent(DescentOp):
         return Weights(weight, w.bias - copies_of_bias(self.operands[0].type) * rate[:, 0] * summed.sum(1))
 
     def fused(self, run: FusedRun, *operands: FusedWeights | Tensor) -> FusedWeights:
-        """Pending or carried out, as the plan says."""
+        """Return the weights with the update pending or carried out, as the plan says."""
         w, dy, x = operands
         assert isinstance(w, FusedWeights) and isinstance(dy, Tensor) and isinstance(x, Tensor)
         dy, rate = self._summed(run, dy), run.rate(self.target, self.step) * -self.rate_scale
@@ -120,7 +125,7 @@ class LinearDescent(DescentOp):
         return materialise(w, update, run.frees(self, self.operands[0]))
 
     def _summed(self, run: FusedRun, dy: Tensor) -> Tensor:
-        """dy where the step sums it, else zero."""
+        """Return dy where the step sums it, else zero, ``[B, n, dout]``."""
         mask = run.train(dy.shape[1], self.step)
         return dy if mask is None else dy * mask
 
@@ -135,7 +140,7 @@ class LinearDescent(DescentOp):
         return dy.transpose(1, 2) @ x if part == "weight" else dy.sum(1) * copies_of_bias(self.operands[0].type)
 
     def deferral(self) -> Deferral:
-        """A pending update keeps its dY, which stands in the result, and its X."""
+        """Return the update. A pending one keeps its dY, which stands in the result, and its X."""
         return Deferral(self.target, (self.operands[2], self.result))
 
     def multiply_adds(self, counts: FusedCounts, *operands: Value) -> int:
@@ -147,7 +152,7 @@ class LinearDescent(DescentOp):
         return counts.trained(self) * dout * din
 
     def entries(self, counts: FusedCounts, result: Value) -> int:
-        """Per-example weights, or the dY of a pending update."""
+        """Count per-example weights, or the dY of a pending update."""
         dout, din = result.type.dims
         return dout * (counts.trained(self) if self in counts.lazy else din)
 

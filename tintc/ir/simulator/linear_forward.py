@@ -31,7 +31,7 @@ from tintc.ir.structure import AttentionSpec, Block, Positions, chunk_map, indic
 
 @cache
 def forward_block(layout: Layout, bias: bool) -> Block:
-    """The linear-forward attention.
+    """Return the linear-forward attention, with or without bias heads.
 
     Claim: at token t, coordinate ``kS+s`` of slot 0 becomes ``<w_{kS+s}, x_t> + b_{kS+s}``.
 
@@ -39,8 +39,10 @@ def forward_block(layout: Layout, bias: bool) -> Block:
     prefix k; P_v with lam_v = 1 makes prefix k's value the one-hot e_k, and W_v is 0 there. So the output is
     ``sum_k <shard j of w_{kS+s}, shard j of x_t> e_k``: coordinate k holds the product restricted to shard j. Tokens'
     values are 0, so tokens contribute nothing.
+
     Bias head b: query e_0 (P_q of tokens, lam_q = 1), key e_k (P_k of prefixes, lam_k = 1), W_q and W_k being 0 there:
     score 1 with prefix 0, else 0. W_v keeps the bias chunk, which only prefix 0 holds: the output is chunk b of b.
+
     W_o adds column k of the heads (s, j) over j, which completes the inner product, and brings it to coordinate kS+s;
     bias chunk b is added to chunk b. QED.
     """
@@ -64,7 +66,10 @@ def forward_block(layout: Layout, bias: bool) -> Block:
 
 
 def forward_blocks(layout: Layout, copies: int) -> dict[str, Block]:
-    """Without bias the bias heads go; with one, column tiles that do not hold it use the module without."""
+    """Return the blocks of a linear layer's forward pass, by name.
+
+    Without bias the bias heads go; with one, column tiles that do not hold it use the module without.
+    """
     blocks = {"linear_forward": forward_block(layout, bias=False)}
     if copies:
         blocks["linear_forward_bias"] = forward_block(layout, bias=True)
@@ -72,7 +77,10 @@ def forward_blocks(layout: Layout, copies: int) -> dict[str, Block]:
 
 
 def forward_tiles(run: LiteralRun, weights: PrefixTiles, copies: int, x: Tiles) -> Tiles:
-    """Row tiles are concatenated, column tiles added (Appendix I); the bias sits in the first `copies` column tiles."""
+    """Return the tiles of y: row tiles are concatenated, column tiles added (Appendix I).
+
+    The bias sits in the first `copies` column tiles. Every tile's prefixes are put back into `weights`.
+    """
     y: Tiles = []
     for row in weights.rows:
         total: Tensor | None = None
@@ -117,7 +125,7 @@ class LinearForward(SimOp):
         return True
 
     def multiply_adds(self, counts: FusedCounts, *operands: Value) -> int:
-        """Scores ``x X^T`` are computed once for all layers that share both inputs."""
+        """Count the products; scores ``x X^T`` are computed once for all layers that share both inputs."""
         (w, x), n = operands, counts.lengths[self]
         dout, din = w.type.dims
         total = n * dout * din
@@ -146,6 +154,6 @@ class LinearForward(SimOp):
         return forward_tiles(run, w, copies_of_bias(self.operands[0].type), x)
 
     def table_count(self, layout: Layout) -> TableCount:
-        """q, k and v share one module in the table, which counts it with the value layer."""
+        """Count one attention; q, k and v share one module in the table, which counts it with the value layer."""
         q = 0 if self.role in ("query", "key") else attention_cost(layout)
         return TableCount(q, q, q)

@@ -1,4 +1,4 @@
-"""What literal forms work with: values of tokens and weights as a transformer holds them, and what they may do."""
+"""Shared by literal forms: values of tokens and weights as a transformer holds them, and the operations on them."""
 
 from __future__ import annotations
 
@@ -41,49 +41,50 @@ class Applied:
 
 
 class LiteralRun(Protocol):
-    """What the literal form of an op may do (implemented by the runtime)."""
+    """The operations that the literal form of an op may use (implemented by the runtime)."""
 
     layout: Layout
     inputs: Inputs
 
     def embed(self, slots: Sequence[Tensor], prefix: Tile | None = None) -> Tensor:
-        """The embedding ``[B, T_sim, D_sim]`` with `slots [B, T, P]` side by side in its tokens."""
+        """Return the embedding ``[B, T_sim, D_sim]`` with `slots [B, T, P]` side by side in its tokens."""
         ...
 
     def apply(self, block: str, e: Tensor, mask: Tensor | None = None, rate: Tensor | None = None) -> Tensor:
-        """`e` through a block of `structure` (times `rate`, ``[]`` or ``[B]``), then through its position gate."""
+        """Return `e` after a block of `structure` (times `rate`, ``[]`` or ``[B]``) and its position gate."""
         ...
 
     def slot(self, e: Tensor, index: int = 0) -> Tensor:
-        """Slot `index` of the tokens of `e`: ``[B, T, P]``."""
+        """Return slot `index` of the tokens of `e`: ``[B, T, P]``."""
         ...
 
     def prefix(self, e: Tensor) -> Tensor:
-        """The prefix positions of `e`: ``[B, K, D_sim]``."""
+        """Return the prefix positions of `e`: ``[B, K, D_sim]``."""
         ...
 
     def train_mask(self, step: int) -> Tensor:
-        """``[B, T_sim, T_sim]``: prefixes see the step's train tokens, nothing else is seen."""
+        """Return a mask ``[B, T_sim, T_sim]``: prefixes see the step's train tokens, nothing else is seen."""
         ...
 
     def token_mask(self, window: int = 0) -> Tensor:
-        """``[B, T_sim, T_sim]``: the auxiliary's causal attention among tokens, to `window` of them if it is not 0."""
+        """Return a mask ``[B, T_sim, T_sim]``: the auxiliary's causal attention among tokens, to `window` of them if
+        that is not 0."""
         ...
 
     def next_mask(self) -> Tensor:
-        """``[B, T_sim, T_sim]``: a token sees the one after it."""
+        """Return a mask ``[B, T_sim, T_sim]``: a token sees the one after it."""
         ...
 
     def counted_mask(self, step: int) -> Tensor:
-        """``[B, T_sim, T_sim]``: a token whose loss counts sees itself."""
+        """Return a mask ``[B, T_sim, T_sim]``: a token whose loss counts sees itself."""
         ...
 
     def rate(self, name: str, step: int) -> Tensor:
-        """Learning rate of a parameter in a step, ``[]`` or ``[B]``."""
+        """Return the learning rate of a parameter in a step, ``[]`` or ``[B]``."""
         ...
 
     def look_up(self, table: str, rows: Tensor) -> Tensor:
-        """Rows of an embedding table, or entries of a vector, as slot 0 of the tokens: ``[B, T, P]``."""
+        """Return rows of an embedding table, or entries of a vector, as slot 0 of the tokens: ``[B, T, P]``."""
         ...
 
     def weights(self, name: str) -> PrefixTiles: ...
@@ -92,5 +93,5 @@ class LiteralRun(Protocol):
 
 
 def residual(tiles: Tiles, more: Tiles) -> Tiles:
-    """Sum of two token values: a residual connection."""
+    """Return the sum of two token values, tile by tile: a residual connection."""
     return [a + b for a, b in zip(tiles, more, strict=True)]

@@ -19,9 +19,9 @@ from tintc.ir.structure import TensorSpec
 
 
 def aligned_scores(x: Tensor, head: Tensor, bias: Tensor | None) -> Tensor:
-    """``x head^T + bias [n, V]`` in rows that start at multiples of 64 bytes.
+    """Return ``x head^T + bias [n, V]`` in rows that start at multiples of 64 bytes. Not differentiable.
 
-    A vocabulary of odd size, such as GPT-2's, costs MKL's product up to 40 % otherwise. Not differentiable.
+    A vocabulary of odd size, such as GPT-2's, costs MKL's product up to 40 % otherwise.
     """
     if x.shape[0] <= FEW:
         return widening(x, head, bias)
@@ -34,8 +34,10 @@ def aligned_scores(x: Tensor, head: Tensor, bias: Tensor | None) -> Tensor:
 
 @dataclass(eq=False, kw_only=True)
 class HeadOp(SimOp):
-    """Reads the scores s = E x + b of ``tables.<head> [V, D]`` and, if named, ``tables.<bias> [V]``; logits are ``scale
-    s``, or ``c tanh(scale s / c)`` where a soft cap c is given."""
+    """An op that reads the scores ``s = E x + b`` of ``tables.<head> [V, D]`` and, if named, ``tables.<bias> [V]``.
+
+    Logits are ``scale s``, or ``c tanh(scale s / c)`` where a soft cap c is given.
+    """
 
     head: str
     bias: str = ""
@@ -44,6 +46,7 @@ class HeadOp(SimOp):
 
     @property
     def logit_map(self) -> LogitMap:
+        """Return the map from scores to logits."""
         return LogitMap(self.scale, self.softcap)
 
     def verify(self) -> None:
@@ -56,7 +59,12 @@ class HeadOp(SimOp):
 @register("sim.logits")
 @dataclass(eq=False, kw_only=True)
 class Logits(HeadOp):
-    """(x) -> z."""
+    """(x) -> z, ``[B, T, V]``: the map of the scores ``E x + b``.
+
+    Claim: literally, x is slot 0 of a token, whose first D numbers meet the rows of E, so entry n is
+    ``<E_n, x> + b_n``; the table is the one that embeddings look up, where the two are tied. The map acts on every
+    entry alone. QED. It is exact.
+    """
 
     def verify(self) -> None:
         super().verify()

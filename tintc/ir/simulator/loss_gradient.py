@@ -28,11 +28,11 @@ WORDS = 4096
 def blockwise_gradient(
     kind: str, x: Tensor, head: Tensor, bias: Tensor | None, next_ids: Tensor, logit_map: LogitMap = PLAIN
 ) -> Tensor:
-    """As `loss_gradient`, for ``x [n, D]``, by `WORDS` of the vocabulary at a time; not differentiable.
+    """Return `loss_gradient` for ``x [n, D]``, by `WORDS` of the vocabulary at a time; not differentiable.
 
-    A softmax over blocks: with m the largest logit so far, both ``total = sum exp(z - m)`` and ``sum exp(z - m) dz/ds
-    head`` are kept, and scaled by ``exp(m - m')`` when a larger logit m' is met; their quotient is wanted. Sums are in
-    fp32 or better.
+    A softmax over blocks: with m the largest logit so far, both ``total = sum exp(z - m)`` and
+    ``sum exp(z - m) dz/ds head`` are kept, and scaled by ``exp(m - m')`` when a larger logit m' is met; their quotient
+    is wanted. Sums are in fp32 or better.
     """
     target = head[next_ids]
     if kind == "mse":
@@ -47,6 +47,7 @@ def blockwise_gradient(
         if kind == "ce":
             higher = torch.maximum(top, at_least_fp32(scores).amax(-1, keepdim=True))
             scores = (scores.to(wide) if scores.dtype != wide else scores).sub_(higher).exp_()
+            # What was summed so far is relative to the old maximum.
             shrink = (top - higher).exp_()
             z.mul_(shrink).add_(scores.sum(-1, keepdim=True))
             total.mul_(shrink)
@@ -67,7 +68,15 @@ def blockwise_gradient(
 @register("sim.loss_gradient")
 @dataclass(eq=False, kw_only=True)
 class LossGradient(HeadOp):
-    """(x) -> dx at the positions that count, 0 elsewhere. loss ``ce``, ``quad`` or ``mse``."""
+    """(x) -> dx at the positions that count, 0 elsewhere. loss: ``ce``, ``quad`` or ``mse``.
+
+    Claim: with ``s = E x + b``, logits z(s) and n the next token, dx is the gradient of the summed loss. ``ce``: the
+    loss ``log sum_i exp(z_i) - z_n`` has the gradient ``softmax(z) - e_n`` in z; ``quad``: ``|z - e_n|^2 / 2`` has
+    ``z - e_n``. z acts entry by entry, so in s they are multiplied by dz/ds, and in x by E^T, as s is linear in x.
+    ``mse``: ``|x - E_n|^2 / 2`` has ``x - E_n``. Positions are independent of each other, so the gradient of the sum
+    over those that count is this at each. QED. It is exact. The literal form, a sequence of modules, stands in
+    `loss_modules`.
+    """
 
     loss: str
 
@@ -86,7 +95,7 @@ class LossGradient(HeadOp):
         return dx * run.inputs.counted(self.step)[..., None]
 
     def fused(self, run: FusedRun, *operands: Tensor) -> Tensor:
-        """By `CHUNK` positions of the batch at a time, and only the positions that count."""
+        """Return dx, by `CHUNK` positions of the batch at a time, and only for the positions that count."""
         (x,) = operands
         here = run.here(self)
         counts, targets = run.inputs.counted(self.step)[:, here], run.inputs.next_ids[:, here]

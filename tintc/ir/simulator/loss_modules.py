@@ -2,12 +2,20 @@
 
     p_t = E^T h(E x_t + b)              an MLP whose hidden layer is the vocabulary, with (capped) softmax activation
     n_t = E[token t + 1]                every token looks itself up; an attention shifts by one
-    dx_t = p_t - n_t                    a dimension-wise operation on slots; the same attention keeps what counts
+    dx_t = p_t - rho_t n_t              a dimension-wise operation on slots; the same attention keeps what counts
+
+Claim: slot 0 of every token that counts becomes the gradient of its loss at x_t, and that of other tokens zero. By the
+claim of `sim.loss_gradient`, the gradient is ``E^T (dz/ds * (softmax(z) - e_n))``, which is ``E^T h - (dz_n/ds_n) E_n``
+for ``h = dz/ds * softmax(z)`` (``dz/ds * z`` for ``quad``), E^T e_n being row n of E. The MLP gives the first term, and
+n_t is row n.
+
+For plain logits ``dz_n/ds_n`` is the constant rho, the head's scale. With a soft cap c it is ``rho (1 - u^2)`` at
+``u = tanh(rho (<x_t, n_t> + b_n) / c)``: a product of slots and a sum, an activation, two products and a map of slots;
+rho_t is 1 and n_t is multiplied by it. For ``mse``, p_t is x_t and rho is 1. QED.
 
 The attention has constant scores, 1 between tokens, and the mask says who sees whom: the next token for the shift, a
-token itself for what counts. With a soft cap c, n_t is multiplied by the slope of the target's logit, ``scale (1 -
-u^2)`` with ``u = tanh(scale (<x_t, n_t> + b_next) / c)``: a product of slots and a sum, an activation, two products.
-For ``mse``, p_t is x_t. The table E is stored D wide and once.
+token itself for what counts. (One-hots of positions as queries and keys could not do it, since a head's width bounds
+the rank of its scores.) The table E is stored D wide and once.
 """
 
 from __future__ import annotations
@@ -38,7 +46,9 @@ from tintc.ir.structure import (
 
 @cache
 def pick_block(layout: Layout) -> Block:
-    """Claim: slot 0 of token t becomes the sum of slot 0 of the tokens that the mask lets it see.
+    """Return the attention that hands slot 0 from token to token.
+
+    Claim: slot 0 of token t becomes the sum of slot 0 of the tokens that the mask lets it see.
 
     Heads 0 .. S'-1: query and key e_0 for tokens (P_q = P_k of tokens, lam = 1, W_q = W_k = 0), 0 for prefixes: score 1
     between tokens. W_v and W_o are the identity on these heads' chunks, which are slot 0. QED.
@@ -61,10 +71,12 @@ def pick_block(layout: Layout) -> Block:
 
 
 def sum_stages(layout: Layout, factor: float) -> tuple[SplitStage, SplitStage]:
-    """Slot 0 becomes `factor` times the sum of all coordinates of slots 0 and 1, in every coordinate.
+    """Return stages that take a sum: split-wise, dimension-wise.
+
+    Claim: every coordinate of slot 0 becomes `factor` times the sum of all coordinates of slots 0 and 1.
 
     Split-wise: each chunk times the all-ones matrix, which puts its sum into all its columns. Dimension-wise: every
-    chunk of slot 0 receives those of both slots.
+    chunk of slot 0 receives `factor` times those of both slots. QED.
     """
     heads, d_h, shards = layout.n_heads, layout.d_h, layout.shards
     split = SplitStage("split", heads, d_h, TensorSpec((heads, d_h, d_h), lambda: torch.ones(heads, d_h, d_h).double()))
@@ -73,6 +85,7 @@ def sum_stages(layout: Layout, factor: float) -> tuple[SplitStage, SplitStage]:
 
 
 def loss_blocks(layout: Layout, loss: str, head: str, bias: str, logit_map: LogitMap, width: int) -> dict[str, Block]:
+    """Return the blocks of `loss_slot`, by name."""
     pull = 1.0 if loss == "mse" or logit_map.softcap else logit_map.scale
     difference = slot_map(layout, {(0, 0): 1.0, (0, 1): -pull})
     blocks = {"loss_pick": pick_block(layout), f"loss_difference_{loss}": Block(LinearSpec((difference,)))}
@@ -91,7 +104,7 @@ def loss_blocks(layout: Layout, loss: str, head: str, bias: str, logit_map: Logi
 
 
 def loss_slot(run: LiteralRun, loss: str, head: str, bias: str, logit_map: LogitMap, x: Tensor, step: int) -> Tensor:
-    """The gradient with respect to ``x [B, T, P]``, of the same shape."""
+    """Return the gradient with respect to ``x [B, T, P]``, of the same shape, zero where the loss does not count."""
     ids = run.inputs.input_ids
     target = _shifted(run, run.look_up(head, ids))
     pulled = x
@@ -108,5 +121,5 @@ def loss_slot(run: LiteralRun, loss: str, head: str, bias: str, logit_map: Logit
 
 
 def _shifted(run: LiteralRun, slot: Tensor) -> Tensor:
-    """At every token, the next token's slot; zeros at the last."""
+    """Return the next token's slot at every token ``[B, T, P]``; zeros at the last."""
     return run.slot(run.apply("loss_pick", run.embed([slot]), mask=run.next_mask()))

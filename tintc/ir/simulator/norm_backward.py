@@ -37,9 +37,10 @@ from tintc.ir.structure import Block, LinearSpec, ProductSpec
 @register("sim.norm_backward")
 @dataclass(eq=False, kw_only=True)
 class NormBackward(NormOp):
-    """(dy, x) or (W, dy, x) -> dx. The Jacobian of f is symmetric, so J^T g is a difference of f along g = gamma dy.
+    """(dy, x) or (W, dy, x) -> dx: a difference of f along ``g = gamma * dy``, see `structure`.
 
-    scheme and step `fd_step` as in `FiniteDifference`; for ``token``, c = sigma(x), the norm's eps included.
+    scheme and step `fd_step` as in `FiniteDifference`; for ``token``, c = sigma(x) (rms(x) for RMSNorm), the norm's eps
+    included.
     """
 
     scheme: str
@@ -78,10 +79,10 @@ class NormBackward(NormOp):
         return dx if self.groups == 1 else dx.flatten(-2)
 
     def _fused_difference(self, x: Tensor, g: Tensor) -> Tensor:
-        """``(f(x + h g) - f(x)) / h`` from three sums per token, without the cancellation.
+        """Return ``(f(x + h g) - f(x)) / h`` from three sums per token, without the cancellation.
 
-        Let x have its mean taken off, s be the scale of f at x (x = s f), and s' that at x + h g. With m the mean
-        of g and p / 2, q those of x g and (g - m)^2: ``s'^2 = s^2 + h p + h^2 q``, and f(x + h g) - f(x) is
+        Let x have its mean taken off, s be the scale of f at x (x = s f), and s' that at x + h g. With m the mean of g
+        and p / 2, q those of x g and (g - m)^2: ``s'^2 = s^2 + h p + h^2 q``, and f(x + h g) - f(x) is
         ``h (g - m) / s' + x (1/s' - 1/s)``, where ``1/s' - 1/s = -h (p + h q) / (s s' (s + s'))``. For RMSNorm, m = 0.
         QED.
         """
@@ -92,12 +93,14 @@ class NormBackward(NormOp):
         q = size.square() if m is None else size.square() - m.square()
         h = self.fd_step if self.scheme != "token" else s * step_size(self.fd_step, size)
         change = p + h * q
+        # 1 / s', the inverse scale at x + h g.
         stepped = (s.square() + h * change).rsqrt()
         dx = g * stepped if m is None else torch.addcmul(-m * stepped, g, stepped)
         return torch.addcmul(dx, f, -change * stepped / (s + stepped.reciprocal()))
 
     def _normalised(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """f(x) and 1/s; the kernel that has both gives no gradient through 1/s."""
+        """Return f(x) ``[..., D]`` and 1/s ``[..., 1]``. The kernel that has both gives no gradient through 1/s, so
+        autograd's runs do without it."""
         if self.kind == "layer" and not torch.is_grad_enabled():
             f, _, inverse = torch.native_layer_norm(x, x.shape[-1:], None, None, self.eps)
             return f, inverse
@@ -109,7 +112,30 @@ class NormBackward(NormOp):
         return DIFFERENCE_BYTES * counts.lengths[self] * self.results[0].type.width
 
     def structure(self, layout: Layout) -> dict[str, Block]:
-        """`fd_scale_*` turns slot 0 = x * f(x) into c: mean(x f(x)) = var / c, and var / c + eps / c = c."""
+        """Return the blocks of the literal form, by name.
+
+        Claim: they give ``dx = (f(x + h g) - f(x)) / h`` with ``g = gamma * dy``.
+
+        g: of a diagonal gain, `linear_backward` makes ``diag(gamma)^T dy``; of a vector, `vectors_block` brings gamma
+        to every token and the product of slots is ``dy * gamma``.
+
+        The difference: `fd_step_*` makes [x + eps d, x] of a direction d and x, the group norm takes f of both slots,
+        each on its own, and `fd_difference_*` is (first - second) / eps. A value in several tiles goes through f twice,
+        all tiles together. With a constant step d is g, and this is dx with h = eps.
+
+        With ``token``, d is ``c g / r`` with r = rms(g), made by `unit` and a product with c, so that ``eps d = h g``
+        for ``h = eps c / r``. The difference is then divided by eps; times r and times 1/c it is divided by h.
+
+        c and 1/c: `fd_inverse_*` normalises slot 1 of [x, x, 0] and writes 1/c into slot 2 (a norm can:
+        `NormOp.spec`): [x, f(x), 1/c]. The product makes slot 0 ``x f(x)``, whose mean is var / c:
+        ``mean(x (x - mu)) = var``, and for RMSNorm ``mean(x x)`` stands for var. `fd_scale_*` takes that mean and adds
+        eps / c, with the eps of the norm. As ``c^2 = var + eps``, slot 0 is c. QED.
+
+        dx approximates ``J^T g`` for the Jacobian J of f at x, which is symmetric, so that it is a derivative along g.
+        The error is of first order: at most ``h D^-1/2 c^-2 |g|^2`` where ``h |g| <= sqrt(D) c / 4``, which is
+        ``eps |g| / c`` with ``token`` (Theorem F.4; construction.md, section 5.2;
+        tests/theorems/test_first_order_bounds.py). D is the width of a group.
+        """
         n, part, groups = self.spread(layout), self.part, self.tile_groups(layout)
         blocks = difference_blocks(layout, self.fd_step, 2 if self.scheme == "token" else 1)
         if n == 1:
@@ -157,7 +183,7 @@ class NormBackward(NormOp):
         return [part.to(x[0].dtype) for part in found]
 
     def _group(self, run: LiteralRun, g: Tiles, x: Tiles) -> Tiles:
-        """dx of what stands in one slot, or of one group in several slots."""
+        """Return dx of what stands in one slot, or of one group in several slots."""
         if self.scheme != "token":
             return self._difference(run, g, x)
         units, size = unit(run, g, self.part, self.tile_groups(run.layout))
@@ -167,7 +193,7 @@ class NormBackward(NormOp):
         return [run.slot(run.apply("product_0_2", e)) for e in steps]
 
     def _difference(self, run: LiteralRun, g: Tiles, x: Tiles) -> Tiles:
-        """(f(x + eps g) - f(x)) / eps."""
+        """Return ``(f(x + eps g) - f(x)) / eps``, tile by tile."""
         base = 2 if self.scheme == "token" else 1
         if len(x) > 1:
             return difference_across(run, g, x, base, self.fd_step, partial(self.normalised, run))
@@ -175,9 +201,10 @@ class NormBackward(NormOp):
         return [difference(run, e, base, self.fd_step, lambda e: run.apply(self.name("fd", run.layout), e))]
 
     def _scale(self, run: LiteralRun, x: Tiles) -> tuple[Tensor, Tensor]:
-        """c and 1/c in every coordinate of a slot: [x, x, 0] -> [x, f(x), 1/c] -> [x f(x), ., 1/c] -> [c, ., 1/c].
+        """Return c and 1/c, each in every coordinate of a slot ``[B, T, P]``.
 
-        Of a value in several tiles, the first adds eps / c, and the others' means come on top.
+        [x, x, 0] -> [x, f(x), 1/c] -> [x f(x), ., 1/c] -> [c, ., 1/c]; the claim stands at `structure`. Of a value in
+        several tiles, the first gives its part of the mean and eps / c, and the others' parts of the mean are added.
         """
         layout, n = run.layout, len(x)
         e = run.apply(self.name("fd_inverse", layout), run.embed([*x, *x[:1]] if n == 1 else x))

@@ -1,4 +1,4 @@
-"""What the norm modules share: the group-norm block, and gain and bias as prefixes hold them.
+"""Shared by the norm modules: the group-norm block, and gain and bias as prefixes hold them.
 
 A gain that stays is the linear layer diag(gain), bias and all, so that norms run as linear modules. A diagonal cannot
 descend by itself (linear descent would fill the other entries), so a gain that descends is a vector in prefix 0, which
@@ -34,35 +34,43 @@ class NormOp(SimOp):
 
     @property
     def part(self) -> int:
-        """Width of what is normalised on its own."""
+        """Return the width of what is normalised on its own."""
         return self.result.type.width // self.groups
 
     def head_dims(self) -> set[int]:
         return set() if self.groups == 1 else {self.part}
 
     def name(self, block: str, layout: Layout) -> str:
-        """The block's name, e.g. ``norm_layer_1e-05`` (a dot may not stand in a module's name)."""
+        """Return the block's name, e.g. ``norm_layer_1e-05`` (a dot may not stand in a module's name)."""
         width = "" if self.groups == 1 and self.part == layout.d_aux else f"_{self.tile_groups(layout)}x{self.part}"
         return f"{block}_{self.kind}_{self.eps!r}{width}".replace(".", "p")
 
     def tile_groups(self, layout: Layout) -> int:
-        """Groups in one slot; 1 if the value is one group."""
+        """Return the number of groups in one slot; 1 if the value is one group."""
         return 1 if self.groups == 1 else min(self.groups, layout.pitch // self.part)
 
     def spread(self, layout: Layout) -> int:
-        """Slots that one group takes."""
+        """Return the number of slots that one group takes."""
         return layout.tiles(self.part)
 
     def spec(self, layout: Layout, groups: tuple[tuple[int, ...], ...], inverse: int = -1) -> GroupNormSpec:
+        """Return the group norm over `groups` of slots, one group after the other. inverse: slot that receives 1/c, -1
+        for none.
+
+        Claim: a norm has 1/c at hand, c being its scale. Write w for x (its mean taken off for LayerNorm) with one more
+        coordinate ``sqrt(D eps)``: then ``|w|^2 = D c^2``, and the norm without eps, ``sqrt(D) w / |w| = w / c``, is
+        f(x) on the coordinates of x and ``sqrt(D eps) / c`` on the last one, a constant multiple of 1/c. QED.
+        """
         parts = self.tile_groups(layout)
         return GroupNormSpec(groups, self.kind, self.eps, parts * self.part, inverse, parts)
 
     def forward_block(self, layout: Layout) -> Block:
-        """f on the first slots: on each of one slot's groups, or on one group in several slots."""
+        """Return f on the first slots: on each of one slot's groups, or on one group in several slots."""
         return Block(self.spec(layout, (tuple(range(self.spread(layout))),)), "replace")
 
     def normalised(self, run: LiteralRun, x: Tiles, weights: PrefixTiles | None = None) -> Tiles:
-        """f(x); the prefixes of a single tile (gain and bias, if any) pass through the gate."""
+        """Return the tiles of f(x). The prefixes of a single tile (gain and bias, if any) pass through the gate, and
+        are put back into `weights`."""
         found: Tiles = []
         spread = self.spread(run.layout)
         for start in range(0, len(x), spread):
@@ -76,13 +84,16 @@ class NormOp(SimOp):
 
 
 def check_norm(op: Op, weight: Value, value: Value) -> None:
+    """Raise `IRError` unless `weight` is a norm's, of the width of `value`."""
     op.expect(weight.type.kind == "norm", f"needs norm weights, not {weight.type}")
     op.expect(weight.type.dims == value.type.dims, f"weights are {weight.type}, the value is {value.type}")
 
 
 @cache
 def vectors_block(layout: Layout, bias: bool) -> Block:
-    """Claim: every token receives the gain in slot 0 and, with `bias`, the bias in slot 1.
+    """Return the attention that carries a norm's vectors to the tokens.
+
+    Claim: every token receives the gain in slot 0 and, with `bias`, the bias in slot 1.
 
     Heads 0 .. S'-1 and the bias heads follow the bias-head rule: query e_0 for tokens, key e_k for prefix k, and W_q =
     W_k = 0, so the score of a token is 1 with prefix 0 and 0 with all else. W_v is the identity on these heads: the
@@ -107,7 +118,10 @@ def vectors_block(layout: Layout, bias: bool) -> Block:
 
 
 def vector_blocks(layout: Layout, weight: Value) -> dict[str, Block]:
-    """What `vectors` applies, and the product with the gain."""
+    """Return the blocks that `vectors` applies, and the product with the gain, by name.
+
+    Raises `OptionError` for a norm that is wider than a slot.
+    """
     if layout.tiles(weight.type.width) > 1:
         raise OptionError("The gain of a norm that is wider than the residual stream cannot descend; leave it out.")
     bias = has(weight, "bias")
@@ -116,7 +130,7 @@ def vector_blocks(layout: Layout, weight: Value) -> dict[str, Block]:
 
 
 def vectors(run: LiteralRun, weight: Value, weights: PrefixTiles, x: Tensor) -> tuple[Tensor, Tensor | None]:
-    """Gain and bias (None without) of a norm at every token, ``[B, T, P]``; x: any slot of the tokens."""
+    """Return gain and bias (None without) of a norm at every token, ``[B, T, P]`` each. x: any slot of the tokens."""
     bias = has(weight, "bias")
     e = run.apply("norm_vectors_bias" if bias else "norm_vectors", run.embed([x], weights.rows[0][0]))
     weights.rows[0][0] = run.prefix(e)
@@ -124,4 +138,5 @@ def vectors(run: LiteralRun, weight: Value, weights: PrefixTiles, x: Tensor) -> 
 
 
 def has(weight: Value, part: str) -> bool:
+    """Return whether the weights of a norm hold `part`: ``gain``, ``vector`` or ``bias``."""
     return part in weight.type.parts

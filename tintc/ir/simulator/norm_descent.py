@@ -25,10 +25,11 @@ PARTS = (("bias",), ("gain",), ("gain", "bias"))
 
 @cache
 def gain_descent_block(layout: Layout, bias: bool) -> Block:
-    """The descent of a gain that is kept as a vector, and of the bias.
+    """Return the descent of a gain that is kept as a vector, and of the bias.
 
-    Claim: with dy_t in slot 0 and ``dy_t f(x_t)`` in slot 1 of the tokens, the output at prefix 0 is ``-sum_t dy_t
-    f(x_t)`` in slot 0, where the gain stands, and ``-sum_t dy_t`` where the bias stands; both sums over train tokens.
+    Claim: with dy_t in slot 0 and ``dy_t f(x_t)`` in slot 1 of the tokens, the output at prefix 0 is
+    ``-sum_t dy_t f(x_t)`` in slot 0, where the gain stands, and ``-sum_t dy_t`` where the bias stands; both sums over
+    train tokens.
 
     Bias-head rule for all used heads: query e_k for prefix k, key e_0 for tokens, W_q = W_k = 0, so the score is 1 for
     prefix 0 with every train token, 0 for the other prefixes. W_v takes, negated, chunk j of slot 1 to head j, and
@@ -59,8 +60,7 @@ def gain_descent_block(layout: Layout, bias: bool) -> Block:
 class NormDescent(DescentOp):
     """(W, dy) or (W, dy, f(x)) -> W'. parts: what is updated; the gain needs f(x), and to be kept as a vector.
 
-    Literally the linear descent without main heads for the bias alone: its bias heads sum dy into prefix 0. The gain's
-    gradient ``dy f(x)`` is formed by the GLU unit and summed alike.
+    Literally `structure`: the bias alone descends as a linear layer's, the gain by sums of dy f(x).
     """
 
     parts: tuple[str, ...] = ("bias",)
@@ -117,13 +117,23 @@ class NormDescent(DescentOp):
         return (dy * normed[0]).sum(1)
 
     def entries(self, counts: FusedCounts, result: Value) -> int:
-        """Gain and bias of each example."""
+        """Count gain and bias of each example."""
         return len(self.parts) * result.type.width
 
     def slots(self, layout: Layout) -> int:
         return 2 if "gain" in self.parts else 1
 
     def structure(self, layout: Layout) -> dict[str, Block]:
+        """Return the blocks of the literal form, by name.
+
+        Claim: they add ``-rate sum_t dy_t`` to the bias and ``-rate sum_t dy_t f(x_t)`` to the gain, over the step's
+        train tokens.
+
+        The bias alone: the linear descent without main heads. By the claim of `descent_block`, its bias heads sum -dy_t
+        into the chunks of prefix 0 that hold the bias; all other chunks receive 0. With the gain: the product of slots
+        makes ``dy f(x)``, and `gain_descent_block` sums both. The module's rate multiplies and the ``update`` gate
+        adds. Both gradients are exact: y = gamma f(x) + beta is linear in them. QED.
+        """
         if "gain" not in self.parts:
             return {"norm_descent": descent_block(layout, main=False, bias=True)}
         bias = "bias" in self.parts

@@ -22,7 +22,11 @@ from tintc.ir.structure import Block
 
 
 def fused_norm(kind: str, eps: float, x: Tensor, gain: Tensor | None, bias: Tensor | None) -> Tensor:
-    """gain * f(x) + bias in one kernel where PyTorch has it; either may be per example, ``[B, D]``."""
+    """Return ``gain * f(x) + bias``, by one kernel where PyTorch has it.
+
+    ``x [B, n, D]``; gain and bias, if any, ``[D]`` or, per example, ``[B, D]``.
+    """
+    # With one example its own vectors are everybody's, which the kernels take.
     gain, bias = (v[0] if v is not None and v.shape[:-1] == (1,) else v for v in (gain, bias))
     if gain is not None and gain.dim() == 2:
         y = fused_norm(kind, eps, x, None, None) * gain[:, None]
@@ -40,8 +44,7 @@ def fused_norm(kind: str, eps: float, x: Tensor, gain: Tensor | None, bias: Tens
 @register("sim.norm_forward")
 @dataclass(eq=False, kw_only=True)
 class NormForward(NormOp):
-    """(x) or (W, x) -> y. Literally a group norm, then a linear layer with weight diag(gamma) and bias beta; a gamma
-    that is kept as a vector multiplies by the GLU unit, and beta is added."""
+    """(x) or (W, x) -> y = gain * f(x) + bias. Literally a group norm, then the affine part, see `structure`."""
 
     def verify(self) -> None:
         self.expect(len(self.operands) in (1, 2), "takes x, or weights and x")
@@ -72,6 +75,19 @@ class NormForward(NormOp):
         return y if w.bias is None else y + w.bias
 
     def structure(self, layout: Layout) -> dict[str, Block]:
+        """Return the blocks of the literal form, by name.
+
+        Claim: they give ``gamma * f(x) + beta`` at every token.
+
+        The group norm turns the slots of x into those of f(x), and its gate keeps the prefixes. Then the affine part:
+
+        A gain that stays is the linear layer ``diag(gamma)`` with the bias beta: by the claim of `forward_block`,
+        coordinate r becomes ``<gamma_r e_r, f(x)> + beta_r``. Of a value in several tiles, tiles off the diagonal are
+        zero, and add nothing.
+
+        A gain that descends is a vector: `vectors_block` brings gamma and beta to slots of every token, the product of
+        slots is ``f(x) * gamma``, and a residual connection adds beta. QED. It is exact.
+        """
         blocks = {self.name("norm", layout): self.forward_block(layout)}
         if len(self.operands) == 2 and has(self.operands[0], "vector"):
             return blocks | vector_blocks(layout, self.operands[0])
@@ -86,7 +102,8 @@ class NormForward(NormOp):
         return max(self.spread(layout), 2 if has(self.operands[0], "vector") else 1)
 
     def scores(self, layout: Layout, run: Interpretation, *operands: Weights | Tensor) -> Sequence[Tensor]:
-        """Row r of diag(gamma) has one entry, whose score is ``gamma_r f(x)_r``; vectors have constant ones."""
+        """Return ``gamma_r f(x)_r`` for every r: row r of diag(gamma) has one entry. Vectors have constant scores
+        only."""
         if len(operands) == 1 or has(self.operands[0], "vector"):
             return ()
         w, x = operands

@@ -15,7 +15,10 @@ from tintc.ir.simulator.embedding import Embedding
 @register("sim.position_embedding")
 @dataclass(eq=False, kw_only=True)
 class PositionEmbedding(Embedding):
-    """Row ``position_ids + offset`` of ``tables.<table> [P, D]``."""
+    """() -> row ``position_ids + offset`` of ``tables.<table> [P, D]``, ``[B, T, D]``.
+
+    The claim is that of `Embedding`, with positions in place of tokens.
+    """
 
     offset: int = 0
 

@@ -19,7 +19,11 @@ from tintc.ir.structure import Block, LinearSpec
 @dataclass(eq=False, kw_only=True)
 class Scale(SimOp):
     """(x) -> factor * x: a dimension-wise operation whose every matrix is the factor on slot 0's diagonal, tile by
-    tile. The map is its own transpose, so the gradient is the same module on dy."""
+    tile.
+
+    Claim: forward and backward are this one module. The map is ``factor I``, its own transpose, so
+    ``dx = factor * dy``. QED. It is exact.
+    """
 
     factor: float
 
@@ -38,7 +42,8 @@ class Scale(SimOp):
 
     @property
     def _block(self) -> str:
-        """The tensors depend on the factor, so the name does too (a dot may not stand in a module's name)."""
+        """Return the block's name: its tensors depend on the factor, so the name does too (a dot may not stand in
+        it)."""
         return f"scale_{self.factor!r}".replace(".", "p")
 
     def literal(self, run: LiteralRun, *operands: Tiles) -> Tiles:

@@ -21,7 +21,7 @@ from tintc.ir.structure import Block, LinearSpec, SplitStage, TensorSpec
 
 @cache
 def _places(columns: Runs) -> tuple[tuple[int, int], ...]:
-    """``(to, from)`` of every column that is taken."""
+    """Return ``(to, from)`` of every column that is taken."""
     found: list[tuple[int, int]] = []
     to = 0
     for start, stop in columns:
@@ -32,11 +32,12 @@ def _places(columns: Runs) -> tuple[tuple[int, int], ...]:
 
 
 def _stages(layout: Layout, entries: list[tuple[int, int]]) -> tuple[SplitStage, ...]:
-    """Slot 0 times the matrix M ``[P, P]`` that is 1 at `entries`, and 0 elsewhere.
+    """Return stages that multiply slot 0 by the matrix M ``[P, P]`` that is 1 at `entries` ``(to, from)``, and 0
+    elsewhere.
 
     Cut M into S' times S' blocks ``M_ji [d_h, d_h]``. Dimension-wise: head (j, i) receives chunk i of slot 0.
-    Split-wise: head (j, i) is multiplied by M_ji. Dimension-wise: chunk j of slot 0 receives the sum of the heads
-    (j, i), which is chunk j of the product; all others become zero. QED.
+    Split-wise: head (j, i) is multiplied by M_ji. Dimension-wise: chunk j of slot 0 receives the sum of the heads (j,
+    i), which is chunk j of the product; all others become zero. QED.
     """
     heads, d_h, shards = layout.n_heads, layout.d_h, layout.shards
     square = shards * shards
@@ -66,12 +67,17 @@ def _stages(layout: Layout, entries: list[tuple[int, int]]) -> tuple[SplitStage,
 
 @dataclass(eq=False, kw_only=True)
 class _Columns(SimOp):
-    """A matrix M of zeros and ones, tile by tile: tile r of the result is the sum of M_rc times tile c."""
+    """A matrix M of zeros and ones, tile by tile.
+
+    Claim: tile r of the result is ``sum_c M_rc x_c`` over the tiles c of x, which is the product of M cut into tiles
+    ``[P, P]``. Every term is one chain of `_stages`; a residual connection adds them; tiles of M without any one are
+    left out. QED. It is exact.
+    """
 
     columns: tuple[tuple[int, int], ...]
 
     def ones(self) -> Iterable[tuple[int, int]]:
-        """``(to, from)`` of every one in M."""
+        """Yield ``(to, from)`` of every one in M."""
         raise NotImplementedError
 
     def structure(self, layout: Layout) -> dict[str, Block]:
@@ -82,7 +88,7 @@ class _Columns(SimOp):
         return {self._name(*tile): Block(LinearSpec(_stages(layout, entries))) for tile, entries in cut.items()}
 
     def _name(self, row: int, column: int) -> str:
-        """The tensors depend on the columns, so the name does too."""
+        """Return the name of a tile's block: its tensors depend on the columns, so the name does too."""
         key = f"{self.opname} {self.columns}"
         return f"select_{hashlib.sha256(key.encode()).hexdigest()[:12]}_{row}_{column}"
 
@@ -93,20 +99,21 @@ class _Columns(SimOp):
         for row in range(run.layout.tiles(self.result.type.width)):
             total = torch.zeros_like(x[0])
             for column, tile in enumerate(x):
+                # Tiles of M without any one have no block.
                 if (name := self._name(row, column)) in blocks:
                     total = total + run.slot(run.apply(name, run.embed([tile])))
             found.append(total)
         return found
 
     def table_count(self, layout: Layout) -> TableCount:
-        """The table has no row for it; it is counted as the split operations it consists of."""
+        """Count the split operations it consists of: the table has no row for it."""
         return TableCount(split_cost(layout), split_cost(layout), 0)
 
 
 @register("sim.select")
 @dataclass(eq=False, kw_only=True)
 class Select(_Columns):
-    """(x) -> its `columns` side by side, zeros for negative ones."""
+    """(x) -> its `columns` side by side, zeros for negative ones: M has a one at (i, column i)."""
 
     def verify(self) -> None:
         (x,) = self.operands
@@ -125,7 +132,10 @@ class Select(_Columns):
 @register("sim.select_backward")
 @dataclass(eq=False, kw_only=True)
 class SelectBackward(_Columns):
-    """(dy) -> dx: every column receives the sum of what was taken from it. The matrix is `Select`'s, transposed."""
+    """(dy) -> dx: every column receives the sum of what was taken from it.
+
+    `Select` is ``y = M x``, so ``dx = M^T dy``: the same `columns`, (to, from) exchanged. QED.
+    """
 
     def verify(self) -> None:
         (dy,) = self.operands

@@ -1,4 +1,4 @@
-"""What a module of the simulator applies to what: its literal form, run on names in place of numbers.
+"""The literal form of an op run on names in place of numbers: which blocks a module applies to what.
 
 So nothing is written down twice: an op's literal form itself says which blocks it applies, in which order, to which
 slots and tile, under which mask, and where the results go.
@@ -65,7 +65,7 @@ class Named:
 
     @classmethod
     def __torch_function__(cls, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Named:
-        """Zeros are made from nothing."""
+        """Return a tensor made from nothing for zeros; raise `NotImplementedError` for any other function."""
         if function is not torch.zeros_like:
             raise NotImplementedError(f"literal forms are traced through {function}; say here what it is made from")
         return Named()
@@ -128,7 +128,7 @@ class TraceRun:
 
 
 def applications(op: SimOp, layout: Layout) -> list[Application]:
-    """The blocks that a module applies, in order."""
+    """Return the blocks that a module applies, in order."""
     run: Any = TraceRun(layout)
     made = op.literal(run, *(_operand(value, layout) for value in op.operands))
     for value, tiles in zip(op.results, made if len(op.results) > 1 else (made,), strict=True):
@@ -142,6 +142,7 @@ def applications(op: SimOp, layout: Layout) -> list[Application]:
 
 
 def _operand(value: Value, layout: Layout) -> Any:
+    """Return a value as the traced literal form takes it: tiles of token values, or weight tiles."""
     if value.type.kind == "tokens":
         return [Named({(value.name, tile)}) for tile in range(layout.tiles(value.type.width))]
     rows, columns = (1, 1) if "vector" in value.type.parts else weight_tiles(layout, value)
@@ -150,6 +151,7 @@ def _operand(value: Value, layout: Layout) -> Any:
 
 
 def _note(found: list[Application], value: Value, tiles: Sequence[Named]) -> None:
+    """Note in the applications that they feed the tiles of a result."""
     for tile, named in enumerate(tiles):
         for source, slot in sorted(named.sources, key=str):
             if isinstance(source, int):

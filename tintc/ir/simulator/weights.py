@@ -19,14 +19,14 @@ from tintc.ir.structure import TensorSpec
 
 
 def stack_rows(weight: Tensor, stack: int) -> Tensor:
-    """``[dout, din] -> [ceil(dout/S), S, din]``: row ``k*S + s`` at ``[k, s]``, zeros beyond dout."""
+    """Return ``[ceil(dout/S), S, din]`` of ``[dout, din]``: row ``k*S + s`` at ``[k, s]``, zeros beyond dout."""
     missing = -weight.shape[0] % stack
     padded = F.pad(weight, (0, 0, 0, missing)) if missing else weight
     return padded.unflatten(0, (-1, stack))
 
 
 def whole(vector: TensorSpec, width: int) -> TensorSpec:
-    """A gain or bias as the ``[width]`` vector that it is for all heads together."""
+    """Return a gain or bias as the ``[width]`` vector that it is for all heads together."""
     if vector.shape == (width,):
         return vector
     return TensorSpec((width,), lambda: whole_vector(vector.build(), width))
@@ -52,7 +52,7 @@ class StoredWeights(SimOp):
         return replace(self, tiles=weight_tiles(layout, self.result))
 
     def stored(self, storage: Storage) -> dict[str, TensorSpec]:
-        """The program names these parameters ``<layer>.<part>``."""
+        """Return the stored tensors, from parameters that the program names ``<layer>.<part>``."""
         kind, found = self.result.type, {}
         if kind.kind == "linear":
             (dout, din), stack = kind.dims, storage.layout.stack
@@ -80,7 +80,8 @@ class StoredWeights(SimOp):
         return run.weights(self.name)
 
     def fused(self, run: FusedRun, *operands: Tensor) -> FusedWeights:
-        """Views of what is stored; a layer's stacked rows are its matrix, up to the rows that fill the last prefix."""
+        """Return views of what is stored; a layer's stacked rows are its matrix, up to the rows that fill the last
+        prefix."""
         parts = run.stored(self.name)
         stacked = parts.get("weight")
         weight = parts.get("gain") if stacked is None else stacked.flatten(0, 1)[: self.result.type.dims[0]]
@@ -90,5 +91,5 @@ class StoredWeights(SimOp):
         return self.name
 
     def entries(self, counts: FusedCounts, result: Value) -> int:
-        """None: they are views of what is stored."""
+        """Count nothing: the results are views of what is stored."""
         return 0

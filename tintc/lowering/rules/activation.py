@@ -11,6 +11,8 @@ from tintc.lowering.rules.sweep import Sweep
 
 @lowers(aux.Activation)
 class ActivationRule(Rule[aux.Activation]):
+    """Emit act'(x) dy, to first order."""
+
     def forward(self, op: aux.Activation) -> Module:
         return Module(sim.ActivationForward, {"fn": op.fn})
 

@@ -11,6 +11,8 @@ from tintc.lowering.rules.sweep import Sweep
 
 @lowers(aux.Add)
 class AddRule(Rule[aux.Add]):
+    """Hand the gradient of a sum to both operands; nothing is emitted."""
+
     def forward(self, op: aux.Add) -> Module:
         return Module(sim.Add, {})
 

@@ -13,12 +13,13 @@ from tintc.lowering.rules.sweep import Sweep
 
 @lowers(aux.Attention)
 class AttentionRule(Rule[aux.Attention]):
-    """The scores count as constants (Def. E.3): only the values receive a gradient."""
+    """Emit the gradient of the values alone: the scores count as constants (Def. E.3)."""
 
     def forward(self, op: aux.Attention) -> Module:
         return Module(sim.AttentionForward, _heads(op))
 
     def carriers(self, op: aux.Attention) -> tuple[Value, ...]:
+        """Return v, the only operand that receives a gradient."""
         return op.operands[2:]
 
     def backward(self, sweep: Sweep, op: aux.Attention, dy: Value) -> None:
@@ -28,6 +29,7 @@ class AttentionRule(Rule[aux.Attention]):
 
 
 def _heads(op: aux.Attention) -> dict[str, Any]:
+    """Return the attributes that both attention modules share with the auxiliary's op."""
     names = ("n_heads", "n_kv_heads", "head_dim", "scale", "inv_freq", "rotary_style", "window", "soft_cap", "slopes")
     names += ("gain", "value_dim", "query_scale", "sinks")
     return {name: getattr(op, name) for name in names}

@@ -1,4 +1,4 @@
-"""What a lowering rule is: everything the compiler knows of how one auxiliary op is simulated.
+"""The base of lowering rules: all that the compiler knows of how one auxiliary op is simulated.
 
 A rule stands in a file of its own and registers itself with `@lowers`; there is no list of rules to add it to.
 """
@@ -22,7 +22,10 @@ AuxT = TypeVar("AuxT", bound=AuxOp)
 
 @dataclass(frozen=True)
 class Layer:
-    """A linear layer or norm of the auxiliary: `name` without the tensor's own suffix, parameter names by part."""
+    """The weights of a linear layer or norm of the auxiliary.
+
+    name: without the tensor's own suffix; parts: parameter names by part.
+    """
 
     name: str
     type: Type
@@ -37,22 +40,22 @@ class Module(NamedTuple):
 
 
 class Rule(Generic[AuxT]):
-    """How one auxiliary op is simulated."""
+    """The lowering of one kind of auxiliary op."""
 
     def forward(self, op: AuxT) -> Module:
-        """The module that runs the op forward, on its weights, if it has any, and its operands."""
+        """Return the module that runs the op forward, on its weights, if it has any, and its operands."""
         raise NotImplementedError(op.opname)
 
     def layer(self, program: Program, op: AuxT, options: Options) -> Layer | None:
-        """The op's weights, which prefixes hold; None if it has none."""
+        """Return the op's weights, which prefixes hold; None if it has none."""
         return None
 
     def carriers(self, op: AuxT) -> tuple[Value, ...]:
-        """The operands that receive a gradient."""
+        """Return the operands that receive a gradient."""
         return op.operands
 
     def visit(self, sweep: Sweep, op: AuxT) -> None:
-        """Called for all ops in reverse, whether or not their results have received a gradient."""
+        """Emit the op's backward pass if its result has received a gradient. Called for all ops, in reverse."""
         if op.result in sweep.gradients:
             self.backward(sweep, op, sweep.gradients[op.result])
 
@@ -66,7 +69,7 @@ RuleT = TypeVar("RuleT", bound=Rule[Any])
 
 
 def lowers(kind: type[AuxOp]) -> Callable[[type[RuleT]], type[RuleT]]:
-    """Class decorator: the rule of an auxiliary op."""
+    """Return a class decorator that registers the rule of an auxiliary op."""
 
     def add(cls: type[RuleT]) -> type[RuleT]:
         RULES[kind] = cls()
@@ -76,11 +79,12 @@ def lowers(kind: type[AuxOp]) -> Callable[[type[RuleT]], type[RuleT]]:
 
 
 def rule_of(op: AuxOp) -> Rule[Any]:
+    """Return the op's rule; raise `NotImplementedError` for ops that canonicalising removes."""
     if type(op) not in RULES:
         raise NotImplementedError(f"{op.opname} has no simulator module; canonicalise first.")
     return RULES[type(op)]
 
 
 def stem(parameter: str) -> str:
-    """A layer's name: that of its parameter without the tensor's own suffix."""
+    """Return a layer's name: that of its parameter without the tensor's own suffix."""
     return parameter.removesuffix(".weight").removesuffix(".bias")

@@ -11,6 +11,8 @@ from tintc.lowering.rules.sweep import Sweep
 
 @lowers(aux.Gate)
 class GateRule(Rule[aux.Gate]):
+    """Emit the gradients of both factors."""
+
     def forward(self, op: aux.Gate) -> Module:
         return Module(sim.GateForward, {"fn": op.fn})
 

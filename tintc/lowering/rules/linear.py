@@ -12,11 +12,17 @@ from tintc.lowering.rules.sweep import Sweep
 
 @lowers(aux.Linear)
 class LinearRule(Rule[aux.Linear]):
+    """Emit dx where it is wanted, and the descent of weight and bias."""
+
     def forward(self, op: aux.Linear) -> Module:
         return Module(sim.LinearForward, {})
 
     def layer(self, program: Program, op: aux.Linear, options: Options) -> Layer:
-        """The authors' code cuts a layer that is m widths wide into m tiles, each with its own bias (section 10)."""
+        """Return the layer's weights.
+
+        The authors' code cuts a layer that is m widths wide into m tiles, each with its own bias (construction.md,
+        section 10).
+        """
         exact = options.semantics == "exact"
         copies = 1 if exact else -(-op.operands[0].type.width // program.attributes["width"])
         bias = (f"bias{copies}" if copies > 1 else "bias",) if op.bias else ()

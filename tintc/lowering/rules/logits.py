@@ -12,6 +12,8 @@ from tintc.lowering.rules.sweep import Sweep
 
 @lowers(aux.Logits)
 class LogitsRule(Rule[aux.Logits]):
+    """Emit the loss gradient, with which the backward pass begins: logits receive no gradient from other ops."""
+
     def forward(self, op: aux.Logits) -> Module:
         return Module(sim.Logits, _head(op))
 
@@ -23,4 +25,5 @@ class LogitsRule(Rule[aux.Logits]):
 
 
 def _head(op: aux.Logits) -> dict[str, Any]:
+    """Return the attributes that logits and loss gradient share."""
     return {"head": op.weight, "bias": op.bias, "scale": op.scale, "softcap": op.softcap}

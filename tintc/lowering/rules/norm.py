@@ -14,11 +14,17 @@ from tintc.lowering.rules.sweep import Sweep
 
 @lowers(aux.Norm)
 class NormRule(Rule[aux.Norm]):
+    """Emit dx where it is wanted, and the descent of the parts that are updated; the gain's needs f(x), which is a norm
+    without weights."""
+
     def forward(self, op: aux.Norm) -> Module:
         return Module(sim.NormForward, {"kind": op.kind, "eps": op.eps, "groups": op.groups})
 
     def layer(self, program: Program, op: aux.Norm, options: Options) -> Layer | None:
-        """A gain that descends is kept as a vector, any other as a diagonal matrix."""
+        """Return the norm's gain and bias; None if it has neither.
+
+        A gain that descends is kept as a vector, any other as a diagonal matrix.
+        """
         parts = ({"gain": op.weight} if op.weight else {}) | ({"bias": op.bias} if op.bias else {})
         n_layers, width = program.attributes["n_layers"], op.result.type.width
         stepped = descending(op, n_layers, options.update_layers(n_layers), options.groups)

@@ -11,6 +11,8 @@ from tintc.lowering.rules.sweep import Sweep
 
 @lowers(aux.Scale)
 class ScaleRule(Rule[aux.Scale]):
+    """Emit the same scale on the gradient."""
+
     def forward(self, op: aux.Scale) -> Module:
         return Module(sim.Scale, {"factor": op.factor})
 

@@ -11,6 +11,8 @@ from tintc.lowering.rules.sweep import Sweep
 
 @lowers(aux.Select)
 class SelectRule(Rule[aux.Select]):
+    """Emit the transposed selection on the gradient."""
+
     def forward(self, op: aux.Select) -> Module:
         return Module(sim.Select, {"columns": op.columns})
 

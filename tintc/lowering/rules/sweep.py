@@ -13,7 +13,7 @@ from tintc.lowering.rules.base import Layer
 
 
 class Sweep:
-    """What rules emit the backward pass and the descent with.
+    """The state of a reverse pass, with which rules emit backward modules and descents.
 
     values: auxiliary value -> the simulator's; weights: before the update, by layer; layers: of the ops that have one;
     updated: those that descend; wanted: auxiliary values whose gradient some descent needs. Fills `gradients`
@@ -36,11 +36,11 @@ class Sweep:
         self.stepped: dict[str, Value] = {}
 
     def weights_of(self, op: AuxOp) -> tuple[Value, ...]:
-        """The op's weights as an operand; none if it has none."""
+        """Return the op's weights as a tuple of one operand; an empty one if it has none."""
         return (self.weights[self.layers[op].name],) if op in self.layers else ()
 
     def difference(self) -> dict[str, Any]:
-        """Attributes of a module that takes a finite difference."""
+        """Return the attributes of a module that takes a finite difference."""
         difference = self.options.difference
         return {"scheme": difference.scheme, "fd_step": difference.eps}
 
@@ -53,7 +53,7 @@ class Sweep:
         gives: Type | None = None,
         **more: Any,
     ) -> Value:
-        """Emit a module for `op`; its result has the type `gives`, or that of its last operand."""
+        """Emit a module for `op` and return its result, which has the type `gives`, or that of its last operand."""
         return self.emit_many(cls, op, operands, (gives or operands[-1].type,), phase, **more)[0]
 
     def emit_many(
@@ -65,13 +65,13 @@ class Sweep:
         phase: str = "backward",
         **more: Any,
     ) -> tuple[Value, ...]:
-        """The same for a module with several results."""
+        """Emit a module for `op` with results of these types; return them."""
         self.builder.phase, self.builder.suffix = phase, "updated" if phase == "descent" else "grad"
         made = self.builder.emit(cls, operands, kinds, origin=op.result.name, layer=op.layer, role=op.role, **more)
         return made.results
 
     def receive(self, value: Value, gradient: Value) -> None:
-        """Add `gradient` to what `value` has received."""
+        """Add `gradient` to what `value` has received, if its gradient is wanted."""
         if value not in self.wanted:
             return
         if value in self.gradients:
@@ -85,5 +85,6 @@ class Sweep:
         if op not in self.updated:
             return
         name = self.layers[op].name
+        # Gradients are of the weights before the step; the updates of several uses are added one after the other.
         current = self.stepped.get(name, self.weights[name])
         self.stepped[name] = self.emit(cls, op, (current, *operands), "descent", current.type, target=name, **more)

@@ -197,7 +197,7 @@ def _lazy(plan: Plan, update: str) -> set[SimOp]:
 
 
 def _prefers_lazy(plan: Plan, chain: list[SimOp], update: str) -> bool:
-    """Compares multiply-adds per example (spec, section 13).
+    """Compares multiply-adds per example (construction.md, section 13).
 
     Lazy: every later product with the layer costs ``n t (din + dout)`` more for each pending step. Materialised: each
     step costs ``t din dout``, and the weights are read and written once per example.

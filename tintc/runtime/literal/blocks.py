@@ -111,7 +111,8 @@ class VocabularyMLP(nn.Module):
 
 
 class PositionGate(nn.Module):
-    """``out = tanh(v_old . p) * old + tanh(v_new . p) * new`` (section 2.3); ``v_old, v_new [T_sim]``."""
+    """A gate (construction.md, section 2.3): ``out = tanh(v_old . p) * old + tanh(v_new . p) * new``;
+    ``v_old, v_new [T_sim]``."""
 
     def __init__(self, sim_seq_len: int):
         super().__init__()
