@@ -1,4 +1,7 @@
-"""How the step of finite differences is chosen (construction.md, section 6). fp64, 1e-9 of the update, unless said otherwise."""
+"""How the step of finite differences is chosen (construction.md, section 6).
+
+fp64, 1e-9 of the update, unless said otherwise.
+"""
 
 from __future__ import annotations
 
