@@ -28,14 +28,14 @@ sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
 import report
 import shapes
 
-from tintc.frontend.capture import capture
+from tintc.evaluation.perplexity import cut_blocks, held_out_loss
+from tintc.frontend.graph.trace_model import capture
 from tintc.frontend.importer import recognise
-from tintc.frontend.load import AuxiliarySource, load_auxiliary
+from tintc.frontend.source.load import AuxiliarySource, load_auxiliary
 from tintc.ir.functions import SCHEMES
 from tintc.reference import Approximations, Difference, Tuned, tune
 from tintc.reference.approximations import DESCENDS
 from tintc.reference.groups import members
-from tintc.runtime.evaluate import cut_blocks, held_out_loss
 
 ROOT = Path(__file__).resolve().parents[1]
 TEXT = ROOT.parent / "shared" / "data" / "wikitext" / "wiki.test.raw"

@@ -23,15 +23,15 @@ sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
 import report
 
 import tintc
-from tintc.driver import calibration_ids
-from tintc.frontend.capture import capture
-from tintc.frontend.load import load_auxiliary
+from tintc.compiler import calibration_ids
+from tintc.frontend.graph.trace_model import capture
+from tintc.frontend.source.load import load_auxiliary
 from tintc.ir.auxiliary.interpreter import view
 from tintc.ir.functions import SCHEMES
 from tintc.ir.inputs import resolve_inputs
 from tintc.reference import Approximations, tune
 from tintc.reference.approximations import DESCENDS
-from tintc.runtime.gradients import first_step, simulated_gradients
+from tintc.reference.simulated_gradients import first_step, simulated_gradients
 
 ROOT = Path(__file__).resolve().parents[1]
 MODEL = ROOT.parent / "shared" / "models" / "stories260K"

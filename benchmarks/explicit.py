@@ -17,9 +17,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import AttentionInterface, AutoModelForCausalLM, PreTrainedModel
 
+from tintc.evaluation.perplexity import held_out_loss
 from tintc.ir.core import Parameter, Program
 from tintc.ir.simulator import LinearDescent, NormDescent
-from tintc.runtime.evaluate import held_out_loss
 
 
 def detached_attention(

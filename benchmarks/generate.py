@@ -28,7 +28,7 @@ import report
 import shapes
 
 import tintc
-from tintc.runtime.model import TintForCausalLM
+from tintc.runtime.model.causal_lm import TintForCausalLM
 
 PROMPT, NEW, RATE = 128, 64, 1e-6
 TARGET = 1 / 0.85

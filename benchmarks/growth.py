@@ -4,7 +4,7 @@
 
 Decoders of OPT's kind with random weights. Every point is measured in turn with the explicit peer (example by example):
 seconds, their ratio, and the memory a run takes beyond the weights. Each curve is set against the multiply-adds of its
-plan (`tintc.runtime.fused.costs`): on doubly logarithmic axes the two slopes should agree. A plot per curve.
+plan (`tintc.runtime.execution.fused.costs`): on doubly logarithmic axes the two slopes should agree. A plot per curve.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ import shapes
 from peer import Peer
 
 import tintc
-from tintc.runtime.fused import Sizes, make_plan
-from tintc.runtime.fused.costs import multiply_adds
-from tintc.runtime.fused.memory import peak_bytes
-from tintc.runtime.model import TintForCausalLM
+from tintc.runtime.execution.fused import Sizes, make_plan
+from tintc.runtime.execution.fused.costs import multiply_adds
+from tintc.runtime.execution.fused.memory import peak_bytes
+from tintc.runtime.model.causal_lm import TintForCausalLM
 
 RATE = 1e-5
 

@@ -26,7 +26,7 @@ import report
 import shapes
 
 import tintc
-from tintc.runtime.evaluate import cut_blocks, evaluate_blocks
+from tintc.evaluation.perplexity import cut_blocks, evaluate_blocks
 
 HERE = Path(__file__).resolve().parent
 SHARED = HERE.parents[1] / "shared"

@@ -11,8 +11,8 @@ import torch
 from transformers import AutoModelForCausalLM, GPT2Config, OPTConfig, PreTrainedConfig, PreTrainedModel
 
 sys.path[:0] = [str(Path(__file__).parents[1])]
-from tintc.frontend.hollow import hollow_model
-from tintc.runtime.shards import MAX_SHARD_SIZE, Planned, parse_size, write_files
+from tintc.frontend.source.weightless import hollow_model
+from tintc.runtime.artefact.safetensors_writer import MAX_SHARD_SIZE, Planned, parse_size, write_files
 
 NAMES = ("opt-125m", "gpt2", "smollm2-135m")
 

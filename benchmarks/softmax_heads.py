@@ -23,8 +23,8 @@ sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
 import report
 
 import tintc
-from tintc.lowering.counts import unique_count
-from tintc.runtime.evaluate import cut_blocks, held_out_loss
+from tintc.analysis.parameter_counts import unique_count
+from tintc.evaluation.perplexity import cut_blocks, held_out_loss
 
 HERE = Path(__file__).resolve().parent
 MODEL, TEXT = HERE.parents[1] / "shared" / "models" / "stories260K", HERE / "data" / "story.txt"

@@ -12,11 +12,11 @@ from torch import Tensor
 
 from tintc.ir.core import Program
 from tintc.ir.inputs import resolve_inputs
-from tintc.ir.simulator.interpreter import interpret
+from tintc.ir.simulator.interface.interpreter import interpret
 from tintc.ir.text import parse_program, print_program
-from tintc.runtime.config import TintConfig
-from tintc.runtime.fused import UPDATES
-from tintc.runtime.model import TintForCausalLM
+from tintc.runtime.artefact.config import TintConfig
+from tintc.runtime.execution.fused import UPDATES
+from tintc.runtime.model.causal_lm import TintForCausalLM
 
 FAMILIES: dict[str, Any] = {
     "gpt2": lambda: gpt2(n_layers=3, n_heads=3, head_dim=6, d_ff=31),

@@ -10,19 +10,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tintc import driver
-from tintc.frontend.load import AuxiliarySource, load_auxiliary
+from tintc import compiler as driver
+from tintc.frontend.source.load import AuxiliarySource, load_auxiliary
 from tintc.ir import auxiliary as aux
 from tintc.ir.auxiliary.interpreter import Descent, simulate
 from tintc.ir.auxiliary.interpreter import load as load_parameters
 from tintc.ir.core import Parameter, Program, Value, logits, tokens
 from tintc.ir.inputs import resolve_inputs
-from tintc.ir.simulator.interpreter import interpret
+from tintc.ir.simulator.interface.interpreter import interpret
 from tintc.ir.text import print_program
-from tintc.lowering.emit import emit
+from tintc.lowering.emission.emit import emit
 from tintc.lowering.options import Options
-from tintc.runtime.config import TintConfig
-from tintc.runtime.model import TintForCausalLM
+from tintc.runtime.artefact.config import TintConfig
+from tintc.runtime.model.causal_lm import TintForCausalLM
 
 
 @dataclass

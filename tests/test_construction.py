@@ -11,11 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from tintc.ir.layout import Layout
-from tintc.ir.simulator.linear_backward import backward_block
-from tintc.ir.simulator.linear_descent import descent_block
-from tintc.ir.simulator.linear_forward import forward_block
+from tintc.ir.simulator.ops.linear_backward import backward_block
+from tintc.ir.simulator.ops.linear_descent import descent_block
+from tintc.ir.simulator.ops.linear_forward import forward_block
 from tintc.ir.structure import AttentionSpec, Block, block_tensors, shared_tensors
-from tintc.runtime.literal.attention import TintAttention
+from tintc.runtime.execution.literal.attention import TintAttention
 
 ROOT = Path(__file__).parents[1]
 TEXT = (ROOT / "docs" / "construction.md").read_text(encoding="utf-8")

@@ -9,7 +9,7 @@ import torch
 from command import STORY, Command, make_command, model_folder
 
 import tintc
-from tintc.runtime.state import AdaptedState
+from tintc.runtime.adaptation.state import AdaptedState
 
 PROMPT = " ".join(STORY.split()[:12])
 

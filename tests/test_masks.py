@@ -15,10 +15,10 @@ from torch import Tensor
 
 from tintc import masks
 from tintc.errors import InputError, OptionError
-from tintc.frontend.capture import capture
+from tintc.frontend.graph.trace_model import capture
 from tintc.ir.inputs import resolve_inputs
 from tintc.reference import tune
-from tintc.runtime.gradients import simulated_gradients
+from tintc.reference.simulated_gradients import simulated_gradients
 from tools.sweep.tiny import tiny_model
 
 LENGTHS = st.lists(

@@ -13,11 +13,11 @@ from command import Command, make_command, model_folder
 from transformers import PreTrainedModel
 
 import tintc
-from tintc.frontend.capture import capture
-from tintc.frontend.hollow import hollow_model
+from tintc.analysis.parameter_counts import unique_count, unrolled_count
+from tintc.frontend.graph.trace_model import capture
 from tintc.frontend.importer import import_graph
+from tintc.frontend.source.weightless import hollow_model
 from tintc.ir.text import print_program
-from tintc.lowering.counts import unique_count, unrolled_count
 
 
 @pytest.fixture

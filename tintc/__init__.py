@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Any
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from tintc import masks
-from tintc.runtime.artefact import load
-from tintc.runtime.config import TintConfig
-from tintc.runtime.model import TintForCausalLM, TintOutput
-from tintc.runtime.state import AdaptedState
+from tintc.runtime.adaptation.state import AdaptedState
+from tintc.runtime.artefact.config import TintConfig
+from tintc.runtime.artefact.folder import load
+from tintc.runtime.model.causal_lm import TintForCausalLM, TintOutput
 
 if TYPE_CHECKING:
     from tintc import reference
-    from tintc.driver import compile
+    from tintc.compiler import compile
 
 AutoConfig.register(TintConfig.model_type, TintConfig, exist_ok=True)
 AutoModelForCausalLM.register(TintConfig, TintForCausalLM, exist_ok=True)
@@ -32,7 +32,7 @@ def __dir__() -> list[str]:
 
 def __getattr__(name: str) -> Any:
     if name == "compile":
-        return import_module("tintc.driver").compile
+        return import_module("tintc.compiler").compile
     if name == "reference":
         return import_module("tintc.reference")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -12,8 +12,8 @@ import torch
 from fused_cases import FAMILIES, compiled, family, relative_to_update, run, token_ids
 
 from tintc.errors import InputError
-from tintc.runtime.artefact import load, write_artefact
-from tintc.runtime.fused import UPDATES
+from tintc.runtime.artefact.folder import load, write_artefact
+from tintc.runtime.execution.fused import UPDATES
 
 pytestmark = pytest.mark.cuda
 DTYPES = [(torch.float64, 1e-9), (torch.float32, 1e-3), (torch.bfloat16, 0.2)]
@@ -70,7 +70,7 @@ def test_load_onto_the_gpu(cuda: torch.device, tmp_path: Path) -> None:
 
 
 def test_a_batch_that_does_not_fit_is_refused(cuda: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
-    from tintc.runtime.fused import batches
+    from tintc.runtime.execution.fused import batches
 
     sim = family("opt").compile().to(cuda)
     monkeypatch.setattr(batches, "available_bytes", lambda device: 10_000)

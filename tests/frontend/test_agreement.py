@@ -17,15 +17,15 @@ from hypothesis import strategies as st
 from tiny_models import build, gpt2, llama, opt, relative, token_ids
 from transformers import PreTrainedModel
 
-from tintc.frontend.capture import capture
+from tintc.frontend.graph.trace_model import capture
 from tintc.frontend.importer import import_graph
-from tintc.frontend.load import load_auxiliary
+from tintc.frontend.source.load import load_auxiliary
 from tintc.ir.auxiliary.interpreter import forward, load
 from tintc.ir.core import Program
 from tintc.ir.inputs import resolve_inputs
 from tintc.ir.text import parse_program, print_program
-from tintc.lowering.canonicalise import canonicalise
-from tintc.lowering.roles import assign_roles
+from tintc.lowering.passes.assign_layers import assign_roles
+from tintc.lowering.passes.canonicalise import canonicalise
 from tintc.reference.captured import run_captured
 
 FEW = settings(max_examples=3, deadline=None, derandomize=True)

@@ -12,13 +12,13 @@ import pytest
 import torch
 from tiny_models import build, relative, token_ids
 
-from tintc.frontend.capture import capture
+from tintc.frontend.graph.trace_model import capture
 from tintc.frontend.importer import import_graph
 from tintc.ir.auxiliary.interpreter import forward, load
 from tintc.ir.core import Program
 from tintc.ir.inputs import resolve_inputs
-from tintc.lowering.canonicalise import canonicalise
-from tintc.lowering.roles import assign_roles
+from tintc.lowering.passes.assign_layers import assign_roles
+from tintc.lowering.passes.canonicalise import canonicalise
 from tintc.reference.captured import run_captured
 
 SIZES: dict[str, Any] = {"num_hidden_layers": 2, "hidden_size": 60, "num_attention_heads": 3, "intermediate_size": 45}

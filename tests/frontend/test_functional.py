@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.fx import GraphModule
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from tintc.frontend.functional import NotLocalError, without_writes, writes
+from tintc.frontend.graph.functionalize import NotLocalError, without_writes, writes
 
 VIEWS: dict[str, Callable[[Tensor], Tensor]] = {
     "select": lambda x: x.select(-1, -1),

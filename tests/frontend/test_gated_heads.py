@@ -13,14 +13,14 @@ from tiny_models import relative, token_ids
 from torch import Tensor, nn
 
 from tintc.errors import UnsupportedModelError
-from tintc.frontend.capture import capture
+from tintc.frontend.graph.trace_model import capture
 from tintc.frontend.importer import import_graph
 from tintc.ir.auxiliary import AuxOp
 from tintc.ir.auxiliary.interpreter import forward, load
 from tintc.ir.core import Program
 from tintc.ir.inputs import resolve_inputs
-from tintc.lowering.canonicalise import canonicalise
-from tintc.lowering.roles import assign_roles
+from tintc.lowering.passes.assign_layers import assign_roles
+from tintc.lowering.passes.canonicalise import canonicalise
 from tintc.reference.captured import run_captured
 
 D, HEADS, VOCAB = 24, 4, 29

@@ -13,7 +13,7 @@ from transformers import AutoModel
 
 import tintc
 from tintc.errors import ModelError, OptionError
-from tintc.frontend.load import load_auxiliary
+from tintc.frontend.source.load import load_auxiliary
 
 
 @pytest.fixture

@@ -11,13 +11,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM
 
-from tintc.frontend.capture import capture
-from tintc.frontend.graph import CapturedGraph
+from tintc.frontend.graph.captured import CapturedGraph
+from tintc.frontend.graph.trace_model import capture
 from tintc.frontend.importer import import_graph
 from tintc.frontend.rules import default_rules
 from tintc.ir.text import print_program
-from tintc.lowering.canonicalise import canonicalise
-from tintc.lowering.roles import assign_roles
+from tintc.lowering.passes.assign_layers import assign_roles
+from tintc.lowering.passes.canonicalise import canonicalise
 from tools.sweep.tiny import tiny_config, tiny_model
 
 TYPES = {"gemma": {}, "gpt2": {}, "granite": {"residual_multiplier": 0.2, "logits_scaling": 4.0}, "cohere": {}}

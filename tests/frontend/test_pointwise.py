@@ -9,14 +9,14 @@ import torch
 from tiny_models import llama
 from torch import Tensor, nn
 
-from tintc.frontend.capture import capture
-from tintc.frontend.elementwise import POINTS, agrees
+from tintc.frontend.graph.elementwise import POINTS, agrees
+from tintc.frontend.graph.trace_model import capture
 from tintc.frontend.importer import import_graph
 from tintc.ir.auxiliary import Activation, Logits, Norm, Scale
 from tintc.ir.auxiliary.interpreter import load
 from tintc.ir.core import Program
 from tintc.ir.functions import ACTIVATIONS
-from tintc.lowering.canonicalise import canonicalise
+from tintc.lowering.passes.canonicalise import canonicalise
 
 
 class Written(nn.Module):

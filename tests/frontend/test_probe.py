@@ -9,10 +9,10 @@ import torch
 from tiny_models import gpt2, llama
 
 import tintc
-from tintc import driver
+from tintc import compiler as driver
 from tintc.errors import ModelError
 from tintc.frontend.agreement import check_agreement
-from tintc.frontend.load import load_auxiliary
+from tintc.frontend.source.load import load_auxiliary
 from tintc.ir.auxiliary import Attention, Norm
 from tintc.ir.core import Program
 from tools.sweep.tiny import tiny_model

@@ -14,7 +14,7 @@ from tiny_models import relative, token_ids
 from torch import Tensor, nn
 
 from tintc.errors import UnsupportedModelError
-from tintc.frontend.capture import capture
+from tintc.frontend.graph.trace_model import capture
 from tintc.frontend.importer import import_graph
 from tintc.frontend.rules import default_rules
 from tintc.ir.auxiliary.interpreter import forward, load

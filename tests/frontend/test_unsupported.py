@@ -8,7 +8,7 @@ from tiny_models import llama
 
 from tintc.errors import ModelError, Reason, UnsupportedModelError, fold
 from tintc.folding import folded
-from tintc.frontend.capture import capture
+from tintc.frontend.graph.trace_model import capture
 from tintc.frontend.importer import import_graph
 from tools.sweep.tiny import tiny_model
 

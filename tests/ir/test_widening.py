@@ -8,8 +8,8 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tintc.ir.simulator import fused_base
-from tintc.ir.simulator.fused_base import FEW, widening
+from tintc.ir.simulator.interface import fused_base
+from tintc.ir.simulator.interface.fused_base import FEW, widening
 
 
 @settings(max_examples=25, deadline=None)

@@ -10,14 +10,14 @@ from tiny_models import gpt2, llama, opt, token_ids
 from transformers import PreTrainedModel
 
 from tintc.errors import UnsupportedModelError
-from tintc.frontend.capture import capture
+from tintc.frontend.graph.trace_model import capture
 from tintc.frontend.importer import import_graph
 from tintc.ir.auxiliary.interpreter import forward, load
 from tintc.ir.columns import compose
 from tintc.ir.inputs import resolve_inputs
 from tintc.ir.text import parse_program, print_program
-from tintc.lowering.canonicalise import canonicalise
-from tintc.lowering.roles import assign_roles
+from tintc.lowering.passes.assign_layers import assign_roles
+from tintc.lowering.passes.canonicalise import canonicalise
 
 
 def program(body: str, parameters: str = "") -> str:

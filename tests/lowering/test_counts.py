@@ -9,9 +9,7 @@ import pytest
 import tiny_models
 
 import tintc
-from tintc.ir.layout import Layout
-from tintc.ir.simulator.base import TableCount, attention_cost, split_cost
-from tintc.lowering.counts import (
+from tintc.analysis.parameter_counts import (
     count_parameters,
     module_counts,
     prefix_count,
@@ -20,8 +18,10 @@ from tintc.lowering.counts import (
     unique_count,
     unrolled_count,
 )
-from tintc.lowering.emit import blocks_of
-from tintc.lowering.published import PUBLISHED
+from tintc.analysis.published import PUBLISHED
+from tintc.ir.layout import Layout
+from tintc.ir.simulator.interface.base import TableCount, attention_cost, split_cost
+from tintc.lowering.emission.emit import blocks_of
 
 
 @pytest.fixture(scope="module")

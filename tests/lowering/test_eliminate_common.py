@@ -11,14 +11,14 @@ from programs import build, gpt_like, llama_like
 
 from tintc.ir import simulator as sim
 from tintc.ir.inputs import resolve_inputs
-from tintc.ir.simulator.interpreter import interpret
+from tintc.ir.simulator.interface.interpreter import interpret
 from tintc.ir.text import print_program
-from tintc.lowering.allocate_slots import allocate_slots
-from tintc.lowering.differentiate import differentiate
-from tintc.lowering.eliminate_common import eliminate_common
 from tintc.lowering.options import Options
-from tintc.lowering.plan_layout import plan_layout
-from tintc.lowering.unroll_steps import unroll_steps
+from tintc.lowering.passes.allocate_slots import allocate_slots
+from tintc.lowering.passes.differentiate import differentiate
+from tintc.lowering.passes.eliminate_common import eliminate_common
+from tintc.lowering.passes.plan_layout import plan_layout
+from tintc.lowering.passes.unroll_steps import unroll_steps
 
 MAKERS = {"gpt": lambda: gpt_like(layers=2), "parallel": lambda: llama_like(layers=2, parallel=True)}
 OPTIONS = Options(n_steps=2, n_update_layers=1, inner_lr=0.01)

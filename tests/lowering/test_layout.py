@@ -7,15 +7,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from programs import gpt_like, llama_like
 
-from tintc import driver
+from tintc import compiler as driver
 from tintc.errors import OptionError
 from tintc.ir import simulator as sim
 from tintc.ir.core import Program
 from tintc.ir.layout import Layout
-from tintc.lowering.differentiate import differentiate
 from tintc.lowering.options import Options
-from tintc.lowering.plan_layout import layout_of, plan_layout
-from tintc.lowering.unroll_steps import unroll_steps
+from tintc.lowering.passes.differentiate import differentiate
+from tintc.lowering.passes.plan_layout import layout_of, plan_layout
+from tintc.lowering.passes.unroll_steps import unroll_steps
 
 
 @pytest.mark.parametrize(

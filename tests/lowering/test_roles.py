@@ -7,7 +7,7 @@ import pytest
 from tintc.errors import UnsupportedModelError
 from tintc.ir.auxiliary import AuxOp
 from tintc.ir.text import parse_program
-from tintc.lowering.roles import assign_roles
+from tintc.lowering.passes.assign_layers import assign_roles
 
 
 class Text:

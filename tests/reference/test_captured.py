@@ -9,7 +9,7 @@ import torch
 from tiny_models import gpt2, llama, opt, relative, token_ids
 from transformers import PreTrainedModel
 
-from tintc.frontend.capture import capture
+from tintc.frontend.graph.trace_model import capture
 from tintc.reference.captured import run_captured
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from tiny_models import relative, token_ids
 
-from tintc.frontend.capture import capture
+from tintc.frontend.graph.trace_model import capture
 from tintc.reference.captured import run_nodes
 from tintc.reference.placed import masked_scores, moved_positions
 from tools.sweep.tiny import tiny_model

@@ -20,17 +20,17 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel
 
 from tintc.errors import InputError, OptionError, UnsupportedModelError
-from tintc.frontend.capture import capture
-from tintc.frontend.graph import CapturedGraph
-from tintc.frontend.load import load_auxiliary
+from tintc.frontend.graph.captured import CapturedGraph
+from tintc.frontend.graph.trace_model import capture
+from tintc.frontend.source.load import load_auxiliary
 from tintc.ir.auxiliary.interpreter import view
 from tintc.ir.inputs import resolve_inputs
 from tintc.ir.losses import LOSSES
-from tintc.ir.simulator.base import Weights
-from tintc.ir.simulator.interpreter import interpret
+from tintc.ir.simulator.interface.base import Weights
+from tintc.ir.simulator.interface.interpreter import interpret
 from tintc.reference import Approximations, Difference, Tuned, tune
 from tintc.reference.approximations import DESCENDS, GROUPS
-from tintc.runtime.gradients import first_step
+from tintc.reference.simulated_gradients import first_step
 from tools.sweep.tiny import tiny_model
 
 LENGTH, LR = 11, 0.02

@@ -14,7 +14,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 import tintc
 from tintc.errors import ArtefactError, OptionError
-from tintc.runtime.artefact import check_output, structure_digest, text_digest, write_artefact
+from tintc.runtime.artefact.folder import check_output, structure_digest, text_digest, write_artefact
 
 IDS = tiny_models.token_ids(2, 12)
 
@@ -88,7 +88,7 @@ def test_replacing_leaves_one_folder(sim: tintc.TintForCausalLM, tmp_path: Path)
 def test_replacing_where_paths_cannot_be_exchanged(
     sim: tintc.TintForCausalLM, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("tintc.runtime.staging._exchange", lambda *_: False)
+    monkeypatch.setattr("tintc.runtime.artefact.staging._exchange", lambda *_: False)
     target = write_artefact(sim, tmp_path / "sim")
     write_artefact(sim, target, force=True)
     assert [path.name for path in tmp_path.iterdir()] == ["sim"] and run(tintc.load(target)).isfinite().all()

@@ -12,8 +12,8 @@ import torch
 from programs import gpt_like, llama_like, simulator
 from torch import Tensor
 
-from tintc.runtime.literal import TintAttention
-from tintc.runtime.model import TintForCausalLM
+from tintc.runtime.execution.literal import TintAttention
+from tintc.runtime.model.causal_lm import TintForCausalLM
 
 
 def randn(*shape: int) -> Tensor:

@@ -17,7 +17,7 @@ from tintc.ir import auxiliary as aux
 from tintc.ir.auxiliary.interpreter import Descent, simulate
 from tintc.ir.core import Program, Value
 from tintc.ir.inputs import resolve_inputs
-from tintc.ir.simulator import attention_common
+from tintc.ir.simulator.shared import attention_common
 
 HEADS, DIM, VOCAB = 3, 6, 11
 

@@ -20,8 +20,8 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 import tintc
 from tintc.errors import ArtefactError, OptionError, TintcError
-from tintc.runtime import saving
-from tintc.runtime.card import model_card
+from tintc.runtime.artefact.card import model_card
+from tintc.runtime.model.causal_lm import saving
 
 IDS = tiny_models.token_ids(2, 12, vocab=22)
 
@@ -61,8 +61,8 @@ def test_importing_tintc_leaves_the_compiler_alone() -> None:
             if isinstance(node, ast.ImportFrom) and node.module == "tintc":
                 found = [f"tintc.{alias.name}" for alias in node.names]
             waiting |= {other for other in found if other.startswith("tintc.")} - seen
-    assert "tintc.runtime.model" in seen
-    assert not [name for name in seen if name.startswith(("tintc.driver", "tintc.frontend", "tintc.reference"))]
+    assert "tintc.runtime.model.causal_lm" in seen
+    assert not [name for name in seen if name.startswith(("tintc.compiler", "tintc.frontend", "tintc.reference"))]
     assert callable(tintc.compile) and tintc.reference.tune and {"compile", "reference"} <= set(dir(tintc))
     with pytest.raises(AttributeError, match="no attribute 'comple'"):
         _ = tintc.comple  # pyright: ignore[reportAttributeAccessIssue]
@@ -154,10 +154,10 @@ def test_saving_onto_a_file(stored: Path, tmp_path: Path) -> None:
 FULL = OSError(28, "No space left on device")
 FAILURES: dict[str, tuple[str, int]] = {
     "the tensors": ("transformers.modeling_utils.safe_save_file", 0),
-    "the texts": ("tintc.runtime.saving.write_texts", 0),
-    "the first renaming": ("tintc.runtime.staging.os.rename", 0),
-    "half of the renaming": ("tintc.runtime.staging.os.rename", 7),
-    "the last but one renaming": ("tintc.runtime.staging.os.rename", 14),
+    "the texts": ("tintc.runtime.model.saving.write_texts", 0),
+    "the first renaming": ("tintc.runtime.artefact.staging.os.rename", 0),
+    "half of the renaming": ("tintc.runtime.artefact.staging.os.rename", 7),
+    "the last but one renaming": ("tintc.runtime.artefact.staging.os.rename", 14),
 }
 
 

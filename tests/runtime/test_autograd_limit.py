@@ -13,20 +13,20 @@ import torch
 from tiny_models import gpt2, llama, opt, token_ids
 from torch import Tensor
 
-from tintc import driver
-from tintc.frontend.capture import capture
-from tintc.frontend.graph import CapturedGraph
+from tintc import compiler as driver
+from tintc.frontend.graph.captured import CapturedGraph
+from tintc.frontend.graph.trace_model import capture
 from tintc.frontend.importer import import_graph
 from tintc.ir import simulator as sim
 from tintc.ir.auxiliary.interpreter import view
 from tintc.ir.core import Program, Value
 from tintc.ir.inputs import Inputs, resolve_inputs
-from tintc.ir.simulator.base import Weights
-from tintc.ir.simulator.interpreter import interpret
-from tintc.lowering.canonicalise import canonicalise
-from tintc.lowering.emit import emit
+from tintc.ir.simulator.interface.base import Weights
+from tintc.ir.simulator.interface.interpreter import interpret
+from tintc.lowering.emission.emit import emit
 from tintc.lowering.options import Options
-from tintc.lowering.roles import assign_roles
+from tintc.lowering.passes.assign_layers import assign_roles
+from tintc.lowering.passes.canonicalise import canonicalise
 from tintc.reference.captured import run_captured
 
 MODELS = {

@@ -15,13 +15,13 @@ from programs import gpt_like, simulator
 from tiny_models import token_ids
 from torch import Tensor
 
+from tintc.analysis.capture_points import point_of, sized
 from tintc.errors import InputError, OptionError
 from tintc.ir.inputs import resolve_inputs
-from tintc.lowering.points import point_of, sized
-from tintc.runtime.fused import Sizes, make_plan
-from tintc.runtime.fused.memory import peak_bytes
-from tintc.runtime.gradients import simulated_gradients
-from tintc.runtime.model import TintForCausalLM
+from tintc.reference.simulated_gradients import simulated_gradients
+from tintc.runtime.execution.fused import Sizes, make_plan
+from tintc.runtime.execution.fused.memory import peak_bytes
+from tintc.runtime.model.causal_lm import TintForCausalLM
 
 IDS = token_ids(2, 11)
 

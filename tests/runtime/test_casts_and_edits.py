@@ -12,8 +12,8 @@ import tintc
 from tintc.errors import ArtefactError, InputError, IRError, OptionError, TintcError
 from tintc.ir.functions import rotate
 from tintc.ir.text import parse_program
-from tintc.lowering.plan_layout import layout_of
-from tintc.runtime.model import TintForCausalLM
+from tintc.lowering.passes.plan_layout import layout_of
+from tintc.runtime.model.causal_lm import TintForCausalLM
 
 IDS = torch.arange(2 * 8).reshape(2, 8) % 7
 

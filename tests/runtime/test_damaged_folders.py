@@ -14,7 +14,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 import tintc
 from tintc.errors import ArtefactError, TintcError
-from tintc.runtime.config import FORMAT_VERSION
+from tintc.runtime.artefact.config import FORMAT_VERSION
 
 
 @pytest.fixture(scope="module")

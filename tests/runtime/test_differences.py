@@ -14,7 +14,7 @@ from tintc.errors import OptionError
 from tintc.ir.functions import FiniteDifference
 from tintc.ir.inputs import resolve_inputs
 from tintc.lowering.options import Options
-from tintc.runtime.gradients import simulated_gradients
+from tintc.reference.simulated_gradients import simulated_gradients
 
 IDS = token_ids(2, 9)
 

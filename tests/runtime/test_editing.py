@@ -17,9 +17,9 @@ import tintc
 from tintc.cli.inspect import read_artefact
 from tintc.errors import ArtefactError, IRError
 from tintc.ir.inputs import resolve_inputs
-from tintc.ir.simulator.interpreter import interpret
+from tintc.ir.simulator.interface.interpreter import interpret
 from tintc.ir.text import parse_program, print_program
-from tintc.runtime.model import TintForCausalLM
+from tintc.runtime.model.causal_lm import TintForCausalLM
 
 MODELS = {
     "gpt2": lambda: gpt2(n_heads=3, head_dim=4),

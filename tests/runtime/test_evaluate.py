@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 import tintc
 from tintc.errors import InputError, OptionError
-from tintc.runtime.evaluate import Blocks, cut_blocks, evaluate_blocks, held_out_loss, perplexity
+from tintc.evaluation.perplexity import Blocks, cut_blocks, evaluate_blocks, held_out_loss, perplexity
 
 
 @given(length=st.integers(4, 200), size=st.integers(4, 50), fraction=st.floats(0.5, 0.99))

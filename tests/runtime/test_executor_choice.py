@@ -21,11 +21,11 @@ from torch.nn.modules.module import register_module_forward_hook
 
 import tintc
 from tintc.errors import OptionError
-from tintc.lowering.emit import structure_specs
-from tintc.runtime.artefact import load, write_artefact
-from tintc.runtime.fused.executor import FusedExecutor
-from tintc.runtime.literal.machine import Machine
-from tintc.runtime.model import TintForCausalLM
+from tintc.lowering.emission.emit import structure_specs
+from tintc.runtime.artefact.folder import load, write_artefact
+from tintc.runtime.execution.fused.executor import FusedExecutor
+from tintc.runtime.execution.literal.executor import Machine
+from tintc.runtime.model.causal_lm import TintForCausalLM
 
 IDS = token_ids(2, 10)
 MATTERS = "structure.linear_forward_bias.w_"

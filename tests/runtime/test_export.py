@@ -20,7 +20,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import tintc
 from tintc.errors import ArtefactError, ModelError
-from tintc.runtime.model import TintForCausalLM
+from tintc.runtime.model.causal_lm import TintForCausalLM
 from tools.sweep.tiny import tiny_model
 
 EXPORTED: dict[str, Any] = {

@@ -18,9 +18,9 @@ from tintc.ir.auxiliary import Gate, Linear
 from tintc.ir.core import Program, Value, substitute
 from tintc.ir.inputs import resolve_inputs
 from tintc.ir.losses import LOSSES
-from tintc.ir.simulator.interpreter import interpret
-from tintc.runtime.fused import UPDATES
-from tintc.runtime.model import TintForCausalLM
+from tintc.ir.simulator.interface.interpreter import interpret
+from tintc.runtime.execution.fused import UPDATES
+from tintc.runtime.model.causal_lm import TintForCausalLM
 
 NAMES = tuple(FAMILIES)
 TRAIN = torch.tensor([[0, 1, 1, 0, 1, 1, 1, 0, 0, 0, 0, 0], [1, 1, 1, 1, 1, 1, 1, 0, 1, 1, 0, 0]])
@@ -209,7 +209,8 @@ def parse(sim: TintForCausalLM) -> Program:
 
 def test_long_texts_take_the_attention_backward_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     """`ROWS` queries, `CHUNK` positions and `WORDS` of the vocabulary at a time give what all at once do."""
-    from tintc.ir.simulator import attention_common, loss_gradient
+    from tintc.ir.simulator.ops import loss_gradient
+    from tintc.ir.simulator.shared import attention_common
 
     monkeypatch.setattr(attention_common, "ROWS", 3)
     monkeypatch.setattr(loss_gradient, "CHUNK", 4)
@@ -224,7 +225,7 @@ def test_long_texts_take_the_attention_backward_in_blocks(monkeypatch: pytest.Mo
 def test_scores_of_any_size_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Blocks whose largest score is far above or below the last one's: fp32 against one softmax in fp64, 1e-5."""
     from tintc.ir.losses import loss_gradient as right
-    from tintc.ir.simulator import loss_gradient
+    from tintc.ir.simulator.ops import loss_gradient
 
     monkeypatch.setattr(loss_gradient, "WORDS", 5)
     generator = torch.Generator().manual_seed(0)
@@ -251,7 +252,7 @@ def test_rotation_far_into_the_text_in_bf16() -> None:
 
 def test_nothing_is_written_that_is_read_later(monkeypatch: pytest.MonkeyPatch) -> None:
     """In-place ops touch no operand that the plan does not free: every operand that is not is what it was."""
-    from tintc.ir.simulator.base import SimOp
+    from tintc.ir.simulator.interface.base import SimOp
 
     checked = 0
     for cls in {type(op) for name in NAMES for op in compiled(name).program.ops if isinstance(op, SimOp)}:

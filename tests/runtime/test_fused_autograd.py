@@ -12,7 +12,7 @@ import torch
 from fused_cases import family, token_ids
 from torch import Tensor
 
-from tintc.runtime.model import TintForCausalLM
+from tintc.runtime.model.causal_lm import TintForCausalLM
 
 MODES = ("lazy", "materialised")
 PARTS = ("prefixes", "tables", "rates")

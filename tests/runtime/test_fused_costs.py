@@ -10,11 +10,11 @@ from torch.utils.flop_counter import FlopCounterMode
 from tintc.errors import OptionError
 from tintc.ir import simulator as ops
 from tintc.ir.inputs import resolve_inputs
-from tintc.runtime.fused import UPDATES, FusedExecutor, Sizes, make_plan
-from tintc.runtime.fused import plan as plans
-from tintc.runtime.fused.costs import multiply_adds
-from tintc.runtime.fused.plan import Plan
-from tintc.runtime.model import TintForCausalLM
+from tintc.runtime.execution.fused import UPDATES, FusedExecutor, Sizes, make_plan
+from tintc.runtime.execution.fused import plan as plans
+from tintc.runtime.execution.fused.costs import multiply_adds
+from tintc.runtime.execution.fused.plan import Plan
+from tintc.runtime.model.causal_lm import TintForCausalLM
 
 
 def plan(sim: TintForCausalLM, batch: int, length: int, train: int | tuple[int, ...], update: str = "auto") -> Plan:

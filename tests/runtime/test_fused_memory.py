@@ -14,9 +14,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from tintc.errors import InputError, OptionError
-from tintc.runtime.fused import Sizes, available, batches, make_plan
-from tintc.runtime.fused.budget import HEADROOM
-from tintc.runtime.fused.memory import peak_bytes
+from tintc.runtime.execution.fused import Sizes, available, batches, make_plan
+from tintc.runtime.execution.fused.budget import HEADROOM
+from tintc.runtime.execution.fused.memory import peak_bytes
 
 IDS = token_ids(5, 12)
 

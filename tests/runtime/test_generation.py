@@ -23,7 +23,7 @@ from transformers.generation.streamers import BaseStreamer
 import tintc
 from tintc.errors import InputError, OptionError
 from tintc.ir.inputs import resolve_inputs
-from tintc.runtime.model import TintForCausalLM
+from tintc.runtime.model.causal_lm import TintForCausalLM
 from tools.sweep.tiny import tiny_model
 
 PROMPT, WHOLE = 8, 13
@@ -176,7 +176,7 @@ def test_literal_execution_generates_too() -> None:
 
 
 def test_beams_share_one_adaptation(monkeypatch: pytest.MonkeyPatch) -> None:
-    from tintc.runtime import adapt
+    from tintc.runtime.adaptation import prefill as adapt
 
     seen = []
     together = adapt.run_together

@@ -14,7 +14,7 @@ from programs import imported
 from safetensors.torch import load_file
 
 from tintc.ir.inputs import resolve_inputs
-from tintc.ir.simulator.interpreter import interpret
+from tintc.ir.simulator.interface.interpreter import interpret
 
 FOLDERS = ("gpt2-0", "gpt2-1", "opt-0", "opt-1")
 

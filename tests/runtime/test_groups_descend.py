@@ -10,11 +10,11 @@ from fused_cases import check_fused, compiled, family, run, token_ids
 from programs import check_agreement, gpt_like, llama_like, relative_to_update, simulator, three_ways
 
 from tintc.errors import OptionError
-from tintc.frontend.capture import capture
+from tintc.frontend.graph.trace_model import capture
 from tintc.ir.auxiliary.interpreter import GROUPS, Descent, view
 from tintc.ir.inputs import resolve_inputs
 from tintc.reference import Approximations, tune
-from tintc.runtime.gradients import simulated_gradients
+from tintc.reference.simulated_gradients import simulated_gradients
 from tools.sweep.tiny import tiny_model
 
 ALL = ",".join(GROUPS)

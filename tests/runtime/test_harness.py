@@ -27,8 +27,8 @@ from lm_eval import simple_evaluate
 from lm_eval.api.instance import Instance
 from lm_eval.tasks import TaskManager
 
-from tintc.runtime.harness import TintLM
-from tintc.runtime.processes import left
+from tintc.evaluation.lm_eval_model import TintLM
+from tintc.evaluation.processes import left
 
 SENTENCES = [" ".join(WORDS[(start + 5 * step) % len(WORDS)] for step in range(9)) for start in range(4)]
 DOCUMENTS = [

@@ -14,9 +14,9 @@ from programs import gpt_like, simulator
 from tiny_models import llama
 
 import tintc
+from tintc.analysis.head_roles import Place, Role, Roles
 from tintc.errors import OptionError
-from tintc.lowering.head_roles import Place, Role, Roles
-from tintc.runtime.model import TintForCausalLM
+from tintc.runtime.model.causal_lm import TintForCausalLM
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,7 @@ from programs import import_model
 from tiny_models import gpt2, llama, opt, token_ids
 from transformers import AutoModelForCausalLM, Gemma2Config, GPTNeoXConfig
 
-from tintc.runtime.model import TintForCausalLM
+from tintc.runtime.model.causal_lm import TintForCausalLM
 
 SMALL: dict[str, Any] = {
     "vocab_size": 53,

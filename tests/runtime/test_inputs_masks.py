@@ -9,7 +9,7 @@ from tiny_models import gpt2, llama, opt, token_ids
 from torch import Tensor
 
 from tintc.errors import InputError, OptionError
-from tintc.runtime.model import TintForCausalLM
+from tintc.runtime.model.causal_lm import TintForCausalLM
 
 MODELS = {
     "gpt2": lambda: gpt2(n_heads=3, head_dim=4),

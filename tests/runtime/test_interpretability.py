@@ -14,7 +14,7 @@ from programs import import_model
 from tiny_models import llama, token_ids
 from torch import Tensor
 
-from tintc.runtime.model import TintForCausalLM
+from tintc.runtime.model.causal_lm import TintForCausalLM
 
 IDS = token_ids(2, 9)
 SITE = "sites.forward_1.model.layers.0.self_attn.o_proj"

@@ -12,8 +12,8 @@ import tiny_models
 from command import contents, finished, model_folder, process
 
 import tintc
-from tintc.runtime.artefact import is_artefact
-from tintc.runtime.staging import remove_abandoned, staged
+from tintc.runtime.artefact.folder import is_artefact
+from tintc.runtime.artefact.staging import remove_abandoned, staged
 
 KILL = "os.kill(os.getpid(), signal.SIGKILL)"
 POINTS = {

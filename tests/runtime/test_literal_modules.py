@@ -21,12 +21,12 @@ from tintc.ir.core import Op, Parameter, Program, Type, Value, tokens
 from tintc.ir.inputs import resolve_inputs
 from tintc.ir.layout import Layout
 from tintc.ir.losses import LOSSES
-from tintc.ir.simulator.base import Interpretation, SimOp, Weights
-from tintc.ir.simulator.literal_base import PrefixTiles
-from tintc.lowering.allocate_slots import allocate_slots
+from tintc.ir.simulator.interface.base import Interpretation, SimOp, Weights
+from tintc.ir.simulator.interface.literal_base import PrefixTiles
 from tintc.lowering.options import Options
-from tintc.lowering.plan_layout import plan_layout
-from tintc.runtime.literal import Machine
+from tintc.lowering.passes.allocate_slots import allocate_slots
+from tintc.lowering.passes.plan_layout import plan_layout
+from tintc.runtime.execution.literal import Machine
 
 LENGTH, VOCAB = 6, 9
 FEW = settings(max_examples=15, deadline=None, derandomize=True)

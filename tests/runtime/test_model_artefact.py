@@ -14,7 +14,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 import tintc
 from tintc.cli.inspect import read_artefact
 from tintc.errors import ArtefactError, OptionError
-from tintc.runtime.config import FORMAT_VERSION
+from tintc.runtime.artefact.config import FORMAT_VERSION
 
 MAKERS = {
     "gpt2": lambda: gpt2(n_layers=1, n_heads=3, head_dim=4),

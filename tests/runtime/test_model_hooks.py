@@ -10,7 +10,7 @@ import torch
 from programs import gpt_like, llama_like, simulator
 from torch import Tensor, nn
 
-from tintc.runtime.tree import Container
+from tintc.runtime.execution.module_tree import Container
 
 IDS = torch.randint(0, 11, (2, 8), generator=torch.Generator().manual_seed(3))
 MAKERS = {"gpt": gpt_like, "llama": llama_like}

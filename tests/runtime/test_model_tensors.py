@@ -14,8 +14,8 @@ from safetensors import safe_open
 from tiny_models import gpt2
 from torch import Tensor
 
-from tintc.lowering.emit import specs
-from tintc.runtime.model import TintForCausalLM
+from tintc.lowering.emission.emit import specs
+from tintc.runtime.model.causal_lm import TintForCausalLM
 
 IDS = torch.randint(0, 11, (1, 8), generator=torch.Generator().manual_seed(3))
 

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 import tintc
 from tintc.cli.run import run_text
-from tintc.runtime.processes import Processes
+from tintc.evaluation.processes import Processes
 
 OPTIONS: dict[str, Any] = {"train_fraction": 0.5, "block_size": 8, "max_blocks": None, "inner_lr": None}
 OPTIONS |= {"split_steps": False}
@@ -41,7 +41,7 @@ def test_shares_are_gathered_in_order(items: int, count: int) -> None:
     assert sorted(item for share in shares for item in share) == [*range(items)]
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("tintc.runtime.processes.gather_object", lambda _: [[*share] for share in shares])
+        patch.setattr("tintc.evaluation.processes.gather_object", lambda _: [[*share] for share in shares])
         for index in range(count):
             assert Processes(index, count).gathered(shares[index]) == [*range(items)]
 

@@ -15,10 +15,7 @@ from command import Command, make_command
 from fused_cases import check_fused, family, relative_to_update, run, token_ids
 
 from tintc import load
-from tintc.errors import IRError, OptionError
-from tintc.ir import simulator as sim
-from tintc.ir.text import parse_program, print_program
-from tintc.lowering.counts import (
+from tintc.analysis.parameter_counts import (
     block_count,
     module_counts,
     table_count,
@@ -27,11 +24,14 @@ from tintc.lowering.counts import (
     unique_count,
     unrolled_count,
 )
-from tintc.lowering.emit import check_complete
+from tintc.errors import IRError, OptionError
+from tintc.ir import simulator as sim
+from tintc.ir.text import parse_program, print_program
+from tintc.lowering.emission.emit import check_complete
+from tintc.lowering.emission.sharing import placement
 from tintc.lowering.options import REUSE, Options
-from tintc.lowering.sharing import placement
-from tintc.runtime.artefact import write_artefact
-from tintc.runtime.model import TintForCausalLM
+from tintc.runtime.artefact.folder import write_artefact
+from tintc.runtime.model.causal_lm import TintForCausalLM
 
 
 @pytest.fixture

@@ -17,8 +17,8 @@ from programs import import_model
 from tiny_models import gpt2, llama, token_ids
 from torch import Tensor, nn
 
-from tintc.lowering.head_roles import Role
-from tintc.runtime.model import TintForCausalLM
+from tintc.analysis.head_roles import Role
+from tintc.runtime.model.causal_lm import TintForCausalLM
 
 MODELS: dict[str, Any] = {
     "llama": lambda: llama(n_layers=1, n_heads=4, n_kv_heads=2, head_dim=8, d_ff=45),

@@ -13,16 +13,16 @@ import torch
 from programs import gpt_like, llama_like
 from torch import Tensor
 
-from tintc.driver import lower_to_modules
+from tintc.compiler import lower_to_modules
 from tintc.ir.layout import Layout
-from tintc.ir.simulator.linear_backward import backward_block
-from tintc.ir.simulator.linear_common import heads_to_rows, rows_to_heads
-from tintc.ir.simulator.linear_descent import descent_block
-from tintc.ir.simulator.linear_forward import forward_block
+from tintc.ir.simulator.ops.linear_backward import backward_block
+from tintc.ir.simulator.ops.linear_descent import descent_block
+from tintc.ir.simulator.ops.linear_forward import forward_block
+from tintc.ir.simulator.shared.linear_common import heads_to_rows, rows_to_heads
 from tintc.ir.structure import AttentionSpec, Split, SplitStage, TensorSpec
-from tintc.lowering.candidates import survey
 from tintc.lowering.options import Options
-from tintc.runtime.literal.split import build_split
+from tintc.lowering.passes.layout_candidates import survey
+from tintc.runtime.execution.literal.split import build_split
 
 PROGRAMS = {
     "13 wide, heads of 4": lambda: gpt_like(13, 3, 1, 11, 17),

@@ -21,15 +21,15 @@ from programs import imported
 from torch import Tensor
 
 import tintc
+from tintc.analysis.parameter_counts import count_parameters, unrolled_count
+from tintc.analysis.report import parameter_report
 from tintc.errors import ModelError, OptionError
+from tintc.evaluation.perplexity import evaluate_blocks
 from tintc.ir.functions import sink_softmax
-from tintc.lowering.counts import count_parameters, unrolled_count
-from tintc.lowering.soften import soften
-from tintc.runtime.artefact import load, write_artefact
-from tintc.runtime.evaluate import evaluate_blocks
-from tintc.runtime.literal import TintAttention
-from tintc.runtime.model import TintForCausalLM
-from tintc.runtime.report import parameter_report
+from tintc.lowering.passes.softmax_heads import soften
+from tintc.runtime.artefact.folder import load, write_artefact
+from tintc.runtime.execution.literal import TintAttention
+from tintc.runtime.model.causal_lm import TintForCausalLM
 
 STORIES = Path(__file__).parents[3] / "shared" / "models" / "stories260K"
 STORY = (
@@ -79,8 +79,8 @@ def pair(name: str, dtype: torch.dtype = torch.float64, **chosen: Any) -> tuple[
     linear = made.compile(dtype=dtype, inner_lr=lr, **chosen)
     ids = torch.randint(0, 53, (20,), generator=torch.Generator().manual_seed(1))
     program = soften(linear.program, made.auxiliary.tensors, lr, dtype, ids)
-    options = tintc.driver.Options(inner_lr=lr, linear_attention="softmax", **chosen)
-    softmax = tintc.driver.assemble(program, made.auxiliary, made.source, options, dtype)
+    options = tintc.compiler.Options(inner_lr=lr, linear_attention="softmax", **chosen)
+    softmax = tintc.compiler.assemble(program, made.auxiliary, made.source, options, dtype)
     softmax.executor = "literal"
     return linear, softmax
 
@@ -210,8 +210,8 @@ def test_perplexity_of_a_trained_model() -> None:
     linear = made.compile(max_length=48, dtype=torch.float32, **options)
     ids = torch.tensor(made.source.tokenizer(STORY)["input_ids"][:48])
     program = soften(linear.program, made.auxiliary.tensors, 1e-4, torch.float32, ids)
-    chosen = tintc.driver.Options(**options, linear_attention="softmax")
-    softmax = tintc.driver.assemble(program, made.auxiliary, made.source, chosen, torch.float32)
+    chosen = tintc.compiler.Options(**options, linear_attention="softmax")
+    softmax = tintc.compiler.assemble(program, made.auxiliary, made.source, chosen, torch.float32)
     linear.executor = "fused"
     right, found = (evaluate_blocks(sim, ids, block_size=48) for sim in (linear, softmax))
     assert found.perplexity_before == pytest.approx(right.perplexity_before, rel=0.01)

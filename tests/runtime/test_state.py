@@ -17,9 +17,9 @@ from torch import Tensor
 
 import tintc
 from tintc.errors import ArtefactError, InputError, OptionError
-from tintc.runtime.cache import TintCache
-from tintc.runtime.model import TintForCausalLM
-from tintc.runtime.state import AdaptedState
+from tintc.runtime.adaptation.cache import TintCache
+from tintc.runtime.adaptation.state import AdaptedState
+from tintc.runtime.model.causal_lm import TintForCausalLM
 
 
 @torch.no_grad()

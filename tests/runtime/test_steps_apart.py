@@ -13,12 +13,12 @@ from programs import check_agreement, gpt_like, simulator, three_ways
 from torch import Tensor
 
 from tintc.errors import InputError
-from tintc.frontend.capture import capture
+from tintc.frontend.graph.trace_model import capture
 from tintc.ir.auxiliary.interpreter import Descent
 from tintc.ir.core import Program
 from tintc.reference import tune
-from tintc.runtime.fused import UPDATES
-from tintc.runtime.model import TintForCausalLM
+from tintc.runtime.execution.fused import UPDATES
+from tintc.runtime.model.causal_lm import TintForCausalLM
 
 LENGTH = 9
 LR = 0.01

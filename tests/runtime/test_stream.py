@@ -16,10 +16,10 @@ from safetensors.torch import save_file
 
 import tintc
 from tintc.errors import ArtefactError, OptionError
-from tintc.frontend.load import load_auxiliary
-from tintc.frontend.mapped import MAPS, MappedWeights
-from tintc.runtime.artefact import write_artefact
-from tintc.runtime.shards import INDEX, parse_size
+from tintc.frontend.source.load import load_auxiliary
+from tintc.frontend.source.mapped import MAPS, MappedWeights
+from tintc.runtime.artefact.folder import write_artefact
+from tintc.runtime.artefact.safetensors_writer import INDEX, parse_size
 
 needs_linux = pytest.mark.skipif(not MAPS.exists(), reason="only Linux says what is mapped")
 
@@ -82,7 +82,7 @@ def test_no_room(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     """Refused from the plan, before any tensor is computed."""
     usage = namedtuple("usage", "total used free")(10**9, 10**9 - 1000, 1000)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
-    monkeypatch.setattr("tintc.runtime.stream.write_files", lambda *_: pytest.fail("something was written"))
+    monkeypatch.setattr("tintc.runtime.artefact.streaming.write_files", lambda *_: pytest.fail("something was written"))
     with pytest.raises(ArtefactError, match="make room"):
         tintc.compile(model, output=tmp_path / "sim")
     assert not list(tmp_path.iterdir())

@@ -17,8 +17,8 @@ from transformers import Trainer, TrainingArguments
 
 import tintc
 from tintc.errors import OptionError
-from tintc.runtime.model import TintForCausalLM
-from tintc.runtime.training import next_token_loss
+from tintc.runtime.model.causal_lm import TintForCausalLM
+from tintc.runtime.model.training import next_token_loss
 
 TEXTS = token_ids(1, 10, vocab=19).expand(4, 10)
 ROWS: Any = [{"input_ids": row, "labels": row} for row in TEXTS]

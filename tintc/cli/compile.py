@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import tintc
+from tintc.analysis.report import sizes
 from tintc.cli.console import print_json, print_table, silence_libraries, stages
 from tintc.cli.run import read_text
+from tintc.evaluation.perplexity import peak_rss_bytes
 from tintc.lowering.options import Options
-from tintc.runtime.artefact import check_output
-from tintc.runtime.evaluate import peak_rss_bytes
-from tintc.runtime.report import sizes
+from tintc.runtime.artefact.folder import check_output
 
 
 def compile_model(

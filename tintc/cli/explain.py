@@ -8,14 +8,14 @@ from typing import Any
 from torch.fx import Node
 
 from tintc.cli.console import print_json, print_rows, silence_libraries, stages
-from tintc.frontend.capture import capture
-from tintc.frontend.graph import CapturedGraph
+from tintc.frontend.graph.captured import CapturedGraph
+from tintc.frontend.graph.trace_model import capture
 from tintc.frontend.importer import recognise
-from tintc.frontend.load import load_auxiliary
+from tintc.frontend.source.load import load_auxiliary
 from tintc.ir.auxiliary import AuxOp
 from tintc.ir.core import Program, Value
-from tintc.lowering.canonicalise import canonicalise
-from tintc.lowering.roles import assign_roles
+from tintc.lowering.passes.assign_layers import assign_roles
+from tintc.lowering.passes.canonicalise import canonicalise
 
 
 def explain_model(model: str, as_json: bool) -> None:

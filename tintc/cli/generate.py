@@ -15,10 +15,10 @@ from tintc.cli.console import print_json, silence_libraries, stages
 from tintc.cli.run import read_text, tokenise
 from tintc.errors import OptionError
 from tintc.ir.inputs import resolve_inputs
-from tintc.runtime.artefact import load
-from tintc.runtime.generation import check_longest
-from tintc.runtime.model import TintForCausalLM
-from tintc.runtime.state import AdaptedState
+from tintc.runtime.adaptation.state import AdaptedState
+from tintc.runtime.artefact.folder import load
+from tintc.runtime.model.causal_lm import TintForCausalLM
+from tintc.runtime.model.generation import check_longest
 
 
 def generate_text(

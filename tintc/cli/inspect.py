@@ -7,18 +7,25 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+from tintc.analysis.report import OPTIONS, check_file, parameter_report, summary
 from tintc.cli.console import print_json, print_table, silence_libraries, stages
 from tintc.cli.params import print_modules, print_paper
 from tintc.cli.roles import chosen_roles, print_roles
-from tintc.driver import import_auxiliary, lower
+from tintc.compiler import import_auxiliary, lower
 from tintc.errors import OptionError
-from tintc.frontend.load import load_auxiliary
+from tintc.frontend.source.load import load_auxiliary
 from tintc.ir.core import Program
 from tintc.ir.text import parse_program, print_program
 from tintc.lowering.options import Options
-from tintc.runtime.artefact import is_artefact, is_edited, read_auxiliary, read_config, read_program, says_simulator
-from tintc.runtime.loading import check_config
-from tintc.runtime.report import OPTIONS, check_file, parameter_report, summary
+from tintc.runtime.artefact.checks import check_config
+from tintc.runtime.artefact.folder import (
+    is_artefact,
+    is_edited,
+    read_auxiliary,
+    read_config,
+    read_program,
+    says_simulator,
+)
 
 
 @dataclass(frozen=True)

@@ -32,8 +32,8 @@ def run_harness(arguments: Sequence[str]) -> None:
         raise OptionError(
             f"tintc lm-eval needs lm-evaluation-harness ({error}); install it with: pip install 'tintc[eval]'."
         ) from error
-    from tintc.runtime import harness
-    from tintc.runtime.processes import left
+    from tintc.evaluation import lm_eval_model as harness
+    from tintc.evaluation.processes import left
 
     assert harness.TintLM, "importing the module has registered it"
     given, sys.argv = sys.argv, ["tintc lm-eval", *with_device(arguments)]

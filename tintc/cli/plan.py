@@ -8,15 +8,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from tintc.analysis.parameter_counts import count_parameters
 from tintc.cli.console import print_json, print_rows, print_table, silence_libraries, stages
 from tintc.cli.plan_plot import check_plot, draw
-from tintc.driver import import_auxiliary, lower_to_modules
-from tintc.frontend.load import load_auxiliary
+from tintc.compiler import import_auxiliary, lower_to_modules
+from tintc.frontend.source.load import load_auxiliary
 from tintc.ir.core import Program
-from tintc.lowering.candidates import Candidate, Survey, survey
-from tintc.lowering.counts import count_parameters
 from tintc.lowering.options import Options
-from tintc.lowering.plan_layout import plan_layout
+from tintc.lowering.passes.layout_candidates import Candidate, Survey, survey
+from tintc.lowering.passes.plan_layout import plan_layout
 
 COLUMNS = {
     "stack": "S",

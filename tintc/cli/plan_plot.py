@@ -9,7 +9,7 @@ from itertools import groupby
 from pathlib import Path
 
 from tintc.errors import OptionError
-from tintc.lowering.candidates import Candidate, Survey
+from tintc.lowering.passes.layout_candidates import Candidate, Survey
 
 DEAREST = 4.0
 """Layouts that cost more than this many times the cheapest are left out of the picture."""

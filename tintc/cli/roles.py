@@ -6,10 +6,10 @@ from dataclasses import asdict
 from fnmatch import fnmatchcase
 from typing import Any
 
+from tintc.analysis.head_io import Run
+from tintc.analysis.head_roles import Roles
 from tintc.errors import OptionError
 from tintc.ir.core import Program
-from tintc.ir.heads import Run
-from tintc.lowering.head_roles import Roles
 
 
 def chosen_roles(program: Program, pattern: str) -> list[dict[str, Any]]:

@@ -11,9 +11,9 @@ from torch import Tensor
 
 from tintc.cli.console import block_progress, print_json, print_table, silence_libraries, stages
 from tintc.errors import ArtefactError, InputError, OptionError
-from tintc.runtime.artefact import load
-from tintc.runtime.evaluate import evaluate_blocks, train_tokens
-from tintc.runtime.processes import processes
+from tintc.evaluation.perplexity import evaluate_blocks, train_tokens
+from tintc.evaluation.processes import processes
+from tintc.runtime.artefact.folder import load
 
 
 def run_text(

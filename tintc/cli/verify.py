@@ -13,12 +13,12 @@ from tintc.cli.console import print_json, silence_libraries, stages
 from tintc.cli.console import show as show_table
 from tintc.cli.run import read_text, tokenise
 from tintc.errors import InputError, OptionError
-from tintc.frontend.load import load_auxiliary
-from tintc.frontend.sample import PROBE, numbers
+from tintc.evaluation.perplexity import peak_rss_bytes, train_tokens
+from tintc.frontend.source.load import load_auxiliary
+from tintc.frontend.source.sample import PROBE, numbers
 from tintc.reference.verify import Compared, Verdict, verify
-from tintc.runtime.artefact import load
-from tintc.runtime.evaluate import peak_rss_bytes, train_tokens
-from tintc.runtime.model import TintForCausalLM
+from tintc.runtime.artefact.folder import load
+from tintc.runtime.model.causal_lm import TintForCausalLM
 
 LENGTH = 64
 """Tokens of the text that are used, if the simulator takes so many."""

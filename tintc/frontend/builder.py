@@ -7,7 +7,7 @@ from typing import Any
 
 from torch.fx import Node
 
-from tintc.frontend.graph import CapturedGraph
+from tintc.frontend.graph.captured import CapturedGraph
 from tintc.ir.auxiliary.base import AuxOp
 from tintc.ir.core import Parameter, Program, Type, Value
 from tintc.ir.names import Names

@@ -13,9 +13,9 @@ from torch.fx import Node
 
 from tintc.errors import Reason, UnsupportedModelError
 from tintc.frontend.builder import Builder
-from tintc.frontend.execution import opname
-from tintc.frontend.graph import CapturedGraph
-from tintc.frontend.patterns import peel, rows_width
+from tintc.frontend.graph.captured import CapturedGraph
+from tintc.frontend.graph.evaluation import opname
+from tintc.frontend.graph.node_queries import peel, rows_width
 from tintc.frontend.rules import default_rules
 from tintc.frontend.rules.base import Fail, Match, Rule
 from tintc.ir.auxiliary import Attention, Embedding, Linear

@@ -14,8 +14,8 @@ from torch import Tensor
 from torch.fx import Node
 from torch.fx.node import map_arg
 
-from tintc.frontend.execution import CHECKS, execute, opname
-from tintc.frontend.graph import CapturedGraph
+from tintc.frontend.graph.captured import CapturedGraph
+from tintc.frontend.graph.evaluation import CHECKS, execute, opname
 
 Lookup = Callable[[Node], Any]
 

@@ -11,8 +11,8 @@ from torch import Tensor
 from tintc.errors import OptionError
 from tintc.ir.auxiliary import Linear, Norm
 from tintc.ir.core import Parameter, Program
-from tintc.lowering.canonicalise import canonicalise
-from tintc.lowering.roles import assign_roles
+from tintc.lowering.passes.assign_layers import assign_roles
+from tintc.lowering.passes.canonicalise import canonicalise
 from tintc.reference.approximations import Approximations
 
 LINEAR = {"value": "values", "output": "out", "ffn": "ffn", "query": "queries", "key": "keys"}

@@ -16,8 +16,8 @@ from torch import Tensor
 from torch.fx import Node
 
 from tintc.errors import InputError, OptionError
-from tintc.frontend.execution import execute, opname
-from tintc.frontend.graph import CapturedGraph
+from tintc.frontend.graph.captured import CapturedGraph
+from tintc.frontend.graph.evaluation import execute, opname
 from tintc.reference.captured import SOFTMAX, Lookup, Override, attention_of, seen_softmax
 
 

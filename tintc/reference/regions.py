@@ -14,11 +14,11 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
-from tintc.frontend.execution import execute
-from tintc.frontend.graph import CapturedGraph
+from tintc.frontend.graph.captured import CapturedGraph
+from tintc.frontend.graph.evaluation import execute
+from tintc.frontend.graph.node_queries import constant_vector
+from tintc.frontend.graph.regions import between
 from tintc.frontend.importer import Recognised
-from tintc.frontend.patterns import constant_vector
-from tintc.frontend.regions import between
 from tintc.ir.auxiliary import Activation, Norm
 from tintc.reference.approximations import Difference
 from tintc.reference.captured import Lookup

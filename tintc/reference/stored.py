@@ -10,15 +10,15 @@ from safetensors import safe_open
 from torch import Tensor
 
 from tintc.errors import ModelError
-from tintc.frontend.graph import CapturedGraph
+from tintc.frontend.graph.captured import CapturedGraph
 from tintc.frontend.importer import import_graph
-from tintc.frontend.load import AuxiliarySource
+from tintc.frontend.source.load import AuxiliarySource
 from tintc.ir.text import print_program
-from tintc.lowering.canonicalise import canonicalise
-from tintc.lowering.emit import emit
-from tintc.lowering.roles import assign_roles
-from tintc.runtime.artefact import files_of, read_auxiliary
-from tintc.runtime.model import TintForCausalLM
+from tintc.lowering.emission.emit import emit
+from tintc.lowering.passes.assign_layers import assign_roles
+from tintc.lowering.passes.canonicalise import canonicalise
+from tintc.runtime.artefact.folder import files_of, read_auxiliary
+from tintc.runtime.model.causal_lm import TintForCausalLM
 
 
 def check_program(path: str, graph: CapturedGraph, source: AuxiliarySource) -> None:

@@ -20,8 +20,8 @@ from torch import Tensor, nn
 from torch.fx import Node
 
 from tintc.errors import InputError, OptionError
-from tintc.frontend.capture import capture
-from tintc.frontend.graph import CapturedGraph
+from tintc.frontend.graph.captured import CapturedGraph
+from tintc.frontend.graph.trace_model import capture
 from tintc.frontend.importer import Recognised, recognise
 from tintc.ir.auxiliary import Linear
 from tintc.reference.approximations import Approximations

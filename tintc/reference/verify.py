@@ -24,17 +24,17 @@ import torch
 from torch import Tensor
 
 from tintc.errors import InputError
-from tintc.frontend.capture import capture
-from tintc.frontend.graph import CapturedGraph
-from tintc.frontend.load import AuxiliarySource
+from tintc.frontend.graph.captured import CapturedGraph
+from tintc.frontend.graph.trace_model import capture
+from tintc.frontend.source.load import AuxiliarySource
 from tintc.ir.auxiliary.interpreter import view
 from tintc.ir.inputs import resolve_inputs
 from tintc.reference.approximations import Approximations, Difference
+from tintc.reference.simulated_gradients import simulated_gradients
 from tintc.reference.stored import check_program, stored_problems
 from tintc.reference.tune import Tuned, tune
-from tintc.runtime.config import TintConfig
-from tintc.runtime.gradients import simulated_gradients
-from tintc.runtime.model import TintForCausalLM
+from tintc.runtime.artefact.config import TintConfig
+from tintc.runtime.model.causal_lm import TintForCausalLM
 
 LOGGER = logging.getLogger("tintc")
 COPIES = 6

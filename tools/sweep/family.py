@@ -18,23 +18,23 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tintc import driver
+from tintc import compiler as driver
 from tintc.errors import TintcError, UnsupportedModelError
 from tintc.frontend.agreement import check_agreement
-from tintc.frontend.capture import capture
-from tintc.frontend.graph import CapturedGraph
+from tintc.frontend.graph.captured import CapturedGraph
+from tintc.frontend.graph.trace_model import capture
 from tintc.frontend.importer import import_graph
-from tintc.frontend.load import AuxiliarySource, load_auxiliary
+from tintc.frontend.source.load import AuxiliarySource, load_auxiliary
 from tintc.ir.auxiliary.interpreter import forward, load, view
 from tintc.ir.inputs import resolve_inputs
-from tintc.lowering.canonicalise import canonicalise
 from tintc.lowering.options import Options
-from tintc.lowering.roles import assign_roles
+from tintc.lowering.passes.assign_layers import assign_roles
+from tintc.lowering.passes.canonicalise import canonicalise
 from tintc.reference.approximations import Approximations
 from tintc.reference.captured import run_captured
+from tintc.reference.simulated_gradients import simulated_gradients
 from tintc.reference.tune import tune
-from tintc.runtime.gradients import simulated_gradients
-from tintc.runtime.model import TintForCausalLM
+from tintc.runtime.model.causal_lm import TintForCausalLM
 from tools.sweep.features import Features, features_of
 from tools.sweep.tiny import VOCAB, tiny_model
 

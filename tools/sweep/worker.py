@@ -8,7 +8,7 @@ from typing import Any
 import torch
 import transformers
 
-from tintc.frontend.capture import capture
+from tintc.frontend.graph.trace_model import capture
 from tools.sweep.family import check_family
 from tools.sweep.tiny import tiny_model
 from tools.sweep.variants import VARIANTS

@@ -1,7 +1,7 @@
 """The importer's rules, one small file each. Their order means nothing."""
 
+from tintc.frontend.attention.attention_rule import AttentionRule
 from tintc.frontend.rules.activation import ActivationRule
-from tintc.frontend.rules.attention import AttentionRule
 from tintc.frontend.rules.base import Rule
 from tintc.frontend.rules.binary import AddRule, MultiplyRule, SubtractRule
 from tintc.frontend.rules.clamp import ClampRule

@@ -5,10 +5,10 @@ from __future__ import annotations
 from torch.fx import Node
 
 from tintc.frontend.builder import Builder
-from tintc.frontend.elementwise import elementwise_source, factor_of, mixture, named_region
-from tintc.frontend.execution import opname
-from tintc.frontend.graph import CapturedGraph
-from tintc.frontend.layouts import vector_layout
+from tintc.frontend.graph.captured import CapturedGraph
+from tintc.frontend.graph.elementwise import elementwise_source, factor_of, mixture, named_region
+from tintc.frontend.graph.evaluation import opname
+from tintc.frontend.graph.layouts import vector_layout
 from tintc.frontend.rules.base import NOT_MINE, Fail, Match
 from tintc.ir.auxiliary import Activation
 from tintc.ir.core import Value, tokens

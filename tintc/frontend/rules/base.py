@@ -15,7 +15,7 @@ from typing import Protocol
 from torch.fx import Node
 
 from tintc.frontend.builder import Builder
-from tintc.frontend.graph import CapturedGraph
+from tintc.frontend.graph.captured import CapturedGraph
 from tintc.ir.core import Value
 
 

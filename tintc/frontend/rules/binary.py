@@ -5,11 +5,11 @@ from __future__ import annotations
 from torch.fx import Node
 
 from tintc.frontend.builder import Builder
-from tintc.frontend.elementwise import factor_of, named_region
-from tintc.frontend.execution import opname
-from tintc.frontend.graph import CapturedGraph
-from tintc.frontend.layouts import vector_layout
-from tintc.frontend.patterns import parameter_vector, rows_width
+from tintc.frontend.graph.captured import CapturedGraph
+from tintc.frontend.graph.elementwise import factor_of, named_region
+from tintc.frontend.graph.evaluation import opname
+from tintc.frontend.graph.layouts import vector_layout
+from tintc.frontend.graph.node_queries import parameter_vector, rows_width
 from tintc.frontend.rules.base import NOT_MINE, Fail, Match
 from tintc.frontend.rules.constant import ConstantRule
 from tintc.frontend.rules.rms_norm import RMSNormRule

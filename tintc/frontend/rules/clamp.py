@@ -5,10 +5,10 @@ from __future__ import annotations
 from torch.fx import Node
 
 from tintc.frontend.builder import Builder
-from tintc.frontend.elementwise import named_region
-from tintc.frontend.execution import opname
-from tintc.frontend.graph import CapturedGraph
-from tintc.frontend.patterns import rows_width, scalar
+from tintc.frontend.graph.captured import CapturedGraph
+from tintc.frontend.graph.elementwise import named_region
+from tintc.frontend.graph.evaluation import opname
+from tintc.frontend.graph.node_queries import rows_width, scalar
 from tintc.frontend.rules.base import NOT_MINE, Fail, Match
 from tintc.ir.auxiliary import Activation, Scale
 from tintc.ir.core import Value, tokens

@@ -9,10 +9,10 @@ from torch import Tensor
 from torch.fx import Node
 
 from tintc.frontend.builder import Builder
-from tintc.frontend.execution import opname
-from tintc.frontend.graph import CapturedGraph
-from tintc.frontend.layouts import VectorLayout, vector_layout
-from tintc.frontend.patterns import peel, scalar, sizes
+from tintc.frontend.graph.captured import CapturedGraph
+from tintc.frontend.graph.evaluation import opname
+from tintc.frontend.graph.layouts import VectorLayout, vector_layout
+from tintc.frontend.graph.node_queries import peel, scalar, sizes
 from tintc.frontend.rules.base import NOT_MINE, Fail, Match
 from tintc.frontend.rules.layer_norm import LayerNormRule
 from tintc.frontend.rules.linear import LinearRule

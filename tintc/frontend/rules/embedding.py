@@ -6,9 +6,9 @@ import torch
 from torch.fx import Node
 
 from tintc.frontend.builder import Builder
-from tintc.frontend.execution import opname
-from tintc.frontend.graph import CapturedGraph
-from tintc.frontend.patterns import peel
+from tintc.frontend.graph.captured import CapturedGraph
+from tintc.frontend.graph.evaluation import opname
+from tintc.frontend.graph.node_queries import peel
 from tintc.frontend.rules.base import NOT_MINE, Fail, Match
 from tintc.ir.auxiliary import Embedding, PositionEmbedding
 from tintc.ir.core import Value, tokens

@@ -6,14 +6,14 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
+from tintc.frontend.attention.scores import find_scores
 from tintc.frontend.builder import Builder
-from tintc.frontend.graph import CapturedGraph
-from tintc.frontend.layouts import vector_layout
-from tintc.frontend.patterns import single_sources
-from tintc.frontend.regions import leaves, moves, push
+from tintc.frontend.graph.captured import CapturedGraph
+from tintc.frontend.graph.layouts import vector_layout
+from tintc.frontend.graph.node_queries import single_sources
+from tintc.frontend.graph.regions import leaves, moves, push
+from tintc.frontend.graph.runs import runs_of
 from tintc.frontend.rules.base import NOT_MINE, Fail, Match
-from tintc.frontend.rules.scores import find_scores
-from tintc.frontend.runs import runs_of
 from tintc.ir.auxiliary import Concat, Select
 from tintc.ir.core import Value, tokens
 

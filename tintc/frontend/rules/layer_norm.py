@@ -7,10 +7,10 @@ from typing import Any
 from torch.fx import Node
 
 from tintc.frontend.builder import Builder
-from tintc.frontend.execution import opname
-from tintc.frontend.graph import CapturedGraph
-from tintc.frontend.layouts import vector_layout
-from tintc.frontend.patterns import constant_vector, parameter_vector
+from tintc.frontend.graph.captured import CapturedGraph
+from tintc.frontend.graph.evaluation import opname
+from tintc.frontend.graph.layouts import vector_layout
+from tintc.frontend.graph.node_queries import constant_vector, parameter_vector
 from tintc.frontend.rules.base import NOT_MINE, Fail, Match
 from tintc.ir.auxiliary import Norm
 from tintc.ir.core import Value, tokens

@@ -7,9 +7,9 @@ from torch import Tensor
 from torch.fx import Node
 
 from tintc.frontend.builder import Builder
-from tintc.frontend.execution import opname
-from tintc.frontend.graph import CapturedGraph
-from tintc.frontend.patterns import constant_name, rows_width
+from tintc.frontend.graph.captured import CapturedGraph
+from tintc.frontend.graph.evaluation import opname
+from tintc.frontend.graph.node_queries import constant_name, rows_width
 from tintc.frontend.rules.base import NOT_MINE, Fail, Match
 from tintc.ir.auxiliary import PositionEmbedding
 from tintc.ir.core import Value, tokens

@@ -5,9 +5,9 @@ from __future__ import annotations
 from torch.fx import Node
 
 from tintc.frontend.builder import Builder
-from tintc.frontend.elementwise import factor_of, named_region
-from tintc.frontend.graph import CapturedGraph
-from tintc.frontend.layouts import vector_layout
+from tintc.frontend.graph.captured import CapturedGraph
+from tintc.frontend.graph.elementwise import factor_of, named_region
+from tintc.frontend.graph.layouts import vector_layout
 from tintc.frontend.rules.base import NOT_MINE, Fail, Match
 from tintc.ir.auxiliary import Scale
 from tintc.ir.core import Value, tokens

@@ -1,28 +1,28 @@
 """The simulator dialect: the construction's modules. One file per op owns everything about it."""
 
-from tintc.ir.simulator.activation_backward import ActivationBackward
-from tintc.ir.simulator.activation_forward import ActivationForward
-from tintc.ir.simulator.add import Add
-from tintc.ir.simulator.attention_backward import AttentionBackward
-from tintc.ir.simulator.attention_forward import AttentionForward
-from tintc.ir.simulator.base import SimOp
-from tintc.ir.simulator.constant import Constant
-from tintc.ir.simulator.embedding import Embedding
-from tintc.ir.simulator.gate_backward import GateBackward
-from tintc.ir.simulator.gate_forward import GateForward
-from tintc.ir.simulator.linear_backward import LinearBackward
-from tintc.ir.simulator.linear_descent import LinearDescent
-from tintc.ir.simulator.linear_forward import LinearForward
-from tintc.ir.simulator.logits import Logits
-from tintc.ir.simulator.loss_gradient import LossGradient
-from tintc.ir.simulator.norm_backward import NormBackward
-from tintc.ir.simulator.norm_descent import NormDescent
-from tintc.ir.simulator.norm_forward import NormForward
-from tintc.ir.simulator.position_embedding import PositionEmbedding
-from tintc.ir.simulator.repeat import Repeat
-from tintc.ir.simulator.scale import Scale
-from tintc.ir.simulator.select import Select, SelectBackward
-from tintc.ir.simulator.weights import StoredWeights
+from tintc.ir.simulator.interface.base import SimOp
+from tintc.ir.simulator.interface.weights import StoredWeights
+from tintc.ir.simulator.ops.activation_backward import ActivationBackward
+from tintc.ir.simulator.ops.activation_forward import ActivationForward
+from tintc.ir.simulator.ops.add import Add
+from tintc.ir.simulator.ops.attention_backward import AttentionBackward
+from tintc.ir.simulator.ops.attention_forward import AttentionForward
+from tintc.ir.simulator.ops.constant import Constant
+from tintc.ir.simulator.ops.embedding import Embedding
+from tintc.ir.simulator.ops.gate_backward import GateBackward
+from tintc.ir.simulator.ops.gate_forward import GateForward
+from tintc.ir.simulator.ops.linear_backward import LinearBackward
+from tintc.ir.simulator.ops.linear_descent import LinearDescent
+from tintc.ir.simulator.ops.linear_forward import LinearForward
+from tintc.ir.simulator.ops.logits import Logits
+from tintc.ir.simulator.ops.loss_gradient import LossGradient
+from tintc.ir.simulator.ops.norm_backward import NormBackward
+from tintc.ir.simulator.ops.norm_descent import NormDescent
+from tintc.ir.simulator.ops.norm_forward import NormForward
+from tintc.ir.simulator.ops.position_embedding import PositionEmbedding
+from tintc.ir.simulator.ops.repeat import Repeat
+from tintc.ir.simulator.ops.scale import Scale
+from tintc.ir.simulator.ops.select import Select, SelectBackward
 
 __all__ = [
     "ActivationBackward",

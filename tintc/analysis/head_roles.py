@@ -1,0 +1,278 @@
+"""The ground truth of a simulator: the purpose of each of its heads and gates.
+
+A row for every module and head: its phase and step, the auxiliary's parameter and the part of it that the head handles,
+what it reads and what it writes. Rows are derived from what is built: the literal form says which blocks a module
+applies to what (`tintc.analysis.trace`), and the blocks' own tensors what their heads read and write
+(`tintc.analysis.head_io`). Heads that return zero whatever they are given have no row.
+
+`Roles.to_json` is compact: what heads do stands once per block (``heads``), what blocks are applied to per module
+(``modules``); `Roles.rows` puts the two together.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, fields, replace
+from fnmatch import fnmatchcase
+from typing import Any
+
+from tintc.analysis.head_io import Head, Part, Run, as_runs, heads_of
+from tintc.analysis.trace import Application, Source, applications
+from tintc.errors import OptionError
+from tintc.ir.core import Program, Type, Value
+from tintc.ir.layout import Layout
+from tintc.ir.simulator import SimOp
+from tintc.lowering.emission.sharing import Placed, placement, sites
+from tintc.lowering.passes.plan_layout import layout_of
+
+VERSION = 1
+Runs = tuple[Run, ...]
+
+
+@dataclass(frozen=True)
+class Place:
+    """Numbers that a head reads or writes.
+
+    as_: ``query``, ``key``, ``value`` or ``result``; at: ``tokens``, ``prefixes``, or the tokens that the mask lets it
+    see; slot: of the embedding, -1 for all of it (a gate's); of: the value or parameter that stands there (``a + b``
+    for a sum, ``#2`` for what the module's third block made); numbers: of it, rows of a matrix.
+    """
+
+    as_: str
+    at: str
+    slot: int
+    of: str
+    numbers: Runs
+
+
+@dataclass(frozen=True)
+class Role:
+    """The role of one head of one module.
+
+    site: the module, below ``sites``; block: its tensors, below ``structure``; head: its index there, -1 for a block
+    without heads or a gate; phase: forward, loss, backward, descent or gate; step: the pass or gradient step; layer: of
+    the auxiliary, -1 outside; parameter: the auxiliary's, as the program names it (empty: none); rows, columns: the
+    part of it (runs ``start, stop, step``; of vectors there are only rows); tile: the weight tile (row, column).
+    """
+
+    site: str
+    block: str
+    head: int
+    phase: str
+    step: int
+    layer: int
+    parameter: str
+    rows: Runs
+    columns: Runs
+    tile: tuple[int, int] | None
+    reads: tuple[Place, ...]
+    writes: tuple[Place, ...]
+
+
+FIELDS = tuple(field.name for field in fields(Role))
+
+
+@dataclass(frozen=True)
+class Applied:
+    """A block where it is applied: the application, the block as it is built, what its heads do."""
+
+    application: Application
+    placed: Placed
+    heads: tuple[Head, ...]
+
+
+class Roles:
+    """All roles of a planned simulator program, in the program's order."""
+
+    def __init__(self, program: Program):
+        self.layout: Layout = layout_of(program)
+        self.values: dict[str, Value] = {value.name: value for op in program.ops for value in op.results}
+        self.names = {op.result.name: _layer_of(op) for op in program.ops if _layer_of(op)}
+        self._heads: dict[Any, tuple[Head, ...]] = {}
+        blocks = placement(program)
+        self.modules: list[tuple[SimOp, str, list[Applied]]] = [
+            (op, site, [self._placed(one, blocks[op]) for one in applications(op, self.layout)])
+            for op, site in sites(program).items()
+        ]
+
+    def _placed(self, one: Application, blocks: dict[str, Placed]) -> Applied:
+        placed = blocks[one.block]
+        occupied = frozenset(slot for slot, sources in enumerate(one.contents) if sources)
+        key = (one.block, occupied, one.held is not None, one.mask)
+        if key not in self._heads:
+            self._heads[key] = heads_of(placed.block, self.layout, occupied, one.held is not None, one.mask)
+        return Applied(one, placed, self._heads[key])
+
+    def __iter__(self) -> Iterator[Role]:
+        return self.rows()
+
+    def rows(self, **wanted: Any) -> Iterator[Role]:
+        """Return an iterator over the rows whose fields are as wanted.
+
+        Texts are patterns with ``*`` and ``?``: ``rows(phase="descent", parameter="*.mlp.*")``. Raises `OptionError`
+        for a field that roles do not have, and at the end for a text that no row has there.
+        """
+        unknown = [name for name in wanted if name not in FIELDS]
+        if unknown:
+            raise OptionError(f"Roles have no field {unknown[0]!r}; choose of {', '.join(FIELDS)}.")
+        return self._fitting(wanted)
+
+    def _fitting(self, wanted: dict[str, Any]) -> Iterator[Role]:
+        found = False
+        for op, site, applied in self.modules:
+            for one in applied:
+                for role in self._rows(op, site, one):
+                    if _fits(role, wanted):
+                        found = True
+                        yield role
+        texts = {} if found else {name: value for name, value in wanted.items() if isinstance(value, str)}
+        for name, value in texts.items():
+            if not any(_fits(role, {name: value}) for role in self):
+                raise OptionError(f"No role has the {name} {value!r}; sim.roles() gives all, one after the other.")
+
+    def _rows(self, op: SimOp, site: str, one: Applied) -> Iterator[Role]:
+        base = Role(site, one.placed.name, -1, op.phase, op.step, op.layer, "", (), (), None, (), ())
+        for head in one.heads:
+            role = self._role(base, one, head)
+            if role is not None:
+                yield role
+        if one.placed.gate:
+            open_at = "prefixes" if one.placed.block.gate == "update" else "tokens"
+            writes = (Place("result", open_at, -1, "", ()),)
+            yield replace(base, block=one.placed.gate, phase="gate", writes=writes)
+
+    def _role(self, base: Role, one: Applied, head: Head) -> Role | None:
+        reads = [self._place(one, part) for part in head.reads]
+        writes = [place for part in head.writes for place in self._results(one, part)]
+        held = one.application.held
+        at_prefixes = [part for part in (*head.reads, *head.writes) if part.at == "prefixes"]
+        if held is None or head.index < 0 or not at_prefixes:
+            return replace(base, head=head.index, reads=tuple(reads), writes=tuple(writes))
+        kind, name = self.values[held.weights].type, self.names[held.weights]
+        parts = [held_part(self.layout, kind, held.row, held.column, part) for part in at_prefixes]
+        named = [part for part in parts if part[1]]
+        if not named:
+            return None
+        part, rows, columns = named[0]
+        tile = (held.row, held.column)
+        return replace(
+            base,
+            head=head.index,
+            parameter=f"{name}.{part}",
+            rows=rows,
+            columns=columns,
+            tile=tile,
+            reads=tuple(reads),
+            writes=tuple(writes),
+        )
+
+    def _place(self, one: Applied, part: Part) -> Place:
+        """Return what a head reads, by name."""
+        if part.at == "prefixes":
+            return self._in_prefix(one, part)
+        contents = one.application.contents
+        sources = contents[part.slot] if part.slot < len(contents) else ()
+        return self._in_tokens(part, sources)
+
+    def _results(self, one: Applied, part: Part) -> Iterator[Place]:
+        """Yield the places that a head writes, by name."""
+        if part.at == "prefixes":
+            yield self._in_prefix(one, part)
+        elif targets := one.application.feeds.get(part.slot, []):
+            yield from (self._in_tokens(part, (target,)) for target in targets)
+        else:
+            yield Place(part.as_, part.at, part.slot, "", part.numbers)
+
+    def _in_tokens(self, part: Part, sources: tuple[Source, ...]) -> Place:
+        named = [f"#{name}" if isinstance(name, int) else name for name, _ in sources]
+        numbers = part.numbers
+        if len(sources) == 1 and isinstance(sources[0][0], str) and sources[0][0] in self.values:
+            name, tile = sources[0]
+            numbers = _shifted(numbers, tile * self.layout.pitch, self.values[str(name)].type.width)
+        return Place(part.as_, part.at, part.slot, " + ".join(named), numbers)
+
+    def _in_prefix(self, one: Applied, part: Part) -> Place:
+        held = one.application.held
+        if held is None:
+            return Place(part.as_, part.at, part.slot, "", part.numbers)
+        kind = self.values[held.weights].type
+        name, rows, _ = held_part(self.layout, kind, held.row, held.column, part)
+        return Place(part.as_, part.at, part.slot, f"{self.names[held.weights]}.{name}" if rows else "", rows)
+
+    def to_json(self) -> str:
+        """Return the compact form; the same program gives the same text."""
+        heads: dict[tuple[Head, ...], int] = {}
+        modules = []
+        for op, site, applied in self.modules:
+            applies = [_compact(one, heads.setdefault(one.heads, len(heads))) for one in applied]
+            modules.append({"site": site, "phase": op.phase, "step": op.step, "layer": op.layer, "applies": applies})
+        table = [[_compact_head(head) for head in one] for one in heads]
+        weights = {name: layer for name, layer in self.names.items() if layer}
+        whole = {"version": VERSION, "layout": self.layout.to_attributes(), "weights": weights, "heads": table}
+        return json.dumps(whole | {"modules": modules}, separators=(",", ":")) + "\n"
+
+
+def held_part(layout: Layout, kind: Type, row: int, column: int, part: Part) -> tuple[str, Runs, Runs]:
+    """Return (name, rows, columns) of what numbers of the prefixes hold of a weight tile (`linear_common`,
+    `norm_common`).
+
+    Prefix k holds row ``k*S + s`` of the tile at slot s, and prefix 0 the bias at slot S; of a norm, rows of the
+    diagonal of its gain, or the gain itself at slot 0 of prefix 0.
+    """
+    dout, din, pitch = kind.dims[0], kind.dims[-1], layout.pitch
+    if part.slot == layout.stack:
+        biased = any(name.startswith("bias") for name in kind.parts)
+        return "bias", _shifted(part.numbers, row * pitch, dout) if biased else (), ()
+    if part.slot > layout.stack:
+        return "", (), ()
+    columns = _shifted(part.numbers, column * pitch, din)
+    if "vector" in kind.parts:
+        return "gain", columns if part.slot == 0 else (), ()
+    rows = _shifted(((part.slot, pitch, layout.stack),), row * pitch, dout)
+    if kind.kind == "linear":
+        return "weight", rows if columns else (), columns
+    diagonal = [range(*run) for run in columns]
+    common = [number for run in rows for number in range(*run) if any(number in other for other in diagonal)]
+    return "gain", as_runs(common) if "gain" in kind.parts else (), ()
+
+
+def _shifted(runs: Runs, offset: int, width: int) -> Runs:
+    """Return runs of a tile's numbers as those of the whole value, which is `width` wide."""
+    moved = (range(start + offset, min(stop + offset, width), step) for start, stop, step in runs)
+    return tuple((run.start, run[-1] + 1, run.step) for run in moved if run)
+
+
+def _layer_of(op: Any) -> str:
+    """Return the auxiliary's layer whose weights an op makes; empty if it makes none."""
+    return (op.holds() or op.updates() or "") if isinstance(op, SimOp) else ""
+
+
+def _fits(role: Role, wanted: dict[str, Any]) -> bool:
+    """Return True if the role's fields are as wanted."""
+    for name, value in wanted.items():
+        found = getattr(role, name)
+        if not (fnmatchcase(found, value) if isinstance(value, str) else found == value):
+            return False
+    return True
+
+
+def _compact(one: Applied, heads: int) -> dict[str, Any]:
+    """Return one application as JSON: contents of every slot as ``[value, tile]`` or ``[application, slot]`` of this
+    module; feeds alike."""
+    at, held = one.application, one.application.held
+    found: dict[str, Any] = {"block": one.placed.name, "heads": heads, "slots": at.contents}
+    if held is not None:
+        found["tile"] = [held.weights, held.row, held.column]
+    if one.placed.gate:
+        found["gate"] = one.placed.gate
+    if at.feeds:
+        found["feeds"] = {str(slot): targets for slot, targets in at.feeds.items()}
+    return found | ({"steps": at.steps} if at.steps else {})
+
+
+def _compact_head(head: Head) -> dict[str, Any]:
+    def shown(part: Part) -> list[Any]:
+        return [part.as_, part.at, part.slot, *part.numbers]
+
+    return {"head": head.index, "reads": [shown(p) for p in head.reads], "writes": [shown(p) for p in head.writes]}

@@ -1,0 +1,158 @@
+"""The literal form of an op run on names in place of numbers: which blocks a module applies to what.
+
+So nothing is written down twice: an op's literal form itself says which blocks it applies, in which order, to which
+slots and tile, under which mask, and where the results go.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+
+from tintc.ir.core import Value
+from tintc.ir.layout import Layout
+from tintc.ir.simulator.interface.base import SimOp
+from tintc.ir.simulator.interface.literal_base import PrefixTiles
+from tintc.ir.simulator.shared.linear_common import weight_tiles
+
+Source = tuple[str | int, int]
+"""A tile of a value, by the value's name, or a slot of what an earlier application gave, by the application's index."""
+
+
+@dataclass(frozen=True)
+class Held:
+    """A weight tile in the prefixes. by: the application whose output carries it, if any."""
+
+    weights: str
+    row: int
+    column: int
+    by: int = -1
+
+
+@dataclass
+class Application:
+    """One block applied once. contents: what every slot of the tokens holds; held: the tile in the prefixes; mask: who
+    is seen (empty: everybody); feeds: what slots of the result become a part of, values or slots of what the module
+    applies later; steps: the weights whose tile its prefixes become."""
+
+    block: str
+    contents: tuple[tuple[Source, ...], ...]
+    held: Held | None
+    mask: str
+    feeds: dict[int, list[Source]] = field(default_factory=dict)
+    steps: str = ""
+
+
+class Named:
+    """A tensor that only knows what it was made from."""
+
+    dtype = torch.float64
+
+    def __init__(self, sources: Iterable[Source] = ()):
+        self.sources = frozenset(sources)
+
+    def _with(self, other: Any) -> Named:
+        return Named(self.sources | (other.sources if isinstance(other, Named) else frozenset()))
+
+    __add__ = __radd__ = __sub__ = __rsub__ = __mul__ = __rmul__ = _with
+
+    def to(self, *_: Any) -> Named:
+        return self
+
+    @classmethod
+    def __torch_function__(cls, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Named:
+        """Return a tensor made from nothing for zeros; raise `NotImplementedError` for any other function."""
+        if function is not torch.zeros_like:
+            raise NotImplementedError(f"literal forms are traced through {function}; say here what it is made from")
+        return Named()
+
+
+@dataclass(frozen=True)
+class Embedded:
+    """An embedding: slots of the tokens, and the tile in the prefixes."""
+
+    slots: tuple[Named, ...]
+    held: Held | None
+
+
+class TraceRun:
+    """A `LiteralRun` on names."""
+
+    inputs: Any = SimpleNamespace(input_ids=None)
+
+    def __init__(self, layout: Layout):
+        self.layout = layout
+        self.found: list[Application] = []
+
+    def embed(self, slots: Sequence[Named], prefix: Held | None = None) -> Embedded:
+        return Embedded(tuple(slots), prefix)
+
+    def apply(self, block: str, e: Embedded, mask: str | None = None, rate: Any = None) -> Embedded:
+        index = len(self.found)
+        contents = tuple(tuple(sorted(slot.sources, key=str)) for slot in e.slots)
+        for at, sources in enumerate(contents):
+            for source, slot in sources:
+                if isinstance(source, int):
+                    self.found[source].feeds.setdefault(slot, []).append((index, at))
+        self.found.append(Application(block, contents, e.held, mask or ""))
+        held = None if e.held is None else Held(e.held.weights, e.held.row, e.held.column, index)
+        return Embedded(tuple(Named({(index, slot)}) for slot in range(self.layout.n_slots)), held)
+
+    def slot(self, e: Embedded, index: int = 0) -> Named:
+        return e.slots[index]
+
+    def prefix(self, e: Embedded) -> Held | None:
+        return e.held
+
+    def train_mask(self, step: int) -> str:
+        return "train tokens"
+
+    def token_mask(self, window: int = 0) -> str:
+        return "earlier tokens"
+
+    def next_mask(self) -> str:
+        return "the next token"
+
+    def counted_mask(self, step: int) -> str:
+        return "the token itself"
+
+    def rate(self, name: str, step: int) -> float:
+        return 1.0
+
+    def look_up(self, table: str, rows: Any) -> Named:
+        return Named({(f"tables.{table}", 0)})
+
+
+def applications(op: SimOp, layout: Layout) -> list[Application]:
+    """Return the blocks that a module applies, in order."""
+    run: Any = TraceRun(layout)
+    made = op.literal(run, *(_operand(value, layout) for value in op.operands))
+    for value, tiles in zip(op.results, made if len(op.results) > 1 else (made,), strict=True):
+        if isinstance(tiles, PrefixTiles):
+            for held in (tile for row in tiles.rows for tile in row):
+                assert isinstance(held, Held)
+                run.found[held.by].steps = value.name
+        else:
+            _note(run.found, value, tiles)
+    return run.found
+
+
+def _operand(value: Value, layout: Layout) -> Any:
+    """Return a value as the traced literal form takes it: tiles of token values, or weight tiles."""
+    if value.type.kind == "tokens":
+        return [Named({(value.name, tile)}) for tile in range(layout.tiles(value.type.width))]
+    rows, columns = (1, 1) if "vector" in value.type.parts else weight_tiles(layout, value)
+    tiles: Any = [[Held(value.name, r, c) for c in range(columns)] for r in range(rows)]
+    return PrefixTiles(tiles)
+
+
+def _note(found: list[Application], value: Value, tiles: Sequence[Named]) -> None:
+    """Note in the applications that they feed the tiles of a result."""
+    for tile, named in enumerate(tiles):
+        for source, slot in sorted(named.sources, key=str):
+            if isinstance(source, int):
+                found[source].feeds.setdefault(slot, []).append((value.name, tile))

@@ -1,0 +1,1 @@
+"""Scoring texts and tasks before and after the update."""

@@ -1,0 +1,1 @@
+"""Reading an attention off a graph: heads, rotations, masks, scores."""

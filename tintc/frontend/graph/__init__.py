@@ -1,0 +1,1 @@
+"""The auxiliary's graph: captured, evaluated, and asked questions."""

@@ -1,0 +1,78 @@
+"""Where a node keeps one vector per token, whatever shape it has: ``[B, T, W]``, ``[B, T, H, d]``, ``[B, H, T, d]``.
+
+The program knows vectors of W = H * d numbers alone; heads are equal parts of them.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from torch import Tensor
+from torch.fx import Node
+
+from tintc.frontend.graph.captured import CapturedGraph
+from tintc.frontend.graph.node_queries import PROBES, rows_width
+
+
+@dataclass(frozen=True)
+class VectorLayout:
+    """batch, length: dimensions that count examples and tokens; sizes: of the others, in order.
+
+    A node of shape ``[B * T, W]`` has both counts in dimension 0.
+    """
+
+    batch: int
+    length: int
+    sizes: tuple[int, ...]
+
+    @property
+    def width(self) -> int:
+        return math.prod(self.sizes)
+
+    @property
+    def groups(self) -> int:
+        """How many parts the last dimension cuts the vector into."""
+        return math.prod(self.sizes[:-1])
+
+    def fits(self, shape: tuple[int, ...]) -> bool:
+        """Whether a parameter of this shape, multiplied to the node, has one number for each coordinate or one that
+        all groups share."""
+        return shape == self.sizes[-1:] or (shape == self.sizes and self.length < 2)
+
+    def place(self, rows: Tensor, shape: tuple[int, ...]) -> Tensor:
+        """Vectors ``[B, T, W]`` in the node's shape."""
+        if self.batch == self.length or len(shape) == 3:
+            return rows.reshape(shape)
+        value = rows.unflatten(-1, self.sizes)
+        order = list(range(2, value.dim()))
+        order.insert(self.batch, 0)
+        order.insert(self.length, 1)
+        return value.permute(order)
+
+    def take(self, value: Tensor, batch: int, length: int) -> Tensor:
+        """`place` undone: ``[B, T, W]`` from the node's shape."""
+        if self.batch == self.length:
+            return value.reshape(batch, length, -1)
+        return value.movedim((self.batch, self.length), (0, 1)).flatten(2)
+
+
+def vector_layout(graph: CapturedGraph, node: Node) -> VectorLayout | None:
+    """The node's layout; None if it does not hold one vector of floats per token."""
+    if rows_width(graph, node) is not None:
+        dims = len(node.meta["val"].shape)
+        return VectorLayout(0, dims - 2, (node.meta["val"].shape[-1],))
+    value = node.meta.get("val")
+    if not isinstance(value, Tensor) or not value.is_floating_point() or value.dim() not in (4, 5):
+        return None
+    shapes = [graph.shape(node, *probe) for probe in PROBES]
+    first, second = (shape or () for shape in shapes)
+    counts = list(zip(first, second, strict=True))
+    batches, lengths = zip(*PROBES, strict=True)
+    if counts.count(lengths) != 1 or counts[0] != batches:
+        return None
+    length = counts.index(lengths)
+    others = [pair for at, pair in enumerate(counts) if at not in (0, length)]
+    if not all(a == b for a, b in others):
+        return None
+    return VectorLayout(0, length, tuple(a for a, _ in others))

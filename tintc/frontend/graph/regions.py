@@ -1,0 +1,140 @@
+"""Linear regions of a graph: what lies between a head's operand and the vectors it is cut from.
+
+Between a projection and attention's scores a decoder only moves, scales and rotates numbers. Such a region is a linear
+map, whatever operations spell it out; `push` evaluates it on chosen inputs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.fx import Node
+from torch.fx.node import map_aggregate
+
+from tintc.frontend.graph.captured import CapturedGraph
+from tintc.frontend.graph.evaluation import execute, opname
+from tintc.frontend.graph.node_queries import CASTS, COPIES, VIEWS, is_noise
+
+MOVES = frozenset(
+    {"transpose", "permute", "t", "slice", "select", "split", "split_with_sizes", "chunk", "unbind", "getitem", "cat"}
+    | {"stack", "repeat_interleave", "repeat", "movedim", "flip", "roll", "index_select", "index"}
+    | {"slice_scatter", "copy"}
+)
+LAYOUT = COPIES | CASTS | VIEWS | MOVES
+"""Operations that move numbers and change none."""
+
+
+def moves(node: Node) -> bool:
+    return opname(node) in LAYOUT
+
+
+def is_linear(graph: CapturedGraph, node: Node) -> bool:
+    """Whether the node is a linear function of its live inputs, made without any parameter."""
+    if moves(node) or is_noise(graph, node) or opname(node) == "neg":
+        return True
+    live = [value for value in node.args[:2] if isinstance(value, Node) and value in graph.live]
+    if opname(node) in ("add", "sub"):
+        return len(live) == 2
+    if opname(node) == "mul":
+        return len(live) == 1 and not graph.weighted.intersection(node.all_input_nodes)
+    return opname(node) == "div" and live == [node.args[0]] and not graph.weighted.intersection(node.all_input_nodes)
+
+
+def push(graph: CapturedGraph, root: Node, values: Mapping[Node, Tensor], batch: int, length: int) -> Tensor:
+    """The root's value in fp64 when the sources have these `values`, at that batch size and length.
+
+    Everything between them must depend on the tokens through the sources alone.
+    """
+    constants = graph.evaluator(batch, length)
+    memory: dict[Node, Any] = dict(values)
+
+    def lookup(node: Node) -> Any:
+        if node in memory:
+            return memory[node]
+        return graph.stand_in(node, batch, length) if node in graph.live else constants(node)
+
+    for node in between(graph, root, values):
+        memory[node] = execute(node, lookup, torch.float64)
+    return memory[root]
+
+
+def leaves(graph: CapturedGraph, root: Node, crosses: Callable[[Node], bool] | None = None) -> list[Node]:
+    """The nearest nodes behind `root`, in graph order, that are no linear function of what is behind them; or that
+    `crosses` does not accept."""
+    crosses = crosses or partial(is_linear, graph)
+    found: set[Node] = set()
+    stack, seen = [root], {root}
+    while stack:
+        node = stack.pop()
+        if not crosses(node):
+            found.add(node)
+            continue
+        stack.extend(source for source in graph.live_inputs(node) if source not in seen)
+        seen.update(graph.live_inputs(node))
+    return sorted(found, key=graph.order.__getitem__)
+
+
+def between(graph: CapturedGraph, root: Node, sources: Collection[Node]) -> list[Node]:
+    """Live nodes from the sources (excluded) to the root, in graph order."""
+    found: set[Node] = set()
+    stack = [root]
+    while stack:
+        node = stack.pop()
+        if node in sources or node in found:
+            continue
+        found.add(node)
+        stack.extend(graph.live_inputs(node))
+    return sorted(found, key=graph.order.__getitem__)
+
+
+class Signatures:
+    """Numbers for sub-graphs: equal numbers compute the same function of the source they stop at.
+
+    Thirty equal layers have equal regions, so what is found out about one holds for all.
+    """
+
+    def __init__(self, graph: CapturedGraph):
+        self._graph = graph
+        self._numbers: dict[Hashable, int] = {}
+        self._constants: dict[Node, int] = {}
+
+    def of(self, root: Node, sources: Sequence[Node]) -> int:
+        """The number of the region from sources to root; a source counts by its shape and place."""
+        known: dict[Node, int] = {}
+        for place, source in enumerate(sources):
+            shape = tuple(self._graph.shape(source, *probe) or () for probe in ((5, 7), (3, 11)))
+            known[source] = self._number(("source", place, shape))
+        for node in between(self._graph, root, sources):
+            known[node] = self._describe(node, lambda at: known[at] if at in known else self._constant_or_shape(at))
+        return known[root]
+
+    def constant(self, node: Node) -> int:
+        """The number of a node that does not depend on the tokens."""
+        if node not in self._constants:
+            if node.op != "call_function" or node in self._graph.live:
+                self._constants[node] = self._number(("leaf", self._graph.names.get(node), node.name))
+            else:
+                self._constants[node] = self._describe(node, self._constant_or_shape)
+        return self._constants[node]
+
+    def _constant_or_shape(self, node: Node) -> int:
+        if node not in self._graph.live:
+            return self.constant(node)
+        return self._number(("shape", str(tuple(node.meta["val"].shape)), str(node.meta["val"].dtype)))
+
+    def _describe(self, node: Node, number: Callable[[Node], int]) -> int:
+        def entry(value: Any) -> str:
+            return f"#{number(value)}" if isinstance(value, Node) else repr(value)
+
+        return self._number((str(node.target), _text(node.args, entry), _text(node.kwargs, entry)))
+
+    def _number(self, key: Hashable) -> int:
+        return self._numbers.setdefault(key, len(self._numbers))
+
+
+def _text(arguments: Any, entry: Callable[[Any], str]) -> str:
+    return repr(map_aggregate(arguments, entry))

@@ -1,0 +1,185 @@
+"""`capture`: a Hugging Face decoder as an FX graph, by `torch.export`.
+
+Export is called with token ids alone, batch and length symbolic. What the graph then computes for positions and masks
+is recognised by evaluating it (`CapturedGraph.evaluate`), so that both become inputs of the program.
+"""
+
+from __future__ import annotations
+
+import inspect
+import io
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stderr
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.export.graph_signature import InputKind, OutputKind
+from torch.fx import Node
+from transformers import masking_utils
+
+from tintc.errors import ModelError
+from tintc.frontend.graph.captured import CapturedGraph
+from tintc.frontend.graph.functionalize import NotLocalError, without_writes, writes
+
+LONGEST = 2048
+"""Masks and rotary tables are checked up to this length unless a longer one is asked for."""
+
+
+def capture(model: nn.Module, max_length: int | None = None, name: str | None = None) -> CapturedGraph:
+    """The model's graph, logits from token ids; the model itself is left as it was.
+
+    max_length: longest sequence the result must serve (None: the configuration's, at most 2048). Raises `ModelError` if
+    `torch.export` cannot trace the model.
+    """
+    name = name or type(model).__name__
+    limit = max_length or min(longest_sequence(model.config) or LONGEST, LONGEST)
+    device = next(model.parameters()).device
+    ids = torch.ones(2, max(2, min(7, limit)), dtype=torch.long, device=device)
+    was_training = model.training
+    with torch.no_grad(), _without_packing(), _without_cache(model), _preserved(model), _quiet():
+        try:
+            model.eval()
+            exported = _export(model, ids)
+        except Exception as error:
+            raise ModelError(
+                f"{name} cannot be captured, choose another model or configuration: {_cause(error)}."
+            ) from error
+        finally:
+            model.train(was_training)
+    return _describe(model, exported, name, limit)
+
+
+def longest_sequence(config: Any) -> int | None:
+    """The number of positions a configuration names, whatever it calls it."""
+    for key in ("max_position_embeddings", "n_positions", "max_seq_len", "n_ctx", "max_target_positions"):
+        value = getattr(config, key, None)
+        if isinstance(value, int) and value > 0:
+            return value
+    return None
+
+
+def _export(model: nn.Module, ids: Tensor) -> torch.export.ExportedProgram:
+    dynamic = {0: torch.export.Dim.DYNAMIC, 1: torch.export.Dim.DYNAMIC}
+    caches = "use_cache" in inspect.signature(model.forward).parameters
+    options = {"use_cache": False} if caches else {}
+    shapes = (dynamic, None) if caches else (dynamic,)
+    exported = torch.export.export(model, (ids,), options, strict=False, dynamic_shapes=shapes)
+    if not any(map(writes, exported.graph.nodes)):
+        return exported
+    try:
+        exported.graph_module.graph = without_writes(exported.graph)
+    except NotLocalError:
+        return exported.run_decompositions({})
+    return exported
+
+
+def _describe(model: nn.Module, exported: torch.export.ExportedProgram, name: str, limit: int) -> CapturedGraph:
+    tensors, aliases = _canonical(model)
+    names: dict[Node, str] = {}
+    placeholders = {node.name: node for node in exported.graph.nodes if node.op == "placeholder"}
+    input_ids: Node | None = None
+    for spec in exported.graph_signature.input_specs:
+        node = placeholders[getattr(spec.arg, "name", "")]
+        if spec.kind in (InputKind.PARAMETER, InputKind.BUFFER) and spec.target is not None:
+            names[node] = aliases[spec.target]
+        elif spec.kind is InputKind.CONSTANT_TENSOR and spec.target is not None:
+            names[node] = f"constant.captured.{spec.target}"
+            tensors[names[node]] = cast(Tensor, exported.constants[spec.target])
+        elif input_ids is None:
+            input_ids = node
+    (output,) = [node for node in exported.graph.nodes if node.op == "output"]
+    kinds = [spec.kind for spec in exported.graph_signature.output_specs]
+    logits = output.args[0][kinds.index(OutputKind.USER_OUTPUT)]  # behind what the model writes into its own buffers
+    assert input_ids is not None
+    trained = frozenset(aliases[key] for key, _ in model.named_parameters(remove_duplicate=False))
+    return CapturedGraph(name, exported.graph_module, input_ids, logits, tensors, names, aliases, trained, limit)
+
+
+def _canonical(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors under one name each, and the names of all; tied tensors share their storage."""
+    named = [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
+    first: dict[Any, str] = {}
+    tensors: dict[str, Tensor] = {}
+    aliases: dict[str, str] = {}
+    for key, tensor in named:
+        identity = (tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride()) if tensor.numel() else key
+        aliases[key] = first.setdefault(identity, key)
+        tensors.setdefault(aliases[key], tensor.detach())
+    return tensors, aliases
+
+
+@contextmanager
+def _without_packing() -> Iterator[None]:
+    """Leave out transformers' detection of packed sequences, which reads data and changes nothing here."""
+    original = masking_utils.find_packed_sequence_indices
+    masking_utils.find_packed_sequence_indices = lambda *args, **kwargs: None
+    try:
+        yield
+    finally:
+        masking_utils.find_packed_sequence_indices = original
+
+
+@contextmanager
+def _without_cache(model: nn.Module) -> Iterator[None]:
+    """No key/value cache: some models take `use_cache` from their configuration alone."""
+    config = cast(Any, model).config
+    original = getattr(config, "use_cache", None)
+    if original is None:
+        yield
+        return
+    config.use_cache = False
+    try:
+        yield
+    finally:
+        config.use_cache = original
+
+
+@contextmanager
+def _preserved(model: nn.Module) -> Iterator[None]:
+    """Put back buffers and tensor attributes that tracing replaces by fake tensors (phi3's longrope)."""
+    kept = [(module, dict(module._buffers), _tensor_attributes(module)) for module in model.modules()]
+    try:
+        yield
+    finally:
+        for module, buffers, attributes in kept:
+            module._buffers.update(buffers)
+            module.__dict__.update(attributes)
+
+
+def _tensor_attributes(module: nn.Module) -> dict[str, Tensor]:
+    return {key: value for key, value in vars(module).items() if isinstance(value, Tensor)}
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """No warnings of torch's tracer, which are about its own internals, and no graph on standard error if it fails."""
+    loggers = [logging.getLogger(name) for name in ("torch.export", "torch.fx.experimental.symbolic_shapes")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings(), redirect_stderr(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
+LENGTH_CHANGES = "Constraints violated"
+"""What torch says of a model whose graph is another for another batch size or length."""
+
+
+def _cause(error: Exception) -> str:
+    """Why a model has no graph, in words where torch's own would not help."""
+    lines = str(error).strip().splitlines()
+    first = lines[0].rstrip(".") if lines else "no message"
+    if first.startswith(LENGTH_CHANGES):
+        return (
+            "which operations it runs depends on the length of the text, as in a loop over the tokens of a recurrent "
+            "layer, and a simulator has one graph for all lengths"
+        )
+    return f"torch.export fails with {type(error).__name__}: {first}"

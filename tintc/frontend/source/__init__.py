@@ -1,0 +1,1 @@
+"""Where the auxiliary model comes from: folders, files, objects."""

@@ -1,0 +1,1 @@
+"""What an op of the simulator's dialect is asked for."""

@@ -1,0 +1,1 @@
+"""The simulator's ops, a template file each."""

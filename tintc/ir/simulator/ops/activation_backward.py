@@ -1,0 +1,72 @@
+"""`sim.activation_backward`: act'(x) dy, to first order (Def. G.3)."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from tintc.ir.core import register
+from tintc.ir.functions import ACTIVATIONS, FiniteDifference
+from tintc.ir.layout import Layout
+from tintc.ir.simulator.interface.base import Interpretation, SimOp
+from tintc.ir.simulator.interface.fused_base import FusedRun, fused_slope
+from tintc.ir.simulator.interface.fused_counts import DIFFERENCE_BYTES, FusedCounts
+from tintc.ir.simulator.interface.literal_base import LiteralRun, Tiles
+from tintc.ir.simulator.shared.first_order import activation_blocks, activation_derivative, check_scheme, widened
+from tintc.ir.structure import ActivationSpec, Block
+
+
+@register("sim.activation_backward")
+@dataclass(eq=False, kw_only=True)
+class ActivationBackward(SimOp):
+    """(dy, x) -> act'(x) * dy, to first order; scheme and step `fd_step` as in `FiniteDifference`."""
+
+    fn: str
+    scheme: str
+    fd_step: float
+
+    def verify(self) -> None:
+        self.expect(self.fn in ACTIVATIONS, f"unknown activation {self.fn!r}")
+        check_scheme(self, self.scheme, self.fd_step)
+        kinds = {value.type for value in (*self.operands, self.result)}
+        self.expect(len(self.operands) == 2 and len(kinds) == 1, "takes dy and x of one width and keeps it")
+
+    def interpret(self, run: Interpretation, *operands: Tensor) -> Tensor:
+        dy, x = operands
+        return FiniteDifference(self.scheme, self.fd_step).derivative(ACTIVATIONS[self.fn], x, dy)
+
+    def fused(self, run: FusedRun, *operands: Tensor) -> Tensor:
+        """Return dx. A third operand is act(x), where the forward pass has left it."""
+        dy, x, *known = operands
+        return fused_slope(self.fn, self.scheme, self.fd_step, dy, x, *known)
+
+    def reuses(self) -> Hashable:
+        return self.fn, self.operands[1]
+
+    def scratch(self, counts: FusedCounts, itemsize: int) -> int:
+        return DIFFERENCE_BYTES * counts.lengths[self] * self.results[0].type.width
+
+    def structure(self, layout: Layout) -> dict[str, Block]:
+        """Return the blocks of the literal form, by name.
+
+        Claim: they give ``dx = (act(x + h dy) - act(x)) / h``, tile by tile: that of `activation_derivative` with g =
+        dy, where `fd_act_*` is act on the slots 0 and 1. QED.
+
+        In every coordinate dx is within ``h/2 sup|act''| dy^2`` of ``act'(x) dy`` (Theorem G.4): the remainder of a
+        Taylor step of h dy, over h. ReLU is exact where ``|x| > h |dy|``, as no kink lies on the way, and elsewhere off
+        by at most |dy| (Theorem G.7; tests/theorems/test_first_order_bounds.py).
+        """
+        width = self.result.type.width
+        blocks = activation_blocks(layout, self.scheme, self.fd_step, layout.tiles(width), width)
+        return blocks | {f"fd_act_{self.fn}": Block(ActivationSpec(self.fn, (0, 1)))}
+
+    def slots(self, layout: Layout) -> int:
+        return max(2, layout.tiles(self.result.type.width)) if self.scheme == "token" else 2
+
+    def literal(self, run: LiteralRun, *operands: Tiles) -> Tiles:
+        dy, x = (widened(value) for value in operands)
+        width = self.result.type.width
+        slopes = activation_derivative(run, self.scheme, self.fd_step, f"fd_act_{self.fn}", dy, x, width)
+        return [slope.to(operands[0][0].dtype) for slope in slopes]

@@ -1,0 +1,51 @@
+"""`sim.activation_forward`: act(x)."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from tintc.ir.core import register
+from tintc.ir.functions import ACTIVATIONS, GATES_ONLY
+from tintc.ir.layout import Layout
+from tintc.ir.simulator.interface.base import Interpretation, SimOp, TableCount, split_cost
+from tintc.ir.simulator.interface.fused_base import FusedRun, activate
+from tintc.ir.simulator.interface.literal_base import LiteralRun, Tiles
+from tintc.ir.structure import ActivationSpec, Block
+
+
+@register("sim.activation_forward")
+@dataclass(eq=False, kw_only=True)
+class ActivationForward(SimOp):
+    """(x) -> act(x): an MLP with identity weights, tile by tile.
+
+    Claim: every slot becomes act of it, coordinate by coordinate, and act(0) = 0 keeps its pads zero, which linear
+    modules rely on. An activation with another value at 0 may only be a factor (`sim.gate_forward`). QED.
+    """
+
+    fn: str
+
+    def verify(self) -> None:
+        self.expect(self.fn in ACTIVATIONS, f"unknown activation {self.fn!r}")
+        self.expect(self.fn not in GATES_ONLY, f"{self.fn} does not map 0 to 0, so it can only be in a gate")
+        self.expect(len(self.operands) == 1 and self.operands[0].type == self.result.type, "keeps the width")
+
+    def interpret(self, run: Interpretation, *operands: Tensor) -> Tensor:
+        return ACTIVATIONS[self.fn](operands[0])
+
+    def fused(self, run: FusedRun, *operands: Tensor) -> Tensor:
+        return activate(self.fn, operands[0], run.frees(self, self.operands[0]))
+
+    def computes(self) -> Hashable:
+        return self.fn, self.operands[0]
+
+    def structure(self, layout: Layout) -> dict[str, Block]:
+        return {f"act_{self.fn}": Block(ActivationSpec(self.fn, (0,)))}
+
+    def literal(self, run: LiteralRun, *operands: Tiles) -> Tiles:
+        return [run.slot(run.apply(f"act_{self.fn}", run.embed([tile]))) for tile in operands[0]]
+
+    def table_count(self, layout: Layout) -> TableCount:
+        return TableCount(split_cost(layout), 2 * layout.d_sim * layout.n_heads, 0)

@@ -1,0 +1,134 @@
+"""`sim.attention_forward`: y_h = softmax(scale q_h k_h^T) v_h (Def. E.1)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from tintc.ir.core import Value, register
+from tintc.ir.functions import merge_heads, split_heads
+from tintc.ir.layout import Layout
+from tintc.ir.simulator.interface.base import Interpretation, Shape, TableCount, attention_cost
+from tintc.ir.simulator.interface.fused_base import FusedRun
+from tintc.ir.simulator.interface.fused_counts import FusedCounts
+from tintc.ir.simulator.interface.literal_base import Applied, LiteralRun, Tiles
+from tintc.ir.simulator.shared.attention_common import ROWS, AttentionOp
+from tintc.ir.structure import AttentionSpec, Block
+
+
+@register("sim.attention_forward")
+@dataclass(eq=False, kw_only=True)
+class AttentionForward(AttentionOp):
+    """(q, k, v) -> y. Literally one TinT softmax attention over the slots [q | k | v], see `structure`."""
+
+    def verify(self) -> None:
+        self.expect(len(self.operands) == 3, "takes q, k and v")
+        q, k, v = (value.type.width for value in self.operands)
+        wanted = (self.n_heads * self.head_dim, self.n_kv_heads * self.head_dim, self.n_kv_heads * self.value_width)
+        self.expect((q, k, v) == wanted, f"q, k and v have the widths {(q, k, v)}, not {wanted}")
+        self.expect(self.result.type.width == self.n_heads * self.value_width, f"the result is {self.result.type}")
+
+    def interpret(self, run: Interpretation, *operands: Tensor) -> Tensor:
+        q, k, v = operands
+        values = split_heads(v, self.n_kv_heads).repeat_interleave(self.n_heads // self.n_kv_heads, 1)
+        return merge_heads(self.probabilities(run, q, k) @ values)
+
+    def fused(self, run: FusedRun, *operands: Tensor) -> Tensor:
+        q, k, v = operands
+        return self.attend(run, *self.rotated(run, q, k), split_heads(v, self.n_kv_heads))
+
+    def attend(self, run: FusedRun, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+        """Return ``y [B, n, n_heads * d]`` of the last n tokens, from their query heads and all tokens' keys and
+        values."""
+        grouped, count, length = self.n_kv_heads != self.n_heads, queries.shape[2], keys.shape[2]
+        if self.soft_cap or self.slopes or self.sinks:
+            values = values.repeat_interleave(self.n_heads // self.n_kv_heads, 1) if grouped else values
+            blocks = self.weights_by_rows(run, queries, keys)
+            return merge_heads(torch.cat([weights @ values[:, :, :stop] for _, stop, weights in blocks], 2))
+        mask = run.allowed(count, length, self.window)
+        causal = mask is None and count == length
+        # PyTorch's is_causal aligns the first query with the first key; here the last ones belong together.
+        if mask is None and 1 < count < length:
+            mask = F.pad(run.later(count), (length - count, 0))
+        y = F.scaled_dot_product_attention(
+            queries, keys, values, mask, is_causal=causal, scale=self.scale, enable_gqa=grouped
+        )
+        return merge_heads(y)
+
+    def remembers(self) -> tuple[int, ...]:
+        return 1, 2
+
+    def remember(self, run: FusedRun, *operands: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the key heads at their positions, and the value heads."""
+        k, v = operands
+        return self.keys(run, k), split_heads(v, self.n_kv_heads)
+
+    def continued(self, run: FusedRun, keys: Tensor, values: Tensor, *operands: Tensor) -> Tensor:
+        return self.attend(run, self.queries(run, operands[0]), keys, values)
+
+    def shows(self) -> dict[str, Shape]:
+        return {f"layers.{self.layer}.attention": ("B", self.n_heads, "T", "T")}
+
+    def show_fused(self, name: str, run: FusedRun, *operands: Tensor) -> Tensor:
+        """Return the probabilities ``[B, n_heads, T, T]``, which the fused form itself never has in one piece."""
+        q, k, _ = operands
+        found = q.new_zeros(q.shape[0], self.n_heads, q.shape[1], q.shape[1])
+        for rows, stop, weights in self.weights_by_rows(run, *self.rotated(run, q, k)):
+            found[:, :, rows, :stop] = weights
+        return found
+
+    def show_literal(self, name: str, layout: Layout, applied: Sequence[Applied]) -> Tensor:
+        """Return the scores of TinT heads h < n_heads, which are query heads h, between tokens; prefixes are hidden."""
+        (scores,) = (one.scores for one in applied)
+        assert scores is not None
+        return scores[:, : self.n_heads, layout.n_prefixes :, layout.n_prefixes :]
+
+    def multiply_adds(self, counts: FusedCounts, *operands: Value) -> int:
+        """Count every query with the keys up to its own."""
+        n = counts.lengths[self]
+        return n * (n + 1) * self.n_heads * (self.head_dim + self.value_width) // 2
+
+    def scratch(self, counts: FusedCounts, itemsize: int) -> int:
+        n = counts.lengths[self]
+        rows = itemsize * self.n_heads * min(n, ROWS) * n if self.soft_cap or self.slopes or self.sinks else 0
+        return super().scratch(counts, itemsize) + (3 if self.slopes or self.sinks else 2) * rows
+
+    def structure(self, layout: Layout) -> dict[str, Block]:
+        """Return the module's attention.
+
+        Claim: with q, k and v in the slots of token t, the first slots become ``concat_h sum_j a^h_tj v_j`` with
+        ``a^h_t = softmax_j(scale <q^h_t, k_j>)``, where k_j and v_j are of the head ``h // group`` that head h reads,
+        and j runs over the tokens that t may see.
+
+        TinT head h < n_heads: W_q brings head h of q, times `scale`; W_k and W_v bring head ``h // group`` of k and of
+        v (`take`). So the score of t with j is ``scale <q^h_t, k_j>``: a chunk's zeros beside a narrower head add
+        nothing. Rotation of q^h and k^h, soft cap, ALiBi and sinks are options of the scores, and act on them as in the
+        auxiliary. The mask leaves t the tokens that the auxiliary lets it see, and hides prefixes, whose rows and
+        columns are 0; the softmax runs over what is left. TinT heads from n_heads on have v = 0 and return 0. W_o
+        writes the results side by side (`give`). QED. It is exact.
+        """
+        q, k, v = self.starts(layout)
+        spec = AttentionSpec(
+            n_heads=self.chunks(layout),
+            width=self.width,
+            kind="softmax",
+            w_q=self.take(layout, q, self.head_dim, grouped=False, factor=self.scale),
+            w_k=self.take_keys(layout, k),
+            w_v=self.take(layout, v, self.value_width, grouped=True),
+            w_o=self.give(layout, grouped=False),
+            **self.score_options(),
+        )
+        return {self.block_name("attention_forward"): Block(spec, "replace")}
+
+    def literal(self, run: LiteralRun, *operands: Tiles) -> Tiles:
+        q, k, v = operands
+        e = run.apply(self.block_name("attention_forward"), run.embed([*q, *k, *v]), mask=run.token_mask(self.window))
+        return [run.slot(e, i) for i in range(run.layout.tiles(self.result.type.width))]
+
+    def table_count(self, layout: Layout) -> TableCount:
+        q = attention_cost(layout)
+        return TableCount(q, q, q)

@@ -1,0 +1,83 @@
+"""`sim.gate_backward`: the gradients of g * act(u), that of u to first order (J.3, Def. G.3)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from tintc.ir.core import register
+from tintc.ir.functions import ACTIVATIONS, FiniteDifference, at_least_fp32
+from tintc.ir.layout import Layout
+from tintc.ir.simulator.interface.base import Interpretation, SimOp
+from tintc.ir.simulator.interface.fused_base import FusedRun, activate, fused_slope
+from tintc.ir.simulator.interface.fused_counts import DIFFERENCE_BYTES, FusedCounts
+from tintc.ir.simulator.interface.literal_base import LiteralRun, Tiles
+from tintc.ir.simulator.shared.first_order import (
+    activation_blocks,
+    activation_derivative,
+    check_scheme,
+    product,
+    widened,
+)
+from tintc.ir.simulator.shared.gate_common import gate_blocks, gate_tiles
+from tintc.ir.structure import ActivationSpec, Block
+
+
+@register("sim.gate_backward")
+@dataclass(eq=False, kw_only=True)
+class GateBackward(SimOp):
+    """(dy, g, u) -> (dg, du): ``dg = dy act(u)``, and ``du = dy g act'(u)`` to first order, see `structure`."""
+
+    fn: str
+    scheme: str
+    fd_step: float
+
+    def verify(self) -> None:
+        self.expect(self.fn in ACTIVATIONS, f"unknown activation {self.fn!r}")
+        check_scheme(self, self.scheme, self.fd_step)
+        kinds = {value.type for value in (*self.operands, *self.results)}
+        shape = (len(self.operands), len(self.results), len(kinds)) == (3, 2, 1)
+        self.expect(shape, "takes dy, g, u of one width and gives dg, du of that width")
+
+    def interpret(self, run: Interpretation, *operands: Tensor) -> tuple[Tensor, Tensor]:
+        dy, g, u = operands
+        act = ACTIVATIONS[self.fn]
+        return dy * act(u), FiniteDifference(self.scheme, self.fd_step).derivative(act, u, dy * g)
+
+    def fused(self, run: FusedRun, *operands: Tensor) -> tuple[Tensor, Tensor]:
+        dy, g, u = operands
+        act = activate(self.fn, at_least_fp32(u))
+        du = fused_slope(self.fn, self.scheme, self.fd_step, dy * g, u, act)
+        act = act.to(u.dtype)
+        return dy * act if torch.is_grad_enabled() else act.mul_(dy), du
+
+    def scratch(self, counts: FusedCounts, itemsize: int) -> int:
+        return DIFFERENCE_BYTES * counts.lengths[self] * self.results[0].type.width
+
+    def structure(self, layout: Layout) -> dict[str, Block]:
+        """Return the blocks of the literal form, by name.
+
+        Claim: they give ``dg = dy act(u)`` and ``du = (act(u + h p) - act(u)) / h`` with ``p = dy g``.
+
+        y = g act(u) is linear in g, so that dg is exact: `gate_blocks` with a = dy. The product of slots makes p, and
+        `activation_derivative` goes along it at u. QED.
+
+        In every coordinate du is within ``h/2 sup|act''| p^2`` of ``act'(u) p``, as in `sim.activation_backward`.
+        """
+        width = self.results[0].type.width
+        blocks = activation_blocks(layout, self.scheme, self.fd_step, layout.tiles(width), width)
+        return blocks | gate_blocks(self.fn) | {f"fd_act_{self.fn}": Block(ActivationSpec(self.fn, (0, 1)))}
+
+    def slots(self, layout: Layout) -> int:
+        return max(2, layout.tiles(self.results[0].type.width)) if self.scheme == "token" else 2
+
+    def literal(self, run: LiteralRun, *operands: Tiles) -> tuple[Tiles, Tiles]:
+        dy, g, u = operands
+        dg = gate_tiles(run, self.fn, dy, u)
+        dy, g, u = (widened(value) for value in operands)
+        direction = [product(run, a, b) for a, b in zip(dy, g, strict=True)]
+        width = self.results[0].type.width
+        du = activation_derivative(run, self.scheme, self.fd_step, f"fd_act_{self.fn}", direction, u, width)
+        return dg, [slope.to(dg[0].dtype) for slope in du]

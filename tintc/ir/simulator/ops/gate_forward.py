@@ -1,0 +1,55 @@
+"""`sim.gate_forward`: g * act(u), a gated linear unit's product (J.3)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from tintc.ir.core import register
+from tintc.ir.functions import ACTIVATIONS
+from tintc.ir.layout import Layout
+from tintc.ir.simulator.interface.base import Interpretation, SimOp, TableCount, split_cost
+from tintc.ir.simulator.interface.fused_base import FusedRun, activate
+from tintc.ir.simulator.interface.literal_base import LiteralRun, Tiles
+from tintc.ir.simulator.shared.gate_common import gate_blocks, gate_tiles
+from tintc.ir.structure import Block
+
+
+@register("sim.gate_forward")
+@dataclass(eq=False, kw_only=True)
+class GateForward(SimOp):
+    """(g, u) -> g * act(u).
+
+    Claim: `gate_blocks` with a = g gives it, tile by tile. QED.
+    """
+
+    fn: str
+
+    def verify(self) -> None:
+        self.expect(self.fn in ACTIVATIONS, f"unknown activation {self.fn!r}")
+        kinds = {value.type for value in (*self.operands, self.result)}
+        self.expect(len(self.operands) == 2 and len(kinds) == 1, "takes g and u of one width and keeps it")
+
+    def interpret(self, run: Interpretation, *operands: Tensor) -> Tensor:
+        g, u = operands
+        return g * ACTIVATIONS[self.fn](u)
+
+    def fused(self, run: FusedRun, *operands: Tensor) -> Tensor:
+        g, u = operands
+        act = activate(self.fn, u, run.frees(self, self.operands[1]))
+        return g * act if torch.is_grad_enabled() else act.mul_(g)
+
+    def structure(self, layout: Layout) -> dict[str, Block]:
+        return gate_blocks(self.fn)
+
+    def slots(self, layout: Layout) -> int:
+        return 2
+
+    def literal(self, run: LiteralRun, *operands: Tiles) -> Tiles:
+        return gate_tiles(run, self.fn, *operands)
+
+    def table_count(self, layout: Layout) -> TableCount:
+        """Count the activation it contains: the table has no row for a gate."""
+        return TableCount(split_cost(layout), 2 * layout.d_sim * layout.n_heads, 0)

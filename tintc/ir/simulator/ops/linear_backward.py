@@ -1,0 +1,111 @@
+"""`sim.linear_backward`: dx = W^T dy (Def. D.2)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cache
+
+from torch import Tensor
+
+from tintc.ir.core import Value, register
+from tintc.ir.layout import Layout
+from tintc.ir.routing import route
+from tintc.ir.simulator.interface.base import Interpretation, SimOp, Weights
+from tintc.ir.simulator.interface.fused_base import FusedRun, FusedWeights, apply_transposed
+from tintc.ir.simulator.interface.fused_counts import FusedCounts
+from tintc.ir.simulator.interface.literal_base import LiteralRun, PrefixTiles, Tiles
+from tintc.ir.simulator.shared.linear_common import (
+    check_linear,
+    main_chunks,
+    rows_to_heads,
+    select_chunks,
+    weight_tiles,
+)
+from tintc.ir.structure import AttentionSpec, Block, Positions, chunk_map, indicator
+
+
+@cache
+def backward_block(layout: Layout) -> Block:
+    """Return the linear-backward attention.
+
+    Claim: with dy_t in slot 0 of token t, slot 0 becomes ``sum_r dy_t[r] w_r``, which is W^T dy_t.
+
+    Main head (s, j): W_q brings ``dy_t[kS+s]`` to column k of the query, for every j; P_k with lam_k = 1 makes prefix
+    k's key the one-hot e_k (W_k = 0, so tokens' keys are 0); W_v keeps shard j of row kS+s. The score of token t with
+    prefix k is ``dy_t[kS+s]``, so the output is ``sum_k dy_t[kS+s] * (shard j of w_{kS+s})``.
+
+    W_o adds over s into chunk j: ``sum_{k,s} dy_t[kS+s] w_{kS+s}``, shard by shard; rows beyond dout are zero and
+    contribute nothing. W is read as it is stored: no transposed copy. QED. It is exact.
+    """
+    shards, heads, width = layout.shards, layout.n_heads, layout.d_h
+    main = main_chunks(layout)
+    add = chunk_map(heads, width, {(j, s * shards + j): 1.0 for s in range(layout.stack) for j in range(shards)})
+    spec = AttentionSpec(
+        n_heads=heads,
+        width=width,
+        kind="linear",
+        w_q=route(heads, width, rows_to_heads(layout)),
+        w_k=None,
+        w_v=(select_chunks(layout, main),),
+        w_o=(add,),
+        positions_k=Positions("prefix", indicator(heads, main)),
+    )
+    return Block(spec, "replace")
+
+
+def backward_tiles(run: LiteralRun, weights: PrefixTiles, dy: Tiles) -> Tiles:
+    """Return the tiles of dx: row tiles' dx are added, column tiles' dx concatenated. Prefixes are put back."""
+    dx: list[Tensor | None] = [None] * len(weights.rows[0])
+    for r, row in enumerate(weights.rows):
+        for c, tile in enumerate(row):
+            e = run.apply("linear_backward", run.embed([dy[r]], tile))
+            row[c] = run.prefix(e)
+            part, so_far = run.slot(e), dx[c]
+            dx[c] = part if so_far is None else so_far + part
+    return [part for part in dx if part is not None]
+
+
+@register("sim.linear_backward")
+@dataclass(eq=False, kw_only=True)
+class LinearBackward(SimOp):
+    """(W, dy) -> dx. `tiles` (added by planning): row and column tiles."""
+
+    tiles: tuple[int, int] = (0, 0)
+
+    def verify(self) -> None:
+        self.expect(len(self.operands) == 2, "takes weights and dy")
+        check_linear(self, self.operands[0], self.operands[1], self.result)
+
+    def interpret(self, run: Interpretation, *operands: Weights | Tensor) -> Tensor:
+        w, dy = operands
+        assert isinstance(w, Weights) and isinstance(dy, Tensor) and w.weight is not None
+        return dy @ w.weight
+
+    def fused(self, run: FusedRun, *operands: FusedWeights | Tensor) -> Tensor:
+        w, dy = operands
+        assert isinstance(w, FusedWeights) and isinstance(dy, Tensor)
+        return apply_transposed(w, dy)
+
+    def planned(self, layout: Layout) -> LinearBackward:
+        return replace(self, tiles=weight_tiles(layout, self.operands[0]))
+
+    def multiplies(self) -> Value:
+        return self.operands[0]
+
+    def multiply_adds(self, counts: FusedCounts, *operands: Value) -> int:
+        w, n = operands[0], counts.lengths[self]
+        dout, din = w.type.dims
+        return n * dout * din + sum(n * update.train * (din + dout) for update in counts.updates(w))
+
+    def structure(self, layout: Layout) -> dict[str, Block]:
+        return {"linear_backward": backward_block(layout)}
+
+    def scores(self, layout: Layout, run: Interpretation, *operands: Weights | Tensor) -> Sequence[Tensor]:
+        assert isinstance(operands[1], Tensor)
+        return (operands[1],)
+
+    def literal(self, run: LiteralRun, *operands: PrefixTiles | Tiles) -> Tiles:
+        w, dy = operands
+        assert isinstance(w, PrefixTiles) and isinstance(dy, list)
+        return backward_tiles(run, w, dy)

@@ -1,0 +1,191 @@
+"""`sim.linear_descent`: W <- W - eta sum_t dy_t x_t^T, b <- b - eta sum_t dy_t (Def. D.3)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cache, partial
+
+import torch
+from torch import Tensor
+
+from tintc.ir.core import Value, register
+from tintc.ir.layout import Layout
+from tintc.ir.routing import route
+from tintc.ir.simulator.interface.base import Interpretation, Weights
+from tintc.ir.simulator.interface.fused_base import FusedRun, FusedWeights, Pending
+from tintc.ir.simulator.interface.fused_counts import Deferral, FusedCounts, PendingUpdate
+from tintc.ir.simulator.interface.literal_base import LiteralRun, PrefixTiles, Tile, Tiles
+from tintc.ir.simulator.shared.descent_common import DescentOp
+from tintc.ir.simulator.shared.linear_common import (
+    bias_chunks,
+    check_linear,
+    copies_of_bias,
+    main_chunks,
+    rows_to_heads,
+    weight_tiles,
+)
+from tintc.ir.structure import AttentionSpec, Block, Positions, chunk_map, indicator
+
+
+@cache
+def descent_block(layout: Layout, main: bool, bias: bool) -> Block:
+    """Return the linear-descent attention, with main heads, bias heads or both.
+
+    Claim: with dy_t in slot 0 and x_t in slot 1 of the tokens, the output at prefix k, where shard j of row kS+s is
+    stored, is ``-sum_t dy_t[kS+s] * (shard j of x_t)`` over train tokens, and ``-sum_t dy_t`` where prefix 0 stores the
+    bias. The module's rate multiplies it and the residual connection adds it (the descent gate keeps old and new).
+
+    Query of prefix k: e_k on all used heads (P_q of prefixes, lam_q = 1, W_q = 0).
+
+    Main head (s, j): W_k brings ``dy_t[kS+s]`` to column k of token t's key: the score of prefix k with token t is
+    ``dy_t[kS+s]``. W_v takes shard j of x_t, negated (chunk ``S' + j`` to chunk ``s*S' + j``).
+
+    Bias head b: key e_0 for tokens (P_k of tokens, lam_k = 1, W_k = 0 there): score 1 for prefix 0, 0 for the others;
+    W_v takes chunk b of dy_t, negated.
+
+    The mask M lets prefixes see train tokens only. W_o is the identity on the used heads: head (s, j) writes exactly
+    the chunk in which prefix k stores shard j of row kS+s. QED. The update is exact: ``sum_t dy_t x_t^T`` is the
+    gradient of ``sum_t <dy_t, W x_t + b>``.
+    """
+    shards, heads, width = layout.shards, layout.n_heads, layout.d_h
+    mains = main_chunks(layout) if main else range(0)
+    biases = bias_chunks(layout) if bias else range(0)
+    used = [*mains, *biases]
+    take = {(head, shards + head % shards): -1.0 for head in mains}
+    take |= {(head, b): -1.0 for b, head in enumerate(biases)}
+    spec = AttentionSpec(
+        n_heads=heads,
+        width=width,
+        kind="linear",
+        w_q=None,
+        w_k=route(heads, width, rows_to_heads(layout)) if main else None,
+        w_v=(chunk_map(heads, width, take),),
+        w_o=(chunk_map(heads, width, {(head, head): 1.0 for head in used}),),
+        positions_q=Positions("prefix", indicator(heads, range(min(used), max(used) + 1))),
+        positions_k=Positions("tokens", indicator(heads, biases)) if bias else None,
+        constant=biases,
+    )
+    return Block(spec, "update")
+
+
+def materialise(w: FusedWeights, update: Pending, overwrite: bool) -> FusedWeights:
+    """Return weights with an update carried out: ``[dout, din]`` for one example, else ``[B, dout, din]``.
+
+    overwrite: nothing needs `w` any more; what an earlier step has made is then written over.
+    """
+    assert w.weight is not None and not w.pending
+    dy, x = update.dy, update.x
+    # A bias that is held m times receives the full step m times.
+    bias = None if w.bias is None else torch.add(w.bias, dy.sum(1), alpha=update.bias * update.rate)
+    in_place = overwrite and w.owned and not torch.is_grad_enabled()
+    if dy.shape[0] == 1 and w.weight.dim() == 2:
+        add = w.weight.addmm_ if in_place else partial(torch.addmm, w.weight)
+        return FusedWeights(add(dy[0].t(), x[0], alpha=update.rate), bias, owned=True)
+    add = w.weight.baddbmm_ if in_place else partial(torch.baddbmm, w.weight)
+    return FusedWeights(add(dy.transpose(1, 2), x, alpha=update.rate), bias, owned=True)
+
+
+@register("sim.linear_descent")
+@dataclass(eq=False, kw_only=True)
+class LinearDescent(DescentOp):
+    """(W, dy, x) -> W'.
+
+    `tiles` (added by planning): row and column tiles. Where the bias is held m times (authors' layout; construction.md,
+    section 10), every copy receives the full step.
+    """
+
+    tiles: tuple[int, int] = (0, 0)
+
+    def verify(self) -> None:
+        self.expect(len(self.operands) == 3, "takes weights, dy and x")
+        check_linear(self, *self.operands)
+        self.expect(self.result.type == self.operands[0].type, "returns weights of the type it takes")
+
+    def interpret(self, run: Interpretation, *operands: Weights | Tensor) -> Weights:
+        w, dy, x = operands
+        assert isinstance(w, Weights) and isinstance(dy, Tensor) and isinstance(x, Tensor) and w.weight is not None
+        rate = (run.rate(self.target, self.step) * self.rate_scale).reshape(-1, 1, 1)
+        summed = dy * run.inputs.trained(self.step)[..., None]
+        weight = w.weight - rate * (summed.transpose(-1, -2) @ x)
+        if w.bias is None:
+            return Weights(weight, None)
+        return Weights(weight, w.bias - copies_of_bias(self.operands[0].type) * rate[:, 0] * summed.sum(1))
+
+    def fused(self, run: FusedRun, *operands: FusedWeights | Tensor) -> FusedWeights:
+        """Return the weights with the update pending or carried out, as the plan says."""
+        w, dy, x = operands
+        assert isinstance(w, FusedWeights) and isinstance(dy, Tensor) and isinstance(x, Tensor)
+        dy, rate = self._summed(run, dy), run.rate(self.target, self.step) * -self.rate_scale
+        if isinstance(rate, Tensor):
+            dy, rate = (dy * rate.reshape(-1, 1, 1)).to(dy.dtype), 1.0
+        update = Pending(dy, x, self.operands[2], copies_of_bias(self.operands[0].type), rate)
+        if run.lazy(self):
+            return replace(w, pending=(*w.pending, update))
+        return materialise(w, update, run.frees(self, self.operands[0]))
+
+    def _summed(self, run: FusedRun, dy: Tensor) -> Tensor:
+        """Return dy where the step sums it, else zero, ``[B, n, dout]``."""
+        mask = run.train(dy.shape[1], self.step)
+        return dy if mask is None else dy * mask
+
+    def descending(self) -> dict[str, tuple[int, ...]]:
+        kind = self.operands[0].type
+        return {"weight": kind.dims} | ({"bias": kind.dims[:1]} if copies_of_bias(kind) else {})
+
+    def gradient(self, part: str, run: FusedRun, *operands: FusedWeights | Tensor) -> Tensor:
+        _, dy, x = operands
+        assert isinstance(dy, Tensor) and isinstance(x, Tensor)
+        dy = self._summed(run, dy)
+        return dy.transpose(1, 2) @ x if part == "weight" else dy.sum(1) * copies_of_bias(self.operands[0].type)
+
+    def deferral(self) -> Deferral:
+        """Return the update. A pending one keeps its dY, which stands in the result, and its X."""
+        return Deferral(self.target, (self.operands[2], self.result))
+
+    def multiply_adds(self, counts: FusedCounts, *operands: Value) -> int:
+        w, _, x = operands
+        if self in counts.lazy:
+            counts.pending[self.result] = (*counts.updates(w), PendingUpdate(x, counts.trained(self)))
+            return 0
+        dout, din = w.type.dims
+        return counts.trained(self) * dout * din
+
+    def entries(self, counts: FusedCounts, result: Value) -> int:
+        """Count per-example weights, or the dY of a pending update."""
+        dout, din = result.type.dims
+        return dout * (counts.trained(self) if self in counts.lazy else din)
+
+    def planned(self, layout: Layout) -> LinearDescent:
+        return replace(self, tiles=weight_tiles(layout, self.operands[0]))
+
+    def structure(self, layout: Layout) -> dict[str, Block]:
+        copies = copies_of_bias(self.operands[0].type)
+        blocks = {}
+        if copies < self.tiles[1]:
+            blocks["linear_descent"] = descent_block(layout, main=True, bias=False)
+        if copies:
+            blocks["linear_descent_bias"] = descent_block(layout, main=True, bias=True)
+        return blocks
+
+    def slots(self, layout: Layout) -> int:
+        return 2
+
+    def scores(self, layout: Layout, run: Interpretation, *operands: Weights | Tensor) -> Sequence[Tensor]:
+        assert isinstance(operands[1], Tensor)
+        return (operands[1] * run.inputs.trained(self.step)[..., None],)
+
+    def literal(self, run: LiteralRun, *operands: PrefixTiles | Tiles) -> PrefixTiles:
+        w, dy, x = operands
+        assert isinstance(w, PrefixTiles) and isinstance(dy, list) and isinstance(x, list)
+        copies = copies_of_bias(self.operands[0].type)
+        rate = run.rate(self.target, self.step) * self.rate_scale
+        rows: list[list[Tile]] = []
+        for r, row in enumerate(w.rows):
+            updated: list[Tile] = []
+            for c, tile in enumerate(row):
+                block = "linear_descent_bias" if c < copies else "linear_descent"
+                e = run.apply(block, run.embed([dy[r], x[c]], tile), mask=run.train_mask(self.step), rate=rate)
+                updated.append(run.prefix(e))
+            rows.append(updated)
+        return PrefixTiles(rows)

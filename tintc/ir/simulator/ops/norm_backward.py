@@ -1,0 +1,218 @@
+"""`sim.norm_backward`: dx = J_f(x) (gamma * dy), to first order (Def. F.3)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from tintc.ir.auxiliary.norm import per_token
+from tintc.ir.core import register
+from tintc.ir.functions import FiniteDifference, at_least_fp32, norm_scale, normalise
+from tintc.ir.layout import Layout
+from tintc.ir.simulator.interface.base import Interpretation, Weights
+from tintc.ir.simulator.interface.fused_base import FusedRun, FusedWeights, rms, step_size
+from tintc.ir.simulator.interface.fused_counts import DIFFERENCE_BYTES, FusedCounts
+from tintc.ir.simulator.interface.literal_base import LiteralRun, PrefixTiles, Tiles
+from tintc.ir.simulator.ops.linear_backward import backward_block, backward_tiles
+from tintc.ir.simulator.shared.first_order import (
+    check_scheme,
+    difference,
+    difference_across,
+    difference_blocks,
+    mean,
+    mean_stages,
+    product,
+    unit,
+    unit_blocks,
+    widened,
+)
+from tintc.ir.simulator.shared.norm_common import NormOp, check_norm, has, vector_blocks, vectors
+from tintc.ir.structure import Block, LinearSpec, ProductSpec
+
+
+@register("sim.norm_backward")
+@dataclass(eq=False, kw_only=True)
+class NormBackward(NormOp):
+    """(dy, x) or (W, dy, x) -> dx: a difference of f along ``g = gamma * dy``, see `structure`.
+
+    scheme and step `fd_step` as in `FiniteDifference`; for ``token``, c = sigma(x) (rms(x) for RMSNorm), the norm's eps
+    included.
+    """
+
+    scheme: str
+    fd_step: float
+
+    def verify(self) -> None:
+        self.expect(len(self.operands) in (2, 3), "takes dy and x, or weights, dy and x")
+        if len(self.operands) == 3:
+            check_norm(self, self.operands[0], self.operands[1])
+        self.expect(self.operands[-2].type == self.operands[-1].type == self.result.type, "keeps the width")
+        check_scheme(self, self.scheme, self.fd_step)
+
+    def interpret(self, run: Interpretation, *operands: Weights | Tensor) -> Tensor:
+        dy, x = operands[-2:]
+        assert isinstance(dy, Tensor) and isinstance(x, Tensor)
+        if len(operands) == 3:
+            w = operands[0]
+            assert isinstance(w, Weights)
+            dy = dy * per_token(w.weight) if w.weight is not None else dy
+        f = FiniteDifference(self.scheme, self.fd_step)
+        x, dy = (value.unflatten(-1, (self.groups, -1)) for value in (x, dy))
+        scale = norm_scale(self.kind, x, self.eps)
+        return f.derivative(lambda z: normalise(self.kind, z, self.eps), x, dy, scale).flatten(-2)
+
+    def fused(self, run: FusedRun, *operands: FusedWeights | Tensor) -> Tensor:
+        dy, x = operands[-2:]
+        assert isinstance(dy, Tensor) and isinstance(x, Tensor)
+        wide, g = at_least_fp32(x), at_least_fp32(dy)
+        if len(operands) == 3:
+            w = operands[0]
+            assert isinstance(w, FusedWeights)
+            g = g if w.weight is None else g * per_token(w.weight).to(g.dtype)
+        if self.groups > 1:
+            wide, g = (value.unflatten(-1, (self.groups, -1)) for value in (wide, g))
+        dx = self._fused_difference(wide, g).to(x.dtype)
+        return dx if self.groups == 1 else dx.flatten(-2)
+
+    def _fused_difference(self, x: Tensor, g: Tensor) -> Tensor:
+        """Return ``(f(x + h g) - f(x)) / h`` from three sums per token, without the cancellation.
+
+        Let x have its mean taken off, s be the scale of f at x (x = s f), and s' that at x + h g. With m the mean of g
+        and p / 2, q those of x g and (g - m)^2: ``s'^2 = s^2 + h p + h^2 q``, and f(x + h g) - f(x) is
+        ``h (g - m) / s' + x (1/s' - 1/s)``, where ``1/s' - 1/s = -h (p + h q) / (s s' (s + s'))``. For RMSNorm, m = 0.
+        QED.
+        """
+        f, inverse = self._normalised(x)
+        m = g.mean(-1, keepdim=True) if self.kind == "layer" else None
+        s, size = inverse.reciprocal(), rms(g)
+        p = torch.linalg.vecdot(f, g)[..., None] * s * (2 / x.shape[-1])
+        q = size.square() if m is None else size.square() - m.square()
+        h = self.fd_step if self.scheme != "token" else s * step_size(self.fd_step, size)
+        change = p + h * q
+        # 1 / s', the inverse scale at x + h g.
+        stepped = (s.square() + h * change).rsqrt()
+        dx = g * stepped if m is None else torch.addcmul(-m * stepped, g, stepped)
+        return torch.addcmul(dx, f, -change * stepped / (s + stepped.reciprocal()))
+
+    def _normalised(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Return f(x) ``[..., D]`` and 1/s ``[..., 1]``. The kernel that has both gives no gradient through 1/s, so
+        autograd's runs do without it."""
+        if self.kind == "layer" and not torch.is_grad_enabled():
+            f, _, inverse = torch.native_layer_norm(x, x.shape[-1:], None, None, self.eps)
+            return f, inverse
+        x = x - x.mean(-1, keepdim=True) if self.kind == "layer" else x
+        inverse = (rms(x).square() + self.eps).rsqrt()
+        return x * inverse, inverse
+
+    def scratch(self, counts: FusedCounts, itemsize: int) -> int:
+        return DIFFERENCE_BYTES * counts.lengths[self] * self.results[0].type.width
+
+    def structure(self, layout: Layout) -> dict[str, Block]:
+        """Return the blocks of the literal form, by name.
+
+        Claim: they give ``dx = (f(x + h g) - f(x)) / h`` with ``g = gamma * dy``.
+
+        g: of a diagonal gain, `linear_backward` makes ``diag(gamma)^T dy``; of a vector, `vectors_block` brings gamma
+        to every token and the product of slots is ``dy * gamma``.
+
+        The difference: `fd_step_*` makes [x + eps d, x] of a direction d and x, the group norm takes f of both slots,
+        each on its own, and `fd_difference_*` is (first - second) / eps. A value in several tiles goes through f twice,
+        all tiles together. With a constant step d is g, and this is dx with h = eps.
+
+        With ``token``, d is ``c g / r`` with r = rms(g), made by `unit` and a product with c, so that ``eps d = h g``
+        for ``h = eps c / r``. The difference is then divided by eps; times r and times 1/c it is divided by h.
+
+        c and 1/c: `fd_inverse_*` normalises slot 1 of [x, x, 0] and writes 1/c into slot 2 (a norm can:
+        `NormOp.spec`): [x, f(x), 1/c]. The product makes slot 0 ``x f(x)``, whose mean is var / c:
+        ``mean(x (x - mu)) = var``, and for RMSNorm ``mean(x x)`` stands for var. `fd_scale_*` takes that mean and adds
+        eps / c, with the eps of the norm. As ``c^2 = var + eps``, slot 0 is c. QED.
+
+        dx approximates ``J^T g`` for the Jacobian J of f at x, which is symmetric, so that it is a derivative along g.
+        The error is of first order: at most ``h D^-1/2 c^-2 |g|^2`` where ``h |g| <= sqrt(D) c / 4``, which is
+        ``eps |g| / c`` with ``token`` (Theorem F.4; construction.md, section 5.2;
+        tests/theorems/test_first_order_bounds.py). D is the width of a group.
+        """
+        n, part, groups = self.spread(layout), self.part, self.tile_groups(layout)
+        blocks = difference_blocks(layout, self.fd_step, 2 if self.scheme == "token" else 1)
+        if n == 1:
+            blocks[self.name("fd", layout)] = Block(self.spec(layout, ((0,), (1,))), "replace")
+        else:
+            blocks[self.name("norm", layout)] = self.forward_block(layout)
+        if len(self.operands) == 3 and has(self.operands[0], "gain"):
+            blocks["linear_backward"] = backward_block(layout)
+        if len(self.operands) == 3 and has(self.operands[0], "vector"):
+            blocks |= vector_blocks(layout, self.operands[0])
+        if self.scheme == "token":
+            blocks |= unit_blocks(layout, n, part, groups)
+            slots = tuple(range(n)) if n > 1 else (1,)
+            inverse = self.spec(layout, (slots,), inverse=2 if n == 1 else n)
+            blocks[self.name("fd_inverse", layout)] = Block(inverse, "replace")
+            scale = mean_stages(layout, part, {(0, 2): self.eps, (2, 2): 1.0}, groups)
+            blocks[self.name("fd_scale", layout)] = Block(LinearSpec(scale))
+            blocks["product_0_2"] = Block(ProductSpec(0, 2))
+        return blocks
+
+    def slots(self, layout: Layout) -> int:
+        return max(3, self.spread(layout) + 1) if self.scheme == "token" else max(2, self.spread(layout))
+
+    def scores(self, layout: Layout, run: Interpretation, *operands: Weights | Tensor) -> Sequence[Tensor]:
+        assert isinstance(operands[-2], Tensor)
+        return (operands[-2],)
+
+    def literal(self, run: LiteralRun, *operands: PrefixTiles | Tiles) -> Tiles:
+        dy, x = operands[-2:]
+        assert isinstance(dy, list) and isinstance(x, list)
+        g = dy
+        if len(operands) == 3 and has(self.operands[0], "gain"):
+            w = operands[0]
+            assert isinstance(w, PrefixTiles)
+            g = backward_tiles(run, w, dy)
+        if len(operands) == 3 and has(self.operands[0], "vector"):
+            w = operands[0]
+            assert isinstance(w, PrefixTiles)
+            gain, _ = vectors(run, self.operands[0], w, dy[0])
+            g = [run.slot(run.apply("product_0_1", run.embed([dy[0], gain])))]
+        g, wide, n = widened(g), widened(x), self.spread(run.layout)
+        found: Tiles = []
+        for start in range(0, len(x), n):
+            found += self._group(run, g[start : start + n], wide[start : start + n])
+        return [part.to(x[0].dtype) for part in found]
+
+    def _group(self, run: LiteralRun, g: Tiles, x: Tiles) -> Tiles:
+        """Return dx of what stands in one slot, or of one group in several slots."""
+        if self.scheme != "token":
+            return self._difference(run, g, x)
+        units, size = unit(run, g, self.part, self.tile_groups(run.layout))
+        c, inverse = self._scale(run, x)
+        slopes = self._difference(run, [product(run, direction, c) for direction in units], x)
+        steps = (run.apply("product_0_1", run.embed([slope, size, inverse])) for slope in slopes)
+        return [run.slot(run.apply("product_0_2", e)) for e in steps]
+
+    def _difference(self, run: LiteralRun, g: Tiles, x: Tiles) -> Tiles:
+        """Return ``(f(x + eps g) - f(x)) / eps``, tile by tile."""
+        base = 2 if self.scheme == "token" else 1
+        if len(x) > 1:
+            return difference_across(run, g, x, base, self.fd_step, partial(self.normalised, run))
+        e = run.embed([g[0], *x * base])
+        return [difference(run, e, base, self.fd_step, lambda e: run.apply(self.name("fd", run.layout), e))]
+
+    def _scale(self, run: LiteralRun, x: Tiles) -> tuple[Tensor, Tensor]:
+        """Return c and 1/c, each in every coordinate of a slot ``[B, T, P]``.
+
+        [x, x, 0] -> [x, f(x), 1/c] -> [x f(x), ., 1/c] -> [c, ., 1/c]; the claim stands at `structure`. Of a value in
+        several tiles, the first gives its part of the mean and eps / c, and the others' parts of the mean are added.
+        """
+        layout, n = run.layout, len(x)
+        e = run.apply(self.name("fd_inverse", layout), run.embed([*x, *x[:1]] if n == 1 else x))
+        if n > 1:
+            normed, inverse = [run.slot(e, i) for i in range(n)], run.slot(e, n)
+            e = run.embed([x[0], normed[0], inverse])
+        e = run.apply(self.name("fd_scale", layout), run.apply("product_0_1", e))
+        c, inverse = run.slot(e), run.slot(e, 2)
+        for xi, fi in zip(x[1:], normed[1:] if n > 1 else (), strict=True):
+            c = c + mean(run, product(run, xi, fi), self.part)
+        return c, inverse

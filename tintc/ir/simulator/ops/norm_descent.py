@@ -1,0 +1,153 @@
+"""`sim.norm_descent`: beta <- beta - eta sum_t dy_t (Def. F.5), gamma <- gamma - eta sum_t dy_t f(x_t)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import cache
+
+from torch import Tensor
+
+from tintc.ir.core import Value, register
+from tintc.ir.layout import Layout
+from tintc.ir.simulator.interface.base import Interpretation, Weights
+from tintc.ir.simulator.interface.fused_base import FusedRun, FusedWeights
+from tintc.ir.simulator.interface.fused_counts import FusedCounts
+from tintc.ir.simulator.interface.literal_base import LiteralRun, PrefixTiles, Tiles
+from tintc.ir.simulator.ops.linear_descent import descent_block
+from tintc.ir.simulator.shared.descent_common import DescentOp
+from tintc.ir.simulator.shared.first_order import product
+from tintc.ir.simulator.shared.linear_common import bias_chunks, main_chunks
+from tintc.ir.simulator.shared.norm_common import check_norm, has
+from tintc.ir.structure import AttentionSpec, Block, Positions, ProductSpec, chunk_map, indicator
+
+PARTS = (("bias",), ("gain",), ("gain", "bias"))
+
+
+@cache
+def gain_descent_block(layout: Layout, bias: bool) -> Block:
+    """Return the descent of a gain that is kept as a vector, and of the bias.
+
+    Claim: with dy_t in slot 0 and ``dy_t f(x_t)`` in slot 1 of the tokens, the output at prefix 0 is
+    ``-sum_t dy_t f(x_t)`` in slot 0, where the gain stands, and ``-sum_t dy_t`` where the bias stands; both sums over
+    train tokens.
+
+    Bias-head rule for all used heads: query e_k for prefix k, key e_0 for tokens, W_q = W_k = 0, so the score is 1 for
+    prefix 0 with every train token, 0 for the other prefixes. W_v takes, negated, chunk j of slot 1 to head j, and
+    chunk b of slot 0 to bias head b; W_o is the identity on these heads. QED.
+    """
+    heads, width, shards = layout.n_heads, layout.d_h, layout.shards
+    gains, biases = main_chunks(layout)[:shards], bias_chunks(layout) if bias else range(0)
+    used = [*gains, *biases]
+    take = {(head, shards + head): -1.0 for head in gains} | {(head, b): -1.0 for b, head in enumerate(biases)}
+    lam = indicator(heads, used)
+    spec = AttentionSpec(
+        n_heads=heads,
+        width=width,
+        kind="linear",
+        w_q=None,
+        w_k=None,
+        w_v=(chunk_map(heads, width, take),),
+        w_o=(chunk_map(heads, width, {(head, head): 1.0 for head in used}),),
+        positions_q=Positions("prefix", lam),
+        positions_k=Positions("tokens", lam),
+        constant=range(heads),
+    )
+    return Block(spec, "update")
+
+
+@register("sim.norm_descent")
+@dataclass(eq=False, kw_only=True)
+class NormDescent(DescentOp):
+    """(W, dy) or (W, dy, f(x)) -> W'. parts: what is updated; the gain needs f(x), and to be kept as a vector.
+
+    Literally `structure`: the bias alone descends as a linear layer's, the gain by sums of dy f(x).
+    """
+
+    parts: tuple[str, ...] = ("bias",)
+
+    def verify(self) -> None:
+        self.expect(self.parts in PARTS, f"parts are {self.parts}, they must be bias, gain or both")
+        gain = "gain" in self.parts
+        self.expect(len(self.operands) == 2 + gain, "takes weights, dy and, for the gain, f(x)")
+        check_norm(self, self.operands[0], self.operands[1])
+        self.expect(not gain or has(self.operands[0], "vector"), "the norm has no gain that could descend")
+        self.expect("bias" not in self.parts or has(self.operands[0], "bias"), "the norm has no bias to descend")
+        self.expect(self.operands[1].type == self.operands[-1].type, "dy and f(x) have one width")
+        self.expect(self.result.type == self.operands[0].type, "returns weights of the type it takes")
+
+    def interpret(self, run: Interpretation, *operands: Weights | Tensor) -> Weights:
+        w, dy = operands[:2]
+        assert isinstance(w, Weights) and isinstance(dy, Tensor)
+        rate = (run.rate(self.target, self.step) * self.rate_scale).reshape(-1, 1)
+        dy = dy * run.inputs.trained(self.step)[..., None]
+        gain, bias = w.weight, w.bias
+        if "gain" in self.parts:
+            normed = operands[2]
+            assert isinstance(normed, Tensor) and gain is not None
+            gain = gain - rate * (dy * normed).sum(1)
+        if "bias" in self.parts:
+            assert bias is not None
+            bias = bias - rate * dy.sum(1)
+        return Weights(gain, bias)
+
+    def fused(self, run: FusedRun, *operands: FusedWeights | Tensor) -> FusedWeights:
+        w, dy = operands[:2]
+        assert isinstance(w, FusedWeights) and isinstance(dy, Tensor)
+        rate = run.rate(self.target, self.step) * self.rate_scale
+        rate = rate.to(dy.dtype).reshape(-1, 1) if isinstance(rate, Tensor) else rate
+        if "gain" in self.parts:
+            assert w.weight is not None
+            w = replace(w, weight=w.weight - rate * self.gradient("gain", run, *operands))
+        if "bias" in self.parts:
+            assert w.bias is not None
+            w = replace(w, bias=w.bias - rate * self.gradient("bias", run, *operands))
+        return w
+
+    def descending(self) -> dict[str, tuple[int, ...]]:
+        return dict.fromkeys(self.parts, self.operands[0].type.dims)
+
+    def gradient(self, part: str, run: FusedRun, *operands: FusedWeights | Tensor) -> Tensor:
+        _, dy, *normed = operands
+        assert isinstance(dy, Tensor)
+        mask = run.train(dy.shape[1], self.step)
+        dy = dy if mask is None else dy * mask
+        if part == "bias":
+            return dy.sum(1)
+        assert isinstance(normed[0], Tensor)
+        return (dy * normed[0]).sum(1)
+
+    def entries(self, counts: FusedCounts, result: Value) -> int:
+        """Count gain and bias of each example."""
+        return len(self.parts) * result.type.width
+
+    def slots(self, layout: Layout) -> int:
+        return 2 if "gain" in self.parts else 1
+
+    def structure(self, layout: Layout) -> dict[str, Block]:
+        """Return the blocks of the literal form, by name.
+
+        Claim: they add ``-rate sum_t dy_t`` to the bias and ``-rate sum_t dy_t f(x_t)`` to the gain, over the step's
+        train tokens.
+
+        The bias alone: the linear descent without main heads. By the claim of `descent_block`, its bias heads sum -dy_t
+        into the chunks of prefix 0 that hold the bias; all other chunks receive 0. With the gain: the product of slots
+        makes ``dy f(x)``, and `gain_descent_block` sums both. The module's rate multiplies and the ``update`` gate
+        adds. Both gradients are exact: y = gamma f(x) + beta is linear in them. QED.
+        """
+        if "gain" not in self.parts:
+            return {"norm_descent": descent_block(layout, main=False, bias=True)}
+        bias = "bias" in self.parts
+        name = "norm_descent_gain_bias" if bias else "norm_descent_gain"
+        return {name: gain_descent_block(layout, bias), "product_0_1": Block(ProductSpec(0, 1))}
+
+    def literal(self, run: LiteralRun, *operands: PrefixTiles | Tiles) -> PrefixTiles:
+        w, dy = operands[:2]
+        assert isinstance(w, PrefixTiles) and isinstance(dy, list)
+        rate = run.rate(self.target, self.step) * self.rate_scale
+        e = run.embed(dy, w.rows[0][0])
+        if "gain" in self.parts:
+            normed = operands[2]
+            assert isinstance(normed, list)
+            e = run.embed([dy[0], product(run, dy[0], normed[0])], w.rows[0][0])
+        (block,) = (name for name in self.structure(run.layout) if name.startswith("norm_descent"))
+        return PrefixTiles([[run.prefix(run.apply(block, e, mask=run.train_mask(self.step), rate=rate))]])

@@ -1,0 +1,151 @@
+"""`sim.select` and `sim.select_backward`: columns of a value in another order, and their gradient."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cache
+
+import torch
+from torch import Tensor
+
+from tintc.ir.columns import Runs, fits, put_back, take
+from tintc.ir.core import register
+from tintc.ir.layout import Layout
+from tintc.ir.simulator.interface.base import Interpretation, SimOp, TableCount, split_cost
+from tintc.ir.simulator.interface.fused_base import FusedRun
+from tintc.ir.simulator.interface.literal_base import LiteralRun, Tiles
+from tintc.ir.structure import Block, LinearSpec, SplitStage, TensorSpec
+
+
+@cache
+def _places(columns: Runs) -> tuple[tuple[int, int], ...]:
+    """Return ``(to, from)`` of every column that is taken."""
+    found: list[tuple[int, int]] = []
+    to = 0
+    for start, stop in columns:
+        if start >= 0:
+            found += [(to + i, start + i) for i in range(stop - start)]
+        to += stop - start
+    return tuple(found)
+
+
+def _stages(layout: Layout, entries: list[tuple[int, int]]) -> tuple[SplitStage, ...]:
+    """Return stages that multiply slot 0 by the matrix M ``[P, P]`` that is 1 at `entries` ``(to, from)``, and 0
+    elsewhere.
+
+    Cut M into S' times S' blocks ``M_ji [d_h, d_h]``. Dimension-wise: head (j, i) receives chunk i of slot 0.
+    Split-wise: head (j, i) is multiplied by M_ji. Dimension-wise: chunk j of slot 0 receives the sum of the heads (j,
+    i), which is chunk j of the product; all others become zero. QED.
+    """
+    heads, d_h, shards = layout.n_heads, layout.d_h, layout.shards
+    square = shards * shards
+
+    def spread() -> Tensor:
+        weight = torch.zeros(square, heads, dtype=torch.float64)
+        weight[torch.arange(square), torch.arange(square) % shards] = 1
+        return weight.expand(d_h, -1, -1).clone()
+
+    def blocks() -> Tensor:
+        weight = torch.zeros(square, d_h, d_h, dtype=torch.float64)
+        for to, source in entries:
+            weight[to // d_h * shards + source // d_h, to % d_h, source % d_h] = 1
+        return weight
+
+    def gather() -> Tensor:
+        weight = torch.zeros(heads, square, dtype=torch.float64)
+        weight[torch.arange(square) // shards, torch.arange(square)] = 1
+        return weight.expand(d_h, -1, -1).clone()
+
+    return (
+        SplitStage("dimension", heads, d_h, TensorSpec((d_h, square, heads), spread), n_out=square),
+        SplitStage("split", square, d_h, TensorSpec((square, d_h, d_h), blocks)),
+        SplitStage("dimension", square, d_h, TensorSpec((d_h, heads, square), gather), n_out=heads),
+    )
+
+
+@dataclass(eq=False, kw_only=True)
+class _Columns(SimOp):
+    """A matrix M of zeros and ones, tile by tile.
+
+    Claim: tile r of the result is ``sum_c M_rc x_c`` over the tiles c of x, which is the product of M cut into tiles
+    ``[P, P]``. Every term is one chain of `_stages`; a residual connection adds them; tiles of M without any one are
+    left out. QED. It is exact.
+    """
+
+    columns: tuple[tuple[int, int], ...]
+
+    def ones(self) -> Iterable[tuple[int, int]]:
+        """Yield ``(to, from)`` of every one in M."""
+        raise NotImplementedError
+
+    def structure(self, layout: Layout) -> dict[str, Block]:
+        cut: dict[tuple[int, int], list[tuple[int, int]]] = {}
+        for to, source in self.ones():
+            tile = (to // layout.pitch, source // layout.pitch)
+            cut.setdefault(tile, []).append((to % layout.pitch, source % layout.pitch))
+        return {self._name(*tile): Block(LinearSpec(_stages(layout, entries))) for tile, entries in cut.items()}
+
+    def _name(self, row: int, column: int) -> str:
+        """Return the name of a tile's block: its tensors depend on the columns, so the name does too."""
+        key = f"{self.opname} {self.columns}"
+        return f"select_{hashlib.sha256(key.encode()).hexdigest()[:12]}_{row}_{column}"
+
+    def literal(self, run: LiteralRun, *operands: Tiles) -> Tiles:
+        (x,) = operands
+        blocks = self.structure(run.layout)
+        found: Tiles = []
+        for row in range(run.layout.tiles(self.result.type.width)):
+            total = torch.zeros_like(x[0])
+            for column, tile in enumerate(x):
+                # Tiles of M without any one have no block.
+                if (name := self._name(row, column)) in blocks:
+                    total = total + run.slot(run.apply(name, run.embed([tile])))
+            found.append(total)
+        return found
+
+    def table_count(self, layout: Layout) -> TableCount:
+        """Count the split operations it consists of: the table has no row for it."""
+        return TableCount(split_cost(layout), split_cost(layout), 0)
+
+
+@register("sim.select")
+@dataclass(eq=False, kw_only=True)
+class Select(_Columns):
+    """(x) -> its `columns` side by side, zeros for negative ones: M has a one at (i, column i)."""
+
+    def verify(self) -> None:
+        (x,) = self.operands
+        self.expect(fits(self.columns, x.type.width, self.result.type.width), f"columns {self.columns} of {x.type}")
+
+    def ones(self) -> Iterable[tuple[int, int]]:
+        return _places(self.columns)
+
+    def interpret(self, run: Interpretation, *operands: Tensor) -> Tensor:
+        return take(operands[0], self.columns)
+
+    def fused(self, run: FusedRun, *operands: Tensor) -> Tensor:
+        return take(operands[0], self.columns)
+
+
+@register("sim.select_backward")
+@dataclass(eq=False, kw_only=True)
+class SelectBackward(_Columns):
+    """(dy) -> dx: every column receives the sum of what was taken from it.
+
+    `Select` is ``y = M x``, so ``dx = M^T dy``: the same `columns`, (to, from) exchanged. QED.
+    """
+
+    def verify(self) -> None:
+        (dy,) = self.operands
+        self.expect(fits(self.columns, self.result.type.width, dy.type.width), f"columns {self.columns} give {dy.type}")
+
+    def ones(self) -> Iterable[tuple[int, int]]:
+        return ((source, to) for to, source in _places(self.columns))
+
+    def interpret(self, run: Interpretation, *operands: Tensor) -> Tensor:
+        return put_back(operands[0], self.columns, self.result.type.width)
+
+    def fused(self, run: FusedRun, *operands: Tensor) -> Tensor:
+        return put_back(operands[0], self.columns, self.result.type.width)

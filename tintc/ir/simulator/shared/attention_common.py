@@ -1,0 +1,216 @@
+"""Shared by the two softmax-attention modules: their heads, which are the auxiliary's own.
+
+The module views the embedding in chunks of head_dim. Slots hold [q | k | v] or [dy | q | k], one slot per tile; a
+tile's width is a multiple of head_dim, so head h of the first value is chunk h, and the others follow at multiples of
+the pitch. Query head h reads key/value head ``h // group``.
+"""
+
+from __future__ import annotations
+
+import math
+import zlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tintc.ir.functions import SCORE_VECTORS, attention_probabilities, soft_capped, split_heads
+from tintc.ir.inputs import Inputs, check_positions
+from tintc.ir.layout import Layout
+from tintc.ir.routing import Move, route
+from tintc.ir.simulator.interface.base import Interpretation, SimOp, Storage
+from tintc.ir.simulator.interface.fused_base import FusedRun
+from tintc.ir.structure import SplitStage, TensorSpec, chunk_map
+
+ROWS = 512
+"""Queries whose attention probabilities exist at one time in fused execution."""
+
+
+@dataclass(eq=False, kw_only=True)
+class AttentionOp(SimOp):
+    """Attributes as in `aux.attention`."""
+
+    n_heads: int
+    n_kv_heads: int
+    head_dim: int
+    scale: float
+    inv_freq: str = ""
+    rotary_style: str = ""
+    window: int = 0
+    soft_cap: float = 0.0
+    slopes: tuple[float, ...] = ()
+    gain: str = ""
+    value_dim: int = 0
+    query_scale: str = ""
+    sinks: str = ""
+
+    @property
+    def value_width(self) -> int:
+        """Return the width of one head of v."""
+        return self.value_dim or self.head_dim
+
+    @property
+    def width(self) -> int:
+        """Return the width of a TinT head, which holds one head of q, k or v."""
+        return max(self.head_dim, self.value_width)
+
+    def probabilities(self, run: Interpretation, q: Tensor, k: Tensor) -> Tensor:
+        """Return the attention probabilities ``[B, n_heads, T, T]``, by the definition."""
+        vectors = {key: run.tensors[f"rotary.{name}"] for key, name in self.vectors().items()}
+        return attention_probabilities(self, q, k, run.inputs.allowed, run.inputs.position_ids, **vectors)
+
+    def vectors(self) -> dict[str, str]:
+        """Return the names of the vectors that scores are made with, by attribute."""
+        return {key: name for key in SCORE_VECTORS if (name := getattr(self, key))}
+
+    def weights_by_rows(self, run: FusedRun, queries: Tensor, keys: Tensor) -> Iterator[tuple[slice, int, Tensor]]:
+        """Yield (queries, number of keys, probabilities ``[B, n_heads, queries, keys]``) for `ROWS` queries at a time.
+
+        No T x T tensor is kept. queries, keys: heads as of `rotated`; the queries are those of the last tokens that
+        have keys.
+        """
+        group, count, length = self.n_heads // self.n_kv_heads, queries.shape[2], keys.shape[2]
+        keys = keys.repeat_interleave(group, 1) if group > 1 else keys
+        # Tokens before the first query: a continued text asks only for its last tokens.
+        mask, before = run.allowed(count, length, self.window), length - count
+        for start in range(0, count, ROWS):
+            rows = slice(start, min(start + ROWS, count))
+            stop = before + rows.stop
+            scores = (queries[:, :, rows] * self.scale) @ keys[:, :, :stop].transpose(-1, -2)
+            scores = soft_capped(scores, self.soft_cap)
+            if self.slopes:
+                scores = scores + run.alibi(self.slopes, scores, slice(before + start, stop))
+            if mask is None:
+                scores[..., before + start :].add_(run.later(rows.stop - start))
+                yield rows, stop, self.beside_sinks(run, scores).softmax(-1)[..., :stop]
+            else:
+                scores = scores.masked_fill(~mask[..., rows, :stop], -math.inf)
+                yield rows, stop, self.beside_sinks(run, scores).softmax(-1)[..., :stop].nan_to_num(0.0)
+
+    def beside_sinks(self, run: FusedRun, scores: Tensor) -> Tensor:
+        """Return the scores ``[B, n_heads, n, m]`` with their heads' sinks, if there are any, after the last key."""
+        if not self.sinks:
+            return scores
+        sinks = run.rotary(self.sinks).to(scores.dtype)[:, None, None].expand(*scores.shape[:-1], 1)
+        return torch.cat((scores, sinks), -1)
+
+    def rotated(self, run: FusedRun, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
+        """Return query heads ``[B, n_heads, n, d]`` and key heads ``[B, n_kv_heads, m, d]`` at their positions.
+
+        The queries are those of the last n of m tokens.
+        """
+        return self.queries(run, q, k.shape[1] - q.shape[1]), self.keys(run, k)
+
+    def queries(self, run: FusedRun, q: Tensor, start: int = 0) -> Tensor:
+        """Return query heads ``[B, n_heads, n, d]`` of the tokens from `start` on, rotated, and multiplied by the gain
+        and by the scale of their position, if there are any."""
+        queries = run.turn(split_heads(q, self.n_heads), self.inv_freq, self.rotary_style, start)
+        queries = queries * run.rotary(self.gain).to(queries.dtype) if self.gain else queries
+        if self.query_scale:
+            scales = run.rotary(self.query_scale)[run.inputs.position_ids[:, start : start + q.shape[1]]]
+            queries = queries * scales.to(queries.dtype)[:, None, :, None]
+        return queries
+
+    def keys(self, run: FusedRun, k: Tensor) -> Tensor:
+        """Return key heads ``[B, n_kv_heads, m, d]`` of the first m tokens, rotated."""
+        return run.turn(split_heads(k, self.n_kv_heads), self.inv_freq, self.rotary_style)
+
+    def stored(self, storage: Storage) -> dict[str, TensorSpec]:
+        return {f"rotary.{name}": storage.parameter(name) for name in self.vectors().values()}
+
+    def check(self, inputs: Inputs, stored: Callable[[str], Tensor]) -> None:
+        if self.query_scale:
+            check_positions(inputs.position_ids, len(stored(f"rotary.{self.query_scale}")))
+
+    def head_dims(self) -> set[int]:
+        return {self.width}
+
+    def slots(self, layout: Layout) -> int:
+        read = sum(layout.tiles(value.type.width) for value in self.operands)
+        return max(read, layout.tiles(self.n_heads * self.value_width))
+
+    def block_name(self, kind: str) -> str:
+        """Return the block's name, which carries all that distinguishes attentions of one model: unlike ones get
+        modules of their own."""
+        shape = f"{self.n_heads}_{self.n_kv_heads}_{self.head_dim}_{self.scale!r}"
+        rotary = f"_{self.rotary_style}_{self.inv_freq}" if self.inv_freq else ""
+        window = f"_window{self.window}" if self.window else ""
+        cap = f"_cap{self.soft_cap!r}" if self.soft_cap else ""
+        slopes = f"_alibi{zlib.crc32(repr(self.slopes).encode()):08x}" if self.slopes else ""
+        gain = f"_{self.gain}" if self.gain else ""
+        values = f"_values{self.value_dim}" if self.value_dim else ""
+        more = "".join(f"_{name}" for name in (self.query_scale, self.sinks) if name)
+        return f"{kind}_{shape}{rotary}{window}{cap}{slopes}{gain}{values}{more}".replace(".", "-")
+
+    def score_options(self) -> dict[str, Any]:
+        """Return how an `AttentionSpec` makes scores of q and k, as its fields. Windows are masks there."""
+        rotary = {"vectors": self.vectors(), "rotary_style": self.rotary_style}
+        return rotary | {"soft_cap": self.soft_cap, "slopes": self.slopes}
+
+    def starts(self, layout: Layout) -> list[int]:
+        """Return the first chunk of every operand."""
+        starts, slot = [], 0
+        for value in self.operands:
+            starts.append(slot * layout.pitch // self.width)
+            slot += layout.tiles(value.type.width)
+        return starts
+
+    def take(self, layout: Layout, start: int, dim: int, grouped: bool, factor: float = 1.0) -> tuple[SplitStage, ...]:
+        """Return stages that bring heads of the value that begins at chunk `start` to the TinT heads.
+
+        Claim: chunk h < n_heads becomes `factor` times head h of the value (head ``h // group`` if it is shared),
+        followed by zeros if the head is narrower than a chunk; the other chunks become zero.
+
+        dim is the width of the value's heads, which stand side by side: number i of head m is number ``m * dim + i``,
+        counted from chunk `start`. Heads as wide as a chunk are chunks ``start + m``, and one dimension-wise operation
+        copies them. Others are moved number by number: number i of head m to column i of all chunks h that read head m.
+        These moves start at distinct places, and end at distinct places because a chunk reads one head, which is what
+        `route` asks for; a dimension-wise operation multiplies by `factor`. QED.
+        """
+        group = self.n_heads // self.n_kv_heads if grouped else 1
+        if dim == self.width:
+            entries = {(h, start + h // group): factor for h in range(self.n_heads)}
+            return (chunk_map(self.chunks(layout), self.width, entries),)
+        heads = [tuple(range(h * group, (h + 1) * group)) for h in range(self.n_heads // group)]
+        moves = [Move((chunk,), column, heads[h], i) for h, i, chunk, column in self._places(len(heads), dim, start)]
+        stages = route(self.chunks(layout), self.width, moves)
+        scale = chunk_map(self.chunks(layout), self.width, {(h, h): factor for h in range(self.n_heads)})
+        return stages if factor == 1 else (*stages, scale)
+
+    def take_keys(self, layout: Layout, start: int) -> tuple[SplitStage, ...]:
+        """Return `take` for keys, without the last bias: what is added to all keys alike adds the same to all scores of
+        a query, and softmax does not see it."""
+        *stages, last = self.take(layout, start, self.head_dim, grouped=True)
+        return (*stages, replace(last, bias=False))
+
+    def give(self, layout: Layout, grouped: bool) -> tuple[SplitStage, ...]:
+        """Return stages that bring the heads' results to the first slots, head after head.
+
+        Claim: number i of head m, of width `value_width`, stands at number ``m * value_width + i`` counted from chunk
+        0; where `grouped`, m counts value heads, and the results of the query heads that share one are added.
+
+        It is `take` reversed: the same places, sources and targets exchanged, and several sources of a move are added.
+        Chunks from n_heads on are no source of anything. QED.
+        """
+        group = self.n_heads // self.n_kv_heads if grouped else 1
+        if self.value_width == self.width:
+            return (chunk_map(self.chunks(layout), self.width, {(h // group, h): 1.0 for h in range(self.n_heads)}),)
+        heads = [tuple(range(h * group, (h + 1) * group)) for h in range(self.n_heads // group)]
+        places = self._places(len(heads), self.value_width, 0)
+        return route(
+            self.chunks(layout), self.width, [Move(heads[h], i, (chunk,), column) for h, i, chunk, column in places]
+        )
+
+    def _places(self, count: int, dim: int, start: int) -> Iterator[tuple[int, int, int, int]]:
+        """Yield (head, coordinate, chunk, column) of `count` heads of width `dim`, side by side from chunk `start`
+        on."""
+        for place in range(count * dim):
+            h, i = divmod(place, dim)
+            chunk, column = divmod(start * self.width + place, self.width)
+            yield h, i, chunk, column
+
+    def chunks(self, layout: Layout) -> int:
+        """Return how many chunks of a head's width an embedding has: the module's heads."""
+        return layout.d_sim // self.width

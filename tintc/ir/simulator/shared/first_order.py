@@ -1,0 +1,213 @@
+"""First-order derivatives in literal execution (paper Defs. F.3, G.3): blocks and sequences that three ops share.
+
+``fixed``: slots [g, x] -> dimension-wise [x + eps g, x] -> f on both -> dimension-wise (first - second) / eps.
+
+``token`` rescales per token: h = eps c / r with r = rms(g). Its steps use the simulator's own instruction set:
+
+- ``g^ = GroupRMS(g)`` is g / r, and ``r = mean(g * g^)`` (a product of slots, then a sum), since
+  ``mean(g * g / r) = r^2 / r``.
+- h g = eps c g^, so the step needs c only. The difference along c g^ with the constant step eps is
+  ``(f(x + h g) - f(x)) / eps``.
+- Times r and times 1/c it is divided by ``eps c / r = h``. A zero gradient gives g^ = 0, r = 0, and a result of 0. QED.
+
+So every op here returns ``(f(x + h g) - f(x)) / h``; how far that is from the derivative is of first order in h, and
+stands at the ops. These sequences run in fp32 or better, whatever the simulator's dtype.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from tintc.ir.core import Op
+from tintc.ir.functions import SCHEMES, at_least_fp32
+from tintc.ir.layout import Layout
+from tintc.ir.simulator.interface.literal_base import LiteralRun, Tiles
+from tintc.ir.structure import (
+    Block,
+    GroupNormSpec,
+    LinearSpec,
+    ProductSpec,
+    SplitStage,
+    TensorSpec,
+    chunk_map,
+)
+
+
+def check_scheme(op: Op, scheme: str, step: float) -> None:
+    op.expect(scheme in SCHEMES, f"unknown finite-difference scheme {scheme!r}")
+    op.expect(step > 0, f"the finite-difference step is {step}; it must be above zero")
+
+
+def widened(tiles: Tiles) -> Tiles:
+    """Return the tiles in fp32 or better."""
+    return [at_least_fp32(tile) for tile in tiles]
+
+
+def slot_map(layout: Layout, entries: dict[tuple[int, int], float]) -> SplitStage:
+    """Return the dimension-wise stage by which slot `to` receives ``factor * slot from``, for every
+    ``(to, from): factor``.
+
+    Slots that are not named become zero. Chunk j of a slot stands at chunk ``slot * S' + j``, so each entry is S'
+    entries of a `chunk_map`, one for each j, alike in all columns. QED.
+    """
+    shards = layout.shards
+    chunks = {
+        (to * shards + j, source * shards + j): factor
+        for (to, source), factor in entries.items()
+        for j in range(shards)
+    }
+    return chunk_map(layout.n_heads, layout.d_h, chunks)
+
+
+def difference_blocks(layout: Layout, eps: float, base: int) -> dict[str, Block]:
+    """Return the two constant blocks of a difference, by name.
+
+    `fd_step_*`: [g, ...] with x in slot `base` -> [x + eps g, x]; `fd_difference_*`: [a, b] -> [(a - b) / eps].
+    """
+    step = slot_map(layout, {(0, base): 1.0, (0, 0): eps, (1, base): 1.0})
+    difference = slot_map(layout, {(0, 0): 1 / eps, (0, 1): -1 / eps})
+    return {
+        _named(f"fd_step_{base}", eps): Block(LinearSpec((step,))),
+        _named("fd_difference", eps): Block(LinearSpec((difference,))),
+    }
+
+
+def _named(block: str, eps: float) -> str:
+    """Return a block's name: its tensors depend on eps, so the name does too (a dot may not stand in a module's
+    name)."""
+    return f"{block}_{eps!r}".replace(".", "p")
+
+
+def mean_stages(
+    layout: Layout, width: int, extra: dict[tuple[int, int], float], groups: int = 1
+) -> tuple[SplitStage, SplitStage]:
+    """Return stages that take means: split-wise, dimension-wise.
+
+    Claim: every coordinate of slot 0 becomes the mean over the slot's first `width` coordinates, plus the slots of
+    `extra` ``{(to, from): factor}``. groups: the mean of each of so many parts of `width` coordinates, in every
+    coordinate of the part.
+
+    Split-wise: each chunk of slot 0 times the all-ones matrix over `width`, which puts the chunk's sum / width into all
+    its columns; other chunks stay. Dimension-wise: every chunk of slot 0 receives the sum of all of them, and `extra`
+    is added slot by slot. Pads are zero and add nothing. QED.
+    """
+    if groups > 1:
+        return _means_by_part(layout, width, extra, groups)
+    heads, d_h, shards = layout.n_heads, layout.d_h, layout.shards
+
+    def ones() -> Tensor:
+        weight = torch.eye(d_h, dtype=torch.float64).repeat(heads, 1, 1)
+        weight[:shards] = 1 / width
+        return weight
+
+    split = SplitStage("split", heads, d_h, TensorSpec((heads, d_h, d_h), ones))
+    entries = {(to, source): 1.0 for to in range(shards) for source in range(shards)}
+    entries |= {(to * shards + j, s * shards + j): f for (to, s), f in extra.items() for j in range(shards)}
+    return split, chunk_map(heads, d_h, entries)
+
+
+def _means_by_part(
+    layout: Layout, width: int, extra: dict[tuple[int, int], float], groups: int
+) -> tuple[SplitStage, SplitStage]:
+    """Return `mean_stages` in chunks of one part.
+
+    Every part is a chunk, so that the split-wise operation alone takes the means, and the dimension-wise one keeps each
+    in its chunk. QED.
+    """
+    chunks, per_slot = layout.d_sim // width, layout.pitch // width
+
+    def ones() -> Tensor:
+        weight = torch.eye(width, dtype=torch.float64).repeat(chunks, 1, 1)
+        weight[:groups] = 1 / width
+        return weight
+
+    split = SplitStage("split", chunks, width, TensorSpec((chunks, width, width), ones))
+    entries = {(part, part): 1.0 for part in range(groups)}
+    entries |= {(to * per_slot + j, s * per_slot + j): f for (to, s), f in extra.items() for j in range(per_slot)}
+    return split, chunk_map(chunks, width, entries)
+
+
+def unit_blocks(layout: Layout, n_tiles: int, width: int, groups: int = 1) -> dict[str, Block]:
+    """Return the blocks of `unit`, for a value of `width` in `n_tiles` tiles, or for `groups` of that width in one."""
+    group = GroupNormSpec((tuple(range(n_tiles)),), "rms", 0.0, groups * width, parts=groups)
+    return {
+        _grouped("fd_unit", width, groups): Block(group, "replace"),
+        "product_0_1": Block(ProductSpec(0, 1)),
+        _grouped("fd_mean", width, groups): Block(LinearSpec(mean_stages(layout, width, {}, groups))),
+    }
+
+
+def _grouped(block: str, width: int, groups: int) -> str:
+    return f"{block}_{width}" if groups == 1 else f"{block}_{groups}x{width}"
+
+
+def unit(run: LiteralRun, g: Tiles, width: int, groups: int = 1) -> tuple[Tiles, Tensor]:
+    """Return (tiles of ``g / rms(g)``, ``rms(g)`` in every coordinate of a slot ``[B, T, P]``); rms is over all of the
+    `width`.
+
+    groups: of so many parts of `width` coordinates, each on its own; g is one tile then. Claim: the group RMS norm
+    without eps gives ``g^ = g / r``, and the tiles' means of ``g g^`` add up to ``mean(g g) / r = r``. QED.
+    """
+    e = run.apply(_grouped("fd_unit", width, groups), run.embed(g))
+    units = [run.slot(e, i) for i in range(len(g))]
+    size: Tensor | None = None
+    for tile, direction in zip(g, units, strict=True):
+        e = run.apply("product_0_1", run.embed([tile, direction]))
+        part = run.slot(run.apply(_grouped("fd_mean", width, groups), e))
+        size = part if size is None else size + part
+    assert size is not None
+    return units, size
+
+
+def mean(run: LiteralRun, x: Tensor, width: int) -> Tensor:
+    """Return the sum of a slot's coordinates over `width`, in every coordinate of a slot ``[B, T, P]``."""
+    return run.slot(run.apply(_grouped("fd_mean", width, 1), run.embed([x])))
+
+
+def product(run: LiteralRun, a: Tensor, b: Tensor) -> Tensor:
+    """Return a * b, two slots ``[B, T, P]``."""
+    return run.slot(run.apply("product_0_1", run.embed([a, b])))
+
+
+def difference(run: LiteralRun, e: Tensor, base: int, eps: float, f: Callable[[Tensor], Tensor]) -> Tensor:
+    """Return ``(f(x + eps g) - f(x)) / eps`` for e with g in slot 0 and x in slot `base`; f acts on slots 0 and 1."""
+    e = f(run.apply(_named(f"fd_step_{base}", eps), e))
+    return run.slot(run.apply(_named("fd_difference", eps), e))
+
+
+def difference_across(run: LiteralRun, g: Tiles, x: Tiles, base: int, eps: float, f: Callable[[Tiles], Tiles]) -> Tiles:
+    """Return `difference`, tile by tile, for an f that needs all tiles of a value together."""
+    fill = x[:1] * (base - 1)
+    stepped = [
+        run.slot(run.apply(_named(f"fd_step_{base}", eps), run.embed([gi, *fill, xi])))
+        for gi, xi in zip(g, x, strict=True)
+    ]
+    pairs = zip(f(stepped), f(x), strict=True)
+    return [run.slot(run.apply(_named("fd_difference", eps), run.embed([a, b]))) for a, b in pairs]
+
+
+def activation_blocks(layout: Layout, scheme: str, eps: float, n_tiles: int, width: int) -> dict[str, Block]:
+    """Return the blocks of `activation_derivative`, by name, but for the activation itself."""
+    blocks = difference_blocks(layout, eps, 1)
+    if scheme == "token":
+        blocks |= unit_blocks(layout, n_tiles, width)
+    return blocks
+
+
+def activation_derivative(run: LiteralRun, scheme: str, eps: float, act: str, g: Tiles, x: Tiles, width: int) -> Tiles:
+    """Return ``(act(x + h g) - act(x)) / h``, tile by tile; `act` names the block that applies act to slots 0 and 1.
+
+    Claim: it is `difference` along g with the constant step. With ``token``, c = 1: along ``g^ = g / r`` it gives
+    ``(act(x + h g) - act(x)) / eps`` for ``h = eps / r``, and times r that is divided by h. QED.
+    """
+
+    def slope(direction: Tensor, at: Tensor) -> Tensor:
+        return difference(run, run.embed([direction, at]), 1, eps, lambda e: run.apply(act, e))
+
+    if scheme != "token":
+        return [slope(gi, xi) for gi, xi in zip(g, x, strict=True)]
+    units, size = unit(run, g, width)
+    return [product(run, slope(ui, xi), size) for ui, xi in zip(units, x, strict=True)]

@@ -1,0 +1,1 @@
+"""From a simulator's program to its tensors."""

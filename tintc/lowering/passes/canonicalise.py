@@ -1,0 +1,254 @@
+"""`canonicalise`: one way of writing each thing.
+
+Rules, applied until none changes anything. Each rewrites the program in place and returns True if it changed it:
+
+- `fuse_gates`: ``multiply(x, activation(u))`` is ``gate(x, u)``, if nothing else uses the activation;
+- `other_products`: any other ``multiply(x, y)`` is a gate whose activation is the identity;
+- `fold_concats`: a select of several values side by side is the sum of a select of each, with zeros for the others;
+- `join_equal_selects`: equal selects of one value are one;
+- `merge_selects`: ``select(select(x))`` is one select;
+- `lift_selects`: ``select(f(x))`` is ``f(select(x))`` for a scale or activation f with f(0) = 0 that only selects read;
+- `drop_full_selects`: a select of all columns in order is its operand;
+- `fold_selects`: ``select(linear(x))`` is a linear layer with those rows of the weight and bias, if the layer is used
+  by selects alone; those that share rows are selects of one layer with all their rows;
+- `merge_scales`: ``scale(scale(x))`` is one scale, and a scale by 1 is its operand;
+- `make_logits`: the linear layer whose result, perhaps scaled, and soft-capped as ``c * tanh(z / c)``, is the output is
+  ``logits``;
+- `remove_dead_code`: ops and parameters that nothing uses go; parameters stand in the order of their use.
+
+Sigmoids outside of a product that remain have no place in a simulator and are refused, all at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+from tintc.errors import Reason, UnsupportedModelError
+from tintc.ir.auxiliary import (
+    Activation,
+    AuxOp,
+    Embedding,
+    Gate,
+    Linear,
+    Logits,
+    Multiply,
+    Scale,
+    Select,
+)
+from tintc.ir.columns import Runs, compose
+from tintc.ir.core import Op, Program, Value, logits, substitute
+from tintc.ir.functions import GATES_ONLY
+from tintc.ir.liveness import needed_ops
+from tintc.lowering.passes.fold_concats import fold_concats
+from tintc.lowering.passes.fold_selects import fold_selects
+
+
+def canonicalise(program: Program) -> Program:
+    """Return the program in canonical form; the one given is left alone.
+
+    Raises `UnsupportedModelError` for sigmoids that no rule removes, and for logits that are not the result of a linear
+    layer.
+    """
+    program.verify()
+    ops = [replace(op) for op in program.ops]
+    program = Program(program.dialect, dict(program.attributes), dict(program.parameters), ops, dict(program.outputs))
+    while sum(rule(program) for rule in RULES):
+        program.verify()
+    _refuse_leftovers(program)
+    return program.verify()
+
+
+def fuse_gates(program: Program) -> bool:
+    """Fuse one product with the activation that makes a factor. Return True if there was one."""
+    producers, users = program.producers(), program.users()
+    for index, op in enumerate(program.ops):
+        if not isinstance(op, Multiply):
+            continue
+        for activated, other in (op.operands, op.operands[::-1]):
+            act = producers[activated]
+            if isinstance(act, Activation) and activated is not other and _is_alone(act, users):
+                program.ops[index] = Gate(operands=(other, *act.operands), results=op.results, fn=act.fn)
+                remove_dead_code(program)
+                return True
+    return False
+
+
+def _is_alone(act: Activation, users: dict[Value, list[Op]]) -> bool:
+    """Return True if nothing but one product uses an activation, or it cannot stand alone anyway."""
+    return act.fn in GATES_ONLY or len(users[act.result]) == 1
+
+
+def other_products(program: Program) -> bool:
+    """Turn one product of other values into a gate. Return True if there was one."""
+    producers, users = program.producers(), program.users()
+    for index, op in enumerate(program.ops):
+        if not isinstance(op, Multiply):
+            continue
+        factors = [producers[value] for value in op.operands]
+        if op.operands[0] is op.operands[1] or not any(
+            isinstance(f, Activation) and _is_alone(f, users) for f in factors
+        ):
+            program.ops[index] = Gate(operands=op.operands, results=op.results, fn="identity")
+            return True
+    return False
+
+
+def join_equal_selects(program: Program) -> bool:
+    """Let all users of equal selects read the first of them. Return True if there were any."""
+    known: dict[tuple[Value, Runs], Value] = {}
+    again: dict[Value, Value] = {}
+    for op in program.ops:
+        if isinstance(op, Select):
+            first = known.setdefault((op.operands[0], op.columns), op.result)
+            again |= {op.result: first} if first is not op.result else {}
+    program.ops = [
+        replace(op, operands=substitute(op.operands, again)) for op in program.ops if not again.keys() & set(op.results)
+    ]
+    return bool(again)
+
+
+def merge_selects(program: Program) -> bool:
+    """Merge one select of a select. Return True if there was one."""
+    producers = program.producers()
+    for index, op in enumerate(program.ops):
+        if isinstance(op, Select) and isinstance(inner := producers[op.operands[0]], Select):
+            columns = compose(inner.columns, op.columns)
+            program.ops[index] = Select(operands=inner.operands, results=op.results, columns=columns)
+            return True
+    return False
+
+
+def lift_selects(program: Program) -> bool:
+    """Swap one scale or activation with the selects that read it. Return True if there was one."""
+    producers, users = program.producers(), program.users()
+    for index, op in enumerate(program.ops):
+        inner = producers[op.operands[0]] if isinstance(op, Select) else None
+        if not isinstance(inner, Scale | Activation) or inner.result in program.outputs.values():
+            continue
+        if isinstance(inner, Activation) and inner.fn in GATES_ONLY:
+            continue
+        if all(isinstance(user, Select) for user in users[inner.result]):
+            part = Value(f"{op.result.name}.part", op.result.type)
+            first = replace(op, operands=inner.operands, results=(part,))
+            program.ops[index : index + 1] = [first, replace(inner, operands=(part,), results=op.results)]
+            remove_dead_code(program)
+            return True
+    return False
+
+
+def drop_full_selects(program: Program) -> bool:
+    """Drop one select of all columns. Return True if there was one."""
+    for op in program.ops:
+        if isinstance(op, Select) and compose(((0, op.operands[0].type.width),), op.columns) == _all(op.operands[0]):
+            _forward(program, op, op.operands[0])
+            return True
+    return False
+
+
+def merge_scales(program: Program) -> bool:
+    """Merge one scale of a scale, or drop one by 1. Return True if there was one."""
+    producers = program.producers()
+    for index, op in enumerate(program.ops):
+        if not isinstance(op, Scale):
+            continue
+        if op.factor == 1:
+            _forward(program, op, op.operands[0])
+            return True
+        if isinstance(inner := producers[op.operands[0]], Scale):
+            program.ops[index] = replace(op, operands=inner.operands, factor=op.factor * inner.factor)
+            return True
+    return False
+
+
+def make_logits(program: Program) -> bool:
+    """Turn the linear layer that makes the output into logits. Return True if it was one.
+
+    Of ``a tanh(b (E x))`` the soft cap c is a, since ``c tanh(z / c)`` has ``z = a b E x``.
+    """
+    output, producers, users = program.outputs["logits"], program.producers(), program.users()
+    value, factors = output, [1.0]
+    while isinstance(op := producers[value], Scale | Activation):
+        if isinstance(op, Scale):
+            factors[-1] *= op.factor
+        elif op.fn == "tanh":
+            factors.append(1.0)
+        else:
+            return False
+        value = op.operands[0]
+        if len(users[value]) > 1:
+            return False
+    capped = len(factors) == 2
+    if not isinstance(op, Linear) or users.get(output) or len(factors) > 2 or (capped and factors[0] <= 0):
+        return False
+    result = Value(output.name, logits(output.type.width))
+    scale, softcap = (factors[0] * factors[1], factors[0]) if capped else (factors[0], 0.0)
+    program.ops[program.ops.index(op)] = Logits(
+        operands=op.operands, results=(result,), weight=op.weight, bias=op.bias, scale=scale, softcap=softcap
+    )
+    program.outputs["logits"] = result
+    return remove_dead_code(program) or True
+
+
+def remove_dead_code(program: Program) -> bool:
+    """Remove ops and parameters that nothing uses. Return True if there were any."""
+    kept = needed_ops(program.ops, program.outputs.values())
+    names = [name for op in kept if isinstance(op, AuxOp) for name in op.parameters().values()]
+    changed = len(kept) < len(program.ops) or set(names) != set(program.parameters)
+    program.ops, program.parameters = kept, {name: program.parameters[name] for name in names}
+    return changed
+
+
+RULES: tuple[Callable[[Program], bool], ...] = (
+    fuse_gates,
+    other_products,
+    fold_concats,
+    join_equal_selects,
+    merge_selects,
+    lift_selects,
+    drop_full_selects,
+    fold_selects,
+    merge_scales,
+    make_logits,
+    remove_dead_code,
+)
+
+
+def _all(value: Value) -> Runs:
+    """Return the runs of all columns of a value."""
+    return ((0, value.type.width),)
+
+
+def _forward(program: Program, op: Op, value: Value) -> None:
+    """Remove an op; its users take `value` instead."""
+    mapping = {op.results[0]: value}
+    program.ops = [
+        replace(other, operands=substitute(other.operands, mapping)) for other in program.ops if other is not op
+    ]
+    program.outputs = {label: mapping.get(output, output) for label, output in program.outputs.items()}
+
+
+def _refuse_leftovers(program: Program) -> None:
+    """Raise `UnsupportedModelError` with all that no rule has brought into canonical form."""
+    reasons: list[Reason] = []
+    for op in program.ops:
+        if isinstance(op, Activation) and op.fn in GATES_ONLY:
+            why = f"{op.fn} is supported only as a factor of another value"
+            reasons.append(Reason(op.opname, op.result.name, why))
+        elif isinstance(op, Embedding | Logits):
+            reasons += _too_wide(op, program.attributes["width"])
+    output = program.outputs["logits"]
+    if not isinstance(program.producers()[output], Logits):
+        reasons.append(Reason("logits", output.name, "the logits must be the result of a linear layer"))
+    if reasons:
+        raise UnsupportedModelError("This model", reasons)
+
+
+def _too_wide(op: Embedding | Logits, width: int) -> list[Reason]:
+    """Return the reasons against tables that are wider than the residual stream.
+
+    They may be narrower (OPT-350m's are), since a slot holds what is as wide as the stream.
+    """
+    wide = (op.operands[0] if isinstance(op, Logits) else op.result).type.width
+    why = f"its table is {wide} wide, more than the {width} of the residual stream"
+    return [Reason(op.opname, op.result.name, why)] if wide > width else []

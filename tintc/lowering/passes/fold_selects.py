@@ -1,0 +1,131 @@
+"""A rule of `canonicalise`: linear layers of which only parts are read."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from itertools import pairwise
+
+from tintc.ir.auxiliary import Activation, Add, Attention, Gate, Linear, Norm, Scale, Select
+from tintc.ir.columns import Runs, compose
+from tintc.ir.core import Op, Parameter, Program, Value, tokens
+from tintc.lowering.passes.fold_concats import feeds_scores
+
+
+def fold_selects(program: Program) -> bool:
+    """Rewrite the selects of one linear layer as layers of their own. Return True if there was such a layer.
+
+    ``select(linear(x))`` is a linear layer with those rows of the weight and bias. A row that descends belongs to one
+    layer: selects that share rows, or take one twice, become selects of a layer with all their rows. What feeds queries
+    and keys alone never descends, and may share. The parts' parameters are named after what they feed: ``q``, ``k``,
+    ``v`` of an attention, ``gate``, ``up`` of a gate, else ``part0``, ``part1``.
+    """
+    users = program.users()
+    outputs = set(program.outputs.values())
+    for index, op in enumerate(program.ops):
+        parts = [user for user in users.get(op.results[0], []) if isinstance(user, Select)]
+        if not isinstance(op, Linear) or not parts or op.result in outputs or len(parts) < len(users[op.result]):
+            continue
+        ordered = sorted(parts, key=lambda part: part.columns[0])
+        fixed = {part for part in parts if feeds_scores(users, part.result)}
+        groups = _sharing_rows(ordered, fixed)
+        if not _is_layer(groups[0], fixed) and _rows(groups[0]) == ((0, op.result.type.width),):
+            continue
+        made: list[Op] = []
+        for group in groups:
+            suffix = _suffix(users, group[0], ordered.index(group[0]))
+            made += [_layer(program, op, group[0], suffix)] if _is_layer(group, fixed) else _common(program, op, group)
+        program.ops[index : index + 1] = made
+        program.ops = [kept for kept in program.ops if kept not in parts]
+        return True
+    return False
+
+
+def _sharing_rows(parts: Sequence[Select], fixed: set[Select]) -> list[list[Select]]:
+    """Return the parts in groups: those that share rows stand together."""
+    groups: list[list[Select]] = []
+    for part in parts:
+        sharing = [group for group in groups if any(_overlap(part, other, fixed) for other in group)]
+        groups = [group for group in groups if group not in sharing]
+        groups.append([*(other for group in sharing for other in group), part])
+    return groups
+
+
+def _overlap(a: Select, b: Select, fixed: set[Select]) -> bool:
+    """Return True if two parts share a row, and one of them may descend."""
+    return not {a, b} <= fixed and any(i < n and m < j for i, j in _taken(a) for m, n in _taken(b))
+
+
+def _taken(*parts: Select) -> list[tuple[int, int]]:
+    """Return the runs of rows that parts take, in order."""
+    return sorted(run for part in parts for run in part.columns if run[0] >= 0)
+
+
+def _is_layer(group: Sequence[Select], fixed: set[Select]) -> bool:
+    """Return True if a group is one part that may be a layer of its own."""
+    (part, *others) = group
+    return not others and (part in fixed or all(a[1] <= b[0] for a, b in pairwise(_taken(part))))
+
+
+def _rows(group: Sequence[Select]) -> Runs:
+    """Return all rows that some parts take, each once, in order."""
+    found: list[tuple[int, int]] = []
+    for start, stop in _taken(*group):
+        if found and start <= found[-1][1]:
+            found[-1] = (found[-1][0], max(stop, found[-1][1]))
+        else:
+            found.append((start, stop))
+    return tuple(found)
+
+
+def _common(program: Program, op: Linear, group: Sequence[Select]) -> list[Op]:
+    """Return a layer of the rows that some parts share, and the parts as selects of it."""
+    rows = _rows(group)
+    whole = Value(f"{group[0].result.name}.rows", tokens(sum(stop - start for start, stop in rows)))
+    layer = _layer(program, op, Select(operands=op.operands, results=(whole,), columns=rows), "rows")
+    return [layer, *(replace(part, operands=(whole,), columns=_within(part.columns, rows)) for part in group)]
+
+
+def _within(columns: Runs, rows: Runs) -> Runs:
+    """Return columns, each inside of one of the runs `rows`, counted among those."""
+    found: list[tuple[int, int]] = []
+    for a, b in columns:
+        shift = 0 if a < 0 else sum(min(stop, a) - start for start, stop in rows if start <= a) - a
+        found.append((a + shift, b + shift))
+    return tuple(found)
+
+
+def _layer(program: Program, op: Linear, part: Select, suffix: str) -> Linear:
+    """Return the rows of a linear layer that a select takes, as a layer of its own."""
+    weight = _view(program, op.weight, part.columns, suffix)
+    bias = _view(program, op.bias, part.columns, suffix) if op.bias else ""
+    return Linear(operands=op.operands, results=part.results, weight=weight, bias=bias)
+
+
+def _view(program: Program, name: str, rows: Runs, suffix: str) -> str:
+    """Declare rows of a parameter under a name of their own and return it; another view of that name gets a number."""
+    old = program.parameters[name]
+    taken = compose(old.rows or ((0, old.shape[0]),), rows)
+    count = sum(stop - start for start, stop in taken)
+    wanted = Parameter(old.source, (count, *old.shape[1:]), old.transpose, taken)
+    stem, _, last = name.rpartition(".")
+    alias, number = ".".join(filter(None, (stem, suffix, last))), 1
+    while program.parameters.setdefault(alias, wanted) != wanted:
+        number += 1
+        alias = ".".join(filter(None, (stem, f"{suffix}{number}", last)))
+    return alias
+
+
+def _suffix(users: dict[Value, list[Op]], part: Op, position: int) -> str:
+    """Return a word for what the part feeds."""
+    consumers = users.get(part.result, [])
+    if len(consumers) == 1:
+        (user,) = consumers
+        at = user.operands.index(part.result)
+        if isinstance(user, Attention):
+            return "qkv"[at]
+        if isinstance(user, Add | Norm | Scale | Activation):
+            return _suffix(users, user, position)
+        if isinstance(user, Gate):
+            return ("up", "gate")[at]
+    return f"part{position}"

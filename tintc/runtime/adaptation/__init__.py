@@ -1,0 +1,1 @@
+"""Weights that a text has updated: kept, used for other texts, saved, exported."""

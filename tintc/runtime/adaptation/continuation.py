@@ -1,0 +1,220 @@
+"""The part of a program that predicts from given weights, on the last tokens of a text.
+
+A simulator's last forward pass is all that computes the logits from the weights as the descent has left them: walking
+back from the logits, and stopping at weights, finds it. Its ops run by their own fused forms on new tokens alone; those
+that mix tokens (`SimOp.remembers`) also read what has been kept of the tokens before.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property, partial
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from tintc.ir.core import Program, Type, Value
+from tintc.ir.inputs import Inputs
+from tintc.ir.liveness import last_reads
+from tintc.ir.simulator import SimOp
+from tintc.ir.simulator.interface.fused_base import FusedWeights
+from tintc.runtime.execution.fused.base_run import Reading, stored_parts
+
+if TYPE_CHECKING:
+    from transformers import Cache
+
+    from tintc.runtime.model.causal_lm import TintForCausalLM
+
+
+class Step(NamedTuple):
+    """One op, ready to run. kept: the operands that later tokens depend on, the place-th such op's; weighted: whether
+    it reads weights, which may be those of each example; last: values to let go."""
+
+    op: SimOp
+    operands: tuple[Value, ...]
+    result: Value
+    kept: tuple[Value, ...]
+    place: int
+    weighted: bool
+    last: tuple[Value, ...]
+
+
+@dataclass(frozen=True)
+class Continuation:
+    """ops: from the weights to the logits, in order; stored: those that give weights as they are stored; updated: the
+    weights that a descent gives, each with its layer's name."""
+
+    ops: tuple[SimOp, ...]
+    stored: tuple[SimOp, ...]
+    updated: dict[Value, str]
+
+    @property
+    def tail(self) -> SimOp:
+        """The op that gives the logits."""
+        return self.ops[-1]
+
+    @cached_property
+    def mixing(self) -> tuple[SimOp, ...]:
+        """The ops that read what is kept of earlier tokens."""
+        return tuple(op for op in self.ops if op.remembers())
+
+    @cached_property
+    def checked(self) -> tuple[SimOp, ...]:
+        """The ops that look at their inputs."""
+        return tuple(op for op in self.ops if type(op).check is not SimOp.check)
+
+    @cached_property
+    def steps(self) -> tuple[Step, ...]:
+        last, found, place = last_reads(self.ops, self.tail.results), [], 0
+        for op in self.ops:
+            gone = tuple(value for value in last[op] if not _is_weights(value))
+            weighted = any(_is_weights(value) for value in op.operands)
+            kept = remembered(op)
+            found.append(Step(op, op.operands, op.result, kept, place, weighted, gone))
+            place += bool(kept)
+        return tuple(found)
+
+    @cached_property
+    def freed(self) -> frozenset[tuple[SimOp, Value]]:
+        """Ops with the values that they are the last to read, and read once."""
+        return frozenset(
+            (step.op, value) for step in self.steps for value in step.last if step.operands.count(value) == 1
+        )
+
+
+def remembered(op: SimOp) -> tuple[Value, ...]:
+    """The operands that the results at later tokens depend on."""
+    return tuple(op.operands[place] for place in op.remembers())
+
+
+def continuation_of(program: Program) -> Continuation:
+    """The continuation of a straight-line simulator program."""
+    producers = program.producers()
+    wanted, weights, ops = {program.outputs["logits"]}, dict[Value, None](), []
+    for op in reversed(program.ops):
+        if isinstance(op, SimOp) and wanted.intersection(op.results):
+            ops.append(op)
+            wanted.update(value for value in op.operands if not _is_weights(value))
+            weights |= dict.fromkeys(value for value in op.operands if _is_weights(value))
+    layers = {value: _layer(value, producers) for value in weights}
+    stored = {value: producers[value] for value in weights if producers[value].holds() is not None}  # pyright: ignore[reportAttributeAccessIssue]
+    return Continuation(
+        ops=tuple(reversed(ops)),
+        stored=tuple(op for op in stored.values() if isinstance(op, SimOp)),
+        updated={value: name for value, name in layers.items() if value not in stored},
+    )
+
+
+def stored_weights(model: TintForCausalLM) -> dict[Value, FusedWeights]:
+    """The weights that the continuation reads as they are stored, as views of the parameters."""
+    return {op.result: _as_stored(model, op) for op in model.continuation.stored}
+
+
+def weights_by_layer(model: TintForCausalLM) -> dict[str, tuple[Type, FusedWeights]]:
+    """What every layer holds as it is stored, updated or not."""
+    stored = [op for op in model.program.ops if isinstance(op, SimOp) and op.holds() is not None]
+    return {str(op.holds()): (op.result.type, _as_stored(model, op)) for op in stored}
+
+
+def base_weights(model: TintForCausalLM) -> dict[Value, FusedWeights]:
+    """What the updated weights are without any update."""
+    stored = weights_by_layer(model)
+    return {value: stored[layer][1] for value, layer in model.continuation.updated.items()}
+
+
+def _as_stored(model: TintForCausalLM, op: SimOp) -> FusedWeights:
+    run: Any = SimpleNamespace(stored=partial(stored_parts, model))
+    return op.fused(run)
+
+
+def _is_weights(value: Value) -> bool:
+    return value.type.kind in ("linear", "norm")
+
+
+def _layer(value: Value, producers: Mapping[Value, Any]) -> str:
+    """The layer whose weights these are, updated or not: what they would be without training is stored."""
+    op = producers[value]
+    while op.holds() is None:
+        op = producers[op.untrained()]
+    return op.holds()
+
+
+class ContinuedRun(Reading):
+    """One run of the continuation on new tokens (the runtime's `FusedRun`).
+
+    tokens: the new ones, ``[B, n]``; positions ``[B, m]`` of all tokens; seen: which tokens a new one may see besides
+    the causal mask, ``[B, 1 or n, m]``, None: all; examples: how many have weights of their own, each for ``B /
+    examples`` rows.
+    """
+
+    def __init__(
+        self, model: TintForCausalLM, tokens: Inputs, positions: Tensor, seen: Tensor | None = None, examples: int = 1
+    ):
+        super().__init__(model, tokens, positions)
+        self.plan, self.seen, self.examples = model.continuation, seen, examples
+
+    def run(self, weights: Mapping[Value, FusedWeights], cache: Cache | None = None, keep: int = 0) -> Tensor:
+        """Logits ``[B, n, V]``, or of the last `keep` tokens if it is not 0; `cache` takes up what later ones need."""
+        values: dict[Value, Any] = dict(weights)
+        folds = self.inputs.shape[0] != self.examples
+        for op, operands, result, kept, place, weighted, last in self.plan.steps[:-1]:
+            given = [values[value] for value in operands]
+            if kept:
+                pair = op.remember(self, *[values[value] for value in kept])
+                keys, held = pair if cache is None else cache.update(*pair, place)
+                values[result] = op.continued(self, keys, held, *given)
+            elif weighted and folds:
+                values[result] = self._folded(op, given)
+            else:
+                values[result] = op.fused(self, *given)
+            for value in last:
+                del values[value]
+                if self._scores:
+                    self._scores.pop(value, None)
+        (x,) = (values[value] for value in self.plan.tail.operands)
+        return self.tail(x[:, -keep:])
+
+    def tail(self, x: Tensor) -> Tensor:
+        """Logits ``[B, n, V]`` from what the last op reads."""
+        return self.plan.tail.fused(self, x)
+
+    def _folded(self, op: SimOp, operands: list[Any]) -> Tensor:
+        """The rows of each example side by side, as tokens of one text: what reads weights mixes no tokens."""
+        rows = self.inputs.shape[0]
+        folded = (x.reshape(self.examples, -1, x.shape[-1]) if isinstance(x, Tensor) else x for x in operands)
+        y = op.fused(self, *folded)
+        return y.reshape(rows, -1, y.shape[-1])
+
+    def rate(self, name: str, step: int) -> Tensor | float:
+        raise AssertionError("nothing descends after the last step")
+
+    def here(self, op: SimOp) -> slice:
+        return slice(0, self.inputs.shape[1])
+
+    def lazy(self, op: SimOp) -> bool:
+        return False
+
+    def frees(self, op: SimOp, value: Value) -> bool:
+        return not self.recorded and (op, value) in self.plan.freed
+
+    def shared(self, op: SimOp, x: Tensor) -> Tensor | None:
+        return None
+
+    def allowed(self, queries: int, keys: int, window: int = 0) -> Tensor | None:
+        window = 0 if window >= keys else window
+        if self.seen is None and not window and queries in (1, keys):
+            return None
+        key = (queries, keys, window)
+        if key not in self._masks:
+            every = torch.arange(keys, device=self.positions.device)
+            places = every[keys - queries :, None]
+            mask = every <= places
+            mask = mask & (every > places - window) if window else mask
+            self._masks[key] = (mask[None] if self.seen is None else mask & self.seen)[:, None]
+        return self._masks[key]
+
+    def train(self, length: int, step: int) -> Tensor | None:
+        raise AssertionError("nothing is trained on after the last step")

@@ -1,0 +1,196 @@
+"""`export_model`: a state's weights put back into the auxiliary, as an ordinary Hugging Face model.
+
+The simulator's program says which tensor of the auxiliary's checkpoint each of its parameters is a view of, and how:
+transposed, certain rows. Updated weights go back the same way, and so do those that were trained from outside.
+Everything else is the auxiliary's own.
+"""
+
+from __future__ import annotations
+
+import copy
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+from tintc.errors import ArtefactError, ModelError
+from tintc.frontend.source.load import load_auxiliary
+from tintc.ir.auxiliary.interpreter import view
+from tintc.ir.core import Parameter
+from tintc.runtime.adaptation.continuation import weights_by_layer
+from tintc.runtime.adaptation.state import AdaptedState
+from tintc.runtime.artefact.folder import write_tokenizer, writing
+
+if TYPE_CHECKING:
+    from tintc.runtime.model.causal_lm import TintForCausalLM
+
+CONSTANT = "constant."
+"""Begins the names of tensors that the importer has computed."""
+
+
+def export_model(state: AdaptedState, path: str | os.PathLike[str], model: Any = None) -> None:
+    """Write the auxiliary with the weights of a state of one example; errors as of `AdaptedState.export`."""
+    sim = state.sim
+    if Path(path).exists():
+        raise ArtefactError(f"{path} exists already; choose another folder.")
+    state.check_current()
+    found = auxiliary_of(sim, model)
+    with torch.no_grad():
+        _put_back(state, found)
+    with writing(path, force=False) as folder:
+        found.save_pretrained(folder)
+        if sim.tokenizer is not None:
+            write_tokenizer(copy.deepcopy(sim.tokenizer), folder)
+
+
+def auxiliary_of(sim: TintForCausalLM, model: Any = None) -> PreTrainedModel:
+    """A copy of the auxiliary, in the simulator's dtype, whose tensors may be written to; raises `ModelError` if it
+    cannot be found."""
+    name = str(sim.config.provenance.get("source", ""))
+    if model is None and (not name or sim.config.provenance.get("format") == "memory"):
+        raise ModelError("The simulator was compiled from a model in memory; pass it, or its folder, with model=.")
+    try:
+        source = load_auxiliary(name if model is None else model)
+    except ModelError as error:
+        if model is not None:
+            raise
+        raise ModelError(
+            f"The model {name} that the simulator was compiled from cannot be found; pass its folder, file or id with "
+            "model=."
+        ) from error
+    found = source.model
+    if getattr(found.config, "quantization_config", None) is not None:  # of a GGUF file, whose weights are plain by now
+        plain = found.config.to_dict()
+        plain.pop("quantization_config")
+        whole = AutoModelForCausalLM.from_config(type(found.config).from_dict(plain))
+        whole.load_state_dict(found.state_dict())
+        return whole.to(sim.dtype).eval()
+    whole: Any = copy.deepcopy(found) if isinstance(model, torch.nn.Module) else found
+    return whole.to("cpu", sim.dtype)
+
+
+def _put_back(state: AdaptedState, model: PreTrainedModel) -> None:
+    """Write every part that is not the model's own: what the update has changed, and what training the simulator's
+    prefixes has."""
+    sim = state.sim
+    updated = {layer: state.weights[value] for value, layer in sim.continuation.updated.items()}
+    target = _Target.of(model, sim)
+    constants: list[tuple[Parameter, Tensor, Tensor]] = []
+    for layer, (kind, old) in weights_by_layer(sim).items():
+        names, new = ("weight" if kind.kind == "linear" else "gain", "bias"), updated.get(layer, old)
+        for part, after, before in zip(names, (new.weight, new.bias), (old.weight, old.bias), strict=True):
+            parameter = sim.program.parameters.get(f"{layer}.{part}")
+            if after is None or before is None or parameter is None:
+                continue
+            after, before = (tensor.detach().cpu() for tensor in (after, before))
+            if parameter.source.startswith(CONSTANT):
+                constants.append((parameter, after, before))
+            else:
+                target.put(parameter, _of_one_head(parameter, after), _of_one_head(parameter, before))
+    for parameter, after, before in constants:
+        if target.trained or not torch.equal(after, before):
+            _add_to_origin(parameter, after, before, target.tensors)
+
+
+@dataclass
+class _Target:
+    """The model that is written to.
+
+    known: whether its embeddings and head are the simulator's, so that what else differs was trained; trained: whether
+    anything did; written: of every tensor the rows that were, by its id.
+    """
+
+    model: PreTrainedModel
+    tensors: dict[str, Tensor]
+    known: bool = False
+    trained: bool = False
+    written: dict[int, Tensor] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, model: PreTrainedModel, sim: TintForCausalLM) -> _Target:
+        """Raises `ModelError` if its embeddings or its head are not the simulator's."""
+        found = cls(model, dict(model.named_buffers()) | dict(model.named_parameters(remove_duplicate=False)))
+        for name, table in sim.tables.named_parameters():
+            parameter = sim.program.parameters[name]
+            if parameter.source in found.tensors:
+                held = view(parameter, found.viewed(parameter))
+                if held.shape != table.shape or not torch.equal(held.to(table.dtype), table.detach().cpu()):
+                    raise found.another(parameter)
+                found.known = True
+        return found
+
+    def viewed(self, parameter: Parameter) -> Tensor:
+        """The tensor that a parameter is a view of."""
+        if parameter.source not in self.tensors:
+            raise ModelError(f"{self.name} has no tensor {parameter.source}; pass the model that was compiled.")
+        tensor = self.tensors[parameter.source].data
+        if tensor.dim() != len(parameter.shape):
+            raise self.another(parameter)
+        return tensor
+
+    def put(self, parameter: Parameter, after: Tensor, before: Tensor) -> None:
+        """Rows of a view into the tensor that is viewed."""
+        tensor = self.viewed(parameter)
+        tensor = tensor.transpose(0, 1) if parameter.transpose else tensor
+        key, at = id(self.tensors[parameter.source]), 0
+        taken = self.written.setdefault(key, torch.zeros(tensor.shape[0], dtype=torch.bool))
+        for start, stop in parameter.rows or ((0, parameter.shape[0]),):
+            here, at = slice(at, at + stop - start), at + stop - start
+            if start < 0:  # rows of zeros, which are not the checkpoint's
+                continue
+            rows, old, new = tensor[start:stop], before[here], after[here]
+            if rows.shape != old.shape:
+                raise self.another(parameter)
+            if bool(taken[start:stop].any()):
+                if not torch.equal(rows, new):
+                    raise ModelError(
+                        f"The tensor {parameter.source} is used in two places that were updated differently, so the "
+                        "state cannot be written as one model."
+                    )
+            elif not torch.equal(rows, old.to(rows.dtype)):
+                if not self.known:
+                    raise self.another(parameter)
+                self.trained = True
+            taken[start:stop] = True
+            rows.copy_(new)
+
+    def another(self, parameter: Parameter) -> ModelError:
+        return ModelError(
+            f"{self.name} is not the model that the simulator was compiled from: its {parameter.source} is another. "
+            "Pass that model with model=; if the simulator's tables were trained there is none, and no export."
+        )
+
+    @property
+    def name(self) -> str:
+        return Path(str(getattr(self.model.config, "name_or_path", ""))).name or type(self.model).__name__
+
+
+def _of_one_head(parameter: Parameter, stored: Tensor) -> Tensor:
+    """A stored part in its parameter's shape: a gain that all heads share is stored once for each."""
+    parts = stored.reshape(-1, *parameter.shape)
+    if not torch.equal(parts, parts[:1].expand_as(parts)):
+        raise ModelError(
+            f"All heads of the model share {parameter.source}, and those of the simulator were trained apart, so they "
+            "cannot be written as one model."
+        )
+    return parts[0]
+
+
+def _add_to_origin(parameter: Parameter, after: Tensor, before: Tensor, tensors: dict[str, Tensor]) -> None:
+    """A gain that is its parameter and a number, such as ``1 + w``: the parameter takes the gain's change."""
+    name = parameter.source.removeprefix(CONSTANT)
+    name = name if name in tensors else name.rpartition(".")[0]
+    origin = tensors.get(name)
+    if origin is None or origin.numel() != before.numel():
+        raise ModelError(
+            f"The gain {name} is no parameter's, so what was learnt of it has no place in the exported model."
+        )
+    apart = before.reshape(origin.shape) - origin.data
+    rounding = 8 * torch.finfo(before.dtype).eps * float(before.abs().max())
+    if float((apart - apart.flatten()[0]).abs().max()) > rounding:
+        raise ModelError(f"The gain made of {name} is not it and a number (any more), so it has no place in the model.")
+    origin.data += (after - before).reshape(origin.shape)

@@ -1,0 +1,145 @@
+"""Adapting once and predicting on: what a forward pass with a cache, a state, or both, does in fused execution."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from tintc.errors import InputError
+from tintc.ir.core import Program, Value
+from tintc.ir.inputs import Inputs, check_ids, check_tensor, matching, resolve_inputs
+from tintc.ir.simulator.interface.fused_base import FusedWeights
+from tintc.runtime.adaptation.cache import TintCache
+from tintc.runtime.adaptation.continuation import ContinuedRun, base_weights, remembered
+from tintc.runtime.adaptation.state import AdaptedState
+from tintc.runtime.execution.fused.batches import run_together
+from tintc.runtime.execution.literal.executor import Machine
+from tintc.runtime.execution.literal.unpack import matrices
+
+if TYPE_CHECKING:
+    from tintc.runtime.model.causal_lm import TintForCausalLM
+
+SHORTEST = 2
+"""Tokens of the shortest prompt: with fewer there is nothing to predict, and so nothing to adapt to."""
+
+
+def check_prompt(inputs: Inputs) -> None:
+    """Raise `InputError` unless every text of the batch has something to adapt to."""
+    valid = inputs.allowed.diagonal(dim1=1, dim2=2)
+    shortest = int(valid.sum(1).min())
+    if shortest < SHORTEST:
+        raise InputError(
+            f"A prompt has {shortest} token{'s' if shortest != 1 else ''}; a simulator adapts to its prompt, so pass "
+            f"at least {SHORTEST} tokens, or a state that was adapted before."
+        )
+
+
+def adapt(model: TintForCausalLM, inputs: Inputs, inner_lr: Tensor | None) -> AdaptedState:
+    """The updated weights of each example, by the executor that the model chooses."""
+    check_prompt(inputs)
+    labels = {f"updated.{value.name}": value for value in model.continuation.updated}
+    program = replace(model.program, outputs=labels)
+    if model._choose_executor() == "literal":
+        weights = _from_literal(model, program, labels, inputs, inner_lr)
+    else:
+        found = run_together(model, program, inputs, inner_lr)
+        weights = {value: found[label] for label, value in labels.items()}
+    return AdaptedState(model, weights, inputs.shape[0]).settled()
+
+
+def _from_literal(
+    model: TintForCausalLM, program: Program, labels: dict[str, Value], inputs: Inputs, inner_lr: Tensor | None
+) -> dict[Value, FusedWeights]:
+    """The weights that literal modules have made, read off their prefixes; what these cannot change is as stored."""
+    found, stored = Machine(model, inputs, inner_lr).run(tuple(labels), program), base_weights(model)
+    weights = {}
+    for label, value in labels.items():
+        each = [matrices(found[label], value.type, model.layout, row) for row in range(inputs.shape[0])]
+        parts = {part: torch.stack([one[part] for one in each]) for part in each[0]}
+        gain = parts.get("gain", stored[value].weight)
+        weights[value] = FusedWeights(parts.get("weight", gain), parts.get("bias", stored[value].bias))
+    return weights
+
+
+def prefill(model: TintForCausalLM, inputs: Inputs, inner_lr: Tensor | None, keep: int) -> tuple[Tensor, TintCache]:
+    """Logits of the last `keep` tokens (0: of all), and the cache to go on with. Equal rows that stand side by side, as
+    those of beams do, are adapted once."""
+    check_prompt(inputs)
+    rates = inner_lr is not None and bool((inner_lr != inner_lr[0]).any())
+    count = 1 if rates else inputs.repeats()
+    each, rate = inputs.each(count), inner_lr if inner_lr is None else inner_lr[::count]
+    plan = model.continuation
+    outputs = {f"updated.{value.name}": value for value in plan.updated}
+    outputs |= {f"kept.{value.name}": value for op in plan.mixing for value in remembered(op)}
+    outputs |= {f"last.{value.name}": value for value in plan.tail.operands}
+    found = run_together(model, replace(model.program, outputs=outputs), each, rate)
+    values = {value: found[label] for label, value in outputs.items()}
+    state = AdaptedState(model, {value: values[value] for value in plan.updated}, each.shape[0])
+    cache = TintCache(len(plan.mixing), state.settled() if not torch.is_grad_enabled() else state)
+    run = ContinuedRun(model, each, each.position_ids)
+    for place, op in enumerate(plan.mixing):
+        cache.update(*op.remember(run, *(values[value] for value in remembered(op))), place)
+    (x,) = (values[value] for value in plan.tail.operands)
+    logits = run.tail(x[:, -keep:])
+    cache.extend(each.position_ids, None if inputs.plain else each.allowed.diagonal(dim1=1, dim2=2))
+    if count > 1:
+        cache.batch_repeat_interleave(count)
+        logits = logits.repeat_interleave(count, 0)
+    return logits, cache
+
+
+def predict(
+    model: TintForCausalLM,
+    input_ids: Tensor,
+    attention_mask: Tensor | None,
+    position_ids: Tensor | None,
+    state: AdaptedState,
+    cache: TintCache | None,
+    keep: int,
+) -> Tensor:
+    """Logits of new tokens ``[B, n]`` under the state's weights, after those that the cache has read, if there are any.
+
+    attention_mask: ``[B, n]``, or ``[B, m]`` with those of the cache before them; ``[B, n, n]`` without a cache.
+    position_ids ``[B, n]`` (default: those that follow in each row).
+    """
+    check_ids(input_ids)
+    past = 0 if cache is None else cache.get_seq_length()
+    if cache is None or not past:
+        tokens = resolve_inputs(input_ids, torch.zeros_like(input_ids), None, attention_mask, position_ids)
+        seen = None if tokens.plain else tokens.allowed
+    else:
+        tokens, seen = _following(input_ids, attention_mask, position_ids, cache), None
+    model._check(tokens, past + tokens.shape[1], model.continuation.checked)
+    state.check(model, tokens.shape[0])
+    positions = tokens.position_ids
+    if cache is not None:
+        cache.extend(positions, None if tokens.plain else tokens.allowed.diagonal(dim1=1, dim2=2))
+        assert cache.positions is not None
+        positions = cache.positions
+        seen = None if cache.valid is None else cache.valid[:, None]
+    return ContinuedRun(model, tokens, positions, seen, state.examples).run(state.values, cache, keep)
+
+
+def _following(input_ids: Tensor, mask: Tensor | None, position_ids: Tensor | None, cache: TintCache) -> Inputs:
+    """New tokens whose positions go on from the cache's."""
+    assert cache.positions is not None
+    if input_ids.shape[0] != cache.positions.shape[0] or not input_ids.shape[1]:
+        raise InputError(
+            f"input_ids has shape {tuple(input_ids.shape)}; the cache has {cache.positions.shape[0]} rows, so pass the "
+            "new tokens of each."
+        )
+    (rows, count), total = input_ids.shape, cache.positions.shape[1] + input_ids.shape[1]
+    if mask is not None:
+        check_tensor("attention_mask", mask)
+    if mask is not None and tuple(mask.shape) not in ((rows, count), (rows, total)):
+        raise InputError(f"attention_mask has shape {tuple(mask.shape)}; with this cache it must be {(rows, total)}.")
+    valid = torch.ones_like(input_ids, dtype=torch.bool) if mask is None else mask[:, -count:].to(input_ids.device) != 0
+    if position_ids is None:
+        position_ids = cache.positions[:, -1:] + valid.long().cumsum(1)
+    else:
+        position_ids = matching("position_ids", position_ids, (rows, count), input_ids.device).long()
+    nothing = torch.zeros_like(valid)
+    return Inputs(input_ids.long(), position_ids, valid[:, None].expand(-1, count, -1), nothing, nothing)

@@ -1,0 +1,221 @@
+"""`AdaptedState`: the weights that a simulator's descent has left, for as many continuations as are wanted."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from tintc.errors import OptionError
+from tintc.ir.core import Value
+from tintc.ir.simulator.interface.fused_base import FusedWeights
+from tintc.ir.simulator.ops.linear_descent import materialise
+from tintc.runtime.adaptation.continuation import stored_weights
+from tintc.runtime.adaptation.fingerprint import Moment, fingerprint
+from tintc.runtime.execution.fused.available import available_bytes
+from tintc.runtime.execution.fused.budget import HEADROOM
+
+if TYPE_CHECKING:
+    from tintc.runtime.model.causal_lm import TintForCausalLM
+
+CHANGED = "The simulator's stored weights were trained, edited, moved or cast after the state was made; adapt again."
+
+
+def state_of(given: object, sim: TintForCausalLM) -> AdaptedState:
+    """What somebody passed as a state, for `sim`; errors as of `AdaptedState.of`, and `OptionError` if it is none."""
+    if not isinstance(given, AdaptedState):
+        raise OptionError(
+            f"The state is of type {type(given).__name__}; pass what sim.adapt(...) has returned, or "
+            "tintc.AdaptedState.load(path, sim)."
+        )
+    return given.of(sim)
+
+
+class AdaptedState:
+    """The updated weights of each of `examples` texts, by their value in the program of `sim`.
+
+    A linear layer's update is carried out or pending, as `FusedWeights` describes; layers that no step updates are not
+    in it. Made by `sim.adapt` or by `AdaptedState.load`, and valid while the simulator's stored weights are what they
+    were then: those of all other layers are read from it.
+    """
+
+    def __init__(
+        self,
+        sim: TintForCausalLM,
+        weights: Mapping[Value, FusedWeights],
+        examples: int,
+        made: Moment | None = None,
+    ):
+        """made: the simulator's stored weights when these were made of them (None: now)."""
+        self.sim, self.weights, self.examples = sim, dict(weights), examples
+        self._made = made or Moment.of(sim)
+        self._seen: dict[Value, FusedWeights] | None = None
+        self._elsewhere: AdaptedState | None = None
+
+    def _with(self, weights: Mapping[Value, FusedWeights], examples: int) -> AdaptedState:
+        """What is made of these weights alone."""
+        return AdaptedState(self.sim, weights, examples, self._made)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> AdaptedState:
+        """A state of its own for a copied cache: neither simulator nor weights are ever changed through a state."""
+        return self._with(self.weights, self.examples)
+
+    @property
+    def values(self) -> dict[Value, FusedWeights]:
+        """Everything that a continuation reads: these weights, and the stored ones of all other layers.
+
+        The latter are views of parameters, which `check` has found where they were. They are kept from token to token
+        where autograd does not record.
+        """
+        if torch.is_grad_enabled():
+            return stored_weights(self.sim) | self.weights
+        if self._seen is None:
+            self._seen = stored_weights(self.sim) | self.weights
+        return self._seen
+
+    def settled(self) -> AdaptedState:
+        """The same, its updates carried out where that makes the next tokens cheaper and there is memory for it.
+
+        A token's time is that of reading weights. Pending, an update of t tokens costs ``t (din + dout)`` more of each
+        example; carried out, every example has weights of its own to read.
+        """
+        left = int(HEADROOM * available_bytes(self.sim.device))
+        found: dict[Value, FusedWeights] = {}
+        for value, w in self.weights.items():
+            if w.pending and w.weight is not None:
+                dout, din = w.weight.shape[-2:]
+                pending = self.examples * sum(update.x.shape[1] for update in w.pending) * (din + dout)
+                carried = self.examples * dout * din
+                needed = carried * w.weight.element_size()
+                if carried < dout * din + pending and needed < left:
+                    left -= needed
+                    w = carried_out(w)
+            found[value] = _of_one(value, w) if self.examples == 1 and not w.pending else w
+        return self._with(found, self.examples)
+
+    def rows(self, indices: Tensor, rows: int) -> AdaptedState:
+        """The state of these of `rows` rows, which the examples share evenly; each then has weights of its own."""
+        if self.examples == 1:
+            return self
+        chosen = (indices // (rows // self.examples)).to(self.sim.device)
+
+        def take(tensor: Tensor | None, dims: int) -> Tensor | None:
+            return tensor[chosen] if tensor is not None and tensor.dim() > dims else tensor
+
+        found = {}
+        for value, w in self.weights.items():
+            pending = tuple(replace(update, dy=update.dy[chosen], x=update.x[chosen]) for update in w.pending)
+            found[value] = FusedWeights(take(w.weight, _dims(value)), take(w.bias, 1), pending)
+        return self._with(found, len(chosen))
+
+    def example(self, index: int) -> AdaptedState:
+        """The state of one of its texts."""
+        if not 0 <= index < self.examples:
+            raise OptionError(f"The state has {self.examples} examples; choose one from 0 to {self.examples - 1}.")
+        chosen = self.rows(torch.tensor([index]), self.examples)
+        weights = {value: _of_one(value, carried_out(w)) for value, w in chosen.weights.items()}
+        return self._with(weights, 1)
+
+    def of(self, sim: TintForCausalLM) -> AdaptedState:
+        """This state for `sim`, which may be another object of its simulator, such as a second load of the folder.
+        Raises `OptionError` if it is another simulator."""
+        if sim is self.sim:
+            return self
+        if self._elsewhere is None or self._elsewhere.sim is not sim:
+            self.check_current()
+            if fingerprint(sim) != fingerprint(self.sim):
+                raise OptionError(
+                    "The state belongs to another simulator, of another program or other weights; adapt this one, or "
+                    "use the state with the simulator that made it."
+                )
+            values = {value.name: value for op in sim.program.ops for value in op.results}
+            weights = {values[value.name]: _among(values, w) for value, w in self.weights.items()}
+            self._elsewhere = AdaptedState(sim, weights, self.examples)
+        return self._elsewhere
+
+    def check_current(self) -> None:
+        """Raise `OptionError` unless the simulator's stored weights are what they were, as far as a look can tell."""
+        if not self._made.lasts(self.sim):
+            raise OptionError(CHANGED)
+
+    def check(self, sim: TintForCausalLM, rows: int) -> None:
+        """Raise `OptionError` unless `sim`, whose state it is, can continue `rows` texts with these weights."""
+        if not self._made.in_place(sim):
+            raise OptionError(CHANGED)
+        if rows % self.examples:
+            raise OptionError(
+                f"The state has the weights of {self.examples} examples and the batch {rows} rows; pass one text for "
+                "each example, or as many for each."
+            )
+        tensors = [tensor for w in self.weights.values() for tensor in (w.weight, w.bias) if tensor is not None]
+        pending = [update.dy for w in self.weights.values() for update in w.pending]
+        one = tensors[0] if tensors else None
+        if one is not None and (one.device.type != sim.device.type or one.dtype != sim.dtype):
+            raise OptionError(
+                f"The state is in {str(one.dtype).removeprefix('torch.')} on {one.device.type} and the simulator is "
+                "not; adapt it again."
+            )
+        if torch.is_grad_enabled() and any(tensor.is_inference() for tensor in tensors + pending):
+            raise OptionError(
+                "The weights were adapted in torch.inference_mode(), and autograd cannot use such tensors; adapt under "
+                "torch.no_grad(), or predict under it."
+            )
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the state as one safetensors file; raises `ArtefactError` if it cannot be written, and `OptionError` if
+        the simulator's stored weights have changed since."""
+        from tintc.runtime.adaptation.state_file import write_state
+
+        write_state(self, path)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str], sim: TintForCausalLM) -> AdaptedState:
+        """The state that `save` wrote; raises `ArtefactError` if it is not one, or another simulator's."""
+        from tintc.runtime.adaptation.state_file import read_state
+
+        return read_state(path, sim)
+
+    def export(self, path: str | os.PathLike[str], model: Any = None, example: int = 0) -> None:
+        """Write the updated model as an ordinary Hugging Face model of the auxiliary's own type.
+
+        model: the auxiliary, as an object, a folder, a GGUF file or a hub id (None: where the simulator says it came
+        from); example: whose weights, of a batch. It is written in the simulator's dtype. Raises `ModelError` if the
+        auxiliary cannot be found or is another, `ArtefactError` if `path` exists or cannot be written, and
+        `OptionError` if the simulator's stored weights have changed since. Prefixes that were trained before go with
+        the update; trained tables do not.
+        """
+        from tintc.runtime.adaptation.export_hf import export_model
+
+        export_model(self.example(example), path, model)
+
+
+def carried_out(w: FusedWeights) -> FusedWeights:
+    """Weights without pending updates."""
+    updates = w.pending
+    w = replace(w, pending=())
+    for update in updates:
+        w = materialise(w, update, overwrite=True)
+    return w
+
+
+def _among(values: Mapping[str, Value], w: FusedWeights) -> FusedWeights:
+    """The same weights, their updates' inputs named as in another reading of the program."""
+    return replace(w, pending=tuple(replace(update, source=values[update.source.name]) for update in w.pending))
+
+
+def _of_one(value: Value, w: FusedWeights) -> FusedWeights:
+    """Weights of one example without their batch dimension, so that any number of rows can share them."""
+
+    def plain(tensor: Tensor | None, dims: int) -> Tensor | None:
+        return tensor[0] if tensor is not None and tensor.dim() > dims else tensor
+
+    return replace(w, weight=plain(w.weight, _dims(value)), bias=plain(w.bias, 1))
+
+
+def _dims(value: Value) -> int:
+    """Dimensions of the weight, or gain, of one example."""
+    return 2 if value.type.kind == "linear" else 1

@@ -1,0 +1,216 @@
+"""A state as one safetensors file: updated weights, or what a pending update is made of, by layer.
+
+``<layer>.weight`` (or ``.gain``) and ``<layer>.bias`` with the examples first; for a pending update ``<layer>.dy.<k>``
+``[E, t, dout]``, the learning rate in it, and ``inputs.<value>`` ``[E, t, din]``, which layers of one input share. The
+metadata say which simulator it belongs to.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from tintc.errors import ArtefactError
+from tintc.ir.core import Value
+from tintc.ir.simulator.interface.fused_base import FusedWeights, Pending
+from tintc.runtime.adaptation.continuation import base_weights
+from tintc.runtime.adaptation.fingerprint import fingerprint
+from tintc.runtime.adaptation.state import AdaptedState
+from tintc.runtime.artefact.folder import first_line
+from tintc.runtime.artefact.staging import open_path
+
+if TYPE_CHECKING:
+    from tintc.runtime.model.causal_lm import TintForCausalLM
+
+FORMAT, VERSION = "tintc-state", 1
+
+
+class _DamageError(Exception):
+    """What is wrong with a file, as the end of a sentence."""
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def write_state(state: AdaptedState, path: str | os.PathLike[str]) -> None:
+    """Write it in one step; `ArtefactError` if the disk will not take it."""
+    state.check_current()
+    tensors, pending = _tensors(state)
+    metadata = {
+        "format": FORMAT,
+        "version": str(VERSION),
+        "simulator": fingerprint(state.sim),
+        "dtype": _name(state.sim.dtype),
+        "source": str(state.sim.config.provenance.get("source", "")),
+        "examples": str(state.examples),
+        "pending": json.dumps(pending),
+    }
+    target = Path(path).absolute()
+    temporary = None
+    try:
+        handle, temporary = tempfile.mkstemp(prefix=f".{target.name}.tintc-", dir=target.parent)
+        os.close(handle)
+        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, temporary, metadata)
+        open_path(temporary)
+        os.replace(temporary, target)
+    except (OSError, SafetensorError) as error:
+        if temporary is not None:
+            with suppress(OSError):
+                os.unlink(temporary)
+        reason = getattr(error, "strerror", None) or first_line(error)
+        raise ArtefactError(f"The state cannot be written to {path}: {reason}.") from error
+
+
+def _tensors(state: AdaptedState) -> tuple[dict[str, Tensor], dict[str, list[tuple[str, int]]]]:
+    """What is written, and of each layer with pending updates their inputs' names and the bias's share."""
+    tensors: dict[str, Tensor] = {}
+    pending: dict[str, list[tuple[str, int]]] = {}
+    for value, w in state.weights.items():
+        layer = state.sim.continuation.updated[value]
+        for k, update in enumerate(w.pending):
+            tensors[f"{layer}.dy.{k}"] = update.dy * update.rate
+            tensors[f"inputs.{update.source.name}"] = update.x
+            pending.setdefault(layer, []).append((update.source.name, update.bias))
+        if not w.pending:
+            parts = {"gain" if value.type.kind == "norm" else "weight": w.weight, "bias": w.bias}
+            tensors |= {f"{layer}.{part}": tensor for part, tensor in parts.items() if tensor is not None}
+    return tensors, pending
+
+
+def read_state(path: str | os.PathLike[str], sim: TintForCausalLM) -> AdaptedState:
+    """The state in that file, on the simulator's device and in its dtype."""
+    if Path(path).is_dir():
+        raise ArtefactError(f"{path} is a folder; pass a file that sim.adapt(...).save(path) has written.")
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            _check(path, metadata, sim)
+            tensors = {name: file.get_tensor(name).to(sim.device, sim.dtype) for name in file.keys()}  # noqa: SIM118
+        return _state(metadata, tensors, sim)
+    except FileNotFoundError as error:
+        raise ArtefactError(f"There is no state at {path}; check the path.") from error
+    except (OSError, SafetensorError) as error:
+        raise ArtefactError(
+            f"{path} cannot be read as a state: {first_line(error)}. Pass a file that sim.adapt(...).save(path) has "
+            "written, or adapt again."
+        ) from error
+    except _DamageError as error:
+        raise ArtefactError(f"{path} is damaged: {error}. Adapt again.") from error
+
+
+def _state(metadata: dict[str, str], tensors: dict[str, Tensor], sim: TintForCausalLM) -> AdaptedState:
+    examples, pending = _described(metadata, sim)
+    stored, weights = base_weights(sim), {}
+    for value, layer in sim.continuation.updated.items():
+        read = _Layer(layer, value, stored[value], examples, tensors)
+        weights[value] = read.updates(pending[layer]) if layer in pending else read.whole()
+    if examples > 1 and weights and not any(_apart(value, w) for value, w in weights.items()):
+        raise _DamageError(f"it has the weights of one example, not of {examples}")
+    return AdaptedState(sim, weights, examples)
+
+
+def _apart(value: Value, w: FusedWeights) -> bool:
+    """Whether each example has weights of its own here."""
+    dims = 2 if value.type.kind == "linear" else 1
+    return bool(w.pending) or any(t is not None and t.dim() > n for t, n in ((w.weight, dims), (w.bias, 1)))
+
+
+def _check(path: Any, metadata: dict[str, str], sim: TintForCausalLM) -> None:
+    if metadata.get("format") != FORMAT:
+        raise ArtefactError(f"{path} is not the state of a simulator; sim.adapt(...).save(path) makes one.")
+    if _number(metadata, "version") > VERSION:
+        raise ArtefactError(f"{path} was written by a newer tintc; update tintc.")
+    if metadata.get("simulator") == fingerprint(sim):
+        return
+    saved, dtype = metadata.get("dtype"), _name(sim.dtype)
+    if saved not in (None, dtype):
+        raise ArtefactError(
+            f"{path} was saved in {saved} and this simulator is in {dtype}; load the simulator with dtype={saved!r}."
+        )
+    raise ArtefactError(
+        f"{path} belongs to another simulator, of {metadata.get('source') or 'an unknown model'}; load that one, or "
+        "adapt this one."
+    )
+
+
+def _described(metadata: dict[str, str], sim: TintForCausalLM) -> tuple[int, dict[str, list[tuple[Value, int]]]]:
+    """How many examples there are, and for each layer with pending updates their inputs and the bias's share."""
+    examples = _number(metadata, "examples")
+    if examples < 1:
+        raise _DamageError(f"it has {examples} examples")
+    sources = {operand.name: operand for op in sim.program.ops for operand in op.operands}
+    layers = set(sim.continuation.updated.values())
+    try:
+        entries = json.loads(metadata["pending"]).items()
+        found = {layer: [(sources[name], int(bias)) for name, bias in updates] for layer, updates in entries}
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise _DamageError("what it says of pending updates cannot be read") from error
+    if not layers.issuperset(found) or not all(found.values()):
+        raise _DamageError("it has pending updates of layers that the simulator does not update")
+    return examples, found
+
+
+def _number(metadata: dict[str, str], name: str) -> int:
+    text = metadata.get(name, "")
+    if not (text.isascii() and text.isdigit() and len(text) < 10):
+        raise _DamageError(f"its {name} is {text!r}, no number")
+    return int(text)
+
+
+@dataclass(frozen=True)
+class _Layer:
+    """One layer of a file; stored: its weights without any update, whose shapes the file must have."""
+
+    name: str
+    value: Value
+    stored: FusedWeights
+    examples: int
+    tensors: dict[str, Tensor]
+
+    def updates(self, entries: list[tuple[Value, int]]) -> FusedWeights:
+        """The stored weights with pending updates."""
+        assert self.stored.weight is not None
+        dout, din = self.stored.weight.shape
+        pending = []
+        for k, (source, bias) in enumerate(entries):
+            x = self._tensor(f"inputs.{source.name}", (self.examples, -1, din))
+            pending.append(
+                Pending(self._tensor(f"{self.name}.dy.{k}", (self.examples, x.shape[1], dout)), x, source, bias)
+            )
+        return replace(self.stored, pending=tuple(pending))
+
+    def whole(self) -> FusedWeights:
+        """Weights that are written out, each example's or what all of them share."""
+        kind, parts, weight, bias = self.value.type, self.value.type.parts, None, None
+        if kind.kind == "linear":
+            weight = self._part("weight", self.stored.weight)
+        elif {"gain", "vector"} & set(parts):
+            weight = self._part("gain", self.stored.weight)
+        if any(part.startswith("bias") for part in parts):
+            bias = self._part("bias", self.stored.bias)
+        return FusedWeights(weight, bias)
+
+    def _part(self, part: str, stored: Tensor | None) -> Tensor:
+        assert stored is not None
+        return self._tensor(f"{self.name}.{part}", (self.examples, *stored.shape), tuple(stored.shape))
+
+    def _tensor(self, name: str, *shapes: tuple[int, ...]) -> Tensor:
+        """The tensor of one of these shapes, in which -1 stands for any number."""
+        if name not in self.tensors:
+            raise _DamageError(f"it has no {name}")
+        tensor = self.tensors[name]
+        for shape in shapes:
+            if tensor.dim() == len(shape) and all(n in (-1, m) for n, m in zip(shape, tensor.shape, strict=True)):
+                return tensor
+        raise _DamageError(f"{name} has shape {list(tensor.shape)}")

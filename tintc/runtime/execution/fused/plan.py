@@ -1,0 +1,221 @@
+"""What fused execution decides before it runs: which ops, on which part of the text, with which kind of update.
+
+The plan is made from the program, the wanted outputs and the sizes of a batch; nothing in it depends on data.
+
+- Dead code: ops that no wanted output needs. A value that only train tokens need (the loss, backward, descent, and
+  the forward pass before an update) is computed up to the step's last train token, which is all of it by causality.
+  In a step without train tokens, every descent is the identity and what feeds it is dropped.
+- Layers below the updated ones run once: the compiler has merged them.
+- Updates are lazy or materialised, per layer, by a cost model.
+- Products that share an input (q, k and v; gate and up) can be taken as one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterable
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import NamedTuple
+
+from tintc.analysis.capture_points import point_of, shown_by
+from tintc.errors import OptionError
+from tintc.ir.core import Program, Value
+from tintc.ir.liveness import last_reads
+from tintc.ir.simulator import SimOp
+from tintc.ir.simulator.interface.fused_counts import FusedCounts
+
+UPDATES = ("auto", "lazy", "materialised")
+WRITE_COST = 24
+"""Multiply-adds in whose time one entry of a weight matrix is read and written again: 10 to 30, measured with AVX2."""
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Sizes of one run: batch, length of the text, vocabulary; train: position of the last train token plus one (0:
+    none), of all steps or of each; masked: whether some tokens do not see all earlier ones."""
+
+    batch: int
+    length: int
+    train: int | tuple[int, ...]
+    vocab: int
+    masked: bool = False
+
+    def trained(self, step: int) -> int:
+        """Position of a step's last train token plus one."""
+        return self.train if isinstance(self.train, int) else self.train[step]
+
+    @property
+    def most_trained(self) -> int:
+        return self.train if isinstance(self.train, int) else max(self.train)
+
+    def shortened(self, length: int) -> Sizes:
+        """The same for texts of that length, the same part of them trained on."""
+        steps = (self.train,) if isinstance(self.train, int) else self.train
+        parts = tuple(train * length // self.length for train in steps)
+        return replace(self, length=length, train=parts[0] if isinstance(self.train, int) else parts)
+
+    def read(self, op: SimOp, length: int) -> int:
+        """How many positions of its operands an op reads that computes `length`: of the loss, backward and descent
+        those up to the last train token."""
+        return length if op.phase == "forward" else self.trained(op.step)
+
+
+class Step(NamedTuple):
+    """One op of a plan, ready to run: operands resolved; read: how many positions of them; last: values to let go."""
+
+    op: SimOp
+    operands: tuple[Value, ...]
+    read: int
+    last: list[Value]
+
+
+class Joined(NamedTuple):
+    """Products of stored weights with one input that can be taken as one. layers: whose weights they are."""
+
+    ops: tuple[SimOp, ...]
+    layers: tuple[str, ...]
+
+
+@dataclass
+class Plan:
+    """ops in order; lengths: positions kept of each op's results; last: values no op after this one reads; alias: what
+    a dropped descent's result stands for; lazy: descents left pending; known: one more operand of some ops
+    (`SimOp.reuses`); joined: products that share an input; outputs: the wanted values by name; shown: what is seen of
+    ops besides their results, as labels and names; peaks: bytes at the peak, by size of numbers and whether autograd
+    records the run."""
+
+    sizes: Sizes
+    ops: list[SimOp]
+    lengths: dict[SimOp, int]
+    last: dict[SimOp, list[Value]]
+    alias: dict[Value, Value]
+    lazy: set[SimOp] = field(default_factory=set)
+    known: dict[SimOp, Value] = field(default_factory=dict)
+    joined: dict[SimOp, Joined] = field(default_factory=dict)
+    outputs: dict[str, Value] = field(default_factory=dict)
+    shown: dict[SimOp, list[tuple[str, str]]] = field(default_factory=dict)
+    peaks: dict[tuple[int, bool], int] = field(default_factory=dict)
+
+    def operands(self, op: SimOp) -> tuple[Value, ...]:
+        """What an op reads: its operands, and what is known of its result."""
+        extra = (self.known[op],) if op in self.known else ()
+        return *(self.resolve(value) for value in op.operands), *extra
+
+    def counts(self, recorded: bool = False) -> FusedCounts:
+        """What the ops' counts read, with nothing counted yet."""
+        return FusedCounts(self.sizes, self.lengths, self.lazy, recorded)
+
+    @cached_property
+    def steps(self) -> list[Step]:
+        return [Step(op, self.operands(op), self.sizes.read(op, self.lengths[op]), self.last[op]) for op in self.ops]
+
+    def frees(self, op: SimOp, value: Value) -> bool:
+        """Whether `op`, which reads `value` once, is the last that needs it; pending updates need theirs to the end."""
+        value = self.resolve(value)
+        return value in self.last[op] and value not in self.carried and self.operands(op).count(value) == 1
+
+    @cached_property
+    def carried(self) -> set[Value]:
+        """What pending updates are made of."""
+        return {value for op in self.lazy for value in self.operands(op) if value.type.kind == "tokens"}
+
+    def resolve(self, value: Value) -> Value:
+        while value in self.alias:
+            value = self.alias[value]
+        return value
+
+
+def make_plan(program: Program, outputs: tuple[str, ...], sizes: Sizes, update: str = "auto") -> Plan:
+    """The plan for the named outputs and capture points; update ``auto``, ``lazy`` or ``materialised``."""
+    if update not in UPDATES:
+        raise OptionError(f"The update {update!r} is unknown; choose one of {', '.join(UPDATES)}.")
+    all_ops = [op for op in program.ops if isinstance(op, SimOp)]
+    alias = _untrained(all_ops, sizes)
+    points = {label: point_of(program, label) for label in outputs}
+    plan = Plan(sizes, [], {}, {}, alias, known=_known(all_ops), shown=shown_by(points))
+    plan.outputs = {label: plan.resolve(point.value) for label, point in points.items() if not point.show}
+    needs = {plan.resolve(point.value): sizes.length for point in points.values()}
+    for op in reversed(all_ops):
+        wanted = [needs[result] for result in op.results if result in needs]
+        if not wanted or op.results[0] in alias:
+            continue
+        plan.ops.append(op)
+        plan.lengths[op] = max(wanted)
+        reads = sizes.read(op, plan.lengths[op])
+        for operand in plan.operands(op):
+            needs[operand] = max(needs.get(operand, 0), reads)
+    plan.ops.reverse()
+    plan.last = last_reads(plan.ops, plan.outputs.values(), plan.operands)
+    plan.lazy = _lazy(plan, update)
+    plan.joined = _joined(plan)
+    return plan
+
+
+def _untrained(ops: list[SimOp], sizes: Sizes) -> dict[Value, Value]:
+    """What results stand for in steps without train tokens."""
+    found = ((op, op.untrained()) for op in ops)
+    return {op.result: value for op, value in found if value is not None and sizes.trained(op.step) == 0}
+
+
+def _known(ops: list[SimOp]) -> dict[SimOp, Value]:
+    """Values of earlier ops that an op's fused form starts from rather than computing them again."""
+    computed: dict[Hashable, Value] = {}
+    known: dict[SimOp, Value] = {}
+    for op in ops:
+        if op.reuses() in computed:
+            known[op] = computed[op.reuses()]
+        if op.computes() is not None:
+            computed.setdefault(op.computes(), op.result)
+    return known
+
+
+def _joined(plan: Plan) -> dict[SimOp, Joined]:
+    """Two or more products of one input, over as many positions, with weights as they are stored; pending updates are
+    added to each part alone."""
+    layers: dict[Value, str] = {}
+    groups: dict[Hashable, dict[str, SimOp]] = {}
+    for op in plan.ops:
+        name = layers.get(plan.operands(op)[0]) if op in plan.lazy else op.holds()
+        if name is not None:
+            layers[op.result] = name
+        if op.shares_input() and plan.operands(op)[0] in layers:
+            weights, x = plan.operands(op)
+            together = groups.setdefault((x, plan.lengths[op], "bias" in weights.type.parts), {})
+            together.setdefault(layers[weights], op)
+    found = [Joined(tuple(ops.values()), tuple(ops)) for ops in groups.values() if len(ops) > 1]
+    return {op: group for group in found for op in group.ops}
+
+
+def _lazy(plan: Plan, update: str) -> set[SimOp]:
+    """Descents to leave pending, all of one layer alike."""
+    chains: dict[str, list[SimOp]] = {}
+    for op in plan.ops:
+        deferral = op.deferral()
+        if deferral is not None:
+            chains.setdefault(deferral.layer, []).append(op)
+    return {op for chain in chains.values() if update == "lazy" or _prefers_lazy(plan, chain, update) for op in chain}
+
+
+def _prefers_lazy(plan: Plan, chain: list[SimOp], update: str) -> bool:
+    """Compares multiply-adds per example (construction.md, section 13).
+
+    Lazy: every later product with the layer costs ``n t (din + dout)`` more for each pending step. Materialised: each
+    step costs ``t din dout``, and the weights are read and written once per example.
+    """
+    if update != "auto":
+        return False
+    dout, din = chain[0].result.type.dims
+    lazy = materialised = 0
+    for index, op in enumerate(chain):
+        carriers, t = {later.result for later in chain[index:]}, plan.sizes.trained(op.step)
+        lazy += sum(n * t * (din + dout) for n in _uses(plan, carriers))
+        materialised += dout * din * (t + WRITE_COST)
+    return lazy < materialised
+
+
+def _uses(plan: Plan, weights: set[Value]) -> Iterable[int]:
+    """Positions of every product with one of these weights."""
+    for op in plan.ops:
+        factor = op.multiplies()
+        if factor is not None and plan.resolve(factor) in weights:
+            yield plan.lengths[op]

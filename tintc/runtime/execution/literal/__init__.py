@@ -1,0 +1,17 @@
+"""Literal execution: the simulator as a transformer, module by module, from its tensors."""
+
+from tintc.runtime.execution.literal.attention import TintAttention
+from tintc.runtime.execution.literal.blocks import GroupNorm, PositionGate, Prefix, VocabularyMLP
+from tintc.runtime.execution.literal.executor import Machine, SimModule
+from tintc.runtime.execution.literal.split import SplitOperation
+
+__all__ = [
+    "GroupNorm",
+    "Machine",
+    "PositionGate",
+    "Prefix",
+    "SimModule",
+    "SplitOperation",
+    "TintAttention",
+    "VocabularyMLP",
+]

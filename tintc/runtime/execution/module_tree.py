@@ -1,0 +1,74 @@
+"""Placing modules and parameters in a tree under dotted names."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+class Container(nn.Module):
+    """A node that only holds other modules and parameters; it is never called."""
+
+
+class FullPrecision(Container):
+    """A container whose parameters stay in float32 or better when the model is cast to a shorter type."""
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
+        before = {name: parameter.data for name, parameter in self.named_parameters()}
+        super()._apply(fn, recurse)
+        for name, parameter in self.named_parameters():
+            if parameter.dtype in (torch.bfloat16, torch.float16):
+                parameter.data = before[name].to(parameter.device, torch.float32)
+        return self
+
+
+@dataclass(frozen=True)
+class Reference:
+    """A tensor that another module of the tree owns, looked up whenever it is read: moving or replacing it is seen."""
+
+    module: nn.Module
+    name: str
+
+    def tensor(self) -> Tensor:
+        """Return the tensor as it is now."""
+        return getattr(self.module, self.name)
+
+
+def place_module(root: nn.Module, name: str, module: nn.Module) -> None:
+    """Put `module` at the dotted `name`; if a container stands there, the module takes over its children."""
+    parent, leaf = descend(root, name)
+    existing = parent._modules.get(leaf)
+    if existing is not None:
+        for key, child in existing._modules.items():
+            module.add_module(key, child)
+    parent.add_module(leaf, module)
+
+
+def place_parameter(root: nn.Module, name: str, parameter: nn.Parameter) -> None:
+    parent, leaf = descend(root, name)
+    parent.register_parameter(leaf, parameter)
+
+
+def descend(root: nn.Module, name: str) -> tuple[nn.Module, str]:
+    """The node that holds the last component of `name`, made as needed, and that component."""
+    *path, leaf = name.split(".")
+    for part in path:
+        if part not in root._modules:
+            root.add_module(part, Container())
+        root = root.get_submodule(part)
+    return root, leaf
+
+
+def owner(root: nn.Module, name: str) -> tuple[nn.Module, str]:
+    """Return the module that owns the parameter of this dotted name, and its own name for it."""
+    path, _, leaf = name.rpartition(".")
+    return root.get_submodule(path), leaf
+
+
+def refer_to(root: nn.Module, name: str) -> Reference:
+    """Return a reference to the parameter of this dotted name."""
+    return Reference(*owner(root, name))

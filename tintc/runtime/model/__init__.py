@@ -1,0 +1,1 @@
+"""`TintForCausalLM`: a simulator as transformers and PyTorch know models."""

@@ -1,0 +1,348 @@
+"""`TintForCausalLM`: a simulator as a transformers model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from torch import Tensor, nn
+from transformers import Cache
+from transformers.utils.generic import ModelOutput, can_return_tuple
+
+from tintc.errors import ArtefactError, InputError, OptionError
+from tintc.ir import simulator as sim
+from tintc.ir.core import Op, Program
+from tintc.ir.inputs import Inputs, matching, resolve_inputs
+from tintc.ir.layout import Layout
+from tintc.ir.structure import AttentionSpec, VocabularySpec
+from tintc.ir.text import parse_program
+from tintc.lowering.emission.emit import blocks_of, check_complete, specs
+from tintc.lowering.emission.sharing import placement, sites
+from tintc.lowering.passes.plan_layout import layout_of
+from tintc.runtime.adaptation.state import AdaptedState
+from tintc.runtime.artefact.checks import check_config, check_tensors, unreported
+from tintc.runtime.artefact.config import TintConfig
+from tintc.runtime.artefact.folder import (
+    files_of,
+    first_line,
+    is_edited,
+    read_auxiliary,
+    read_program,
+)
+from tintc.runtime.execution.fused.batches import run_fused
+from tintc.runtime.execution.fused.plan import Plan
+from tintc.runtime.execution.literal.attention import TintAttention
+from tintc.runtime.execution.literal.blocks import PositionGate, Prefix, VocabularyMLP, build_block
+from tintc.runtime.execution.literal.executor import Machine, SimModule
+from tintc.runtime.execution.module_tree import Container, FullPrecision, owner, place_module, place_parameter, refer_to
+from tintc.runtime.model.activations import Observed, OnDemand
+from tintc.runtime.model.devices import one_device
+from tintc.runtime.model.generation import TintGenerationMixin, check_kept
+from tintc.runtime.model.precision import in_its_own_dtype
+from tintc.runtime.model.saving import SavedModel
+from tintc.runtime.model.structure import check_executor
+from tintc.runtime.model.training import next_token_loss
+from tintc.runtime.model.unsupported import Refusals, refuse_float16
+
+NOT_COMPILED = "a simulator is a program of its own, which its executors run; torch.compile leaves it as it is"
+HUB_ARGUMENTS = ("revision", "token", "cache_dir", "subfolder", "local_files_only", "force_download")
+
+
+@dataclass
+class TintOutput(ModelOutput):
+    """What a simulator returns.
+
+    loss: mean next-token cross-entropy of `labels` under `logits`; logits ``[B, T, V]`` after the update;
+    logits_before: of the unchanged auxiliary, None unless asked for. past_key_values: the cache, if one is used.
+    hidden_states: after the update, as transformers has them, L + 1 tensors ``[B, T, D]``: embeddings, residual
+    streams, and last what the head reads; attentions: L tensors ``[B, H, T, T]``; both also before the update.
+    """
+
+    loss: Tensor | None = None
+    logits: Tensor | None = None
+    logits_before: Tensor | None = None
+    past_key_values: Cache | None = None
+    hidden_states: tuple[Tensor, ...] | None = None
+    attentions: tuple[Tensor, ...] | None = None
+    hidden_states_before: tuple[Tensor, ...] | None = None
+    attentions_before: tuple[Tensor, ...] | None = None
+
+
+class TintForCausalLM(Observed, Refusals, SavedModel, TintGenerationMixin):
+    """A TinT simulator: one forward pass runs, trains and re-runs the auxiliary model on the text it is given.
+
+    The tree has ``tables`` (embeddings and head), ``prefixes`` (the auxiliary's weights), ``rates``, ``rotary``,
+    ``structure`` (tensors that do not depend on the layer, registered once unless the program says that modules share
+    less) and ``sites`` (one module per module of the program, without tensors of their own: hook these). Every tensor
+    of the file is a parameter of it.
+    """
+
+    config: TintConfig
+    config_class = TintConfig
+    base_model_prefix = ""
+    main_input_name = "input_ids"
+    _keep_in_fp32_modules_strict = ["rates", "rotary"]  # noqa: RUF012 - read by transformers
+
+    def __init__(self, config: TintConfig, program: Program | None = None):
+        """program: what `config.program` says, if it has been parsed already."""
+        super().__init__(config)
+        if config.program is None:
+            raise ArtefactError("The configuration comes without a program; load the folder with tintc.load instead.")
+        self.program: Program = parse_program(config.program) if program is None else program
+        self.layout: Layout = layout_of(self.program)
+        self.update = "auto"
+        self.plans: dict[Any, Plan] = {}
+        self._build()
+        self._refer_to_shared()
+        self._observe()
+        self._start()
+        self.post_init()
+
+    def _build(self) -> None:
+        """Modules and empty parameters, from the program alone."""
+        self.tables, self.prefixes = Container(), Container()
+        self.rates, self.rotary = FullPrecision(), FullPrecision()
+        self.structure, self.sites = Container(), Container()
+        self._blocks = blocks_of(self.program)
+        for name, placed in self._blocks.items():
+            place_module(self, f"structure.{name}", build_block(placed.block.spec, self.layout))
+        for gate in dict.fromkeys(placed.gate for placed in self._blocks.values() if placed.gate):
+            place_module(self, f"structure.{gate}", PositionGate(self.layout.sim_seq_len))
+        shapes = {name: spec.shape for name, spec in specs(self.program).items()}
+        matrices = {f"structure.{name}" for placed in self._blocks.values() for name in placed.positions.values()}
+        for name, shape in shapes.items():
+            if name.startswith(("tables.", "rates.", "rotary.")) or name in matrices:
+                place_parameter(self, name, nn.Parameter(torch.empty(shape)))
+        for op in self.program.ops:
+            if isinstance(op, sim.StoredWeights):
+                stem = f"prefixes.{op.name}."
+                parts = {part: shapes[stem + part] for part in ("weight", "gain", "bias") if stem + part in shapes}
+                place_module(self.prefixes, op.name, Prefix(op.result.type, parts, op.tiles, self.layout))
+        self._sites: dict[Op, str] = {**sites(self.program)}
+        for op, placed in placement(self.program).items():
+            names = {name: one.name for name, one in placed.items()}
+            place_module(self.sites, self._sites[op], SimModule(op, names))
+
+    @classmethod
+    def from_pretrained(cls, path: Any, *args: Any, executor: str = "auto", **kwargs: Any) -> Any:
+        """A compiled simulator from a folder or the hub, as `transformers` loads models.
+
+        executor: ``auto``, ``fused`` or ``literal``. Raises `ArtefactError` if the folder is not a simulator, is
+        damaged, or lacks or has extra tensors (extra ones are left out if its program was edited); transformers' own
+        keyword arguments pass through (`device_map`: of one device; `dtype`: float32, bfloat16 or float64).
+        """
+        check_executor(executor)
+        kwargs["device_map"] = one_device(kwargs.get("device_map"))
+        hub = {key: kwargs[key] for key in HUB_ARGUMENTS if key in kwargs}
+        text, program = read_program(path, **hub)
+        check_complete(program)
+        config = kwargs.pop("config", None) or TintConfig.from_pretrained(path, **hub)
+        check_config(path, config.to_dict(), program)
+        config.program, config.auxiliary = text, read_auxiliary(path, **hub)
+        wants_info = kwargs.pop("output_loading_info", False)
+        kwargs |= {"config": config, "program": program, "output_loading_info": True, "ignore_mismatched_sizes": True}
+        try:
+            with unreported():
+                loaded: Any = super().from_pretrained(path, *args, **kwargs)
+        except (SafetensorError, OSError, RuntimeError) as error:
+            raise ArtefactError(f"{path} cannot be loaded: {first_line(error)}. Compile the model again.") from error
+        sim, info = loaded
+        check_tensors(path, info, edited=is_edited(text, config.digests))
+        sim.zero_absent_terms()
+        sim.executor, sim._tokenizer_source = executor, (path, hub)
+        sim.check_against(files_of(path, **hub))
+        return (sim, info) if wants_info else sim
+
+    def _refer_to_shared(self) -> None:
+        """Tell the blocks where the tensors are that they read and do not own."""
+        for name, placed in self._blocks.items():
+            module, spec = self._module(f"structure.{name}"), placed.block.spec
+            if isinstance(module, TintAttention) and isinstance(spec, AttentionSpec):
+                shared = {f"p_{letter}": f"structure.{matrix}" for letter, matrix in placed.positions.items()}
+                shared |= {key: f"rotary.{vector}" for key, vector in spec.vectors.items()}
+            elif isinstance(module, VocabularyMLP) and isinstance(spec, VocabularySpec):
+                shared = {"head": f"tables.{spec.head}"} | ({"bias": f"tables.{spec.bias}"} if spec.bias else {})
+            else:
+                continue
+            module.references = {key: refer_to(self, tensor) for key, tensor in shared.items()}
+
+    def zero_absent_terms(self) -> None:
+        """Zero the terms of the definition that the construction leaves out, which no file and no state dict holds."""
+        for name in self._blocks:
+            self._init_weights(self._module(f"structure.{name}"))
+
+    def _init_weights(self, module: nn.Module) -> None:
+        """Nothing is initialised at random: every tensor is compiled. Terms that are not stored are zero."""
+        for name, buffer in list(module.named_buffers(recurse=False)):
+            device = self.device if buffer.is_meta else buffer.device
+            module.register_buffer(name, torch.zeros_like(buffer, dtype=self.dtype, device=device), persistent=False)
+
+    def block(self, name: str) -> tuple[nn.Module, nn.Module | None]:
+        """A structural block and its gate."""
+        placed = self._blocks[name]
+        module = self._module(f"structure.{placed.name}")
+        return module, self._module(f"structure.{placed.gate}") if placed.gate else None
+
+    def site(self, op: Op) -> SimModule | None:
+        name = self._sites.get(op)
+        module = None if name is None else self._module(f"sites.{name}")
+        return module if isinstance(module, SimModule) else None
+
+    def prefix(self, name: str) -> Prefix:
+        module = self._module(f"prefixes.{name}")
+        assert isinstance(module, Prefix)
+        return module
+
+    def rate(self, name: str) -> nn.Parameter:
+        return self._parameter(f"rates.{name}")
+
+    def rotary_table(self, name: str) -> nn.Parameter:
+        return self._parameter(f"rotary.{name}")
+
+    def table(self, name: str) -> nn.Parameter:
+        return self._parameter(f"tables.{name}")
+
+    def _parameter(self, name: str) -> nn.Parameter:
+        module, leaf = owner(self, name)
+        return getattr(module, leaf)
+
+    def _module(self, name: str) -> nn.Module:
+        module, leaf = owner(self, name)
+        return getattr(module, leaf)
+
+    @torch.compiler.disable(reason=NOT_COMPILED)
+    @in_its_own_dtype
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: Tensor,
+        train_mask: Tensor | None = None,
+        loss_mask: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        labels: Tensor | None = None,
+        inner_lr: float | Tensor | None = None,
+        return_before: bool = False,
+        max_batch: int | str | None = None,
+        past_key_values: Cache | None = None,
+        use_cache: bool | None = None,
+        state: AdaptedState | None = None,
+        logits_to_keep: int = 0,
+        num_items_in_batch: Tensor | int | None = None,
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
+    ) -> TintOutput:
+        """Train the auxiliary on the text's train tokens and predict with the result, all in this pass.
+
+        input_ids ``[B, T]``; train_mask ``[B, T]``, or ``[N, B, T]`` for tokens of its own in each of the N steps
+        (default: the first ``floor(train_fraction * length)`` tokens of each row; with fewer than two, no update),
+        loss_mask ``[B, T]`` over target tokens, attention_mask ``[B, T]``
+        (padding) or ``[B, T, T]``; masks of any dtype, non-zero is true. position_ids ``[B, T]`` (default: counting
+        tokens that are not padding). labels ``[B, T]``: targets of `loss`, -100 is ignored. inner_lr: float or
+        ``[B]``, instead of the stored rates. max_batch: examples that fused execution runs at a time, ``auto``: as
+        many as memory takes; None: all, refused if memory will not take them. num_items_in_batch: what the labels'
+        summed losses are divided by (default: their number). output_hidden_states, output_attentions, return_dict: as
+        in transformers. Raises `InputError` for ids out of range, texts too long and shapes that do not fit.
+
+        use_cache: return in `past_key_values` what tokens after these need, the updated weights included; given that
+        again, input_ids are the new tokens alone, and nothing is trained. state: predict with the weights that `adapt`
+        has returned, and train nothing. logits_to_keep: give logits of that many last tokens (0: of all). Autocast
+        changes nothing: load in the dtype to compute in.
+        """
+        check_kept(logits_to_keep)
+        more: dict[str, tuple[Tensor, ...]] = {}
+        given = {"train_mask": train_mask, "loss_mask": loss_mask, "inner_lr": inner_lr, "max_batch": max_batch}
+        if use_cache or past_key_values is not None or state is not None:
+            self._refuse_points(output_hidden_states, output_attentions)
+            given |= {"attention_mask": attention_mask, "position_ids": position_ids, "return_before": return_before}
+            found, cache = self._go_on(input_ids, past_key_values, state, use_cache, logits_to_keep, given)
+        else:
+            inputs = self._inputs(input_ids, train_mask, loss_mask, attention_mask, position_ids)
+            outputs, cache = ("logits_before", "logits") if return_before else ("logits",), None
+            asked = OnDemand.of(self.config, output_hidden_states, output_attentions)
+            found = self._execute(inputs, inner_lr, (*outputs, *asked.labels(self.program)), max_batch)
+            more = asked.fields(self.program, found)
+            found = {label: found[label][:, -logits_to_keep:] for label in outputs}
+        loss = None
+        if labels is not None:
+            logits = found["logits"]
+            if logits_to_keep and isinstance(labels, Tensor) and labels.shape != logits.shape[:2]:
+                raise InputError(
+                    f"labels has shape {tuple(labels.shape)}; with logits_to_keep it must be that of the logits, "
+                    f"{tuple(logits.shape[:2])}: pass the labels of the kept tokens, or leave logits_to_keep out."
+                )
+            targets = matching("labels", labels, tuple(logits.shape[:2]), logits.device)
+            loss = next_token_loss(logits, targets, num_items_in_batch)
+        before = found.get("logits_before")
+        return TintOutput(loss=loss, logits=found["logits"], logits_before=before, past_key_values=cache, **more)
+
+    def _inputs(
+        self,
+        input_ids: Tensor,
+        train_mask: Tensor | None = None,
+        loss_mask: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+    ) -> Inputs:
+        """What a text is run on, checked."""
+        inputs = resolve_inputs(
+            input_ids,
+            train_mask,
+            loss_mask,
+            attention_mask,
+            position_ids,
+            train_fraction=self.config.train_fraction,
+            semantics=self.config.semantics,
+            n_steps=self.program.attributes["n_steps"],
+        )
+        self._check(inputs)
+        return inputs
+
+    def _execute(
+        self, inputs: Inputs, inner_lr: float | Tensor | None, outputs: tuple[str, ...], max_batch: int | str | None
+    ) -> dict[str, Tensor]:
+        rate, wanted = self._rate_of(inner_lr, inputs), self._with_points(outputs)
+        if self._choose_executor() == "literal":
+            found = Machine(self, inputs, rate).run(wanted)
+        else:
+            found = run_fused(self, inputs, rate, wanted, max_batch)
+        self._hand_out(found)
+        return found
+
+    def _check(self, inputs: Inputs, length: int = 0, ops: Iterable[Op] | None = None) -> None:
+        """length: of the whole text, if these are only its last tokens; ops: those that will run, if not all."""
+        refuse_float16(self.dtype)
+        if torch.finfo(self.dtype).eps / 2 > self.program.attributes.get("softmax_unit", 1.0):
+            raise OptionError(
+                "The constants of this simulator's softmax heads are those of a longer floating type than "
+                f"{str(self.dtype).removeprefix('torch.')}; load it as it was stored, or compile for this type."
+            )
+        length, limit = length or inputs.shape[1], self.layout.max_length
+        if length > limit:
+            raise InputError(
+                f"The text has {length} tokens; this simulator was compiled for at most {limit}. Shorten it, or "
+                "compile with a larger max length."
+            )
+        low, high = int(inputs.input_ids.min()), int(inputs.input_ids.max())
+        if low < 0 or high >= self.config.vocab_size:
+            bad = low if low < 0 else high
+            raise InputError(f"Token id {bad} is out of range; the vocabulary has {self.config.vocab_size} entries.")
+        for op in self.program.ops if ops is None else ops:
+            if isinstance(op, sim.SimOp):
+                op.check(inputs, self._parameter)
+
+    def _rate_of(self, inner_lr: float | Tensor | None, inputs: Inputs) -> Tensor | None:
+        if inner_lr is None:
+            return None
+        try:
+            rate = torch.as_tensor(inner_lr, dtype=self.dtype if self.dtype == torch.float64 else torch.float32)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise OptionError(f"inner_lr is {inner_lr!r}; pass a number or one rate per example.") from error
+        if rate.dim() > 1 or (rate.dim() == 1 and rate.shape[0] != inputs.shape[0]):
+            raise OptionError(f"inner_lr has shape {tuple(rate.shape)}; pass a number or one rate per example.")
+        if not bool((torch.isfinite(rate) & (rate >= 0)).all()):
+            raise OptionError("The learning rate must be finite and not negative.")
+        return rate.to(inputs.input_ids.device).expand(inputs.shape[0])

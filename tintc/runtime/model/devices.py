@@ -1,0 +1,33 @@
+"""Where `from_pretrained` puts a simulator: on one device, as all of a program runs on one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from tintc.errors import OptionError
+from tintc.runtime.artefact.folder import as_device
+
+AUTOMATIC = ("auto", "balanced", "balanced_low_0", "sequential")
+
+
+def one_device(device_map: Any) -> dict[str, torch.device] | None:
+    """The `device_map` of transformers that puts everything on the one device that is meant; None for None.
+
+    What transformers distributes by itself (``auto`` and the like) goes to the GPU, if there is one. Raises
+    `OptionError` for a map that names several devices, and for devices that are not there.
+    """
+    if device_map is None:
+        return None
+    if isinstance(device_map, str) and device_map in AUTOMATIC:
+        device_map = "cuda" if torch.cuda.is_available() else "cpu"
+    devices = set(map(str, device_map.values())) if isinstance(device_map, Mapping) else {str(device_map)}
+    if len(devices) != 1:
+        raise OptionError(
+            f"The device map names {', '.join(sorted(devices))}; a simulator runs on one device, so pass "
+            "device_map='cuda' or device_map='cpu'."
+        )
+    device = devices.pop()
+    return {"": as_device(f"cuda:{device}" if device.isdigit() else device)}

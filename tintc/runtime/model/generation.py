@@ -1,0 +1,236 @@
+"""Generation: what transformers' own `generate` needs of a simulator, and `adapt`, which keeps what was learnt.
+
+A prompt is read once: the simulator adapts to its train tokens, and every later forward pass takes the new tokens
+alone, with the updated weights and the keys and values of all tokens before. Literal execution has no cache: there
+every token runs the whole text again, trained on the prompt's train tokens as before.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from transformers import Cache, GenerationMixin
+
+from tintc.errors import InputError, OptionError
+from tintc.ir.inputs import check_ids, check_tensor
+from tintc.runtime.adaptation.cache import TintCache
+from tintc.runtime.adaptation.continuation import Continuation, continuation_of
+from tintc.runtime.adaptation.prefill import adapt, check_prompt, predict, prefill
+from tintc.runtime.adaptation.state import AdaptedState, state_of
+from tintc.runtime.model.precision import in_its_own_dtype
+
+TRAINING = ("train_mask", "loss_mask", "inner_lr", "max_batch")
+"""What a forward pass takes that says how to train."""
+MASKS = ("train_mask", "loss_mask", "attention_mask")
+
+
+@dataclass
+class Training:
+    """How prompts of `length` tokens are trained on, in one call of `generate`.
+
+    Masks are theirs, ``[B, T]`` or ``[N, B, T]``; settled: whether the train mask is what will be trained on.
+    """
+
+    length: int
+    train_mask: Tensor | None = None
+    loss_mask: Tensor | None = None
+    inner_lr: float | Tensor | None = None
+    settled: bool = False
+
+    def arguments(self, rows: int, length: int) -> dict[str, Any]:
+        """The same for every prompt repeated up to so many rows (those of beams), and texts that have grown."""
+        masks = {"train_mask": self.train_mask, "loss_mask": self.loss_mask}
+        found: dict[str, Any] = {name: _fit(mask, rows, length) for name, mask in masks.items() if mask is not None}
+        if self.inner_lr is not None:
+            rate = self.inner_lr
+            if isinstance(rate, Tensor) and rate.dim() == 1:
+                rate = _fit(rate[:, None], rows, 1)[:, 0]
+            found["inner_lr"] = rate
+        return found
+
+
+def _fit(mask: Tensor, rows: int, length: int) -> Tensor:
+    """No row repeated, and nothing added, where the sizes do not allow it: the forward pass says what is wrong."""
+    batch, missing = mask.shape[-2] if mask.dim() > 1 else 1, max(0, length - mask.shape[-1])
+    repeated = mask.repeat_interleave(rows // batch, -2) if mask.dim() > 1 and batch and rows % batch == 0 else mask
+    return F.pad(repeated, (0, missing)) if missing else repeated
+
+
+def check_kept(count: object) -> None:
+    """Raise `OptionError` unless it says of how many last tokens logits are wanted."""
+    if not isinstance(count, int) or isinstance(count, bool) or count < 0:
+        shown = "a tensor" if isinstance(count, Tensor) else repr(count)
+        raise OptionError(f"logits_to_keep is {shown}; pass the number of last tokens, 0 for all.")
+
+
+def check_longest(longest: int, limit: int) -> None:
+    """Raise `InputError` if prompt and new tokens are more than the simulator takes."""
+    if longest > limit:
+        raise InputError(
+            f"Prompt and new tokens together would be {longest}; this simulator was compiled for at most {limit}. Ask "
+            "for fewer new tokens, shorten the prompt, or compile with a larger max length."
+        )
+
+
+class TintGenerationMixin(GenerationMixin):
+    """The part of `TintForCausalLM` that generates."""
+
+    @cached_property
+    def continuation(self: Any) -> Continuation:
+        """The ops that predict from the updated weights."""
+        return continuation_of(self.program)
+
+    @torch.no_grad()
+    @in_its_own_dtype
+    def adapt(
+        self: Any,
+        input_ids: Tensor,
+        train_mask: Tensor | None = None,
+        loss_mask: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        inner_lr: float | Tensor | None = None,
+    ) -> AdaptedState:
+        """Train on the text's train tokens, as a forward pass does with the same arguments, and keep the weights.
+
+        Both executors do; what goes on from the state is fused. Raises `InputError` also for a text of fewer than two
+        tokens, and `OptionError` inside the block of a capture or an edit.
+        """
+        if self._captures or self._edited:
+            raise OptionError(
+                "adapt runs only the part of the text that is trained on, where captures and edits, which are of whole "
+                "passes, have no place; call it outside their blocks."
+            )
+        inputs = self._inputs(input_ids, train_mask, loss_mask, attention_mask, position_ids)
+        return adapt(self, inputs, self._rate_of(inner_lr, inputs))
+
+    def _go_on(
+        self: Any,
+        input_ids: Tensor,
+        cache: Cache | None,
+        state: AdaptedState | None,
+        use_cache: bool | None,
+        keep: int,
+        given: Mapping[str, Any],
+    ) -> tuple[dict[str, Tensor], Cache | None]:
+        """A forward pass with a cache or a state; `given`: its masks, positions and how to train."""
+        if cache is not None and not isinstance(cache, TintCache):
+            raise OptionError("A simulator goes on from the past_key_values that it has returned, and from no others.")
+        if given["return_before"] or given["max_batch"] is not None:
+            raise OptionError("return_before and max_batch cannot be combined with a cache or a state; leave them out.")
+        state = None if state is None else state_of(state, self)
+        if cache is not None and cache.state is not None:
+            kept = cache.state.of(self)
+            if state is not None and state is not kept:
+                raise OptionError("The cache was made with other weights than the state's; pass one of them alone.")
+            state = kept
+        elif self._choose_executor() == "literal":
+            advice = "choose the executor auto or fused" if state is not None else "pass use_cache=False"
+            raise OptionError(f"Literal execution has neither a cache nor a state to go on from; {advice}.")
+        if state is None:
+            masks = [given[name] for name in ("train_mask", "loss_mask", "attention_mask", "position_ids")]
+            if isinstance(masks[2], Tensor) and masks[2].dim() == 3:
+                raise OptionError("With a cache, attention_mask says what is padding: pass it as [batch, length].")
+            inputs = self._inputs(input_ids, *masks)
+            logits, cache = prefill(self, inputs, self._rate_of(given["inner_lr"], inputs), keep)
+            return {"logits": logits}, cache
+        if any(given[name] is not None for name in TRAINING):
+            raise OptionError("The weights are adapted already, so train_mask, loss_mask and inner_lr are left out.")
+        if use_cache and cache is None:
+            cache = TintCache(len(self.continuation.mixing))
+        logits = predict(self, input_ids, given["attention_mask"], given["position_ids"], state, cache, keep)
+        if cache is not None:
+            cache.state = state
+        return {"logits": logits}, cache
+
+    @torch.no_grad()
+    def generate(self: Any, inputs: Tensor | None = None, *args: Any, **kwargs: Any) -> Any:
+        """As transformers' `generate`, after adapting to each prompt once.
+
+        train_mask, loss_mask, inner_lr: as in a forward pass, for the prompts; state: go on with the weights that
+        `adapt` has returned instead of adapting. Prompts of unequal length are padded on the left. Raises `InputError`
+        for prompts of fewer than two tokens without a state, and for texts that would become longer than the simulator
+        was compiled for.
+        """
+        asked = {name: kwargs.pop(name, None) for name in TRAINING}
+        if asked.pop("max_batch") is not None:
+            raise OptionError("Generation runs all prompts together; leave out max_batch and pass fewer prompts.")
+        if kwargs.get("state") is not None:
+            kwargs["state"] = state_of(kwargs["state"], self)
+            kwargs["state"].check_current()
+        if kwargs.get("assistant_model") is not None:
+            raise OptionError(
+                "An assistant's drafts know nothing of the update; leave out assistant_model, and pass "
+                "prompt_lookup_num_tokens for drafts from the prompt."
+            )
+        past: Any = kwargs.get("past_key_values")
+        adapted = kwargs.get("state") is not None or (past is not None and past.get_seq_length() > 0)
+        if adapted and any(value is not None for value in asked.values()):
+            raise OptionError("The weights are adapted already, so train_mask, loss_mask and inner_lr are left out.")
+        prompt = kwargs.get("input_ids") if inputs is None else inputs
+        if prompt is not None:
+            check_ids(prompt)
+        for name, mask in (asked | kwargs).items():
+            if name in MASKS and mask is not None:
+                check_tensor(name, mask)
+        length = 1 if prompt is None else prompt.shape[-1]
+        generation: Any = super()
+        return generation.generate(inputs, *args, training=None if adapted else Training(length, **asked), **kwargs)
+
+    def prepare_inputs_for_generation(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self: Any,
+        input_ids: Tensor,
+        training: Training | None = None,
+        is_first_iteration: bool = False,
+        **kwargs: Any,
+    ) -> dict[str, Any]:
+        generation: Any = super()
+        found = generation.prepare_inputs_for_generation(input_ids, is_first_iteration=is_first_iteration, **kwargs)
+        past = kwargs.get("past_key_values")
+        if training is None or (past is not None and past.get_seq_length() > 0):
+            return found
+        if not training.settled:
+            self._settle(training, found["input_ids"], found.get("attention_mask"))
+        return found | training.arguments(*input_ids.shape)
+
+    def _settle(self: Any, training: Training, input_ids: Tensor, mask: Tensor | None) -> None:
+        """Fix the train tokens, which are the prompt's whatever text is run; raises `InputError` if it is too short."""
+        prompt = input_ids[:, : training.length]
+        masks = training.arguments(*prompt.shape)
+        mask = None if mask is None else mask[:, : training.length]
+        inputs = self._inputs(prompt, masks.get("train_mask"), masks.get("loss_mask"), mask)
+        check_prompt(inputs)
+        training.train_mask, training.settled = inputs.train, True
+
+    def _prepare_cache_for_generation(
+        self: Any,
+        generation_config: Any,
+        model_kwargs: dict[str, Any],
+        generation_mode: Any,
+        batch_size: int,
+        max_cache_length: int,
+    ) -> None:
+        """An empty cache of ours, where one is used."""
+        check_longest(generation_config.max_length, self.layout.max_length)
+        if generation_config.guidance_scale not in (None, 1):
+            raise OptionError(
+                "Guidance compares with a text that has not been adapted to; leave out guidance_scale, which a "
+                "simulator cannot follow."
+            )
+        if generation_config.prefill_chunk_size is not None:
+            raise OptionError("A simulator reads its prompt in one piece; leave out prefill_chunk_size.")
+        if generation_config.cache_implementation not in (None, "dynamic"):
+            raise OptionError(
+                f"The cache {generation_config.cache_implementation!r} has no place for adapted weights; leave out "
+                "cache_implementation."
+            )
+        if model_kwargs.get("past_key_values") is None and self._choose_executor() == "literal":
+            generation_config.use_cache = False
+        if model_kwargs.get("past_key_values") is None and generation_config.use_cache:
+            model_kwargs["past_key_values"] = TintCache(len(self.continuation.mixing))

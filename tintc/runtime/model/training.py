@@ -1,0 +1,51 @@
+"""Training a simulator from outside: the loss of its labels, and which of its parameters an optimiser is given."""
+
+from __future__ import annotations
+
+from typing import Self
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from tintc.errors import OptionError
+from tintc.ir.functions import at_least_fp32
+from tintc.runtime.model.structure import StructuralModel
+
+KINDS = ("tables", "prefixes", "rates", "rotary", "structure")
+"""Kinds of parameters, which are the first parts of their names."""
+
+
+def next_token_loss(logits: Tensor, labels: Tensor, num_items_in_batch: Tensor | int | None = None) -> Tensor:
+    """Mean cross-entropy of every label under the logits of the position before it; -100 is ignored.
+
+    logits ``[B, T, V]``, labels ``[B, T]``. num_items_in_batch: what the sum is divided by in place of the number of
+    labels; `Trainer` passes it where it accumulates gradients.
+    """
+    scores, targets = at_least_fp32(logits[:, :-1].flatten(0, 1)), labels[:, 1:].flatten()
+    if num_items_in_batch is None:
+        return F.cross_entropy(scores, targets, ignore_index=-100)
+    count = torch.as_tensor(num_items_in_batch, device=scores.device)
+    return F.cross_entropy(scores, targets, ignore_index=-100, reduction="sum") / count
+
+
+class TrainableModel(StructuralModel):
+    """The part of `TintForCausalLM` that training it from outside needs."""
+
+    accepts_loss_kwargs = True
+    """Read by `Trainer`: `forward` takes `num_items_in_batch`."""
+
+    def trainable(self, *kinds: str) -> Self:
+        """Have parameters of these kinds trained, and no others: the rest require no gradients.
+
+        kinds: of ``tables`` (embeddings and head), ``prefixes`` (the auxiliary's weights), ``rates``, ``rotary``
+        (frequencies) and ``structure``; none given: all. A simulator begins with all but ``structure``, whose gradients
+        only literal execution gives. Raises `OptionError` for kinds that are unknown.
+        """
+        unknown = [kind for kind in kinds if kind not in KINDS]
+        if unknown:
+            raise OptionError(f"The kind of parameters {unknown[0]!r} is unknown; choose of {', '.join(KINDS)}.")
+        chosen = kinds or KINDS
+        for name, parameter in self.named_parameters():
+            parameter.requires_grad_(name.partition(".")[0] in chosen)
+        return self
