@@ -30,6 +30,7 @@ def check_parts(
     sim: TintForCausalLM, ids: torch.Tensor, *, outputs=BOTH, update="auto", rate=None, **masks: Any
 ) -> None:
     inputs = resolve_inputs(ids, n_steps=sim.program.attributes["n_steps"], **masks)
+    rate = sim._rate_of(rate, len(ids))
     plan = make_plan(sim.program, outputs, sizes_of(inputs, sim.config.vocab_size), update)
     with torch.no_grad():
         whole = FusedExecutor(sim, inputs, plan, rate).run()

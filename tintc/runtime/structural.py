@@ -166,6 +166,13 @@ class StructuralModel(PreTrainedModel):
             assert tensor is not None
             yield name, tensor
 
+    def _held_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """Every parameter that is in memory, or mapped, by name; structural tensors that were released stay so."""
+        for name, module in nn.Module.named_modules(self):
+            for leaf, parameter in module._parameters.items():
+                if parameter is not None:
+                    yield f"{name}.{leaf}", parameter
+
     def _is_own(self) -> bool:
         """Whether the tensors and modules held are those the compiler emitted."""
         if self._own is None or self._every_module != (*_modules_below(self),):

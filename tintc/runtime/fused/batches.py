@@ -16,6 +16,7 @@ from tintc.runtime.fused.budget import HEADROOM, Budget
 from tintc.runtime.fused.executor import FusedExecutor
 from tintc.runtime.fused.parts import can_part, run_parts
 from tintc.runtime.fused.plan import Plan, Sizes
+from tintc.runtime.rates import Rates
 
 if TYPE_CHECKING:
     from tintc.runtime.model import TintForCausalLM
@@ -28,7 +29,7 @@ COPIES = 2
 def run_fused(
     model: TintForCausalLM,
     inputs: Inputs,
-    inner_lr: Tensor | None,
+    rates: Rates | None,
     outputs: tuple[str, ...],
     max_batch: int | str | None,
 ) -> dict[str, Tensor]:
@@ -42,16 +43,16 @@ def run_fused(
     found: list[dict[str, Tensor]] = []
     for start in range(0, sizes.batch, part):
         rows = inputs.rows(start, start + part) if part < sizes.batch else inputs
-        rate = inner_lr if inner_lr is None or part >= sizes.batch else inner_lr[start : start + part]
+        given = rates if rates is None or part >= sizes.batch else rates.rows(slice(start, start + part))
         smaller = sizes_of(rows, sizes.vocab) if part < sizes.batch else sizes
         plan = plan_for(model, budget, smaller)
         if plan is None:
             raise budget.refusal(smaller)
-        found.append(_run(model, rows, plan, rate, budget))
+        found.append(_run(model, rows, plan, given, budget))
     return found[0] if len(found) == 1 else {label: torch.cat([one[label] for one in found]) for label in outputs}
 
 
-def run_together(model: TintForCausalLM, program: Program, inputs: Inputs, inner_lr: Tensor | None) -> dict[str, Any]:
+def run_together(model: TintForCausalLM, program: Program, inputs: Inputs, rates: Rates | None) -> dict[str, Any]:
     """All outputs of a program with the model's ops, weights among them, for a batch that is not cut.
 
     Updates of a single example are carried out, if there is memory for that: whoever goes on from them reads them once
@@ -64,15 +65,15 @@ def run_together(model: TintForCausalLM, program: Program, inputs: Inputs, inner
     plan = plan_for(model, carried, sizes) or plan_for(model, budget, sizes)
     if plan is None:
         raise budget.refusal(sizes)
-    return _run(model, inputs, plan, inner_lr, budget)
+    return _run(model, inputs, plan, rates, budget)
 
 
-def _run(model: TintForCausalLM, inputs: Inputs, plan: Plan, inner_lr: Tensor | None, budget: Budget) -> dict[str, Any]:
+def _run(model: TintForCausalLM, inputs: Inputs, plan: Plan, rates: Rates | None, budget: Budget) -> dict[str, Any]:
     """By parts where that is faster and there is memory for it."""
     roomy = COPIES * budget.needs(plan) <= budget.limit
     if roomy and not model.edits and can_part(plan, model.device):
-        return run_parts(model, inputs, plan, inner_lr)
-    return FusedExecutor(model, inputs, plan, inner_lr).run()
+        return run_parts(model, inputs, plan, rates)
+    return FusedExecutor(model, inputs, plan, rates).run()
 
 
 def sizes_of(inputs: Inputs, vocab: int) -> Sizes:

@@ -27,6 +27,7 @@ from tintc.runtime.fused.executor import FusedExecutor
 from tintc.runtime.fused.plan import Plan
 from tintc.runtime.fused.relay import Relay, Stopped
 from tintc.runtime.fused.schedule import PARTS, Schedule, Task, by_token, share, within
+from tintc.runtime.rates import Rates
 
 if TYPE_CHECKING:
     from tintc.runtime.model import TintForCausalLM
@@ -54,11 +55,11 @@ def can_part(plan: Plan, device: torch.device) -> bool:
     )
 
 
-def run_parts(model: TintForCausalLM, inputs: Inputs, plan: Plan, inner_lr: Tensor | None) -> dict[str, Any]:
+def run_parts(model: TintForCausalLM, inputs: Inputs, plan: Plan, rates: Rates | None) -> dict[str, Any]:
     """The plan's outputs, as `FusedExecutor.run` gives them."""
     plan.schedule = plan.schedule or Schedule(plan)
     relay = Relay()
-    parts = [PartExecutor(model, inputs, plan.schedule, inner_lr, relay, part) for part in range(PARTS)]
+    parts = [PartExecutor(model, inputs, plan.schedule, rates, relay, part) for part in range(PARTS)]
     with _threads_each() as count:
         others = [threading.Thread(target=_work, args=(one, count), daemon=True) for one in parts[1:]]
         try:
@@ -119,11 +120,11 @@ class PartExecutor(FusedExecutor):
         model: TintForCausalLM,
         inputs: Inputs,
         schedule: Schedule,
-        inner_lr: Tensor | None,
+        rates: Rates | None,
         relay: Relay,
         part: int,
     ):
-        super().__init__(model, inputs, schedule.plan, inner_lr)
+        super().__init__(model, inputs, schedule.plan, rates)
         self.schedule, self.relay, self.part = schedule, relay, part
         self._values: dict[Value, Any] = {}
         self._together: dict[Value, dict[tuple[int, int], Tensor]] = {}
