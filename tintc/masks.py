@@ -79,18 +79,17 @@ def few_shot(
             raise OptionError(f"The {name} is {value!r}; choose one of {', '.join(known)}.")
     if not demonstrations:
         raise InputError("There are no demonstrations; pass at least one pair of a text and its label.")
-    opening = opening_of(tokenizer)
-    parts = [[text, label] for text, label in demonstrations] + [[query]]
+    parts = [[*demonstration] for demonstration in demonstrations] + [[query]]
     if format == "multi":
         joined = [part for text, label in demonstrations for part in (text, label, separator)]
         pieces = _pieces(tokenizer, [*joined, query])
-        found = [[[*opening, *pieces[0]], pieces[1], pieces[2]]]
-        found += [pieces[at : at + 3] for at in range(3, len(joined), 3)]
-        found.append([pieces[-1]])
+        found = [pieces[at : at + 3] for at in range(0, len(pieces), 3)]
     else:
         found = [_pieces(tokenizer, one) for one in parts]
-        found = [[[*opening, *first], *others] for first, *others in found]
-    _check_pieces(found)
+    _check_pieces(parts, found)
+    opening = opening_of(tokenizer)
+    for one in found if format == "single" else found[:1]:
+        one[0] = [*opening, *one[0]]
     lengths = [sum(map(len, one)) for one in found]
     masks = (single if format == "single" else multi)([lengths[:-1]], [lengths[-1]])
     ids = [token for one in found for piece in one for token in piece]
@@ -132,11 +131,11 @@ def _common(some: Sequence[int], others: Sequence[int]) -> int:
     return next((at for at, (a, b) in enumerate(pairs) if a != b), min(len(some), len(others)))
 
 
-def _check_pieces(found: Sequence[Sequence[Sequence[int]]]) -> None:
-    """Raise `InputError` unless there are tokens for every text, label and the query."""
-    for number, pieces in enumerate(found, 1):
+def _check_pieces(parts: Sequence[Sequence[str]], found: Sequence[Sequence[Sequence[int]]]) -> None:
+    """Raise `InputError` unless there are texts, and tokens for every label and the query."""
+    for number, ((text, *_), pieces) in enumerate(zip(parts, found, strict=True), 1):
         what = "The query" if number == len(found) else f"Demonstration {number}"
-        if not pieces[0]:
+        if not text or (number == len(found) and not pieces[0]):
             raise InputError(f"{what} has no tokens; pass a text that is not empty.")
         if number < len(found) and not pieces[1]:
             raise InputError(f"{what} has a label without tokens; pass one that is not empty.")

@@ -49,7 +49,8 @@ class Block:
 @dataclass(frozen=True)
 class Blocks:
     """What a text was cut into. size: tokens of a whole block, the last may be shorter; opening: tokens that each
-    begins with, which are counted; left_out: tokens at the text's end that are in no block, though none was refused."""
+    begins with, which are counted; left_out: tokens at the text's end that make no block (0 where a maximum of blocks
+    was reached)."""
 
     blocks: tuple[Block, ...]
     size: int
@@ -104,7 +105,7 @@ def cut_blocks(
     else:
         rest = 0
     if max_blocks is not None and len(pieces) >= max_blocks:
-        pieces, rest = pieces[:max_blocks], 0 if len(pieces) > max_blocks else rest
+        pieces, rest = pieces[:max_blocks], 0
     if not pieces:
         raise InputError(f"The text has {length} tokens, too few to be trained on and scored; pass a longer one.")
     blocks = [_block(torch.cat([begin, piece]), len(begin), train_fraction) for piece in pieces]

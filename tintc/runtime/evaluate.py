@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from tintc.errors import InputError
+from tintc.errors import InputError, OptionError
 from tintc.ir.functions import at_least_fp32
 from tintc.ir.special import opening_of
 from tintc.runtime.blocks import Blocks, cut_blocks
@@ -104,6 +104,8 @@ def evaluate_blocks(
     opening = opening_of(sim.tokenizer) if bos else ()
     limit = sim.layout.max_length
     blocks = cut_blocks(input_ids, limit, block_size, max_blocks, train_fraction, opening, partial)
+    if rates is not None and not rates:
+        raise OptionError("There is no learning rate to compare; pass at least one in rates.")
     for rate in [inner_lr] if rates is None else rates:
         sim._rate_of(rate, 1)
     own, start = processes.share(len(blocks)), time.perf_counter()
@@ -140,7 +142,7 @@ def evaluate_blocks(
         opening_tokens=blocks.opening,
         tokens_left_out=blocks.left_out,
         hint=_hint(perplexity_before, perplexity_after, tried, trained),
-        rates=None if rates is None else [_of_rate(*one, scored) for one in zip(tried, after, strict=True)],
+        rates=None if rates is None else [_of_rate(*one, scored) for one in zip(rates, after, strict=True)],
     )
 
 
