@@ -139,6 +139,9 @@ def test_standard_input(command: Command, compiled: Path, tmp_path: Path, monkey
     refused = piped(b"caf\xe9", "run", compiled, "--file", "-")
     assert refused.code == 2 and "standard input is not UTF-8" in refused.err
     assert "is empty" in piped(b"", "run", compiled, "--file", "-").err
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    refused = piped(text, "run", compiled, "--file", "-")
+    assert refused.code == 2 and "cannot share standard input" in refused.err
 
 
 def test_softmax_heads(command: Command, model: Path, tmp_path: Path) -> None:

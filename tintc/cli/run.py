@@ -15,7 +15,7 @@ from tintc.runtime.artefact import load
 from tintc.runtime.blocks import train_tokens
 from tintc.runtime.evaluate import Evaluation, evaluate_blocks
 from tintc.runtime.finite import unsaid
-from tintc.runtime.processes import processes
+from tintc.runtime.processes import launched, processes
 
 STDIN = Path("-")
 """The file that stands for standard input."""
@@ -27,6 +27,8 @@ def run_text(
     """Score a text before and after the update; `options` are those of `evaluate_blocks`. Processes that a launcher has
     started share the blocks, and the first of them prints."""
     silence_libraries()
+    if file == STDIN and launched() > 1:
+        raise OptionError("Several processes cannot share standard input; pass a file of its own with --file.")
     content = read_text(text, file)
     if options["block_size"] is not None:
         train_tokens(options["block_size"], options["train_fraction"])
