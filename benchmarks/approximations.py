@@ -35,7 +35,8 @@ from tintc.ir.functions import SCHEMES
 from tintc.reference import Approximations, Difference, Tuned, tune
 from tintc.reference.approximations import DESCENDS
 from tintc.reference.groups import members
-from tintc.runtime.evaluate import cut_blocks, held_out_loss
+from tintc.runtime.blocks import cut_blocks
+from tintc.runtime.evaluate import held_out_loss
 
 ROOT = Path(__file__).resolve().parents[1]
 TEXT = ROOT.parent / "shared" / "data" / "wikitext" / "wiki.test.raw"
@@ -177,9 +178,9 @@ def main(
     assert source.tokenizer is not None, "the GGUF file holds one"
     words = torch.tensor(source.tokenizer(TEXT.read_text(encoding="utf-8")[:200_000]).input_ids)
     cut = cut_blocks(words, source.max_length, block_size, blocks, 0.5)
-    found = measure(source, cut.ids, cut.train_tokens, lr)
-    scored = len(cut.ids) * (block_size - cut.train_tokens)
-    body = lines(found, scored, block_size, len(cut.ids), lr)
+    found = measure(source, torch.stack([block.ids for block in cut]), cut[0].train_tokens, lr)
+    scored = sum(block.scored for block in cut)
+    body = lines(found, scored, block_size, len(cut), lr)
     print("\n".join(body))
     if write:
         plot(found, scored)

@@ -48,7 +48,7 @@ def test_shapes_are_known_without_computing_and_structure_does_not_grow_with_lay
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
 def test_gates_are_exactly_0_and_1(dtype: torch.dtype) -> None:
-    """As the interpreters take them to be (construction.md, section 2.3), also where a short type's simulator is fp32."""
+    """As the interpreters take them to be (construction.md, section 2.3), in every type."""
     auxiliary, tensors = gpt_like()
     state = dict(emit(driver.lower(auxiliary, Options(), 24), tensors, 0.1, dtype))
     gates = [tensor for name, tensor in state.items() if name.startswith("structure.gates.")]

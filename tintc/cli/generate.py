@@ -16,6 +16,7 @@ from tintc.cli.run import read_text, tokenise
 from tintc.errors import OptionError
 from tintc.ir.inputs import resolve_inputs
 from tintc.runtime.artefact import load
+from tintc.runtime.finite import unsaid
 from tintc.runtime.generation import check_longest
 from tintc.runtime.model import TintForCausalLM
 from tintc.runtime.state import AdaptedState
@@ -41,7 +42,7 @@ def generate_text(
     streams = not as_json and options["beams"] == 1
     streamer = _Terminal(sim.tokenizer, console, content) if streams else None
     start = time.perf_counter()
-    with torch.no_grad():
+    with torch.no_grad(), unsaid():
         found = sim.generate(ids, streamer=streamer, **training, **choice)
     seconds, new = time.perf_counter() - start, found[0, ids.shape[1] :]
     written = _continuation(sim.tokenizer, ids[0], found[0])

@@ -17,7 +17,8 @@ from tintc.frontend.load import load_auxiliary
 from tintc.frontend.sample import PROBE, numbers
 from tintc.reference.verify import Compared, Verdict, verify
 from tintc.runtime.artefact import load
-from tintc.runtime.evaluate import peak_rss_bytes, train_tokens
+from tintc.runtime.blocks import train_tokens
+from tintc.runtime.evaluate import peak_rss_bytes
 from tintc.runtime.model import TintForCausalLM
 
 LENGTH = 64

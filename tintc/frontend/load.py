@@ -16,7 +16,6 @@ from typing import Any
 
 import torch
 import transformers
-from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from tintc.errors import ModelError, OptionError
@@ -24,8 +23,8 @@ from tintc.frontend.capture import LONGEST, longest_sequence
 from tintc.frontend.hollow import hollow_model
 from tintc.frontend.mapped import MappedWeights
 from tintc.hub import MODEL_TYPE, why_missing
+from tintc.ir.finite import is_finite
 
-PIECE = 1 << 22
 """Numbers looked at at a time."""
 SHOWN = 3
 """Tensors named in a message before "and n more"."""
@@ -229,15 +228,9 @@ def _check_finite(model: PreTrainedModel, name: str, weights: MappedWeights) -> 
     if any(tensor.is_meta for tensor in state.values()):
         raise ModelError(f"{name} has weights that are not in memory; load it without offloading.")
     for key, tensor in state.items():
-        if tensor.is_floating_point() and not _is_finite(tensor):
+        if tensor.is_floating_point() and not is_finite(tensor):
             raise ModelError(f"{name} has NaN or infinite weights in {key}; such a model cannot be trained further.")
         weights.release()
-
-
-def _is_finite(tensor: Tensor) -> bool:
-    """Looks at a piece at a time: `isfinite` takes more memory than what it looks at."""
-    pieces = tensor.detach().reshape(-1).split(PIECE)
-    return all(bool(torch.isfinite(piece).all()) for piece in pieces)
 
 
 def _length(name: str, longest: int | None, wanted: int | None) -> int:
