@@ -11,7 +11,8 @@ from torch import Tensor
 
 from tintc.cli.console import block_progress, print_json, print_table, silence_libraries, stages
 from tintc.errors import ArtefactError, InputError, OptionError
-from tintc.runtime.artefact import load
+from tintc.frontend.load import TOKENIZER_PROBLEM
+from tintc.runtime.artefact import load, read_config
 from tintc.runtime.evaluate import evaluate_blocks, train_tokens
 from tintc.runtime.processes import processes
 
@@ -61,8 +62,10 @@ def read_text(text: str | None, file: Path | None) -> str:
 def tokenise(path: str, tokenizer: Any, text: str) -> Tensor:
     """Token ids ``[n]`` as the tokenizer gives them: those of Llama and Gemma begin a text with a token of its own."""
     if tokenizer is None:
+        problem = read_config(path).get("provenance", {}).get(TOKENIZER_PROBLEM)
+        why = f"could not be read ({problem.rstrip('.')})" if problem else "had none"
         raise ArtefactError(
-            f"{path} has no tokenizer, because the model it was compiled from had none; call the simulator from Python "
-            "with token ids, or compile a folder that has a tokenizer."
+            f"{path} has no tokenizer, because {'that of ' if problem else ''}the model it was compiled from {why}; "
+            "call the simulator from Python with token ids, or compile a folder that has a tokenizer."
         )
     return torch.tensor(tokenizer(text)["input_ids"], dtype=torch.long)

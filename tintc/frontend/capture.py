@@ -126,15 +126,15 @@ def _without_packing() -> Iterator[None]:
 def _without_cache(model: nn.Module) -> Iterator[None]:
     """No key/value cache: some models take `use_cache` from their configuration alone."""
     config = cast(Any, model).config
-    original = getattr(config, "use_cache", None)
-    if original is None:
-        yield
-        return
-    config.use_cache = False
+    found = [at for at in (config, config.get_text_config()) if getattr(at, "use_cache", None) is not None]
+    kept = [at.use_cache for at in found]
+    for at in found:
+        at.use_cache = False
     try:
         yield
     finally:
-        config.use_cache = original
+        for at, value in zip(found, kept, strict=True):
+            at.use_cache = value
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import logging
 import os
 import sys
@@ -18,15 +19,26 @@ import torch
 import transformers
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
 from tintc.errors import ModelError, OptionError
 from tintc.frontend.capture import LONGEST, longest_sequence
 from tintc.frontend.hollow import hollow_model
+from tintc.frontend.kinds import (
+    adapter_sentence,
+    check_kind,
+    method_of,
+    not_a_model,
+    quantised_sentence,
+    unwrapped,
+)
 from tintc.frontend.mapped import MappedWeights
-from tintc.hub import MODEL_TYPE, why_missing
+from tintc.hub import why_missing
 
 PIECE = 1 << 22
 """Numbers looked at at a time."""
+OTHER_WEIGHTS = ("pytorch_model*.bin", "*.pth", "*.pt", "*.ckpt", "*.h5", "*.msgpack")
+"""Names of files that hold weights and are not read."""
 SHOWN = 3
 """Tensors named in a message before "and n more"."""
 
@@ -35,7 +47,7 @@ SHOWN = 3
 class AuxiliarySource:
     """A decoder that is complete, finite and a causal language model.
 
-    tokenizer: None if there is none beside the weights; weights: the mapped files that the model's weights lie in, none
+    tokenizer: None if there is none beside the weights that can be read; weights: the mapped files that the model's weights lie in, none
     for a model that was in memory; provenance: where it came from, plain JSON values, the same for
     the same input on every machine.
     """
@@ -76,23 +88,28 @@ def load_auxiliary(
     files has zeros. Raises `ModelError` (missing or broken files, missing, misshapen or non-finite weights, not a
     causal language model) and `OptionError` for a `max_length` the model does not have.
     """
+    reason = ""
     if isinstance(model_or_path, torch.nn.Module):
-        model, tokenizer, weights = model_or_path, None, MappedWeights()
-        name, kind = Path(str(getattr(model.config, "name_or_path", ""))).name or type(model).__name__, "memory"
-    else:
+        loaded, tokenizer, weights = unwrapped(model_or_path), None, MappedWeights()
+        named = str(getattr(getattr(loaded, "config", None), "name_or_path", ""))
+        name, kind = Path(named).name or type(loaded).__name__, "memory"
+    elif isinstance(model_or_path, str | os.PathLike):
         place = _find(str(model_or_path))
         name, kind = place.name, "gguf" if place.gguf_file else "safetensors"
         with _quiet():
-            model, tokenizer = _load(place, hollow=not (values or _has_weights(place))), _tokenizer(place)
-        weights = MappedWeights(model.state_dict().values())
-    _check_kind(model, name)
+            loaded = _load(place, hollow=not (values or _has_weights(place)))
+            tokenizer, reason = _tokenizer(place)
+        weights = MappedWeights(loaded.state_dict().values())
+    else:
+        raise ModelError(not_a_model(model_or_path))
+    model = check_kind(loaded, name)
     if values:
         _check_finite(model, name, weights)
     config = model.config.get_text_config()
     return AuxiliarySource(
         model=model,
         tokenizer=tokenizer,
-        provenance=_provenance(model, name, kind),
+        provenance=_provenance(model, name, kind) | ({TOKENIZER_PROBLEM: reason} if reason else {}),
         max_length=_length(name, longest_sequence(config), max_length),
         dtype=torch.float32 if model.dtype == torch.float16 else model.dtype,
         bos_token_id=getattr(config, "bos_token_id", None),
@@ -102,6 +119,8 @@ def load_auxiliary(
     )
 
 
+TOKENIZER_PROBLEM = "tokenizer_problem"
+"""Entry of the provenance: why the tokenizer beside the weights cannot be read."""
 TOKENIZER_FILES = ("tokenizer*", "vocab*", "*.model", "merges.txt", "*.tiktoken")
 
 
@@ -115,6 +134,8 @@ def _find(text: str) -> _Place:
         return _Place(path.name, str(path.parent), path.name, True)
     if path.is_dir():
         if not (path / "config.json").is_file():
+            if (path / "adapter_config.json").is_file():
+                raise ModelError(adapter_sentence(text, _json(path / "adapter_config.json")))
             return _gguf_in(path, text)
         return _Place(path.resolve().name, str(path), None, True)
     kind, why = ("file", "it is not looked for on the hub") if text.endswith(".gguf") else ("folder", why_missing(text))
@@ -151,8 +172,6 @@ def _load(place: _Place, hollow: bool) -> PreTrainedModel:
             if "attention" not in str(error):
                 raise
             loaded = make(attn_implementation="eager")
-    except ImportError as error:
-        raise ModelError(f"{place.name} needs a package that is not installed: {_sentence(error)}") from error
     except Exception as error:
         raise ModelError(_explain(place, error)) from error
     if hollow:
@@ -167,21 +186,64 @@ def _make_hollow(place: _Place) -> Callable[..., PreTrainedModel]:
 
 
 def _explain(place: _Place, error: Exception) -> str:
+    """Why a model cannot be loaded, and what to do."""
     text = str(error)
-    if "is required when loading" in text:
+    method = method_of(_config(place).get("quantization_config"))
+    missing = isinstance(error, ImportError) or "is required when loading" in text
+    if method and (missing or method in text):
+        return quantised_sentence(place.name, method)
+    if missing:
         return f"{place.name} needs a package that is not installed: {_sentence(error)}"
+    if "trust_remote_code" in text:
+        return (
+            f"{place.name} has code of its own, which tintc does not run; load it with AutoModelForCausalLM."
+            "from_pretrained(..., trust_remote_code=True) in Python and pass the model."
+        )
     if "Unrecognized configuration class" in text:
-        return f"{place.name} is not a causal language model (decoder); tintc compiles nothing else."
+        return _no_decoder(place)
     if not place.local and isinstance(error, OSError):
         return (
             f"There is no folder {place.name}, and no such model can be had from the hub; check the name, the "
             "connection, and that its weights are safetensors."
         )
     if isinstance(error, OSError) and "no file named" in text:
-        return f"{place.name} has no weights; put model.safetensors beside config.json."
+        return _no_safetensors(place)
     if isinstance(error, OSError) and "JSON" in text:
         return f"{place.name} has a broken config.json: it is not valid JSON."
     return f"{place.name} cannot be loaded ({type(error).__name__}): {_sentence(error)}"
+
+
+def _no_decoder(place: _Place) -> str:
+    if _config(place).get("model_type") in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES:
+        return (
+            f"{place.name} is a model of images and text, which tintc does not load from a folder; load it with "
+            "AutoModelForImageTextToText.from_pretrained in Python and pass the model: its decoder of text is compiled."
+        )
+    return f"{place.name} is not a causal language model (decoder); tintc compiles nothing else."
+
+
+def _no_safetensors(place: _Place) -> str:
+    folder = Path(place.folder)
+    others = sorted(file.name for kind in OTHER_WEIGHTS for file in folder.glob(kind))
+    if not others:
+        return f"{place.name} has no weights; put model.safetensors beside config.json."
+    return (
+        f"{place.name} has its weights in {_listed(others)}, and tintc reads safetensors and GGUF alone; convert them "
+        f"with AutoModelForCausalLM.from_pretrained({place.folder!r}).save_pretrained(another folder) in Python."
+    )
+
+
+def _config(place: _Place) -> dict[str, Any]:
+    """The folder's configuration as it is written; empty if it cannot be read."""
+    return _json(Path(place.folder) / "config.json")
+
+
+def _json(file: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def _check_report(name: str, report: Mapping[str, Any]) -> None:
@@ -196,32 +258,18 @@ def _check_report(name: str, report: Mapping[str, Any]) -> None:
         raise ModelError(f"{name} cannot be loaded: {_listed(list(report['error_msgs']))}.")
 
 
-def _tokenizer(place: _Place) -> Any | None:
-    """The tokenizer beside the weights, None if there is none that transformers can read.
+def _tokenizer(place: _Place) -> tuple[Any | None, str]:
+    """The tokenizer beside the weights; None if there is none that transformers can read, and then why, if one is there.
 
     transformers makes an empty tokenizer for some model types when a folder has none; that would only mislead.
     """
-    if (
-        place.local
-        and not place.gguf_file
-        and not any(glob(f"{escape(place.folder)}/{name}") for name in TOKENIZER_FILES)
-    ):
-        return None
+    here = place.local and not place.gguf_file
+    if here and not any(glob(f"{escape(place.folder)}/{name}") for name in TOKENIZER_FILES):
+        return None, ""
     try:
-        return AutoTokenizer.from_pretrained(place.folder, **place.options)
-    except Exception:
-        return None
-
-
-def _check_kind(model: Any, name: str) -> None:
-    if not isinstance(model, PreTrainedModel):
-        raise ModelError(f"{name} is not a transformers model; pass a PreTrainedModel with a language-model head.")
-    if model.config.model_type == MODEL_TYPE:
-        raise ModelError(
-            f"{name} is a simulator already; pass the model that it was compiled from, or use it as it is."
-        )
-    if model.config.is_encoder_decoder or not model.can_generate():
-        raise ModelError(f"{name} is not a causal language model (decoder); tintc compiles nothing else.")
+        return AutoTokenizer.from_pretrained(place.folder, **place.options), ""
+    except Exception as error:  # of transformers, or of a package that it asks for
+        return None, _sentence(error) if here else ""
 
 
 def _check_finite(model: PreTrainedModel, name: str, weights: MappedWeights) -> None:
