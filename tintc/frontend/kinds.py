@@ -32,9 +32,7 @@ def unwrapped(model: nn.Module) -> nn.Module:
 def check_kind(model: Any, name: str) -> PreTrainedModel:
     """The model, if it is a decoder with a language-model head; raises `ModelError` with what it is otherwise."""
     if isinstance(model, PreTrainedModel) and model.config.model_type == MODEL_TYPE:
-        raise ModelError(
-            f"{name} is a simulator already; pass the model that it was compiled from, or use it as it is."
-        )
+        raise ModelError(simulator_sentence(name))
     if any(_package(module) == "peft" for module in model.modules()):
         raise ModelError(
             f"{name} has adapters of peft, which are no part of the decoder; call merge_and_unload() on the PeftModel "
@@ -85,6 +83,10 @@ def quantised_sentence(name: str, method: str) -> str:
         f"{name} has weights that are quantised{by}; pass the model from before, or load it with transformers, call "
         "model.dequantize() and pass the model."
     )
+
+
+def simulator_sentence(name: str) -> str:
+    return f"{name} is a simulator already; pass the model that it was compiled from, or use it as it is."
 
 
 def adapter_sentence(name: str, entries: Mapping[str, Any]) -> str:

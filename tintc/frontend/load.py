@@ -30,10 +30,11 @@ from tintc.frontend.kinds import (
     method_of,
     not_a_model,
     quantised_sentence,
+    simulator_sentence,
     unwrapped,
 )
 from tintc.frontend.mapped import MappedWeights
-from tintc.hub import why_missing
+from tintc.hub import MODEL_TYPE, why_missing
 
 PIECE = 1 << 22
 """Numbers looked at at a time."""
@@ -95,6 +96,8 @@ def load_auxiliary(
         name, kind = Path(named).name or type(loaded).__name__, "memory"
     elif isinstance(model_or_path, str | os.PathLike):
         place = _find(str(model_or_path))
+        if _config(place).get("model_type") == MODEL_TYPE:
+            raise ModelError(simulator_sentence(place.name))
         name, kind = place.name, "gguf" if place.gguf_file else "safetensors"
         with _quiet():
             loaded = _load(place, hollow=not (values or _has_weights(place)))
