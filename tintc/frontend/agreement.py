@@ -54,8 +54,8 @@ def check_agreement(name: str, model: nn.Module, program: Program, tensors: Mapp
             unused = [] if real.all() else _unused(model, inputs, valid, device)
         if unused:
             raise ModelError(
-                f"{name} is not compiled, because it ignores {' and '.join(unused)}, and so gives other logits for a text "
-                f"{case} than for the text alone, which a simulator does not; make its forward use them."
+                f"{name} is not compiled, because it ignores {' and '.join(unused)}, and so gives other logits for a "
+                f"text {case} than for the text alone, which a simulator does not; make its forward use them."
             )
         raise ModelError(
             f"{name} is not compiled, because what its graph was read as is not what it computes: on a text "

@@ -48,8 +48,8 @@ SHOWN = 3
 class AuxiliarySource:
     """A decoder that is complete, finite and a causal language model.
 
-    tokenizer: None if there is none beside the weights that can be read; weights: the mapped files that the model's weights lie in, none
-    for a model that was in memory; provenance: where it came from, plain JSON values, the same for
+    tokenizer: None if there is none beside the weights that can be read; weights: the mapped files that the model's
+    weights lie in, none for a model that was in memory; provenance: where it came from, plain JSON values, the same for
     the same input on every machine.
     """
 
@@ -262,7 +262,7 @@ def _check_report(name: str, report: Mapping[str, Any]) -> None:
 
 
 def _tokenizer(place: _Place) -> tuple[Any | None, str]:
-    """The tokenizer beside the weights; None if there is none that transformers can read, and then why, if one is there.
+    """The tokenizer beside the weights; None if there is none that transformers can read, and why if one is there.
 
     transformers makes an empty tokenizer for some model types when a folder has none; that would only mislead.
     """

@@ -96,9 +96,7 @@ def _heads(
     graph: CapturedGraph, masks: Sequence[Mask], length: int, rows: Tensor, columns: Tensor
 ) -> Iterator[tuple[Tensor, Tensor | None]]:
     """As `_combined`, of one text of that length."""
-    values = [
-        _by_head(graph, mask.node, part_of(graph, mask.node, length, rows, columns), 1, length) for mask in masks
-    ]
+    values = [_by_head(graph, mask.node, part_of(graph, mask.node, length, rows, columns), 1, length) for mask in masks]
     return _combined(masks, values, rows, columns)
 
 
@@ -106,8 +104,8 @@ def _combined(
     masks: Sequence[Mask], values: Sequence[Tensor], rows: Tensor, columns: Tensor
 ) -> Iterator[tuple[Tensor, Tensor | None]]:
     """Of each head, which of the keys `columns` the queries `rows` see, ``[B, R, C]``, and what is added to the scores
-    of these, relative to the query's own position, which must be among the keys; None for nothing. One pair if all heads
-    are alike.
+    of these, relative to the query's own position, which must be among the keys; None for nothing. One pair if all
+    heads are alike.
 
     values: of each mask, as `_by_head` gives it.
     """

@@ -11,9 +11,11 @@ from typing import Any
 
 import torch
 import transformers
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from tintc.errors import ArtefactError, OptionError, Reason, fold
 from tintc.reference.family import EAGER, EXECUTORS, GRADIENT, GRAPH, SHAPES
+from tintc.reference.features import ONE_KEY_HEAD
 from tintc.reference.variants import DENSE
 
 DATA = Path(__file__).parents[1] / "families.json"
@@ -26,6 +28,8 @@ PLACED = re.compile(r"(\S+) in (\S+): (.*)", re.DOTALL)
 """A `Reason` as text."""
 CRASHED = re.compile(r"\w*(Error|Exception): ")
 """What begins with the type of an exception that is not ours."""
+ANY_KEY_HEADS = "grouped or multi-head"
+"""Attention of a type whose configuration says how many heads have keys and values of their own."""
 COLUMNS = ("norms", "positions", "attention", "feed_forward")
 
 Data = dict[str, Any]
@@ -34,15 +38,17 @@ Data = dict[str, Any]
 def to_data(outcomes: list[dict[str, Any]]) -> Data:
     """One entry a configuration, without what changes from run to run."""
     families = [
-        {
-            "type": outcome["model_type"],
-            "variant": outcome["variant"],
-            "dense": outcome["model_type"] in DENSE,
-            "passed": outcome["stage"] == "passed",
-            "stage": outcome["stage"],
-            "reasons": outcome["reasons"],
-            **(outcome["features"] or {"norms": "", "positions": "", "attention": "", "feed_forward": ""}),
-        }
+        _in_general(
+            {
+                "type": outcome["model_type"],
+                "variant": outcome["variant"],
+                "dense": outcome["model_type"] in DENSE,
+                "passed": outcome["stage"] == "passed",
+                "stage": outcome["stage"],
+                "reasons": outcome["reasons"],
+                **(outcome["features"] or {"norms": "", "positions": "", "attention": "", "feed_forward": ""}),
+            }
+        )
         for outcome in outcomes
     ]
     plain = [family for family in families if not family["variant"]]
@@ -55,11 +61,33 @@ def to_data(outcomes: list[dict[str, Any]]) -> Data:
     }
 
 
+def again(data: Data) -> Data:
+    """The same findings, described anew."""
+    return data | {"families": list(map(_in_general, data["families"]))}
+
+
+def _in_general(family: dict[str, Any]) -> dict[str, Any]:
+    """With words for what the type has, where the tiny configuration has less: all its heads share one key head, and a
+    configuration that counts its key heads may have any number."""
+    if ONE_KEY_HEAD not in family["attention"] or not _counts_key_heads(family["type"]):
+        return family
+    return family | {"attention": family["attention"].replace(ONE_KEY_HEAD, ANY_KEY_HEADS)}
+
+
+def _counts_key_heads(model_type: str) -> bool:
+    return "num_key_value_heads" in CONFIG_MAPPING[model_type]().to_dict()
+
+
 def read_data() -> Data:
     """What the last sweep found. Raises `ArtefactError` if there has been none."""
     if not DATA.exists():
         raise ArtefactError(f"There is no {DATA.name}, which a sweep writes; run `make sweep` in a checkout of tintc.")
     return json.loads(DATA.read_text(encoding="utf-8"))
+
+
+def write_tables(data: Data) -> None:
+    DATA.write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
+    DOCUMENT.write_text(to_markdown(data), encoding="utf-8")
 
 
 def families_of(data: Data, model_type: str) -> list[dict[str, Any]]:
