@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import io
-import json
 import logging
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass, field
 from functools import partial
@@ -19,29 +18,18 @@ import torch
 import transformers
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
-from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
 from tintc.errors import ModelError, OptionError
 from tintc.frontend.capture import LONGEST, longest_sequence
+from tintc.frontend.failures import check_report, first_sentence, why_not_loaded
 from tintc.frontend.hollow import hollow_model
-from tintc.frontend.kinds import (
-    adapter_sentence,
-    check_kind,
-    method_of,
-    not_a_model,
-    quantised_sentence,
-    simulator_sentence,
-    unwrapped,
-)
+from tintc.frontend.kinds import check_kind, not_a_model, simulator_sentence, unwrapped
 from tintc.frontend.mapped import MappedWeights
-from tintc.hub import MODEL_TYPE, why_missing
+from tintc.frontend.places import Place, configuration, find_place, has_weights
+from tintc.hub import MODEL_TYPE
 
 PIECE = 1 << 22
 """Numbers looked at at a time."""
-OTHER_WEIGHTS = ("pytorch_model*.bin", "*.pth", "*.pt", "*.ckpt", "*.h5", "*.msgpack")
-"""Names of files that hold weights and are not read."""
-SHOWN = 3
-"""Tensors named in a message before "and n more"."""
 
 
 @dataclass(frozen=True)
@@ -64,21 +52,6 @@ class AuxiliarySource:
     weights: MappedWeights = field(default_factory=MappedWeights)
 
 
-@dataclass(frozen=True)
-class _Place:
-    """Where a model's files are: a folder or hub id, and the GGUF file in it if that is what to read."""
-
-    name: str
-    folder: str
-    gguf_file: str | None
-    local: bool
-
-    @property
-    def options(self) -> dict[str, Any]:
-        options: dict[str, Any] = {"local_files_only": self.local, "trust_remote_code": False}
-        return options | ({"gguf_file": self.gguf_file} if self.gguf_file else {})
-
-
 def load_auxiliary(
     model_or_path: PreTrainedModel | str | os.PathLike[str], max_length: int | None = None, values: bool = True
 ) -> AuxiliarySource:
@@ -95,12 +68,12 @@ def load_auxiliary(
         named = str(getattr(getattr(loaded, "config", None), "name_or_path", ""))
         name, kind = Path(named).name or type(loaded).__name__, "memory"
     elif isinstance(model_or_path, str | os.PathLike):
-        place = _find(str(model_or_path))
-        if _config(place).get("model_type") == MODEL_TYPE:
+        place = find_place(str(model_or_path))
+        if configuration(place).get("model_type") == MODEL_TYPE:
             raise ModelError(simulator_sentence(place.name))
         name, kind = place.name, "gguf" if place.gguf_file else "safetensors"
         with _quiet():
-            loaded = _load(place, hollow=not (values or _has_weights(place)))
+            loaded = _load(place, hollow=not (values or has_weights(place)))
             tokenizer, reason = _tokenizer(place)
         weights = MappedWeights(loaded.state_dict().values())
     else:
@@ -127,42 +100,7 @@ TOKENIZER_PROBLEM = "tokenizer_problem"
 TOKENIZER_FILES = ("tokenizer*", "vocab*", "*.model", "merges.txt", "*.tiktoken")
 
 
-def _find(text: str) -> _Place:
-    path = Path(text).expanduser()
-    if path.is_file() and path.name == "config.json":
-        path = path.absolute().parent
-    if path.is_file():
-        if path.suffix != ".gguf":
-            raise ModelError(f"{text} is a file and not a GGUF file; pass the folder that holds config.json.")
-        return _Place(path.name, str(path.parent), path.name, True)
-    if path.is_dir():
-        if not (path / "config.json").is_file():
-            if (path / "adapter_config.json").is_file():
-                raise ModelError(adapter_sentence(text, _json(path / "adapter_config.json")))
-            return _gguf_in(path, text)
-        return _Place(path.resolve().name, str(path), None, True)
-    kind, why = ("file", "it is not looked for on the hub") if text.endswith(".gguf") else ("folder", why_missing(text))
-    if why is not None:
-        raise ModelError(
-            f"There is no {kind} {text}, and {why}; pass a folder, a .gguf file or the id of a model on the hub."
-        )
-    return _Place(text, text, None, False)
-
-
-def _gguf_in(path: Path, text: str) -> _Place:
-    files = sorted(path.glob("*.gguf"))
-    if len(files) != 1:
-        found = f"{len(files)} GGUF files, name the one to read" if files else "no GGUF file, pass a model's folder"
-        raise ModelError(f"{text} has no config.json and {found}.")
-    return _Place(files[0].name, str(path), files[0].name, True)
-
-
-def _has_weights(place: _Place) -> bool:
-    """Whether there are weights on this machine, without asking the hub."""
-    return place.gguf_file is not None or any(Path(place.folder).glob("*.safetensors"))
-
-
-def _load(place: _Place, hollow: bool) -> PreTrainedModel:
+def _load(place: Place, hollow: bool) -> PreTrainedModel:
     """Every failure of transformers as one sentence; weights that would be left random are refused."""
     options = place.options | {"dtype": torch.float32 if place.gguf_file else "auto"}
     options |= {"output_loading_info": True, "ignore_mismatched_sizes": True}
@@ -176,92 +114,19 @@ def _load(place: _Place, hollow: bool) -> PreTrainedModel:
                 raise
             loaded = make(attn_implementation="eager")
     except Exception as error:
-        raise ModelError(_explain(place, error)) from error
+        raise ModelError(why_not_loaded(place, error)) from error
     if hollow:
         return loaded
     model, report = loaded
-    _check_report(place.name, report)
+    check_report(place.name, report)
     return model.eval()
 
 
-def _make_hollow(place: _Place) -> Callable[..., PreTrainedModel]:
+def _make_hollow(place: Place) -> Callable[..., PreTrainedModel]:
     return partial(hollow_model, AutoConfig.from_pretrained(place.folder, **place.options))
 
 
-def _explain(place: _Place, error: Exception) -> str:
-    """Why a model cannot be loaded, and what to do."""
-    text = str(error)
-    method = method_of(_config(place).get("quantization_config"))
-    missing = isinstance(error, ImportError) or "is required when loading" in text
-    if method and (missing or method in text):
-        return quantised_sentence(place.name, method)
-    if missing:
-        return f"{place.name} needs a package that is not installed: {_sentence(error)}"
-    if "trust_remote_code" in text:
-        return (
-            f"{place.name} has code of its own, which tintc does not run; load it with AutoModelForCausalLM."
-            "from_pretrained(..., trust_remote_code=True) in Python and pass the model."
-        )
-    if "Unrecognized configuration class" in text:
-        return _no_decoder(place)
-    if not place.local and isinstance(error, OSError):
-        return (
-            f"There is no folder {place.name}, and no such model can be had from the hub; check the name, the "
-            "connection, and that its weights are safetensors."
-        )
-    if isinstance(error, OSError) and "no file named" in text:
-        return _no_safetensors(place)
-    if isinstance(error, OSError) and "JSON" in text:
-        return f"{place.name} has a broken config.json: it is not valid JSON."
-    return f"{place.name} cannot be loaded ({type(error).__name__}): {_sentence(error)}"
-
-
-def _no_decoder(place: _Place) -> str:
-    if _config(place).get("model_type") in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES:
-        return (
-            f"{place.name} is a model of images and text, which tintc does not load from a folder; load it with "
-            "AutoModelForImageTextToText.from_pretrained in Python and pass the model: its decoder of text is compiled."
-        )
-    return f"{place.name} is not a causal language model (decoder); tintc compiles nothing else."
-
-
-def _no_safetensors(place: _Place) -> str:
-    folder = Path(place.folder)
-    others = sorted(file.name for kind in OTHER_WEIGHTS for file in folder.glob(kind))
-    if not others:
-        return f"{place.name} has no weights; put model.safetensors beside config.json."
-    return (
-        f"{place.name} has its weights in {_listed(others)}, and tintc reads safetensors and GGUF alone; convert them "
-        f"with AutoModelForCausalLM.from_pretrained({place.folder!r}).save_pretrained(another folder) in Python."
-    )
-
-
-def _config(place: _Place) -> dict[str, Any]:
-    """The folder's configuration as it is written; empty if it cannot be read."""
-    return _json(Path(place.folder) / "config.json")
-
-
-def _json(file: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
-
-
-def _check_report(name: str, report: Mapping[str, Any]) -> None:
-    missing = sorted(report["missing_keys"])
-    if missing:
-        raise ModelError(f"{name} lacks weights that its configuration asks for: {_listed(missing)}.")
-    misfits = sorted(report["mismatched_keys"])
-    shapes = [f"{key} is {tuple(found)}, expected {tuple(wanted)}" for key, found, wanted in misfits]
-    if shapes:
-        raise ModelError(f"{name} has weights of other shapes than its configuration says: {_listed(shapes)}.")
-    if report["error_msgs"]:
-        raise ModelError(f"{name} cannot be loaded: {_listed(list(report['error_msgs']))}.")
-
-
-def _tokenizer(place: _Place) -> tuple[Any | None, str]:
+def _tokenizer(place: Place) -> tuple[Any | None, str]:
     """The tokenizer beside the weights; None if there is none that transformers can read, and why if one is there.
 
     transformers makes an empty tokenizer for some model types when a folder has none; that would only mislead.
@@ -272,7 +137,7 @@ def _tokenizer(place: _Place) -> tuple[Any | None, str]:
     try:
         return AutoTokenizer.from_pretrained(place.folder, **place.options), ""
     except Exception as error:  # of transformers, or of a package that it asks for
-        return None, _sentence(error) if here else ""
+        return None, first_sentence(error) if here else ""
 
 
 def _check_finite(model: PreTrainedModel, name: str, weights: MappedWeights) -> None:
@@ -324,14 +189,3 @@ def _quiet() -> Iterator[None]:
             yield
     finally:
         transformers.logging.set_verbosity(level)
-
-
-def _listed(items: list[str]) -> str:
-    more = f" and {len(items) - SHOWN} more" if len(items) > SHOWN else ""
-    return "; ".join(items[:SHOWN]) + more
-
-
-def _sentence(error: Exception) -> str:
-    """The first sentence of an error's message."""
-    text = " ".join(str(error).split()).split(". ")[0] or "no message"
-    return text.rstrip(".") + "."
