@@ -11,7 +11,8 @@ from torch import Tensor
 
 from tintc.cli.console import block_progress, print_json, print_table, silence_libraries, stages
 from tintc.errors import ArtefactError, InputError, OptionError
-from tintc.runtime.artefact import load
+from tintc.frontend.load import TOKENIZER_PROBLEM
+from tintc.runtime.artefact import load, read_config
 from tintc.runtime.blocks import train_tokens
 from tintc.runtime.evaluate import Evaluation, evaluate_blocks
 from tintc.runtime.finite import unsaid
@@ -107,8 +108,10 @@ def tokenise(path: str, tokenizer: Any, text: str, special: bool = True) -> Tens
     special: whether with such tokens.
     """
     if tokenizer is None:
+        problem = read_config(path).get("provenance", {}).get(TOKENIZER_PROBLEM)
+        why = f"could not be read ({problem.rstrip('.')})" if problem else "had none"
         raise ArtefactError(
-            f"{path} has no tokenizer, because the model it was compiled from had none; call the simulator from Python "
-            "with token ids, or compile a folder that has a tokenizer."
+            f"{path} has no tokenizer, because {'that of ' if problem else ''}the model it was compiled from {why}; "
+            "call the simulator from Python with token ids, or compile a folder that has a tokenizer."
         )
     return torch.tensor(tokenizer(text, add_special_tokens=special)["input_ids"], dtype=torch.long)

@@ -15,6 +15,7 @@ from tintc.errors import Reason, UnsupportedModelError
 from tintc.frontend.builder import Builder
 from tintc.frontend.execution import opname
 from tintc.frontend.graph import CapturedGraph
+from tintc.frontend.obstacles import obstacles
 from tintc.frontend.patterns import peel, rows_width
 from tintc.frontend.rules import default_rules
 from tintc.frontend.rules.base import Fail, Match, Rule
@@ -90,7 +91,7 @@ def _match_all(graph: CapturedGraph, rules: Sequence[Rule]) -> dict[Node, Named]
         stack.append((node, True))
         stack.extend((peel(graph, source), False) for source in reversed(sources))
     if reasons:
-        raise UnsupportedModelError(graph.name, reasons)
+        raise UnsupportedModelError(graph.name, reasons, obstacles(graph))
     return ordered
 
 

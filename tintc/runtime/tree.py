@@ -38,7 +38,6 @@ class Reference:
         return getattr(self.module, self.name)
 
 
-
 def place_module(root: nn.Module, name: str, module: nn.Module) -> None:
     """Put `module` at the dotted `name`; if a container stands there, the module takes over its children."""
     parent, leaf = descend(root, name)
