@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import tiny_models
 from command import Command, make_command, model_folder
-from tintc.reference.tiny import tiny_config
+from tools.sweep.tiny import tiny_config
 from transformers import PreTrainedModel
 
 import tintc

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from command import change_config, model_folder
-from tintc.reference.tiny import _small, tiny_model
+from tools.sweep.tiny import _small, tiny_model
 from tiny_models import llama
 from torch import nn
 from transformers import AutoModelForImageTextToText, AutoModelForSequenceClassification

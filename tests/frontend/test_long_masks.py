@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from tintc.reference.tiny import tiny_model
+from tools.sweep.tiny import tiny_model
 from tiny_models import build, llama
 from torch import Tensor, nn
 from transformers import masking_utils
