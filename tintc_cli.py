@@ -47,7 +47,10 @@ def compile_(
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder to write.")],
     steps: Steps = 1,
     update_layers: UpdateLayers = None,
-    lr: Annotated[float, typer.Option(help="Learning rate; gradients are summed over train tokens.")] = 1e-4,
+    lr: Annotated[
+        float,
+        typer.Option(help="Learning rate. Gradients are sums over train tokens, so the step grows with their number."),
+    ] = 1e-4,
     loss: Annotated[Literal["ce", "quad", "mse"], typer.Option(help="Loss on the train tokens.")] = "ce",
     descend: Descend = DESCEND,
     semantics: Semantics = "exact",
@@ -154,26 +157,45 @@ def inspect(
 def run(
     path: Annotated[str, typer.Argument(metavar="OUT", help="A compiled simulator.")],
     text: Annotated[str | None, typer.Option(help="The text to train on and to score.")] = None,
-    file: Annotated[Path | None, typer.Option(help="A UTF-8 file with the text.")] = None,
+    file: Annotated[Path | None, typer.Option(help="A UTF-8 file with the text; - is standard input.")] = None,
     train_fraction: Annotated[float, typer.Option(help="Share of each block that is trained on.")] = 0.5,
-    block_size: Annotated[int | None, typer.Option(help="Tokens in a block (default: as many as fit).")] = None,
+    block_size: Annotated[
+        int | None, typer.Option(help="Tokens in a block, its special tokens included (default: as many as fit).")
+    ] = None,
     max_blocks: Annotated[int | None, typer.Option(help="Most blocks to run (default: all).")] = None,
-    lr: Annotated[float | None, typer.Option(help="Learning rate (default: the stored one).")] = None,
+    lr: Annotated[
+        str | None,
+        typer.Option(
+            help="Learning rate, or several to compare: 1e-5,1e-4 (default: the stored one). Gradients are sums over "
+            "train tokens, so the step grows with their number."
+        ),
+    ] = None,
+    no_bos: Annotated[
+        bool,
+        typer.Option(
+            "--no-bos", help="Leave out the special tokens, such as BOS, with which the tokenizer begins every block."
+        ),
+    ] = False,
+    partial: Annotated[bool, typer.Option("--partial", help="Score a shorter last block too.")] = False,
     split_steps: Annotated[bool, typer.Option("--split-steps", help="Train each step on a part of its own.")] = False,
     executor: Executor = "auto",
     device: Annotated[Literal["cpu", "cuda"], typer.Option(help="Where it is executed.")] = "cpu",
     json: Json = False,
 ) -> None:
-    """Train on the first part of every block of a text, and score the rest before and after."""
-    from tintc.cli.run import run_text
+    """Train on the first part of every block of a text, and score the rest before and after.
+
+    Every block begins as the tokenizer begins a text: with its BOS token, if it has one.
+    """
+    from tintc.cli.run import learning_rates, run_text
 
     options = {
         "train_fraction": train_fraction,
         "block_size": block_size,
         "max_blocks": max_blocks,
-        "inner_lr": lr,
         "split_steps": split_steps,
-    }
+        "bos": not no_bos,
+        "partial": partial,
+    } | learning_rates(lr)
     run_text(path, text, file, options, executor, device, json)
 
 
@@ -191,7 +213,7 @@ def lm_eval(context: typer.Context) -> None:
 def generate(
     path: Annotated[str, typer.Argument(metavar="OUT", help="A compiled simulator.")],
     text: Annotated[str | None, typer.Option(help="The prompt, whose first part is trained on.")] = None,
-    file: Annotated[Path | None, typer.Option(help="A UTF-8 file with the prompt.")] = None,
+    file: Annotated[Path | None, typer.Option(help="A UTF-8 file with the prompt; - is standard input.")] = None,
     max_new_tokens: Annotated[int, typer.Option(help="Most tokens to write.")] = 64,
     temperature: Annotated[float | None, typer.Option(help="Sample, at this temperature (default: greedy).")] = None,
     top_k: Annotated[int | None, typer.Option(help="Sample among this many of the likeliest tokens.")] = None,
@@ -231,7 +253,8 @@ def verify(
     path: Annotated[str, typer.Argument(metavar="OUT", help="A compiled simulator.")],
     model: Annotated[str, typer.Argument(help="The model it was compiled from.")],
     text: Annotated[
-        Path | None, typer.Option(help="A UTF-8 file with the probe text (default: a built-in one).")
+        Path | None,
+        typer.Option(help="A UTF-8 file with the probe text; - is standard input (default: a built-in one)."),
     ] = None,
     length: Annotated[int | None, typer.Option(help="Tokens of it that are used (default: 64, or what fits).")] = None,
     train_fraction: Annotated[float, typer.Option(help="Share of them that is trained on.")] = 0.5,

@@ -28,7 +28,8 @@ sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
 import report
 import shapes
 
-from tintc.evaluation.perplexity import cut_blocks, held_out_loss
+from tintc.evaluation.blocks import cut_blocks
+from tintc.evaluation.perplexity import held_out_loss
 from tintc.frontend.graph.trace_model import capture
 from tintc.frontend.importer import recognise
 from tintc.frontend.source.load import AuxiliarySource, load_auxiliary
@@ -177,9 +178,9 @@ def main(
     assert source.tokenizer is not None, "the GGUF file holds one"
     words = torch.tensor(source.tokenizer(TEXT.read_text(encoding="utf-8")[:200_000]).input_ids)
     cut = cut_blocks(words, source.max_length, block_size, blocks, 0.5)
-    found = measure(source, cut.ids, cut.train_tokens, lr)
-    scored = len(cut.ids) * (block_size - cut.train_tokens)
-    body = lines(found, scored, block_size, len(cut.ids), lr)
+    found = measure(source, torch.stack([block.ids for block in cut]), cut[0].train_tokens, lr)
+    scored = sum(block.scored for block in cut)
+    body = lines(found, scored, block_size, len(cut), lr)
     print("\n".join(body))
     if write:
         plot(found, scored)

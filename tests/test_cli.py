@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -14,8 +16,9 @@ from typing import Any
 import pytest
 import tiny_models
 import torch
-from command import ROOT, STORY, Command, contents, make_command, model_folder
+from command import ROOT, STORY, Command, Result, contents, make_command, model_folder
 from safetensors.torch import load_file
+from tokenizers.processors import TemplateProcessing
 from typer.main import get_command
 
 import tintc
@@ -74,6 +77,71 @@ def test_run_equals_the_python_interface(command: Command, compiled: Path) -> No
         wanted = torch.nn.functional.cross_entropy(logits[:, 2:-1].flatten(0, 1), ids[:, 3:].flatten())
         assert found[name] == pytest.approx(math.exp(wanted), rel=1e-5)
     assert found["tokens_scored"] == 14
+
+
+def test_run_says_what_it_leaves_out(command: Command, compiled: Path) -> None:
+    """Forty tokens in blocks of 12: four are left out and told of, or scored as a block of their own."""
+    plain, partial = (
+        command("run", compiled, "--text", STORY, "--block-size", 12, "--json", *more) for more in ((), ("--partial",))
+    )
+    assert (plain.json["blocks"], plain.json["tokens_left_out"], plain.json["tokens_scored"]) == (3, 4, 18)
+    assert "4 tokens at the end make no whole block and are left out; --partial" in plain.err
+    assert (partial.json["blocks"], partial.json["tokens_left_out"], partial.json["tokens_scored"]) == (4, 0, 20)
+    assert partial.err == ""
+
+
+def test_run_with_several_rates(command: Command, compiled: Path) -> None:
+    """In one run, what each gives alone (1e-5, fp32); the best stands above, and the hint speaks of what got worse."""
+    options = ("--text", STORY, "--block-size", 20)
+    found = command("run", compiled, *options, "--lr", "10,100,1e30", "--json").json
+    alone = [command("run", compiled, *options, "--lr", rate, "--json") for rate in ("10", "100")]
+    assert [one["inner_lr"] for one in found["rates"]] == [10, 100, 1e30]
+    for one, wanted in zip(found["rates"], alone, strict=False):
+        assert one["perplexity_after"] == pytest.approx(wanted.json["perplexity_after"], rel=1e-5)
+    assert found["rates"][2]["perplexity_after"] is None
+    assert (found["inner_lr"], found["perplexity_after"]) == tuple(found["rates"][0].values())
+    assert "rates" not in alone[0].json and alone[0].json["hint"] is None and alone[0].err == ""
+    assert alone[1].err.startswith("hint: The text is predicted worse") and alone[1].json["hint"] in alone[1].err
+    assert "--lr 3e+01,1e+01,3." in alone[1].err
+    table = command("run", compiled, *options, "--lr", "10,100,1e30").out
+    assert "not finite" in table and "hint" not in table
+
+
+def test_run_without_the_first_token(command: Command, compiled: Path, tmp_path: Path) -> None:
+    """A tokenizer that begins a text with a token begins every block with it, unless told not to."""
+    folder = Path(shutil.copytree(compiled, tmp_path / "sim"))
+    tokenizer = tintc.load(folder).tokenizer
+    tokenizer._tokenizer.post_processor = TemplateProcessing(single="the $A", special_tokens=[("the", 2)])
+    tokenizer.save_pretrained(folder)
+    options = ("run", folder, "--text", STORY, "--block-size", 11, "--json")
+    found, bare = command(*options).json, command(*options, "--no-bos").json
+    assert (found["opening_tokens"], found["blocks"], found["tokens_left_out"]) == (1, 4, 0)
+    assert (bare["opening_tokens"], bare["blocks"], bare["tokens_left_out"]) == (0, 3, 7)
+    plain = command("run", compiled, *options[2:]).json
+    assert plain["perplexity_after"] == bare["perplexity_after"] != found["perplexity_after"]
+
+
+def test_standard_input(command: Command, compiled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """``--file -``, of every command that reads a text; its mistakes name it."""
+
+    def piped(content: bytes, *arguments: object) -> Result:
+        monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(content)))
+        return command(*arguments)
+
+    text = STORY.encode()
+    for name, more in (("run", ()), ("generate", ("--max-new-tokens", 2))):
+        prompt = text[:60] if name == "generate" else text
+        found = piped(prompt, name, compiled, "--file", "-", *more, "--json")
+        wanted = command(name, compiled, "--text", prompt.decode(), *more, "--json")
+        kept = ("perplexity_after", "ids")
+        assert [found.json.get(key) for key in kept] == [wanted.json.get(key) for key in kept]
+    assert "on the text" in piped(text, "run", compiled, "--file", "-").out
+    refused = piped(b"caf\xe9", "run", compiled, "--file", "-")
+    assert refused.code == 2 and "standard input is not UTF-8" in refused.err
+    assert "is empty" in piped(b"", "run", compiled, "--file", "-").err
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    refused = piped(text, "run", compiled, "--file", "-")
+    assert refused.code == 2 and "cannot share standard input" in refused.err
 
 
 def test_softmax_heads(command: Command, model: Path, tmp_path: Path) -> None:

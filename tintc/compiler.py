@@ -15,7 +15,7 @@ from tintc.errors import InputError
 from tintc.frontend.agreement import check_agreement
 from tintc.frontend.graph.trace_model import capture
 from tintc.frontend.importer import import_graph
-from tintc.frontend.source.load import AuxiliarySource, load_auxiliary
+from tintc.frontend.source.load import TOKENIZER_PROBLEM, AuxiliarySource, load_auxiliary
 from tintc.frontend.source.sample import sample
 from tintc.ir.core import Program
 from tintc.ir.text import print_program
@@ -123,6 +123,8 @@ def _compile(
         check_output(output, force)
     logger.info("loading the model")
     source = load_auxiliary(model_or_path, options.max_length)
+    if problem := source.provenance.get(TOKENIZER_PROBLEM):
+        logger.warning("The simulator gets no tokenizer, because the model's cannot be read: %s", problem)
     kind = kind or source.dtype
     if options.linear_attention == "softmax":
         check_precise(kind)

@@ -121,10 +121,11 @@ def test_weights_that_are_not_finite(folder: Path, bad: float) -> None:
     assert "model.norm.weight" in refused(folder)
 
 
-def test_pickled_weights_are_not_read(folder: Path) -> None:
+def test_pickled_weights_are_named_and_not_read(folder: Path) -> None:
     torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
     (folder / "model.safetensors").unlink()
-    assert "has no weights" in refused(folder)
+    message = refused(folder)
+    assert "has its weights in pytorch_model.bin" in message and "save_pretrained" in message
 
 
 @pytest.mark.parametrize("length", [0, 1, 33])

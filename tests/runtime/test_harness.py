@@ -188,6 +188,8 @@ def test_texts_begin_as_the_tokenizer_begins_them(folder: Path) -> None:
     lm.tokenizer._tokenizer.post_processor = TemplateProcessing(single="the $A", special_tokens=[("the", the)])
     lm.tokenizer.bos_token = "the"
     assert lm.tok_encode("cat") == lm.tok_encode("the cat") == [the, cat] == tokenise("", lm.tokenizer, "cat").tolist()
+    lm.add_bos_token = True
+    assert lm.tok_encode("cat") == lm.tok_encode("the cat") == [the, cat], "never two of them"
     lm.add_bos_token = False
     assert lm.tok_encode("cat") == [cat]
 

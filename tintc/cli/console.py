@@ -84,14 +84,18 @@ def _shown(value: Any) -> str:
 
 
 class _Status(logging.Handler):
-    """Shows the compiler's stages, which it logs, beside a spinner."""
+    """Shows the compiler's stages, which it logs, beside a spinner, and its warnings above it."""
 
-    def __init__(self, show: Any):
+    def __init__(self, console: Console, show: Any):
         super().__init__(logging.INFO)
+        self.console = console
         self.show = show
 
     def emit(self, record: logging.LogRecord) -> None:
-        self.show(record.getMessage())
+        if record.levelno >= logging.WARNING:
+            self.console.print(record.getMessage(), markup=False, highlight=False)
+        else:
+            self.show(record.getMessage())
 
 
 @contextmanager
@@ -102,7 +106,7 @@ def stages() -> Iterator[None]:
         yield
         return
     with console.status("starting") as status:
-        handler, level = _Status(status.update), LOGGER.level
+        handler, level = _Status(console, status.update), LOGGER.level
         LOGGER.addHandler(handler)
         LOGGER.setLevel(logging.INFO)
         try:

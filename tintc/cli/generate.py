@@ -18,6 +18,7 @@ from tintc.ir.inputs import resolve_inputs
 from tintc.runtime.adaptation.state import AdaptedState
 from tintc.runtime.artefact.folder import load
 from tintc.runtime.model.causal_lm import TintForCausalLM
+from tintc.runtime.model.finite import unsaid
 from tintc.runtime.model.generation import check_longest
 
 
@@ -41,7 +42,7 @@ def generate_text(
     streams = not as_json and options["beams"] == 1
     streamer = _Terminal(sim.tokenizer, console, content) if streams else None
     start = time.perf_counter()
-    with torch.no_grad():
+    with torch.no_grad(), unsaid():
         found = sim.generate(ids, streamer=streamer, **training, **choice)
     seconds, new = time.perf_counter() - start, found[0, ids.shape[1] :]
     written = _continuation(sim.tokenizer, ids[0], found[0])

@@ -97,7 +97,7 @@ def read_artefact(path: str) -> Subject:
 
 def read_model(path: str) -> Subject:
     """A model as the compiler sees it, with the simulator that default options give."""
-    source = load_auxiliary(path)
+    source = load_auxiliary(path, values=False)
     auxiliary = import_auxiliary(source).program
     simulator = partial(lower, auxiliary, Options(), source.max_length)
     return Subject("model", {"provenance": source.provenance}, auxiliary, simulator)

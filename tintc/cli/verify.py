@@ -13,7 +13,8 @@ from tintc.cli.console import print_json, silence_libraries, stages
 from tintc.cli.console import show as show_table
 from tintc.cli.run import read_text, tokenise
 from tintc.errors import InputError, OptionError
-from tintc.evaluation.perplexity import peak_rss_bytes, train_tokens
+from tintc.evaluation.blocks import train_tokens
+from tintc.evaluation.perplexity import peak_rss_bytes
 from tintc.frontend.source.load import load_auxiliary
 from tintc.frontend.source.sample import PROBE, numbers
 from tintc.reference.verify import Compared, Verdict, verify

@@ -38,8 +38,10 @@ from tintc.runtime.execution.literal.attention import TintAttention
 from tintc.runtime.execution.literal.blocks import PositionGate, Prefix, VocabularyMLP, build_block
 from tintc.runtime.execution.literal.executor import Machine, SimModule
 from tintc.runtime.execution.module_tree import Container, FullPrecision, owner, place_module, place_parameter, refer_to
+from tintc.runtime.execution.rates import GivenRates, Rates, rates_of
 from tintc.runtime.model.activations import Observed, OnDemand
 from tintc.runtime.model.devices import one_device
+from tintc.runtime.model.finite import check_weights, tell_of_logits
 from tintc.runtime.model.generation import TintGenerationMixin, check_kept
 from tintc.runtime.model.precision import in_its_own_dtype
 from tintc.runtime.model.saving import SavedModel
@@ -154,6 +156,7 @@ class TintForCausalLM(Observed, Refusals, SavedModel, TintGenerationMixin):
         sim.zero_absent_terms()
         sim.executor, sim._tokenizer_source = executor, (path, hub)
         sim.check_against(files_of(path, **hub))
+        check_weights(path, sim.named_parameters())
         return (sim, info) if wants_info else sim
 
     def _refer_to_shared(self) -> None:
@@ -224,7 +227,7 @@ class TintForCausalLM(Observed, Refusals, SavedModel, TintGenerationMixin):
         attention_mask: Tensor | None = None,
         position_ids: Tensor | None = None,
         labels: Tensor | None = None,
-        inner_lr: float | Tensor | None = None,
+        inner_lr: GivenRates = None,
         return_before: bool = False,
         max_batch: int | str | None = None,
         past_key_values: Cache | None = None,
@@ -241,10 +244,13 @@ class TintForCausalLM(Observed, Refusals, SavedModel, TintGenerationMixin):
         (default: the first ``floor(train_fraction * length)`` tokens of each row; with fewer than two, no update),
         loss_mask ``[B, T]`` over target tokens, attention_mask ``[B, T]``
         (padding) or ``[B, T, T]``; masks of any dtype, non-zero is true. position_ids ``[B, T]`` (default: counting
-        tokens that are not padding). labels ``[B, T]``: targets of `loss`, -100 is ignored. inner_lr: float or
-        ``[B]``, instead of the stored rates. max_batch: examples that fused execution runs at a time, ``auto``: as
-        many as memory takes; None: all, refused if memory will not take them. num_items_in_batch: what the labels'
-        summed losses are divided by (default: their number). output_hidden_states, output_attentions, return_dict: as
+        tokens that are not padding). labels ``[B, T]``: targets of `loss`, -100 is ignored. inner_lr: instead of the
+        stored rates a number; ``[B]``, one per example; ``[N]``, one per step; or ``[N, B]``, ``[N, 1]``, ``[1, B]``:
+        one dimension is per example if its length is B, and per step otherwise. Or a mapping from the auxiliary's
+        layers (-1: the final norm), and ``"default"``, to such rates; layers without one take the stored. max_batch:
+        examples that fused execution runs at a time, ``auto``: as many as memory takes; None: all, refused if memory
+        will not take them. num_items_in_batch: what the labels' summed losses are divided by (default: their number).
+        output_hidden_states, output_attentions, return_dict: as
         in transformers. Raises `InputError` for ids out of range, texts too long and shapes that do not fit.
 
         use_cache: return in `past_key_values` what tokens after these need, the updated weights included; given that
@@ -276,6 +282,7 @@ class TintForCausalLM(Observed, Refusals, SavedModel, TintGenerationMixin):
                 )
             targets = matching("labels", labels, tuple(logits.shape[:2]), logits.device)
             loss = next_token_loss(logits, targets, num_items_in_batch)
+        tell_of_logits(self, found["logits"])
         before = found.get("logits_before")
         return TintOutput(loss=loss, logits=found["logits"], logits_before=before, past_key_values=cache, **more)
 
@@ -302,9 +309,9 @@ class TintForCausalLM(Observed, Refusals, SavedModel, TintGenerationMixin):
         return inputs
 
     def _execute(
-        self, inputs: Inputs, inner_lr: float | Tensor | None, outputs: tuple[str, ...], max_batch: int | str | None
+        self, inputs: Inputs, inner_lr: GivenRates, outputs: tuple[str, ...], max_batch: int | str | None
     ) -> dict[str, Tensor]:
-        rate, wanted = self._rate_of(inner_lr, inputs), self._with_points(outputs)
+        rate, wanted = self._rate_of(inner_lr, inputs.shape[0]), self._with_points(outputs)
         if self._choose_executor() == "literal":
             found = Machine(self, inputs, rate).run(wanted)
         else:
@@ -334,15 +341,9 @@ class TintForCausalLM(Observed, Refusals, SavedModel, TintGenerationMixin):
             if isinstance(op, sim.SimOp):
                 op.check(inputs, self._parameter)
 
-    def _rate_of(self, inner_lr: float | Tensor | None, inputs: Inputs) -> Tensor | None:
+    def _rate_of(self, inner_lr: GivenRates | Rates, batch: int) -> Rates | None:
+        """Rates for that many texts, in fp32 or better; None: as they are stored."""
         if inner_lr is None:
             return None
-        try:
-            rate = torch.as_tensor(inner_lr, dtype=self.dtype if self.dtype == torch.float64 else torch.float32)
-        except (TypeError, ValueError, RuntimeError) as error:
-            raise OptionError(f"inner_lr is {inner_lr!r}; pass a number or one rate per example.") from error
-        if rate.dim() > 1 or (rate.dim() == 1 and rate.shape[0] != inputs.shape[0]):
-            raise OptionError(f"inner_lr has shape {tuple(rate.shape)}; pass a number or one rate per example.")
-        if not bool((torch.isfinite(rate) & (rate >= 0)).all()):
-            raise OptionError("The learning rate must be finite and not negative.")
-        return rate.to(inputs.input_ids.device).expand(inputs.shape[0])
+        dtype = self.dtype if self.dtype == torch.float64 else torch.float32
+        return rates_of(inner_lr, self.program, batch, dtype, self.device)

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from transformers import Cache, GenerationMixin
+from transformers import Cache, GenerationMixin, LogitsProcessorList
 
 from tintc.errors import InputError, OptionError
 from tintc.ir.inputs import check_ids, check_tensor
@@ -23,6 +23,8 @@ from tintc.runtime.adaptation.cache import TintCache
 from tintc.runtime.adaptation.continuation import Continuation, continuation_of
 from tintc.runtime.adaptation.prefill import adapt, check_prompt, predict, prefill
 from tintc.runtime.adaptation.state import AdaptedState, state_of
+from tintc.runtime.execution.rates import GivenRates, Rates
+from tintc.runtime.model.finite import RefuseNaN
 from tintc.runtime.model.precision import in_its_own_dtype
 
 TRAINING = ("train_mask", "loss_mask", "inner_lr", "max_batch")
@@ -40,18 +42,15 @@ class Training:
     length: int
     train_mask: Tensor | None = None
     loss_mask: Tensor | None = None
-    inner_lr: float | Tensor | None = None
+    rates: Rates | None = None
     settled: bool = False
 
     def arguments(self, rows: int, length: int) -> dict[str, Any]:
         """The same for every prompt repeated up to so many rows (those of beams), and texts that have grown."""
         masks = {"train_mask": self.train_mask, "loss_mask": self.loss_mask}
         found: dict[str, Any] = {name: _fit(mask, rows, length) for name, mask in masks.items() if mask is not None}
-        if self.inner_lr is not None:
-            rate = self.inner_lr
-            if isinstance(rate, Tensor) and rate.dim() == 1:
-                rate = _fit(rate[:, None], rows, 1)[:, 0]
-            found["inner_lr"] = rate
+        if self.rates is not None:
+            found["inner_lr"] = self.rates.repeated(max(1, rows // self.rates.batch))
         return found
 
 
@@ -95,7 +94,7 @@ class TintGenerationMixin(GenerationMixin):
         loss_mask: Tensor | None = None,
         attention_mask: Tensor | None = None,
         position_ids: Tensor | None = None,
-        inner_lr: float | Tensor | None = None,
+        inner_lr: GivenRates = None,
     ) -> AdaptedState:
         """Train on the text's train tokens, as a forward pass does with the same arguments, and keep the weights.
 
@@ -108,7 +107,7 @@ class TintGenerationMixin(GenerationMixin):
                 "passes, have no place; call it outside their blocks."
             )
         inputs = self._inputs(input_ids, train_mask, loss_mask, attention_mask, position_ids)
-        return adapt(self, inputs, self._rate_of(inner_lr, inputs))
+        return adapt(self, inputs, self._rate_of(inner_lr, inputs.shape[0]))
 
     def _go_on(
         self: Any,
@@ -138,7 +137,7 @@ class TintGenerationMixin(GenerationMixin):
             if isinstance(masks[2], Tensor) and masks[2].dim() == 3:
                 raise OptionError("With a cache, attention_mask says what is padding: pass it as [batch, length].")
             inputs = self._inputs(input_ids, *masks)
-            logits, cache = prefill(self, inputs, self._rate_of(given["inner_lr"], inputs), keep)
+            logits, cache = prefill(self, inputs, self._rate_of(given["inner_lr"], inputs.shape[0]), keep)
             return {"logits": logits}, cache
         if any(given[name] is not None for name in TRAINING):
             raise OptionError("The weights are adapted already, so train_mask, loss_mask and inner_lr are left out.")
@@ -179,9 +178,11 @@ class TintGenerationMixin(GenerationMixin):
         for name, mask in (asked | kwargs).items():
             if name in MASKS and mask is not None:
                 check_tensor(name, mask)
-        length = 1 if prompt is None else prompt.shape[-1]
+        rows, length = (1, 1) if prompt is None else tuple(prompt.shape)
+        rates = self._rate_of(asked.pop("inner_lr"), rows)
+        training = None if adapted else Training(length, rates=rates, **asked)
         generation: Any = super()
-        return generation.generate(inputs, *args, training=None if adapted else Training(length, **asked), **kwargs)
+        return generation.generate(inputs, *args, training=training, **kwargs)
 
     def prepare_inputs_for_generation(  # pyright: ignore[reportIncompatibleMethodOverride]
         self: Any,
@@ -207,6 +208,11 @@ class TintGenerationMixin(GenerationMixin):
         inputs = self._inputs(prompt, masks.get("train_mask"), masks.get("loss_mask"), mask)
         check_prompt(inputs)
         training.train_mask, training.settled = inputs.train, True
+
+    def _get_logits_processor(self: Any, *args: Any, **kwargs: Any) -> LogitsProcessorList:
+        """transformers' own, after one that looks at the logits as they come."""
+        generation: Any = super()
+        return LogitsProcessorList([RefuseNaN(), *generation._get_logits_processor(*args, **kwargs)])
 
     def _prepare_cache_for_generation(
         self: Any,

@@ -17,6 +17,7 @@ from tintc.ir.simulator.interface.fused_base import Pending
 from tintc.runtime.execution.fused.base_run import Reading
 from tintc.runtime.execution.fused.packed_linear import joined
 from tintc.runtime.execution.fused.plan import Plan
+from tintc.runtime.execution.rates import Rates
 
 if TYPE_CHECKING:
     from tintc.runtime.model.causal_lm import TintForCausalLM
@@ -25,13 +26,13 @@ if TYPE_CHECKING:
 class FusedExecutor(Reading):
     """One run of a plan on one batch (the runtime's `FusedRun`)."""
 
-    def __init__(self, model: TintForCausalLM, inputs: Inputs, plan: Plan, inner_lr: Tensor | None):
+    def __init__(self, model: TintForCausalLM, inputs: Inputs, plan: Plan, rates: Rates | None):
         super().__init__(model, inputs, inputs.position_ids)
-        self.plan, self.inner_lr = plan, inner_lr
+        self.plan, self.given = plan, rates
         self._parts: dict[SimOp, Tensor] = {}
         self._trains: dict[tuple[int, int], Tensor | None] = {}
         self._rates: dict[str, list[float]] = {}
-        self._shared = None if inner_lr is None or self.recorded else _one_number(inner_lr)
+        self._given: dict[tuple[str, int], Tensor | float] = {}
 
     def run(self) -> dict[str, Any]:
         """The plan's outputs by name; weights as `FusedWeights`."""
@@ -65,8 +66,12 @@ class FusedExecutor(Reading):
         }
 
     def rate(self, name: str, step: int) -> Tensor | float:
-        if self.inner_lr is not None:
-            return self.inner_lr if self._shared is None else self._shared
+        given = None if self.given is None else self.given.of(name, step)
+        if given is not None:
+            if (name, step) not in self._given:
+                number = None if self.recorded else _one_number(given)
+                self._given[name, step] = given if number is None else number
+            return self._given[name, step]
         if self.recorded:
             return self.model.rate(name)[step]
         if not self._rates:

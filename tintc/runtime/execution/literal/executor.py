@@ -23,6 +23,7 @@ from tintc.ir.simulator import SimOp
 from tintc.ir.simulator.interface.literal_base import Applied, PrefixTiles, Tile, Tiles
 from tintc.runtime.execution.literal.attention import TintAttention
 from tintc.runtime.execution.literal.blocks import PositionGate
+from tintc.runtime.execution.rates import Rates
 
 if TYPE_CHECKING:
     from tintc.runtime.model.causal_lm import TintForCausalLM
@@ -63,8 +64,8 @@ class SimModule(nn.Module):
 class Machine:
     """One run of a program on one batch (the runtime's `LiteralRun`)."""
 
-    def __init__(self, model: TintForCausalLM, inputs: Inputs, inner_lr: Tensor | None):
-        self.model, self.inputs, self.inner_lr, self.layout = model, inputs, inner_lr, model.layout
+    def __init__(self, model: TintForCausalLM, inputs: Inputs, rates: Rates | None):
+        self.model, self.inputs, self.given, self.layout = model, inputs, rates, model.layout
         batch, length = inputs.shape
         k, device = self.layout.n_prefixes, inputs.input_ids.device
         self.positions = torch.arange(k + length, device=device).expand(batch, -1)
@@ -173,7 +174,8 @@ class Machine:
         return self._masks[key]
 
     def rate(self, name: str, step: int) -> Tensor:
-        return self.model.rate(name)[step] if self.inner_lr is None else self.inner_lr
+        given = None if self.given is None else self.given.of(name, step)
+        return self.model.rate(name)[step] if given is None else given
 
     def look_up(self, table: str, rows: Tensor) -> Tensor:
         found = self.model.table(table)[rows]
