@@ -23,7 +23,7 @@ def next_token_loss(logits: Tensor, labels: Tensor, num_items_in_batch: Tensor |
     logits ``[B, T, V]``, labels ``[B, T]``. num_items_in_batch: what the sum is divided by in place of the number of
     labels; `Trainer` passes it where it accumulates gradients.
     """
-    scores, targets = at_least_fp32(logits[:, :-1].flatten(0, 1)), labels[:, 1:].flatten()
+    scores, targets = at_least_fp32(logits[:, :-1].flatten(0, 1)), labels[:, 1:].flatten().long()
     if num_items_in_batch is None:
         return F.cross_entropy(scores, targets, ignore_index=-100)
     count = torch.as_tensor(num_items_in_batch, device=scores.device)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -84,11 +84,20 @@ class AttentionForward(AttentionOp):
             found[:, :, rows, :stop] = weights
         return found
 
-    def show_literal(self, name: str, layout: Layout, applied: Sequence[Applied]) -> Tensor:
+    def fused_showing(self, run: FusedRun, shown: Mapping[str, Tensor], *operands: Tensor) -> Tensor:
+        (weights,) = shown.values()
+        values = split_heads(operands[2], self.n_kv_heads).repeat_interleave(self.n_heads // self.n_kv_heads, 1)
+        return merge_heads(weights @ values)
+
+    def shown_scores(self, layout: Layout) -> tuple[slice, ...]:
         """Query head h is TinT head h; prefixes are hidden."""
+        tokens = slice(layout.n_prefixes, None)
+        return slice(None), slice(self.n_heads), tokens, tokens
+
+    def show_literal(self, name: str, layout: Layout, applied: Sequence[Applied]) -> Tensor:
         (scores,) = (one.scores for one in applied)
         assert scores is not None
-        return scores[:, : self.n_heads, layout.n_prefixes :, layout.n_prefixes :]
+        return scores
 
     def multiply_adds(self, counts: FusedCounts, *operands: Value) -> int:
         """Every query sees the keys up to its own."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -43,11 +44,14 @@ class FusedExecutor(Reading):
         with threads() as switch:
             for op, operands, read, last, small in self.plan.steps:
                 switch.one(small and switching)
+                made = {}
                 if op in shown:
                     given = [_cut(values[value], read) for value in operands]
-                    seen |= {label: op.show_fused(name, self, *given) for label, name in shown[op]}
+                    made = {name: op.show_fused(name, self, *given) for name in {name for _, name in shown[op]}}
+                    seen |= {label: made[name] for label, name in shown[op]}
                     del given
-                result = op.fused(self, *(_cut(values[value], read) for value in operands))
+                form = partial(op.fused_showing, self, made) if made and self.recorded else partial(op.fused, self)
+                result = form(*(_cut(values[value], read) for value in operands))
                 if edits and op.results[0] in edits:
                     result = edits[op.results[0]](result)
                 if len(op.results) == 1:
