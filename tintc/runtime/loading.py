@@ -72,7 +72,7 @@ def options_digest(config: Mapping[str, Any]) -> str:
 def check_config(path: str | os.PathLike[str], config: Mapping[str, Any], program: Program) -> None:
     """Raise `ArtefactError` if a configuration is not that of its program, or its recorded options were changed."""
     for name, value in of_program(program).items():
-        if config.get(name, value) != value:
+        if config.get(name) not in (None, value):
             raise ArtefactError(
                 f"The configuration of {path} says {name} {config[name]!r} and its program {value!r}; put {value!r} "
                 "back, or compile the model again with the options you want."

@@ -253,7 +253,7 @@ class TintForCausalLM(Observed, Refusals, SavedModel, TintGenerationMixin):
 
     def _parameter(self, name: str) -> nn.Parameter:
         module, leaf = owner(self, name)
-        check_own(module, leaf, name)
+        check_own(module, name)
         return getattr(module, leaf)
 
     def _module(self, name: str) -> nn.Module:
@@ -282,6 +282,7 @@ class TintForCausalLM(Observed, Refusals, SavedModel, TintGenerationMixin):
         num_items_in_batch: Tensor | int | None = None,
         output_hidden_states: bool | None = None,
         output_attentions: bool | None = None,
+        shift_labels: Tensor | None = None,
         **unknown: Any,
     ) -> TintOutput:
         """Train the auxiliary on the text's train tokens and predict with the result, all in this pass.
@@ -293,8 +294,9 @@ class TintForCausalLM(Observed, Refusals, SavedModel, TintGenerationMixin):
         tokens that are not padding). labels ``[B, T]``: targets of `loss`, -100 is ignored. inner_lr: float or
         ``[B]``, instead of the stored rates. max_batch: examples that fused execution runs at a time, ``auto``: as
         many as memory takes; None: all, refused if memory will not take them. num_items_in_batch: what the labels'
-        summed losses are divided by (default: their number). output_hidden_states, output_attentions, return_dict: as
-        in transformers. Raises `InputError` for ids out of range, texts too long and shapes that do not fit.
+        summed losses are divided by (default: their number). shift_labels ``[B, T]``: in place of labels, each at the
+        position before it. output_hidden_states, output_attentions, return_dict: as in transformers. Raises
+        `InputError` for ids out of range, texts too long and shapes that do not fit.
 
         use_cache: return in `past_key_values` what tokens after these need, the updated weights included; given that
         again, input_ids are the new tokens alone, and nothing is trained. state: predict with the weights that `adapt`
@@ -320,7 +322,8 @@ class TintForCausalLM(Observed, Refusals, SavedModel, TintGenerationMixin):
             found = self._execute(inputs, inner_lr, (*outputs, *asked.labels(self.program)), max_batch)
             more = asked.fields(self.program, found)
             found = {label: found[label][:, -logits_to_keep:] for label in outputs}
-        loss = None
+        loss, shifted = None, shift_labels is not None
+        labels = shift_labels if shifted else labels
         if labels is not None:
             logits = found["logits"]
             if logits_to_keep and isinstance(labels, Tensor) and labels.shape != logits.shape[:2]:
@@ -329,7 +332,7 @@ class TintForCausalLM(Observed, Refusals, SavedModel, TintGenerationMixin):
                     f"{tuple(logits.shape[:2])}: pass the labels of the kept tokens, or leave logits_to_keep out."
                 )
             targets = matching("labels", labels, tuple(logits.shape[:2]), logits.device)
-            loss = next_token_loss(logits, targets, num_items_in_batch)
+            loss = next_token_loss(logits, targets, num_items_in_batch, shifted)
         before = found.get("logits_before")
         return TintOutput(loss=loss, logits=found["logits"], logits_before=before, past_key_values=cache, **more)
 

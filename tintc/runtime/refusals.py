@@ -16,6 +16,7 @@ from torch._functorch.pyfunctorch import retrieve_all_functorch_interpreters
 
 from tintc.errors import ArtefactError, InputError, OptionError
 from tintc.runtime.cache import TintCache
+from tintc.runtime.tree import Container
 
 Given = ParamSpec("Given")
 Result = TypeVar("Result")
@@ -29,7 +30,6 @@ ARGUMENTS = {
     "by sim.edit({'embeddings': function}).",
     "token_type_ids": "A simulator knows no token types; leave token_type_ids out, or call the tokenizer with "
     "return_token_type_ids=False.",
-    "shift_labels": "A simulator shifts labels itself; pass them as labels, of the shape of input_ids.",
     "head_mask": "Heads are not masked by an argument; edit what they give by sim.edit.",
     **dict.fromkeys(("cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k", "seq_idx"), PACKED),
 }
@@ -136,9 +136,9 @@ def where_it_can_run(method: Callable[Given, Result]) -> Callable[Given, Result]
     return called
 
 
-def check_own(module: nn.Module, leaf: str, name: str) -> None:
-    """Raise `OptionError` if the module that holds a parameter is not the simulator's own; parametrised it is."""
-    if leaf not in module._parameters and not isinstance(module._modules.get("parametrizations"), nn.ModuleDict):
+def check_own(module: nn.Module, name: str) -> None:
+    """Raise `OptionError` if the module that holds a parameter is not the simulator's own."""
+    if not isinstance(module, Container):
         raise OptionError(WRAPPED.format(name=name))
 
 
