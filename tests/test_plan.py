@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 import tiny_models
 from command import Command, make_command, model_folder
-from tools.sweep.tiny import tiny_config
 from transformers import PreTrainedModel
 
 import tintc
@@ -19,6 +18,7 @@ from tintc.frontend.hollow import hollow_model
 from tintc.frontend.importer import import_graph
 from tintc.ir.text import print_program
 from tintc.lowering.counts import unique_count, unrolled_count
+from tools.sweep.tiny import tiny_config
 
 
 @pytest.fixture

@@ -29,7 +29,8 @@ from tintc.lowering.plan_layout import plan_layout
 from tintc.lowering.roles import assign_roles
 from tintc.lowering.soften import TOKENS, check_precise, soften
 from tintc.lowering.unroll_steps import unroll_steps
-from tintc.runtime.artefact import as_dtype, check_output, load, structure_digest, text_digest
+from tintc.runtime.artefact import as_dtype, check_output, load, structure_digest
+from tintc.runtime.beside import text_digest
 from tintc.runtime.config import TintConfig
 from tintc.runtime.loading import of_program, options_digest
 from tintc.runtime.model import TintForCausalLM

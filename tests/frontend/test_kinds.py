@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 import torch
 from command import change_config, model_folder
-from tools.sweep.tiny import _small, tiny_model
 from tiny_models import llama
 from torch import nn
 from transformers import AutoModelForImageTextToText, AutoModelForSequenceClassification
@@ -20,6 +19,7 @@ import tintc
 from tintc.errors import ModelError
 from tintc.frontend.capture import capture
 from tintc.frontend.load import TOKENIZER_PROBLEM, load_auxiliary
+from tools.sweep.tiny import _small, tiny_model
 
 
 class Plain(nn.Module):

@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 import torch
-from tools.sweep.tiny import tiny_model
 from tiny_models import build, llama
 from torch import Tensor, nn
 from transformers import masking_utils
@@ -20,6 +19,7 @@ from tintc.frontend.capture import capture
 from tintc.frontend.importer import import_graph
 from tintc.frontend.parts import part_of
 from tintc.frontend.rules.scores import find_scores
+from tools.sweep.tiny import tiny_model
 
 ROOT = Path(__file__).resolve().parents[2]
 SIZES: dict[str, Any] = {"num_hidden_layers": 1, "hidden_size": 16, "num_attention_heads": 2, "intermediate_size": 12}

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from tintc.runtime.artefact import text_digest
+from tintc.runtime.beside import text_digest
 
 if TYPE_CHECKING:
     from tintc.runtime.model import TintForCausalLM

@@ -13,7 +13,8 @@ from transformers import PreTrainedTokenizerBase
 
 from tintc.errors import ArtefactError, OptionError
 from tintc.ir.text import print_program
-from tintc.runtime.artefact import AUXILIARY_FILE, check_space, explained, read_tokenizer, write_texts
+from tintc.runtime.artefact import check_space, explained, read_tokenizer, write_texts
+from tintc.runtime.beside import AUXILIARY_FILE
 from tintc.runtime.refusals import refuse_float16
 from tintc.runtime.staging import merged, staged
 from tintc.runtime.training import TrainableModel
