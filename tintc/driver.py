@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -31,10 +32,12 @@ from tintc.lowering.plan_layout import plan_layout
 from tintc.lowering.roles import assign_roles
 from tintc.lowering.soften import TOKENS, check_precise, soften
 from tintc.lowering.unroll_steps import unroll_steps
+from tintc.progress import progress as shown_stages
 from tintc.runtime.artefact import as_dtype, check_output, load, structure_digest, text_digest
 from tintc.runtime.config import TintConfig
 from tintc.runtime.loading import of_program, options_digest
 from tintc.runtime.model import TintForCausalLM
+from tintc.runtime.precision import warn_if_short
 from tintc.runtime.shards import MAX_SHARD_SIZE, Planned, parse_size
 from tintc.runtime.stream import write_streamed
 
@@ -67,6 +70,7 @@ def compile(
     output: str | os.PathLike[str] | None = None,
     max_shard_size: str | int = MAX_SHARD_SIZE,
     force: bool = False,
+    progress: bool = False,
 ) -> TintForCausalLM:
     """Compile a decoder into a TinT simulator.
 
@@ -80,13 +84,14 @@ def compile(
     ``fixed``, ``calibrated`` or ``token`` (None: token in ``exact``); reuse: which modules share structural tensors,
     ``layer`` (those of all layers, so that they are stored once), ``step`` (those of one layer in all steps) or
     ``none``; gate_scale: pre-activation of open position gates (the paper's is 10; by default they are exactly 0 and 1,
-    and short of that a simulator runs literally alone); dtype: of the simulator (None: the model's); linear_attention:
-    ``linear``, or ``softmax``: every linear head as two softmax heads and a sink; calibration: a text or token ids
-    ``[T]`` from which calibrated steps and the constants of softmax heads are taken (None: a built-in text).
+    and short of that a simulator runs literally alone); dtype: what the simulator stores and computes in (None: float32,
+    or float64 where the model is; bfloat16 rounds the update); linear_attention: ``linear``, or ``softmax``: every
+    linear head as two softmax heads and a sink; calibration: a text or token ids ``[T]`` from which calibrated steps
+    and the constants of softmax heads are taken (None: a built-in text).
 
     output: a folder to write the simulator to, tensor by tensor and in one atomic step, instead of building it in
     memory; what is returned is loaded from it and lies in its mapped files. max_shard_size: of the files there; force:
-    replace what is there.
+    replace what is there. progress: show the stages on standard error, as they begin.
 
     Raises `ModelError` if the model cannot be read, or computes something else than its graph was read as;
     `UnsupportedModelError` listing every operation no rule takes; `OptionError` for options out of range; and
@@ -110,7 +115,8 @@ def compile(
         gate_scale=gate_scale,
         linear_attention=linear_attention,
     )
-    return _compile(model_or_path, options, dtype, calibration, output, max_shard_size, force)
+    with shown_stages() if progress else nullcontext():
+        return _compile(model_or_path, options, dtype, calibration, output, max_shard_size, force)
 
 
 def _compile(
@@ -220,6 +226,7 @@ def assemble(
     sim.bind()
     config.dtype = dtype
     sim.settle()
+    warn_if_short(dtype)
     sim.tokenizer = source.tokenizer
     return sim.eval()
 

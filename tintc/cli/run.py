@@ -17,17 +17,24 @@ from tintc.runtime.processes import processes
 
 
 def run_text(
-    path: str, text: str | None, file: Path | None, options: dict[str, Any], executor: str, device: str, as_json: bool
+    path: str,
+    text: str | None,
+    file: Path | None,
+    options: dict[str, Any],
+    executor: str,
+    device: str,
+    dtype: str | None,
+    as_json: bool,
 ) -> None:
     """Score a text before and after the update; `options` are those of `evaluate_blocks`. Processes that a launcher has
     started share the blocks, and the first of them prints."""
     silence_libraries()
     content = read_text(text, file)
-    if options["block_size"] is not None:
+    if options["block_size"] is not None and options["train_fraction"] is not None:
         train_tokens(options["block_size"], options["train_fraction"])
     with processes(device) as together:
         with stages():
-            sim = load(path, executor=executor, device=together.device or device)
+            sim = load(path, executor=executor, device=together.device or device, dtype=dtype)
             ids = tokenise(path, sim.tokenizer, content)
         with block_progress() as progress:
             found = asdict(evaluate_blocks(sim, ids, on_block=progress, processes=together, **options))

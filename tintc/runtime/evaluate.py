@@ -80,7 +80,7 @@ def evaluate_blocks(
     input_ids: Tensor,
     block_size: int | None = None,
     max_blocks: int | None = None,
-    train_fraction: float = 0.5,
+    train_fraction: float | None = None,
     inner_lr: float | None = None,
     split_steps: bool = False,
     on_block: Callable[[int, int], None] | None = None,
@@ -91,13 +91,14 @@ def evaluate_blocks(
     input_ids ``[n]``. Each block is a text of its own: the first ``floor(train_fraction * block_size)`` tokens are
     trained on, the others are scored. block_size None: the whole text, or the longest the simulator takes; a partial
     block at the end is dropped. inner_lr None: the stored rates. split_steps: every step trains on a part of its own of
-    the train tokens. on_block is called with (done, total). processes: those that share the blocks; sums are taken in
+    the train tokens. train_fraction None: the simulator's own. on_block is called with (done, total). processes: those that share the blocks; sums are taken in
     the order of the blocks, so that every process finds what one alone would.
 
     Raises `InputError` for texts that are too short, or that training blows up on; `OptionError` for options out of
     range.
     """
-    blocks = cut_blocks(input_ids, sim.layout.max_length, block_size, max_blocks, train_fraction)
+    fraction = sim.config.train_fraction if train_fraction is None else train_fraction
+    blocks = cut_blocks(input_ids, sim.layout.max_length, block_size, max_blocks, fraction)
     if inner_lr is not None and not (math.isfinite(inner_lr) and inner_lr >= 0):
         raise OptionError(f"The learning rate is {inner_lr}; it must be a finite number, zero or more.")
     mask = blocks.step_masks(sim.program.attributes["n_steps"]) if split_steps else blocks.train_mask
@@ -125,7 +126,7 @@ def evaluate_blocks(
         blocks=count,
         block_size=blocks.ids.shape[1],
         train_tokens=blocks.train_tokens,
-        train_fraction=train_fraction,
+        train_fraction=fraction,
         inner_lr=rate,
         executor=sim.last_executor,
         device=str(sim.device),

@@ -39,7 +39,7 @@ from tintc.runtime.literal.attention import TintAttention
 from tintc.runtime.literal.blocks import PositionGate, Prefix, VocabularyMLP, build_block
 from tintc.runtime.literal.machine import Machine, SimModule
 from tintc.runtime.loading import check_config, check_tensors, unreported
-from tintc.runtime.precision import in_its_own_dtype
+from tintc.runtime.precision import in_its_own_dtype, warn_if_short
 from tintc.runtime.refusals import Refusals
 from tintc.runtime.saving import SavedModel
 from tintc.runtime.state import AdaptedState
@@ -154,6 +154,7 @@ class TintForCausalLM(Observed, Refusals, SavedModel, TintGenerationMixin):
         sim.bind()
         sim.executor, sim._tokenizer_source = executor, (path, hub)
         sim.settle(files_of(path, **hub))
+        warn_if_short(sim.dtype)
         return (sim, info) if wants_info else sim
 
     def bind(self) -> None:
