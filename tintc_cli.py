@@ -120,8 +120,8 @@ def compile_(
     lr: Annotated[
         float,
         typer.Option(
-            help="Learning rate. The gradient is a sum over train tokens, not a mean: the step grows with their number, "
-            "so longer texts want a smaller rate."
+            help="Learning rate. The gradient is a sum over train tokens, not a mean: the step grows with their "
+            "number, so longer texts want a smaller rate."
         ),
     ] = 1e-4,
     loss: Annotated[Literal["ce", "quad", "mse"], typer.Option(help="Loss on the train tokens.")] = "ce",

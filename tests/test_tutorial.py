@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from command import ROOT, Command, make_command
+from tiny_models import relative
 
 MODEL = ROOT.parent / "shared" / "models" / "stories260K"
 BLOCK = re.compile(r"^```(python|sh)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -40,6 +42,11 @@ def check(seen: dict[str, Any]) -> None:
     """What the text says of what the blocks have done."""
     out, half, held_out = seen["out"], seen["half"], seen["held_out"]
     assert held_out(out.logits, half) < held_out(out.logits_before, half)
+    exact = seen["exact"]
+    assert relative(exact.logits_before, out.logits_before) < 1e-4, "the same model, in fp64"
+    assert 0.5 < float(torch.cosine_similarity(*seen["updates"], dim=0)) < 0.99
+    assert exact.losses[1] < exact.losses[0] and held_out(exact.logits, half) > held_out(out.logits, half)
+    assert len(exact.gradients) == 2 and not any("embed" in name for name in exact.gradients[0])
     assert not seen["gentle"].logits.equal(out.logits)
     assert seen["drift"].shape == (1, seen["ids"].shape[1]) and float(seen["drift"].sum()) > 0
     assert not seen["patched"].equal(out.logits)

@@ -84,10 +84,10 @@ def compile(
     ``fixed``, ``calibrated`` or ``token`` (None: token in ``exact``); reuse: which modules share structural tensors,
     ``layer`` (those of all layers, so that they are stored once), ``step`` (those of one layer in all steps) or
     ``none``; gate_scale: pre-activation of open position gates (the paper's is 10; by default they are exactly 0 and 1,
-    and short of that a simulator runs literally alone); dtype: what the simulator stores and computes in (None: float32,
-    or float64 where the model is; bfloat16 rounds the update); linear_attention: ``linear``, or ``softmax``: every
-    linear head as two softmax heads and a sink; calibration: a text or token ids ``[T]`` from which calibrated steps
-    and the constants of softmax heads are taken (None: a built-in text).
+    and short of that a simulator runs literally alone); dtype: what it stores and computes in (None: float32, or
+    float64 where the model is; bfloat16 rounds the update); linear_attention: ``linear``, or ``softmax``: every linear
+    head as two softmax heads and a sink; calibration: a text or token ids ``[T]`` from which calibrated steps and the
+    constants of softmax heads are taken (None: a built-in text).
 
     output: a folder to write the simulator to, tensor by tensor and in one atomic step, instead of building it in
     memory; what is returned is loaded from it and lies in its mapped files. max_shard_size: of the files there; force:

@@ -60,6 +60,11 @@ def print_rows(title: str, header: Sequence[str], rows: Iterable[Sequence[Any]],
     _print(title, table)
 
 
+def print_lines(lines: Iterable[str]) -> None:
+    """Remarks below a table, in the paler type of a terminal."""
+    Console(highlight=False, soft_wrap=True, markup=False).print(*lines, sep="\n", style="dim")
+
+
 def _print(title: str, table: Table) -> None:
     """A table's own title would be broken at the table's width, paths and all."""
     Console().print(title, style="italic", markup=False, highlight=False, soft_wrap=True)

@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any
 
 from tintc.cli.console import print_json, print_table, silence_libraries, stages
+from tintc.cli.legend import print_legend
 from tintc.cli.params import print_modules, print_paper
 from tintc.cli.roles import chosen_roles, print_roles
 from tintc.driver import import_auxiliary, lower
@@ -60,6 +61,7 @@ def inspect_path(path: str, ir: str | None, params: bool, paper: bool, roles: st
             return
     if shown.pop("ir", None) is None or shown:
         print_table(f"{subject.kind} {path}", shown)
+        print_legend((*shown, *shown.get("parameters", ())))
     if counts is not None:
         print_modules(counts)
     if published is not None and (paper or subject.facts["provenance"].get("model_type") == PAPERS):

@@ -152,7 +152,7 @@ def verify(path: str, sim: TintForCausalLM, source: AuxiliarySource, ids: Tensor
     dtype = reference_dtype(source)
     LOGGER.info("fine-tuning the model with the same approximations")
     tuned = _tuned(graph, config, ids, mask, _approximations(sim), config.n_steps, dtype)
-    if not bool(tuned.after.isfinite().all()):
+    if not bool(tuned.logits.isfinite().all()):
         raise InputError(f"The learning rate {config.inner_lr} is too large for this text; pass another with --text.")
     LOGGER.info("fine-tuning the model by autograd alone")
     plain = replace(_approximations(sim), scores=False, norms=None, activations=None, tiled_bias=False)
@@ -160,8 +160,8 @@ def verify(path: str, sim: TintForCausalLM, source: AuxiliarySource, ids: Tensor
     stays = [name for name in made if sim.program.parameters[name].source not in tuned.gradients[0]]
     products = {name: _products(sim, name, g, tuned, exact) for name, g in made.items() if name not in stays}
     parameters = _compare(products, tolerances)
-    before, after = _apart(out.logits_before, tuned.before), _apart(out.logits, tuned.after)
-    update = float((tuned.after - tuned.before).norm())
+    before, after = _apart(out.logits_before, tuned.logits_before), _apart(out.logits, tuned.logits)
+    update = float((tuned.logits - tuned.logits_before).norm())
     gradient = _compared(torch.stack(list(products.values())).sum(0), tolerances.gradient)
     cosine = _update_cosine(out.logits - out.logits_before, tuned) if update else 1.0
     problems += _numeric_problems(tolerances, before, after, update, tuned, parameters)
@@ -170,8 +170,8 @@ def verify(path: str, sim: TintForCausalLM, source: AuxiliarySource, ids: Tensor
     return Verdict(
         problems=problems,
         tolerances=tolerances,
-        logits_before_error=before / float(tuned.before.norm()),
-        logits_after_error=after / float(tuned.after.norm()),
+        logits_before_error=before / float(tuned.logits_before.norm()),
+        logits_after_error=after / float(tuned.logits.norm()),
         update_error=after / update if update else 0.0,
         update_cosine=cosine,
         gradient=gradient,
@@ -272,7 +272,7 @@ def _apart(found: Tensor, right: Tensor) -> float:
 
 def _update_cosine(update: Tensor, tuned: Tuned) -> float:
     """Of the logits' update ``[1, T, V]`` to the reference's."""
-    right = (tuned.after - tuned.before).cpu()
+    right = (tuned.logits - tuned.logits_before).cpu()
     return float(torch.cosine_similarity(update.to("cpu", right.dtype).flatten(), right.flatten(), dim=0))
 
 
@@ -283,16 +283,19 @@ def _direction_problems(dtype: torch.dtype, logits: float, gradient: float) -> I
         longer = f"; {name} is too short for it, pass --dtype float32, or compile without --dtype"
     for what, cosine in (("the update of the logits", logits), ("the gradient", gradient)):
         if not cosine >= LEAST_COSINE:
-            yield f"{what} points elsewhere: its cosine to the reference's is {cosine:.3f}, less than {LEAST_COSINE}{longer}"
+            yield (
+                f"{what} points elsewhere: its cosine to the reference's is {cosine:.3f}, less than "
+                f"{LEAST_COSINE}{longer}"
+            )
 
 
 def _numeric_problems(
     tolerances: Tolerances, before: float, after: float, update: float, tuned: Tuned, parameters: dict[str, Compared]
 ) -> Iterator[str]:
-    size = float(tuned.before.norm())
+    size = float(tuned.logits_before.norm())
     if not before <= tolerances.logits * size:
         yield f"the logits before the update are {before / size:.2g} off, relatively; {tolerances.logits:g} is allowed"
-    allowed = tolerances.logits * float(tuned.after.norm()) + tolerances.gradient * update
+    allowed = tolerances.logits * float(tuned.logits.norm()) + tolerances.gradient * update
     if not after <= allowed:
         yield f"the logits after the update are {after:.3g} off; {allowed:.3g} is allowed (the update is {update:.3g})"
     wrong = [name for name, found in parameters.items() if not found.error <= found.allowed]

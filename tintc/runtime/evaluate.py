@@ -90,9 +90,9 @@ def evaluate_blocks(
 
     input_ids ``[n]``. Each block is a text of its own: the first ``floor(train_fraction * block_size)`` tokens are
     trained on, the others are scored. block_size None: the whole text, or the longest the simulator takes; a partial
-    block at the end is dropped. inner_lr None: the stored rates. split_steps: every step trains on a part of its own of
-    the train tokens. train_fraction None: the simulator's own. on_block is called with (done, total). processes: those that share the blocks; sums are taken in
-    the order of the blocks, so that every process finds what one alone would.
+    block at the end is dropped. train_fraction None: the simulator's own; inner_lr None: the stored rates. split_steps:
+    every step trains on a part of its own of the train tokens. on_block is called with (done, total). processes: those
+    that share the blocks; sums are taken in the order of the blocks, so that every process finds what one alone would.
 
     Raises `InputError` for texts that are too short, or that training blows up on; `OptionError` for options out of
     range.

@@ -41,6 +41,7 @@ from tintc.runtime.literal.machine import Machine, SimModule
 from tintc.runtime.loading import check_config, check_tensors, unreported
 from tintc.runtime.precision import in_its_own_dtype, warn_if_short
 from tintc.runtime.refusals import Refusals
+from tintc.runtime.report import described
 from tintc.runtime.saving import SavedModel
 from tintc.runtime.state import AdaptedState
 from tintc.runtime.structural import check_executor
@@ -156,6 +157,9 @@ class TintForCausalLM(Observed, Refusals, SavedModel, TintGenerationMixin):
         sim.settle(files_of(path, **hub))
         warn_if_short(sim.dtype)
         return (sim, info) if wants_info else sim
+
+    def __repr__(self) -> str:
+        return described(self)
 
     def bind(self) -> None:
         for name, placed in self._blocks.items():

@@ -12,8 +12,8 @@ import torch
 logger = logging.getLogger("tintc")
 SHORT = (
     "this simulator computes in %s, which keeps two or three digits: its gradients and its update are rounded to that, "
-    "and the update can point elsewhere. Load it with dtype='float32' (--dtype float32) to compute in float32, which is "
-    "what compile takes unless told otherwise"
+    "and the update can point elsewhere. Load it with dtype='float32' (--dtype float32) to compute in float32; compile "
+    "makes float32 unless told otherwise"
 )
 
 Given = ParamSpec("Given")
