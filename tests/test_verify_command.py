@@ -101,7 +101,8 @@ def test_table_for_people(command: Command, stored: Path, models: dict[str, Path
     (tmp_path / "story.txt").write_text(STORY, encoding="utf-8")
     shown = command("verify", stored, models["gpt2"], "--text", tmp_path / "story.txt", "--all")
     assert shown.code == 0 and shown.err == ""
-    assert "cosine" in shown.out and "does what its options say" in shown.out
+    assert "to autograd: cosine" in shown.out and "to exact" not in shown.out
+    assert "does what its options say" in shown.out
 
 
 def test_without_tokenizer_any_tokens_do(command: Command, tmp_path: Path) -> None:
