@@ -177,8 +177,8 @@ def load(
     """A compiled simulator, ready to run.
 
     executor: ``auto``, ``fused`` or ``literal``; device: where it runs (default cpu); dtype: torch dtype or its name,
-    to convert to (default: as stored). Raises `ArtefactError` if the folder is missing or damaged, `OptionError` for a
-    device or dtype that cannot be had.
+    to convert to and compute in (default: as stored; bfloat16 rounds the update, and is warned of). Raises
+    `ArtefactError` if the folder is missing or damaged, `OptionError` for a device or dtype that cannot be had.
     """
     from tintc.runtime.model import TintForCausalLM
 

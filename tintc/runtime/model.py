@@ -41,7 +41,7 @@ from tintc.runtime.loading import (
     program_of,
     unreported,
 )
-from tintc.runtime.precision import in_its_own_dtype
+from tintc.runtime.precision import in_its_own_dtype, warn_if_short
 from tintc.runtime.rates import GivenRates, Rates, rates_of
 from tintc.runtime.refusals import (
     WRAPPED,
@@ -53,6 +53,7 @@ from tintc.runtime.refusals import (
     refuse_float16,
     where_it_can_run,
 )
+from tintc.runtime.report import described
 from tintc.runtime.saving import SavedModel
 from tintc.runtime.state import AdaptedState
 from tintc.runtime.structural import check_executor
@@ -189,6 +190,7 @@ class TintForCausalLM(Observed, Refusals, SavedModel, TintGenerationMixin):
             check_weights(path, sim.named_parameters())
         elif structure_digest(given.items()) == config.digests.get("structure"):
             sim.trust()
+        warn_if_short(sim.dtype)
         return (sim, info) if wants_info else sim
 
     @classmethod
@@ -205,6 +207,9 @@ class TintForCausalLM(Observed, Refusals, SavedModel, TintGenerationMixin):
             sim.zero_absent_terms()
             sim.trust()
         return sim
+
+    def __repr__(self) -> str:
+        return described(self)
 
     def _refer_to_shared(self) -> None:
         """Tell the blocks where the tensors are that they read and do not own."""
