@@ -118,6 +118,8 @@ class TintForCausalLM(Observed, Refusals, SavedModel, TintGenerationMixin):
         self._build()
         self._observe()
         self._start()
+        precise = dict.fromkeys(name.removesuffix(".") for name, _ in self._precise())
+        self._keep_in_fp32_modules_strict = list(precise)  # transformers warns of kinds that are empty
         self.post_init()
         self.bind()
 
