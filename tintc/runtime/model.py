@@ -123,6 +123,8 @@ class TintForCausalLM(Observed, Refusals, SavedModel, TintGenerationMixin):
         self._refer_to_shared()
         self._observe()
         self._start()
+        precise = dict.fromkeys(name.removesuffix(".") for name, _ in self._precise())
+        self._keep_in_fp32_modules_strict = list(precise)  # transformers warns of kinds that are empty
         self.post_init()
 
     def _build(self) -> None:
