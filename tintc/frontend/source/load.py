@@ -35,7 +35,7 @@ class AuxiliarySource:
 
     tokenizer: None if there is none beside the weights that can be read; weights: the mapped files that the model's
     weights lie in, none for a model that was in memory; provenance: where it came from, plain JSON values, the same for
-    the same input on every machine.
+    the same input on every machine; dtype: float32, or the checkpoint's where that is longer.
     """
 
     model: PreTrainedModel
@@ -84,7 +84,7 @@ def load_auxiliary(
         tokenizer=tokenizer,
         provenance=_provenance(model, name, kind) | ({TOKENIZER_PROBLEM: reason} if reason else {}),
         max_length=_length(name, longest_sequence(config), max_length),
-        dtype=torch.float32 if model.dtype == torch.float16 else model.dtype,
+        dtype=torch.promote_types(torch.float32, model.dtype),
         bos_token_id=getattr(config, "bos_token_id", None),
         eos_token_id=getattr(config, "eos_token_id", None),
         pad_token_id=getattr(config, "pad_token_id", None),
