@@ -123,8 +123,9 @@ class TintForCausalLM(Observed, Refusals, SavedModel, TintGenerationMixin):
         self._refer_to_shared()
         self._observe()
         self._start()
-        precise = dict.fromkeys(name.removesuffix(".") for name, _ in self._precise())
-        self._keep_in_fp32_modules_strict = list(precise)  # transformers warns of kinds that are empty
+        kinds = {"rates": self.rates, "rotary": self.rotary}
+        precise = [name for name, kind in kinds.items() if any(True for _ in kind.parameters())]
+        self._keep_in_fp32_modules_strict = precise  # transformers warns of kinds that are empty
         self.post_init()
 
     def _build(self) -> None:

@@ -182,6 +182,9 @@ class Refusals:
             "of, and compile that."
         )
 
+    def get_position_embeddings(self) -> nn.Module:
+        raise NoModule("A simulator's positions are part of its program; compile with a larger max length instead.")
+
     def gradient_checkpointing_enable(self, *_: Any, **__: Any) -> None:
         raise OptionError(
             "A simulator has no layers whose activations could be computed twice; leave out gradient checkpointing "
