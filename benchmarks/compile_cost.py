@@ -32,7 +32,7 @@ import shapes
 import tintc
 from tintc.analysis.parameter_counts import unique_count
 from tintc.evaluation.perplexity import peak_rss_bytes
-from tintc.runtime.artefact.folder import write_artefact
+from tintc.runtime.load import write_artefact
 
 TARGETS = {"seconds": 15.0, "GB at the peak": 2.5, "1e9 stored values": 0.35}
 STREAMED = {"opt-1.3b": {"GB at the peak": round(1.2 + 50272 * 2048 * 4 / 1e9, 2)}}

@@ -34,7 +34,7 @@ from peer import Peer
 
 import tintc
 from tintc.lowering.options import DEFAULT_FD_STEP
-from tintc.runtime.artefact.folder import write_artefact
+from tintc.runtime.load import write_artefact
 from tintc.runtime.model.causal_lm import TintForCausalLM
 
 LENGTH, TRAIN, RATE = 256, 128, 1e-5

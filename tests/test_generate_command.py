@@ -9,7 +9,7 @@ import torch
 from command import STORY, Command, make_command, model_folder
 
 import tintc
-from tintc.runtime.adaptation.state import AdaptedState
+from tintc.runtime.model.adapted_state import AdaptedState
 
 PROMPT = " ".join(STORY.split()[:12])
 

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from tintc import masks
-from tintc.runtime.adaptation.state import AdaptedState
 from tintc.runtime.artefact.config import TintConfig
-from tintc.runtime.artefact.folder import load
+from tintc.runtime.load import load
+from tintc.runtime.model.adapted_state import AdaptedState
 from tintc.runtime.model.causal_lm import TintForCausalLM, TintOutput
 
 if TYPE_CHECKING:

@@ -34,9 +34,11 @@ from tintc.progress import progress as shown_stages
 from tintc.runtime.artefact.beside import text_digest
 from tintc.runtime.artefact.checks import of_program, options_digest
 from tintc.runtime.artefact.config import TintConfig
-from tintc.runtime.artefact.folder import as_dtype, check_output, load, structure_digest
+from tintc.runtime.artefact.folder import as_dtype, check_output
 from tintc.runtime.artefact.safetensors_writer import MAX_SHARD_SIZE, Planned, parse_size
 from tintc.runtime.artefact.streaming import write_streamed
+from tintc.runtime.artefact.structure_file import structure_digest
+from tintc.runtime.load import load
 from tintc.runtime.model.causal_lm import TintForCausalLM
 from tintc.runtime.model.precision import warn_if_short
 

@@ -12,8 +12,8 @@ import torch
 from fused_cases import FAMILIES, compiled, family, relative_to_update, run, token_ids
 
 from tintc.errors import InputError
-from tintc.runtime.artefact.folder import load, write_artefact
 from tintc.runtime.execution.fused import UPDATES
+from tintc.runtime.load import load, write_artefact
 
 pytestmark = pytest.mark.cuda
 DTYPES = [(torch.float64, 1e-9), (torch.float32, 1e-3), (torch.bfloat16, 0.2)]

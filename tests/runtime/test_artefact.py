@@ -14,7 +14,10 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 import tintc
 from tintc.errors import ArtefactError, OptionError
-from tintc.runtime.artefact.folder import check_output, structure_digest, text_digest, write_artefact
+from tintc.runtime.artefact.beside import text_digest
+from tintc.runtime.artefact.folder import check_output
+from tintc.runtime.artefact.structure_file import structure_digest
+from tintc.runtime.load import write_artefact
 
 IDS = tiny_models.token_ids(2, 12)
 

@@ -22,9 +22,9 @@ from torch.nn.modules.module import register_module_forward_hook
 import tintc
 from tintc.errors import OptionError
 from tintc.lowering.emission.emit import structure_specs
-from tintc.runtime.artefact.folder import load, write_artefact
 from tintc.runtime.execution.fused.executor import FusedExecutor
-from tintc.runtime.execution.literal.executor import Machine
+from tintc.runtime.execution.literal.executor import LiteralExecutor
+from tintc.runtime.load import load, write_artefact
 from tintc.runtime.model.causal_lm import TintForCausalLM
 
 IDS = token_ids(2, 10)
@@ -35,7 +35,7 @@ MATTERS = "structure.linear_forward_bias.w_"
 def ran(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The executors of all runs, in order."""
     calls: list[str] = []
-    for cls, name in ((FusedExecutor, "fused"), (Machine, "literal")):
+    for cls, name in ((FusedExecutor, "fused"), (LiteralExecutor, "literal")):
         original: Callable[..., Any] = cls.run
 
         def record(self: Any, *args: Any, original: Any = original, name: str = name) -> Any:

@@ -26,7 +26,7 @@ from tintc.ir.simulator.interface.literal_base import PrefixTiles
 from tintc.lowering.options import Options
 from tintc.lowering.passes.allocate_slots import allocate_slots
 from tintc.lowering.passes.plan_layout import plan_layout
-from tintc.runtime.execution.literal import Machine
+from tintc.runtime.execution.literal import LiteralExecutor
 
 LENGTH, VOCAB = 6, 9
 FEW = settings(max_examples=15, deadline=None, derandomize=True)
@@ -83,7 +83,7 @@ class Bench:
         inputs = resolve_inputs(
             ids, train_mask=mask, position_ids=torch.tensor([[0, 1, 2, 3, 4, 5], [7, 9, 2, 3, 3, 1]])
         )
-        run, machine = Interpretation(model.state_dict(), inputs), Machine(model, inputs, None)
+        run, machine = Interpretation(model.state_dict(), inputs), LiteralExecutor(model, inputs, None)
         machine.site = model.site(planned)
         plain, literal = [], []
         for operand in planned.operands:

@@ -30,7 +30,7 @@ from tintc.ir.text import parse_program, print_program
 from tintc.lowering.emission.emit import check_complete
 from tintc.lowering.emission.sharing import placement
 from tintc.lowering.options import REUSE, Options
-from tintc.runtime.artefact.folder import write_artefact
+from tintc.runtime.load import write_artefact
 from tintc.runtime.model.causal_lm import TintForCausalLM
 
 

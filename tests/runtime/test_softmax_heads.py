@@ -27,8 +27,8 @@ from tintc.errors import ModelError, OptionError
 from tintc.evaluation.perplexity import evaluate_blocks
 from tintc.ir.functions import sink_softmax
 from tintc.lowering.passes.softmax_heads import soften
-from tintc.runtime.artefact.folder import load, write_artefact
 from tintc.runtime.execution.literal import TintAttention
+from tintc.runtime.load import load, write_artefact
 from tintc.runtime.model.causal_lm import TintForCausalLM
 
 STORIES = Path(__file__).parents[3] / "shared" / "models" / "stories260K"

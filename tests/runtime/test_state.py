@@ -18,7 +18,7 @@ from torch import Tensor
 import tintc
 from tintc.errors import ArtefactError, InputError, OptionError
 from tintc.runtime.adaptation.cache import TintCache
-from tintc.runtime.adaptation.state import AdaptedState
+from tintc.runtime.model.adapted_state import AdaptedState
 from tintc.runtime.model.causal_lm import TintForCausalLM
 
 

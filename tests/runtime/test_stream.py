@@ -18,8 +18,8 @@ import tintc
 from tintc.errors import ArtefactError, OptionError
 from tintc.frontend.source.load import load_auxiliary
 from tintc.frontend.source.mapped import MAPS, MappedWeights
-from tintc.runtime.artefact.folder import write_artefact
 from tintc.runtime.artefact.safetensors_writer import INDEX, parse_size
+from tintc.runtime.load import write_artefact
 
 needs_linux = pytest.mark.skipif(not MAPS.exists(), reason="only Linux says what is mapped")
 

@@ -15,8 +15,8 @@ from tintc.cli.console import print_json, silence_libraries, stages
 from tintc.cli.run import read_text, tokenise
 from tintc.errors import OptionError
 from tintc.ir.inputs import resolve_inputs
-from tintc.runtime.adaptation.state import AdaptedState
-from tintc.runtime.artefact.folder import load
+from tintc.runtime.load import load
+from tintc.runtime.model.adapted_state import AdaptedState
 from tintc.runtime.model.causal_lm import TintForCausalLM
 from tintc.runtime.model.finite import unsaid
 from tintc.runtime.model.generation import check_longest

@@ -15,7 +15,8 @@ from tintc.evaluation.blocks import train_tokens
 from tintc.evaluation.perplexity import Evaluation, evaluate_blocks
 from tintc.evaluation.processes import launched, processes
 from tintc.frontend.source.load import TOKENIZER_PROBLEM
-from tintc.runtime.artefact.folder import load, read_config
+from tintc.runtime.artefact.folder import read_config
+from tintc.runtime.load import load
 from tintc.runtime.model.finite import unsaid
 
 STDIN = Path("-")

@@ -18,7 +18,7 @@ from tintc.evaluation.perplexity import peak_rss_bytes
 from tintc.frontend.source.load import load_auxiliary
 from tintc.frontend.source.sample import PROBE, numbers
 from tintc.reference.verify import Compared, Verdict, verify
-from tintc.runtime.artefact.folder import load
+from tintc.runtime.load import load
 from tintc.runtime.model.causal_lm import TintForCausalLM
 
 LENGTH = 64

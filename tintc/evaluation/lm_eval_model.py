@@ -27,7 +27,7 @@ from tintc.evaluation import lm_eval_options as options
 from tintc.evaluation.processes import joined
 from tintc.ir.functions import at_least_fp32
 from tintc.runtime.adaptation.prefill import SHORTEST
-from tintc.runtime.artefact.folder import load
+from tintc.runtime.load import load
 from tintc.runtime.model.causal_lm import TintForCausalLM
 
 logger = logging.getLogger("tintc")

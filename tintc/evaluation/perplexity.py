@@ -109,7 +109,7 @@ def evaluate_blocks(
     if rates is not None and not rates:
         raise OptionError("There is no learning rate to compare; pass at least one in rates.")
     for rate in [inner_lr] if rates is None else rates:
-        sim._rate_of(rate, 1)
+        sim.resolve_rates(rate, 1)
     own, start = processes.share(len(blocks)), time.perf_counter()
     steps = sim.program.attributes["n_steps"] if split_steps else 0
     losses: list[list[float]] = []

@@ -17,8 +17,8 @@ from torch import Tensor
 from tintc.ir.simulator.interface.fused_base import FusedWeights
 from tintc.runtime.adaptation.continuation import base_weights
 from tintc.runtime.adaptation.prefill import predict
-from tintc.runtime.adaptation.state import AdaptedState
 from tintc.runtime.execution.fused.batches import run_together
+from tintc.runtime.model.adapted_state import AdaptedState
 from tintc.runtime.model.precision import in_its_own_dtype
 
 if TYPE_CHECKING:
@@ -38,10 +38,10 @@ def sweep(
     """
     if _is_shared(sim):
         return _shared(sim, ids, train_mask, rates, score)
-    inputs = sim._inputs(ids, train_mask)
+    inputs = sim.resolve(ids, train_mask)
     before, after = 0.0, []
     for rate in rates:
-        found = sim._execute(inputs, rate, ("logits", "logits_before")[: 1 if after else 2], None)
+        found = sim.execute(inputs, rate, ("logits", "logits_before")[: 1 if after else 2], None)
         before = before if after else score(found["logits_before"])
         after.append(score(found["logits"]))
     return before, after
@@ -50,7 +50,7 @@ def sweep(
 def _is_shared(sim: TintForCausalLM) -> bool:
     """Whether one backward pass serves all rates. Captures and edits are of whole runs."""
     watched = sim._captures or sim._edited
-    return sim.program.attributes["n_steps"] == 1 and not watched and sim._choose_executor() == "fused"
+    return sim.program.attributes["n_steps"] == 1 and not watched and sim.choose_executor() == "fused"
 
 
 def _shared(
@@ -58,8 +58,8 @@ def _shared(
 ) -> tuple[float, list[float]]:
     labels = {f"updated.{value.name}": value for value in sim.continuation.updated}
     outputs = {"logits_before": sim.program.outputs["logits_before"]} | labels
-    inputs = sim._inputs(ids, train_mask)
-    found = run_together(sim, replace(sim.program, outputs=outputs), inputs, sim._rate_of(1.0, 1))
+    inputs = sim.resolve(ids, train_mask)
+    found = run_together(sim, replace(sim.program, outputs=outputs), inputs, sim.resolve_rates(1.0, 1))
     before, base = score(found.pop("logits_before")), base_weights(sim)
     after = []
     for rate in rates:

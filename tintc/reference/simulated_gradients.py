@@ -7,8 +7,7 @@ or literal; everything after the first step is left out.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -17,8 +16,11 @@ from torch import Tensor
 from tintc.ir.core import Program, Value
 from tintc.ir.inputs import Inputs
 from tintc.ir.simulator import SimOp
+from tintc.ir.simulator.interface.fused_base import FusedWeights
+from tintc.runtime.adaptation.state import carried_out
 from tintc.runtime.execution.fused.base_run import stored_parts
 from tintc.runtime.execution.literal.unpack import matrices
+from tintc.runtime.execution.run import execute_program
 from tintc.runtime.model.causal_lm import TintForCausalLM
 
 LARGE = 2.0**40
@@ -42,13 +44,15 @@ def simulated_gradients(model: TintForCausalLM, inputs: Inputs) -> Gradients:
 
     inputs: of batch size one. Whatever executor the model would choose is the one that runs.
     """
-    descents, made = _first_descents(model.program), first_step(model.program)
-    with _asked_for(model, made):
-        found: dict[str, Any] = dict(model._execute(inputs, LARGE, tuple(made), None))
+    descents = _first_descents(model.program)
+    made = first_step(model.program)
+    program = replace(model.program, outputs=dict(made))
+    rates = model.resolve_rates(LARGE, 1)
+    results = execute_program(model, program, inputs, rates, model.choose_executor())
     gradients: Gradients = {}
     for name, value in made.items():
         stored = stored_parts(model, name)
-        for part, new in matrices(found[name], value.type, model.layout).items():
+        for part, new in matrices(_complete(results[name]), value.type, model.layout).items():
             if part in descents[name].descending():
                 old = stored[part]
                 old = old.flatten(0, 1)[: new.shape[0]] if part == "weight" else old
@@ -56,13 +60,6 @@ def simulated_gradients(model: TintForCausalLM, inputs: Inputs) -> Gradients:
     return gradients
 
 
-@contextmanager
-def _asked_for(model: TintForCausalLM, values: Mapping[str, Value]) -> Iterator[None]:
-    """The model with these weights among its program's outputs, updates carried out."""
-    program, update, plans = model.program, model.update, model.plans
-    outputs = program.outputs
-    program.outputs, model.update, model.plans = outputs | dict(values), "materialised", {}
-    try:
-        yield
-    finally:
-        program.outputs, model.update, model.plans = outputs, update, plans
+def _complete(weights: Any) -> Any:
+    """Return weights with their updates carried out, if fused execution has left these pending."""
+    return carried_out(weights) if isinstance(weights, FusedWeights) else weights

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 from torch import Tensor
 from transformers import Cache
 from transformers.cache_utils import DynamicLayer
 
-if TYPE_CHECKING:
-    from tintc.runtime.adaptation.state import AdaptedState
+from tintc.runtime.adaptation.state import AdaptedWeights
 
 
 class TintCache(Cache):
@@ -21,11 +18,11 @@ class TintCache(Cache):
     while none is padding.
     """
 
-    state: AdaptedState | None
+    state: AdaptedWeights | None
     positions: Tensor | None
     valid: Tensor | None
 
-    def __init__(self, layers: int, state: AdaptedState | None = None):
+    def __init__(self, layers: int, state: AdaptedWeights | None = None):
         super().__init__(layers=[DynamicLayer() for _ in range(layers)])
         self.state, self.positions, self.valid = state, None, None
 

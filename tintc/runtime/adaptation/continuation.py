@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property, partial
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -22,11 +22,22 @@ from tintc.ir.liveness import last_reads
 from tintc.ir.simulator import SimOp
 from tintc.ir.simulator.interface.fused_base import FusedWeights
 from tintc.runtime.execution.fused.base_run import Reading, stored_parts
+from tintc.runtime.execution.simulator import Simulator
 
 if TYPE_CHECKING:
     from transformers import Cache
 
-    from tintc.runtime.model.causal_lm import TintForCausalLM
+
+class AdaptiveSimulator(Simulator, Protocol):
+    """A simulator whose updated weights are kept. tokenizer: the auxiliary's, None if there is none."""
+
+    @property
+    def continuation(self) -> Continuation:
+        """The ops that predict from the updated weights."""
+        ...
+
+    @property
+    def tokenizer(self) -> Any: ...
 
 
 class Step(NamedTuple):
@@ -108,25 +119,25 @@ def continuation_of(program: Program) -> Continuation:
     )
 
 
-def stored_weights(model: TintForCausalLM) -> dict[Value, FusedWeights]:
+def stored_weights(sim: AdaptiveSimulator) -> dict[Value, FusedWeights]:
     """The weights that the continuation reads as they are stored, as views of the parameters."""
-    return {op.result: _as_stored(model, op) for op in model.continuation.stored}
+    return {op.result: _as_stored(sim, op) for op in sim.continuation.stored}
 
 
-def weights_by_layer(model: TintForCausalLM) -> dict[str, tuple[Type, FusedWeights]]:
+def weights_by_layer(sim: AdaptiveSimulator) -> dict[str, tuple[Type, FusedWeights]]:
     """What every layer holds as it is stored, updated or not."""
-    stored = [op for op in model.program.ops if isinstance(op, SimOp) and op.holds() is not None]
-    return {str(op.holds()): (op.result.type, _as_stored(model, op)) for op in stored}
+    stored = [op for op in sim.program.ops if isinstance(op, SimOp) and op.holds() is not None]
+    return {str(op.holds()): (op.result.type, _as_stored(sim, op)) for op in stored}
 
 
-def base_weights(model: TintForCausalLM) -> dict[Value, FusedWeights]:
+def base_weights(sim: AdaptiveSimulator) -> dict[Value, FusedWeights]:
     """What the updated weights are without any update."""
-    stored = weights_by_layer(model)
-    return {value: stored[layer][1] for value, layer in model.continuation.updated.items()}
+    stored = weights_by_layer(sim)
+    return {value: stored[layer][1] for value, layer in sim.continuation.updated.items()}
 
 
-def _as_stored(model: TintForCausalLM, op: SimOp) -> FusedWeights:
-    run: Any = SimpleNamespace(stored=partial(stored_parts, model))
+def _as_stored(sim: AdaptiveSimulator, op: SimOp) -> FusedWeights:
+    run: Any = SimpleNamespace(stored=partial(stored_parts, sim))
     return op.fused(run)
 
 
@@ -151,10 +162,10 @@ class ContinuedRun(Reading):
     """
 
     def __init__(
-        self, model: TintForCausalLM, tokens: Inputs, positions: Tensor, seen: Tensor | None = None, examples: int = 1
+        self, sim: AdaptiveSimulator, tokens: Inputs, positions: Tensor, seen: Tensor | None = None, examples: int = 1
     ):
-        super().__init__(model, tokens, positions)
-        self.plan, self.seen, self.examples = model.continuation, seen, examples
+        super().__init__(sim, tokens, positions)
+        self.plan, self.seen, self.examples = sim.continuation, seen, examples
 
     def run(self, weights: Mapping[Value, FusedWeights], cache: Cache | None = None, keep: int = 0) -> Tensor:
         """Logits ``[B, n, V]``, or of the last `keep` tokens if it is not 0; `cache` takes up what later ones need."""

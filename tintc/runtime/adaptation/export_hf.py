@@ -11,7 +11,7 @@ import copy
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,19 +21,16 @@ from tintc.errors import ArtefactError, ModelError
 from tintc.frontend.source.load import load_auxiliary
 from tintc.ir.auxiliary.interpreter import view
 from tintc.ir.core import Parameter
-from tintc.runtime.adaptation.continuation import weights_by_layer
-from tintc.runtime.adaptation.state import AdaptedState
+from tintc.runtime.adaptation.continuation import AdaptiveSimulator, weights_by_layer
+from tintc.runtime.adaptation.state import AdaptedWeights
 from tintc.runtime.artefact.folder import write_tokenizer, writing
-
-if TYPE_CHECKING:
-    from tintc.runtime.model.causal_lm import TintForCausalLM
 
 CONSTANT = "constant."
 """Begins the names of tensors that the importer has computed."""
 
 
-def export_model(state: AdaptedState, path: str | os.PathLike[str], model: Any = None) -> None:
-    """Write the auxiliary with the weights of a state of one example; errors as of `AdaptedState.export`."""
+def export_model(state: AdaptedWeights, path: str | os.PathLike[str], model: Any = None) -> None:
+    """Write the auxiliary with the weights of a state of one example; errors as of `AdaptedWeights.export`."""
     sim = state.sim
     if Path(path).exists():
         raise ArtefactError(f"{path} exists already; choose another folder.")
@@ -47,7 +44,7 @@ def export_model(state: AdaptedState, path: str | os.PathLike[str], model: Any =
             write_tokenizer(copy.deepcopy(sim.tokenizer), folder)
 
 
-def auxiliary_of(sim: TintForCausalLM, model: Any = None) -> PreTrainedModel:
+def auxiliary_of(sim: AdaptiveSimulator, model: Any = None) -> PreTrainedModel:
     """A copy of the auxiliary, in the simulator's dtype, whose tensors may be written to; raises `ModelError` if it
     cannot be found."""
     name = str(sim.config.provenance.get("source", ""))
@@ -73,7 +70,7 @@ def auxiliary_of(sim: TintForCausalLM, model: Any = None) -> PreTrainedModel:
     return whole.to("cpu", sim.dtype)
 
 
-def _put_back(state: AdaptedState, model: PreTrainedModel) -> None:
+def _put_back(state: AdaptedWeights, model: PreTrainedModel) -> None:
     """Write every part that is not the model's own: what the update has changed, and what training the simulator's
     prefixes has."""
     sim = state.sim
@@ -111,7 +108,7 @@ class _Target:
     written: dict[int, Tensor] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, model: PreTrainedModel, sim: TintForCausalLM) -> _Target:
+    def of(cls, model: PreTrainedModel, sim: AdaptiveSimulator) -> _Target:
         """Raises `ModelError` if its embeddings or its head are not the simulator's."""
         found = cls(model, dict(model.named_buffers()) | dict(model.named_parameters(remove_duplicate=False)))
         for name, table in sim.tables.named_parameters():

@@ -5,21 +5,18 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from tintc.runtime.adaptation.continuation import AdaptiveSimulator
 from tintc.runtime.artefact.beside import text_digest
-
-if TYPE_CHECKING:
-    from tintc.runtime.model.causal_lm import TintForCausalLM
 
 SAMPLED, GLANCED = 4096, 16
 """Numbers of each tensor that a simulator is known by, and that a glance at it takes in."""
 
 
-def fingerprint(sim: TintForCausalLM) -> str:
+def fingerprint(sim: AdaptiveSimulator) -> str:
     """sha256 over the program and numbers from every tensor of the auxiliary: two models of one shape differ."""
     digest = hashlib.sha256(text_digest(sim.config.program or "").encode())
     for kind in (sim.tables, sim.prefixes):
@@ -40,27 +37,27 @@ class Moment:
     numbers: Tensor
 
     @classmethod
-    def of(cls, sim: TintForCausalLM) -> Moment:
+    def of(cls, sim: AdaptiveSimulator) -> Moment:
         return cls(_places(sim), _numbers(sim))
 
-    def in_place(self, sim: TintForCausalLM) -> bool:
+    def in_place(self, sim: AdaptiveSimulator) -> bool:
         """Whether they are where they were and torch knows of no change; cheap enough for every token."""
         return _places(sim) == self.places
 
-    def lasts(self, sim: TintForCausalLM) -> bool:
+    def lasts(self, sim: AdaptiveSimulator) -> bool:
         """The same, after a look at their numbers."""
         return self.in_place(sim) and torch.equal(_numbers(sim), self.numbers)
 
 
-def _places(sim: TintForCausalLM) -> tuple[tuple[int, int], ...]:
+def _places(sim: AdaptiveSimulator) -> tuple[tuple[int, int], ...]:
     return tuple((t.data_ptr(), 0 if t.is_inference() else t._version) for t in _stored(sim))
 
 
-def _numbers(sim: TintForCausalLM) -> Tensor:
+def _numbers(sim: AdaptiveSimulator) -> Tensor:
     return torch.cat([_some(tensor, GLANCED) for tensor in _stored(sim)])
 
 
-def _stored(sim: TintForCausalLM) -> Iterator[Tensor]:
+def _stored(sim: AdaptiveSimulator) -> Iterator[Tensor]:
     return (tensor for kind in (sim.tables, sim.prefixes) for tensor in kind.parameters())
 
 

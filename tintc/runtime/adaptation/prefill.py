@@ -2,27 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from tintc.errors import InputError
-from tintc.ir.core import Program, Value
+from tintc.ir.core import Value
 from tintc.ir.inputs import Inputs, check_ids, check_tensor, matching, resolve_inputs
 from tintc.ir.simulator.interface.fused_base import FusedWeights
+from tintc.ir.simulator.interface.literal_base import PrefixTiles
 from tintc.runtime.adaptation.cache import TintCache
-from tintc.runtime.adaptation.continuation import ContinuedRun, base_weights, remembered
-from tintc.runtime.adaptation.state import AdaptedState
-from tintc.runtime.execution.fused.batches import run_together
-from tintc.runtime.execution.literal.executor import Machine
+from tintc.runtime.adaptation.continuation import AdaptiveSimulator, ContinuedRun, base_weights, remembered
+from tintc.runtime.adaptation.state import AdaptedWeights
 from tintc.runtime.execution.literal.unpack import matrices
 from tintc.runtime.execution.rates import Rates
-from tintc.runtime.model.finite import tell_of_weights
-
-if TYPE_CHECKING:
-    from tintc.runtime.model.causal_lm import TintForCausalLM
+from tintc.runtime.execution.run import check_inputs, execute_program
 
 SHORTEST = 2
 """Tokens of the shortest prompt: with fewer there is nothing to predict, and so nothing to adapt to."""
@@ -39,50 +35,49 @@ def check_prompt(inputs: Inputs) -> None:
         )
 
 
-def adapt(model: TintForCausalLM, inputs: Inputs, rates: Rates | None) -> AdaptedState:
-    """The updated weights of each example, by the executor that the model chooses."""
+def adapt(sim: AdaptiveSimulator, inputs: Inputs, rates: Rates | None, executor: str) -> AdaptedWeights:
+    """Return the updated weights of each example, as the executor makes them."""
     check_prompt(inputs)
-    labels = {f"updated.{value.name}": value for value in model.continuation.updated}
-    program = replace(model.program, outputs=labels)
-    if model._choose_executor() == "literal":
-        weights = _from_literal(model, program, labels, inputs, rates)
+    labels = {f"updated.{value.name}": value for value in sim.continuation.updated}
+    program = replace(sim.program, outputs=labels)
+    results = execute_program(sim, program, inputs, rates, executor)
+    if executor == "literal":
+        weights = _from_literal(sim, results, labels, inputs.shape[0])
     else:
-        found = run_together(model, program, inputs, rates)
-        weights = {value: found[label] for label, value in labels.items()}
-    state = AdaptedState(model, weights, inputs.shape[0]).settled()
-    tell_of_weights(model, state.weights.values())
-    return state
+        weights = {value: results[label] for label, value in labels.items()}
+    return AdaptedWeights(sim, weights, inputs.shape[0]).settled()
 
 
 def _from_literal(
-    model: TintForCausalLM, program: Program, labels: dict[str, Value], inputs: Inputs, rates: Rates | None
+    sim: AdaptiveSimulator, results: Mapping[str, PrefixTiles], labels: Mapping[str, Value], batch: int
 ) -> dict[Value, FusedWeights]:
-    """The weights that literal modules have made, read off their prefixes; what these cannot change is as stored."""
-    found, stored = Machine(model, inputs, rates).run(tuple(labels), program), base_weights(model)
+    """Return the weights that literal modules have made, read off their prefixes; parts that these do not hold are as
+    they are stored."""
+    stored = base_weights(sim)
     weights = {}
     for label, value in labels.items():
-        each = [matrices(found[label], value.type, model.layout, row) for row in range(inputs.shape[0])]
+        each = [matrices(results[label], value.type, sim.layout, row) for row in range(batch)]
         parts = {part: torch.stack([one[part] for one in each]) for part in each[0]}
         gain = parts.get("gain", stored[value].weight)
         weights[value] = FusedWeights(parts.get("weight", gain), parts.get("bias", stored[value].bias))
     return weights
 
 
-def prefill(model: TintForCausalLM, inputs: Inputs, rates: Rates | None, keep: int) -> tuple[Tensor, TintCache]:
+def prefill(sim: AdaptiveSimulator, inputs: Inputs, rates: Rates | None, keep: int) -> tuple[Tensor, TintCache]:
     """Logits of the last `keep` tokens (0: of all), and the cache to go on with. Equal rows that stand side by side, as
     those of beams do, are adapted once."""
     check_prompt(inputs)
     count = inputs.repeats() if rates is None or rates.alike else 1
     each, given = inputs.each(count), None if rates is None else rates.rows(slice(None, None, count))
-    plan = model.continuation
+    plan = sim.continuation
     outputs = {f"updated.{value.name}": value for value in plan.updated}
     outputs |= {f"kept.{value.name}": value for op in plan.mixing for value in remembered(op)}
     outputs |= {f"last.{value.name}": value for value in plan.tail.operands}
-    found = run_together(model, replace(model.program, outputs=outputs), each, given)
-    values = {value: found[label] for label, value in outputs.items()}
-    state = AdaptedState(model, {value: values[value] for value in plan.updated}, each.shape[0])
+    results = execute_program(sim, replace(sim.program, outputs=outputs), each, given, "fused")
+    values = {value: results[label] for label, value in outputs.items()}
+    state = AdaptedWeights(sim, {value: values[value] for value in plan.updated}, each.shape[0])
     cache = TintCache(len(plan.mixing), state.settled() if not torch.is_grad_enabled() else state)
-    run = ContinuedRun(model, each, each.position_ids)
+    run = ContinuedRun(sim, each, each.position_ids)
     for place, op in enumerate(plan.mixing):
         cache.update(*op.remember(run, *(values[value] for value in remembered(op))), place)
     (x,) = (values[value] for value in plan.tail.operands)
@@ -95,11 +90,11 @@ def prefill(model: TintForCausalLM, inputs: Inputs, rates: Rates | None, keep: i
 
 
 def predict(
-    model: TintForCausalLM,
+    sim: AdaptiveSimulator,
     input_ids: Tensor,
     attention_mask: Tensor | None,
     position_ids: Tensor | None,
-    state: AdaptedState,
+    state: AdaptedWeights,
     cache: TintCache | None,
     keep: int,
 ) -> Tensor:
@@ -115,15 +110,15 @@ def predict(
         seen = None if tokens.plain else tokens.allowed
     else:
         tokens, seen = _following(input_ids, attention_mask, position_ids, cache), None
-    model._check(tokens, past + tokens.shape[1], model.continuation.checked)
-    state.check(model, tokens.shape[0])
+    check_inputs(sim, tokens, past + tokens.shape[1], sim.continuation.checked)
+    state.check(sim, tokens.shape[0])
     positions = tokens.position_ids
     if cache is not None:
         cache.extend(positions, None if tokens.plain else tokens.allowed.diagonal(dim1=1, dim2=2))
         assert cache.positions is not None
         positions = cache.positions
         seen = None if cache.valid is None else cache.valid[:, None]
-    return ContinuedRun(model, tokens, positions, seen, state.examples).run(state.values, cache, keep)
+    return ContinuedRun(sim, tokens, positions, seen, state.examples).run(state.values, cache, keep)
 
 
 def _following(input_ids: Tensor, mask: Tensor | None, position_ids: Tensor | None, cache: TintCache) -> Inputs:

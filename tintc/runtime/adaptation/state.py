@@ -1,11 +1,10 @@
-"""`AdaptedState`: the weights that a simulator's descent has left, for as many continuations as are wanted."""
+"""The weights that a simulator's descent has left, for as many continuations as are wanted."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,20 +13,17 @@ from tintc.errors import OptionError
 from tintc.ir.core import Value
 from tintc.ir.simulator.interface.fused_base import FusedWeights
 from tintc.ir.simulator.ops.linear_descent import materialise
-from tintc.runtime.adaptation.continuation import stored_weights
+from tintc.runtime.adaptation.continuation import AdaptiveSimulator, stored_weights
 from tintc.runtime.adaptation.fingerprint import Moment, fingerprint
 from tintc.runtime.execution.fused.available import available_bytes
 from tintc.runtime.execution.fused.budget import HEADROOM
 
-if TYPE_CHECKING:
-    from tintc.runtime.model.causal_lm import TintForCausalLM
-
 CHANGED = "The simulator's stored weights were trained, edited, moved or cast after the state was made; adapt again."
 
 
-def state_of(given: object, sim: TintForCausalLM) -> AdaptedState:
-    """What somebody passed as a state, for `sim`; errors as of `AdaptedState.of`, and `OptionError` if it is none."""
-    if not isinstance(given, AdaptedState):
+def state_of(given: object, sim: AdaptiveSimulator) -> AdaptedWeights:
+    """What somebody passed as a state, for `sim`; errors as of `AdaptedWeights.of`, and `OptionError` if it is none."""
+    if not isinstance(given, AdaptedWeights):
         raise OptionError(
             f"The state is of type {type(given).__name__}; pass what sim.adapt(...) has returned, or "
             "tintc.AdaptedState.load(path, sim)."
@@ -35,7 +31,7 @@ def state_of(given: object, sim: TintForCausalLM) -> AdaptedState:
     return given.of(sim)
 
 
-class AdaptedState:
+class AdaptedWeights:
     """The updated weights of each of `examples` texts, by their value in the program of `sim`.
 
     A linear layer's update is carried out or pending, as `FusedWeights` describes; layers that no step updates are not
@@ -45,22 +41,22 @@ class AdaptedState:
 
     def __init__(
         self,
-        sim: TintForCausalLM,
+        sim: AdaptiveSimulator,
         weights: Mapping[Value, FusedWeights],
         examples: int,
         made: Moment | None = None,
     ):
-        """made: the simulator's stored weights when these were made of them (None: now)."""
+        """made: the simulator's stored weights at the time when these were made of them (None: now)."""
         self.sim, self.weights, self.examples = sim, dict(weights), examples
-        self._made = made or Moment.of(sim)
+        self.made = made or Moment.of(sim)
         self._seen: dict[Value, FusedWeights] | None = None
-        self._elsewhere: AdaptedState | None = None
+        self._elsewhere: AdaptedWeights | None = None
 
-    def _with(self, weights: Mapping[Value, FusedWeights], examples: int) -> AdaptedState:
+    def _with(self, weights: Mapping[Value, FusedWeights], examples: int) -> AdaptedWeights:
         """What is made of these weights alone."""
-        return AdaptedState(self.sim, weights, examples, self._made)
+        return type(self)(self.sim, weights, examples, self.made)
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> AdaptedState:
+    def __deepcopy__(self, memo: dict[int, Any]) -> AdaptedWeights:
         """A state of its own for a copied cache: neither simulator nor weights are ever changed through a state."""
         return self._with(self.weights, self.examples)
 
@@ -77,7 +73,7 @@ class AdaptedState:
             self._seen = stored_weights(self.sim) | self.weights
         return self._seen
 
-    def settled(self) -> AdaptedState:
+    def settled(self) -> AdaptedWeights:
         """The same, its updates carried out where that makes the next tokens cheaper and there is memory for it.
 
         A token's time is that of reading weights. Pending, an update of t tokens costs ``t (din + dout)`` more of each
@@ -97,7 +93,7 @@ class AdaptedState:
             found[value] = _of_one(value, w) if self.examples == 1 and not w.pending else w
         return self._with(found, self.examples)
 
-    def rows(self, indices: Tensor, rows: int) -> AdaptedState:
+    def rows(self, indices: Tensor, rows: int) -> AdaptedWeights:
         """The state of these of `rows` rows, which the examples share evenly; each then has weights of its own."""
         if self.examples == 1:
             return self
@@ -112,7 +108,7 @@ class AdaptedState:
             found[value] = FusedWeights(take(w.weight, _dims(value)), take(w.bias, 1), pending)
         return self._with(found, len(chosen))
 
-    def example(self, index: int) -> AdaptedState:
+    def example(self, index: int) -> AdaptedWeights:
         """The state of one of its texts."""
         if not 0 <= index < self.examples:
             raise OptionError(f"The state has {self.examples} examples; choose one from 0 to {self.examples - 1}.")
@@ -120,7 +116,7 @@ class AdaptedState:
         weights = {value: _of_one(value, carried_out(w)) for value, w in chosen.weights.items()}
         return self._with(weights, 1)
 
-    def of(self, sim: TintForCausalLM) -> AdaptedState:
+    def of(self, sim: AdaptiveSimulator) -> AdaptedWeights:
         """This state for `sim`, which may be another object of its simulator, such as a second load of the folder.
         Raises `OptionError` if it is another simulator."""
         if sim is self.sim:
@@ -134,17 +130,17 @@ class AdaptedState:
                 )
             values = {value.name: value for op in sim.program.ops for value in op.results}
             weights = {values[value.name]: _among(values, w) for value, w in self.weights.items()}
-            self._elsewhere = AdaptedState(sim, weights, self.examples)
+            self._elsewhere = type(self)(sim, weights, self.examples)
         return self._elsewhere
 
     def check_current(self) -> None:
         """Raise `OptionError` unless the simulator's stored weights are what they were, as far as a look can tell."""
-        if not self._made.lasts(self.sim):
+        if not self.made.lasts(self.sim):
             raise OptionError(CHANGED)
 
-    def check(self, sim: TintForCausalLM, rows: int) -> None:
+    def check(self, sim: AdaptiveSimulator, rows: int) -> None:
         """Raise `OptionError` unless `sim`, whose state it is, can continue `rows` texts with these weights."""
-        if not self._made.in_place(sim):
+        if not self.made.in_place(sim):
             raise OptionError(CHANGED)
         if rows % self.examples:
             raise OptionError(
@@ -164,33 +160,6 @@ class AdaptedState:
                 "The weights were adapted in torch.inference_mode(), and autograd cannot use such tensors; adapt under "
                 "torch.no_grad(), or predict under it."
             )
-
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the state as one safetensors file; raises `ArtefactError` if it cannot be written, and `OptionError` if
-        the simulator's stored weights have changed since."""
-        from tintc.runtime.adaptation.state_file import write_state
-
-        write_state(self, path)
-
-    @classmethod
-    def load(cls, path: str | os.PathLike[str], sim: TintForCausalLM) -> AdaptedState:
-        """The state that `save` wrote; raises `ArtefactError` if it is not one, or another simulator's."""
-        from tintc.runtime.adaptation.state_file import read_state
-
-        return read_state(path, sim)
-
-    def export(self, path: str | os.PathLike[str], model: Any = None, example: int = 0) -> None:
-        """Write the updated model as an ordinary Hugging Face model of the auxiliary's own type.
-
-        model: the auxiliary, as an object, a folder, a GGUF file or a hub id (None: where the simulator says it came
-        from); example: whose weights, of a batch. It is written in the simulator's dtype. Raises `ModelError` if the
-        auxiliary cannot be found or is another, `ArtefactError` if `path` exists or cannot be written, and
-        `OptionError` if the simulator's stored weights have changed since. Prefixes that were trained before go with
-        the update; trained tables do not.
-        """
-        from tintc.runtime.adaptation.export_hf import export_model
-
-        export_model(self.example(example), path, model)
 
 
 def carried_out(w: FusedWeights) -> FusedWeights:

@@ -13,7 +13,7 @@ import tempfile
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -24,14 +24,11 @@ from tintc.errors import ArtefactError
 from tintc.ir.core import Value
 from tintc.ir.finite import is_finite
 from tintc.ir.simulator.interface.fused_base import FusedWeights, Pending
-from tintc.runtime.adaptation.continuation import base_weights
+from tintc.runtime.adaptation.continuation import AdaptiveSimulator, base_weights
 from tintc.runtime.adaptation.fingerprint import fingerprint
-from tintc.runtime.adaptation.state import AdaptedState
+from tintc.runtime.adaptation.state import AdaptedWeights
 from tintc.runtime.artefact.folder import first_line
 from tintc.runtime.artefact.staging import open_path
-
-if TYPE_CHECKING:
-    from tintc.runtime.model.causal_lm import TintForCausalLM
 
 FORMAT, VERSION = "tintc-state", 1
 
@@ -44,7 +41,7 @@ def _name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def write_state(state: AdaptedState, path: str | os.PathLike[str]) -> None:
+def write_state(state: AdaptedWeights, path: str | os.PathLike[str]) -> None:
     """Write it in one step; `ArtefactError` if the disk will not take it."""
     state.check_current()
     tensors, pending = _tensors(state)
@@ -73,7 +70,7 @@ def write_state(state: AdaptedState, path: str | os.PathLike[str]) -> None:
         raise ArtefactError(f"The state cannot be written to {path}: {reason}.") from error
 
 
-def _tensors(state: AdaptedState) -> tuple[dict[str, Tensor], dict[str, list[tuple[str, int]]]]:
+def _tensors(state: AdaptedWeights) -> tuple[dict[str, Tensor], dict[str, list[tuple[str, int]]]]:
     """What is written, and of each layer with pending updates their inputs' names and the bias's share."""
     tensors: dict[str, Tensor] = {}
     pending: dict[str, list[tuple[str, int]]] = {}
@@ -89,7 +86,7 @@ def _tensors(state: AdaptedState) -> tuple[dict[str, Tensor], dict[str, list[tup
     return tensors, pending
 
 
-def read_state(path: str | os.PathLike[str], sim: TintForCausalLM) -> AdaptedState:
+def read_state(path: str | os.PathLike[str], sim: AdaptiveSimulator) -> AdaptedWeights:
     """The state in that file, on the simulator's device and in its dtype."""
     if Path(path).is_dir():
         raise ArtefactError(f"{path} is a folder; pass a file that sim.adapt(...).save(path) has written.")
@@ -119,7 +116,7 @@ def _check_finite(path: Any, tensors: dict[str, Tensor]) -> None:
             )
 
 
-def _state(metadata: dict[str, str], tensors: dict[str, Tensor], sim: TintForCausalLM) -> AdaptedState:
+def _state(metadata: dict[str, str], tensors: dict[str, Tensor], sim: AdaptiveSimulator) -> AdaptedWeights:
     examples, pending = _described(metadata, sim)
     stored, weights = base_weights(sim), {}
     for value, layer in sim.continuation.updated.items():
@@ -127,7 +124,7 @@ def _state(metadata: dict[str, str], tensors: dict[str, Tensor], sim: TintForCau
         weights[value] = read.updates(pending[layer]) if layer in pending else read.whole()
     if examples > 1 and weights and not any(_apart(value, w) for value, w in weights.items()):
         raise _DamageError(f"it has the weights of one example, not of {examples}")
-    return AdaptedState(sim, weights, examples)
+    return AdaptedWeights(sim, weights, examples)
 
 
 def _apart(value: Value, w: FusedWeights) -> bool:
@@ -136,7 +133,7 @@ def _apart(value: Value, w: FusedWeights) -> bool:
     return bool(w.pending) or any(t is not None and t.dim() > n for t, n in ((w.weight, dims), (w.bias, 1)))
 
 
-def _check(path: Any, metadata: dict[str, str], sim: TintForCausalLM) -> None:
+def _check(path: Any, metadata: dict[str, str], sim: AdaptiveSimulator) -> None:
     if metadata.get("format") != FORMAT:
         raise ArtefactError(f"{path} is not the state of a simulator; sim.adapt(...).save(path) makes one.")
     if _number(metadata, "version") > VERSION:
@@ -154,7 +151,7 @@ def _check(path: Any, metadata: dict[str, str], sim: TintForCausalLM) -> None:
     )
 
 
-def _described(metadata: dict[str, str], sim: TintForCausalLM) -> tuple[int, dict[str, list[tuple[Value, int]]]]:
+def _described(metadata: dict[str, str], sim: AdaptiveSimulator) -> tuple[int, dict[str, list[tuple[Value, int]]]]:
     """How many examples there are, and for each layer with pending updates their inputs and the bias's share."""
     examples = _number(metadata, "examples")
     if examples < 1:

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from torch import Tensor
 from transformers import AutoTokenizer
 
 from tintc.analysis.head_roles import Roles
@@ -25,9 +23,6 @@ from tintc.runtime.artefact.beside import AUXILIARY_FILE, file_beside, text_besi
 from tintc.runtime.artefact.card import model_card
 from tintc.runtime.artefact.config import FORMAT_VERSION, TintConfig, check_choices, check_format
 from tintc.runtime.artefact.staging import PROGRAM_FILE, staged
-
-if TYPE_CHECKING:
-    from tintc.runtime.model.causal_lm import TintForCausalLM
 
 CARD_FILE = "README.md"
 ROLES_FILE = "roles.json"
@@ -42,29 +37,6 @@ def as_dtype(dtype: torch.dtype | str | None) -> torch.dtype | None:
     if name not in DTYPES:
         raise OptionError(f"The dtype {name!r} is not supported; choose one of {', '.join(DTYPES)}.")
     return DTYPES[name]
-
-
-def as_device(device: torch.device | str | None) -> torch.device:
-    """A device that exists; raises `OptionError` otherwise."""
-    try:
-        wanted = torch.device("cpu" if device is None else device)
-    except RuntimeError as error:
-        raise OptionError(f"The device {device!r} is unknown; choose cpu or cuda.") from error
-    if wanted.type == "cuda" and not torch.cuda.is_available():
-        raise OptionError("No CUDA GPU can be used here; choose the device cpu, or install a CUDA build of torch.")
-    return wanted
-
-
-def structure_digest(tensors: Iterable[tuple[str, Tensor]]) -> str:
-    """sha256 over names, shapes, dtypes and bytes of all ``structure.`` tensors, in the order of their names."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(
-        (item for item in tensors if item[0].startswith("structure.")), key=lambda item: item[0]
-    ):
-        data = tensor.detach().cpu().contiguous()
-        digest.update(f"{name} {tuple(data.shape)} {data.dtype}\n".encode())
-        digest.update(data.flatten().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
 
 
 def is_edited(program: str, digests: Mapping[str, str]) -> bool:
@@ -166,37 +138,6 @@ def write_tokenizer(tokenizer: Any, folder: Path) -> None:
 
 def first_line(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
-
-
-def load(
-    path: str | os.PathLike[str],
-    executor: str = "auto",
-    device: torch.device | str | None = None,
-    dtype: torch.dtype | str | None = None,
-) -> TintForCausalLM:
-    """A compiled simulator, ready to run.
-
-    executor: ``auto``, ``fused`` or ``literal``; device: where it runs (default cpu); dtype: torch dtype or its name,
-    to convert to and compute in (default: as stored; bfloat16 rounds the update, and is warned of). Raises
-    `ArtefactError` if the folder is missing or damaged, `OptionError` for a device or dtype that cannot be had.
-    """
-    from tintc.runtime.model.causal_lm import TintForCausalLM
-
-    where, kind = as_device(device), as_dtype(dtype)
-    read_config(path)
-    sim = TintForCausalLM.from_pretrained(path, executor=executor, dtype=kind or "auto")
-    return sim.to(where).eval()  # pyright: ignore[reportArgumentType]
-
-
-def write_artefact(sim: TintForCausalLM, out: str | os.PathLike[str], force: bool = False) -> Path:
-    """Write the artefact to `out` in one atomic step; the absolute path.
-
-    With `force`, an existing `out` is replaced. Whatever fails leaves what was there. Raises `ArtefactError` if `out`
-    exists and `force` is not given, or if the disk will not take it.
-    """
-    with writing(out, force) as folder:
-        sim.save_pretrained(folder)
-    return Path(out).resolve()
 
 
 @contextmanager

@@ -13,9 +13,9 @@ from typing import Any
 from transformers import GenerationConfig
 
 from tintc.runtime.artefact.config import TintConfig
-from tintc.runtime.artefact.folder import check_space, structure_digest, write_texts, writing
+from tintc.runtime.artefact.folder import check_space, write_texts, writing
 from tintc.runtime.artefact.safetensors_writer import Planned, write_files
-from tintc.runtime.model.structure import stored_structure
+from tintc.runtime.artefact.structure_file import stored_structure, structure_digest
 
 BESIDE = 1 << 26
 """Room for everything but the tensors (the tokenizer most of all), in bytes."""

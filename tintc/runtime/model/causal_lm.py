@@ -2,27 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import Cache
 from transformers.utils.generic import ModelOutput, can_return_tuple
 
-from tintc.analysis.report import described
 from tintc.errors import ArtefactError, InputError, OptionError
-from tintc.ir import simulator as sim
-from tintc.ir.core import Op, Program
+from tintc.ir.core import Program
 from tintc.ir.inputs import Inputs, check_ids, matching, resolve_inputs
 from tintc.ir.layout import Layout
-from tintc.ir.structure import AttentionSpec, VocabularySpec
 from tintc.ir.text import parse_program
-from tintc.lowering.emission.emit import blocks_of, check_complete, specs
-from tintc.lowering.emission.sharing import placement, sites
+from tintc.lowering.emission.emit import check_complete, specs
 from tintc.lowering.passes.plan_layout import layout_of
-from tintc.runtime.adaptation.state import AdaptedState
 from tintc.runtime.artefact.beside import HUB_ARGUMENTS
 from tintc.runtime.artefact.checks import (
     check_config,
@@ -33,15 +27,14 @@ from tintc.runtime.artefact.checks import (
     unreported,
 )
 from tintc.runtime.artefact.config import TintConfig
-from tintc.runtime.artefact.folder import files_of, is_edited, read_auxiliary, structure_digest
-from tintc.runtime.execution.fused.batches import run_fused
+from tintc.runtime.artefact.folder import files_of, is_edited, read_auxiliary
+from tintc.runtime.artefact.structure_file import structure_digest
 from tintc.runtime.execution.fused.plan import Plan
-from tintc.runtime.execution.literal.attention import TintAttention
-from tintc.runtime.execution.literal.blocks import PositionGate, Prefix, VocabularyMLP, build_block
-from tintc.runtime.execution.literal.executor import Machine, SimModule
-from tintc.runtime.execution.module_tree import Container, FullPrecision, owner, place_module, place_parameter, refer_to
 from tintc.runtime.execution.rates import GivenRates, Rates, rates_of
+from tintc.runtime.execution.run import check_inputs, execute
 from tintc.runtime.model.activations import Observed, OnDemand
+from tintc.runtime.model.adapted_state import AdaptedState
+from tintc.runtime.model.describe import described
 from tintc.runtime.model.devices import one_device
 from tintc.runtime.model.finite import check_weights, tell_of_logits
 from tintc.runtime.model.generation import TintGenerationMixin, check_kept
@@ -50,13 +43,10 @@ from tintc.runtime.model.saving import SavedModel
 from tintc.runtime.model.structure import check_executor
 from tintc.runtime.model.training import next_token_loss
 from tintc.runtime.model.unsupported import (
-    WRAPPED,
     NoField,
     Refusals,
     check_cache,
-    check_own,
     refuse_arguments,
-    refuse_float16,
     where_it_can_run,
 )
 
@@ -120,38 +110,10 @@ class TintForCausalLM(Observed, Refusals, SavedModel, TintGenerationMixin):
         self.update = "auto"
         self.plans: dict[Any, Plan] = {}
         self._build()
-        self._refer_to_shared()
         self._observe()
         self._start()
-        kinds = {"rates": self.rates, "rotary": self.rotary}
-        precise = [name for name, kind in kinds.items() if any(True for _ in kind.parameters())]
-        self._keep_in_fp32_modules_strict = precise  # transformers warns of kinds that are empty
+        self._keep_in_fp32_modules_strict = self._precise_kinds()
         self.post_init()
-
-    def _build(self) -> None:
-        """Modules and empty parameters, from the program alone."""
-        self.tables, self.prefixes = Container(), Container()
-        self.rates, self.rotary = FullPrecision(), FullPrecision()
-        self.structure, self.sites = Container(), Container()
-        self._blocks = blocks_of(self.program)
-        for name, placed in self._blocks.items():
-            place_module(self, f"structure.{name}", build_block(placed.block.spec, self.layout))
-        for gate in dict.fromkeys(placed.gate for placed in self._blocks.values() if placed.gate):
-            place_module(self, f"structure.{gate}", PositionGate(self.layout.sim_seq_len))
-        shapes = {name: spec.shape for name, spec in specs(self.program).items()}
-        matrices = {f"structure.{name}" for placed in self._blocks.values() for name in placed.positions.values()}
-        for name, shape in shapes.items():
-            if name.startswith(("tables.", "rates.", "rotary.")) or name in matrices:
-                place_parameter(self, name, nn.Parameter(torch.empty(shape)))
-        for op in self.program.ops:
-            if isinstance(op, sim.StoredWeights):
-                stem = f"prefixes.{op.name}."
-                parts = {part: shapes[stem + part] for part in ("weight", "gain", "bias") if stem + part in shapes}
-                place_module(self.prefixes, op.name, Prefix(op.result.type, parts, op.tiles, self.layout))
-        self._sites: dict[Op, str] = {**sites(self.program)}
-        for op, placed in placement(self.program).items():
-            names = {name: one.name for name, one in placed.items()}
-            place_module(self.sites, self._sites[op], SimModule(op, names))
 
     @classmethod
     def from_pretrained(
@@ -214,65 +176,6 @@ class TintForCausalLM(Observed, Refusals, SavedModel, TintGenerationMixin):
     def __repr__(self) -> str:
         return described(self)
 
-    def _refer_to_shared(self) -> None:
-        """Tell the blocks where the tensors are that they read and do not own."""
-        for name, placed in self._blocks.items():
-            module, spec = self._module(f"structure.{name}"), placed.block.spec
-            if isinstance(module, TintAttention) and isinstance(spec, AttentionSpec):
-                shared = {f"p_{letter}": f"structure.{matrix}" for letter, matrix in placed.positions.items()}
-                shared |= {key: f"rotary.{vector}" for key, vector in spec.vectors.items()}
-            elif isinstance(module, VocabularyMLP) and isinstance(spec, VocabularySpec):
-                shared = {"head": f"tables.{spec.head}"} | ({"bias": f"tables.{spec.bias}"} if spec.bias else {})
-            else:
-                continue
-            module.references = {key: refer_to(self, tensor) for key, tensor in shared.items()}
-
-    def zero_absent_terms(self) -> None:
-        """Zero the terms of the definition that the construction leaves out, which no file and no state dict holds."""
-        for name in self._blocks:
-            self._init_weights(self._module(f"structure.{name}"))
-
-    def _init_weights(self, module: nn.Module) -> None:
-        """Nothing is initialised at random: every tensor is compiled. Terms that are not stored are zero."""
-        for name, buffer in list(module.named_buffers(recurse=False)):
-            device = self.device if buffer.is_meta else buffer.device
-            module.register_buffer(name, torch.zeros_like(buffer, dtype=self.dtype, device=device), persistent=False)
-
-    def block(self, name: str) -> tuple[nn.Module, nn.Module | None]:
-        """A structural block and its gate."""
-        placed = self._blocks[name]
-        module = self._module(f"structure.{placed.name}")
-        return module, self._module(f"structure.{placed.gate}") if placed.gate else None
-
-    def site(self, op: Op) -> SimModule | None:
-        name = self._sites.get(op)
-        module = None if name is None else self._module(f"sites.{name}")
-        return module if isinstance(module, SimModule) else None
-
-    def prefix(self, name: str) -> Prefix:
-        module = self._module(f"prefixes.{name}")
-        if not isinstance(module, Prefix):
-            raise OptionError(WRAPPED.format(name=f"prefixes.{name}"))
-        return module
-
-    def rate(self, name: str) -> nn.Parameter:
-        return self._parameter(f"rates.{name}")
-
-    def rotary_table(self, name: str) -> nn.Parameter:
-        return self._parameter(f"rotary.{name}")
-
-    def table(self, name: str) -> nn.Parameter:
-        return self._parameter(f"tables.{name}")
-
-    def _parameter(self, name: str) -> nn.Parameter:
-        module, leaf = owner(self, name)
-        check_own(module, name)
-        return getattr(module, leaf)
-
-    def _module(self, name: str) -> nn.Module:
-        module, leaf = owner(self, name)
-        return getattr(module, leaf)
-
     @torch.compiler.disable(reason=NOT_COMPILED)
     @where_it_can_run
     @in_its_own_dtype
@@ -332,10 +235,10 @@ class TintForCausalLM(Observed, Refusals, SavedModel, TintGenerationMixin):
             given |= {"attention_mask": attention_mask, "position_ids": position_ids, "return_before": return_before}
             found, cache = self._go_on(ids, past, state, use_cache, logits_to_keep, given)
         else:
-            inputs = self._inputs(ids, train_mask, loss_mask, attention_mask, position_ids)
+            inputs = self.resolve(ids, train_mask, loss_mask, attention_mask, position_ids)
             outputs, cache = ("logits_before", "logits") if return_before else ("logits",), None
             asked = OnDemand.of(self.config, output_hidden_states, output_attentions)
-            found = self._execute(inputs, inner_lr, (*outputs, *asked.labels(self.program)), max_batch)
+            found = self.execute(inputs, inner_lr, (*outputs, *asked.labels(self.program)), max_batch)
             more = asked.fields(self.program, found)
             found = {label: found[label][:, -logits_to_keep:] for label in outputs}
         loss, shifted = None, shift_labels is not None
@@ -353,7 +256,7 @@ class TintForCausalLM(Observed, Refusals, SavedModel, TintGenerationMixin):
         before = found.get("logits_before")
         return TintOutput(loss=loss, logits=found["logits"], logits_before=before, past_key_values=cache, **more)
 
-    def _inputs(
+    def resolve(
         self,
         input_ids: Tensor,
         train_mask: Tensor | None = None,
@@ -361,7 +264,7 @@ class TintForCausalLM(Observed, Refusals, SavedModel, TintGenerationMixin):
         attention_mask: Tensor | None = None,
         position_ids: Tensor | None = None,
     ) -> Inputs:
-        """What a text is run on, checked."""
+        """Return what a text is run on, checked: the arguments of a forward pass with their defaults filled in."""
         inputs = resolve_inputs(
             input_ids,
             train_mask,
@@ -372,43 +275,22 @@ class TintForCausalLM(Observed, Refusals, SavedModel, TintGenerationMixin):
             semantics=self.config.semantics,
             n_steps=self.program.attributes["n_steps"],
         )
-        self._check(inputs)
+        check_inputs(self, inputs)
         return inputs
 
-    def _execute(
+    def execute(
         self, inputs: Inputs, inner_lr: GivenRates, outputs: tuple[str, ...], max_batch: int | str | None
     ) -> dict[str, Tensor]:
-        rate, wanted = self._rate_of(inner_lr, inputs.shape[0]), self._with_points(outputs)
-        if self._choose_executor() == "literal":
-            found = Machine(self, inputs, rate).run(wanted)
-        else:
-            found = run_fused(self, inputs, rate, wanted, max_batch)
-        self._hand_out(found)
-        return found
+        """Return the named outputs, by the executor that may run; captures are filled.
 
-    def _check(self, inputs: Inputs, length: int = 0, ops: Iterable[Op] | None = None) -> None:
-        """length: of the whole text, if these are only its last tokens; ops: those that will run, if not all."""
-        refuse_float16(self.dtype)
-        if torch.finfo(self.dtype).eps / 2 > self.program.attributes.get("softmax_unit", 1.0):
-            raise OptionError(
-                "The constants of this simulator's softmax heads are those of a longer floating type than "
-                f"{str(self.dtype).removeprefix('torch.')}; load it as it was stored, or compile for this type."
-            )
-        length, limit = length or inputs.shape[1], self.layout.max_length
-        if length > limit:
-            raise InputError(
-                f"The text has {length} tokens; this simulator was compiled for at most {limit}. Shorten it, or "
-                "compile with a larger max length."
-            )
-        low, high = int(inputs.input_ids.min()), int(inputs.input_ids.max())
-        if low < 0 or high >= self.config.vocab_size:
-            bad = low if low < 0 else high
-            raise InputError(f"Token id {bad} is out of range; the vocabulary has {self.config.vocab_size} entries.")
-        for op in self.program.ops if ops is None else ops:
-            if isinstance(op, sim.SimOp):
-                op.check(inputs, self._parameter)
+        inner_lr: as in a forward pass; max_batch: examples that fused execution runs at a time.
+        """
+        rates = self.resolve_rates(inner_lr, inputs.shape[0])
+        results = execute(self, inputs, rates, self._with_points(outputs), self.choose_executor(), max_batch)
+        self._hand_out(results)
+        return results
 
-    def _rate_of(self, inner_lr: GivenRates | Rates, batch: int) -> Rates | None:
+    def resolve_rates(self, inner_lr: GivenRates | Rates, batch: int) -> Rates | None:
         """Rates for that many texts, in fp32 or better; None: as they are stored."""
         if inner_lr is None:
             return None

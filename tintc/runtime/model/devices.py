@@ -8,9 +8,19 @@ from typing import Any
 import torch
 
 from tintc.errors import OptionError
-from tintc.runtime.artefact.folder import as_device
 
 AUTOMATIC = ("auto", "balanced", "balanced_low_0", "sequential")
+
+
+def as_device(device: torch.device | str | None) -> torch.device:
+    """Return a device that exists; raise `OptionError` otherwise."""
+    try:
+        wanted = torch.device("cpu" if device is None else device)
+    except RuntimeError as error:
+        raise OptionError(f"The device {device!r} is unknown; choose cpu or cuda.") from error
+    if wanted.type == "cuda" and not torch.cuda.is_available():
+        raise OptionError("No CUDA GPU can be used here; choose the device cpu, or install a CUDA build of torch.")
+    return wanted
 
 
 def one_device(device_map: Any) -> dict[str, torch.device] | None:

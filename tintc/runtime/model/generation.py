@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 import torch
@@ -18,13 +17,15 @@ from torch.nn import functional as F
 from transformers import Cache, GenerationMixin, LogitsProcessorList
 
 from tintc.errors import InputError, OptionError
+from tintc.ir.core import Program
 from tintc.ir.inputs import check_ids, check_tensor
 from tintc.runtime.adaptation.cache import TintCache
 from tintc.runtime.adaptation.continuation import Continuation, continuation_of
 from tintc.runtime.adaptation.prefill import adapt, check_prompt, predict, prefill
-from tintc.runtime.adaptation.state import AdaptedState, state_of
+from tintc.runtime.adaptation.state import AdaptedWeights, state_of
 from tintc.runtime.execution.rates import GivenRates, Rates
-from tintc.runtime.model.finite import RefuseNaN
+from tintc.runtime.model.adapted_state import AdaptedState
+from tintc.runtime.model.finite import RefuseNaN, tell_of_weights
 from tintc.runtime.model.precision import in_its_own_dtype
 from tintc.runtime.model.unsupported import ARGUMENTS, check_cache, refuse_options, where_it_can_run
 
@@ -81,10 +82,15 @@ def check_longest(longest: int, limit: int) -> None:
 class TintGenerationMixin(GenerationMixin):
     """The part of `TintForCausalLM` that generates."""
 
-    @cached_property
-    def continuation(self: Any) -> Continuation:
+    program: Program
+    _continuation: Continuation | None = None
+
+    @property
+    def continuation(self) -> Continuation:
         """The ops that predict from the updated weights."""
-        return continuation_of(self.program)
+        if self._continuation is None:
+            self._continuation = continuation_of(self.program)
+        return self._continuation
 
     @torch.no_grad()
     @where_it_can_run
@@ -108,14 +114,16 @@ class TintGenerationMixin(GenerationMixin):
                 "adapt runs only the part of the text that is trained on, where captures and edits, which are of whole "
                 "passes, have no place; call it outside their blocks."
             )
-        inputs = self._inputs(input_ids, train_mask, loss_mask, attention_mask, position_ids)
-        return adapt(self, inputs, self._rate_of(inner_lr, inputs.shape[0]))
+        inputs = self.resolve(input_ids, train_mask, loss_mask, attention_mask, position_ids)
+        weights = adapt(self, inputs, self.resolve_rates(inner_lr, inputs.shape[0]), self.choose_executor())
+        tell_of_weights(self, weights.weights.values())
+        return AdaptedState.of_weights(weights)
 
     def _go_on(
         self: Any,
         input_ids: Tensor,
         cache: TintCache | None,
-        state: AdaptedState | None,
+        state: AdaptedWeights | None,
         use_cache: bool | None,
         keep: int,
         given: Mapping[str, Any],
@@ -129,15 +137,15 @@ class TintGenerationMixin(GenerationMixin):
             if state is not None and state is not kept:
                 raise OptionError("The cache was made with other weights than the state's; pass one of them alone.")
             state = kept
-        elif self._choose_executor() == "literal":
+        elif self.choose_executor() == "literal":
             advice = "choose the executor auto or fused" if state is not None else "pass use_cache=False"
             raise OptionError(f"Literal execution has neither a cache nor a state to go on from; {advice}.")
         if state is None:
             masks = [given[name] for name in ("train_mask", "loss_mask", "attention_mask", "position_ids")]
             if isinstance(masks[2], Tensor) and masks[2].dim() == 3:
                 raise OptionError("With a cache, attention_mask says what is padding: pass it as [batch, length].")
-            inputs = self._inputs(input_ids, *masks)
-            logits, cache = prefill(self, inputs, self._rate_of(given["inner_lr"], inputs.shape[0]), keep)
+            inputs = self.resolve(input_ids, *masks)
+            logits, cache = prefill(self, inputs, self.resolve_rates(given["inner_lr"], inputs.shape[0]), keep)
             return {"logits": logits}, cache
         if any(given[name] is not None for name in TRAINING):
             raise OptionError("The weights are adapted already, so train_mask, loss_mask and inner_lr are left out.")
@@ -183,7 +191,7 @@ class TintGenerationMixin(GenerationMixin):
             if name in MASKS and mask is not None:
                 check_tensor(name, mask)
         rows, length = (1, 1) if prompt is None else tuple(prompt.shape)
-        rates = self._rate_of(asked.pop("inner_lr"), rows)
+        rates = self.resolve_rates(asked.pop("inner_lr"), rows)
         training = None if adapted else Training(length, rates=rates, **asked)
         generation: Any = super()
         return generation.generate(inputs, *args, training=training, **kwargs)
@@ -213,7 +221,7 @@ class TintGenerationMixin(GenerationMixin):
         prompt = input_ids[:, : training.length]
         masks = training.arguments(*prompt.shape)
         mask = None if mask is None else mask[:, : training.length]
-        inputs = self._inputs(prompt, masks.get("train_mask"), masks.get("loss_mask"), mask)
+        inputs = self.resolve(prompt, masks.get("train_mask"), masks.get("loss_mask"), mask)
         check_prompt(inputs)
         training.train_mask, training.settled = inputs.train, True
 
@@ -233,7 +241,7 @@ class TintGenerationMixin(GenerationMixin):
         """An empty cache of ours, where one is used."""
         check_longest(generation_config.max_length, self.layout.max_length)
         refuse_options(generation_config)
-        if model_kwargs.get("past_key_values") is None and self._choose_executor() == "literal":
+        if model_kwargs.get("past_key_values") is None and self.choose_executor() == "literal":
             generation_config.use_cache = False
         if model_kwargs.get("past_key_values") is None and generation_config.use_cache:
             model_kwargs["past_key_values"] = TintCache(len(self.continuation.mixing))

@@ -16,8 +16,8 @@ from tintc.ir.text import print_program
 from tintc.runtime.artefact.beside import AUXILIARY_FILE
 from tintc.runtime.artefact.folder import check_space, explained, read_tokenizer, write_texts
 from tintc.runtime.artefact.staging import merged, staged
+from tintc.runtime.execution.run import refuse_float16
 from tintc.runtime.model.training import TrainableModel
-from tintc.runtime.model.unsupported import refuse_float16
 
 WEIGHTS = ("model.safetensors", "model-?????-of-?????.safetensors", "model.safetensors.index.json")
 

@@ -19,18 +19,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
 from torch import Tensor, nn
 from torch.nn.modules import module as torch_module
-from transformers import PreTrainedModel
 
 from tintc.errors import OptionError
-from tintc.ir.core import Program
 from tintc.ir.simulator import SimOp
 from tintc.lowering.emission.emit import contiguous, structure_specs
 from tintc.runtime.artefact.config import TintConfig
-from tintc.runtime.artefact.folder import DTYPES, as_dtype, structure_digest
+from tintc.runtime.artefact.folder import DTYPES, as_dtype
+from tintc.runtime.artefact.structure_file import stored_structure, structure_digest
 from tintc.runtime.execution.module_tree import Container
+from tintc.runtime.model.modules import SimulatorModules
 
 EXECUTORS = ("auto", "fused", "literal")
 SAMPLED = 32
@@ -47,16 +46,6 @@ def check_executor(executor: str) -> None:
     """Raise `OptionError` for an executor that does not exist."""
     if executor not in EXECUTORS:
         raise OptionError(f"The executor {executor!r} is unknown; choose one of {', '.join(EXECUTORS)}.")
-
-
-def stored_structure(folder: str | Path) -> dict[str, Tensor]:
-    """Return the structural tensors in a folder's safetensors files, memory-mapped; none if there is no such file."""
-    tensors: dict[str, Tensor] = {}
-    for file in sorted(Path(folder).glob("*.safetensors")):
-        with safe_open(file, framework="pt") as opened:
-            names = [name for name in opened.keys() if name.startswith("structure.")]  # noqa: SIM118 - not a dict
-            tensors.update((name, opened.get_tensor(name)) for name in names)
-    return tensors
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,11 +75,10 @@ def _sampled(tensor: Tensor) -> Tensor:
     return flat[:: max(1, flat.numel() // SAMPLED)]
 
 
-class StructuralModel(PreTrainedModel):
+class StructuralModel(SimulatorModules):
     """The part of `TintForCausalLM` that knows whether its structure is the compiler's, and chooses the executor."""
 
     config: TintConfig
-    program: Program
 
     def _start(self) -> None:
         """Set what a new simulator begins with; called once its modules are built, their tensors still empty."""
@@ -150,7 +138,7 @@ class StructuralModel(PreTrainedModel):
             return WAITING
         return None if self.has_own_structure() else NOT_OWN
 
-    def _choose_executor(self) -> str:
+    def choose_executor(self) -> str:
         """Return ``fused`` or ``literal`` for this run, and say why it is the slow one, each reason once."""
         check_executor(self.executor)
         reason = None if self.executor == "literal" else self.why_literal()
@@ -177,11 +165,11 @@ class StructuralModel(PreTrainedModel):
 
     def _structure_parameters(self) -> dict[str, nn.Parameter]:
         """Return the structural tensors by their names in the state dict."""
-        return {f"structure.{name}": parameter for name, parameter in self.structure.named_parameters()}  # pyright: ignore
+        return {f"structure.{name}": parameter for name, parameter in self.structure.named_parameters()}
 
     def _structure_tensors(self) -> dict[str, Tensor]:
         """Return every structural tensor, and every term that is zero and not stored, by name."""
-        zero: dict[str, Tensor] = {f"structure.{name}": tensor for name, tensor in self.structure.named_buffers()}  # pyright: ignore
+        zero: dict[str, Tensor] = {f"structure.{name}": tensor for name, tensor in self.structure.named_buffers()}
         return zero | self._structure_parameters()
 
     def _equals_emitted(self) -> bool:
@@ -189,7 +177,7 @@ class StructuralModel(PreTrainedModel):
         shorter one on the way, as casts back and forth leave it."""
         held = self._structure_parameters()
         specs = structure_specs(self.program)
-        if held.keys() != specs.keys() or any(bool(zero.any()) for zero in self.structure.buffers()):  # pyright: ignore
+        if held.keys() != specs.keys() or any(bool(zero.any()) for zero in self.structure.buffers()):
             return False
         return any(
             all(_equal(held[name], contiguous(spec.build, rounded)) for name, spec in specs.items())

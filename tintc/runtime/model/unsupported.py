@@ -17,6 +17,7 @@ from torch._functorch.pyfunctorch import retrieve_all_functorch_interpreters
 from tintc.errors import ArtefactError, InputError, OptionError
 from tintc.runtime.adaptation.cache import TintCache
 from tintc.runtime.execution.module_tree import Container
+from tintc.runtime.execution.run import refuse_float16
 
 Given = ParamSpec("Given")
 Result = TypeVar("Result")
@@ -140,18 +141,6 @@ def check_own(module: nn.Module, name: str) -> None:
     """Raise `OptionError` if the module that holds a parameter is not the simulator's own."""
     if not isinstance(module, Container):
         raise OptionError(WRAPPED.format(name=name))
-
-
-NO_FLOAT16 = (
-    "A simulator does not compute in float16, whose range small updates leave; use sim.to(torch.bfloat16), or keep "
-    "float32 (of Trainer's options, leave out fp16_full_eval)."
-)
-
-
-def refuse_float16(dtype: torch.dtype) -> None:
-    """Raise `OptionError` for a simulator that was cast to float16."""
-    if dtype == torch.float16:
-        raise OptionError(NO_FLOAT16)
 
 
 class NoModule(OptionError, NotImplementedError):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Hashable, Mapping
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -14,9 +13,7 @@ from tintc.ir.functions import alibi
 from tintc.ir.inputs import Inputs
 from tintc.ir.simulator.interface.fused_base import Pending
 from tintc.runtime.execution.fused.rotary_cache import Turns
-
-if TYPE_CHECKING:
-    from tintc.runtime.model.causal_lm import TintForCausalLM
+from tintc.runtime.execution.simulator import Simulator
 
 
 class Reading:
@@ -25,7 +22,7 @@ class Reading:
     inputs: the tokens the run computes; positions ``[B, m]``: of all that attention sees, these included.
     """
 
-    def __init__(self, model: TintForCausalLM, inputs: Inputs, positions: Tensor):
+    def __init__(self, model: Simulator, inputs: Inputs, positions: Tensor):
         self.model, self.inputs, self.positions = model, inputs, positions
         self.recorded = torch.is_grad_enabled()
         self._turns = Turns(model, inputs.position_ids)
@@ -60,7 +57,7 @@ class Reading:
         return _once(self._masks, ("later", count), made)
 
 
-def stored_parts(model: TintForCausalLM, name: str) -> Mapping[str, Tensor]:
+def stored_parts(model: Simulator, name: str) -> Mapping[str, Tensor]:
     """The stored tensors of a layer by part, as the parameters they are, or as they are parametrised."""
     prefix = model.prefix(name)
     return {part: getattr(prefix, part) for part in prefix.parts}

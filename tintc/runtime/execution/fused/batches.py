@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,15 +16,13 @@ from tintc.runtime.execution.fused.budget import HEADROOM, Budget
 from tintc.runtime.execution.fused.executor import FusedExecutor
 from tintc.runtime.execution.fused.plan import Plan, Sizes
 from tintc.runtime.execution.rates import Rates
-
-if TYPE_CHECKING:
-    from tintc.runtime.model.causal_lm import TintForCausalLM
+from tintc.runtime.execution.simulator import Simulator
 
 KEPT_PLANS = 64
 
 
 def run_fused(
-    model: TintForCausalLM,
+    model: Simulator,
     inputs: Inputs,
     rates: Rates | None,
     outputs: tuple[str, ...],
@@ -49,7 +47,7 @@ def run_fused(
     return found[0] if len(found) == 1 else {label: torch.cat([one[label] for one in found]) for label in outputs}
 
 
-def run_together(model: TintForCausalLM, program: Program, inputs: Inputs, rates: Rates | None) -> dict[str, Any]:
+def run_together(model: Simulator, program: Program, inputs: Inputs, rates: Rates | None) -> dict[str, Any]:
     """All outputs of a program with the model's ops, weights among them, for a batch that is not cut.
 
     Updates of a single example are carried out, if there is memory for that: whoever goes on from them reads them once
@@ -72,9 +70,9 @@ def sizes_of(inputs: Inputs, vocab: int) -> Sizes:
     return Sizes(batch, length, tuple(ends) if isinstance(ends, list) else ends, vocab, not inputs.plain)
 
 
-def plan_for(model: TintForCausalLM, budget: Budget, sizes: Sizes) -> Plan | None:
+def plan_for(model: Simulator, budget: Budget, sizes: Sizes) -> Plan | None:
     """The plan for these sizes, kept for the next run of the same sizes while it fits; None if nothing fits."""
-    key = (budget.outputs, sizes, budget.update)
+    key = (budget.outputs, tuple(budget.program.outputs.values()), sizes, budget.update)
     plan = model.plans.get(key)
     if plan is None or budget.needs(plan) > budget.limit:
         plan = budget.plan(sizes)
@@ -85,7 +83,7 @@ def plan_for(model: TintForCausalLM, budget: Budget, sizes: Sizes) -> Plan | Non
     return plan
 
 
-def _part(model: TintForCausalLM, budget: Budget, sizes: Sizes, max_batch: int | str | None) -> int:
+def _part(model: Simulator, budget: Budget, sizes: Sizes, max_batch: int | str | None) -> int:
     """How many examples to run at a time."""
     if isinstance(max_batch, int) and max_batch >= 1:
         sizes = replace(sizes, batch=min(max_batch, sizes.batch))

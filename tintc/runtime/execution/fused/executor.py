@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -19,15 +19,13 @@ from tintc.runtime.execution.fused.base_run import Reading
 from tintc.runtime.execution.fused.packed_linear import joined
 from tintc.runtime.execution.fused.plan import Plan
 from tintc.runtime.execution.rates import Rates
-
-if TYPE_CHECKING:
-    from tintc.runtime.model.causal_lm import TintForCausalLM
+from tintc.runtime.execution.simulator import Simulator
 
 
 class FusedExecutor(Reading):
     """One run of a plan on one batch (the runtime's `FusedRun`)."""
 
-    def __init__(self, model: TintForCausalLM, inputs: Inputs, plan: Plan, rates: Rates | None):
+    def __init__(self, model: Simulator, inputs: Inputs, plan: Plan, rates: Rates | None):
         super().__init__(model, inputs, inputs.position_ids)
         self.plan, self.given = plan, rates
         self._parts: dict[SimOp, Tensor] = {}

@@ -9,18 +9,16 @@ and one large product takes as long as three (RESULTS.md).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-if TYPE_CHECKING:
-    from tintc.runtime.model.causal_lm import TintForCausalLM
+from tintc.runtime.execution.simulator import Simulator
 
 DEVICES = ("cuda",)
 
 
-def joined(model: TintForCausalLM, names: Sequence[str]) -> tuple[Tensor, Tensor | None] | None:
+def joined(model: Simulator, names: Sequence[str]) -> tuple[Tensor, Tensor | None] | None:
     """``weight [sum dout, din]`` and ``bias [sum dout]`` of linear layers that all have a bias, or none of them; None
     where they stay apart: on devices other than `DEVICES`, and if rows that only fill a prefix lie between them."""
     if model.device.type not in DEVICES:

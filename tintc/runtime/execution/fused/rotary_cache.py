@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 from torch import Tensor
 
-if TYPE_CHECKING:
-    from tintc.runtime.model.causal_lm import TintForCausalLM
+from tintc.runtime.execution.simulator import Simulator
 
 
 class Turns:
     """Turns heads at ``position_ids [B, T]`` by the model's frequencies, as `tintc.ir.functions.rotate` does."""
 
-    def __init__(self, model: TintForCausalLM, position_ids: Tensor):
+    def __init__(self, model: Simulator, position_ids: Tensor):
         self.model, self.position_ids = model, position_ids
         self._known: dict[str, tuple[Tensor, Tensor]] = {}
 

@@ -2,12 +2,12 @@
 
 from tintc.runtime.execution.literal.attention import TintAttention
 from tintc.runtime.execution.literal.blocks import GroupNorm, PositionGate, Prefix, VocabularyMLP
-from tintc.runtime.execution.literal.executor import Machine, SimModule
+from tintc.runtime.execution.literal.executor import LiteralExecutor, SimModule
 from tintc.runtime.execution.literal.split import SplitOperation
 
 __all__ = [
     "GroupNorm",
-    "Machine",
+    "LiteralExecutor",
     "PositionGate",
     "Prefix",
     "SimModule",

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -24,9 +24,7 @@ from tintc.ir.simulator.interface.literal_base import Applied, PrefixTiles, Tile
 from tintc.runtime.execution.literal.attention import TintAttention
 from tintc.runtime.execution.literal.blocks import PositionGate
 from tintc.runtime.execution.rates import Rates
-
-if TYPE_CHECKING:
-    from tintc.runtime.model.causal_lm import TintForCausalLM
+from tintc.runtime.execution.simulator import Simulator
 
 
 class SimModule(nn.Module):
@@ -41,22 +39,24 @@ class SimModule(nn.Module):
         super().__init__()
         self.op, self.blocks = op, blocks
 
-    def forward(self, e: Tensor, block: str, machine: Machine, mask: Tensor | None, rate: Tensor | None) -> Tensor:
-        module, gate = machine.model.block(self.blocks[block])
+    def forward(
+        self, e: Tensor, block: str, executor: LiteralExecutor, mask: Tensor | None, rate: Tensor | None
+    ) -> Tensor:
+        module, gate = executor.model.block(self.blocks[block])
         shown: list[Tensor] = []
         if isinstance(module, TintAttention):
-            mask = machine.prefix_mask() if mask is None and module.kind == "sink" else mask
-            part = None if machine.applied is None else self.op.shown_scores(machine.layout)
+            mask = executor.prefix_mask() if mask is None and module.kind == "sink" else mask
+            part = None if executor.applied is None else self.op.shown_scores(executor.layout)
             keep = None if part is None else partial(_kept, part, shown)
-            new = module(e, machine.positions, mask, machine.token_positions, keep)
+            new = module(e, executor.positions, mask, executor.token_positions, keep)
         else:
             new = module(e)
-        if machine.applied is not None:
-            given = gate.taken(new, machine.positions) if isinstance(gate, PositionGate) else new
-            machine.applied.append(Applied(given, rate, shown[0] if shown else None))
+        if executor.applied is not None:
+            given = gate.taken(new, executor.positions) if isinstance(gate, PositionGate) else new
+            executor.applied.append(Applied(given, rate, shown[0] if shown else None))
         if rate is not None:
             new = new * rate.to(new.dtype).reshape(-1, 1, 1)
-        return new if gate is None else gate(e, new, machine.positions)
+        return new if gate is None else gate(e, new, executor.positions)
 
     def extra_repr(self) -> str:
         return self.op.opname
@@ -73,10 +73,10 @@ def _kept(part: tuple[slice, ...], shown: list[Tensor], scores: Tensor) -> Tenso
     return scores
 
 
-class Machine:
+class LiteralExecutor:
     """One run of a program on one batch (the runtime's `LiteralRun`)."""
 
-    def __init__(self, model: TintForCausalLM, inputs: Inputs, rates: Rates | None):
+    def __init__(self, model: Simulator, inputs: Inputs, rates: Rates | None):
         self.model, self.inputs, self.given, self.layout = model, inputs, rates, model.layout
         batch, length = inputs.shape
         k, device = self.layout.n_prefixes, inputs.input_ids.device

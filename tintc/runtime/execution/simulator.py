@@ -1,0 +1,70 @@
+"""`Simulator`: the part of a simulator that executing its program needs; `TintForCausalLM` has it, and more."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from tintc.ir.core import Op, Program, Value
+from tintc.ir.layout import Layout
+from tintc.runtime.artefact.config import TintConfig
+from tintc.runtime.execution.literal.blocks import Prefix
+
+
+class Simulator(Protocol):
+    """A simulator's program, its tensors by the names that the program gives them, and how to run it.
+
+    tables, prefixes: the modules that hold the auxiliary's tensors. edits: functions that replace token values as soon
+    as they are computed. update: how fused execution keeps updates, one of `UPDATES` in `fused/plan.py`; plans: those
+    that it has made, by sizes.
+    """
+
+    config: TintConfig
+    program: Program
+    layout: Layout
+    tables: Any
+    prefixes: Any
+    edits: dict[Value, Callable[[Tensor], Tensor]]
+    update: str
+    plans: dict[Any, Any]
+
+    @property
+    def device(self) -> torch.device:
+        """The device that all tensors are on."""
+        ...
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The type that all tensors have, but for rates and frequencies, which are never shorter than float32."""
+        ...
+
+    def table(self, name: str) -> Tensor:
+        """Return an embedding table or the head, ``[V, D]``, or another table by its name in the program."""
+        ...
+
+    def prefix(self, name: str) -> Prefix:
+        """Return the module that holds a layer's weights."""
+        ...
+
+    def rate(self, name: str) -> Tensor:
+        """Return the stored learning rates of a layer, ``[N]``: one per step."""
+        ...
+
+    def rotary_table(self, name: str) -> Tensor:
+        """Return a vector that attention scores are made with, such as the rotary frequencies."""
+        ...
+
+    def parameter(self, name: str) -> Tensor:
+        """Return any tensor by its name in the state dict."""
+        ...
+
+    def block(self, name: str) -> tuple[nn.Module, nn.Module | None]:
+        """Return a structural block and its position gate, if it has one."""
+        ...
+
+    def site(self, op: Op) -> Any:
+        """Return the module that stands for an op of the program, None for an op without one."""
+        ...

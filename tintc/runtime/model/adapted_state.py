@@ -1,0 +1,41 @@
+"""`AdaptedState`: the weights that `sim.adapt` has left, as users keep, save and export them."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from tintc.runtime.adaptation.continuation import AdaptiveSimulator
+from tintc.runtime.adaptation.export_hf import export_model
+from tintc.runtime.adaptation.state import AdaptedWeights
+from tintc.runtime.adaptation.state_file import read_state, write_state
+
+
+class AdaptedState(AdaptedWeights):
+    """The updated weights of each of `examples` texts (see `AdaptedWeights`), to predict with, save or export."""
+
+    @classmethod
+    def of_weights(cls, weights: AdaptedWeights) -> AdaptedState:
+        """Return the state that has these weights."""
+        return cls(weights.sim, weights.weights, weights.examples, weights.made)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the state as one safetensors file; raises `ArtefactError` if it cannot be written, and `OptionError` if
+        the simulator's stored weights have changed since."""
+        write_state(self, path)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str], sim: AdaptiveSimulator) -> AdaptedState:
+        """Return the state that `save` wrote; raise `ArtefactError` if it is not one, or another simulator's."""
+        return cls.of_weights(read_state(path, sim))
+
+    def export(self, path: str | os.PathLike[str], model: Any = None, example: int = 0) -> None:
+        """Write the updated model as an ordinary Hugging Face model of the auxiliary's own type.
+
+        model: the auxiliary, as an object, a folder, a GGUF file or a hub id (None: where the simulator says it came
+        from); example: whose weights, of a batch. It is written in the simulator's dtype. Raises `ModelError` if the
+        auxiliary cannot be found or is another, `ArtefactError` if `path` exists or cannot be written, and
+        `OptionError` if the simulator's stored weights have changed since. Prefixes that were trained before go with
+        the update; trained tables do not.
+        """
+        export_model(self.example(example), path, model)

@@ -1,0 +1,126 @@
+"""The tree of modules and parameters that a program asks for."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from tintc.errors import OptionError
+from tintc.ir.core import Op, Program
+from tintc.ir.layout import Layout
+from tintc.ir.simulator import StoredWeights
+from tintc.ir.structure import AttentionSpec, VocabularySpec
+from tintc.lowering.emission.emit import blocks_of, specs
+from tintc.lowering.emission.sharing import placement, sites
+from tintc.runtime.execution.literal.attention import TintAttention
+from tintc.runtime.execution.literal.blocks import PositionGate, Prefix, VocabularyMLP, build_block
+from tintc.runtime.execution.literal.executor import SimModule
+from tintc.runtime.execution.module_tree import Container, FullPrecision, owner, place_module, place_parameter, refer_to
+from tintc.runtime.model.unsupported import WRAPPED, check_own
+
+
+class SimulatorModules(PreTrainedModel):
+    """The part of `TintForCausalLM` that has modules and parameters, and finds them by the program's names."""
+
+    program: Program
+    layout: Layout
+
+    def _build(self) -> None:
+        """Make the modules and their empty parameters, from the program alone."""
+        self.tables = Container()
+        self.prefixes = Container()
+        self.rates = FullPrecision()
+        self.rotary = FullPrecision()
+        self.structure = Container()
+        self.sites = Container()
+        self._blocks = blocks_of(self.program)
+        for name, placed in self._blocks.items():
+            place_module(self, f"structure.{name}", build_block(placed.block.spec, self.layout))
+        for gate in dict.fromkeys(placed.gate for placed in self._blocks.values() if placed.gate):
+            place_module(self, f"structure.{gate}", PositionGate(self.layout.sim_seq_len))
+        shapes = {name: spec.shape for name, spec in specs(self.program).items()}
+        matrices = {f"structure.{name}" for placed in self._blocks.values() for name in placed.positions.values()}
+        for name, shape in shapes.items():
+            if name.startswith(("tables.", "rates.", "rotary.")) or name in matrices:
+                place_parameter(self, name, nn.Parameter(torch.empty(shape)))
+        for op in self.program.ops:
+            if isinstance(op, StoredWeights):
+                stem = f"prefixes.{op.name}."
+                parts = {part: shapes[stem + part] for part in ("weight", "gain", "bias") if stem + part in shapes}
+                place_module(self.prefixes, op.name, Prefix(op.result.type, parts, op.tiles, self.layout))
+        self._sites: dict[Op, str] = {**sites(self.program)}
+        for op, placed in placement(self.program).items():
+            names = {name: one.name for name, one in placed.items()}
+            place_module(self.sites, self._sites[op], SimModule(op, names))
+        self._refer_to_shared()
+
+    def _precise_kinds(self) -> list[str]:
+        """Return the kinds of parameters that are never cast to a short type; transformers warns of empty ones."""
+        kinds = {"rates": self.rates, "rotary": self.rotary}
+        return [name for name, kind in kinds.items() if any(True for _ in kind.parameters())]
+
+    def _refer_to_shared(self) -> None:
+        """Tell the blocks where the tensors are that they read and do not own."""
+        for name, placed in self._blocks.items():
+            module, spec = self._module(f"structure.{name}"), placed.block.spec
+            if isinstance(module, TintAttention) and isinstance(spec, AttentionSpec):
+                shared = {f"p_{letter}": f"structure.{matrix}" for letter, matrix in placed.positions.items()}
+                shared |= {key: f"rotary.{vector}" for key, vector in spec.vectors.items()}
+            elif isinstance(module, VocabularyMLP) and isinstance(spec, VocabularySpec):
+                shared = {"head": f"tables.{spec.head}"} | ({"bias": f"tables.{spec.bias}"} if spec.bias else {})
+            else:
+                continue
+            module.references = {key: refer_to(self, tensor) for key, tensor in shared.items()}
+
+    def zero_absent_terms(self) -> None:
+        """Zero the terms of the definition that the construction leaves out, which no file and no state dict holds."""
+        for name in self._blocks:
+            self._init_weights(self._module(f"structure.{name}"))
+
+    def _init_weights(self, module: nn.Module) -> None:
+        """Nothing is initialised at random: every tensor is compiled. Terms that are not stored are zero."""
+        for name, buffer in list(module.named_buffers(recurse=False)):
+            device = self.device if buffer.is_meta else buffer.device
+            module.register_buffer(name, torch.zeros_like(buffer, dtype=self.dtype, device=device), persistent=False)
+
+    def block(self, name: str) -> tuple[nn.Module, nn.Module | None]:
+        """Return a structural block and its position gate, if it has one."""
+        placed = self._blocks[name]
+        module = self._module(f"structure.{placed.name}")
+        return module, self._module(f"structure.{placed.gate}") if placed.gate else None
+
+    def site(self, op: Op) -> SimModule | None:
+        """Return the module that stands for an op of the program, None for an op without one."""
+        name = self._sites.get(op)
+        module = None if name is None else self._module(f"sites.{name}")
+        return module if isinstance(module, SimModule) else None
+
+    def prefix(self, name: str) -> Prefix:
+        """Return the module that holds a layer's weights."""
+        module = self._module(f"prefixes.{name}")
+        if not isinstance(module, Prefix):
+            raise OptionError(WRAPPED.format(name=f"prefixes.{name}"))
+        return module
+
+    def rate(self, name: str) -> nn.Parameter:
+        """Return the stored learning rates of a layer, ``[N]``: one per step."""
+        return self.parameter(f"rates.{name}")
+
+    def rotary_table(self, name: str) -> nn.Parameter:
+        """Return a vector that attention scores are made with, such as the rotary frequencies."""
+        return self.parameter(f"rotary.{name}")
+
+    def table(self, name: str) -> nn.Parameter:
+        """Return an embedding table, or the head, by its name in the program."""
+        return self.parameter(f"tables.{name}")
+
+    def parameter(self, name: str) -> nn.Parameter:
+        """Return any parameter by its name in the state dict."""
+        module, leaf = owner(self, name)
+        check_own(module, name)
+        return getattr(module, leaf)
+
+    def _module(self, name: str) -> nn.Module:
+        module, leaf = owner(self, name)
+        return getattr(module, leaf)
