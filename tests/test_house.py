@@ -1,0 +1,118 @@
+"""Checks over the sources: which folder may import which, how large folders are, and how the code speaks.
+
+Imports are counted wherever they stand: at the top of a file, for annotations only, and inside functions.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGE = ROOT / "tintc"
+BELOW = {
+    "tintc.ir": ("tintc.frontend", "tintc.lowering", "tintc.analysis", "tintc.runtime", "tintc.evaluation", "tintc.reference"),
+    "tintc.frontend": ("tintc.lowering", "tintc.analysis", "tintc.runtime", "tintc.evaluation", "tintc.reference"),
+    "tintc.lowering": ("tintc.analysis", "tintc.runtime", "tintc.evaluation", "tintc.reference"),
+    "tintc.analysis": ("tintc.runtime", "tintc.evaluation", "tintc.reference"),
+    "tintc.runtime.artefact": ("tintc.runtime.execution", "tintc.runtime.adaptation", "tintc.runtime.model"),
+    "tintc.runtime.execution": ("tintc.runtime.adaptation", "tintc.runtime.model"),
+    "tintc.runtime.adaptation": ("tintc.runtime.model",),
+    "tintc.runtime": ("tintc.evaluation", "tintc.reference", "tintc.cli"),
+}
+"""For every folder, the folders above it, which it may not import."""
+
+
+def name_of(path: Path) -> str:
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
+@cache
+def trees() -> dict[str, ast.Module]:
+    """The syntax tree of every file, by the name of its module."""
+    return {name_of(path): ast.parse(path.read_text(encoding="utf-8")) for path in sorted(PACKAGE.rglob("*.py"))}
+
+
+@cache
+def imports() -> dict[str, set[str]]:
+    """The package's own modules that each module imports; a package does not count as importing its parts."""
+    return {name: set(_imported(name, tree)) for name, tree in trees().items()}
+
+
+def _imported(name: str, tree: ast.Module) -> Iterator[str]:
+    for node in ast.walk(tree):
+        named: list[str] = []
+        if isinstance(node, ast.Import):
+            named = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            named = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+        yield from (one for one in named if one in trees() and one != name and not name.startswith(f"{one}."))
+
+
+def reachable(start: str) -> set[str]:
+    seen: set[str] = set()
+    waiting = [start]
+    while waiting:
+        for name in imports()[waiting.pop()] - seen:
+            seen.add(name)
+            waiting.append(name)
+    return seen
+
+
+@pytest.mark.parametrize("folder", BELOW)
+def test_no_folder_imports_one_above_it(folder: str) -> None:
+    wrong = [
+        f"{name} imports {other}"
+        for name, others in imports().items()
+        if name == folder or name.startswith(f"{folder}.")
+        for other in sorted(others)
+        if any(other == above or other.startswith(f"{above}.") for above in BELOW[folder])
+    ]
+    assert not wrong
+
+
+def test_no_large_circle_of_imports() -> None:
+    """No group of more than three files import each other."""
+    far = {name: reachable(name) for name in imports()}
+    groups = {frozenset(other for other in far[name] if name in far[other]) for name in far}
+    assert max(map(len, groups)) <= 3, sorted(max(groups, key=len))
+
+
+def test_no_folder_has_more_than_25_files() -> None:
+    counts: dict[Path, int] = {}
+    for path in PACKAGE.rglob("*.py"):
+        counts[path.parent] = counts.get(path.parent, 0) + 1
+    assert {str(folder): count for folder, count in counts.items() if count > 25} == {}
+
+
+def lines() -> int:
+    return sum(path.read_text(encoding="utf-8").count("\n") for path in PACKAGE.rglob("*.py"))
+
+
+def test_few_conditional_expressions() -> None:
+    """At most 12 in a thousand lines: a plain statement reads better."""
+    count = sum(isinstance(node, ast.IfExp) for tree in trees().values() for node in ast.walk(tree))
+    assert count <= 12 * lines() / 1000
+
+
+def test_no_word_says_nothing() -> None:
+    """A name says what a value is: not that it was found, made or given."""
+    text = "\n".join(path.read_text(encoding="utf-8") for path in PACKAGE.rglob("*.py"))
+    assert len(re.findall(r"\bfound\b", text)) <= 58
+
+
+def test_docstrings_begin_with_what_is_done() -> None:
+    """ "Return ...", "Raise ...": no relative clause, from which a reader must work out what comes back."""
+    wrong = []
+    for name, tree in trees().items():
+        for node in ast.walk(tree):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                text = ast.get_docstring(node) or ""
+                if re.match(r"(What|Whether|Which|How|Where)\b", text):
+                    wrong.append(f"{name}.{node.name}: {text.splitlines()[0]}")
+    assert not wrong
