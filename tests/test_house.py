@@ -16,7 +16,14 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "tintc"
 BELOW = {
-    "tintc.ir": ("tintc.frontend", "tintc.lowering", "tintc.analysis", "tintc.runtime", "tintc.evaluation", "tintc.reference"),
+    "tintc.ir": (
+        "tintc.frontend",
+        "tintc.lowering",
+        "tintc.analysis",
+        "tintc.runtime",
+        "tintc.evaluation",
+        "tintc.reference",
+    ),
     "tintc.frontend": ("tintc.lowering", "tintc.analysis", "tintc.runtime", "tintc.evaluation", "tintc.reference"),
     "tintc.lowering": ("tintc.analysis", "tintc.runtime", "tintc.evaluation", "tintc.reference"),
     "tintc.analysis": ("tintc.runtime", "tintc.evaluation", "tintc.reference"),

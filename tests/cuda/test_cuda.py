@@ -12,7 +12,7 @@ import torch
 from fused_cases import FAMILIES, compiled, family, relative_to_update, run, token_ids
 
 from tintc.errors import InputError
-from tintc.runtime.execution.fused import UPDATES
+from tintc.runtime.execution.fused.plan import UPDATES
 from tintc.runtime.load import load, write_artefact
 
 pytestmark = pytest.mark.cuda

@@ -12,7 +12,7 @@ import torch
 from programs import gpt_like, llama_like, simulator
 from torch import Tensor
 
-from tintc.runtime.execution.literal import TintAttention
+from tintc.runtime.execution.literal.attention import TintAttention
 from tintc.runtime.model.causal_lm import TintForCausalLM
 
 

@@ -10,10 +10,10 @@ from torch.utils.flop_counter import FlopCounterMode
 from tintc.errors import OptionError
 from tintc.ir import simulator as ops
 from tintc.ir.inputs import resolve_inputs
-from tintc.runtime.execution.fused import UPDATES, FusedExecutor, Sizes, make_plan
 from tintc.runtime.execution.fused import plan as plans
 from tintc.runtime.execution.fused.costs import multiply_adds
-from tintc.runtime.execution.fused.plan import Plan
+from tintc.runtime.execution.fused.executor import FusedExecutor
+from tintc.runtime.execution.fused.plan import UPDATES, Plan, Sizes, make_plan
 from tintc.runtime.model.causal_lm import TintForCausalLM
 
 

@@ -9,8 +9,8 @@ import torch
 from fused_cases import FAMILIES, check_fused, compiled, family, relative_to_update, run, token_ids
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from tintc.runtime.execution.fused import Sizes, make_plan
 from tintc.runtime.execution.fused import packed_linear as joined
+from tintc.runtime.execution.fused.plan import Sizes, make_plan
 from tintc.runtime.model.causal_lm import TintForCausalLM
 
 IDS = token_ids(2, 12)

@@ -26,7 +26,7 @@ from tintc.ir.simulator.interface.literal_base import PrefixTiles
 from tintc.lowering.options import Options
 from tintc.lowering.passes.allocate_slots import allocate_slots
 from tintc.lowering.passes.plan_layout import plan_layout
-from tintc.runtime.execution.literal import LiteralExecutor
+from tintc.runtime.execution.literal.executor import LiteralExecutor
 
 LENGTH, VOCAB = 6, 9
 FEW = settings(max_examples=15, deadline=None, derandomize=True)

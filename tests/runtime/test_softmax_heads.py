@@ -27,7 +27,7 @@ from tintc.errors import ModelError, OptionError
 from tintc.evaluation.perplexity import evaluate_blocks
 from tintc.ir.functions import sink_softmax
 from tintc.lowering.passes.softmax_heads import soften
-from tintc.runtime.execution.literal import TintAttention
+from tintc.runtime.execution.literal.attention import TintAttention
 from tintc.runtime.load import load, write_artefact
 from tintc.runtime.model.causal_lm import TintForCausalLM
 
