@@ -75,8 +75,6 @@ EXPECTED: dict[str, tuple[type[Exception], str, str]] = {
     "test_model_base_model_prefix": (AssertionError, "False is not true", "there is no model without the head"),
     "test_model_get_set_embeddings": (OptionError, "no module of input embeddings", "tables are parameters"),
     "test_resize_tokens_embeddings": (OptionError, "no module of input embeddings", "tables are parameters"),
-    "test_resize_position_vector_embeddings": (OptionError, "part of its program", "positions are too"),
-    "test_can_init_all_missing_weights": (OptionError, "pass both, or the folder", "no tensor is made at random"),
     "test_model_weights_reload_no_missing_tied_weights": (ArtefactError, "lacks", "all tensors must be in the file"),
 }
 """Tests that end in a refusal, or in a difference that is meant: the error, what it says, why."""
@@ -140,7 +138,7 @@ def expecting(test: Any, error: type[Exception], says: str) -> Any:
     return refused
 
 
-def tests_of(name: str, executor: str) -> type:
+def case_of(name: str, executor: str) -> type:
     """The test case of one model in one executor."""
     kind = type("Simulator", (Simulator,), {"wanted": executor, "model": name})
     known = patch.dict(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, {"tint": "Simulator"})
@@ -154,8 +152,8 @@ def tests_of(name: str, executor: str) -> type:
     fields: dict[str, Any] = {"all_model_classes": (kind,), "setUp": set_up}
     case = type(f"Test{name}{executor.title()}", (ModelTesterMixin, GenerationTesterMixin, unittest.TestCase), fields)
     expected = EXPECTED | (FUSED if executor == "fused" else {})
-    for test in [attribute for attribute in dir(case) if attribute.startswith("test_")]:
-        function = getattr(case, test)
+    tests = {name: found for name in dir(case) if name.startswith("test_") and callable(found := getattr(case, name))}
+    for test, function in tests.items():
         if test in expected:
             function = expecting(function, *expected[test][:2])
         if (name, executor) != ("Llama", "fused") or test not in SHORT:
@@ -171,5 +169,6 @@ def partial_of(function: Any) -> Any:
 
 for _name in MODELS:
     for _executor in ("fused", "literal"):
-        _case = tests_of(_name, _executor)
+        _case = case_of(_name, _executor)
         globals()[_case.__name__] = _case
+del _case
