@@ -198,8 +198,7 @@ class TintForCausalLM(Observed, Refusals, SavedModel, TintGenerationMixin):
         num_items_in_batch: Tensor | int | None = None,
         output_hidden_states: bool | None = None,
         output_attentions: bool | None = None,
-        shift_labels: Tensor | None = None,
-        **unknown: Any,
+        **others: Any,
     ) -> TintOutput:
         """Train the auxiliary on the text's train tokens and predict with the result, all in this pass.
 
@@ -220,13 +219,15 @@ class TintForCausalLM(Observed, Refusals, SavedModel, TintGenerationMixin):
         use_cache: return in `past_key_values` what tokens after these need, the updated weights included; given that
         again, input_ids are the new tokens alone, and nothing is trained. state: predict with the weights that `adapt`
         has returned, and train nothing. logits_to_keep: give logits of that many last tokens (0: of all). Autocast
-        changes nothing: load in the dtype to compute in. unknown: other models' arguments, refused unless None.
+        changes nothing: load in the dtype to compute in. others: shift_labels, which `Trainer` would take for labels
+        that every row has if it were named here; arguments of other models are refused unless None.
         """
         check_kept(logits_to_keep)
+        shift_labels = others.pop("shift_labels", None)
         cached, length = bool(use_cache) or past_key_values is not None or state is not None, 0
         if isinstance(input_ids, Tensor):
             length = input_ids.shape[-1]
-        refuse_arguments(unknown, length, cached)
+        refuse_arguments(others, length, cached)
         ids, past = check_ids(input_ids), check_cache(past_key_values)
         more: dict[str, tuple[Tensor, ...]] = {}
         given = {"train_mask": train_mask, "loss_mask": loss_mask, "inner_lr": inner_lr, "max_batch": max_batch}

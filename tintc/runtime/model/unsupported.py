@@ -47,7 +47,7 @@ GENERATION: dict[str, tuple[Callable[[Any], bool], str]] = {
     ),
     "cache_implementation": (
         lambda value: value not in (None, "dynamic"),
-        "A cache of that kind has no place for adapted weights; leave out cache_implementation.",
+        "The cache {value!r} has no place for adapted weights; leave out cache_implementation.",
     ),
     "assistant_early_exit": (
         lambda value: value is not None,
@@ -55,7 +55,7 @@ GENERATION: dict[str, tuple[Callable[[Any], bool], str]] = {
         "prompt_lookup_num_tokens for drafts from the prompt.",
     ),
 }
-"""Options of generation: which values cannot be followed, and what to do."""
+"""Options of generation: which values cannot be followed, and what to do, in which ``{value!r}`` is the value."""
 EXPORTED = (
     "A simulator is a program that its executors run, with choices that depend on the text, so torch.export, ONNX and "
     "TorchScript cannot take it; keep it by sim.save_pretrained(OUT), or export the updated auxiliary, an ordinary "
@@ -105,8 +105,9 @@ def _counts(places: object, length: int) -> bool:
 def refuse_options(generation_config: Any) -> None:
     """Raise `OptionError` for options of generation that a simulator cannot follow."""
     for name, (refused, why) in GENERATION.items():
-        if refused(getattr(generation_config, name, None)):
-            raise OptionError(why)
+        value = getattr(generation_config, name, None)
+        if refused(value):
+            raise OptionError(why.format(value=value))
 
 
 def check_cache(cache: object) -> TintCache | None:
