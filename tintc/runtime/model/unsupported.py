@@ -55,7 +55,7 @@ GENERATION: dict[str, tuple[Callable[[Any], bool], str]] = {
         "prompt_lookup_num_tokens for drafts from the prompt.",
     ),
 }
-"""Options of generation: which values cannot be followed, and what to do, in which ``{value!r}`` is the value."""
+"""Options of generation: which values cannot be followed, and what to do (``{value!r}``: the value)."""
 EXPORTED = (
     "A simulator is a program that its executors run, with choices that depend on the text, so torch.export, ONNX and "
     "TorchScript cannot take it; keep it by sim.save_pretrained(OUT), or export the updated auxiliary, an ordinary "
