@@ -179,8 +179,8 @@ def test_beams_share_one_adaptation(monkeypatch: pytest.MonkeyPatch) -> None:
     from tintc.runtime.adaptation import prefill as adapt
 
     seen = []
-    together = adapt.run_together
-    monkeypatch.setattr(adapt, "run_together", lambda *given: seen.append(given[2].shape) or together(*given))
+    together = adapt.execute_program
+    monkeypatch.setattr(adapt, "execute_program", lambda *given: seen.append(given[2].shape) or together(*given))
     sim = compiled("llama")
     out = sim.generate(token_ids(2, 6), num_beams=4, max_new_tokens=4, return_dict_in_generate=True, do_sample=False)
     assert seen == [(2, 6)]
