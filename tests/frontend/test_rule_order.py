@@ -23,7 +23,6 @@ from tintc.lowering.passes.canonicalise import canonicalise
 from tools.sweep.tiny import tiny_config, tiny_model
 
 TYPES: dict[str, dict[str, Any]] = {
-    "apertus": {},
     "falcon": {"new_decoder_architecture": True, "num_kv_heads": 1},
     "gemma": {},
     "gpt2": {},

@@ -163,7 +163,8 @@ def _merges(graph: CapturedGraph, node: Node, result: Node, cache: _Cache) -> bo
 
 def _puts_heads_in_order(graph: CapturedGraph, node: Node, result: Node) -> bool:
     """As `_merges`, by pushing distinct numbers from the result to the node."""
-    batch, length = 2, 3
+    batch = 2
+    length = 3
     shape = graph.shape(result, batch, length)
     layout = vector_layout(graph, node)
     if shape is None or layout is None or len(shape) not in (3, 4):

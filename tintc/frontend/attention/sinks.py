@@ -66,7 +66,8 @@ def sinks_of_gate(graph: CapturedGraph, gate: Node, scores: Node) -> str | None:
     """
     if scores not in single_sources(graph, gate, lambda node: node is not scores and node.op == "call_function"):
         return None
-    batch, length = 2, 3
+    batch = 2
+    length = 3
     shape = graph.shape(scores, batch, length)
     if shape is None or len(shape) != 4:
         return None

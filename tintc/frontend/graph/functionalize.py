@@ -105,7 +105,8 @@ class _Rewriting:
         while chain[-1] in self.source:
             chain.append(self.source[chain[-1]])
             whole.append(self._now(chain[-1]))
-        count = self.changes[memory] = self.changes.get(memory, 0) + 1
+        count = self.changes.get(memory, 0) + 1
+        self.changes[memory] = count
         value = self._new(functional, node.args, node.kwargs, target, node)
         self.current[target] = value, count
         for part, of, before in zip(chain, chain[1:], whole[1:], strict=False):

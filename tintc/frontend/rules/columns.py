@@ -99,7 +99,8 @@ def _start(split: Node, node: Node) -> Any:
 
 def _columns(graph: CapturedGraph, node: Node, sources: tuple[Node, ...]) -> list[int] | None:
     """Return the column of the sources' vectors, side by side, for each of the node's; None if tokens mix."""
-    batch, length = 2, 3
+    batch = 2
+    length = 3
     layouts = [vector_layout(graph, source) for source in sources]
     widths = [layout.width for layout in layouts if layout is not None]
     numbers = torch.arange(batch * length * sum(widths), dtype=torch.float64).view(batch, length, -1)
