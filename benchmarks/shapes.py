@@ -11,7 +11,7 @@ import torch
 from transformers import AutoModelForCausalLM, GPT2Config, OPTConfig, PreTrainedConfig, PreTrainedModel
 
 sys.path[:0] = [str(Path(__file__).parents[1])]
-from tintc.frontend.source.weightless import hollow_model
+from tintc.frontend.source.weightless import weightless_model
 from tintc.runtime.artefact.safetensors_writer import MAX_SHARD_SIZE, Planned, parse_size, write_files
 
 NAMES = ("opt-125m", "gpt2", "smollm2-135m")
@@ -85,7 +85,7 @@ def generate(name: str, folder: Path, seed: int = 0) -> Path:
     torch.manual_seed(seed)
     tensors = {
         key: Planned(tuple(parameter.shape), torch.float32, partial(_normal, parameter.shape))
-        for key, parameter in hollow_model(made, "sdpa").named_parameters()
+        for key, parameter in weightless_model(made, "sdpa").named_parameters()
     }
     made.save_pretrained(folder / name)
     write_files(folder / name, tensors, parse_size(MAX_SHARD_SIZE), lambda: None)

@@ -16,7 +16,7 @@ import tintc
 from tintc.analysis.parameter_counts import unique_count, unrolled_count
 from tintc.frontend.graph.trace_model import capture
 from tintc.frontend.importer import import_graph
-from tintc.frontend.source.weightless import hollow_model
+from tintc.frontend.source.weightless import weightless_model
 from tintc.ir.text import print_program
 from tools.sweep.tiny import tiny_config
 
@@ -101,7 +101,7 @@ def test_weights_are_not_needed(command: Command, model: Path, tmp_path: Path) -
 @pytest.mark.parametrize("make", [tiny_models.gpt2, tiny_models.opt, tiny_models.llama])
 def test_hollow_models_are_captured_as_whole_ones(make: Callable[[], PreTrainedModel]) -> None:
     whole = make()
-    hollow = hollow_model(whole.config, "sdpa")
+    hollow = weightless_model(whole.config, "sdpa")
     assert all(parameter.untyped_storage().nbytes() <= 8 for parameter in hollow.parameters())
     assert print_program(import_graph(capture(hollow))) == print_program(import_graph(capture(whole)))
 

@@ -57,14 +57,16 @@ NUMBERED = re.compile(r"(?<=[A-Za-z_]\.)\d+\b")
 
 
 def fold(reasons: Iterable[Reason]) -> list[str]:
-    """A line for each distinct reason and place; places that differ in the numbers of layers alone share one."""
+    """Return a line for each distinct reason and place; places that differ in the numbers of layers alone share one."""
     alike: dict[tuple[str, str, str], list[Reason]] = {}
     for reason in reasons:
         key = (reason.what, NUMBERED.sub("*", reason.where), NUMBERED.sub("*", reason.why))
         alike.setdefault(key, []).append(reason)
     lines = []
     for (what, _, general), group in alike.items():
-        why = group[0].why if len({reason.why for reason in group}) == 1 else general
+        why = general
+        if len({reason.why for reason in group}) == 1:
+            why = group[0].why
         lines += [str(Reason(what, where, why)) for where in folded(reason.where for reason in group)]
     return lines
 
@@ -79,7 +81,10 @@ class UnsupportedModelError(ModelError):
     def __init__(self, model: str, reasons: list[Reason], obstacles: Sequence[str] = ()):
         self.reasons = list(dict.fromkeys(reasons))
         lines = "\n".join(f"  - {line}" for line in fold(self.reasons))
-        count = len(self.reasons)
-        noun = "place is" if count == 1 else "places are"
-        named = f"it has {' and '.join(obstacles)}, which tintc does not support; " if obstacles else ""
-        super().__init__(f"{model} cannot be compiled: {named}{count} {noun} not supported.\n{lines}")
+        named = ""
+        if obstacles:
+            named = f"it has {' and '.join(obstacles)}, which tintc does not support; "
+        places = f"{len(self.reasons)} places are"
+        if len(self.reasons) == 1:
+            places = "1 place is"
+        super().__init__(f"{model} cannot be compiled: {named}{places} not supported.\n{lines}")

@@ -1,36 +1,49 @@
-"""What is the same in many layers, said once: module paths that differ in their numbers alone."""
+"""One line for the same thing in many layers: module paths that differ in their numbers alone."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 
+Path = tuple[str, ...]
+"""The names of a module path, from the outermost."""
+
 
 def ranges(numbers: Iterable[int]) -> str:
-    """``0-3,5``."""
+    """Return numbers as ``0-3,5``."""
     runs: list[list[int]] = []
     for number in sorted(set(numbers)):
-        if runs and runs[-1][1] == number - 1:
-            runs[-1][1] = number
+        if runs and runs[-1][-1] == number - 1:
+            runs[-1] = [runs[-1][0], number]
         else:
-            runs.append([number, number])
-    return ",".join(str(first) if first == last else f"{first}-{last}" for first, last in runs)
+            runs.append([number])
+    return ",".join("-".join(map(str, run)) for run in runs)
 
 
 def folded(paths: Iterable[str]) -> list[str]:
-    """``["layers.0.mlp", "layers.1.mlp", "norm"]`` as ``["layers.0-1.mlp", "norm"]``, in order of first appearance.
+    """Return ``["layers.0.mlp", "layers.1.mlp", "norm"]`` as ``["layers.0-1.mlp", "norm"]``, in order of appearance.
 
-    A path that is written stands for every combination of its numbers, and all of them are among the given ones.
+    A path that is returned stands for every combination of its numbers, and all of them are among the paths given.
     """
-    found = list(dict.fromkeys(tuple(path.split(".")) for path in paths))
-    for place in reversed(range(max(map(len, found), default=0))):
-        groups: dict[tuple[str, ...], list[tuple[str, ...]]] = {}
-        for parts in found:
-            numbered = place < len(parts) and parts[place].isdecimal()
-            groups.setdefault((*parts[:place], "", *parts[place + 1 :]) if numbered else parts, []).append(parts)
-        found = [
-            group[0]
-            if len(group) == 1
-            else (*key[:place], ranges(int(parts[place]) for parts in group), *key[place + 1 :])
-            for key, group in groups.items()
-        ]
-    return [".".join(parts) for parts in found]
+    distinct = list(dict.fromkeys(tuple(path.split(".")) for path in paths))
+    longest = max(map(len, distinct), default=0)
+    for place in reversed(range(longest)):
+        distinct = _folded_at(distinct, place)
+    return [".".join(path) for path in distinct]
+
+
+def _folded_at(paths: list[Path], place: int) -> list[Path]:
+    """Return the paths with one for all that differ in the number at that place alone."""
+    groups: dict[Path, list[Path]] = {}
+    for path in paths:
+        key = path
+        if place < len(path) and path[place].isdecimal():
+            key = (*path[:place], "", *path[place + 1 :])
+        groups.setdefault(key, []).append(path)
+    return [_as_one(group, place) for group in groups.values()]
+
+
+def _as_one(group: list[Path], place: int) -> Path:
+    path = group[0]
+    if len(group) == 1:
+        return path
+    return (*path[:place], ranges(int(each[place]) for each in group), *path[place + 1 :])

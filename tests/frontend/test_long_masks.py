@@ -15,10 +15,10 @@ from torch import Tensor, nn
 from transformers import masking_utils
 
 from tintc.errors import UnsupportedModelError
+from tintc.frontend.attention.mask_entries import entries_at
 from tintc.frontend.attention.scores import find_scores
 from tintc.frontend.graph.trace_model import capture
 from tintc.frontend.importer import import_graph
-from tintc.frontend.parts import part_of
 from tools.sweep.tiny import tiny_model
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -33,7 +33,7 @@ def test_a_part_is_what_the_whole_has_there(kind: str) -> None:
     masks = {mask.node: mask for node in graph.live for found in [find_scores(graph, node)] for mask in _masks(found)}
     assert masks
     for mask in masks:
-        whole, part = graph.evaluate(mask, 1, length), part_of(graph, mask, length, rows, columns)
+        whole, part = graph.evaluate(mask, 1, length), entries_at(graph, mask, length, rows, columns)
         for dim, places in ((-2, rows), (-1, columns)):
             whole = whole.index_select(dim, places) if whole.shape[dim] == length else whole
         assert torch.equal(part, whole)
@@ -66,7 +66,7 @@ def test_parts_of_triangles_and_tables() -> None:
     rows, columns = torch.tensor([0, 7, 8, 30]), torch.tensor([2, 3, 8, 9, 29])
     (mask,) = [node for node in graph.module.graph.nodes if node.name == "where"]
     whole = graph.evaluate(mask, 1, 31)
-    assert torch.equal(part_of(graph, mask, 31, rows, columns), whole[..., rows, :][..., columns])
+    assert torch.equal(entries_at(graph, mask, 31, rows, columns), whole[..., rows, :][..., columns])
     assert whole.unique().numel() > 5
 
 

@@ -43,6 +43,30 @@ def test_a_model_that_cannot_take_padding_itself() -> None:
         check_agreement("it", source.model, wrong, auxiliary.tensors, source.max_length)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_hides_no_wrong_factor(dtype: torch.dtype) -> None:
+    """A scale that is off by 5 % moves the logits by about as much as bf16 rounds them; 0.5 % is allowed."""
+    source = load_auxiliary(llama(n_layers=1).to(dtype))
+    before = {key: tensor.clone() for key, tensor in source.model.state_dict().items()}
+    auxiliary = driver.import_auxiliary(source)
+    wrong = broken(auxiliary.program, Norm, eps=0.02)
+    with pytest.raises(ModelError, match=r"0\.005 is allowed"):
+        check_agreement("it", source.model, wrong, auxiliary.tensors, source.max_length)
+    after = source.model.state_dict()
+    assert all(torch.equal(after[key], tensor) and after[key].dtype == tensor.dtype for key, tensor in before.items())
+
+
+def test_a_half_precision_model_that_cannot_be_widened() -> None:
+    """Its head reads the weight of a module that it does not call."""
+    model = llama(n_layers=1).bfloat16()
+    norm = model.model.norm
+    model.lm_head.forward = lambda x: torch.nn.functional.linear(x, model.model.embed_tokens.weight)
+    source = load_auxiliary(model)
+    auxiliary = driver.import_auxiliary(source)
+    check_agreement("it", source.model, auxiliary.program, auxiliary.tensors, source.max_length)
+    assert norm.weight.dtype == torch.bfloat16
+
+
 def test_a_program_that_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
     source = load_auxiliary(llama())
     auxiliary = driver.import_auxiliary(source)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import random
 from collections.abc import Callable
 from types import SimpleNamespace
 
@@ -16,11 +15,9 @@ from torch import Tensor, nn
 from tintc.errors import UnsupportedModelError
 from tintc.frontend.graph.trace_model import capture
 from tintc.frontend.importer import import_graph
-from tintc.frontend.rules import default_rules
 from tintc.ir.auxiliary.interpreter import forward, load
 from tintc.ir.core import Op, Program
 from tintc.ir.inputs import resolve_inputs
-from tintc.ir.text import print_program
 from tintc.reference.captured import run_captured
 
 D, HEADS, VOCAB = 24, 3, 29
@@ -151,11 +148,3 @@ def test_attention_that_is_not_causal_or_not_a_rotation() -> None:
     assert "position" in reasons(Decoder(turn=lambda heads: heads * torch.arange(1, heads.shape[2] + 1)[:, None]))
     assert "aten.sin" in reasons(Decoder(turn=lambda heads: heads.sin()))
     assert reasons(Decoder(act=lambda x: torch.div(x, 2, rounding_mode="floor")))
-
-
-def test_the_order_of_rules_means_nothing() -> None:
-    graph = capture(Decoder(norm=NORMS["rsqrt"], turn=neighbours))
-    text = print_program(import_graph(graph))
-    for seed in range(5):
-        rules = random.Random(seed).sample(default_rules(), len(default_rules()))
-        assert print_program(import_graph(graph, rules)) == text

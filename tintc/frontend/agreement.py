@@ -1,4 +1,4 @@
-"""`check_agreement`: whether an imported program computes what its model computes, before anything is built on it.
+"""`check_agreement`: compare an imported program with its model, before anything is built on it.
 
 The probe has a length other than the captured one, and padding on either side, which export has not seen.
 """
@@ -6,7 +6,8 @@ The probe has a length other than the captured one, and padding on either side, 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -17,56 +18,70 @@ from tintc.ir.auxiliary.interpreter import forward, loading
 from tintc.ir.core import Program
 from tintc.ir.inputs import Inputs, resolve_inputs
 
-LENGTH, PADS = 12, 3
+LENGTH = 12
+"""Tokens of the probe."""
+PADS = 3
 ROWS = {"without padding": (0, 0), "with padding on the left": (PADS, 0), "with padding on the right": (0, PADS)}
 """Tokens of padding on the left and on the right of each text of the probe."""
 ALLOWED = {torch.float64: 1e-4, torch.float32: 1e-3}
-SHORT = 0.1
-"""Largest differences relative to the size of the logits, by the model's dtype; of half-precision types, `SHORT`. fp64
-models drop to fp32 inside."""
+"""Largest differences relative to the size of the logits, by the model's dtype; fp64 models drop to fp32 inside."""
+ALLOWED_WIDENED = 5e-3
+"""The same for a half-precision model that computes in fp32: constants of its graph may be rounded to bf16 (2^-9)."""
+ALLOWED_SHORT = 0.1
+"""The same for a half-precision model that computes in its own dtype."""
 
 
 def check_agreement(name: str, model: nn.Module, program: Program, tensors: Mapping[str, Tensor], limit: int) -> None:
     """Compare logits on a probe of at most `limit` tokens; raise `ModelError` if they differ.
 
-    tensors: what the program's parameters name as their sources. The program runs in fp32 or better.
+    tensors: the sources of the program's parameters. The program runs in fp32 or better, and so does a half-precision
+    model, whose modules are widened one at a time: it takes the memory of the largest. A model whose modules read each
+    other's weights cannot be widened so, and is compared in its own dtype.
     """
     length = min(LENGTH, limit)
-    dtype = next(model.parameters()).dtype
-    allowed = ALLOWED.get(dtype, SHORT)
-    wide = torch.promote_types(dtype, torch.float32)
-    vocab = program.attributes["vocab_size"]
-    ids = torch.randint(0, vocab, (len(ROWS), length), generator=torch.Generator().manual_seed(0))
+    first_weight = next(model.parameters())
+    device = first_weight.device
+    wide = torch.promote_types(first_weight.dtype, torch.float32)
+    ids = torch.randint(
+        0, program.attributes["vocab_size"], (len(ROWS), length), generator=torch.Generator().manual_seed(0)
+    )
     valid = torch.stack([_valid(length, *pads) for pads in ROWS.values()])
     inputs = resolve_inputs(ids, attention_mask=valid)
-    device = next(model.parameters()).device
     with torch.no_grad():
-        found = forward(program, loading(program, tensors, wide, device), _on(inputs, device)).cpu()
-        right = _logits(model, inputs, valid, device).to(wide).cpu()
+        computed = forward(program, loading(program, tensors, wide, device), _on(inputs, device)).cpu()
+        expected, allowed = _precise_logits(model, inputs, valid, wide)
     for row, (case, real) in enumerate(zip(ROWS, valid, strict=True)):
-        a, b = found[row][real], right[row][real]
-        if not real.all() and not b.isfinite().all():
+        right = expected[row][real]
+        if not real.all() and not right.isfinite().all():
             continue  # the model's own padding fails, such as ALiBi's added to the least number of fp64
-        error = float((a - b).norm() / b.norm())
-        if error <= allowed:
-            continue
-        with torch.no_grad():
-            unused = [] if real.all() else _unused(model, inputs, valid, device)
-        if unused:
-            raise ModelError(
-                f"{name} is not compiled, because it ignores {' and '.join(unused)}, and so gives other logits for a "
-                f"text {case} than for the text alone, which a simulator does not; make its forward use them."
-            )
-        raise ModelError(
-            f"{name} is not compiled, because what its graph was read as is not what it computes: on a text "
-            f"{case} the logits differ by {error:.2g}, relatively, and {allowed:g} is allowed. Please report it."
+        error = float((computed[row][real] - right).norm() / right.norm())
+        if error > allowed:
+            raise ModelError(_sentence(name, model, inputs, valid, case, error, allowed))
+
+
+def _sentence(
+    name: str, model: nn.Module, inputs: Inputs, valid: Tensor, case: str, error: float, allowed: float
+) -> str:
+    """Return why the model is not compiled."""
+    ignored: list[str] = []
+    if ROWS[case] != (0, 0):
+        ignored = _ignored_inputs(model, inputs, valid)
+    if ignored:
+        return (
+            f"{name} is not compiled, because it ignores {' and '.join(ignored)}, and so gives other logits for a "
+            f"text {case} than for the text alone, which a simulator does not; make its forward use them."
         )
+    return (
+        f"{name} is not compiled, because what its graph was read as is not what it computes: on a text "
+        f"{case} the logits differ by {error:.2g}, relatively, and {allowed:g} is allowed. Please report it."
+    )
 
 
 def _valid(length: int, left: int, right: int) -> Tensor:
-    """``[T]`` bool; short probes are padded less."""
+    """Return which positions are no padding, ``[T]`` bool; short probes are padded less."""
     positions = torch.arange(length)
-    left, right = (min(pads, length // 3) for pads in (left, right))
+    left = min(left, length // 3)
+    right = min(right, length // 3)
     return (positions >= left) & (positions < length - right)
 
 
@@ -74,26 +89,82 @@ def _on(inputs: Inputs, device: torch.device) -> Inputs:
     return Inputs(*(getattr(inputs, name).to(device) for name in inspect.signature(Inputs).parameters))
 
 
-def _unused(model: nn.Module, inputs: Inputs, valid: Tensor, device: torch.device) -> list[str]:
-    """Which of the inputs that say where the padding is change nothing about the model's logits."""
-    right = _logits(model, inputs, valid, device)
+@torch.no_grad()
+def _ignored_inputs(model: nn.Module, inputs: Inputs, valid: Tensor) -> list[str]:
+    """Return the inputs that say where the padding is and change nothing about the model's logits."""
+    padded = _logits(model, inputs, valid)
     unpadded = resolve_inputs(inputs.input_ids)
-    others = {
-        "attention_mask": _logits(model, inputs, torch.ones_like(valid), device),
-        "position_ids": _logits(model, unpadded, valid, device),
+    variants = {
+        "attention_mask": _logits(model, inputs, torch.ones_like(valid)),
+        "position_ids": _logits(model, unpadded, valid),
     }
-    return [key for key, found in others.items() if torch.equal(found, right)]
+    return [key for key, logits in variants.items() if torch.equal(logits, padded)]
 
 
-def _logits(model: nn.Module, inputs: Inputs, valid: Tensor, device: torch.device) -> Tensor:
-    """The model's own logits, with the positions that the program is run on if the model takes any."""
-    taken = inspect.signature(model.forward).parameters
-    given: dict[str, Any] = {"attention_mask": valid.long().to(device), "use_cache": False}
-    given |= {"position_ids": inputs.position_ids.to(device)}
+def _precise_logits(model: nn.Module, inputs: Inputs, valid: Tensor, wide: torch.dtype) -> tuple[Tensor, float]:
+    """Return the model's logits in the dtype `wide`, on the CPU, and how far the program's may be off."""
+    dtype = next(model.parameters()).dtype
+    if dtype == wide:
+        return _logits(model, inputs, valid).to(wide).cpu(), ALLOWED[wide]
+    try:
+        return _logits(model, inputs, valid, wide).cpu(), ALLOWED_WIDENED
+    except RuntimeError:  # of torch: operands of two dtypes
+        return _logits(model, inputs, valid).to(wide).cpu(), ALLOWED_SHORT
+
+
+def _logits(model: nn.Module, inputs: Inputs, valid: Tensor, wide: torch.dtype | None = None) -> Tensor:
+    """Return the model's own logits, at the positions that the program is run on if the model takes any.
+
+    wide: the dtype to compute in, None for the model's own.
+    """
+    device = next(model.parameters()).device
+    arguments: dict[str, Any] = {
+        "attention_mask": valid.long().to(device),
+        "use_cache": False,
+        "position_ids": inputs.position_ids.to(device),
+    }
+    accepted = inspect.signature(model.forward).parameters
+    arguments = {key: value for key, value in arguments.items() if key in accepted}
     was_training = model.training
     model.eval()
     try:
-        output = model(inputs.input_ids.to(device), **{key: value for key, value in given.items() if key in taken})
+        with nullcontext() if wide is None else _widened(model, wide):
+            return model(inputs.input_ids.to(device), **arguments).logits
     finally:
         model.train(was_training)
-    return output.logits
+
+
+@contextmanager
+def _widened(model: nn.Module, dtype: torch.dtype) -> Iterator[None]:
+    """Let every module compute with its own parameters and buffers in that dtype, which they have for that time."""
+    narrow: dict[nn.Module, list[tuple[dict[str, Any], dict[str, Any]]]] = {}
+
+    def widen(module: nn.Module, *_: Any) -> None:
+        stores = (module._parameters, module._buffers)
+        narrow[module] = [(store, dict(store)) for store in stores]
+        for store in stores:
+            store.update({key: _wide(tensor, dtype) for key, tensor in store.items()})  # pyright: ignore[reportArgumentType, reportCallIssue]
+
+    def restore(module: nn.Module, *_: Any) -> None:
+        for store, tensors in narrow.pop(module, []):
+            store.update(tensors)
+
+    owners = [module for module in model.modules() if module._parameters or module._buffers]
+    hooks = [module.register_forward_pre_hook(widen, prepend=True) for module in owners]
+    hooks += [module.register_forward_hook(restore, always_call=True) for module in owners]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+        for module in list(narrow):
+            restore(module)
+
+
+def _wide(tensor: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+    if tensor is None or not tensor.is_floating_point():
+        return tensor
+    wide = tensor.detach().to(dtype)
+    if isinstance(tensor, nn.Parameter):
+        return nn.Parameter(wide, requires_grad=False)
+    return wide

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import Any
 
 from torch.fx import Node
 
 from tintc.frontend.graph.captured import CapturedGraph
+from tintc.ir.auxiliary import Concat, Select
 from tintc.ir.auxiliary.base import AuxOp
-from tintc.ir.core import Parameter, Program, Type, Value
+from tintc.ir.columns import Runs
+from tintc.ir.core import Parameter, Program, Type, Value, tokens
 from tintc.ir.names import Names
 
 FORBIDDEN = re.compile(r"[^A-Za-z0-9_.\-]")
@@ -31,18 +34,44 @@ class Builder:
         self.program.ops.append(op(operands=operands, results=(result,), **attributes))
         return result
 
+    def concatenate(self, node: Node, values: tuple[Value, ...], hint: str) -> Value:
+        """Return the values side by side; a single value as it is."""
+        if len(values) == 1:
+            return values[0]
+        width = sum(value.type.width for value in values)
+        return self.emit(Concat, node, values, tokens(width), hint)
+
+    def select(self, node: Node, value: Value, columns: Sequence[int], hint: str) -> Value:
+        """Return the columns of a value; the value itself if they are all of its columns in order."""
+        if list(columns) == list(range(value.type.width)):
+            return value
+        return self.emit(Select, node, (value,), tokens(len(columns)), hint, columns=as_runs(columns))
+
     def parameter(self, name: str, transpose: bool = False) -> str:
-        """Declare that the program reads a tensor; returns the parameter's name.
+        """Declare that the program reads a tensor, and return the parameter's name.
 
         A tensor computed from one parameter goes by that parameter's name, since it stands in its place.
         """
         shape = tuple(self.graph.tensors[name].shape)
-        wanted = Parameter(name, shape[::-1] if transpose else shape, transpose)
+        if transpose:
+            shape = shape[::-1]
+        parameter = Parameter(name, shape, transpose)
         alias = self.graph.origins.get(name, name)
-        while self.program.parameters.setdefault(alias, wanted) != wanted:
+        while self.program.parameters.setdefault(alias, parameter) != parameter:
             alias += ".t"
         return alias
 
     def _name(self, node: Node, hint: str) -> str:
-        parts = [part for part in (self.graph.path(node), hint) if part]
-        return self._names.fresh(FORBIDDEN.sub("_", ".".join(parts)) or "value")
+        words = [word for word in (self.graph.path(node), hint) if word]
+        return self._names.fresh(FORBIDDEN.sub("_", ".".join(words)) or "value")
+
+
+def as_runs(columns: Sequence[int]) -> Runs:
+    """Return columns as runs: ``[4, 5, 6, 0, 1]`` as ``((4, 7), (0, 2))``."""
+    runs: list[tuple[int, int]] = []
+    for column in columns:
+        if runs and runs[-1][1] == column:
+            runs[-1] = (runs[-1][0], column + 1)
+        else:
+            runs.append((column, column + 1))
+    return tuple(runs)

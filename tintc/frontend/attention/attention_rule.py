@@ -5,33 +5,38 @@ from __future__ import annotations
 import math
 import weakref
 from dataclasses import dataclass, field
+from itertools import islice
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.fx import Node
 
 from tintc.frontend.attention.head_map import Heads, distinct_heads
-from tintc.frontend.attention.masks import NotSeen, Sight, read_masks
+from tintc.frontend.attention.masks import MaskPattern, UnsupportedMask, read_masks
 from tintc.frontend.attention.operands import Operand, Regions, find_operand, joint_gain
-from tintc.frontend.attention.rotations import NotHeads
+from tintc.frontend.attention.rotations import UnsupportedHeadMap
 from tintc.frontend.attention.scores import Scores, find_scores
 from tintc.frontend.builder import Builder
 from tintc.frontend.graph.captured import CapturedGraph
 from tintc.frontend.graph.layouts import vector_layout
 from tintc.frontend.graph.node_queries import rows_width, single_sources
 from tintc.frontend.graph.regions import Signatures, is_linear, moves, push
-from tintc.frontend.rules.base import NOT_MINE, Fail, Match
+from tintc.frontend.rule import NOT_MINE, Fail, Match
 from tintc.ir.auxiliary import Attention
 from tintc.ir.core import Value, tokens
 from tintc.ir.functions import merge_heads
 
 
 @dataclass
-class _Memory:
-    """What has been found out about one graph, by the signature of the region it was found in."""
+class _Cache:
+    """Readings of one graph, by the signature of the region that was read: equal layers are read once.
+
+    masks: a pattern, or why it is not supported; layouts: True where results are laid out head after head.
+    """
 
     regions: Regions
-    masks: dict[tuple[tuple[int, str, float], ...], Sight | str] = field(default_factory=dict)
+    masks: dict[tuple[tuple[int, str, float], ...], MaskPattern | str] = field(default_factory=dict)
     layouts: dict[int, bool] = field(default_factory=dict)
 
 
@@ -39,151 +44,190 @@ class AttentionRule:
     """Anchored at the first value after the heads' results that something else reads: most often the one that merges
     them back to one vector per token, or, where heads are gated, one that still has a dimension of heads.
 
-    q, k and v are read by evaluation (`heads.classify`), the masks too (`masks.read_masks`); constant factors of q
-    and k go into the scale.
+    q, k and v are read by evaluation (`head_map.read_heads`), the masks too (`masks.read_masks`); constant factors of
+    q and k go into the scale.
     """
 
     def __init__(self) -> None:
-        self._memory: weakref.WeakKeyDictionary[CapturedGraph, _Memory] = weakref.WeakKeyDictionary()
+        self._caches: weakref.WeakKeyDictionary[CapturedGraph, _Cache] = weakref.WeakKeyDictionary()
 
     def match(self, graph: CapturedGraph, node: Node) -> Match | Fail:
         if node not in graph.live or vector_layout(graph, node) is None:
             return NOT_MINE
-        result = [node, *single_sources(graph, node, moves)][-1]
-        found = find_scores(graph, result)
-        if found is None or rows_width(graph, result) is not None:
+        result = node
+        for source in single_sources(graph, node, moves):
+            result = source
+        scores = find_scores(graph, result)
+        if scores is None or rows_width(graph, result) is not None:
             return NOT_MINE
-        memory = self._memory.setdefault(graph, _Memory(Regions(Signatures(graph))))
-        if isinstance(found, Fail):
-            return found
-        return self._attention(graph, node, found, memory)
+        if isinstance(scores, Fail):
+            return scores
+        cache = self._caches.setdefault(graph, _Cache(Regions(Signatures(graph))))
+        return self._attention(graph, node, scores, cache)
 
-    def _attention(self, graph: CapturedGraph, node: Node, found: Scores, memory: _Memory) -> Match | Fail:
-        problems, sight = [*found.problems], _sight(graph, found, memory)
-        if not isinstance(sight, Sight):
-            problems.append(sight)
-            sight = Sight()
+    def _attention(self, graph: CapturedGraph, node: Node, scores: Scores, cache: _Cache) -> Match | Fail:
+        problems = [*scores.problems]
+        pattern = _mask_pattern(graph, scores, cache)
+        if not isinstance(pattern, MaskPattern):
+            problems.append(pattern)
+            pattern = MaskPattern()
         sources: list[Node] = []
         operands: list[Operand] = []
-        for label, root in (("q", found.q), ("k", found.k), ("v", found.v)):
-            behind, result = find_operand(graph, root, label == "k" and found.k_transposed, memory.regions)
+        for label, root in (("q", scores.q), ("k", scores.k), ("v", scores.v)):
+            transposed = label == "k" and scores.k_transposed
+            behind, operand = find_operand(graph, root, transposed, cache.regions)
             sources.extend(behind)
-            if isinstance(result, Operand):
-                operands.append(result)
+            if isinstance(operand, Operand):
+                operands.append(operand)
             else:
-                problems.append(f"{label}: {result}")
+                problems.append(f"{label}: {operand}")
         if not problems:
             problems = _disagreements(operands)
-        if not problems and len(sight.slopes) not in (0, operands[0].heads.count):
+        if not problems and len(pattern.slopes) not in (0, operands[0].heads.count):
             problems = ["its bias is not one for each head"]
-        if not problems and not _merges(graph, node, found.result, memory):
+        if not problems and not _merges(graph, node, scores.result, cache):
             problems = ["its result is not laid out head after head"]
         if problems:
-            return Fail("; ".join(problems), found.result, tuple(sources))
-        return _matched(graph, found, tuple(sources), operands, sight)
+            return Fail("; ".join(problems), scores.result, tuple(sources))
+        return _matched(graph, scores, tuple(sources), operands, pattern)
 
 
-def _sight(graph: CapturedGraph, found: Scores, memory: _Memory) -> Sight | str:
-    """What the masks let a query see, or why that is not supported."""
-    if not found.masks:
-        return Sight() if found.causal else "attention has no causal mask"
-    key = tuple((memory.regions.signatures.constant(mask.node), mask.effect, mask.factor) for mask in found.masks)
-    if key not in memory.masks:
+def _mask_pattern(graph: CapturedGraph, scores: Scores, cache: _Cache) -> MaskPattern | str:
+    """Return what the masks let a query see, or why that is not supported."""
+    if not scores.masks and not scores.causal:
+        return "attention has no causal mask"
+    if not scores.masks:
+        return MaskPattern()
+    signatures = cache.regions.signatures
+    key = tuple((signatures.constant(mask.node), mask.effect, mask.factor) for mask in scores.masks)
+    if key not in cache.masks:
         try:
-            memory.masks[key] = read_masks(graph, found.masks)
-        except NotSeen as reason:
-            memory.masks[key] = str(reason)
-    return memory.masks[key]
+            cache.masks[key] = read_masks(graph, scores.masks)
+        except UnsupportedMask as reason:
+            cache.masks[key] = str(reason)
+    return cache.masks[key]
 
 
 def _disagreements(operands: list[Operand]) -> list[str]:
+    """Return why q, k and v do not make one attention."""
     q, k, v = (operand.heads for operand in operands)
-    turns = [operand.rotation for operand in operands]
-    problems = []
+    rotated_q, rotated_k, _ = (operand.rotated for operand in operands)
+    problems: list[str] = []
     if q.head_dim != k.head_dim:
         problems.append(f"heads of q and k are {q.head_dim} and {k.head_dim} wide; they must be equal")
     if operands[2].norm is not None or v.rotation is not None or abs(v.factor - 1) > 1e-9:
         problems.append("the values are scaled or rotated")
     scaled = [name for name, heads in (("keys", k), ("values", v)) if heads.scales is not None]
     problems += [f"the {name} are scaled by their position, and only queries may be" for name in scaled]
-    if (turns[0].rotation is None) != (turns[1].rotation is None):
+    if (rotated_q.rotation is None) != (rotated_k.rotation is None):
         problems.append("only one of q and k is rotated")
-    elif not _turn_alike(*turns[:2]):
+    elif not _rotate_alike(rotated_q, rotated_k):
         problems.append("q and k are rotated differently")
     try:
         if any(heads.count % _shared_heads(k, v) for heads in (q, k, v)):
             problems.append("keys and values are shared by different groups of heads")
-    except NotHeads as reason:
+    except UnsupportedHeadMap as reason:
         problems.append(str(reason))
     return problems
 
 
 def _shared_heads(k: Heads, v: Heads) -> int:
-    """Into how many groups the query heads fall that share a head of k and a head of v."""
+    """Return the number of groups of query heads that share a head of k and a head of v."""
     return math.lcm(distinct_heads(k.columns), distinct_heads(v.columns))
 
 
-def _turn_alike(q: Heads, k: Heads) -> bool:
+def _rotate_alike(q: Heads, k: Heads) -> bool:
     if q.rotation is None or k.rotation is None:
         return True
     if q.rotation.style != k.rotation.style or q.rotation.frequencies.shape != k.rotation.frequencies.shape:
         return False
-    plain = torch.arange(q.head_dim)
-    orders = [plain if heads.order is None else heads.order for heads in (q, k)]
-    return torch.equal(*orders) and torch.allclose(q.rotation.frequencies, k.rotation.frequencies, rtol=1e-6, atol=1e-9)
+    if not torch.equal(_order(q), _order(k)):
+        return False
+    return torch.allclose(q.rotation.frequencies, k.rotation.frequencies, rtol=1e-6, atol=1e-9)
 
 
-def _merges(graph: CapturedGraph, node: Node, result: Node, memory: _Memory) -> bool:
-    """Whether the node's vectors are the results ``[B, H, T, d]`` head after head, found by pushing numbers through."""
-    key = memory.regions.signatures.of(node, (result,))
-    if key not in memory.layouts:
-        shape, layout = graph.shape(result, 2, 3), vector_layout(graph, node)
-        memory.layouts[key] = False
-        if shape is not None and layout is not None and len(shape) in (3, 4):
-            numbers = torch.arange(1.0, 1 + torch.Size(shape).numel(), dtype=torch.float64).view(shape)
-            numbers = numbers.to(graph.input_ids.meta["val"].device)
-            merged = layout.take(push(graph, node, {result: numbers}, 2, 3), 2, 3)
-            expected: Tensor = merge_heads(numbers if len(shape) == 4 else numbers.unflatten(0, (2, -1)))
-            memory.layouts[key] = torch.equal(merged, expected)
-    return memory.layouts[key]
+def _order(heads: Heads) -> Tensor:
+    """Return the order of a head's coordinates ``[head_dim]``."""
+    if heads.order is None:
+        return torch.arange(heads.head_dim)
+    return heads.order
+
+
+def _merges(graph: CapturedGraph, node: Node, result: Node, cache: _Cache) -> bool:
+    """Return True if the node's vectors are the results ``[B, H, T, d]`` head after head."""
+    key = cache.regions.signatures.of(node, (result,))
+    if key not in cache.layouts:
+        cache.layouts[key] = _puts_heads_in_order(graph, node, result)
+    return cache.layouts[key]
+
+
+def _puts_heads_in_order(graph: CapturedGraph, node: Node, result: Node) -> bool:
+    """As `_merges`, by pushing distinct numbers from the result to the node."""
+    batch = 2
+    length = 3
+    shape = graph.shape(result, batch, length)
+    layout = vector_layout(graph, node)
+    if shape is None or layout is None or len(shape) not in (3, 4):
+        return False
+    numbers = torch.arange(1.0, 1 + torch.Size(shape).numel(), dtype=torch.float64).view(shape)
+    numbers = numbers.to(graph.input_ids.meta["val"].device)
+    merged = layout.take(push(graph, node, {result: numbers}, batch, length), batch, length)
+    if len(shape) == 3:  # examples and heads in one dimension
+        numbers = numbers.unflatten(0, (batch, -1))
+    return torch.equal(merged, merge_heads(numbers))
 
 
 def _matched(
-    graph: CapturedGraph, found: Scores, sources: tuple[Node, ...], operands: list[Operand], sight: Sight
+    graph: CapturedGraph, scores: Scores, sources: tuple[Node, ...], operands: list[Operand], pattern: MaskPattern
 ) -> Match:
     q, k, v = (operand.heads for operand in operands)
     n_kv = _shared_heads(k, v)
     counts = (q.count, n_kv, n_kv)
-    sizes = {"n_heads": q.count, "n_kv_heads": n_kv, "head_dim": q.head_dim, "scale": found.scale * q.factor * k.factor}
-    sees = {"window": sight.window, "slopes": sight.slopes, "soft_cap": found.soft_cap}
+    attributes: dict[str, Any] = {
+        "n_heads": q.count,
+        "n_kv_heads": n_kv,
+        "head_dim": q.head_dim,
+        "scale": scores.scale * q.factor * k.factor,
+        "window": pattern.window,
+        "slopes": pattern.slopes,
+        "soft_cap": scores.soft_cap,
+    }
+    if v.head_dim != q.head_dim:
+        attributes["value_dim"] = v.head_dim
 
     def build(builder: Builder, values: tuple[Value, ...]) -> Value:
-        parts, rest = [], values
+        inputs = iter(values)
+        cut = []
         for label, operand, count in zip("qkv", operands, counts, strict=True):
-            own, rest = rest[: len(operand.sources)], rest[len(operand.sources) :]
-            parts.append(operand.build(builder, found.result, own, label, count))
-        named: dict[str, str | int] = {}
-        rotation = operands[0].rotation.rotation
-        if rotation is not None:
-            name = _frequencies(graph, found.q, rotation.frequencies)
-            named = {"inv_freq": builder.parameter(name), "rotary_style": rotation.style}
-        gain = joint_gain(graph, operands[0], operands[1])
-        if gain is not None:
-            named["gain"] = builder.parameter(graph.derive_constant("gain", gain))
-        if q.scales is not None:
-            named["query_scale"] = builder.parameter(graph.derive_constant("query_scale", q.scales))
-        if found.sinks:
-            named["sinks"] = builder.parameter(found.sinks)
-        if v.head_dim != q.head_dim:
-            named["value_dim"] = v.head_dim
-        width = tokens(q.count * v.head_dim)
-        return builder.emit(Attention, found.result, tuple(parts), width, "attention", **sizes, **named, **sees)
+            own = tuple(islice(inputs, len(operand.sources)))
+            cut.append(operand.build(builder, scores.result, own, label, count))
+        vectors = _vectors(graph, scores, operands, builder)
+        kind = tokens(q.count * v.head_dim)
+        return builder.emit(Attention, scores.result, tuple(cut), kind, "attention", **attributes, **vectors)
 
     return Match(sources, build)
 
 
+def _vectors(graph: CapturedGraph, scores: Scores, operands: list[Operand], builder: Builder) -> dict[str, str]:
+    """Declare the vectors that an attention reads, and return its attributes that name them."""
+    q, k, _ = operands
+    names: dict[str, str] = {}
+    rotation = q.rotated.rotation
+    if rotation is not None:
+        names["inv_freq"] = builder.parameter(_frequencies(graph, scores.q, rotation.frequencies))
+        names["rotary_style"] = rotation.style
+    gain = joint_gain(graph, q, k)
+    if gain is not None:
+        names["gain"] = builder.parameter(graph.derive_constant("gain", gain))
+    if q.heads.scales is not None:
+        names["query_scale"] = builder.parameter(graph.derive_constant("query_scale", q.heads.scales))
+    if scores.sinks:
+        names["sinks"] = builder.parameter(scores.sinks)
+    return names
+
+
 def _frequencies(graph: CapturedGraph, root: Node, frequencies: Tensor) -> str:
-    """A buffer of the model that holds these frequencies, or a constant made of them."""
+    """Return the name of a buffer of the model that holds these frequencies, or of a constant made of them."""
     seen: set[Node] = set()
     stack = [root]
     while stack:

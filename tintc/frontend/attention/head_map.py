@@ -1,12 +1,12 @@
-"""How an attention operand is cut from vectors per token: which column goes to which head, and how heads rotate.
+"""The map from vectors per token to an attention's heads: which column goes to which head, and how heads rotate.
 
-`classify` pushes an identity basis through the region between the vectors and the operand, in fp64, at four positions,
-and reads off the map: head h's coordinate i at position t is
+`read_heads` pushes an identity basis through the region between the vectors and the operand, in fp64, at four
+positions, and reads off the map: head h's coordinate i at position t is
 
     alpha * s_t * (x[c] * cos(t f) -+ x[partner] * sin(t f)),        c = columns[h, i]
 
 Where the size s_t changes with the position (it is 1 at position 0), it is read at all positions of the longest text.
-What is found is then checked on random vectors, so that nothing rests on the reading being clever. Coordinates of q and
+The reading is then checked on random vectors, so that nothing rests on its being clever. Coordinates of q and
 k may be permuted alike: pairs that lie neither as halves nor as neighbours are brought to the beginning of the head.
 """
 
@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
-from tintc.frontend.attention.rotations import NotHeads, Pairs, Rotation, entries, read_pairs, refine
+from tintc.frontend.attention.rotations import Pairs, Rotation, UnsupportedHeadMap, entries, read_pairs, refine
 from tintc.frontend.graph.captured import CapturedGraph
 from tintc.frontend.graph.layouts import VectorLayout, vector_layout
 from tintc.frontend.graph.regions import between, push
@@ -34,7 +34,9 @@ ROUNDED = 2e-7
 
 @dataclass(frozen=True)
 class Region:
-    """What lies between an operand of attention (`transposed`: ``[B, H, d, T]``) and the vectors it is cut from.
+    """The operations between an operand of attention and the vectors it is cut from.
+
+    transposed: the operand is ``[B, H, d, T]``.
 
     Several sources count as one vector, side by side.
     """
@@ -46,42 +48,44 @@ class Region:
 
     @property
     def layouts(self) -> list[VectorLayout]:
-        found = [vector_layout(self.graph, source) for source in self.sources]
-        return [layout for layout in found if layout is not None]
+        layouts = [vector_layout(self.graph, source) for source in self.sources]
+        return [layout for layout in layouts if layout is not None]
 
     @property
     def width(self) -> int:
         return sum(layout.width for layout in self.layouts)
 
     def run(self, rows: Tensor) -> Tensor:
-        """Heads ``[B, H, T, d]`` from vectors ``[B, T, W]``."""
+        """Return heads ``[B, H, T, d]`` from vectors ``[B, T, W]``."""
         batch, length, _ = rows.shape
         rows = rows.to(self.graph.input_ids.meta["val"].device)
-        parts = rows.split([layout.width for layout in self.layouts], -1)
+        rows_by_source = rows.split([layout.width for layout in self.layouts], -1)
         values: dict[Node, Tensor] = {}
-        for source, layout, part in zip(self.sources, self.layouts, parts, strict=True):
+        for source, layout, own_rows in zip(self.sources, self.layouts, rows_by_source, strict=True):
             shape = self.graph.shape(source, batch, length)
             assert shape is not None
-            values[source] = layout.place(part, shape)
+            values[source] = layout.place(own_rows, shape)
         result = push(self.graph, self.root, values, batch, length)
         if result.dim() == 3 and result.shape[0] % batch == 0:
             result = result.unflatten(0, (batch, -1))  # batch and heads in one dimension, as baddbmm wants them
         if result.dim() != 4:
-            raise NotHeads("its operand is not laid out as [batch, heads, length, head]")
-        result = result.transpose(2, 3) if self.transposed else result
+            raise UnsupportedHeadMap("its operand is not laid out as [batch, heads, length, head]")
+        if self.transposed:
+            result = result.transpose(2, 3)
         if result.shape[0] != batch or result.shape[2] != length:
-            raise NotHeads("its operand is not laid out as [batch, heads, length, head]")
+            raise UnsupportedHeadMap("its operand is not laid out as [batch, heads, length, head]")
         return result.cpu()
 
     def rounded(self) -> bool:
-        """Whether a table of fp32 numbers goes into it, which is what a precomputed rotary embedding is."""
-        graph, found = self.graph, set(between(self.graph, self.root, self.sources))
-        stack = [source for node in found for source in node.all_input_nodes if source not in graph.live]
+        """Return True if a table of fp32 numbers goes into it, as a precomputed rotary embedding is."""
+        graph = self.graph
+        seen = set(between(graph, self.root, self.sources))
+        stack = [source for node in seen for source in node.all_input_nodes if source not in graph.live]
         while stack:
             node = stack.pop()
-            if node in found:
+            if node in seen:
                 continue
-            found.add(node)
+            seen.add(node)
             name = graph.names.get(node)
             if name is not None and graph.tensors[name].dtype == torch.float32 and graph.tensors[name].dim() > 1:
                 return True
@@ -112,52 +116,60 @@ class Heads:
         return self.columns.shape[1]
 
     def grouped(self, count: int) -> Heads:
-        """Without the repetition of each head ``self.count // count`` times in a row."""
+        """Return the heads without the repetition of each head ``self.count // count`` times in a row."""
         return replace(self, columns=self.columns[:: self.count // count])
 
 
 def distinct_heads(columns: Tensor) -> int:
-    """Number of different heads if equal ones follow each other in groups of one size."""
+    """Return the number of different heads if equal ones follow each other in groups of one size."""
     changes = (columns[1:] != columns[:-1]).any(1)
     count = int(changes.sum()) + 1
     if columns.shape[0] % count:
-        raise NotHeads("its heads are repeated unevenly")
+        raise UnsupportedHeadMap("its heads are repeated unevenly")
     group = columns.shape[0] // count
     if not torch.equal(columns, columns[::group].repeat_interleave(group, 0)):
-        raise NotHeads("its heads are repeated unevenly")
+        raise UnsupportedHeadMap("its heads are repeated unevenly")
     return count
 
 
-def classify(region: Region) -> Heads:
-    """The heads at the region's root as columns of its sources.
+def read_heads(region: Region) -> Heads:
+    """Return the heads at the region's root as columns of its sources.
 
-    Raises `NotHeads` with the reason if they are anything else than columns, scaled by one number and rotated.
+    Raises `UnsupportedHeadMap` with the reason if they are more than columns, scaled by one number and rotated.
     """
     limit = region.graph.max_length
-    tolerance = ROUNDED * max(limit, POSITIONS) if region.rounded() else TOLERANCE
+    rounded = region.rounded()
+    tolerance = TOLERANCE
+    if rounded:
+        tolerance = ROUNDED * max(limit, POSITIONS)
     maps = _maps(region)
     columns, factor = _columns(maps[0], tolerance)
     heads = Heads(columns, factor, None)
     if any(_differ(later, maps[0], tolerance * abs(factor)) for later in maps[1:]):
         pairs = read_pairs(maps[1], columns, factor, tolerance)
-        heads = heads if pairs is None else _rotated(region, heads, pairs, tolerance > TOLERANCE)
-    found, expected = _both(region, heads, 1, limit)
-    heads = replace(heads, scales=_scales(found, expected, tolerance))
-    _check(heads, found, expected, tolerance)
-    _check(heads, *_both(region, heads, 2, min(5, limit)), tolerance)
+        if pairs is not None:
+            heads = _rotated(region, heads, pairs, rounded)
+    result, reading = _result_and_reading(region, heads, 1, limit)
+    heads = replace(heads, scales=_scales(result, reading, tolerance))
+    _check(heads, result, reading, tolerance)
+    result, reading = _result_and_reading(region, heads, 2, min(5, limit))
+    _check(heads, result, reading, tolerance)
     return heads
 
 
 def _rotated(region: Region, heads: Heads, pairs: Pairs, rounded: bool) -> Heads:
-    """The heads with their rotation."""
-    pairs = pairs if pairs.style() else pairs.completed(heads.head_dim)
+    """Return the heads with their rotation."""
+    if not pairs.style():
+        pairs = pairs.completed(heads.head_dim)
     angles = pairs.angles
     if rounded:
         rows = _random(region, 1, region.graph.max_length)
-        before, after = rows[0][:, heads.columns[0]] * heads.factor, region.run(rows)[0, 0]
-        at = torch.stack((pairs.lower, pairs.upper), -1)
-        angles = refine(angles, before[:, at], after[:, at])
-    if style := pairs.style():
+        before = rows[0][:, heads.columns[0]] * heads.factor
+        after = region.run(rows)[0, 0]
+        coordinates = torch.stack((pairs.lower, pairs.upper), -1)
+        angles = refine(angles, before[:, coordinates], after[:, coordinates])
+    style = pairs.style()
+    if style:
         return replace(heads, rotation=Rotation(angles, style))
     order = pairs.order(heads.head_dim)
     return replace(heads, columns=heads.columns[:, order], rotation=Rotation(angles, "half"), order=order)
@@ -168,30 +180,30 @@ def _differ(a: Tensor, b: Tensor, tolerance: float) -> bool:
 
 
 def _maps(region: Region) -> list[Tensor]:
-    """Per position t the sparse matrix ``[H, d, W]`` of the region; sparse, for wide models."""
+    """Return the matrix ``[H, d, W]`` of the region for each position t; sparse, for wide models."""
     width = region.width
     chunk = max(1, min(width, CHUNK // (POSITIONS * width)))
-    parts: list[Tensor] = []
+    chunks: list[Tensor] = []
     for start in range(0, width, chunk):
         basis = torch.zeros(chunk, width, dtype=torch.float64)
         used = min(chunk, width - start)
         basis[:used, start : start + used] = torch.eye(used, dtype=torch.float64)
         rows = basis[:, None].expand(chunk, POSITIONS, width).contiguous()
-        parts.append(region.run(rows)[:used].to_sparse())
-    whole = torch.cat(parts)
+        chunks.append(region.run(rows)[:used].to_sparse())
+    whole = torch.cat(chunks)
     return [whole.select(2, position).permute(1, 2, 0).coalesce() for position in range(POSITIONS)]
 
 
 def _columns(first: Tensor, tolerance: float) -> tuple[Tensor, float]:
-    """Column of every head coordinate, and the common factor, from the map ``[H, d, W]`` at position 0."""
+    """Return the column of every head coordinate, and the common factor, from the map ``[H, d, W]`` at position 0."""
     n_heads, head_dim, _ = first.shape
     index, values = entries(first, tolerance)
     places = index[0] * head_dim + index[1]
     if not torch.equal(places.sort().values, torch.arange(n_heads * head_dim)):
-        raise NotHeads("its heads mix or drop coordinates of the vector they are cut from")
+        raise UnsupportedHeadMap("its heads mix or drop coordinates of the vector they are cut from")
     factor = float(values[0])
     if (values - factor).abs().max() > tolerance * abs(factor):
-        raise NotHeads("its heads scale their coordinates differently")
+        raise UnsupportedHeadMap("its heads scale their coordinates differently")
     columns = torch.empty(n_heads * head_dim, dtype=torch.long)
     columns[places] = index[2]
     return columns.view(n_heads, head_dim), factor
@@ -202,29 +214,32 @@ def _random(region: Region, batch: int, length: int) -> Tensor:
     return torch.randn(batch, length, region.width, generator=generator, dtype=torch.float64)
 
 
-def _both(region: Region, heads: Heads, batch: int, length: int) -> tuple[Tensor, Tensor]:
-    """The region applied to random vectors, and the reading, but for its scales: ``[B, H, T, d]``."""
+def _result_and_reading(region: Region, heads: Heads, batch: int, length: int) -> tuple[Tensor, Tensor]:
+    """Return the region applied to random vectors, and the reading, but for its scales: both ``[B, H, T, d]``."""
     rows = _random(region, batch, length)
-    found = region.run(rows)
-    found = found if heads.order is None else found[..., heads.order]
-    expected = rows[..., heads.columns].transpose(1, 2) * heads.factor
+    result = region.run(rows)
+    if heads.order is not None:
+        result = result[..., heads.order]
+    reading = rows[..., heads.columns].transpose(1, 2) * heads.factor
     if heads.rotation is not None:
         positions = torch.arange(length).expand(batch, -1)
-        expected = rotate(expected, positions, heads.rotation.frequencies, heads.rotation.style)
-    return found, expected
+        reading = rotate(reading, positions, heads.rotation.frequencies, heads.rotation.style)
+    return result, reading
 
 
-def _scales(found: Tensor, expected: Tensor, tolerance: float) -> Tensor | None:
-    """By what the heads of each position ``[1, H, T, d]`` are longer than expected; None if by nothing."""
-    if found.shape != expected.shape:
+def _scales(result: Tensor, reading: Tensor, tolerance: float) -> Tensor | None:
+    """Return the factors ``[T]`` by which the heads ``[1, H, T, d]`` are longer than read; None if they are not."""
+    if result.shape != reading.shape:
         return None
-    scales = (found * expected).sum((0, 1, 3)) / expected.square().sum((0, 1, 3))
-    return None if bool(((scales - 1).abs() <= tolerance).all()) else scales
+    scales = (result * reading).sum((0, 1, 3)) / reading.square().sum((0, 1, 3))
+    if bool(((scales - 1).abs() <= tolerance).all()):
+        return None
+    return scales
 
 
-def _check(heads: Heads, found: Tensor, expected: Tensor, tolerance: float) -> None:
-    """The reading, applied to random vectors, equals the region applied to them."""
+def _check(heads: Heads, result: Tensor, reading: Tensor, tolerance: float) -> None:
+    """Raise `UnsupportedHeadMap` if the reading of random vectors is not the region's result."""
     if heads.scales is not None:
-        expected = expected * heads.scales[: expected.shape[2], None]
-    if found.shape != expected.shape or (found - expected).abs().max() > tolerance * expected.abs().max():
-        raise NotHeads("it changes with the position or the length in a way that is no rotary embedding")
+        reading = reading * heads.scales[: reading.shape[2], None]
+    if result.shape != reading.shape or (result - reading).abs().max() > tolerance * reading.abs().max():
+        raise UnsupportedHeadMap("it changes with the position or the length in a way that is no rotary embedding")

@@ -1,4 +1,4 @@
-"""`CapturedGraph`: an exported decoder, with the questions the importer asks of it."""
+"""`CapturedGraph`: an exported decoder, and the values of its nodes that do not depend on the tokens."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
-from tintc.frontend.graph.evaluation import CHECKS, execute, opname
+from tintc.frontend.graph.evaluation import CHECKS, execute, opname, widened
 
 SHAPE_OPS = frozenset(
     {"sym_size", "sym_numel", "sym_stride", "ones_like", "zeros_like", "full_like", "empty_like"}
@@ -23,7 +23,7 @@ LIKE_OPS = frozenset({"expand_as", "view_as", "reshape_as", "type_as"})
 
 
 def data_inputs(node: Node) -> list[Node]:
-    """The inputs whose data the node reads."""
+    """Return the inputs whose data the node reads."""
     return node.all_input_nodes[:1] if opname(node) in LIKE_OPS else node.all_input_nodes
 
 
@@ -51,58 +51,66 @@ class CapturedGraph:
 
     @cached_property
     def order(self) -> dict[Node, int]:
-        """Position of every node in the graph, which is in topological order."""
+        """Return the position of every node in the graph, which is in topological order."""
         return {node: index for index, node in enumerate(self.module.graph.nodes)}
 
     @cached_property
     def live(self) -> frozenset[Node]:
-        """Nodes whose value depends on what the tokens are, and looked-up rows of a parameter (position embeddings).
+        """Return the nodes whose value depends on what the tokens are, and rows looked up in a parameter.
 
         Everything else depends on the batch size and the length alone, and can be evaluated.
         """
-        found = {self.input_ids}
+        live = {self.input_ids}
         for node in self.module.graph.nodes:
             if node.op != "call_function" or opname(node) in CHECKS or opname(node) in SHAPE_OPS:
                 continue
-            if any(source in found for source in data_inputs(node)) or self._looks_up_parameter(node):
-                found.add(node)
-        return frozenset(found)
+            if any(source in live for source in data_inputs(node)) or self._looks_up_parameter(node):
+                live.add(node)
+        return frozenset(live)
 
     def _looks_up_parameter(self, node: Node) -> bool:
         return opname(node) == "embedding" and self.names.get(node.all_input_nodes[0]) in self.parameter_names
 
     @cached_property
     def weighted(self) -> frozenset[Node]:
-        """Nodes that are not live and hold a parameter, or numbers made of one."""
-        found: set[Node] = set()
+        """Return the nodes that are not live and hold a parameter, or numbers made of one."""
+        weighted: set[Node] = set()
         for node in self.module.graph.nodes:
-            if self.names.get(node) in self.parameter_names or any(at in found for at in node.all_input_nodes):
-                found.add(node)
-        return frozenset(found - self.live)
+            if self.names.get(node) in self.parameter_names or not weighted.isdisjoint(node.all_input_nodes):
+                weighted.add(node)
+        return frozenset(weighted - self.live)
 
     def live_inputs(self, node: Node) -> list[Node]:
         return [source for source in data_inputs(node) if source in self.live]
 
     def tensor_name(self, node: Any) -> str | None:
-        """Canonical name of the parameter or buffer a node is, None for any other node."""
-        return self.names.get(node) if isinstance(node, Node) else None
+        """Return the canonical name of the parameter or buffer a node is; None for any other node or argument."""
+        if not isinstance(node, Node):
+            return None
+        return self.names.get(node)
 
     def shape(self, node: Node, batch: int, length: int) -> tuple[int, ...] | None:
-        """The node's shape for a batch of that size and length, None if it is not a tensor or depends on the ids."""
+        """Return the node's shape for that batch size and length; None if it is not a tensor or depends on the ids."""
         value = node.meta.get("val")
         if not isinstance(value, Tensor):
             return None
         ids = self.input_ids.meta["val"].shape
         sizes = {dim.node.expr: size for dim, size in zip(ids, (batch, length), strict=True)}
-        shape = [dim if isinstance(dim, int) else dim.node.expr.subs(sizes) for dim in value.shape]
-        return tuple(map(int, shape)) if all(isinstance(dim, int) or dim.is_number for dim in shape) else None
+        shape: list[int] = []
+        for dim in value.shape:
+            if not isinstance(dim, int):
+                dim = dim.node.expr.subs(sizes)
+                if not dim.is_number:
+                    return None
+            shape.append(int(dim))
+        return tuple(shape)
 
     def evaluate(self, node: Node, batch: int, length: int) -> Any:
-        """Value of a node that is not live, in fp64 with the graph's down-casts dropped."""
+        """Return the value of a node that is not live, in fp64 with the graph's down-casts dropped."""
         return self.evaluator(batch, length)(node)
 
     def evaluator(self, batch: int, length: int) -> Callable[[Node], Any]:
-        """`evaluate` at one size, as a function that remembers what it has computed."""
+        """Return `evaluate` at one size, as a function that computes each node once."""
         memory: dict[Node, Any] = {}
 
         def value(node: Node) -> Any:
@@ -115,12 +123,13 @@ class CapturedGraph:
     def _compute(self, node: Node, batch: int, length: int, value: Callable[[Node], Any]) -> Any:
         name = self.names.get(node)
         if name is not None:
-            tensor = self.tensors[name]
-            return tensor.double() if tensor.is_floating_point() else tensor
+            return widened(self.tensors[name], torch.float64)
         if opname(node) in SHAPE_OPS or (opname(node) in LIKE_OPS and node not in self.live):
 
             def shaped(source: Node) -> Any:
-                return self.stand_in(source, batch, length) if source in self.live else value(source)
+                if source in self.live:
+                    return self.stand_in(source, batch, length)
+                return value(source)
 
             return execute(node, shaped, torch.float64)
         if node in self.live or node.op != "call_function":
@@ -128,18 +137,18 @@ class CapturedGraph:
         return execute(node, value, torch.float64)
 
     def stand_in(self, node: Node, batch: int, length: int) -> Tensor:
-        """Zeros in place of a live node of which only the shape is read."""
+        """Return zeros in place of a live node of which only the shape is read."""
         shape = self.shape(node, batch, length)
         assert shape is not None
         return torch.zeros((), dtype=node.meta["val"].dtype, device=node.meta["val"].device).expand(shape)
 
     def where(self, node: Node) -> str:
-        """Module path the node came from, or the model's class at the top level."""
+        """Return the module path the node came from, or the model's class at the top level."""
         path, class_name = self._module(node)
         return path or class_name
 
     def path(self, node: Node) -> str:
-        """Module path the node came from, empty at the top level."""
+        """Return the module path the node came from, empty at the top level."""
         return self._module(node)[0]
 
     def _module(self, node: Node) -> tuple[str, str]:
@@ -147,12 +156,16 @@ class CapturedGraph:
         if not entries:
             return "", self.name
         path, kind = entries[-1]
-        return path, (kind if isinstance(kind, str) else kind.__name__).split(".")[-1]
+        qualified = getattr(kind, "__name__", kind)
+        return path, qualified.split(".")[-1]
 
     def derive_from(self, origin: str, tensor: Tensor) -> str:
-        """Keep a tensor computed from the parameter `origin` alone, as ``constant.<origin>``; a second, different one
-        of the same origin gets a number."""
-        name, number = f"constant.{origin}", 1
+        """Keep a tensor computed from the parameter `origin` alone, and return its name, ``constant.<origin>``.
+
+        A second, different one of the same origin gets a number.
+        """
+        name = f"constant.{origin}"
+        number = 1
         while name in self.tensors and not torch.equal(self.tensors[name], tensor):
             number += 1
             name = f"constant.{origin}.{number}"
@@ -161,7 +174,7 @@ class CapturedGraph:
         return name
 
     def derive_constant(self, stem: str, tensor: Tensor) -> str:
-        """Keep a tensor the importer worked out, as ``constant.<stem>.N``; equal ones share a name."""
+        """Keep a tensor the importer worked out, and return its name, ``constant.<stem>.N``; equal ones share it."""
         for name, known in self.tensors.items():
             if name.startswith(f"constant.{stem}.") and known.shape == tensor.shape and torch.equal(known, tensor):
                 return name

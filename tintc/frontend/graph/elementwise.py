@@ -28,7 +28,7 @@ MIXED = ("relu2", "negexp", "identity")
 
 
 def named_region(graph: CapturedGraph, node: Node) -> tuple[Node, str] | None:
-    """The farthest value of which the node is a known activation, and the activation's name."""
+    """Return the farthest value of which the node is a known activation, and the activation's name."""
     for source in reversed(single_sources(graph, node, partial(_crosses, graph))):
         source = peel(graph, source)
         y = probe(graph, node, source)
@@ -39,29 +39,35 @@ def named_region(graph: CapturedGraph, node: Node) -> tuple[Node, str] | None:
 
 
 def elementwise_source(graph: CapturedGraph, node: Node) -> Node | None:
-    """The farthest single value of which `node` is an elementwise function, None if it is not one of any."""
-    found = single_sources(graph, node, partial(_crosses, graph))
-    return peel(graph, found[-1]) if found else None
+    """Return the farthest single value of which `node` is an elementwise function; None if it is not one of any."""
+    sources = single_sources(graph, node, partial(_crosses, graph))
+    if not sources:
+        return None
+    return peel(graph, sources[-1])
 
 
 def factor_of(graph: CapturedGraph, node: Node) -> tuple[Node, float] | None:
-    """x and c if the node is ``x * c``, ``c * x``, ``x / c`` or ``-x``."""
-    name, args = opname(node), node.args
+    """Return x and c if the node is ``x * c``, ``c * x``, ``x / c`` or ``-x``."""
+    name = opname(node)
     if node.kwargs:  # a division that rounds
         return None
-    if name == "neg" and isinstance(args[0], Node):
-        return args[0], -1.0
+    if name == "neg" and isinstance(node.args[0], Node):
+        return node.args[0], -1.0
     if name not in ("mul", "div"):
         return None
-    for x, number in (args[:2], args[1::-1])[: 2 if name == "mul" else 1]:
-        factor = scalar(graph, number)
-        if isinstance(x, Node) and x in graph.live and factor:
-            return x, factor if name == "mul" else 1 / factor
-    return None
+    x, number = node.args[:2]
+    if name == "mul" and x not in graph.live:
+        x, number = number, x
+    factor = scalar(graph, number)
+    if not isinstance(x, Node) or x not in graph.live or not factor:
+        return None
+    if name == "div":
+        return x, 1 / factor
+    return x, factor
 
 
 def mixture(graph: CapturedGraph, node: Node) -> tuple[Node, dict[str, float]] | None:
-    """The value and the weights if the node is a sum of `MIXED` functions of it, each times a number.
+    """Return the value and the weights if the node is a sum of `MIXED` functions of it, each times a number.
 
     Not compared near 0, where xIELU as transformers writes it is 1e-6 off its own limit.
     """
@@ -86,31 +92,35 @@ def _crosses(graph: CapturedGraph, node: Node) -> bool:
     if name in UNARY:
         return True
     if name in ("min", "max"):
-        name = "minimum" if getattr(node.target, "_overloadname", "") == "other" else ""
-    if name not in BINARY and name != "where":
-        return False
-    return all(_is_operand(graph, node, value) for value in node.args[: 3 if name == "where" else 2])
+        return getattr(node.target, "_overloadname", "") == "other" and _are_operands(graph, node, 2)
+    if name == "where":
+        return _are_operands(graph, node, 3)
+    return name in BINARY and _are_operands(graph, node, 2)
+
+
+def _are_operands(graph: CapturedGraph, node: Node, count: int) -> bool:
+    return all(_is_operand(graph, node, value) for value in node.args[:count])
 
 
 def _is_operand(graph: CapturedGraph, node: Node, value: object) -> bool:
-    """A live tensor of the node's own shape, or a number."""
+    """Return True for a live tensor of the node's own shape, or a number."""
     if isinstance(value, Node) and value in graph.live:
         return all(graph.shape(value, *probe) == graph.shape(node, *probe) for probe in PROBES)
     return scalar(graph, value) is not None
 
 
 def probe(graph: CapturedGraph, node: Node, source: Node) -> Tensor:
-    """Values of the region from `source` to `node` at `POINTS`, in fp64."""
+    """Return the values of the region from `source` to `node` at `POINTS`, in fp64."""
     constants = graph.evaluator(1, POINTS.numel())
     memory = {source: POINTS}
 
-    def value(at: Node) -> Tensor:
-        if at not in graph.live:
-            return constants(at).reshape(())
-        at = peel(graph, at)
-        if at not in memory:
-            memory[at] = execute(at, value, torch.float64)
-        return memory[at]
+    def value(inner: Node) -> Tensor:
+        if inner not in graph.live:
+            return constants(inner).reshape(())
+        inner = peel(graph, inner)
+        if inner not in memory:
+            memory[inner] = execute(inner, value, torch.float64)
+        return memory[inner]
 
     return value(node)
 

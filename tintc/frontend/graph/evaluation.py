@@ -1,4 +1,4 @@
-"""Running single nodes of an exported graph, in the graph's own dtypes or with every float widened.
+"""The value of a single node of an exported graph, in the graph's own dtypes or with every float widened.
 
 The captured graph casts down to fp32 inside norms, softmax and rotary tables. `execute` with a dtype drops those casts:
 every floating dtype a node asks for is replaced, and every floating result is brought to that dtype.
@@ -19,7 +19,7 @@ CHECKS = frozenset({"_assert_tensor_metadata", "_assert_async", "_assert_scalar"
 
 
 def opname(node: Node) -> str:
-    """The operation's short name: ``add`` for ``aten.add.Tensor``, ``getitem`` for ``operator.getitem``."""
+    """Return the operation's short name: ``add`` for ``aten.add.Tensor``, ``getitem`` for ``operator.getitem``."""
     if node.op != "call_function":
         return node.op
     schema = getattr(node.target, "_schema", None)
@@ -29,7 +29,7 @@ def opname(node: Node) -> str:
 
 
 def execute(node: Node, lookup: Callable[[Node], Any], dtype: torch.dtype | None) -> Any:
-    """The node's value; `lookup` gives the values of its inputs.
+    """Return the node's value; `lookup` gives the values of its inputs.
 
     dtype: what every float becomes; None keeps the graph's own casts. ``detach`` is an identity here: export writes it
     around constants, and the reference differentiates through the graph.
@@ -49,17 +49,20 @@ def execute(node: Node, lookup: Callable[[Node], Any], dtype: torch.dtype | None
     if dtype is None:
         return node.target(*args, **kwargs)
     result = node.target(*_with_dtype(args, dtype), **_with_dtype(kwargs, dtype))
-    return map_aggregate(result, lambda value: _widened(value, dtype))
+    return map_aggregate(result, lambda value: widened(value, dtype))
 
 
 def _with_dtype(arguments: Any, dtype: torch.dtype) -> Any:
     def replace(value: Any) -> Any:
-        return dtype if isinstance(value, torch.dtype) and value.is_floating_point else value
+        if isinstance(value, torch.dtype) and value.is_floating_point:
+            return dtype
+        return value
 
     return map_aggregate(arguments, replace)
 
 
-def _widened(value: Any, dtype: torch.dtype) -> Any:
+def widened(value: Any, dtype: torch.dtype) -> Any:
+    """Return a tensor of floats in that dtype, and anything else as it is."""
     if isinstance(value, Tensor) and value.is_floating_point() and value.dtype != dtype:
         return value.to(dtype)
     return value

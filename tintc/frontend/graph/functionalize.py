@@ -1,8 +1,9 @@
-"""A captured graph that changes tensors in place, written without.
+"""`functionalize`: a captured graph that changes tensors in place, as one that does not.
 
 PyTorch's own way (`ExportedProgram.run_decompositions`) traces the whole graph twice more with symbolic shapes, which
-takes longer than the export. Here nothing is traced: an op that writes is replaced by the one that returns what would
-be written, and who reads the same memory later reads that instead. The shape of every new node is one that is known.
+takes two to five times as long as the export. Here nothing is traced: an op that writes is replaced by the one that
+returns what would be written, and who reads the same memory later reads that instead. The shape of every new node is
+one that is known.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import torch
 from torch.fx import Graph, Node
 
 from tintc.frontend.graph.evaluation import opname
+from tintc.frontend.graph.node_queries import argument
 
 aten: Any = torch.ops.aten
 MAY_SHARE = frozenset(
@@ -23,18 +25,18 @@ MAY_SHARE = frozenset(
 """Operations whose result is in some cases their input's memory, in others of its own."""
 
 
-class NotLocalError(Exception):
-    """What is written, or who reads it, cannot be told from the graph: it must be traced."""
+class NeedsRetracing(Exception):
+    """The graph does not tell what is written, or who reads it: it must be traced."""
 
 
-def writes(node: Node) -> bool:
-    """Whether a node changes a tensor's numbers (``detach_``, which most decoders have, does not)."""
+def is_inplace(node: Node) -> bool:
+    """Return True if a node changes a tensor's numbers (``detach_``, which most decoders have, does not)."""
     schema = getattr(node.target, "_schema", None)
     return schema is not None and schema.is_mutable and schema.name != "aten::detach_"
 
 
-def without_writes(graph: Graph) -> Graph:
-    """A graph that gives the same, under the same names. Raises `NotLocalError` where that takes tracing."""
+def functionalize(graph: Graph) -> Graph:
+    """Return a graph that gives the same, under the same names. Raises `NeedsRetracing` where that takes tracing."""
     copied = Graph()
     copied.output(copied.graph_copy(graph, {}))
     _Rewriting(copied).run()
@@ -65,42 +67,46 @@ class _Rewriting:
             self.graph.erase_node(node)
 
     def _step(self, node: Node) -> bool:
-        """Rewrite one node; whether nothing reads it any more, because it writes."""
-        given = node.args[0] if node.args and isinstance(node.args[0], Node) else None
-        changes = node.op == "call_function" and writes(node)
+        """Rewrite one node; return True if nothing reads it any more, because it writes."""
+        target = argument(node, 0, None)
+        if not isinstance(target, Node):
+            target = None
+        changes = node.op == "call_function" and is_inplace(node)
         with self.graph.inserting_before(node):
             for read in node.all_input_nodes:
                 if (now := self._now(read)) is not read:
                     node.replace_input_with(read, now)
             if changes:
-                self._write(node, given)
-        shows = changes or (given is not None and _is_view(node))
-        if shows and given is not None:
-            self.source[node] = given
+                self._write(node, target)
+        shows = changes or (target is not None and _is_view(node))
+        if shows and target is not None:
+            self.source[node] = target
         memory = self._memory(node)
         self.views.setdefault(memory, []).append(node)
         if shows and not changes:
             self.current[node] = node, self.changes.get(memory, 0)
-        elif given is not None and opname(node) in MAY_SHARE:
-            other = self._memory(given)
+        elif target is not None and opname(node) in MAY_SHARE:
+            other = self._memory(target)
             self.perhaps.setdefault(memory, set()).add(other)
             self.perhaps.setdefault(other, set()).add(memory)
         return changes
 
     def _write(self, node: Node, target: Node | None) -> None:
-        """What the node writes, and from it what it was a part of."""
+        """Add the nodes of what the node writes, and from it of what that is a part of."""
         if target is None or not _writes_its_first_input_alone(node):
-            raise NotLocalError(node.format_node())
+            raise NeedsRetracing(node.format_node())
         functional = getattr(getattr(aten, opname(node).removesuffix("_"), None), node.target._overloadname, None)  # pyright: ignore
         if functional is None or not opname(node).endswith("_"):
-            raise NotLocalError(node.format_node())
+            raise NeedsRetracing(node.format_node())
         memory = self._memory(target)
         self._expect_no_reader_of_others(memory, node)
-        chain, whole = [target], [self._now(target)]
+        chain = [target]
+        whole = [self._now(target)]
         while chain[-1] in self.source:
             chain.append(self.source[chain[-1]])
             whole.append(self._now(chain[-1]))
-        count = self.changes[memory] = self.changes.get(memory, 0) + 1
+        count = self.changes.get(memory, 0) + 1
+        self.changes[memory] = count
         value = self._new(functional, node.args, node.kwargs, target, node)
         self.current[target] = value, count
         for part, of, before in zip(chain, chain[1:], whole[1:], strict=False):
@@ -108,15 +114,16 @@ class _Rewriting:
             self.current[of] = value, count
 
     def _expect_no_reader_of_others(self, memory: Node, node: Node) -> None:
-        """Of memories that may be the same, nobody may read one after another has been written."""
-        found, stack = {memory}, [memory]
+        """Raise `NeedsRetracing` if a memory that may be the same as this one is read after the node."""
+        group = {memory}
+        stack = [memory]
         while stack:
-            more = self.perhaps.get(stack.pop(), set()) - found
-            found |= more
+            more = self.perhaps.get(stack.pop(), set()) - group
+            group |= more
             stack += more
-        for view in (view for other in found - {memory} for view in self.views[other]):
+        for view in (view for other in group - {memory} for view in self.views[other]):
             if any(self.order[reader] > self.order[node] for reader in self.readers[view]):
-                raise NotLocalError(node.format_node())
+                raise NeedsRetracing(node.format_node())
 
     def _memory(self, node: Node) -> Node:
         while node in self.source:
@@ -124,21 +131,22 @@ class _Rewriting:
         return node
 
     def _now(self, node: Node) -> Node:
-        """The node that holds what this one would hold now."""
+        """Return the node that holds what this one would hold now."""
         count = self.changes.get(self._memory(node), 0)
-        found, at = self.current.get(node, (node, 0))
-        if at == count:
-            return found
+        holder, holder_count = self.current.get(node, (node, 0))
+        if holder_count == count:
+            return holder
         now = self._now(self.source[node])
-        if not writes(node) and opname(node) != "detach_":
+        if not is_inplace(node) and opname(node) != "detach_":
             now = self._new(node.target, (now, *node.args[1:]), node.kwargs, node, node)
         self.current[node] = now, count
         return now
 
     def _put_back(self, part: Node, of: Node, before: Node, value: Node, node: Node) -> Node:
-        """All of `of` after its part has become `value`; before: what it was."""
-        name, rest = opname(part), part.args[1:]
-        if writes(part) or name in ("detach", "detach_", "alias"):
+        """Return all of `of` after its part has become `value`; before: what it was."""
+        name = opname(part)
+        rest = part.args[1:]
+        if is_inplace(part) or name in ("detach", "detach_", "alias"):
             return value
         if name in ("select", "slice") and not part.kwargs:
             functional = aten.select_scatter.default if name == "select" else aten.slice_scatter.default
@@ -147,17 +155,17 @@ class _Rewriting:
             return self._new(aten.squeeze.dim, (value, *rest), {}, of, node)
         if name == "transpose":
             return self._new(aten.transpose.int, (value, *rest), {}, of, node)
-        raise NotLocalError(node.format_node())
+        raise NeedsRetracing(node.format_node())
 
     def _new(self, target: Any, args: Any, kwargs: Any, like: Node, at: Node) -> Node:
-        """A call whose result is of the shape and type of `like`, in the place of `at`."""
-        made = self.graph.call_function(target, args, dict(kwargs))
-        made.meta = at.meta | {"val": like.meta["val"]}
-        return made
+        """Add a call in the place of `at`, whose result is of the shape and type of `like`."""
+        call = self.graph.call_function(target, args, dict(kwargs))
+        call.meta = at.meta | {"val": like.meta["val"]}
+        return call
 
 
 def _is_view(node: Node) -> bool:
-    """Whether the node shows its first input's memory; of a list, the parts do if the list does."""
+    """Return True if the node shows its first input's memory; of a list, the parts do if the list does."""
     if node.target is operator.getitem:
         return isinstance(node.args[0], Node) and _is_view(node.args[0])
     schema = getattr(node.target, "_schema", None)
@@ -168,5 +176,5 @@ def _is_view(node: Node) -> bool:
 
 def _writes_its_first_input_alone(node: Node) -> bool:
     schema = node.target._schema  # pyright: ignore[reportFunctionMemberAccess, reportAttributeAccessIssue]
-    written = [place for place, one in enumerate(schema.arguments) if one.alias_info and one.alias_info.is_write]
+    written = [place for place, entry in enumerate(schema.arguments) if entry.alias_info and entry.alias_info.is_write]
     return written == [0]

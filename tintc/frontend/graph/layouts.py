@@ -12,7 +12,8 @@ from torch import Tensor
 from torch.fx import Node
 
 from tintc.frontend.graph.captured import CapturedGraph
-from tintc.frontend.graph.node_queries import PROBES, rows_width
+from tintc.frontend.graph.evaluation import opname
+from tintc.frontend.graph.node_queries import PROBES, rows_width, scalar
 
 
 @dataclass(frozen=True)
@@ -32,16 +33,16 @@ class VectorLayout:
 
     @property
     def groups(self) -> int:
-        """How many parts the last dimension cuts the vector into."""
+        """Return the number of parts that the last dimension cuts the vector into."""
         return math.prod(self.sizes[:-1])
 
     def fits(self, shape: tuple[int, ...]) -> bool:
-        """Whether a parameter of this shape, multiplied to the node, has one number for each coordinate or one that
-        all groups share."""
+        """Return True if a parameter of this shape, multiplied to the node, has one number for each coordinate or one
+        that all groups share."""
         return shape == self.sizes[-1:] or (shape == self.sizes and self.length < 2)
 
     def place(self, rows: Tensor, shape: tuple[int, ...]) -> Tensor:
-        """Vectors ``[B, T, W]`` in the node's shape."""
+        """Return vectors ``[B, T, W]`` in the node's shape."""
         if self.batch == self.length or len(shape) == 3:
             return rows.reshape(shape)
         value = rows.unflatten(-1, self.sizes)
@@ -51,14 +52,14 @@ class VectorLayout:
         return value.permute(order)
 
     def take(self, value: Tensor, batch: int, length: int) -> Tensor:
-        """`place` undone: ``[B, T, W]`` from the node's shape."""
+        """Return vectors ``[B, T, W]`` from a value in the node's shape: `place` undone."""
         if self.batch == self.length:
             return value.reshape(batch, length, -1)
         return value.movedim((self.batch, self.length), (0, 1)).flatten(2)
 
 
 def vector_layout(graph: CapturedGraph, node: Node) -> VectorLayout | None:
-    """The node's layout; None if it does not hold one vector of floats per token."""
+    """Return the node's layout; None if it does not hold one vector of floats per token."""
     if rows_width(graph, node) is not None:
         dims = len(node.meta["val"].shape)
         return VectorLayout(0, dims - 2, (node.meta["val"].shape[-1],))
@@ -67,12 +68,31 @@ def vector_layout(graph: CapturedGraph, node: Node) -> VectorLayout | None:
         return None
     shapes = [graph.shape(node, *probe) for probe in PROBES]
     first, second = (shape or () for shape in shapes)
-    counts = list(zip(first, second, strict=True))
+    pairs = list(zip(first, second, strict=True))
     batches, lengths = zip(*PROBES, strict=True)
-    if counts.count(lengths) != 1 or counts[0] != batches:
+    if pairs.count(lengths) != 1 or pairs[0] != batches:
         return None
-    length = counts.index(lengths)
-    others = [pair for at, pair in enumerate(counts) if at not in (0, length)]
+    length = pairs.index(lengths)
+    others = [pair for dim, pair in enumerate(pairs) if dim not in (0, length)]
     if not all(a == b for a, b in others):
         return None
-    return VectorLayout(0, length, tuple(a for a, _ in others))
+    return VectorLayout(0, length, tuple(size for size, _ in others))
+
+
+def vector_with_constant(graph: CapturedGraph, node: Node) -> tuple[Node, Node] | None:
+    """Return x and c if the node is ``x + c``, ``x * c`` or the same turned round.
+
+    x has one vector per token, laid out as the node's; c is made of parameters, does not depend on the tokens, and is
+    more than one number.
+    """
+    layout = vector_layout(graph, node)
+    if opname(node) not in ("add", "mul") or node.kwargs or layout is None or node not in graph.live:
+        return None
+    x, constant = node.args[:2]
+    if x not in graph.live:
+        x, constant = constant, x
+    if not isinstance(x, Node) or not isinstance(constant, Node) or constant not in graph.weighted:
+        return None
+    if vector_layout(graph, x) != layout or scalar(graph, constant) is not None:
+        return None
+    return x, constant

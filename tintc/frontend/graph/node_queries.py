@@ -1,4 +1,4 @@
-"""Looking at nodes: what is noise, what is a scalar, what holds one vector per token."""
+"""Questions to nodes: which are noise, which are one number, which hold one vector per token."""
 
 from __future__ import annotations
 
@@ -26,13 +26,20 @@ PROBES = ((5, 7), (3, 11))
 
 
 def sizes(graph: CapturedGraph) -> tuple[tuple[int, int], ...]:
-    """`PROBES` and the longest text: where numbers are read that must be the same in every text. What begins to change
-    at a later position, or from some length on, shows at the last alone."""
+    """Return `PROBES` and the longest text: where numbers are read that must be the same in every text.
+
+    What begins to change at a later position, or from some length on, shows at the last alone.
+    """
     return (*PROBES, (1, graph.max_length))
 
 
+def argument(node: Node, index: int, default: Any) -> Any:
+    """Return a positional argument of a node's operation; the default if the call has fewer."""
+    return dict(enumerate(node.args)).get(index, default)
+
+
 def rows_width(graph: CapturedGraph, node: Node) -> int | None:
-    """W if the node holds one vector of W floats per token, as ``[B, T, W]``, ``[1, T, W]`` or ``[B * T, W]``."""
+    """Return W if the node holds W floats per token, as ``[B, T, W]``, ``[1, T, W]`` or ``[B * T, W]``; else None."""
     value = node.meta.get("val")
     if not isinstance(value, Tensor) or not value.is_floating_point() or value.dim() < 2:
         return None
@@ -47,15 +54,17 @@ def rows_width(graph: CapturedGraph, node: Node) -> int | None:
 
 
 def scalar(graph: CapturedGraph, value: Any) -> float | None:
-    """The number a node or argument is, None if it is not one number for every batch and length."""
+    """Return the number a node or argument is; None if it is not one number for every batch and length."""
     if isinstance(value, bool):
         return None
     if isinstance(value, int | float):
         return float(value)
     if not isinstance(value, Node) or value in graph.live or not _single(graph, value):
         return None
-    results = {float(graph.evaluate(value, *size)) for size in sizes(graph)}
-    return results.pop() if len(results) == 1 else None
+    numbers = {float(graph.evaluate(value, *size)) for size in sizes(graph)}
+    if len(numbers) > 1:
+        return None
+    return numbers.pop()
 
 
 def _single(graph: CapturedGraph, node: Node) -> bool:
@@ -64,7 +73,7 @@ def _single(graph: CapturedGraph, node: Node) -> bool:
 
 
 def peel(graph: CapturedGraph, node: Node) -> Node:
-    """The node behind everything that changes neither values nor which token they belong to."""
+    """Return the node behind everything that changes neither values nor which token they belong to."""
     while True:
         inner = _behind(graph, node)
         if inner is None:
@@ -77,30 +86,34 @@ def is_noise(graph: CapturedGraph, node: Node) -> bool:
 
 
 def _behind(graph: CapturedGraph, node: Node) -> Node | None:
-    """One layer of noise removed, or None if the node does something."""
+    """Return the node behind one layer of noise, or None if the node does something."""
     name = opname(node)
-    source = node.args[0] if node.args else None
-    if not isinstance(source, Node):
-        return _behind_neutral(graph, node) if name in ADDS | PRODUCTS else None
-    if name in COPIES:
+    if name in ADDS:
+        return _behind_neutral(graph, node, 0.0)
+    if name in PRODUCTS:
+        return _behind_neutral(graph, node, 1.0)
+    source = argument(node, 0, None)
+    if isinstance(source, Node) and _changes_nothing(graph, name, source, node):
         return source
-    if name in CASTS:
-        return source if _keeps_kind(source, node) else None
-    if name == "dropout" and node.args[2] is False:
-        return source
-    if name == "slice":
-        return source if _same_shape(graph, source, node) else None
-    if name in VIEWS:
-        return source if _keeps_rows(graph, source, node) else None
-    if name in ADDS | PRODUCTS:
-        return _behind_neutral(graph, node)
     return None
 
 
-def _behind_neutral(graph: CapturedGraph, node: Node) -> Node | None:
-    """x of x + 0, 0 + x, x - 0, x * 1, 1 * x and x / 1."""
-    name, neutral = opname(node), 0.0 if opname(node) in ADDS else 1.0
-    left, right = node.args[0], node.args[1]
+def _changes_nothing(graph: CapturedGraph, name: str, source: Node, node: Node) -> bool:
+    if name in COPIES:
+        return True
+    if name in CASTS:
+        return _keeps_kind(source, node)
+    if name == "dropout":
+        return node.args[2] is False
+    if name == "slice":
+        return _same_shape(graph, source, node)
+    return name in VIEWS and _keeps_rows(graph, source, node)
+
+
+def _behind_neutral(graph: CapturedGraph, node: Node, neutral: float) -> Node | None:
+    """Return x of x + 0, 0 + x, x - 0, x * 1, 1 * x and x / 1."""
+    name = opname(node)
+    left, right = node.args[:2]
     if isinstance(left, Node) and scalar(graph, right) == neutral:
         return left
     if isinstance(right, Node) and name in ("add", "mul") and scalar(graph, left) == neutral:
@@ -109,7 +122,7 @@ def _behind_neutral(graph: CapturedGraph, node: Node) -> Node | None:
 
 
 def _keeps_kind(source: Node, node: Node) -> bool:
-    """Casts between float types are dropped: the program computes in one dtype."""
+    """Return True for casts between float types, which are dropped: the program computes in one dtype."""
     before, after = source.meta.get("val"), node.meta.get("val")
     if not isinstance(before, Tensor) or not isinstance(after, Tensor):
         return False
@@ -121,7 +134,7 @@ def _same_shape(graph: CapturedGraph, source: Node, node: Node) -> bool:
 
 
 def _keeps_rows(graph: CapturedGraph, source: Node, node: Node) -> bool:
-    """Views that merge or split batch and length, or broadcast over the batch; the token ids' own views too."""
+    """Return True for views that merge or split batch and length, or broadcast over the batch, of the ids too."""
     if _same_shape(graph, source, node):
         return True
     width = rows_width(graph, source)
@@ -129,51 +142,59 @@ def _keeps_rows(graph: CapturedGraph, source: Node, node: Node) -> bool:
 
 
 def single_sources(graph: CapturedGraph, node: Node, crosses: Callable[[Node], bool]) -> list[Node]:
-    """Live nodes, nearest first, each of which alone determines `node` through operations that `crosses` accepts.
+    """Return live nodes, nearest first, each of which alone determines `node` through operations that `crosses` takes.
 
     The pool holds the live nodes reached so far; the last in graph order is replaced by its live inputs. Whenever one
     node is left in the pool, everything below depends on the tokens through it alone.
     """
-    pool, found = {node}, []
-    while True:
+    pool = {node}
+    single: list[Node] = []
+    while pool:
         last = max(pool, key=graph.order.__getitem__)
         if not crosses(last):
-            return found
+            break
         pool.remove(last)
         pool.update(graph.live_inputs(last))
-        if not pool:
-            return found
         if len(pool) == 1:
-            found.append(next(iter(pool)))
+            single.extend(pool)
+    return single
 
 
 def constant_vector(graph: CapturedGraph, value: Any) -> str | None:
-    """Name of a tensor that is the value for every batch and length: a parameter or buffer, as `parameter_vector`, or
-    what the graph computes from one parameter, such as 1 + gain. None if the value is anything else."""
+    """Return the name of a tensor that is the value for every batch and length; None if there is none.
+
+    It is a parameter or buffer, as of `parameter_vector`, or what the graph computes from one parameter, such as
+    1 + gain.
+    """
     name = parameter_vector(graph, value)
     if name is not None or not isinstance(value, Node) or value in graph.live:
         return name
     shapes = {graph.shape(value, *probe) for probe in PROBES}
     if len(_parameters_behind(graph, value)) != 1 or len(shapes) != 1 or None in shapes:
         return None
-    found = constant_value(graph, value)
-    if found is None:
+    tensor = constant_value(graph, value)
+    if tensor is None:
         return None
-    while found.dim() > 1 and found.shape[0] == 1:
-        found = found[0]
-    return constant_name(graph, value, "computed", found)
+    while tensor.dim() > 1 and tensor.shape[0] == 1:
+        tensor = tensor[0]
+    return constant_name(graph, value, "computed", tensor)
 
 
 def constant_value(graph: CapturedGraph, node: Node) -> Tensor | None:
-    """The tensor that a node holds, if it is not live and the same for every batch and length."""
+    """Return the tensor that a node, which is not live, holds for every batch and length; None if it differs."""
     if len({graph.shape(node, *size) for size in sizes(graph)}) > 1:
         return None
     first, *others = (graph.evaluate(node, *size) for size in sizes(graph))
-    return first if all(torch.equal(first, other) for other in others) else None
+    if any(not torch.equal(first, other) for other in others):
+        return None
+    return first
 
 
 def constant_name(graph: CapturedGraph, node: Node, stem: str, tensor: Tensor) -> str:
-    """Keep what a node holds under the name of the one parameter or buffer that it is made of, else under `stem`."""
+    """Keep the tensor that a node holds, and return its name.
+
+    It is made of the name of the one parameter or buffer that the node is computed from, else of `stem`.
+    """
     origins = _parameters_behind(graph, node) or _tensors_behind(graph, node)
     if len(origins) == 1:
         return graph.derive_from(origins.pop(), tensor)
@@ -185,20 +206,21 @@ def _parameters_behind(graph: CapturedGraph, node: Node) -> set[str]:
 
 
 def _tensors_behind(graph: CapturedGraph, node: Node) -> set[str]:
-    found: set[str] = set()
-    stack, seen = [node], {node}
+    names: set[str] = set()
+    seen = {node}
+    stack = [node]
     while stack:
-        at = stack.pop()
-        if at in graph.names:
-            found.add(graph.names[at])
-        sources = [source for source in at.all_input_nodes if source not in seen]
+        behind = stack.pop()
+        if behind in graph.names:
+            names.add(graph.names[behind])
+        sources = [source for source in behind.all_input_nodes if source not in seen]
         seen.update(sources)
         stack.extend(sources)
-    return found
+    return names
 
 
 def parameter_vector(graph: CapturedGraph, value: Any) -> str | None:
-    """Name of the parameter or buffer behind casts and copies, None if the value is anything else."""
+    """Return the name of the parameter or buffer behind casts and copies; None if the value is anything else."""
     while isinstance(value, Node) and opname(value) in COPIES | CASTS and isinstance(value.args[0], Node):
         value = value.args[0]
     return graph.tensor_name(value)

@@ -17,7 +17,7 @@ from torch.fx.node import map_aggregate
 
 from tintc.frontend.graph.captured import CapturedGraph
 from tintc.frontend.graph.evaluation import execute, opname
-from tintc.frontend.graph.node_queries import CASTS, COPIES, VIEWS, is_noise
+from tintc.frontend.graph.node_queries import CASTS, COPIES, PROBES, VIEWS, is_noise
 
 MOVES = frozenset(
     {"transpose", "permute", "t", "slice", "select", "split", "split_with_sizes", "chunk", "unbind", "getitem", "cat"}
@@ -33,7 +33,7 @@ def moves(node: Node) -> bool:
 
 
 def is_linear(graph: CapturedGraph, node: Node) -> bool:
-    """Whether the node is a linear function of its live inputs, made without any parameter."""
+    """Return True if the node is a linear function of its live inputs, made without any parameter."""
     if moves(node) or is_noise(graph, node) or opname(node) == "neg":
         return True
     live = [value for value in node.args[:2] if isinstance(value, Node) and value in graph.live]
@@ -45,7 +45,7 @@ def is_linear(graph: CapturedGraph, node: Node) -> bool:
 
 
 def push(graph: CapturedGraph, root: Node, values: Mapping[Node, Tensor], batch: int, length: int) -> Tensor:
-    """The root's value in fp64 when the sources have these `values`, at that batch size and length.
+    """Return the root's value in fp64 when the sources have these `values`, at that batch size and length.
 
     Everything between them must depend on the tokens through the sources alone.
     """
@@ -55,7 +55,9 @@ def push(graph: CapturedGraph, root: Node, values: Mapping[Node, Tensor], batch:
     def lookup(node: Node) -> Any:
         if node in memory:
             return memory[node]
-        return graph.stand_in(node, batch, length) if node in graph.live else constants(node)
+        if node in graph.live:
+            return graph.stand_in(node, batch, length)
+        return constants(node)
 
     for node in between(graph, root, values):
         memory[node] = execute(node, lookup, torch.float64)
@@ -63,38 +65,41 @@ def push(graph: CapturedGraph, root: Node, values: Mapping[Node, Tensor], batch:
 
 
 def leaves(graph: CapturedGraph, root: Node, crosses: Callable[[Node], bool] | None = None) -> list[Node]:
-    """The nearest nodes behind `root`, in graph order, that are no linear function of what is behind them; or that
-    `crosses` does not accept."""
+    """Return the nearest nodes behind `root`, in graph order, that `crosses` does not accept.
+
+    By default, those that are no linear function of what is behind them.
+    """
     crosses = crosses or partial(is_linear, graph)
-    found: set[Node] = set()
-    stack, seen = [root], {root}
-    while stack:
-        node = stack.pop()
-        if not crosses(node):
-            found.add(node)
-            continue
-        stack.extend(source for source in graph.live_inputs(node) if source not in seen)
-        seen.update(graph.live_inputs(node))
-    return sorted(found, key=graph.order.__getitem__)
-
-
-def between(graph: CapturedGraph, root: Node, sources: Collection[Node]) -> list[Node]:
-    """Live nodes from the sources (excluded) to the root, in graph order."""
-    found: set[Node] = set()
+    stopped: set[Node] = set()
+    seen = {root}
     stack = [root]
     while stack:
         node = stack.pop()
-        if node in sources or node in found:
+        if not crosses(node):
+            stopped.add(node)
             continue
-        found.add(node)
+        stack.extend(source for source in graph.live_inputs(node) if source not in seen)
+        seen.update(graph.live_inputs(node))
+    return sorted(stopped, key=graph.order.__getitem__)
+
+
+def between(graph: CapturedGraph, root: Node, sources: Collection[Node]) -> list[Node]:
+    """Return the live nodes from the sources (excluded) to the root, in graph order."""
+    region: set[Node] = set()
+    stack = [root]
+    while stack:
+        node = stack.pop()
+        if node in sources or node in region:
+            continue
+        region.add(node)
         stack.extend(graph.live_inputs(node))
-    return sorted(found, key=graph.order.__getitem__)
+    return sorted(region, key=graph.order.__getitem__)
 
 
 class Signatures:
     """Numbers for sub-graphs: equal numbers compute the same function of the source they stop at.
 
-    Thirty equal layers have equal regions, so what is found out about one holds for all.
+    Thirty equal layers have equal regions, so what is read off one holds for all.
     """
 
     def __init__(self, graph: CapturedGraph):
@@ -103,17 +108,23 @@ class Signatures:
         self._constants: dict[Node, int] = {}
 
     def of(self, root: Node, sources: Sequence[Node]) -> int:
-        """The number of the region from sources to root; a source counts by its shape and place."""
+        """Return the number of the region from sources to root; a source counts by its shape and place."""
         known: dict[Node, int] = {}
+
+        def number(node: Node) -> int:
+            if node in known:
+                return known[node]
+            return self._constant_or_shape(node)
+
         for place, source in enumerate(sources):
-            shape = tuple(self._graph.shape(source, *probe) or () for probe in ((5, 7), (3, 11)))
+            shape = tuple(self._graph.shape(source, *probe) or () for probe in PROBES)
             known[source] = self._number(("source", place, shape))
         for node in between(self._graph, root, sources):
-            known[node] = self._describe(node, lambda at: known[at] if at in known else self._constant_or_shape(at))
+            known[node] = self._describe(node, number)
         return known[root]
 
     def constant(self, node: Node) -> int:
-        """The number of a node that does not depend on the tokens."""
+        """Return the number of a node that does not depend on the tokens."""
         if node not in self._constants:
             if node.op != "call_function" or node in self._graph.live:
                 self._constants[node] = self._number(("leaf", self._graph.names.get(node), node.name))
@@ -128,7 +139,9 @@ class Signatures:
 
     def _describe(self, node: Node, number: Callable[[Node], int]) -> int:
         def entry(value: Any) -> str:
-            return f"#{number(value)}" if isinstance(value, Node) else repr(value)
+            if isinstance(value, Node):
+                return f"#{number(value)}"
+            return repr(value)
 
         return self._number((str(node.target), _text(node.args, entry), _text(node.kwargs, entry)))
 

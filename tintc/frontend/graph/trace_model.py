@@ -9,6 +9,7 @@ from __future__ import annotations
 import inspect
 import io
 import logging
+import threading
 import traceback
 import warnings
 from collections.abc import Iterator
@@ -23,29 +24,29 @@ from transformers import masking_utils
 
 from tintc.errors import ModelError
 from tintc.frontend.graph.captured import CapturedGraph
-from tintc.frontend.graph.functionalize import NotLocalError, without_writes, writes
-from tintc.frontend.obstacles import EXPERTS
+from tintc.frontend.graph.functionalize import NeedsRetracing, functionalize, is_inplace
+from tintc.frontend.graph.obstacles import EXPERTS
 
 LONGEST = 2048
 """Masks and rotary tables are checked up to this length unless a longer one is asked for."""
-
-
+PROCESS_LOCK = threading.RLock()
+"""Held while settings of the whole process are others: loggers, warnings, standard error, functions of transformers."""
 TRACERS = ("torch.export", "torch.fx.experimental.symbolic_shapes", "torch._subclasses.fake_tensor")
 """Loggers that print what they were at when tracing fails."""
 
 
 def capture(model: nn.Module, max_length: int | None = None, name: str | None = None) -> CapturedGraph:
-    """The model's graph, logits from token ids; the model itself is left as it was.
+    """Return the model's graph, logits from token ids; the model itself is left as it was.
 
     max_length: longest sequence the result must serve (None: the configuration's, at most 2048). Raises `ModelError` if
-    `torch.export` cannot trace the model.
+    `torch.export` cannot trace the model. One thread at a time captures; others wait.
     """
     name = name or type(model).__name__
     limit = max_length or min(longest_sequence(model.config) or LONGEST, LONGEST)
     device = next(model.parameters()).device
     ids = torch.ones(2, max(2, min(7, limit)), dtype=torch.long, device=device)
     was_training = model.training
-    with torch.no_grad(), _without_packing(), _without_cache(model), _preserved(model), _quiet():
+    with torch.no_grad(), PROCESS_LOCK, _without_packing(), _without_cache(model), _preserved(model), _quiet():
         try:
             model.eval()
             exported = _export(model, ids)
@@ -59,7 +60,7 @@ def capture(model: nn.Module, max_length: int | None = None, name: str | None = 
 
 
 def longest_sequence(config: Any) -> int | None:
-    """The number of positions a configuration names, whatever it calls it."""
+    """Return the number of positions a configuration names, under any of its names; None if it names none."""
     for key in ("max_position_embeddings", "n_positions", "max_seq_len", "n_ctx", "max_target_positions"):
         value = getattr(config, key, None)
         if isinstance(value, int) and value > 0:
@@ -68,16 +69,17 @@ def longest_sequence(config: Any) -> int | None:
 
 
 def _export(model: nn.Module, ids: Tensor) -> torch.export.ExportedProgram:
-    dynamic = {0: torch.export.Dim.DYNAMIC, 1: torch.export.Dim.DYNAMIC}
-    caches = "use_cache" in inspect.signature(model.forward).parameters
-    options = {"use_cache": False} if caches else {}
-    shapes = (dynamic, None) if caches else (dynamic,)
+    options: dict[str, Any] = {}
+    shapes: tuple[Any, ...] = ({0: torch.export.Dim.DYNAMIC, 1: torch.export.Dim.DYNAMIC},)
+    if "use_cache" in inspect.signature(model.forward).parameters:
+        options["use_cache"] = False
+        shapes += (None,)
     exported = torch.export.export(model, (ids,), options, strict=False, dynamic_shapes=shapes)
-    if not any(map(writes, exported.graph.nodes)):
+    if not any(map(is_inplace, exported.graph.nodes)):
         return exported
     try:
-        exported.graph_module.graph = without_writes(exported.graph)
-    except NotLocalError:
+        exported.graph_module.graph = functionalize(exported.graph)
+    except NeedsRetracing:
         return exported.run_decompositions({})
     return exported
 
@@ -105,7 +107,7 @@ def _describe(model: nn.Module, exported: torch.export.ExportedProgram, name: st
 
 
 def _canonical(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Tensors under one name each, and the names of all; tied tensors share their storage."""
+    """Return tensors under one name each, and for every name that one; tied tensors share their storage."""
     named = [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
     first: dict[Any, str] = {}
     tensors: dict[str, Tensor] = {}
@@ -130,17 +132,20 @@ def _without_packing() -> Iterator[None]:
 
 @contextmanager
 def _without_cache(model: nn.Module) -> Iterator[None]:
-    """No key/value cache: some models take `use_cache` from their configuration alone."""
+    """Run without key/value cache: some models take `use_cache` from their configuration alone."""
     config = cast(Any, model).config
-    found = [at for at in (config, config.get_text_config()) if getattr(at, "use_cache", None) is not None]
-    kept = [at.use_cache for at in found]
-    for at in found:
-        at.use_cache = False
+    configs = [config]
+    if hasattr(config, "get_text_config"):
+        configs.append(config.get_text_config())
+    configs = [config for config in configs if getattr(config, "use_cache", None) is not None]
+    kept = [config.use_cache for config in configs]
+    for config in configs:
+        config.use_cache = False
     try:
         yield
     finally:
-        for at, value in zip(found, kept, strict=True):
-            at.use_cache = value
+        for config, value in zip(configs, kept, strict=True):
+            config.use_cache = value
 
 
 @contextmanager
@@ -161,7 +166,7 @@ def _tensor_attributes(module: nn.Module) -> dict[str, Tensor]:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """No warnings of torch's tracer, which are about its own internals, and no graph on standard error if it fails."""
+    """Drop the warnings of torch's tracer, which are about its internals, and the graph that it prints if it fails."""
     loggers = [logging.getLogger(name) for name in TRACERS]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
@@ -176,13 +181,13 @@ def _quiet() -> Iterator[None]:
 
 
 LENGTH_CHANGES = "Constraints violated"
-"""What torch says of a model whose graph is another for another batch size or length."""
+"""Beginning of torch's message about a model whose graph is another for another batch size or length."""
 
 
 def _cause(error: Exception) -> str:
-    """Why a model has no graph, in words where torch's own would not help."""
-    lines = str(error).strip().splitlines()
-    first = lines[0].rstrip(".") if lines else "no message"
+    """Return why a model has no graph, in words where torch's own would not help."""
+    message = str(error).strip() or "no message"
+    first = message.splitlines()[0].rstrip(".")
     if any("grouped_mm" in frame.name for frame in traceback.extract_tb(error.__traceback__)):
         return f"it has {EXPERTS}, which tintc does not support"
     if first.startswith(LENGTH_CHANGES):

@@ -1,42 +1,44 @@
-"""The importer's rules, one small file each. Their order means nothing."""
+"""The importer's rules, in the order in which they are tried: the first that recognises a node decides.
+
+Order matters where two rules recognise one node. `tests/frontend/test_rule_order.py` lists these pairs, and checks that
+there are no others.
+"""
 
 from tintc.frontend.attention.attention_rule import AttentionRule
-from tintc.frontend.rules.activation import ActivationRule
-from tintc.frontend.rules.base import Rule
-from tintc.frontend.rules.binary import AddRule, MultiplyRule, SubtractRule
-from tintc.frontend.rules.clamp import ClampRule
-from tintc.frontend.rules.constant import ConstantRule
-from tintc.frontend.rules.embedding import EmbeddingRule, PositionEmbeddingRule
-from tintc.frontend.rules.heads import HeadsRule
-from tintc.frontend.rules.layer_norm import LayerNormRule
+from tintc.frontend.rule import Rule
+from tintc.frontend.rules.activations import ActivationRule, ClampRule, MixtureRule, UnknownFunctionRule
+from tintc.frontend.rules.arithmetic import AddRule, ConstantRule, MultiplyRule, ScaleRule, SubtractRule
+from tintc.frontend.rules.columns import HeadsRule, SelectRule
+from tintc.frontend.rules.embeddings import EmbeddingRule, PositionEmbeddingRule, PositionTableRule
 from tintc.frontend.rules.linear import LinearRule
-from tintc.frontend.rules.mixture import MixtureRule
-from tintc.frontend.rules.position_table import PositionTableRule
-from tintc.frontend.rules.rms_norm import RMSNormRule
-from tintc.frontend.rules.scale import ScaleRule
-from tintc.frontend.rules.select import SelectRule
+from tintc.frontend.rules.norms import FusedNormRule, NormBiasRule, WrittenNormRule
+
+RULES: tuple[type[Rule], ...] = (
+    EmbeddingRule,
+    PositionEmbeddingRule,
+    PositionTableRule,
+    AttentionRule,
+    FusedNormRule,
+    WrittenNormRule,
+    NormBiasRule,
+    ActivationRule,
+    MixtureRule,
+    ClampRule,
+    LinearRule,
+    HeadsRule,
+    SelectRule,
+    ScaleRule,
+    ConstantRule,
+    AddRule,
+    SubtractRule,
+    MultiplyRule,
+    UnknownFunctionRule,
+)
 
 
 def default_rules() -> list[Rule]:
-    return [
-        ActivationRule(),
-        AddRule(),
-        AttentionRule(),
-        ClampRule(),
-        ConstantRule(),
-        EmbeddingRule(),
-        HeadsRule(),
-        LayerNormRule(),
-        LinearRule(),
-        MixtureRule(),
-        MultiplyRule(),
-        PositionEmbeddingRule(),
-        PositionTableRule(),
-        RMSNormRule(),
-        ScaleRule(),
-        SelectRule(),
-        SubtractRule(),
-    ]
+    """Return one rule of each kind, in order."""
+    return [rule() for rule in RULES]
 
 
-__all__ = ["Rule", "default_rules"]
+__all__ = ["RULES", "Rule", "default_rules"]

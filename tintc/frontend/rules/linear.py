@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch.fx import Node
@@ -11,10 +11,12 @@ from tintc.frontend.builder import Builder
 from tintc.frontend.graph.captured import CapturedGraph
 from tintc.frontend.graph.evaluation import opname
 from tintc.frontend.graph.layouts import vector_layout
-from tintc.frontend.graph.node_queries import COPIES, parameter_vector, peel
-from tintc.frontend.rules.base import NOT_MINE, Fail, Match
+from tintc.frontend.graph.node_queries import COPIES, argument, parameter_vector, peel
+from tintc.frontend.rule import NOT_MINE, Fail, Match
 from tintc.ir.auxiliary import Linear
 from tintc.ir.core import Value, tokens
+
+COMPUTED_WEIGHT = Fail("the weight is computed, it must be a parameter")
 
 
 @dataclass(frozen=True)
@@ -46,7 +48,7 @@ class LinearRule:
 
         def build(builder: Builder, values: tuple[Value, ...]) -> Value:
             weight = builder.parameter(parts.weight, parts.transpose)
-            bias = builder.parameter(parts.bias) if parts.bias else ""
+            bias = parts.bias and builder.parameter(parts.bias)
             width = builder.program.parameters[weight].shape[0]
             return builder.emit(Linear, node, values, tokens(width), weight=weight, bias=bias)
 
@@ -56,34 +58,37 @@ class LinearRule:
 def _parts(graph: CapturedGraph, node: Node) -> _Parts | Fail:
     name = opname(node)
     if name == "linear":
-        return _product(graph, node.args[0], node.args[1], True, node.args[2] if len(node.args) > 2 else None)
+        return _product(graph, node.args[0], node.args[1], transposed=True, bias=argument(node, 2, None))
     if name == "addmm":
         if any(value != 1 for value in node.kwargs.values()):
             return Fail("a matrix product with factors alpha or beta is not supported")
-        return _product(graph, node.args[1], node.args[2], False, node.args[0])
+        return _product(graph, node.args[1], node.args[2], transposed=False, bias=node.args[0])
     if name in ("mm", "matmul"):
-        if _weight(graph, node.args[1]) is None:
-            return NOT_MINE if _is_live(graph, node.args[1]) else Fail("the weight is computed, it must be a parameter")
-        return _product(graph, node.args[0], node.args[1], False, None)
+        if isinstance(node.args[1], Node) and node.args[1] in graph.live:
+            return NOT_MINE  # a product of two values
+        return _product(graph, node.args[0], node.args[1], transposed=False)
     if name == "add" and not node.kwargs:
         return _with_bias(graph, node)
     return NOT_MINE
 
 
-def _product(graph: CapturedGraph, x: Any, weight: Any, transposed: bool, bias: Any) -> _Parts | Fail:
-    """x times the matrix `weight`, or times its transpose."""
-    found = _weight(graph, weight)
-    bias_name = "" if bias is None else parameter_vector(graph, bias)
-    if found is None:
-        return Fail("the weight is computed, it must be a parameter")
-    if bias_name is None or (bias_name and graph.tensors[bias_name].dim() != 1):
+def _product(graph: CapturedGraph, x: Any, matrix: Any, transposed: bool, bias: Any = None) -> _Parts | Fail:
+    """Return the parts of x times the matrix, or times its transpose."""
+    weight = _weight(graph, matrix)
+    if weight is None:
+        return COMPUTED_WEIGHT
+    name, flipped = weight
+    parts = _Parts(x, name, transpose=flipped == transposed)
+    if bias is None:
+        return parts
+    bias_name = parameter_vector(graph, bias)
+    if bias_name is None or graph.tensors[bias_name].dim() != 1:
         return Fail("the bias is not a parameter vector")
-    name, flipped = found
-    return _Parts(x, name, transpose=flipped == transposed, bias=bias_name)
+    return replace(parts, bias=bias_name)
 
 
 def _weight(graph: CapturedGraph, value: Any) -> tuple[str, bool] | None:
-    """A parameter matrix behind copies and transpositions: its name, and whether it is transposed."""
+    """Return a parameter matrix behind copies and transpositions: its name, and whether it is transposed."""
     flipped = False
     while isinstance(value, Node) and value not in graph.names:
         if opname(value) in ("t", "numpy_T") or _swaps(value):
@@ -111,9 +116,9 @@ def _with_bias(graph: CapturedGraph, node: Node) -> _Parts | Fail:
         inner = _parts(graph, peel(graph, x))
         if not isinstance(inner, _Parts):
             continue
-        if not inner.bias and len(x.users) == 1:
-            return _Parts(inner.x, inner.weight, inner.transpose, name)
-        return Fail("a parameter vector is added to a linear layer that has a bias, or is read elsewhere too")
+        if inner.bias or len(x.users) > 1:
+            return Fail("a parameter vector is added to a linear layer that has a bias, or is read elsewhere too")
+        return replace(inner, bias=name)
     return NOT_MINE
 
 
@@ -121,7 +126,3 @@ def _unexpanded(value: Any) -> Any:
     while isinstance(value, Node) and opname(value) in ("expand", "expand_as", "broadcast_to"):
         value = value.args[0]
     return value
-
-
-def _is_live(graph: CapturedGraph, value: Any) -> bool:
-    return isinstance(value, Node) and value in graph.live

@@ -1,4 +1,4 @@
-"""Why a model could not be loaded, in a sentence that says what to do, whatever transformers says."""
+"""Failures of loading, as sentences that say what to do, whatever transformers says."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ SHOWN = 3
 
 
 def why_not_loaded(place: Place, error: Exception) -> str:
-    """Why a model cannot be loaded, and what to do."""
+    """Return why a model cannot be loaded, and what to do."""
     text = str(error)
     method = method_of(configuration(place).get("quantization_config"))
     missing = isinstance(error, ImportError) or "is required when loading" in text
@@ -67,11 +67,12 @@ def _no_safetensors(place: Place) -> str:
 
 
 def check_report(name: str, report: Mapping[str, Any]) -> None:
+    """Raise `ModelError` if transformers reports weights that are missing, have other shapes or cannot be read."""
     missing = sorted(report["missing_keys"])
     if missing:
         raise ModelError(f"{name} lacks weights that its configuration asks for: {listed(missing)}.")
     misfits = sorted(report["mismatched_keys"])
-    shapes = [f"{key} is {tuple(found)}, expected {tuple(wanted)}" for key, found, wanted in misfits]
+    shapes = [f"{key} is {tuple(shape)}, expected {tuple(expected)}" for key, shape, expected in misfits]
     if shapes:
         raise ModelError(f"{name} has weights of other shapes than its configuration says: {listed(shapes)}.")
     if report["error_msgs"]:
@@ -79,11 +80,14 @@ def check_report(name: str, report: Mapping[str, Any]) -> None:
 
 
 def listed(items: list[str]) -> str:
-    more = f" and {len(items) - SHOWN} more" if len(items) > SHOWN else ""
-    return "; ".join(items[:SHOWN]) + more
+    """Return the first items, and the number of the others."""
+    shown = "; ".join(items[:SHOWN])
+    if len(items) > SHOWN:
+        shown += f" and {len(items) - SHOWN} more"
+    return shown
 
 
 def first_sentence(error: Exception) -> str:
-    """The first sentence of an error's message."""
+    """Return the first sentence of an error's message."""
     text = " ".join(str(error).split()).split(". ")[0] or "no message"
     return text.rstrip(".") + "."

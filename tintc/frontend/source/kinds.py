@@ -1,4 +1,4 @@
-"""What users hand over in place of a decoder, and the sentence that says what to hand over instead."""
+"""Kinds of things that users pass in place of a decoder, and the sentences that say what to pass instead."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ WRAPPERS = (nn.DataParallel, nn.parallel.DistributedDataParallel)
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
-    """The model in `DataParallel`, `DistributedDataParallel` and `torch.compile`, however they are nested."""
+    """Return the model in `DataParallel`, `DistributedDataParallel` and `torch.compile`, however they are nested."""
     while True:
         if isinstance(model, WRAPPERS):
             model = model.module
@@ -30,7 +30,7 @@ def unwrapped(model: nn.Module) -> nn.Module:
 
 
 def check_kind(model: Any, name: str) -> PreTrainedModel:
-    """The model, if it is a decoder with a language-model head; raises `ModelError` with what it is otherwise."""
+    """Return the model if it is a decoder with a language-model head; raise `ModelError` with its kind if it is not."""
     if isinstance(model, PreTrainedModel) and model.config.model_type == MODEL_TYPE:
         raise ModelError(simulator_sentence(name))
     if any(_package(module) == "peft" for module in model.modules()):
@@ -53,7 +53,7 @@ def check_kind(model: Any, name: str) -> PreTrainedModel:
 
 
 def _headless(model: PreTrainedModel, name: str) -> str:
-    """Why a model that cannot generate is none to compile."""
+    """Return why a model that cannot generate is none to compile."""
     whole = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(model.config.model_type)
     if model.get_output_embeddings() is None and whole is not None:
         return (
@@ -67,7 +67,7 @@ def _headless(model: PreTrainedModel, name: str) -> str:
 
 
 def quantised(model: nn.Module) -> bool:
-    """Whether some weights are kept in another form than as numbers of two bytes or more."""
+    """Return True if some weights are kept in another form than as numbers of two bytes or more."""
     for module in model.modules():
         if _package(module) == "torch.ao" or PACKED.intersection(module._buffers):
             return True
@@ -78,6 +78,7 @@ def quantised(model: nn.Module) -> bool:
 
 
 def quantised_sentence(name: str, method: str) -> str:
+    """Return why a quantised model is not compiled, and what to do."""
     by = f" by {method}" if method else ""
     return (
         f"{name} has weights that are quantised{by}; pass the model from before, or load it with transformers, call "
@@ -86,11 +87,12 @@ def quantised_sentence(name: str, method: str) -> str:
 
 
 def simulator_sentence(name: str) -> str:
+    """Return why a simulator is not compiled, and what to do."""
     return f"{name} is a simulator already; pass the model that it was compiled from, or use it as it is."
 
 
 def adapter_sentence(name: str, entries: Mapping[str, Any]) -> str:
-    """What to say of a folder with nothing but an adapter, whose configuration has these entries."""
+    """Return what to do with a folder that has nothing but an adapter, whose configuration has these entries."""
     base = entries.get("base_model_name_or_path") or "the model that it was trained for"
     return (
         f"{name} is an adapter of peft and not a model; in Python, load {base}, pass PeftModel.from_pretrained(model, "
@@ -104,26 +106,30 @@ def _is_plain(parameter: Tensor) -> bool:
 
 
 def _method(model: Any) -> str:
-    """Who has quantised the model, as its configuration says; empty if it does not."""
+    """Return the method that the configuration says the model is quantised by; empty if it names none."""
     return method_of(getattr(getattr(model, "config", None), "quantization_config", None))
 
 
 def method_of(entry: Any) -> str:
-    """The method that an entry `quantization_config` names, a mapping or an object; empty if there is none."""
+    """Return the method that an entry `quantization_config` names, a mapping or an object; empty if there is none."""
     if entry is None:
         return ""
-    found = entry.get("quant_method", "") if isinstance(entry, dict) else getattr(entry, "quant_method", "")
-    return str(getattr(found, "value", found))
+    method = getattr(entry, "quant_method", "")
+    if isinstance(entry, dict):
+        method = entry.get("quant_method", "")
+    return str(getattr(method, "value", method))
 
 
 def _package(module: nn.Module) -> str:
-    """The package of a module's class; of PyTorch's, with the part of it."""
-    parts = type(module).__module__.split(".")
-    return ".".join(parts[:2]) if parts[0] == "torch" else parts[0]
+    """Return the package of a module's class; of PyTorch's, with the package inside, as ``torch.nn``."""
+    package, *inner = type(module).__module__.split(".")
+    if package == "torch" and inner:
+        return f"torch.{inner[0]}"
+    return package
 
 
 def not_a_model(value: Any) -> str:
-    """What to say of something that is neither a module nor a path."""
+    """Return what to pass instead of something that is neither a module nor a path."""
     if isinstance(value, PretrainedConfig):
         return (
             f"{type(value).__name__} is a configuration, which has no weights; pass a model, such as "

@@ -12,19 +12,19 @@ from dataclasses import dataclass, field
 from functools import partial
 from glob import escape, glob
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import torch
 import transformers
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from tintc.errors import ModelError, OptionError
-from tintc.frontend.graph.trace_model import LONGEST, longest_sequence
+from tintc.frontend.graph.trace_model import LONGEST, PROCESS_LOCK, longest_sequence
 from tintc.frontend.source.failures import check_report, first_sentence, why_not_loaded
 from tintc.frontend.source.kinds import check_kind, not_a_model, simulator_sentence, unwrapped
 from tintc.frontend.source.mapped import MappedWeights
 from tintc.frontend.source.places import Place, configuration, find_place, has_weights
-from tintc.frontend.source.weightless import hollow_model
+from tintc.frontend.source.weightless import weightless_model
 from tintc.hub import MODEL_TYPE
 from tintc.ir.finite import is_finite
 
@@ -52,26 +52,30 @@ class AuxiliarySource:
 def load_auxiliary(
     model_or_path: PreTrainedModel | str | os.PathLike[str], max_length: int | None = None, values: bool = True
 ) -> AuxiliarySource:
-    """A model in memory (left as it is), a local folder or the config.json in it, a ``.gguf`` file, or a hub id.
+    """Return the model of a folder or the config.json in it, of a ``.gguf`` file or of a hub id, or one in memory.
 
     max_length None: the configuration's, at most 2048. Weights keep the checkpoint's dtype; only safetensors and GGUF
     files are read. values: whether the weights are needed; if not they are not looked at, and a model without weight
     files has zeros. Raises `ModelError` (missing or broken files, missing, misshapen or non-finite weights, not a
     causal language model) and `OptionError` for a `max_length` the model does not have.
     """
-    reason = ""
+    tokenizer = None
+    tokenizer_problem = ""
+    weights = MappedWeights()
     if isinstance(model_or_path, torch.nn.Module):
-        loaded, tokenizer, weights = unwrapped(model_or_path), None, MappedWeights()
-        named = str(getattr(getattr(loaded, "config", None), "name_or_path", ""))
-        name, kind = Path(named).name or type(loaded).__name__, "memory"
+        loaded = unwrapped(model_or_path)
+        path = str(getattr(getattr(loaded, "config", None), "name_or_path", ""))
+        name = Path(path).name or type(loaded).__name__
+        kind = "memory"
     elif isinstance(model_or_path, str | os.PathLike):
         place = find_place(str(model_or_path))
         if configuration(place).get("model_type") == MODEL_TYPE:
             raise ModelError(simulator_sentence(place.name))
-        name, kind = place.name, "gguf" if place.gguf_file else "safetensors"
+        name = place.name
+        kind = place.format
         with _quiet():
-            loaded = _load(place, hollow=not (values or has_weights(place)))
-            tokenizer, reason = _tokenizer(place)
+            loaded = _load(place, weightless=not (values or has_weights(place)))
+            tokenizer, tokenizer_problem = _tokenizer(place)
         weights = MappedWeights(loaded.state_dict().values())
     else:
         raise ModelError(not_a_model(model_or_path))
@@ -79,10 +83,13 @@ def load_auxiliary(
     if values:
         _check_finite(model, name, weights)
     config = model.config.get_text_config()
+    provenance = _provenance(model, name, kind)
+    if tokenizer_problem:
+        provenance[TOKENIZER_PROBLEM] = tokenizer_problem
     return AuxiliarySource(
         model=model,
         tokenizer=tokenizer,
-        provenance=_provenance(model, name, kind) | ({TOKENIZER_PROBLEM: reason} if reason else {}),
+        provenance=provenance,
         max_length=_length(name, longest_sequence(config), max_length),
         dtype=torch.promote_types(torch.float32, model.dtype),
         bos_token_id=getattr(config, "bos_token_id", None),
@@ -93,38 +100,46 @@ def load_auxiliary(
 
 
 TOKENIZER_PROBLEM = "tokenizer_problem"
-"""Entry of the provenance: why the tokenizer beside the weights cannot be read."""
+"""Key of the provenance's entry that says why the tokenizer beside the weights cannot be read."""
 TOKENIZER_FILES = ("tokenizer*", "vocab*", "*.model", "merges.txt", "*.tiktoken")
 
 
-def _load(place: Place, hollow: bool) -> PreTrainedModel:
-    """Every failure of transformers as one sentence; weights that would be left random are refused."""
-    options = place.options | {"dtype": torch.float32 if place.gguf_file else "auto"}
-    options |= {"output_loading_info": True, "ignore_mismatched_sizes": True}
-    options |= {} if place.gguf_file else {"use_safetensors": True}
+def _load(place: Place, weightless: bool) -> PreTrainedModel:
+    """Return the model at a place, with its weights or without.
+
+    Raises `ModelError` for every failure of transformers, and for weights that would be left random.
+    """
     try:
-        make = _make_hollow(place) if hollow else partial(AutoModelForCausalLM.from_pretrained, place.folder, **options)
+        make = _maker(place, weightless)
         try:
-            loaded: Any = make(attn_implementation="sdpa")
+            loaded = make(attn_implementation="sdpa")
         except ValueError as error:
             if "attention" not in str(error):
                 raise
             loaded = make(attn_implementation="eager")
     except Exception as error:
         raise ModelError(why_not_loaded(place, error)) from error
-    if hollow:
+    if weightless:
         return loaded
     model, report = loaded
     check_report(place.name, report)
     return model.eval()
 
 
-def _make_hollow(place: Place) -> Callable[..., PreTrainedModel]:
-    return partial(hollow_model, AutoConfig.from_pretrained(place.folder, **place.options))
+def _maker(place: Place, weightless: bool) -> Callable[..., Any]:
+    """Return the function that makes the model; if it loads weights, it returns a report with it."""
+    if weightless:
+        return partial(weightless_model, AutoConfig.from_pretrained(place.folder, **place.options))
+    options: dict[str, Any] = {"output_loading_info": True, "ignore_mismatched_sizes": True}
+    if place.gguf_file:
+        options["dtype"] = torch.float32
+    else:
+        options |= {"dtype": "auto", "use_safetensors": True}
+    return partial(AutoModelForCausalLM.from_pretrained, place.folder, **place.options, **options)
 
 
 def _tokenizer(place: Place) -> tuple[Any | None, str]:
-    """The tokenizer beside the weights; None if there is none that transformers can read, and why if one is there.
+    """Return the tokenizer beside the weights, and why it cannot be read; None if there is none or it cannot.
 
     transformers makes an empty tokenizer for some model types when a folder has none; that would only mislead.
     """
@@ -134,10 +149,13 @@ def _tokenizer(place: Place) -> tuple[Any | None, str]:
     try:
         return AutoTokenizer.from_pretrained(place.folder, **place.options), ""
     except Exception as error:  # of transformers, or of a package that it asks for
-        return None, first_sentence(error) if here else ""
+        if here:
+            return None, first_sentence(error)
+        return None, ""
 
 
 def _check_finite(model: PreTrainedModel, name: str, weights: MappedWeights) -> None:
+    """Raise `ModelError` if a weight is not in memory, NaN or infinite."""
     state = model.state_dict()
     if any(tensor.is_meta for tensor in state.values()):
         raise ModelError(f"{name} has weights that are not in memory; load it without offloading.")
@@ -148,11 +166,15 @@ def _check_finite(model: PreTrainedModel, name: str, weights: MappedWeights) -> 
 
 
 def _length(name: str, longest: int | None, wanted: int | None) -> int:
+    """Return the longest text that the result must serve; raise `OptionError` if the model cannot."""
     if wanted is None:
         return min(longest or LONGEST, LONGEST)
-    if wanted < 2 or (longest is not None and wanted > longest):
-        limit = f"between 2 and {longest}, the positions that {name} has" if longest else "at least 2"
-        raise OptionError(f"The maximal length is {wanted}; it must be {limit}.")
+    if longest is None and wanted < 2:
+        raise OptionError(f"The maximal length is {wanted}; it must be at least 2.")
+    if longest is not None and not 2 <= wanted <= longest:
+        raise OptionError(
+            f"The maximal length is {wanted}; it must be between 2 and {longest}, the positions that {name} has."
+        )
     return wanted
 
 
@@ -171,12 +193,18 @@ def _provenance(model: PreTrainedModel, name: str, kind: str) -> dict[str, Any]:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """No reports of transformers' own (ours follow as errors), and no progress bars unless somebody watches."""
-    level = transformers.logging.get_verbosity()
-    transformers.logging.set_verbosity(logging.ERROR)
-    bars = sys.stderr if sys.stderr.isatty() else io.StringIO()
-    try:
-        with redirect_stderr(bars):
-            yield
-    finally:
-        transformers.logging.set_verbosity(level)
+    """Drop reports of transformers (ours follow as errors), and progress bars unless somebody watches.
+
+    Both are settings of the whole process, so that one thread at a time loads.
+    """
+    bars: TextIO = io.StringIO()
+    with PROCESS_LOCK:
+        if sys.stderr.isatty():
+            bars = sys.stderr
+        level = transformers.logging.get_verbosity()
+        transformers.logging.set_verbosity(logging.ERROR)
+        try:
+            with redirect_stderr(bars):
+                yield
+        finally:
+            transformers.logging.set_verbosity(level)

@@ -20,8 +20,7 @@ MAPS = Path("/proc/self/maps")
 
 
 class MappedWeights:
-    """The files behind a model's tensors. Of use only for models that nobody writes to: a page that was written to
-    would lose what was written.
+    """The files behind a model's tensors, for models that nobody writes to: a page that was written to loses it.
 
     Tensors in memory (converted, dequantised) are no business of it. Where the system does not say what is mapped, it
     does nothing.
@@ -33,7 +32,7 @@ class MappedWeights:
 
     @property
     def nbytes(self) -> int:
-        """Size of the mappings."""
+        """Return the size of the mappings in bytes."""
         return sum(end - start for start, end in self._files)
 
     def release(self) -> None:
@@ -42,7 +41,7 @@ class MappedWeights:
             ctypes.CDLL(None).madvise(ctypes.c_void_p(start), ctypes.c_size_t(end - start), mmap.MADV_DONTNEED)
 
     def read_sparingly(self, tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-        """The same tensors; reading one gives back the pages of those that were read before."""
+        """Return the same tensors; reading one gives back the pages of those that were read before."""
 
         def read(name: str) -> Tensor:
             self.release()
@@ -52,7 +51,7 @@ class MappedWeights:
 
     @contextmanager
     def sparing(self, model: nn.Module) -> Iterator[None]:
-        """While a model runs, the weights of one module at a time are in memory."""
+        """Keep the weights of one module at a time in memory while a model runs."""
         owners = [module for module in model.modules() if next(module.parameters(recurse=False), None) is not None]
         hooks = [module.register_forward_hook(lambda *_: self.release()) for module in owners]
         try:
@@ -64,7 +63,7 @@ class MappedWeights:
 
 
 def _weight_files() -> list[tuple[int, int]]:
-    """First and last address of every mapped safetensors file."""
+    """Return first and last address of every mapped safetensors file."""
     try:
         lines = MAPS.read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:

@@ -1,4 +1,4 @@
-"""Where a user's model is: a folder, a GGUF file or a hub id, and what its configuration says before it is loaded."""
+"""Places of models: folders, GGUF files and hub ids; and their configurations, read before anything is loaded."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tintc.hub import why_missing
 
 @dataclass(frozen=True)
 class Place:
-    """Where a model's files are: a folder or hub id, and the GGUF file in it if that is what to read."""
+    """The place of a model's files: a folder or hub id, and the GGUF file in it if that is the one to read."""
 
     name: str
     folder: str
@@ -22,12 +22,21 @@ class Place:
     local: bool
 
     @property
+    def format(self) -> str:
+        """Return the format of the weights: "gguf" or "safetensors"."""
+        return "gguf" if self.gguf_file else "safetensors"
+
+    @property
     def options(self) -> dict[str, Any]:
+        """Return arguments for `from_pretrained`."""
         options: dict[str, Any] = {"local_files_only": self.local, "trust_remote_code": False}
-        return options | ({"gguf_file": self.gguf_file} if self.gguf_file else {})
+        if self.gguf_file:
+            options["gguf_file"] = self.gguf_file
+        return options
 
 
 def find_place(text: str) -> Place:
+    """Return the place that a user names by a path or hub id; raise `ModelError` if there is none."""
     path = Path(text).expanduser()
     if path.is_file() and path.name == "config.json":
         path = path.absolute().parent
@@ -41,7 +50,12 @@ def find_place(text: str) -> Place:
                 raise ModelError(adapter_sentence(text, read_json(path / "adapter_config.json")))
             return _gguf_in(path, text)
         return Place(path.resolve().name, str(path), None, True)
-    kind, why = ("file", "it is not looked for on the hub") if text.endswith(".gguf") else ("folder", why_missing(text))
+    if text.endswith(".gguf"):
+        kind = "file"
+        why = "it is not looked for on the hub"
+    else:
+        kind = "folder"
+        why = why_missing(text)
     if why is not None:
         raise ModelError(
             f"There is no {kind} {text}, and {why}; pass a folder, a .gguf file or the id of a model on the hub."
@@ -50,26 +64,31 @@ def find_place(text: str) -> Place:
 
 
 def _gguf_in(path: Path, text: str) -> Place:
+    """Return the only GGUF file in a folder; raise `ModelError` if there is none or are several."""
     files = sorted(path.glob("*.gguf"))
-    if len(files) != 1:
-        found = f"{len(files)} GGUF files, name the one to read" if files else "no GGUF file, pass a model's folder"
-        raise ModelError(f"{text} has no config.json and {found}.")
+    if not files:
+        raise ModelError(f"{text} has no config.json and no GGUF file, pass a model's folder.")
+    if len(files) > 1:
+        raise ModelError(f"{text} has no config.json and {len(files)} GGUF files, name the one to read.")
     return Place(files[0].name, str(path), files[0].name, True)
 
 
 def has_weights(place: Place) -> bool:
-    """Whether there are weights on this machine, without asking the hub."""
+    """Return True if there are weights on this machine, without asking the hub."""
     return place.gguf_file is not None or any(Path(place.folder).glob("*.safetensors"))
 
 
 def configuration(place: Place) -> dict[str, Any]:
-    """The folder's configuration as it is written; empty if it cannot be read."""
+    """Return the folder's configuration as it is written; empty if it cannot be read."""
     return read_json(Path(place.folder) / "config.json")
 
 
 def read_json(file: Path) -> dict[str, Any]:
+    """Return the entries of a JSON file; none if it is not there or holds anything else."""
     try:
-        found = json.loads(file.read_text(encoding="utf-8"))
+        entries = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
-    return found if isinstance(found, dict) else {}
+    if not isinstance(entries, dict):
+        return {}
+    return entries

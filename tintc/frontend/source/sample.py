@@ -22,15 +22,17 @@ belonged to none of them.
 
 
 def numbers(vocab_size: int, length: int) -> Tensor:
-    """Token ids ``[length]`` that are the same every time, for models without tokenizer."""
+    """Return token ids ``[length]`` that are the same every time, for models without tokenizer."""
     return torch.randint(0, vocab_size, (length,), generator=torch.Generator().manual_seed(0))
 
 
 def sample(tokenizer: Any | None, vocab_size: int, length: int, text: str | None = None) -> Tensor:
-    """At most `length` token ids of the text, or of the built-in one; without tokenizer and text, `numbers`."""
+    """Return at most `length` token ids of the text, or of the built-in one; without tokenizer and text, `numbers`."""
     if tokenizer is None and text is None:
         return numbers(vocab_size, length)
     if tokenizer is None:
         raise ModelError("The model has no tokenizer, so a calibration text is of no use; pass token ids from Python.")
-    found = tokenizer(PROBE if text is None else text, add_special_tokens=False)["input_ids"]
-    return torch.tensor(found[:length], dtype=torch.long)
+    if text is None:
+        text = PROBE
+    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    return torch.tensor(ids[:length], dtype=torch.long)

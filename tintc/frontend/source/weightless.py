@@ -10,8 +10,11 @@ from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 
-def hollow_model(config: Any, attn_implementation: str) -> PreTrainedModel:
-    """Every parameter is zeros that take no memory; buffers, which the configuration determines, are computed."""
+def weightless_model(config: Any, attn_implementation: str) -> PreTrainedModel:
+    """Return a model whose parameters are zeros that take no memory.
+
+    Buffers, which the configuration determines, are computed.
+    """
     with init_empty_weights(include_buffers=False):
         model = AutoModelForCausalLM.from_config(config, attn_implementation=attn_implementation)
     for module in model.modules():

@@ -1,4 +1,4 @@
-"""What a decoder that is refused has and tintc does not support, in the words that its users have for it."""
+"""Obstacles: kinds of layers that tintc does not support, in the words that a model's users have for them."""
 
 from __future__ import annotations
 
@@ -15,18 +15,19 @@ STATE = "layers that carry a state from token to token (recurrent, state-space, 
 
 
 def obstacles(graph: CapturedGraph) -> tuple[str, ...]:
-    """Kinds of layers, for a first line above the operations that no rule takes; empty if it is none of the known."""
+    """Return the obstacles in a graph, for a first line above the operations that no rule takes."""
     live = [node for node in graph.live if node.op == "call_function"]
-    found = []
+    kinds: list[str] = []
     if any(opname(node) in GROUPED or "expert" in graph.path(node) for node in live):
-        found.append(EXPERTS)
+        kinds.append(EXPERTS)
     if any(_mixes_tokens(node) for node in live):
-        found.append(STATE)
-    return tuple(found)
+        kinds.append(STATE)
+    return tuple(kinds)
 
 
 def _mixes_tokens(node: Node) -> bool:
-    """Whether it sums over tokens other than attention does: a convolution, or a running sum of floats."""
+    """Return True if it sums over tokens other than attention does: a convolution, or a running sum of floats."""
+    if opname(node) in ("conv1d", "convolution"):
+        return True
     value = node.meta.get("val")
-    runs = opname(node) == "cumsum" and isinstance(value, Tensor) and value.is_floating_point()
-    return runs or opname(node) in ("conv1d", "convolution")
+    return opname(node) == "cumsum" and isinstance(value, Tensor) and value.is_floating_point()

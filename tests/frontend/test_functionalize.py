@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.fx import GraphModule
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from tintc.frontend.graph.functionalize import NotLocalError, without_writes, writes
+from tintc.frontend.graph.functionalize import NeedsRetracing, functionalize, is_inplace
 
 VIEWS: dict[str, Callable[[Tensor], Tensor]] = {
     "select": lambda x: x.select(-1, -1),
@@ -40,8 +40,8 @@ def traced(function: Callable[[Tensor], object], x: Tensor) -> GraphModule:
 
 
 def rewritten(graph: GraphModule) -> GraphModule:
-    made = GraphModule(graph, without_writes(graph.graph))
-    assert not any(map(writes, made.graph.nodes))
+    made = GraphModule(graph, functionalize(graph.graph))
+    assert not any(map(is_inplace, made.graph.nodes))
     made.graph.lint()
     return made
 
@@ -101,11 +101,11 @@ def test_what_may_share_memory_and_is_read_later_needs_tracing() -> None:
     graph = traced(read_after, x)
     if not any(node.name.startswith("reshape") for node in graph.graph.nodes):
         pytest.skip("this version of PyTorch traces reshape as the view that it is here")
-    with pytest.raises(NotLocalError):
-        without_writes(graph.graph)
+    with pytest.raises(NeedsRetracing):
+        functionalize(graph.graph)
 
 
 @pytest.mark.parametrize("function", [lambda x: x.clone().split(1)[0].add_(1), lambda x: x.clone().diagonal().add_(1)])
 def test_parts_that_cannot_be_put_back_need_tracing(function: Callable[[Tensor], Tensor]) -> None:
-    with pytest.raises(NotLocalError):
-        without_writes(traced(function, torch.ones(2, 3)).graph)
+    with pytest.raises(NeedsRetracing):
+        functionalize(traced(function, torch.ones(2, 3)).graph)
