@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -27,7 +28,8 @@ def broken(program: Program, kind: type, **attributes: float) -> Program:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 def test_a_program_that_is_right(dtype: torch.dtype) -> None:
-    for model in (gpt2(), llama()):
+    models: list[Any] = [gpt2(), llama()]
+    for model in models:
         source = load_auxiliary(model.to(dtype))
         auxiliary = driver.import_auxiliary(source)
         check_agreement("it", source.model, auxiliary.program, auxiliary.tensors, source.max_length)

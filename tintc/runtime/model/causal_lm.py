@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -272,6 +272,10 @@ class TintForCausalLM(Observed, Refusals, SavedModel, TintGenerationMixin):
     def _module(self, name: str) -> nn.Module:
         module, leaf = owner(self, name)
         return getattr(module, leaf)
+
+    if TYPE_CHECKING:  # transformers wraps it, and type checkers take the first argument for `self`
+
+        def to(self, *args: Any, **kwargs: Any) -> Self: ...
 
     @torch.compiler.disable(reason=NOT_COMPILED)
     @where_it_can_run
