@@ -104,7 +104,7 @@ def train_tiny(text: str, folder: Path) -> Path:
     """A LLaMA of two layers with a byte-pair tokenizer, trained on `text`, as a model folder."""
     transformers_logging.disable_progress_bar()
     base = Tokenizer(models.BPE())
-    base.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)  # pyright: ignore[reportAttributeAccessIssue]
+    base.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     base.train_from_iterator([text], trainers.BpeTrainer(vocab_size=VOCABULARY, initial_alphabet=alphabet))
     PreTrainedTokenizerFast(tokenizer_object=base).save_pretrained(folder)

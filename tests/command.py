@@ -69,8 +69,15 @@ def make_command(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[s
 
 
 def process(*arguments: object, before: str = "") -> subprocess.Popen[str]:
-    """`tintc` in a process of its own; `before` is Python that runs there first."""
-    program = f"import sys; sys.argv[0] = 'tintc'\n{before}\nimport tintc_cli; tintc_cli.main()"
+    """`tintc` in a process of its own; `before` is Python that runs there first.
+
+    SIGINT interrupts it, also where this process ignores it (a job in the background of a shell), which a new process
+    would inherit.
+    """
+    program = (
+        "import signal, sys; sys.argv[0] = 'tintc'; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        f"{before}\nimport tintc_cli; tintc_cli.main()"
+    )
     environment = os.environ | {"PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-c", program, *map(str, arguments)]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
@@ -106,7 +113,7 @@ def tokenizer() -> PreTrainedTokenizerFast:
     """One token a word."""
     vocabulary = {word: index for index, word in enumerate(["[UNK]", *WORDS])}
     base = Tokenizer(WordLevel(vocabulary, unk_token="[UNK]"))
-    base.pre_tokenizer = Whitespace()  # pyright: ignore[reportAttributeAccessIssue]
+    base.pre_tokenizer = Whitespace()
     return PreTrainedTokenizerFast(tokenizer_object=base, unk_token="[UNK]")
 
 

@@ -33,7 +33,8 @@ def family(name: str) -> Imported:
 @cache
 def compiled(name: str, dtype: torch.dtype = torch.float64, **options: Any) -> TintForCausalLM:
     """One simulator per set of options for the whole run: tests that change it compile their own."""
-    return family(name).compile(dtype=dtype, **({"inner_lr": 0.02} | options))
+    chosen: dict[str, Any] = {"inner_lr": 0.02} | options
+    return family(name).compile(dtype=dtype, **chosen)
 
 
 def run(sim: TintForCausalLM, ids: Tensor, executor: str = "fused", update: str = "auto", **given: Any) -> Any:

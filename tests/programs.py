@@ -203,7 +203,7 @@ def three_ways(
     ids: Tensor,
     descent: Descent,
     inner_lr: Tensor | None = None,
-    **masks: Tensor,
+    **masks: Any,
 ) -> dict[str, tuple[Tensor, Tensor]]:
     """(logits before, after) of the auxiliary interpreter, the simulator interpreter and literal execution."""
     inputs = resolve_inputs(ids, semantics=descent.semantics, **masks)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -70,7 +71,7 @@ def embedding(*slots: Tensor) -> Tensor:
 def run(block: Block, e: Tensor, mask: Tensor | None = None) -> Tensor:
     """What the block gives before its gate, ``[3, 12]``."""
     assert isinstance(block.spec, AttentionSpec)
-    module = TintAttention(block.spec, LAYOUT.sim_seq_len).double()
+    module: Any = TintAttention(block.spec, LAYOUT.sim_seq_len).double()
     module.load_state_dict({name: spec.build() for name, spec in block_tensors(block.spec).items()})
     shared = shared_tensors(LAYOUT)
     matrices = {letter: getattr(block.spec, f"positions_{letter}") for letter in "qkv"}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from command import Command, make_command
@@ -15,7 +16,12 @@ def command(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) 
 
 
 def test_ops_and_tensors(command: Command, tmp_path: Path) -> None:
-    sizes = {"num_hidden_layers": 1, "hidden_size": 32, "num_attention_heads": 4, "num_key_value_heads": 1}
+    sizes: dict[str, Any] = {
+        "num_hidden_layers": 1,
+        "hidden_size": 32,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 1,
+    }
     build("gemma3_text", **sizes, head_dim=8, intermediate_size=48, vocab_size=53).save_pretrained(tmp_path)
     found = command("explain", tmp_path, "--json").json
     rules = {op["op"]: op["rule"] for op in found["ops"]}

@@ -32,13 +32,13 @@ MERGED = "It was great. It was good. It was bad. a b c d"
 def byte_level(merges_phrases: bool) -> PreTrainedTokenizerFast:
     """A BPE that has merged words, or without boundaries between them whole phrases; BOS in front, EOS behind."""
     base = Tokenizer(BPE())
-    base.pre_tokenizer = ByteLevel(add_prefix_space=False, use_regex=not merges_phrases)  # pyright: ignore
-    base.decoder = ByteLevelDecoder()  # pyright: ignore
+    base.pre_tokenizer = ByteLevel(add_prefix_space=False, use_regex=not merges_phrases)
+    base.decoder = ByteLevelDecoder()
     alphabet = ByteLevel.alphabet()
     special = ["<s>", "</s>"]
-    trainer = BpeTrainer(vocab_size=300, special_tokens=special, initial_alphabet=alphabet, show_progress=False)  # pyright: ignore
+    trainer = BpeTrainer(vocab_size=300, special_tokens=special, initial_alphabet=alphabet, show_progress=False)
     base.train_from_iterator([MERGED] * 9, trainer)
-    base.post_processor = TemplateProcessing(single="<s> $A </s>", special_tokens=[("<s>", 0), ("</s>", 1)])  # pyright: ignore
+    base.post_processor = TemplateProcessing(single="<s> $A </s>", special_tokens=[("<s>", 0), ("</s>", 1)])
     return PreTrainedTokenizerFast(tokenizer_object=base, bos_token="<s>", eos_token="</s>")
 
 
@@ -90,7 +90,7 @@ def test_a_token_across_the_border_is_the_labels() -> None:
     assert text_of(tokenizer, targets).endswith("great") and len(targets) > 0
 
 
-SIZES = {"vocab_size": 300, "hidden_size": 16, "num_attention_heads": 2, "num_hidden_layers": 1}
+SIZES: dict[str, Any] = {"vocab_size": 300, "hidden_size": 16, "num_attention_heads": 2, "num_hidden_layers": 1}
 SIZES |= {"intermediate_size": 20, "max_position_embeddings": 128}
 WORDS = st.text(st.sampled_from("ab It was.\n"), min_size=1, max_size=9)
 
@@ -141,4 +141,5 @@ def test_what_is_no_prompt(change: dict[str, Any], says: str) -> None:
     given_ones: dict[str, Any] = {"demonstrations": DEMONSTRATIONS, "query": QUERY} | change
     for format in FORMATS:
         with pytest.raises((InputError, OptionError), match=says):
-            masks.few_shot(MERGING, **{"format": format} | given_ones)
+            arguments: dict[str, Any] = {"format": format} | given_ones
+            masks.few_shot(MERGING, **arguments)

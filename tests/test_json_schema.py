@@ -43,7 +43,7 @@ def schema() -> dict[str, Any]:
     return found
 
 
-def faults(schema: dict[str, Any], name: str, value: object) -> list[str]:
+def faults(schema: dict[str, Any], name: str, value: Any) -> list[str]:
     return [error.message for error in Draft202012Validator(schema | {"$ref": f"#/$defs/{name}"}).iter_errors(value)]
 
 

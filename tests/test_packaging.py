@@ -18,7 +18,10 @@ from tintc.runtime.artefact.config import TintConfig
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 LINK = re.compile(r"\]\(([^)#\s]+)")
-PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
+PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), *(ROOT / "benchmarks").glob("*.md")])
+PLACE = re.compile(r"`((?:tintc|tests|tools|benchmarks|docs)/[\w./{},-]*)`")
+"""A file or folder of the repository, as pages name it."""
+BESIDE = ("CHANGELOG.md", "CITATION.cff", "CONTRIBUTING.md", "SECURITY.md", ".pre-commit-config.yaml")
 
 
 def test_the_source_distribution_is_complete(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -35,7 +38,7 @@ def test_the_source_distribution_is_complete(monkeypatch: pytest.MonkeyPatch) ->
         if path.is_file() and "__pycache__" not in path.parts
     }
     assert len(there) > 100 and there <= kept, sorted(there - kept)[:5]
-    assert {"Makefile", "constraints.txt"} <= kept and not [name for name in kept if "__pycache__" in name]
+    assert {"Makefile", "constraints.txt", *BESIDE} <= kept and not [name for name in kept if "__pycache__" in name]
 
 
 def test_the_package_page_has_no_relative_link() -> None:
@@ -51,6 +54,21 @@ def test_links_lead_somewhere(page: Path) -> None:
     assert [link for link in relative if not (page.parent / link).exists()] == []
 
 
+def spelled_out(place: str) -> list[str]:
+    """Every path that ``a/{b,c}`` stands for."""
+    braces = re.search(r"\{([^}]*)\}", place)
+    if braces is None:
+        return [place]
+    return [place[: braces.start()] + choice + place[braces.end() :] for choice in braces[1].split(",")]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_named_files_are_there(page: Path) -> None:
+    places = [path for place in PLACE.findall(page.read_text(encoding="utf-8")) for path in spelled_out(place)]
+    assert page.name != "README.md" or len(places) > 10
+    assert [path for path in places if not (ROOT / path).exists()] == []
+
+
 def test_nothing_is_installed_by_a_name_that_is_not_published() -> None:
     """Neither by pages and errors nor by model cards."""
     card = model_card(TintConfig(provenance={"source": "a/b"}))
@@ -61,4 +79,7 @@ def test_nothing_is_installed_by_a_name_that_is_not_published() -> None:
 
 
 def test_one_version() -> None:
-    assert PROJECT["version"] == tintc.__version__ == version("tintc")
+    """It stands in `tintc/__init__.py`, where the build reads it; the citation repeats it."""
+    assert "version" not in PROJECT and "version" in PROJECT["dynamic"]
+    cited = re.search(r"^version: (.*)$", (ROOT / "CITATION.cff").read_text(encoding="utf-8"), re.MULTILINE)
+    assert cited is not None and cited[1] == tintc.__version__ == version("tintc")

@@ -34,7 +34,8 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 def compiled(model: Path, out: Path, **options: Any) -> Path:
-    tintc.compile(model, **({"inner_lr": 1e-2} | options)).save_pretrained(out)
+    chosen: dict[str, Any] = {"inner_lr": 1e-2} | options
+    tintc.compile(model, **chosen).save_pretrained(out)
     return out
 
 
@@ -63,15 +64,18 @@ CASES: list[tuple[str, dict[str, Any]]] = [
 def test_what_the_compiler_makes_passes(
     command: Command, models: dict[str, Path], tmp_path: Path, name: str, options: dict[str, Any]
 ) -> None:
-    """With margins: fp64 is 1000 times nearer than it must be, fp32 10 times; a gradient is no exact one."""
+    """With margins: fp64 is 1000 times nearer than it must be, fp32 10 times, bf16 5 times.
+
+    A gradient is no exact one.
+    """
     out = compiled(models[name], tmp_path / "sim", **options)
     found = command("verify", out, models[name], "--json")
     assert found.code == 0, found
     assert found.json["ok"] and found.json["problems"] == [] and found.json["executor"] == "fused"
-    margin = {"float64": 1e-3, "float32": 0.1}.get(found.json["dtype"], 1)
+    margin = {"float64": 1e-3, "float32": 0.1, "bfloat16": 0.2}[found.json["dtype"]]
     for shown in found.json["parameters"].values():
         assert shown["error"] <= margin * shown["allowed"] and shown["cosine"] > 0.99
-    assert found.json["gradient"]["error_exact"] > 1e-4 > found.json["gradient"]["error"] or margin == 1
+    assert found.json["gradient"]["error_exact"] > 1e-4 > found.json["gradient"]["error"] or margin == 0.2
 
 
 def test_literal_execution_is_verified_too(command: Command, stored: Path, models: dict[str, Path]) -> None:

@@ -42,7 +42,9 @@ def test_gradients_through_the_update(cuda: torch.device) -> None:
         sim.executor = "fused"
         ids = token_ids(2, 12).to(device)
         sim(ids, labels=ids).loss.backward()
-        gradients.append(sim.rate("model.layers.1.mlp.up_proj").grad.cpu())
+        gradient = sim.rate("model.layers.1.mlp.up_proj").grad
+        assert gradient is not None
+        gradients.append(gradient.cpu())
     assert torch.allclose(*gradients, rtol=1e-9)
 
 

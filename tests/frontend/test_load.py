@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -60,7 +61,8 @@ def test_a_model_in_memory() -> None:
 )
 def test_a_simulator_is_at_least_float32(tmp_path: Path, stored: torch.dtype, compiled: torch.dtype) -> None:
     """Unless told otherwise; the model is read as it is stored."""
-    llama(n_layers=1).to(stored).save_pretrained(tmp_path)
+    model: Any = llama(n_layers=1)
+    model.to(stored).save_pretrained(tmp_path)
     source = load_auxiliary(tmp_path)
     assert (source.dtype, source.model.dtype) == (compiled, stored)
 

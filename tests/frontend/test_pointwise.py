@@ -102,7 +102,7 @@ def test_xielu_is_a_sum_of_three() -> None:
     found, _ = program(model)
     mixed = {op.operands[0].name.rsplit(".", 1)[-1]: op.factor for op in found.ops if isinstance(op, Scale)}
     assert sorted(mixed.values()) == pytest.approx([negative, beta, positive], rel=1e-9)
-    total = sum(
+    total = torch.zeros_like(POINTS) + sum(
         w * ACTIVATIONS[n](POINTS) for n, w in zip(("relu2", "negexp", "identity"), (0.8, 0.3, 0.5), strict=True)
     )
     away = POINTS.abs() > 1e-3

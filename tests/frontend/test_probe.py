@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -27,7 +28,8 @@ def broken(program: Program, kind: type, **attributes: float) -> Program:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 def test_a_program_that_is_right(dtype: torch.dtype) -> None:
-    for model in (gpt2(), llama()):
+    models: list[Any] = [gpt2(), llama()]
+    for model in models:
         source = load_auxiliary(model.to(dtype))
         auxiliary = driver.import_auxiliary(source)
         check_agreement("it", source.model, auxiliary.program, auxiliary.tensors, source.max_length)
@@ -46,7 +48,7 @@ def test_a_model_that_cannot_take_padding_itself() -> None:
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_hides_no_wrong_factor(dtype: torch.dtype) -> None:
     """A scale that is off by 5 % moves the logits by about as much as bf16 rounds them; 0.5 % is allowed."""
-    source = load_auxiliary(llama(n_layers=1).to(dtype))
+    source = load_auxiliary(llama(n_layers=1).to(dtype=dtype))
     before = {key: tensor.clone() for key, tensor in source.model.state_dict().items()}
     auxiliary = driver.import_auxiliary(source)
     wrong = broken(auxiliary.program, Norm, eps=0.02)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
 import tiny_models
+from transformers import PreTrainedModel
 
 import tintc
 from tintc.analysis.parameter_counts import (
@@ -71,8 +73,7 @@ def test_steps_do_not_change_the_table(gpt2: tintc.TintForCausalLM) -> None:
 
 
 @pytest.mark.parametrize("model", [tiny_models.gpt2, tiny_models.opt, tiny_models.llama])
-def test_unique_is_what_is_stored(model: object) -> None:
-    assert callable(model)
+def test_unique_is_what_is_stored(model: Callable[[], PreTrainedModel]) -> None:
     sim = tintc.compile(model())
     assert unique_count(sim.program) == sum(tensor.numel() for tensor in sim.state_dict().values())
 

@@ -163,8 +163,8 @@ def test_layers_run_again_beside_a_slower_state() -> None:
         state = t.add(state, z)
         state = t.norm(t.add(state, t.self_attention(t.norm(state))))
     found = t.roles(state)
-    assert [layer for kind, layer, role in found if role == "output"] == list(range(6))
-    assert [layer for kind, layer, role in found if role == "layer"] == sorted(2 * list(range(6)))[:-1]
+    assert [layer for _, layer, role in found if role == "output"] == list(range(6))
+    assert [layer for _, layer, role in found if role == "layer"] == sorted(2 * list(range(6)))[:-1]
 
 
 def test_what_serves_several_layers_is_of_none() -> None:
@@ -176,7 +176,7 @@ def test_what_serves_several_layers_is_of_none() -> None:
         x = t.add(x, t.linear(t.add(t.linear(x), shared)))
     found = t.roles(t.norm(x))
     assert found[1] == ("linear", -1, "projection")
-    assert [layer for kind, layer, role in found if role == "ffn"] == [0, 0, 1, 1]
+    assert [layer for _, layer, role in found if role == "ffn"] == [0, 0, 1, 1]
 
 
 def test_a_decoder_without_attention_is_refused() -> None:

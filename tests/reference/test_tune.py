@@ -66,7 +66,7 @@ def interpreted(sim: Any, mask: Tensor) -> tuple[dict[str, Tensor], dict[str, Te
         assert isinstance(weights, Weights)
         for part, new in (("weight", weights.weight), ("bias", weights.bias)):
             parameter = sim.program.parameters.get(f"{name}.{part}")
-            if parameter is not None and (part == "bias" or value.type.kind == "linear"):
+            if parameter is not None and new is not None and (part == "bias" or value.type.kind == "linear"):
                 old = dict(sim.prefix(name).named_parameters())[part].detach()
                 old = old.flatten(0, 1)[: new.shape[1]] if part == "weight" else old
                 gradients[f"{name}.{part}"] = (old - new) / LR
@@ -154,7 +154,8 @@ def test_differences_are_of_first_order(name: str, kind: str) -> None:
     exact = flat(tune(graph(name), IDS, PREFIX, approximations=NONE).gradients[0])
     errors = []
     for step in (1e-4, 1e-5):
-        chosen = Approximations(**{kind: Difference("token", step)})
+        switch: dict[str, Any] = {kind: Difference("token", step)}
+        chosen = Approximations(**switch)
         errors.append(float((flat(tune(graph(name), IDS, PREFIX, approximations=chosen).gradients[0]) - exact).norm()))
     assert errors[0] / errors[1] == pytest.approx(10, rel=0.15)
 

@@ -6,6 +6,7 @@ The definition is written out here, independently of the code under test. fp64, 
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -20,7 +21,7 @@ def randn(*shape: int) -> Tensor:
     return torch.randn(*shape, dtype=torch.float64)
 
 
-def definition(m: TintAttention, e: Tensor, positions: Tensor, mask: Tensor) -> Tensor:
+def definition(m: Any, e: Tensor, positions: Tensor, mask: Tensor) -> Tensor:
     """Def. C.1, head by head and example by example."""
     heads, width = m.n_heads, e.shape[-1] // m.n_heads
     out = torch.zeros_like(e)

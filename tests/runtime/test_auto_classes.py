@@ -21,7 +21,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 import tintc
 from tintc.errors import ArtefactError, OptionError, TintcError
 from tintc.runtime.artefact.card import model_card
-from tintc.runtime.model.causal_lm import saving
+from tintc.runtime.model import saving
 
 IDS = tiny_models.token_ids(2, 12, vocab=22)
 
@@ -65,7 +65,7 @@ def test_importing_tintc_leaves_the_compiler_alone() -> None:
     assert not [name for name in seen if name.startswith(("tintc.compiler", "tintc.frontend", "tintc.reference"))]
     assert callable(tintc.compile) and tintc.reference.tune and {"compile", "reference"} <= set(dir(tintc))
     with pytest.raises(AttributeError, match="no attribute 'comple'"):
-        _ = tintc.comple  # pyright: ignore[reportAttributeAccessIssue]
+        _ = tintc.comple
 
 
 @pytest.mark.parametrize(
@@ -184,7 +184,7 @@ def test_a_disk_that_is_full(folder: Path, monkeypatch: pytest.MonkeyPatch, fail
                 sim.save_pretrained(out, max_shard_size="20KB")
         assert left[0] < 0 and contents(folder.parent) == before
     with monkeypatch.context() as patch:
-        patch.setattr("shutil.disk_usage", lambda _: shutil._ntuple_diskusage(10**6, 10**6, 1000))  # pyright: ignore
+        patch.setattr("shutil.disk_usage", lambda _: shutil._ntuple_diskusage(10**6, 10**6, 1000))
         with pytest.raises(ArtefactError, match="make room, or choose another"):
             sim.save_pretrained(folder)
     assert contents(folder.parent) == before
@@ -198,7 +198,7 @@ def test_killed_while_saving(folder: Path) -> None:
     before = contents(folder)
     lines = (
         "import os, signal, sys, tintc",
-        "from tintc.runtime import saving",
+        "from tintc.runtime.model import saving",
         "saving.write_texts = lambda *_, **__: os.kill(os.getpid(), signal.SIGKILL)",
         "tintc.load(sys.argv[1]).save_pretrained(sys.argv[1], max_shard_size='20KB')",
     )

@@ -63,8 +63,9 @@ def gradients(program: Program, tensors: dict[str, Tensor], inputs: Inputs) -> d
         old, new = found[f"old.{name}"], found[f"new.{name}"]
         assert isinstance(old, Weights) and isinstance(new, Weights)
         if name + ".gain" not in program.parameters:
+            assert old.weight is not None and new.weight is not None
             result[f"{name}.weight"] = (old.weight - new.weight)[0]
-        if old.bias is not None:
+        if old.bias is not None and new.bias is not None:
             result[f"{name}.bias"] = (old.bias - new.bias)[0]
     return result
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -25,13 +26,14 @@ def compiled() -> TintForCausalLM:
 def test_terms_the_construction_leaves_out_count_as_structure() -> None:
     sim = compiled()
     assert sim.choose_executor() == "fused"
-    sim.get_submodule("structure.linear_backward").p_q.data.add_(1)
+    sim.get_parameter("structure.linear_backward.p_q").data.add_(1)
     assert sim.choose_executor() == "literal"
 
 
 def test_a_replaced_module_counts_as_an_edit() -> None:
     sim = compiled()
-    sim.structure.linear_backward.w_q = torch.nn.Identity()
+    block: Any = sim.get_submodule("structure.linear_backward")
+    block.w_q = torch.nn.Identity()
     assert sim.choose_executor() == "literal"
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -82,7 +83,8 @@ def test_an_edit_changes_both_alike(auxiliary: Imported, edit: str) -> None:
     changed = EDITS[edit](text)
     assert changed != text
     program = parse_program(changed)
-    edited = TintForCausalLM(type(sim.config)(**(sim.config.to_dict() | {"program": changed})))
+    config: dict[str, Any] = sim.config.to_dict() | {"program": changed}
+    edited = TintForCausalLM(type(sim.config)(**config))
     edited.executor = "literal"
     edited.load_state_dict(state, strict=edit != "drop", assign=True)
     edited.zero_absent_terms()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from contextlib import nullcontext
+from typing import Any
 
 import command
 import pytest
@@ -70,7 +71,8 @@ def begun() -> tintc.TintForCausalLM:
     sim = tintc.compile(tiny_models.llama().double(), inner_lr=0.05)
     sim.tokenizer = command.tokenizer()
     around = [("the", 2), ("dog", 4)]
-    sim.tokenizer._tokenizer.post_processor = TemplateProcessing(single="the $A dog", special_tokens=around)
+    inner: Any = sim.tokenizer._tokenizer
+    inner.post_processor = TemplateProcessing(single="the $A dog", special_tokens=around)
     return sim
 
 

@@ -147,10 +147,10 @@ def test_compile_from_a_model_in_memory() -> None:
     assert relative_to_update(found.logits, other.logits, found.logits_before) < 1e-9
 
 
-@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 0.02), (torch.bfloat16, 1.0)])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-3), (torch.bfloat16, 0.04)])
 @pytest.mark.parametrize("name", ["gpt2", "llama, one key head"])
 def test_shorter_types_are_close(name: str, dtype: torch.dtype, tolerance: float) -> None:
-    """fp32 to 2 % of the update (differences run in fp32); bf16 to the size of the update: it runs, and is near."""
+    """Of the update, about four times what was measured: 3e-4 in fp32 (differences run in fp32), 1e-2 in bf16."""
     auxiliary, ids = model(name), token_ids(2, 11)
     with torch.no_grad():
         right = auxiliary.compile(inner_lr=0.1)(ids, return_before=True)

@@ -102,11 +102,14 @@ def test_too_few_train_tokens(name: str, update: str) -> None:
     assert run(sim, ids[:1, :1], return_before=True).logits.shape == (1, 1, 53)
 
 
-@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-3), (torch.bfloat16, 0.2)])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-3), (torch.bfloat16, 0.03)])
 @pytest.mark.parametrize("update", UPDATES)
 @pytest.mark.parametrize("name", NAMES)
 def test_shorter_types(name: str, update: str, dtype: torch.dtype, tolerance: float) -> None:
-    """Of the fp64 update. bf16: before and after of one run share the rounding of the weights, so updates compare."""
+    """Of the fp64 update. bf16: before and after of one run share the rounding of the weights, so updates compare.
+
+    They are 0.7 % off.
+    """
     ids = token_ids(2, 16)
     right = run(compiled(name, inner_lr=0.1), ids, return_before=True)
     found = run(compiled(name, dtype, inner_lr=0.1), ids, update=update, return_before=True)

@@ -123,7 +123,7 @@ def test_the_estimate_is_what_a_run_takes(name: str, update: str, recorded: bool
 def test_a_slower_update_where_the_fastest_does_not_fit(monkeypatch: pytest.MonkeyPatch) -> None:
     """`auto` falls back on what takes less memory, and gives the same; what was asked for is refused."""
     sim, ids = compiled("opt"), token_ids(4, 30)
-    given = {"train_mask": torch.arange(30).expand(4, -1) < 16}
+    given: dict[str, Any] = {"train_mask": torch.arange(30).expand(4, -1) < 16}
     whole, sizes = run(sim, ids, **given), Sizes(4, 30, 16, 53)
     auto, lazy = (peak_bytes(make_plan(sim.program, ("logits",), sizes, update), 8) for update in ("auto", "lazy"))
     assert lazy < auto

@@ -32,7 +32,8 @@ PADDED = torch.tensor([[1] * PROMPT, [0] * 3 + [1] * (PROMPT - 3)])
 
 @cache
 def compiled(name: str, dtype: torch.dtype = torch.float64, **options: Any) -> TintForCausalLM:
-    sim = family(name).compile(dtype=dtype, **({"inner_lr": 0.02} | options))
+    chosen: dict[str, Any] = {"inner_lr": 0.02} | options
+    sim = family(name).compile(dtype=dtype, **chosen)
     sim.executor = "fused"
     return sim
 
@@ -214,7 +215,7 @@ def test_pipeline() -> None:
     writer = pipeline("text-generation", model=sim, tokenizer=words)
     (found,) = writer(text, max_new_tokens=4, do_sample=False)
     ids = words(text, return_tensors="pt").input_ids
-    wanted = words.decode(sim.generate(ids, max_new_tokens=4, do_sample=False)[0], skip_special_tokens=True)
+    wanted = str(words.decode(sim.generate(ids, max_new_tokens=4, do_sample=False)[0], skip_special_tokens=True))
     assert found["generated_text"].replace(" ", "") == wanted.replace(" ", "") and len(wanted) > len(text)
 
 

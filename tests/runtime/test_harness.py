@@ -30,6 +30,8 @@ from lm_eval.tasks import TaskManager
 from tintc.evaluation.lm_eval_model import TintLM
 from tintc.evaluation.processes import left
 
+evaluate: Any = simple_evaluate
+"""Without the signature of the loader in its place."""
 SENTENCES = [" ".join(WORDS[(start + 5 * step) % len(WORDS)] for step in range(9)) for start in range(4)]
 DOCUMENTS = [
     {"text": text, "choices": ["the cat", "a dog ran"], "right": index % 2} for index, text in enumerate(SENTENCES)
@@ -98,7 +100,7 @@ def test_a_local_task_gives_our_numbers(folder: Path, tasks: Path, offline: None
     """Through the harness itself, which takes a simulator that is loaded."""
     manager, lm = TaskManager(include_path=str(tasks), include_defaults=False), TintLM(tintc.load(folder))
     names: Any = ["local_choice", "local_rolling"]
-    found: Any = simple_evaluate(lm, tasks=names, task_manager=manager, bootstrap_iters=0)
+    found: Any = evaluate(lm, tasks=names, task_manager=manager, bootstrap_iters=0)
     check(lm, found["results"], found["samples"]["local_choice"])
 
 
@@ -239,14 +241,15 @@ def test_generation_after_next_to_nothing(folder: Path, executor: str) -> None:
 )
 def test_options_out_of_range(folder: Path, options: dict[str, Any], says: str) -> None:
     with pytest.raises(OptionError, match=says):
-        TintLM(**({"pretrained": folder} | options))
+        arguments: dict[str, Any] = {"pretrained": folder} | options
+        TintLM(**arguments)
 
 
 def _one_of_two(index: int, folder: Path, tasks: Path, out: Path, port: int) -> None:
     joins(index, port)
     manager, lm = TaskManager(include_path=str(tasks), include_defaults=False), TintLM(str(folder))
     names: Any = ["local_choice", "local_rolling"]
-    found: Any = simple_evaluate(lm, tasks=names, task_manager=manager, bootstrap_iters=0)
+    found: Any = evaluate(lm, tasks=names, task_manager=manager, bootstrap_iters=0)
     left()
     shown = None if found is None else {"results": found["results"], "samples": found["samples"]["local_choice"]}
     (out / str(index)).write_text(json.dumps(shown, default=str))

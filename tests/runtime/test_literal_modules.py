@@ -335,7 +335,7 @@ def test_loss_gradient(width: int, loss: str, bias: bool, softcap: float, stack:
 def test_a_zero_gradient_gives_zero() -> None:
     """Rescaling by rms(g) must not divide by zero, in any of the three ops that rescale."""
     bench = Bench(6, 0)
-    bench.randn = lambda *shape: torch.zeros(*shape, dtype=torch.float64)  # pyright: ignore[reportAttributeAccessIssue]
+    bench.randn = lambda *shape: torch.zeros(*shape, dtype=torch.float64)
     operands, y = (bench.value("dy", 6), bench.value("x", 6)), Value("y", tokens(6))
     step = {"scheme": "token", "fd_step": 1e-3}
     bench.check(sim.NormBackward(operands=operands, results=(y,), kind="layer", eps=1e-5, **step), None, None)

@@ -44,8 +44,8 @@ def test_a_hook_may_change_what_flows() -> None:
     sim = simulator(*gpt_like(layers=1), max_length=12)
     with torch.no_grad():
         right = sim(IDS).logits
-        site = sim.get_submodule("sites.forward_0.h.0.ffn.down")
-        handle = site.register_forward_hook(lambda module, given, out: out + 0.1)
+        site: Any = sim.get_submodule("sites.forward_0.h.0.ffn.down")
+        handle = site.register_forward_hook(lambda module, operands, out: out + 0.1)
         assert not torch.equal(sim(IDS).logits, right)
         handle.remove()
         assert torch.equal(sim(IDS).logits, right)

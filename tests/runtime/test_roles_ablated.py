@@ -36,7 +36,11 @@ def simulator(name: str) -> TintForCausalLM:
 def run(sim: TintForCausalLM, site: str) -> tuple[Tensor, dict[str, Tensor]]:
     """What the module at `site` returned last, and the capture points of the run, modules of other passes aside."""
     calls: list[Tensor] = []
-    handle = sim.get_submodule(f"sites.{site}").register_forward_hook(lambda module, given, out: calls.append(out))
+
+    def keep(module: torch.nn.Module, operands: Any, out: Any) -> None:
+        calls.append(out)
+
+    handle = sim.get_submodule(f"sites.{site}").register_forward_hook(keep)
     try:
         with torch.no_grad(), sim.capture("pass1.modules.*", "final", "step0.*") as seen:
             sim(IDS)
@@ -167,7 +171,7 @@ def test_a_descent_head_leaves_exactly_its_rows_and_shard_as_they_were(name: str
 
 def expected_loss(sim: TintForCausalLM, roles: list[Role]) -> dict[str, Tensor]:
     """Which entries of which update these heads are said to write, by capture point."""
-    shapes = {point.name: point.shape[1:] for point in sim.capture_points()}
+    shapes: dict[str, Any] = {point.name: point.shape[1:] for point in sim.capture_points()}
     found: dict[str, Tensor] = {}
     for role in roles:
         point = f"step0.updates.{role.parameter}"

@@ -7,6 +7,7 @@ those of all. fp64, exact where nothing is added, 1e-12 where it is.
 from __future__ import annotations
 
 from functools import cache
+from typing import Any
 
 import pytest
 import torch
@@ -47,7 +48,7 @@ def split(stages: Split) -> torch.nn.Module:
     module = build_split(stages)
     for operation, stage in zip(module.children(), stages or (), strict=True):
         operation.weight = torch.nn.Parameter(stage.weight.build(), requires_grad=False)
-        operation.bias = None
+        operation.register_parameter("bias", None)
     return module
 
 
@@ -92,7 +93,7 @@ def check_layout(layout: Layout) -> None:
     sums.index_add_(1, rows, e[:, columns])
     assert torch.equal(split(attention(backward_block(layout)).w_q)(e), heads), layout
     assert torch.equal(split(attention(descent_block(layout, True, False)).w_k)(e), heads), layout
-    exact = {"rtol": 1e-12, "atol": 1e-12}
+    exact: dict[str, Any] = {"rtol": 1e-12, "atol": 1e-12}
     torch.testing.assert_close(split(attention(forward_block(layout, False)).w_o)(e), sums, **exact)
     if layout.n_heads >= layout.main_heads + layout.shards:
         first = layout.main_heads * layout.d_h
@@ -131,7 +132,9 @@ def test_layouts_of_a_real_width() -> None:
 def test_three_stages_of_partial_permutations(name: str) -> None:
     """Dimension, split, dimension; the inner stage moves each entry of a chunk to one place, and none meet."""
     for layout in layouts(name):
-        first, inner, last = attention(backward_block(layout)).w_q or ()
+        stages = attention(backward_block(layout)).w_q
+        assert stages is not None
+        first, inner, last = stages
         assert (first.kind, inner.kind, last.kind) == ("dimension", "split", "dimension")
         assert first.weight.shape == last.weight.shape == (layout.d_h, layout.n_heads, layout.n_heads)
         assert inner.weight.shape == (layout.n_heads, layout.d_h, layout.d_h)

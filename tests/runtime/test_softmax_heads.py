@@ -208,6 +208,7 @@ def test_perplexity_of_a_trained_model() -> None:
     """stories260K, fp32: the perplexity after the update is the linear simulator's within 1 %, before it too."""
     made, options = imported(str(STORIES)), {"inner_lr": 1e-4, "n_update_layers": 2}
     linear = made.compile(max_length=48, dtype=torch.float32, **options)
+    assert made.source.tokenizer is not None
     ids = torch.tensor(made.source.tokenizer(STORY)["input_ids"][:48])
     program = soften(linear.program, made.auxiliary.tensors, 1e-4, torch.float32, ids)
     chosen = tintc.compiler.Options(**options, linear_attention="softmax")

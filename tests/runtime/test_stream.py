@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import shutil
 from collections import namedtuple
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import tiny_models
@@ -32,7 +34,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize(
     ("make", "dtype"), [(tiny_models.gpt2, None), (tiny_models.opt, "float64"), (tiny_models.llama, "bfloat16")]
 )
-def test_same_files(tmp_path: Path, make, dtype: str | None) -> None:
+def test_same_files(tmp_path: Path, make: Callable[[], Any], dtype: str | None) -> None:
     """Byte for byte."""
     model = model_folder(tmp_path / "model", make())
     write_artefact(tintc.compile(model, n_steps=2, dtype=dtype), tmp_path / "saved")
@@ -100,7 +102,7 @@ def test_output_exists(model: Path, tmp_path: Path) -> None:
 def test_loading_maps(model: Path, tmp_path: Path) -> None:
     """What a loaded simulator holds lies in its files."""
     sim = tintc.compile(model, output=tmp_path / "sim")
-    held = [p for name in ("tables", "prefixes") for p in sim._modules[name].parameters()]
+    held = [p for name in ("tables", "prefixes") for p in sim.get_submodule(name).parameters()]
     assert held and all(MappedWeights([tensor]).nbytes for tensor in held)
 
 

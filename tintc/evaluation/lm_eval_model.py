@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -46,7 +47,6 @@ class Scored(NamedTuple):
     start: int
 
 
-@register_model("tint")
 class TintLM(TemplateLM):
     """A compiled simulator that trains on what the harness gives as context.
 
@@ -69,7 +69,7 @@ class TintLM(TemplateLM):
 
     def __init__(
         self,
-        pretrained: str | TintForCausalLM | None = None,
+        pretrained: str | os.PathLike[str] | TintForCausalLM | None = None,
         train_fraction: float | str | None = None,
         inner_lr: float | str | None = None,
         batch_size: int | str = 1,
@@ -275,3 +275,6 @@ def _answer(text: Scored, before: Tensor, after: Tensor) -> tuple[float, bool]:
     places = torch.arange(text.start, len(text.tokens))
     scores = torch.where((places < text.trained)[:, None], before[places - 1], after[places - 1])
     return float(scores.gather(1, targets[:, None]).sum()), bool((scores.argmax(-1) == targets).all())
+
+
+register_model("tint")(TintLM)  # as a decorator its type would be lost

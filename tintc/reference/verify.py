@@ -61,7 +61,8 @@ class Tolerances:
         """Return those for a simulator of that dtype.
 
         A constant step of differences is noisy in short types (construction.md, section 6.1); softmax heads are about
-        sqrt(u) of the scores' size off in every module (construction.md, section 12).
+        sqrt(u) of the scores' size off in every module (construction.md, section 12). In bfloat16 the logits of tiny
+        models are 0.007 off, the update up to 0.04, and a parameter's gradient 0.01, where ReLUs switch up to 0.16.
         """
         if linear_attention == "softmax":
             return cls(1e-5, 1e-3, 1e-5) if dtype == torch.float64 else cls(5e-2, 0.3, 1e-2)
@@ -69,7 +70,7 @@ class Tolerances:
             return cls(1e-9, 1e-6, 1e-9)
         if dtype == torch.float32:
             return cls(1e-4, 1e-2 if scheme == "token" else 0.3, 1e-5)
-        return cls(5e-2, 0.3, 1e-2)
+        return cls(3e-2, 0.2, 2e-2)
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ def load(
     kind = as_dtype(dtype)
     read_config(path)
     sim = TintForCausalLM.from_pretrained(path, executor=executor, dtype=kind or "auto")
-    return sim.to(where).eval()  # pyright: ignore[reportArgumentType]
+    return sim.to(where).eval()
 
 
 def write_artefact(sim: TintForCausalLM, out: str | os.PathLike[str], force: bool = False) -> Path:

@@ -175,6 +175,6 @@ def _is_view(node: Node) -> bool:
 
 
 def _writes_its_first_input_alone(node: Node) -> bool:
-    schema = node.target._schema  # pyright: ignore[reportFunctionMemberAccess, reportAttributeAccessIssue]
+    schema = node.target._schema  # pyright: ignore[reportAttributeAccessIssue]
     written = [place for place, entry in enumerate(schema.arguments) if entry.alias_info and entry.alias_info.is_write]
     return written == [0]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -50,13 +50,13 @@ class AdaptedWeights:
         self.sim, self.weights, self.examples = sim, dict(weights), examples
         self.made = made or Moment.of(sim)
         self._seen: dict[Value, FusedWeights] | None = None
-        self._elsewhere: AdaptedWeights | None = None
+        self._elsewhere: Self | None = None
 
-    def _with(self, weights: Mapping[Value, FusedWeights], examples: int) -> AdaptedWeights:
+    def _with(self, weights: Mapping[Value, FusedWeights], examples: int) -> Self:
         """What is made of these weights alone."""
         return type(self)(self.sim, weights, examples, self.made)
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> AdaptedWeights:
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         """A state of its own for a copied cache: neither simulator nor weights are ever changed through a state."""
         return self._with(self.weights, self.examples)
 
@@ -73,7 +73,7 @@ class AdaptedWeights:
             self._seen = stored_weights(self.sim) | self.weights
         return self._seen
 
-    def settled(self) -> AdaptedWeights:
+    def settled(self) -> Self:
         """The same, its updates carried out where that makes the next tokens cheaper and there is memory for it.
 
         A token's time is that of reading weights. Pending, an update of t tokens costs ``t (din + dout)`` more of each
@@ -93,7 +93,7 @@ class AdaptedWeights:
             found[value] = _of_one(value, w) if self.examples == 1 and not w.pending else w
         return self._with(found, self.examples)
 
-    def rows(self, indices: Tensor, rows: int) -> AdaptedWeights:
+    def rows(self, indices: Tensor, rows: int) -> Self:
         """The state of these of `rows` rows, which the examples share evenly; each then has weights of its own."""
         if self.examples == 1:
             return self
@@ -108,7 +108,7 @@ class AdaptedWeights:
             found[value] = FusedWeights(take(w.weight, _dims(value)), take(w.bias, 1), pending)
         return self._with(found, len(chosen))
 
-    def example(self, index: int) -> AdaptedWeights:
+    def example(self, index: int) -> Self:
         """The state of one of its texts."""
         if not 0 <= index < self.examples:
             raise OptionError(f"The state has {self.examples} examples; choose one from 0 to {self.examples - 1}.")
@@ -116,7 +116,7 @@ class AdaptedWeights:
         weights = {value: _of_one(value, carried_out(w)) for value, w in chosen.weights.items()}
         return self._with(weights, 1)
 
-    def of(self, sim: AdaptiveSimulator) -> AdaptedWeights:
+    def of(self, sim: AdaptiveSimulator) -> Self:
         """This state for `sim`, which may be another object of its simulator, such as a second load of the folder.
         Raises `OptionError` if it is another simulator."""
         if sim is self.sim:

@@ -61,8 +61,8 @@ def write_files(
     """Write the tensors to one file, or to shards of at most `max_shard_size` bytes (a larger tensor has one to itself)
     and an index. `after_each` is called whenever a tensor has been written."""
     split = split_state_dict_into_shards_factory(
-        dict(tensors),  # pyright: ignore[reportArgumentType] - it only asks for sizes
-        get_storage_size=lambda planned: planned.nbytes,  # pyright: ignore[reportAttributeAccessIssue]
+        dict(tensors),  # it only asks for sizes
+        get_storage_size=lambda planned: planned.nbytes,
         filename_pattern=PATTERN,
         max_shard_size=max_shard_size,
     )

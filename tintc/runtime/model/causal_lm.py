@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
 from torch import Tensor
@@ -175,6 +175,10 @@ class TintForCausalLM(Observed, Refusals, SavedModel, TintGenerationMixin):
 
     def __repr__(self) -> str:
         return described(self)
+
+    if TYPE_CHECKING:  # transformers wraps it, and type checkers take the first argument for `self`
+
+        def to(self, *args: Any, **kwargs: Any) -> Self: ...
 
     @torch.compiler.disable(reason=NOT_COMPILED)
     @where_it_can_run

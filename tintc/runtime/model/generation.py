@@ -196,7 +196,7 @@ class TintGenerationMixin(GenerationMixin):
         generation: Any = super()
         return generation.generate(inputs, *args, training=training, **kwargs)
 
-    def prepare_inputs_for_generation(  # pyright: ignore[reportIncompatibleMethodOverride]
+    def prepare_inputs_for_generation(
         self: Any,
         input_ids: Tensor,
         training: Training | None = None,
