@@ -49,7 +49,12 @@ class Point:
 
         It must be a token value, and no other op may start from how it was computed.
         """
-        return not self.show and self.op is not None and self.value.type.kind == "tokens" and self.op.computes() is None
+        return (
+            not self.show
+            and self.op is not None
+            and self.value.type.kind == "tokens"
+            and self.op.activation_key() is None
+        )
 
 
 def points_of(program: Program) -> dict[str, Point]:
@@ -119,7 +124,7 @@ def _of_passes(program: Program) -> Iterator[Point]:
             if origin in here:
                 yield _value_point(f"pass{at}.{name}", here[origin], what)
         for op in here.values():
-            for name, shape in op.shows().items():
+            for name, shape in op.extra_capture_points().items():
                 what = f"attention probabilities of layer {op.layer}"
                 yield Point(f"pass{at}.{name}", shape, what, op.results[0], op, name)
         for origin, op in here.items():
@@ -130,7 +135,7 @@ def _of_steps(program: Program) -> Iterator[Point]:
     """Yield the points of every step: gradients and updates."""
     for op in program.ops:
         if isinstance(op, SimOp) and op.phase == "descent":
-            for name, shape in op.shows().items():
+            for name, shape in op.extra_capture_points().items():
                 kind = "gradient of the step's summed loss" if name.startswith("gradients") else "what the step adds"
                 yield Point(f"step{op.step}.{name}", shape, kind, op.results[0], op, name)
 

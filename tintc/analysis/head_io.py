@@ -13,13 +13,13 @@ from tintc.ir.layout import Layout
 from tintc.ir.structure import (
     ActivationSpec,
     AttentionSpec,
-    Block,
     BlockSpec,
     GroupNormSpec,
     LinearSpec,
     ProductSpec,
     Split,
     SplitStage,
+    StructuralBlock,
     VocabularySpec,
 )
 
@@ -49,7 +49,9 @@ class Head:
     writes: tuple[Part, ...]
 
 
-def heads_of(block: Block, layout: Layout, occupied: frozenset[int], held: bool, mask: str) -> tuple[Head, ...]:
+def heads_of(
+    block: StructuralBlock, layout: Layout, occupied: frozenset[int], held: bool, mask: str
+) -> tuple[Head, ...]:
     """Return the heads that do something.
 
     occupied: slots of the tokens that hold anything; held: whether prefixes hold weights; mask: who is seen (empty:

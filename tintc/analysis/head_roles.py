@@ -245,7 +245,7 @@ def _shifted(runs: Runs, offset: int, width: int) -> Runs:
 
 def _layer_of(op: Any) -> str:
     """Return the auxiliary's layer whose weights an op makes; empty if it makes none."""
-    return (op.holds() or op.updates() or "") if isinstance(op, SimOp) else ""
+    return (op.stored_weight() or op.updated_weight() or "") if isinstance(op, SimOp) else ""
 
 
 def _fits(role: Role, wanted: dict[str, Any]) -> bool:

@@ -18,7 +18,7 @@ from tintc.ir import simulator as sim
 from tintc.ir.core import Program
 from tintc.ir.layout import Layout
 from tintc.ir.simulator.interface.base import SimOp, TableCount, attention_cost, split_cost
-from tintc.ir.structure import Block, TensorSpec, block_tensors, shared_tensors
+from tintc.ir.structure import StructuralBlock, TensorSpec, block_tensors, shared_tensors
 from tintc.lowering.emission.emit import specs, storage_of
 from tintc.lowering.emission.sharing import Placed, around, placement, position_kinds, reuse_of
 from tintc.lowering.passes.plan_layout import layout_of
@@ -150,7 +150,7 @@ def unrolled_count(program: Program) -> int:
     return _numel(stored) + sum(block_count(block, layout) for block in modules)
 
 
-def block_count(block: Block, layout: Layout) -> int:
+def block_count(block: StructuralBlock, layout: Layout) -> int:
     """Count the values of one block with position matrices, one for every term, and gate of its own."""
     names = [f"positions.{kind}" for kind in position_kinds(block).values()]
     names += [f"gates.{block.gate}.{part}" for part in ("v_old", "v_new") if block.gate]

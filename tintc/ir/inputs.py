@@ -31,7 +31,7 @@ class Inputs:
     position_ids: Tensor
     allowed: Tensor
     train: Tensor
-    counts: Tensor
+    loss_positions: Tensor
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -39,13 +39,13 @@ class Inputs:
         batch, length = self.input_ids.shape
         return batch, length
 
-    def trained(self, step: int) -> Tensor:
+    def train_mask(self, step: int) -> Tensor:
         """Return the tokens that a step's descent sums over, ``[B, T]`` bool."""
         return self.train if self.train.dim() == 2 else self.train[step]
 
-    def counted(self, step: int) -> Tensor:
+    def loss_positions_of(self, step: int) -> Tensor:
         """Return the positions whose loss counts in a step, ``[B, T]`` bool."""
-        return self.counts if self.counts.dim() == 2 else self.counts[step]
+        return self.loss_positions if self.loss_positions.dim() == 2 else self.loss_positions[step]
 
     @cached_property
     def plain(self) -> bool:
@@ -62,7 +62,7 @@ class Inputs:
 
     def _taken(self, rows: slice) -> Inputs:
         whole = {f.name: getattr(self, f.name) for f in fields(self)}
-        steps = [name for name in ("train", "counts") if whole[name].dim() == 3]
+        steps = [name for name in ("train", "loss_positions") if whole[name].dim() == 3]
         part = {name: tensor[:, rows] if name in steps else tensor[rows] for name, tensor in whole.items()}
         return Inputs(**part)
 
@@ -71,7 +71,7 @@ class Inputs:
         same = torch.ones(self.shape[0] - 1, dtype=torch.bool, device=self.input_ids.device)
         for name in (f.name for f in fields(self) if f.name != "allowed" or not self.plain):
             tensor: Tensor = getattr(self, name)
-            steps = tensor.dim() == 3 and name in ("train", "counts")
+            steps = tensor.dim() == 3 and name in ("train", "loss_positions")
             rows = (tensor.transpose(0, 1) if steps else tensor).flatten(1)
             same &= (rows[1:] == rows[:-1]).all(1)
         starts = [0, *(torch.nonzero(~same).flatten() + 1).tolist(), self.shape[0]]

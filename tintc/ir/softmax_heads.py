@@ -24,17 +24,19 @@ import torch
 from torch import Tensor
 
 from tintc.ir.layout import Layout
-from tintc.ir.structure import AttentionSpec, Block, Positions, Split, SplitStage, TensorSpec, chunk_map
+from tintc.ir.structure import AttentionSpec, Positions, Split, SplitStage, StructuralBlock, TensorSpec, chunk_map
 
 Matrix = Callable[[], Tensor]
 
 
-def is_linear(block: Block) -> bool:
+def is_linear(block: StructuralBlock) -> bool:
     """Return True if the block is a linear attention."""
     return isinstance(block.spec, AttentionSpec) and block.spec.kind == "linear"
 
 
-def softened(name: str, block: Block, layout: Layout, temperatures: tuple[float, ...]) -> tuple[str, Block]:
+def softmax_block(
+    name: str, block: StructuralBlock, layout: Layout, temperatures: tuple[float, ...]
+) -> tuple[str, StructuralBlock]:
     """Return (name, block) of a block of linear attention by softmax heads; the name has the exponents of its
     constants.
 
@@ -43,10 +45,12 @@ def softened(name: str, block: Block, layout: Layout, temperatures: tuple[float,
     spec = block.spec
     assert isinstance(spec, AttentionSpec)
     exponents = "_".join(repr(math.log2(value)).removesuffix(".0") for value in temperatures)
-    return f"{name}_softmax_{exponents}".replace(".", "p"), Block(soften(spec, layout, *temperatures), block.gate)
+    return f"{name}_softmax_{exponents}".replace(".", "p"), StructuralBlock(
+        to_softmax_heads(spec, layout, *temperatures), block.gate
+    )
 
 
-def soften(spec: AttentionSpec, layout: Layout, varied: float, constant: float, sink: float) -> AttentionSpec:
+def to_softmax_heads(spec: AttentionSpec, layout: Layout, varied: float, constant: float, sink: float) -> AttentionSpec:
     """Return the specification with 2H softmax heads, A before B.
 
     Queries of A are divided by R, those of B and its keys are zero; values go to both. The output's first operation

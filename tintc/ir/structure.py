@@ -149,7 +149,7 @@ BlockSpec = AttentionSpec | LinearSpec | GroupNormSpec | ActivationSpec | Produc
 
 
 @dataclass(frozen=True)
-class Block:
+class StructuralBlock:
     """A block and its position gate (construction.md, section 2.3).
 
     gate: ``replace`` (forward modules), ``update`` (descent), or empty for none.

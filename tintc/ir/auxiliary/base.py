@@ -35,7 +35,7 @@ class Context:
     @property
     def train(self) -> Tensor:
         """Return the step's train tokens, ready to broadcast: ``[B, T, 1]``."""
-        return self.inputs.trained(self.step)[..., None]
+        return self.inputs.train_mask(self.step)[..., None]
 
     def parameter(self, name: str) -> Tensor:
         return self.tensors[name]

@@ -128,7 +128,7 @@ def _gradients(
         if isinstance(op, Logits):
             head, bias = context.parameter(op.weight), context.parameter(op.bias) if op.bias else None
             dx = loss_gradient(descent.loss, operands[0], head, bias, context.inputs.next_ids, op.logit_map)
-            pulled: tuple[Tensor | None, ...] = (dx * context.inputs.counted(context.step)[..., None],)
+            pulled: tuple[Tensor | None, ...] = (dx * context.inputs.loss_positions_of(context.step)[..., None],)
             own: Gradients = {}
         elif op.result in adjoint:
             pulled, own = op.pullback(context, adjoint.pop(op.result), *operands)

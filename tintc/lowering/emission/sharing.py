@@ -16,7 +16,7 @@ from tintc.errors import IRError
 from tintc.ir.core import Program
 from tintc.ir.names import Names
 from tintc.ir.simulator import SimOp
-from tintc.ir.structure import AttentionSpec, Block, Positions
+from tintc.ir.structure import AttentionSpec, Positions, StructuralBlock
 from tintc.lowering.options import REUSE, Options
 from tintc.lowering.passes.plan_layout import layout_of
 
@@ -30,7 +30,7 @@ class Placed:
     """
 
     name: str
-    block: Block
+    block: StructuralBlock
     gate: str
     positions: dict[str, str]
 
@@ -64,7 +64,7 @@ def placement(program: Program) -> dict[SimOp, dict[str, Placed]]:
     return found
 
 
-def _place(scope: str, name: str, block: Block) -> Placed:
+def _place(scope: str, name: str, block: StructuralBlock) -> Placed:
     kinds = position_kinds(block)
     if not scope:
         gate = f"gates.{block.gate}" if block.gate else ""
@@ -73,7 +73,7 @@ def _place(scope: str, name: str, block: Block) -> Placed:
     return Placed(full, block, f"{scope}.gates.{name}" if block.gate else "", {x: f"{full}.p_{x}" for x in kinds})
 
 
-def position_kinds(block: Block) -> dict[str, str]:
+def position_kinds(block: StructuralBlock) -> dict[str, str]:
     """Return the position matrices that a block's attention adds to q, k and v, by letter."""
     if not isinstance(block.spec, AttentionSpec):
         return {}

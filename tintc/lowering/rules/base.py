@@ -21,7 +21,7 @@ AuxT = TypeVar("AuxT", bound=AuxOp)
 
 
 @dataclass(frozen=True)
-class Layer:
+class WeightGroup:
     """The weights of a linear layer or norm of the auxiliary.
 
     name: without the tensor's own suffix; parts: parameter names by part.
@@ -46,7 +46,7 @@ class Rule(Generic[AuxT]):
         """Return the module that runs the op forward, on its weights, if it has any, and its operands."""
         raise NotImplementedError(op.opname)
 
-    def layer(self, program: Program, op: AuxT, options: Options) -> Layer | None:
+    def layer(self, program: Program, op: AuxT, options: Options) -> WeightGroup | None:
         """Return the op's weights, which prefixes hold; None if it has none."""
         return None
 

@@ -6,7 +6,7 @@ from tintc.ir import auxiliary as aux
 from tintc.ir import simulator as sim
 from tintc.ir.core import Program, Type, Value
 from tintc.lowering.options import Options
-from tintc.lowering.rules.base import Layer, Module, Rule, lowers, stem
+from tintc.lowering.rules.base import Module, Rule, WeightGroup, lowers, stem
 from tintc.lowering.rules.sweep import Sweep
 
 
@@ -17,7 +17,7 @@ class LinearRule(Rule[aux.Linear]):
     def forward(self, op: aux.Linear) -> Module:
         return Module(sim.LinearForward, {})
 
-    def layer(self, program: Program, op: aux.Linear, options: Options) -> Layer:
+    def layer(self, program: Program, op: aux.Linear, options: Options) -> WeightGroup:
         """Return the layer's weights.
 
         The authors' code cuts a layer that is m widths wide into m tiles, each with its own bias (construction.md,
@@ -27,7 +27,7 @@ class LinearRule(Rule[aux.Linear]):
         copies = 1 if exact else -(-op.operands[0].type.width // program.attributes["width"])
         bias = (f"bias{copies}" if copies > 1 else "bias",) if op.bias else ()
         parts = {"weight": op.weight} | ({"bias": op.bias} if op.bias else {})
-        return Layer(stem(op.weight), Type("linear", program.parameters[op.weight].shape, bias), parts)
+        return WeightGroup(stem(op.weight), Type("linear", program.parameters[op.weight].shape, bias), parts)
 
     def backward(self, sweep: Sweep, op: aux.Linear, dy: Value) -> None:
         (x,) = op.operands

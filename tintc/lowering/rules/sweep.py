@@ -9,7 +9,7 @@ from tintc.ir.auxiliary import AuxOp
 from tintc.ir.core import Type, Value
 from tintc.lowering.builder import Builder
 from tintc.lowering.options import Options
-from tintc.lowering.rules.base import Layer
+from tintc.lowering.rules.base import WeightGroup
 
 
 class Sweep:
@@ -26,7 +26,7 @@ class Sweep:
         options: Options,
         values: dict[Value, Value],
         weights: dict[str, Value],
-        layers: dict[AuxOp, Layer],
+        layers: dict[AuxOp, WeightGroup],
         updated: set[AuxOp],
         wanted: set[Value],
     ):

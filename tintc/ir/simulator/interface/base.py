@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -17,11 +17,11 @@ from torch import Tensor
 from tintc.ir.core import Op, Value
 from tintc.ir.inputs import Inputs
 from tintc.ir.layout import Layout
+from tintc.ir.simulator.interface.cost_model import CostModel, Deferral
 from tintc.ir.simulator.interface.fused_base import FusedRun
-from tintc.ir.simulator.interface.fused_counts import Deferral, FusedCounts
 from tintc.ir.simulator.interface.literal_base import Applied, LiteralRun
-from tintc.ir.softmax_heads import is_linear, softened
-from tintc.ir.structure import Block, TensorSpec
+from tintc.ir.softmax_heads import is_linear, softmax_block
+from tintc.ir.structure import StructuralBlock, TensorSpec
 
 
 @dataclass(frozen=True)
@@ -110,8 +110,17 @@ class SimOp(Op):
     origin: the auxiliary value or layer it simulates; phase: forward, loss, backward or descent; step: which pass or
     gradient step; layer: the auxiliary's layer, -1 outside; role: as in the auxiliary dialect. `write` is added by the
     slot allocator: the memory slots of each token result, one per tile. `softmax` is added by calibration where linear
-    attention is realised by softmax heads: their constants, see `tintc.ir.softmax_heads.softened`.
+    attention is realised by softmax heads: their constants, see `tintc.ir.softmax_heads.softmax_block`.
     """
+
+    CACHED_OPERANDS: ClassVar[tuple[int, ...]] = ()
+    """Indices of the operands whose earlier tokens later tokens' results depend on; empty where a token's result is its
+    own alone. Generation relies on this."""
+    STEP_DEPENDENT: ClassVar[bool] = False
+    """True if the result depends on the gradient step: on its learning rate or its train tokens. Common-subexpression
+    elimination never merges such ops across steps."""
+    SHARES_INPUT: ClassVar[bool] = False
+    """True if the fused form is a product (W, x) that can be one with others of the same x."""
 
     origin: str = ""
     phase: str = "forward"
@@ -133,17 +142,10 @@ class SimOp(Op):
         """Return the same by the module's algebra: token values are ``[B, n, width]``, weights are `FusedWeights`."""
         raise NotImplementedError(self.opname)
 
-    def remembers(self) -> tuple[int, ...]:
-        """Return the indices of the operands whose earlier tokens later tokens' results depend on.
-
-        Empty where a token's result is its own alone. Generation relies on this.
-        """
-        return ()
-
     def remember(self, run: FusedRun, *operands: Tensor) -> tuple[Tensor, Tensor]:
         """Return the keys and values to keep of these tokens for later ones, ``[B, heads, n, d]`` each.
 
-        operands: those of `remembers`.
+        operands: those of `CACHED_OPERANDS`.
         """
         raise NotImplementedError(self.opname)
 
@@ -160,24 +162,17 @@ class SimOp(Op):
         """Return the names of the stored rates that the op reads, at its step."""
         return ()
 
-    def of_its_step(self) -> bool:
-        """Return True if the result depends on the gradient step: on its learning rate or its train tokens.
-
-        Common-subexpression elimination never merges such ops across steps.
-        """
-        return False
-
     def check(self, inputs: Inputs, stored: Callable[[str], Tensor]) -> None:
         """Raise `InputError` for inputs that the op cannot take; `stored` gives the tensors of `SimOp.stored`."""
 
-    def computes(self) -> Hashable | None:
+    def activation_key(self) -> Hashable | None:
         """Return a key under which a later op may reuse this op's result, e.g. ``("gelu", x)`` for an activation.
 
         None: not reusable.
         """
         return None
 
-    def reuses(self) -> Hashable | None:
+    def needs_activation_key(self) -> Hashable | None:
         """Return the key (see `computes`) of an earlier result that the fused form can start from instead of computing
         it again.
 
@@ -185,7 +180,7 @@ class SimOp(Op):
         """
         return None
 
-    def shows(self) -> dict[str, Shape]:
+    def extra_capture_points(self) -> dict[str, Shape]:
         """Return what can be captured of the op besides its results: names of capture points, without pass and step,
         and shapes."""
         return {}
@@ -198,7 +193,7 @@ class SimOp(Op):
         """Return the one of `shows` called `name`, from what the blocks of the literal form gave, in their order."""
         raise NotImplementedError(self.opname)
 
-    def untrained(self) -> Value | None:
+    def identity_operand(self) -> Value | None:
         """Return the operand that the result equals where there are no train tokens; None if there is none such."""
         return None
 
@@ -206,51 +201,47 @@ class SimOp(Op):
         """Return the update that the fused form can leave pending; None for all ops but those that have one."""
         return None
 
-    def multiplies(self) -> Value | None:
+    def weight_operand(self) -> Value | None:
         """Return the weights whose product with token values the fused form takes, and which may carry pending
         updates."""
         return None
 
-    def holds(self) -> str | None:
+    def stored_weight(self) -> str | None:
         """Return the name of the weights whose stored values are the result; None if they are not."""
         return None
 
-    def updates(self) -> str | None:
+    def updated_weight(self) -> str | None:
         """Return the name of the weights whose values after a step of descent are the result; None if they are not."""
         return None
 
-    def descending(self) -> dict[str, tuple[int, ...]]:
+    def updated_parts(self) -> dict[str, tuple[int, ...]]:
         """Return the shapes of the parts of those weights that descend, by part."""
         return {}
 
-    def shares_input(self) -> bool:
-        """Return True if the fused form is a product (W, x) that can be one with others of the same x."""
-        return False
-
-    def multiply_adds(self, counts: FusedCounts, *operands: Value) -> int:
+    def multiply_adds(self, costs: CostModel, *operands: Value) -> int:
         """Count the multiply-adds of the fused form's products, per example. Called once per op, in the program's
         order."""
         return 0
 
-    def entries(self, counts: FusedCounts, result: Value) -> int:
+    def entries(self, costs: CostModel, result: Value) -> int:
         """Count the entries of one of the results in fused execution, per example."""
-        return counts.lengths[self] * result.type.width
+        return costs.lengths[self] * result.type.width
 
-    def scratch(self, counts: FusedCounts, itemsize: int) -> int:
+    def scratch(self, costs: CostModel, itemsize: int) -> int:
         """Return the bytes per example of what exists only while the fused form runs. itemsize: bytes of a number in
         the dtype."""
-        return itemsize * counts.lengths[self] * self.results[0].type.width
+        return itemsize * costs.lengths[self] * self.results[0].type.width
 
-    def planned(self, layout: Layout) -> SimOp:
+    def with_tiles(self, layout: Layout) -> SimOp:
         """Return the op with what planning the layout adds to it: the tiles of the weights it holds or reads."""
         return self
 
-    def structure(self, layout: Layout) -> dict[str, Block]:
+    def structure(self, layout: Layout) -> dict[str, StructuralBlock]:
         """Return the structural blocks that the literal form applies, by the names it calls them; linear attention is
         linear."""
         return {}
 
-    def realised(self, layout: Layout) -> dict[str, tuple[str, Block]]:
+    def realised(self, layout: Layout) -> dict[str, tuple[str, StructuralBlock]]:
         """Return the same blocks as they are built, each with its name under ``structure``.
 
         They differ where `softmax` is set: linear attention is then by softmax heads.
@@ -261,11 +252,11 @@ class SimOp(Op):
         right = len(self.softmax) == 3 and all(value > 0 for value in self.softmax)
         self.expect(right, "the constants of softmax heads are three positive numbers")
         return {
-            name: softened(name, block, layout, self.softmax) if is_linear(block) else (name, block)
+            name: softmax_block(name, block, layout, self.softmax) if is_linear(block) else (name, block)
             for name, block in blocks.items()
         }
 
-    def blocks(self, layout: Layout) -> dict[str, Block]:
+    def blocks(self, layout: Layout) -> dict[str, StructuralBlock]:
         """Return the blocks that are built, by their name under ``structure``."""
         return dict(self.realised(layout).values())
 

@@ -96,14 +96,14 @@ class FusedRun(Protocol):
         """
         ...
 
-    def turn(self, heads: Tensor, inv_freq: str, style: str, start: int = 0) -> Tensor:
+    def apply_rotary(self, heads: Tensor, inv_freq: str, style: str, start: int = 0) -> Tensor:
         """Return heads ``[B, H, n, d]`` of the tokens from `start` on, rotated by their positions.
 
         They are the heads themselves if `inv_freq` is empty.
         """
         ...
 
-    def rotary(self, name: str) -> Tensor:
+    def score_vector(self, name: str) -> Tensor:
         """Return a stored vector that attention reads besides its operands."""
         ...
 

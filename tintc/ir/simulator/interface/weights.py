@@ -11,8 +11,8 @@ from tintc.ir.auxiliary.norm import whole_vector
 from tintc.ir.core import Value, register
 from tintc.ir.layout import Layout
 from tintc.ir.simulator.interface.base import Interpretation, SimOp, Storage, Weights
+from tintc.ir.simulator.interface.cost_model import CostModel
 from tintc.ir.simulator.interface.fused_base import FusedRun, FusedWeights
-from tintc.ir.simulator.interface.fused_counts import FusedCounts
 from tintc.ir.simulator.interface.literal_base import LiteralRun, PrefixTiles, Tiles
 from tintc.ir.simulator.shared.linear_common import weight_tiles
 from tintc.ir.structure import TensorSpec
@@ -48,7 +48,7 @@ class StoredWeights(SimOp):
         kind = self.result.type
         self.expect(not self.operands and kind.kind in ("linear", "norm"), "takes no operand and gives weights")
 
-    def planned(self, layout: Layout) -> StoredWeights:
+    def with_tiles(self, layout: Layout) -> StoredWeights:
         return replace(self, tiles=weight_tiles(layout, self.result))
 
     def stored(self, storage: Storage) -> dict[str, TensorSpec]:
@@ -87,9 +87,9 @@ class StoredWeights(SimOp):
         weight = parts.get("gain") if stacked is None else stacked.flatten(0, 1)[: self.result.type.dims[0]]
         return FusedWeights(weight, parts.get("bias"))
 
-    def holds(self) -> str:
+    def stored_weight(self) -> str:
         return self.name
 
-    def entries(self, counts: FusedCounts, result: Value) -> int:
+    def entries(self, costs: CostModel, result: Value) -> int:
         """Count nothing: the results are views of what is stored."""
         return 0

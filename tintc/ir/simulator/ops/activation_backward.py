@@ -11,11 +11,11 @@ from tintc.ir.core import register
 from tintc.ir.functions import ACTIVATIONS, FiniteDifference
 from tintc.ir.layout import Layout
 from tintc.ir.simulator.interface.base import Interpretation, SimOp
+from tintc.ir.simulator.interface.cost_model import DIFFERENCE_BYTES, CostModel
 from tintc.ir.simulator.interface.fused_base import FusedRun, fused_slope
-from tintc.ir.simulator.interface.fused_counts import DIFFERENCE_BYTES, FusedCounts
 from tintc.ir.simulator.interface.literal_base import LiteralRun, Tiles
 from tintc.ir.simulator.shared.first_order import activation_blocks, activation_derivative, check_scheme, widened
-from tintc.ir.structure import ActivationSpec, Block
+from tintc.ir.structure import ActivationSpec, StructuralBlock
 
 
 @register("sim.activation_backward")
@@ -42,13 +42,13 @@ class ActivationBackward(SimOp):
         dy, x, *known = operands
         return fused_slope(self.fn, self.scheme, self.fd_step, dy, x, *known)
 
-    def reuses(self) -> Hashable:
+    def needs_activation_key(self) -> Hashable:
         return self.fn, self.operands[1]
 
-    def scratch(self, counts: FusedCounts, itemsize: int) -> int:
-        return DIFFERENCE_BYTES * counts.lengths[self] * self.results[0].type.width
+    def scratch(self, costs: CostModel, itemsize: int) -> int:
+        return DIFFERENCE_BYTES * costs.lengths[self] * self.results[0].type.width
 
-    def structure(self, layout: Layout) -> dict[str, Block]:
+    def structure(self, layout: Layout) -> dict[str, StructuralBlock]:
         """Return the blocks of the literal form, by name.
 
         Claim: they give ``dx = (act(x + h dy) - act(x)) / h``, tile by tile: that of `activation_derivative` with g =
@@ -60,7 +60,7 @@ class ActivationBackward(SimOp):
         """
         width = self.result.type.width
         blocks = activation_blocks(layout, self.scheme, self.fd_step, layout.tiles(width), width)
-        return blocks | {f"fd_act_{self.fn}": Block(ActivationSpec(self.fn, (0, 1)))}
+        return blocks | {f"fd_act_{self.fn}": StructuralBlock(ActivationSpec(self.fn, (0, 1)))}
 
     def slots(self, layout: Layout) -> int:
         return max(2, layout.tiles(self.result.type.width)) if self.scheme == "token" else 2

@@ -13,7 +13,7 @@ from tintc.ir.layout import Layout
 from tintc.ir.simulator.interface.base import Interpretation, SimOp, TableCount, split_cost
 from tintc.ir.simulator.interface.fused_base import FusedRun, activate
 from tintc.ir.simulator.interface.literal_base import LiteralRun, Tiles
-from tintc.ir.structure import ActivationSpec, Block
+from tintc.ir.structure import ActivationSpec, StructuralBlock
 
 
 @register("sim.activation_forward")
@@ -38,11 +38,11 @@ class ActivationForward(SimOp):
     def fused(self, run: FusedRun, *operands: Tensor) -> Tensor:
         return activate(self.fn, operands[0], run.frees(self, self.operands[0]))
 
-    def computes(self) -> Hashable:
+    def activation_key(self) -> Hashable:
         return self.fn, self.operands[0]
 
-    def structure(self, layout: Layout) -> dict[str, Block]:
-        return {f"act_{self.fn}": Block(ActivationSpec(self.fn, (0,)))}
+    def structure(self, layout: Layout) -> dict[str, StructuralBlock]:
+        return {f"act_{self.fn}": StructuralBlock(ActivationSpec(self.fn, (0,)))}
 
     def literal(self, run: LiteralRun, *operands: Tiles) -> Tiles:
         return [run.slot(run.apply(f"act_{self.fn}", run.embed([tile]))) for tile in operands[0]]

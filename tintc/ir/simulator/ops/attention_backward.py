@@ -11,11 +11,11 @@ from tintc.ir.core import Value, register
 from tintc.ir.functions import merge_heads, split_heads
 from tintc.ir.layout import Layout
 from tintc.ir.simulator.interface.base import Interpretation
+from tintc.ir.simulator.interface.cost_model import CostModel
 from tintc.ir.simulator.interface.fused_base import FusedRun
-from tintc.ir.simulator.interface.fused_counts import FusedCounts
 from tintc.ir.simulator.interface.literal_base import LiteralRun, Tiles
 from tintc.ir.simulator.shared.attention_common import ROWS, AttentionOp
-from tintc.ir.structure import AttentionSpec, Block
+from tintc.ir.structure import AttentionSpec, StructuralBlock
 
 
 @register("sim.attention_backward")
@@ -48,17 +48,17 @@ class AttentionBackward(AttentionOp):
         assert dv is not None
         return merge_heads(dv if group == 1 else dv.unflatten(1, (self.n_kv_heads, -1)).sum(2))
 
-    def multiply_adds(self, counts: FusedCounts, *operands: Value) -> int:
+    def multiply_adds(self, costs: CostModel, *operands: Value) -> int:
         """Count blocks of `ROWS` queries with every key up to the block's last."""
-        n = counts.lengths[self]
+        n = costs.lengths[self]
         seen = sum((min(start + ROWS, n) - start) * min(start + ROWS, n) for start in range(0, n, ROWS))
         return seen * self.n_heads * (self.head_dim + self.value_width)
 
-    def scratch(self, counts: FusedCounts, itemsize: int) -> int:
-        n = counts.lengths[self]
+    def scratch(self, costs: CostModel, itemsize: int) -> int:
+        n = costs.lengths[self]
         return (3 if self.slopes or self.sinks else 2) * itemsize * self.n_heads * min(n, ROWS) * n
 
-    def structure(self, layout: Layout) -> dict[str, Block]:
+    def structure(self, layout: Layout) -> dict[str, StructuralBlock]:
         """Return the module's attention, over the slots [dy | q | k].
 
         Claim: value head m of token j becomes ``sum_h sum_t a^h_tj dy^h_t`` over the query heads h that read m, which
@@ -85,7 +85,7 @@ class AttentionBackward(AttentionOp):
             transpose=True,
             **self.score_options(),
         )
-        return {self.block_name("attention_backward"): Block(spec, "replace")}
+        return {self.block_name("attention_backward"): StructuralBlock(spec, "replace")}
 
     def literal(self, run: LiteralRun, *operands: Tiles) -> Tiles:
         dy, q, k = operands

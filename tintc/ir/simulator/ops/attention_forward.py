@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -13,17 +14,19 @@ from tintc.ir.core import Value, register
 from tintc.ir.functions import merge_heads, split_heads
 from tintc.ir.layout import Layout
 from tintc.ir.simulator.interface.base import Interpretation, Shape, TableCount, attention_cost
+from tintc.ir.simulator.interface.cost_model import CostModel
 from tintc.ir.simulator.interface.fused_base import FusedRun
-from tintc.ir.simulator.interface.fused_counts import FusedCounts
 from tintc.ir.simulator.interface.literal_base import Applied, LiteralRun, Tiles
 from tintc.ir.simulator.shared.attention_common import ROWS, AttentionOp
-from tintc.ir.structure import AttentionSpec, Block
+from tintc.ir.structure import AttentionSpec, StructuralBlock
 
 
 @register("sim.attention_forward")
 @dataclass(eq=False, kw_only=True)
 class AttentionForward(AttentionOp):
     """(q, k, v) -> y. Literally one TinT softmax attention over the slots [q | k | v], see `structure`."""
+
+    CACHED_OPERANDS: ClassVar[tuple[int, ...]] = (1, 2)
 
     def verify(self) -> None:
         self.expect(len(self.operands) == 3, "takes q, k and v")
@@ -59,9 +62,6 @@ class AttentionForward(AttentionOp):
         )
         return merge_heads(y)
 
-    def remembers(self) -> tuple[int, ...]:
-        return 1, 2
-
     def remember(self, run: FusedRun, *operands: Tensor) -> tuple[Tensor, Tensor]:
         """Return the key heads at their positions, and the value heads."""
         k, v = operands
@@ -70,7 +70,7 @@ class AttentionForward(AttentionOp):
     def continued(self, run: FusedRun, keys: Tensor, values: Tensor, *operands: Tensor) -> Tensor:
         return self.attend(run, self.queries(run, operands[0]), keys, values)
 
-    def shows(self) -> dict[str, Shape]:
+    def extra_capture_points(self) -> dict[str, Shape]:
         return {f"layers.{self.layer}.attention": ("B", self.n_heads, "T", "T")}
 
     def show_fused(self, name: str, run: FusedRun, *operands: Tensor) -> Tensor:
@@ -87,17 +87,17 @@ class AttentionForward(AttentionOp):
         assert scores is not None
         return scores[:, : self.n_heads, layout.n_prefixes :, layout.n_prefixes :]
 
-    def multiply_adds(self, counts: FusedCounts, *operands: Value) -> int:
+    def multiply_adds(self, costs: CostModel, *operands: Value) -> int:
         """Count every query with the keys up to its own."""
-        n = counts.lengths[self]
+        n = costs.lengths[self]
         return n * (n + 1) * self.n_heads * (self.head_dim + self.value_width) // 2
 
-    def scratch(self, counts: FusedCounts, itemsize: int) -> int:
-        n = counts.lengths[self]
+    def scratch(self, costs: CostModel, itemsize: int) -> int:
+        n = costs.lengths[self]
         rows = itemsize * self.n_heads * min(n, ROWS) * n if self.soft_cap or self.slopes or self.sinks else 0
-        return super().scratch(counts, itemsize) + (3 if self.slopes or self.sinks else 2) * rows
+        return super().scratch(costs, itemsize) + (3 if self.slopes or self.sinks else 2) * rows
 
-    def structure(self, layout: Layout) -> dict[str, Block]:
+    def structure(self, layout: Layout) -> dict[str, StructuralBlock]:
         """Return the module's attention.
 
         Claim: with q, k and v in the slots of token t, the first slots become ``concat_h sum_j a^h_tj v_j`` with
@@ -122,7 +122,7 @@ class AttentionForward(AttentionOp):
             w_o=self.give(layout, grouped=False),
             **self.score_options(),
         )
-        return {self.block_name("attention_forward"): Block(spec, "replace")}
+        return {self.block_name("attention_forward"): StructuralBlock(spec, "replace")}
 
     def literal(self, run: LiteralRun, *operands: Tiles) -> Tiles:
         q, k, v = operands

@@ -11,8 +11,8 @@ from tintc.ir.core import register
 from tintc.ir.functions import ACTIVATIONS, FiniteDifference, at_least_fp32
 from tintc.ir.layout import Layout
 from tintc.ir.simulator.interface.base import Interpretation, SimOp
+from tintc.ir.simulator.interface.cost_model import DIFFERENCE_BYTES, CostModel
 from tintc.ir.simulator.interface.fused_base import FusedRun, activate, fused_slope
-from tintc.ir.simulator.interface.fused_counts import DIFFERENCE_BYTES, FusedCounts
 from tintc.ir.simulator.interface.literal_base import LiteralRun, Tiles
 from tintc.ir.simulator.shared.first_order import (
     activation_blocks,
@@ -22,7 +22,7 @@ from tintc.ir.simulator.shared.first_order import (
     widened,
 )
 from tintc.ir.simulator.shared.gate_common import gate_blocks, gate_tiles
-from tintc.ir.structure import ActivationSpec, Block
+from tintc.ir.structure import ActivationSpec, StructuralBlock
 
 
 @register("sim.gate_backward")
@@ -53,10 +53,10 @@ class GateBackward(SimOp):
         act = act.to(u.dtype)
         return dy * act if torch.is_grad_enabled() else act.mul_(dy), du
 
-    def scratch(self, counts: FusedCounts, itemsize: int) -> int:
-        return DIFFERENCE_BYTES * counts.lengths[self] * self.results[0].type.width
+    def scratch(self, costs: CostModel, itemsize: int) -> int:
+        return DIFFERENCE_BYTES * costs.lengths[self] * self.results[0].type.width
 
-    def structure(self, layout: Layout) -> dict[str, Block]:
+    def structure(self, layout: Layout) -> dict[str, StructuralBlock]:
         """Return the blocks of the literal form, by name.
 
         Claim: they give ``dg = dy act(u)`` and ``du = (act(u + h p) - act(u)) / h`` with ``p = dy g``.
@@ -68,7 +68,7 @@ class GateBackward(SimOp):
         """
         width = self.results[0].type.width
         blocks = activation_blocks(layout, self.scheme, self.fd_step, layout.tiles(width), width)
-        return blocks | gate_blocks(self.fn) | {f"fd_act_{self.fn}": Block(ActivationSpec(self.fn, (0, 1)))}
+        return blocks | gate_blocks(self.fn) | {f"fd_act_{self.fn}": StructuralBlock(ActivationSpec(self.fn, (0, 1)))}
 
     def slots(self, layout: Layout) -> int:
         return max(2, layout.tiles(self.results[0].type.width)) if self.scheme == "token" else 2

@@ -14,7 +14,7 @@ from tintc.ir.simulator.interface.base import Interpretation, SimOp, TableCount,
 from tintc.ir.simulator.interface.fused_base import FusedRun, activate
 from tintc.ir.simulator.interface.literal_base import LiteralRun, Tiles
 from tintc.ir.simulator.shared.gate_common import gate_blocks, gate_tiles
-from tintc.ir.structure import Block
+from tintc.ir.structure import StructuralBlock
 
 
 @register("sim.gate_forward")
@@ -41,7 +41,7 @@ class GateForward(SimOp):
         act = activate(self.fn, u, run.frees(self, self.operands[1]))
         return g * act if torch.is_grad_enabled() else act.mul_(g)
 
-    def structure(self, layout: Layout) -> dict[str, Block]:
+    def structure(self, layout: Layout) -> dict[str, StructuralBlock]:
         return gate_blocks(self.fn)
 
     def slots(self, layout: Layout) -> int:

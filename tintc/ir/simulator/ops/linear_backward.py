@@ -12,8 +12,8 @@ from tintc.ir.core import Value, register
 from tintc.ir.layout import Layout
 from tintc.ir.routing import route
 from tintc.ir.simulator.interface.base import Interpretation, SimOp, Weights
+from tintc.ir.simulator.interface.cost_model import CostModel
 from tintc.ir.simulator.interface.fused_base import FusedRun, FusedWeights, apply_transposed
-from tintc.ir.simulator.interface.fused_counts import FusedCounts
 from tintc.ir.simulator.interface.literal_base import LiteralRun, PrefixTiles, Tiles
 from tintc.ir.simulator.shared.linear_common import (
     check_linear,
@@ -22,11 +22,11 @@ from tintc.ir.simulator.shared.linear_common import (
     select_chunks,
     weight_tiles,
 )
-from tintc.ir.structure import AttentionSpec, Block, Positions, chunk_map, indicator
+from tintc.ir.structure import AttentionSpec, Positions, StructuralBlock, chunk_map, indicator
 
 
 @cache
-def backward_block(layout: Layout) -> Block:
+def backward_block(layout: Layout) -> StructuralBlock:
     """Return the linear-backward attention.
 
     Claim: with dy_t in slot 0 of token t, slot 0 becomes ``sum_r dy_t[r] w_r``, which is W^T dy_t.
@@ -51,7 +51,7 @@ def backward_block(layout: Layout) -> Block:
         w_o=(add,),
         positions_k=Positions("prefix", indicator(heads, main)),
     )
-    return Block(spec, "replace")
+    return StructuralBlock(spec, "replace")
 
 
 def backward_tiles(run: LiteralRun, weights: PrefixTiles, dy: Tiles) -> Tiles:
@@ -87,18 +87,18 @@ class LinearBackward(SimOp):
         assert isinstance(w, FusedWeights) and isinstance(dy, Tensor)
         return apply_transposed(w, dy)
 
-    def planned(self, layout: Layout) -> LinearBackward:
+    def with_tiles(self, layout: Layout) -> LinearBackward:
         return replace(self, tiles=weight_tiles(layout, self.operands[0]))
 
-    def multiplies(self) -> Value:
+    def weight_operand(self) -> Value:
         return self.operands[0]
 
-    def multiply_adds(self, counts: FusedCounts, *operands: Value) -> int:
-        w, n = operands[0], counts.lengths[self]
+    def multiply_adds(self, costs: CostModel, *operands: Value) -> int:
+        w, n = operands[0], costs.lengths[self]
         dout, din = w.type.dims
-        return n * dout * din + sum(n * update.train * (din + dout) for update in counts.updates(w))
+        return n * dout * din + sum(n * update.train * (din + dout) for update in costs.updates(w))
 
-    def structure(self, layout: Layout) -> dict[str, Block]:
+    def structure(self, layout: Layout) -> dict[str, StructuralBlock]:
         return {"linear_backward": backward_block(layout)}
 
     def scores(self, layout: Layout, run: Interpretation, *operands: Weights | Tensor) -> Sequence[Tensor]:

@@ -13,8 +13,8 @@ from tintc.ir.core import Value, register
 from tintc.ir.layout import Layout
 from tintc.ir.routing import route
 from tintc.ir.simulator.interface.base import Interpretation, Weights
+from tintc.ir.simulator.interface.cost_model import CostModel, Deferral, PendingUpdate
 from tintc.ir.simulator.interface.fused_base import FusedRun, FusedWeights, Pending
-from tintc.ir.simulator.interface.fused_counts import Deferral, FusedCounts, PendingUpdate
 from tintc.ir.simulator.interface.literal_base import LiteralRun, PrefixTiles, Tile, Tiles
 from tintc.ir.simulator.shared.descent_common import DescentOp
 from tintc.ir.simulator.shared.linear_common import (
@@ -25,11 +25,11 @@ from tintc.ir.simulator.shared.linear_common import (
     rows_to_heads,
     weight_tiles,
 )
-from tintc.ir.structure import AttentionSpec, Block, Positions, chunk_map, indicator
+from tintc.ir.structure import AttentionSpec, Positions, StructuralBlock, chunk_map, indicator
 
 
 @cache
-def descent_block(layout: Layout, main: bool, bias: bool) -> Block:
+def descent_block(layout: Layout, main: bool, bias: bool) -> StructuralBlock:
     """Return the linear-descent attention, with main heads, bias heads or both.
 
     Claim: with dy_t in slot 0 and x_t in slot 1 of the tokens, the output at prefix k, where shard j of row kS+s is
@@ -66,7 +66,7 @@ def descent_block(layout: Layout, main: bool, bias: bool) -> Block:
         positions_k=Positions("tokens", indicator(heads, biases)) if bias else None,
         constant=biases,
     )
-    return Block(spec, "update")
+    return StructuralBlock(spec, "update")
 
 
 def materialise(w: FusedWeights, update: Pending, overwrite: bool) -> FusedWeights:
@@ -106,7 +106,7 @@ class LinearDescent(DescentOp):
         w, dy, x = operands
         assert isinstance(w, Weights) and isinstance(dy, Tensor) and isinstance(x, Tensor) and w.weight is not None
         rate = (run.rate(self.target, self.step) * self.rate_scale).reshape(-1, 1, 1)
-        summed = dy * run.inputs.trained(self.step)[..., None]
+        summed = dy * run.inputs.train_mask(self.step)[..., None]
         weight = w.weight - rate * (summed.transpose(-1, -2) @ x)
         if w.bias is None:
             return Weights(weight, None)
@@ -129,7 +129,7 @@ class LinearDescent(DescentOp):
         mask = run.train(dy.shape[1], self.step)
         return dy if mask is None else dy * mask
 
-    def descending(self) -> dict[str, tuple[int, ...]]:
+    def updated_parts(self) -> dict[str, tuple[int, ...]]:
         kind = self.operands[0].type
         return {"weight": kind.dims} | ({"bias": kind.dims[:1]} if copies_of_bias(kind) else {})
 
@@ -143,23 +143,23 @@ class LinearDescent(DescentOp):
         """Return the update. A pending one keeps its dY, which stands in the result, and its X."""
         return Deferral(self.target, (self.operands[2], self.result))
 
-    def multiply_adds(self, counts: FusedCounts, *operands: Value) -> int:
+    def multiply_adds(self, costs: CostModel, *operands: Value) -> int:
         w, _, x = operands
-        if self in counts.lazy:
-            counts.pending[self.result] = (*counts.updates(w), PendingUpdate(x, counts.trained(self)))
+        if self in costs.lazy:
+            costs.pending[self.result] = (*costs.updates(w), PendingUpdate(x, costs.train_end(self)))
             return 0
         dout, din = w.type.dims
-        return counts.trained(self) * dout * din
+        return costs.train_end(self) * dout * din
 
-    def entries(self, counts: FusedCounts, result: Value) -> int:
+    def entries(self, costs: CostModel, result: Value) -> int:
         """Count per-example weights, or the dY of a pending update."""
         dout, din = result.type.dims
-        return dout * (counts.trained(self) if self in counts.lazy else din)
+        return dout * (costs.train_end(self) if self in costs.lazy else din)
 
-    def planned(self, layout: Layout) -> LinearDescent:
+    def with_tiles(self, layout: Layout) -> LinearDescent:
         return replace(self, tiles=weight_tiles(layout, self.operands[0]))
 
-    def structure(self, layout: Layout) -> dict[str, Block]:
+    def structure(self, layout: Layout) -> dict[str, StructuralBlock]:
         copies = copies_of_bias(self.operands[0].type)
         blocks = {}
         if copies < self.tiles[1]:
@@ -173,7 +173,7 @@ class LinearDescent(DescentOp):
 
     def scores(self, layout: Layout, run: Interpretation, *operands: Weights | Tensor) -> Sequence[Tensor]:
         assert isinstance(operands[1], Tensor)
-        return (operands[1] * run.inputs.trained(self.step)[..., None],)
+        return (operands[1] * run.inputs.train_mask(self.step)[..., None],)
 
     def literal(self, run: LiteralRun, *operands: PrefixTiles | Tiles) -> PrefixTiles:
         w, dy, x = operands

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import cache
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -13,8 +14,8 @@ from tintc.ir.core import Value, register
 from tintc.ir.layout import Layout
 from tintc.ir.routing import route
 from tintc.ir.simulator.interface.base import Interpretation, SimOp, TableCount, Weights, attention_cost
+from tintc.ir.simulator.interface.cost_model import CostModel
 from tintc.ir.simulator.interface.fused_base import FusedRun, FusedWeights, apply_linear
-from tintc.ir.simulator.interface.fused_counts import FusedCounts
 from tintc.ir.simulator.interface.literal_base import LiteralRun, PrefixTiles, Tiles
 from tintc.ir.simulator.shared.linear_common import (
     bias_chunks,
@@ -26,11 +27,11 @@ from tintc.ir.simulator.shared.linear_common import (
     select_chunks,
     weight_tiles,
 )
-from tintc.ir.structure import AttentionSpec, Block, Positions, chunk_map, indicator
+from tintc.ir.structure import AttentionSpec, Positions, StructuralBlock, chunk_map, indicator
 
 
 @cache
-def forward_block(layout: Layout, bias: bool) -> Block:
+def forward_block(layout: Layout, bias: bool) -> StructuralBlock:
     """Return the linear-forward attention, with or without bias heads.
 
     Claim: at token t, coordinate ``kS+s`` of slot 0 becomes ``<w_{kS+s}, x_t> + b_{kS+s}``.
@@ -62,10 +63,10 @@ def forward_block(layout: Layout, bias: bool) -> Block:
         positions_v=Positions("prefix", indicator(heads, main)),
         constant=biases,
     )
-    return Block(spec, "replace")
+    return StructuralBlock(spec, "replace")
 
 
-def forward_blocks(layout: Layout, copies: int) -> dict[str, Block]:
+def forward_blocks(layout: Layout, copies: int) -> dict[str, StructuralBlock]:
     """Return the blocks of a linear layer's forward pass, by name.
 
     Without bias the bias heads go; with one, column tiles that do not hold it use the module without.
@@ -99,6 +100,8 @@ def forward_tiles(run: LiteralRun, weights: PrefixTiles, copies: int, x: Tiles) 
 class LinearForward(SimOp):
     """(W, x) -> y. `tiles` (added by planning): row and column tiles."""
 
+    SHARES_INPUT: ClassVar[bool] = True
+
     tiles: tuple[int, int] = (0, 0)
 
     def verify(self) -> None:
@@ -115,28 +118,25 @@ class LinearForward(SimOp):
         assert isinstance(w, FusedWeights) and isinstance(x, Tensor)
         return apply_linear(run, w, x, self.operands[1], run.shared(self, x))
 
-    def planned(self, layout: Layout) -> LinearForward:
+    def with_tiles(self, layout: Layout) -> LinearForward:
         return replace(self, tiles=weight_tiles(layout, self.operands[0]))
 
-    def multiplies(self) -> Value:
+    def weight_operand(self) -> Value:
         return self.operands[0]
 
-    def shares_input(self) -> bool:
-        return True
-
-    def multiply_adds(self, counts: FusedCounts, *operands: Value) -> int:
+    def multiply_adds(self, costs: CostModel, *operands: Value) -> int:
         """Count the products; scores ``x X^T`` are computed once for all layers that share both inputs."""
-        (w, x), n = operands, counts.lengths[self]
+        (w, x), n = operands, costs.lengths[self]
         dout, din = w.type.dims
         total = n * dout * din
-        for update in counts.updates(w):
-            total += n * update.train * (dout + din * counts.first_scores(x, update, n))
+        for update in costs.updates(w):
+            total += n * update.train * (dout + din * costs.first_scores(x, update, n))
         return total
 
-    def scratch(self, counts: FusedCounts, itemsize: int) -> int:
-        return itemsize * counts.lengths[self] * counts.sizes.most_trained
+    def scratch(self, costs: CostModel, itemsize: int) -> int:
+        return itemsize * costs.lengths[self] * costs.sizes.last_train_end
 
-    def structure(self, layout: Layout) -> dict[str, Block]:
+    def structure(self, layout: Layout) -> dict[str, StructuralBlock]:
         copies = copies_of_bias(self.operands[0].type)
         blocks = forward_blocks(layout, copies)
         if copies >= self.tiles[1]:

@@ -12,8 +12,8 @@ from tintc.ir.auxiliary.base import affine
 from tintc.ir.core import Value, register
 from tintc.ir.losses import LogitMap
 from tintc.ir.simulator.interface.base import Interpretation, SimOp, Storage
+from tintc.ir.simulator.interface.cost_model import CostModel
 from tintc.ir.simulator.interface.fused_base import FEW, FusedRun, widening
-from tintc.ir.simulator.interface.fused_counts import FusedCounts
 from tintc.ir.simulator.interface.literal_base import LiteralRun, Tiles
 from tintc.ir.structure import TensorSpec
 
@@ -70,8 +70,8 @@ class Logits(HeadOp):
         super().verify()
         self.expect(len(self.operands) == 1 and self.result.type.kind == "logits", "maps tokens to logits")
 
-    def multiply_adds(self, counts: FusedCounts, *operands: Value) -> int:
-        return counts.lengths[self] * operands[0].type.width * counts.sizes.vocab
+    def multiply_adds(self, costs: CostModel, *operands: Value) -> int:
+        return costs.lengths[self] * operands[0].type.width * costs.sizes.vocab
 
     def interpret(self, run: Interpretation, *operands: Tensor) -> Tensor:
         bias = run.tensors[f"tables.{self.bias}"] if self.bias else None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -12,12 +13,12 @@ from tintc.ir.core import Value, register
 from tintc.ir.layout import Layout
 from tintc.ir.losses import LOSSES, PLAIN, LogitMap, loss_gradient
 from tintc.ir.simulator.interface.base import Interpretation
+from tintc.ir.simulator.interface.cost_model import CostModel
 from tintc.ir.simulator.interface.fused_base import FusedRun, at_least_fp32, widening
-from tintc.ir.simulator.interface.fused_counts import FusedCounts
 from tintc.ir.simulator.interface.literal_base import LiteralRun, Tiles
 from tintc.ir.simulator.ops.logits import HeadOp
 from tintc.ir.simulator.shared.loss_modules import loss_blocks, loss_slot
-from tintc.ir.structure import Block
+from tintc.ir.structure import StructuralBlock
 
 CHUNK = 1024
 """Positions whose scores exist at one time in fused execution."""
@@ -78,10 +79,9 @@ class LossGradient(HeadOp):
     `loss_modules`.
     """
 
-    loss: str
+    STEP_DEPENDENT: ClassVar[bool] = True
 
-    def of_its_step(self) -> bool:
-        return True
+    loss: str
 
     def verify(self) -> None:
         super().verify()
@@ -92,13 +92,13 @@ class LossGradient(HeadOp):
         bias = run.tensors[f"tables.{self.bias}"] if self.bias else None
         head = run.tensors[f"tables.{self.head}"]
         dx = loss_gradient(self.loss, operands[0], head, bias, run.inputs.next_ids, self.logit_map)
-        return dx * run.inputs.counted(self.step)[..., None]
+        return dx * run.inputs.loss_positions_of(self.step)[..., None]
 
     def fused(self, run: FusedRun, *operands: Tensor) -> Tensor:
         """Return dx, by `CHUNK` positions of the batch at a time, and only for the positions that count."""
         (x,) = operands
         here = run.here(self)
-        counts, targets = run.inputs.counted(self.step)[:, here], run.inputs.next_ids[:, here]
+        counts, targets = run.inputs.loss_positions_of(self.step)[:, here], run.inputs.next_ids[:, here]
         chosen = counts.flatten().nonzero()[:, 0]
         head, bias = run.table(self.head), run.table(self.bias) if self.bias else None
         rows, ids = x.flatten(0, 1)[chosen], targets.flatten()[chosen]
@@ -109,19 +109,19 @@ class LossGradient(HeadOp):
         ]
         return x.new_zeros(x.flatten(0, 1).shape).index_copy(0, chosen, torch.cat(parts)).view_as(x)
 
-    def multiply_adds(self, counts: FusedCounts, *operands: Value) -> int:
+    def multiply_adds(self, costs: CostModel, *operands: Value) -> int:
         if self.loss == "mse":
             return 0
-        return 2 * counts.trained(self) * operands[0].type.width * counts.sizes.vocab
+        return 2 * costs.train_end(self) * operands[0].type.width * costs.sizes.vocab
 
-    def scratch(self, counts: FusedCounts, itemsize: int) -> int:
-        batch, vocab = counts.sizes.batch, counts.sizes.vocab
-        rows = min(counts.lengths[self] * batch, CHUNK)
-        words = 0 if self.loss == "mse" else vocab if counts.recorded else min(vocab, WORDS)
+    def scratch(self, costs: CostModel, itemsize: int) -> int:
+        batch, vocab = costs.sizes.batch, costs.sizes.vocab
+        rows = min(costs.lengths[self] * batch, CHUNK)
+        words = 0 if self.loss == "mse" else vocab if costs.recorded else min(vocab, WORDS)
         kept = 2 if self.softcap == 0 else 4
         return -(-rows * (kept * words + 2 * self.result.type.width) * itemsize // batch)
 
-    def structure(self, layout: Layout) -> dict[str, Block]:
+    def structure(self, layout: Layout) -> dict[str, StructuralBlock]:
         return loss_blocks(layout, self.loss, self.head, self.bias, self.logit_map, self.result.type.width)
 
     def slots(self, layout: Layout) -> int:

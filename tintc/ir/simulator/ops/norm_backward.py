@@ -14,8 +14,8 @@ from tintc.ir.core import register
 from tintc.ir.functions import FiniteDifference, at_least_fp32, norm_scale, normalise
 from tintc.ir.layout import Layout
 from tintc.ir.simulator.interface.base import Interpretation, Weights
+from tintc.ir.simulator.interface.cost_model import DIFFERENCE_BYTES, CostModel
 from tintc.ir.simulator.interface.fused_base import FusedRun, FusedWeights, rms, step_size
-from tintc.ir.simulator.interface.fused_counts import DIFFERENCE_BYTES, FusedCounts
 from tintc.ir.simulator.interface.literal_base import LiteralRun, PrefixTiles, Tiles
 from tintc.ir.simulator.ops.linear_backward import backward_block, backward_tiles
 from tintc.ir.simulator.shared.first_order import (
@@ -31,7 +31,7 @@ from tintc.ir.simulator.shared.first_order import (
     widened,
 )
 from tintc.ir.simulator.shared.norm_common import NormOp, check_norm, has, vector_blocks, vectors
-from tintc.ir.structure import Block, LinearSpec, ProductSpec
+from tintc.ir.structure import LinearSpec, ProductSpec, StructuralBlock
 
 
 @register("sim.norm_backward")
@@ -108,10 +108,10 @@ class NormBackward(NormOp):
         inverse = (rms(x).square() + self.eps).rsqrt()
         return x * inverse, inverse
 
-    def scratch(self, counts: FusedCounts, itemsize: int) -> int:
-        return DIFFERENCE_BYTES * counts.lengths[self] * self.results[0].type.width
+    def scratch(self, costs: CostModel, itemsize: int) -> int:
+        return DIFFERENCE_BYTES * costs.lengths[self] * self.results[0].type.width
 
-    def structure(self, layout: Layout) -> dict[str, Block]:
+    def structure(self, layout: Layout) -> dict[str, StructuralBlock]:
         """Return the blocks of the literal form, by name.
 
         Claim: they give ``dx = (f(x + h g) - f(x)) / h`` with ``g = gamma * dy``.
@@ -139,7 +139,7 @@ class NormBackward(NormOp):
         n, part, groups = self.spread(layout), self.part, self.tile_groups(layout)
         blocks = difference_blocks(layout, self.fd_step, 2 if self.scheme == "token" else 1)
         if n == 1:
-            blocks[self.name("fd", layout)] = Block(self.spec(layout, ((0,), (1,))), "replace")
+            blocks[self.name("fd", layout)] = StructuralBlock(self.spec(layout, ((0,), (1,))), "replace")
         else:
             blocks[self.name("norm", layout)] = self.forward_block(layout)
         if len(self.operands) == 3 and has(self.operands[0], "gain"):
@@ -150,10 +150,10 @@ class NormBackward(NormOp):
             blocks |= unit_blocks(layout, n, part, groups)
             slots = tuple(range(n)) if n > 1 else (1,)
             inverse = self.spec(layout, (slots,), inverse=2 if n == 1 else n)
-            blocks[self.name("fd_inverse", layout)] = Block(inverse, "replace")
+            blocks[self.name("fd_inverse", layout)] = StructuralBlock(inverse, "replace")
             scale = mean_stages(layout, part, {(0, 2): self.eps, (2, 2): 1.0}, groups)
-            blocks[self.name("fd_scale", layout)] = Block(LinearSpec(scale))
-            blocks["product_0_2"] = Block(ProductSpec(0, 2))
+            blocks[self.name("fd_scale", layout)] = StructuralBlock(LinearSpec(scale))
+            blocks["product_0_2"] = StructuralBlock(ProductSpec(0, 2))
         return blocks
 
     def slots(self, layout: Layout) -> int:

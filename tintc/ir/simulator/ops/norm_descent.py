@@ -10,21 +10,21 @@ from torch import Tensor
 from tintc.ir.core import Value, register
 from tintc.ir.layout import Layout
 from tintc.ir.simulator.interface.base import Interpretation, Weights
+from tintc.ir.simulator.interface.cost_model import CostModel
 from tintc.ir.simulator.interface.fused_base import FusedRun, FusedWeights
-from tintc.ir.simulator.interface.fused_counts import FusedCounts
 from tintc.ir.simulator.interface.literal_base import LiteralRun, PrefixTiles, Tiles
 from tintc.ir.simulator.ops.linear_descent import descent_block
 from tintc.ir.simulator.shared.descent_common import DescentOp
 from tintc.ir.simulator.shared.first_order import product
 from tintc.ir.simulator.shared.linear_common import bias_chunks, main_chunks
 from tintc.ir.simulator.shared.norm_common import check_norm, has
-from tintc.ir.structure import AttentionSpec, Block, Positions, ProductSpec, chunk_map, indicator
+from tintc.ir.structure import AttentionSpec, Positions, ProductSpec, StructuralBlock, chunk_map, indicator
 
 PARTS = (("bias",), ("gain",), ("gain", "bias"))
 
 
 @cache
-def gain_descent_block(layout: Layout, bias: bool) -> Block:
+def gain_descent_block(layout: Layout, bias: bool) -> StructuralBlock:
     """Return the descent of a gain that is kept as a vector, and of the bias.
 
     Claim: with dy_t in slot 0 and ``dy_t f(x_t)`` in slot 1 of the tokens, the output at prefix 0 is
@@ -52,7 +52,7 @@ def gain_descent_block(layout: Layout, bias: bool) -> Block:
         positions_k=Positions("tokens", lam),
         constant=range(heads),
     )
-    return Block(spec, "update")
+    return StructuralBlock(spec, "update")
 
 
 @register("sim.norm_descent")
@@ -79,7 +79,7 @@ class NormDescent(DescentOp):
         w, dy = operands[:2]
         assert isinstance(w, Weights) and isinstance(dy, Tensor)
         rate = (run.rate(self.target, self.step) * self.rate_scale).reshape(-1, 1)
-        dy = dy * run.inputs.trained(self.step)[..., None]
+        dy = dy * run.inputs.train_mask(self.step)[..., None]
         gain, bias = w.weight, w.bias
         if "gain" in self.parts:
             normed = operands[2]
@@ -103,7 +103,7 @@ class NormDescent(DescentOp):
             w = replace(w, bias=w.bias - rate * self.gradient("bias", run, *operands))
         return w
 
-    def descending(self) -> dict[str, tuple[int, ...]]:
+    def updated_parts(self) -> dict[str, tuple[int, ...]]:
         return dict.fromkeys(self.parts, self.operands[0].type.dims)
 
     def gradient(self, part: str, run: FusedRun, *operands: FusedWeights | Tensor) -> Tensor:
@@ -116,14 +116,14 @@ class NormDescent(DescentOp):
         assert isinstance(normed[0], Tensor)
         return (dy * normed[0]).sum(1)
 
-    def entries(self, counts: FusedCounts, result: Value) -> int:
+    def entries(self, costs: CostModel, result: Value) -> int:
         """Count gain and bias of each example."""
         return len(self.parts) * result.type.width
 
     def slots(self, layout: Layout) -> int:
         return 2 if "gain" in self.parts else 1
 
-    def structure(self, layout: Layout) -> dict[str, Block]:
+    def structure(self, layout: Layout) -> dict[str, StructuralBlock]:
         """Return the blocks of the literal form, by name.
 
         Claim: they add ``-rate sum_t dy_t`` to the bias and ``-rate sum_t dy_t f(x_t)`` to the gain, over the step's
@@ -138,7 +138,7 @@ class NormDescent(DescentOp):
             return {"norm_descent": descent_block(layout, main=False, bias=True)}
         bias = "bias" in self.parts
         name = "norm_descent_gain_bias" if bias else "norm_descent_gain"
-        return {name: gain_descent_block(layout, bias), "product_0_1": Block(ProductSpec(0, 1))}
+        return {name: gain_descent_block(layout, bias), "product_0_1": StructuralBlock(ProductSpec(0, 1))}
 
     def literal(self, run: LiteralRun, *operands: PrefixTiles | Tiles) -> PrefixTiles:
         w, dy = operands[:2]

@@ -18,7 +18,7 @@ from tintc.ir.simulator.interface.literal_base import LiteralRun, PrefixTiles, T
 from tintc.ir.simulator.ops.linear_forward import forward_blocks, forward_tiles
 from tintc.ir.simulator.shared.linear_common import weight_tiles
 from tintc.ir.simulator.shared.norm_common import NormOp, check_norm, has, vector_blocks, vectors
-from tintc.ir.structure import Block
+from tintc.ir.structure import StructuralBlock
 
 
 def fused_norm(kind: str, eps: float, x: Tensor, gain: Tensor | None, bias: Tensor | None) -> Tensor:
@@ -74,7 +74,7 @@ class NormForward(NormOp):
         y = y if w.weight is None else y * w.weight
         return y if w.bias is None else y + w.bias
 
-    def structure(self, layout: Layout) -> dict[str, Block]:
+    def structure(self, layout: Layout) -> dict[str, StructuralBlock]:
         """Return the blocks of the literal form, by name.
 
         Claim: they give ``gamma * f(x) + beta`` at every token.

@@ -12,7 +12,7 @@ from tintc.ir.simulator.interface.base import Interpretation, SimOp, TableCount,
 from tintc.ir.simulator.interface.fused_base import FusedRun
 from tintc.ir.simulator.interface.literal_base import LiteralRun, Tiles
 from tintc.ir.simulator.shared.first_order import slot_map
-from tintc.ir.structure import Block, LinearSpec
+from tintc.ir.structure import LinearSpec, StructuralBlock
 
 
 @register("sim.scale")
@@ -37,8 +37,8 @@ class Scale(SimOp):
         (x,) = operands
         return x.mul_(self.factor) if run.frees(self, self.operands[0]) else x * self.factor
 
-    def structure(self, layout: Layout) -> dict[str, Block]:
-        return {self._block: Block(LinearSpec((slot_map(layout, {(0, 0): self.factor}),)))}
+    def structure(self, layout: Layout) -> dict[str, StructuralBlock]:
+        return {self._block: StructuralBlock(LinearSpec((slot_map(layout, {(0, 0): self.factor}),)))}
 
     @property
     def _block(self) -> str:

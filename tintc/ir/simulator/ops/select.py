@@ -16,7 +16,7 @@ from tintc.ir.layout import Layout
 from tintc.ir.simulator.interface.base import Interpretation, SimOp, TableCount, split_cost
 from tintc.ir.simulator.interface.fused_base import FusedRun
 from tintc.ir.simulator.interface.literal_base import LiteralRun, Tiles
-from tintc.ir.structure import Block, LinearSpec, SplitStage, TensorSpec
+from tintc.ir.structure import LinearSpec, SplitStage, StructuralBlock, TensorSpec
 
 
 @cache
@@ -80,12 +80,14 @@ class _Columns(SimOp):
         """Yield ``(to, from)`` of every one in M."""
         raise NotImplementedError
 
-    def structure(self, layout: Layout) -> dict[str, Block]:
+    def structure(self, layout: Layout) -> dict[str, StructuralBlock]:
         cut: dict[tuple[int, int], list[tuple[int, int]]] = {}
         for to, source in self.ones():
             tile = (to // layout.pitch, source // layout.pitch)
             cut.setdefault(tile, []).append((to % layout.pitch, source % layout.pitch))
-        return {self._name(*tile): Block(LinearSpec(_stages(layout, entries))) for tile, entries in cut.items()}
+        return {
+            self._name(*tile): StructuralBlock(LinearSpec(_stages(layout, entries))) for tile, entries in cut.items()
+        }
 
     def _name(self, row: int, column: int) -> str:
         """Return the name of a tile's block: its tensors depend on the columns, so the name does too."""

@@ -93,7 +93,7 @@ class AttentionOp(SimOp):
         """Return the scores ``[B, n_heads, n, m]`` with their heads' sinks, if there are any, after the last key."""
         if not self.sinks:
             return scores
-        sinks = run.rotary(self.sinks).to(scores.dtype)[:, None, None].expand(*scores.shape[:-1], 1)
+        sinks = run.score_vector(self.sinks).to(scores.dtype)[:, None, None].expand(*scores.shape[:-1], 1)
         return torch.cat((scores, sinks), -1)
 
     def rotated(self, run: FusedRun, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
@@ -106,16 +106,16 @@ class AttentionOp(SimOp):
     def queries(self, run: FusedRun, q: Tensor, start: int = 0) -> Tensor:
         """Return query heads ``[B, n_heads, n, d]`` of the tokens from `start` on, rotated, and multiplied by the gain
         and by the scale of their position, if there are any."""
-        queries = run.turn(split_heads(q, self.n_heads), self.inv_freq, self.rotary_style, start)
-        queries = queries * run.rotary(self.gain).to(queries.dtype) if self.gain else queries
+        queries = run.apply_rotary(split_heads(q, self.n_heads), self.inv_freq, self.rotary_style, start)
+        queries = queries * run.score_vector(self.gain).to(queries.dtype) if self.gain else queries
         if self.query_scale:
-            scales = run.rotary(self.query_scale)[run.inputs.position_ids[:, start : start + q.shape[1]]]
+            scales = run.score_vector(self.query_scale)[run.inputs.position_ids[:, start : start + q.shape[1]]]
             queries = queries * scales.to(queries.dtype)[:, None, :, None]
         return queries
 
     def keys(self, run: FusedRun, k: Tensor) -> Tensor:
         """Return key heads ``[B, n_kv_heads, m, d]`` of the first m tokens, rotated."""
-        return run.turn(split_heads(k, self.n_kv_heads), self.inv_freq, self.rotary_style)
+        return run.apply_rotary(split_heads(k, self.n_kv_heads), self.inv_freq, self.rotary_style)
 
     def stored(self, storage: Storage) -> dict[str, TensorSpec]:
         return {f"rotary.{name}": storage.parameter(name) for name in self.vectors().values()}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor
 
@@ -25,6 +25,8 @@ class DescentOp(SimOp):
     gradient times the rate.
     """
 
+    STEP_DEPENDENT: ClassVar[bool] = True
+
     target: str
     rate_scale: float = 1.0
 
@@ -32,25 +34,24 @@ class DescentOp(SimOp):
         """Return the gradient of a part ``[B, *part]`` from the operands of the fused form, without `rate_scale`."""
         raise NotImplementedError(self.opname)
 
-    def updates(self) -> str:
+    def updated_weight(self) -> str:
         return self.target
 
     def stored(self, storage: Storage) -> dict[str, TensorSpec]:
         return {f"rates.{self.target}": storage.rates()}
 
-    def of_its_step(self) -> bool:
-        return True
-
     def rates(self) -> tuple[str, ...]:
         return (self.target,)
 
-    def untrained(self) -> Value:
+    def identity_operand(self) -> Value:
         return self.operands[0]
 
-    def shows(self) -> dict[str, Shape]:
+    def extra_capture_points(self) -> dict[str, Shape]:
         kinds = ("gradients", "updates")
         return {
-            f"{kind}.{self.target}.{part}": ("B", *dims) for kind in kinds for part, dims in self.descending().items()
+            f"{kind}.{self.target}.{part}": ("B", *dims)
+            for kind in kinds
+            for part, dims in self.updated_parts().items()
         }
 
     def show_fused(self, name: str, run: FusedRun, *operands: Any) -> Tensor:

@@ -26,11 +26,11 @@ from tintc.ir.functions import SCHEMES, at_least_fp32
 from tintc.ir.layout import Layout
 from tintc.ir.simulator.interface.literal_base import LiteralRun, Tiles
 from tintc.ir.structure import (
-    Block,
     GroupNormSpec,
     LinearSpec,
     ProductSpec,
     SplitStage,
+    StructuralBlock,
     TensorSpec,
     chunk_map,
 )
@@ -62,7 +62,7 @@ def slot_map(layout: Layout, entries: dict[tuple[int, int], float]) -> SplitStag
     return chunk_map(layout.n_heads, layout.d_h, chunks)
 
 
-def difference_blocks(layout: Layout, eps: float, base: int) -> dict[str, Block]:
+def difference_blocks(layout: Layout, eps: float, base: int) -> dict[str, StructuralBlock]:
     """Return the two constant blocks of a difference, by name.
 
     `fd_step_*`: [g, ...] with x in slot `base` -> [x + eps g, x]; `fd_difference_*`: [a, b] -> [(a - b) / eps].
@@ -70,8 +70,8 @@ def difference_blocks(layout: Layout, eps: float, base: int) -> dict[str, Block]
     step = slot_map(layout, {(0, base): 1.0, (0, 0): eps, (1, base): 1.0})
     difference = slot_map(layout, {(0, 0): 1 / eps, (0, 1): -1 / eps})
     return {
-        _named(f"fd_step_{base}", eps): Block(LinearSpec((step,))),
-        _named("fd_difference", eps): Block(LinearSpec((difference,))),
+        _named(f"fd_step_{base}", eps): StructuralBlock(LinearSpec((step,))),
+        _named("fd_difference", eps): StructuralBlock(LinearSpec((difference,))),
     }
 
 
@@ -130,13 +130,13 @@ def _means_by_part(
     return split, chunk_map(chunks, width, entries)
 
 
-def unit_blocks(layout: Layout, n_tiles: int, width: int, groups: int = 1) -> dict[str, Block]:
+def unit_blocks(layout: Layout, n_tiles: int, width: int, groups: int = 1) -> dict[str, StructuralBlock]:
     """Return the blocks of `unit`, for a value of `width` in `n_tiles` tiles, or for `groups` of that width in one."""
     group = GroupNormSpec((tuple(range(n_tiles)),), "rms", 0.0, groups * width, parts=groups)
     return {
-        _grouped("fd_unit", width, groups): Block(group, "replace"),
-        "product_0_1": Block(ProductSpec(0, 1)),
-        _grouped("fd_mean", width, groups): Block(LinearSpec(mean_stages(layout, width, {}, groups))),
+        _grouped("fd_unit", width, groups): StructuralBlock(group, "replace"),
+        "product_0_1": StructuralBlock(ProductSpec(0, 1)),
+        _grouped("fd_mean", width, groups): StructuralBlock(LinearSpec(mean_stages(layout, width, {}, groups))),
     }
 
 
@@ -189,7 +189,7 @@ def difference_across(run: LiteralRun, g: Tiles, x: Tiles, base: int, eps: float
     return [run.slot(run.apply(_named("fd_difference", eps), run.embed([a, b]))) for a, b in pairs]
 
 
-def activation_blocks(layout: Layout, scheme: str, eps: float, n_tiles: int, width: int) -> dict[str, Block]:
+def activation_blocks(layout: Layout, scheme: str, eps: float, n_tiles: int, width: int) -> dict[str, StructuralBlock]:
     """Return the blocks of `activation_derivative`, by name, but for the activation itself."""
     blocks = difference_blocks(layout, eps, 1)
     if scheme == "token":

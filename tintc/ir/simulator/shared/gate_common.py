@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from tintc.ir.simulator.interface.literal_base import LiteralRun, Tiles
-from tintc.ir.structure import ActivationSpec, Block, ProductSpec
+from tintc.ir.structure import ActivationSpec, ProductSpec, StructuralBlock
 
 
-def gate_blocks(fn: str) -> dict[str, Block]:
+def gate_blocks(fn: str) -> dict[str, StructuralBlock]:
     """Return the blocks of the gated linear unit, by name.
 
     Claim: [a, u] becomes [a * act(u), .]. The first block applies act to slot 1 only: [a, act(u)]; the second
     multiplies slot 1 into slot 0. Pads stay zero because a's are, whatever act(0) is. QED. It is exact.
     """
     return {
-        f"gate_act_{fn}": Block(ActivationSpec(fn, (1,))),
-        "product_0_1": Block(ProductSpec(0, 1)),
+        f"gate_act_{fn}": StructuralBlock(ActivationSpec(fn, (1,))),
+        "product_0_1": StructuralBlock(ProductSpec(0, 1)),
     }
 
 

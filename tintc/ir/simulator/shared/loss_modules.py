@@ -32,11 +32,11 @@ from tintc.ir.simulator.shared.first_order import product, slot_map
 from tintc.ir.structure import (
     ActivationSpec,
     AttentionSpec,
-    Block,
     LinearSpec,
     Positions,
     ProductSpec,
     SplitStage,
+    StructuralBlock,
     TensorSpec,
     VocabularySpec,
     chunk_map,
@@ -45,7 +45,7 @@ from tintc.ir.structure import (
 
 
 @cache
-def pick_block(layout: Layout) -> Block:
+def pick_block(layout: Layout) -> StructuralBlock:
     """Return the attention that hands slot 0 from token to token.
 
     Claim: slot 0 of token t becomes the sum of slot 0 of the tokens that the mask lets it see.
@@ -67,7 +67,7 @@ def pick_block(layout: Layout) -> Block:
         positions_k=Positions("tokens", indicator(heads, used)),
         constant=range(heads),
     )
-    return Block(spec, "replace")
+    return StructuralBlock(spec, "replace")
 
 
 def sum_stages(layout: Layout, factor: float) -> tuple[SplitStage, SplitStage]:
@@ -84,21 +84,23 @@ def sum_stages(layout: Layout, factor: float) -> tuple[SplitStage, SplitStage]:
     return split, chunk_map(heads, d_h, entries)
 
 
-def loss_blocks(layout: Layout, loss: str, head: str, bias: str, logit_map: LogitMap, width: int) -> dict[str, Block]:
+def loss_blocks(
+    layout: Layout, loss: str, head: str, bias: str, logit_map: LogitMap, width: int
+) -> dict[str, StructuralBlock]:
     """Return the blocks of `loss_slot`, by name."""
     pull = 1.0 if loss == "mse" or logit_map.softcap else logit_map.scale
     difference = slot_map(layout, {(0, 0): 1.0, (0, 1): -pull})
-    blocks = {"loss_pick": pick_block(layout), f"loss_difference_{loss}": Block(LinearSpec((difference,)))}
+    blocks = {"loss_pick": pick_block(layout), f"loss_difference_{loss}": StructuralBlock(LinearSpec((difference,)))}
     if loss == "mse":
         return blocks
-    blocks[f"loss_vocabulary_{loss}"] = Block(VocabularySpec(loss, head, bias, logit_map, width), "replace")
+    blocks[f"loss_vocabulary_{loss}"] = StructuralBlock(VocabularySpec(loss, head, bias, logit_map, width), "replace")
     if logit_map.softcap:
         slope = slot_map(layout, {(0, 1): logit_map.scale, (0, 0): -logit_map.scale})
         blocks |= {
-            "product_0_1": Block(ProductSpec(0, 1)),
-            "loss_target": Block(LinearSpec(sum_stages(layout, logit_map.scale / logit_map.softcap))),
-            "loss_tanh": Block(ActivationSpec("tanh", (0,))),
-            "loss_slope": Block(LinearSpec((slope,))),
+            "product_0_1": StructuralBlock(ProductSpec(0, 1)),
+            "loss_target": StructuralBlock(LinearSpec(sum_stages(layout, logit_map.scale / logit_map.softcap))),
+            "loss_tanh": StructuralBlock(ActivationSpec("tanh", (0,))),
+            "loss_slope": StructuralBlock(LinearSpec((slope,))),
         }
     return blocks
 

@@ -18,7 +18,15 @@ from tintc.ir.layout import Layout
 from tintc.ir.simulator.interface.base import SimOp
 from tintc.ir.simulator.interface.literal_base import LiteralRun, PrefixTiles, Tiles
 from tintc.ir.simulator.shared.linear_common import bias_chunks, main_chunks
-from tintc.ir.structure import AttentionSpec, Block, GroupNormSpec, Positions, ProductSpec, chunk_map, indicator
+from tintc.ir.structure import (
+    AttentionSpec,
+    GroupNormSpec,
+    Positions,
+    ProductSpec,
+    StructuralBlock,
+    chunk_map,
+    indicator,
+)
 
 
 @dataclass(eq=False, kw_only=True)
@@ -64,9 +72,9 @@ class NormOp(SimOp):
         parts = self.tile_groups(layout)
         return GroupNormSpec(groups, self.kind, self.eps, parts * self.part, inverse, parts)
 
-    def forward_block(self, layout: Layout) -> Block:
+    def forward_block(self, layout: Layout) -> StructuralBlock:
         """Return f on the first slots: on each of one slot's groups, or on one group in several slots."""
-        return Block(self.spec(layout, (tuple(range(self.spread(layout))),)), "replace")
+        return StructuralBlock(self.spec(layout, (tuple(range(self.spread(layout))),)), "replace")
 
     def normalised(self, run: LiteralRun, x: Tiles, weights: PrefixTiles | None = None) -> Tiles:
         """Return the tiles of f(x). The prefixes of a single tile (gain and bias, if any) pass through the gate, and
@@ -90,7 +98,7 @@ def check_norm(op: Op, weight: Value, value: Value) -> None:
 
 
 @cache
-def vectors_block(layout: Layout, bias: bool) -> Block:
+def vectors_block(layout: Layout, bias: bool) -> StructuralBlock:
     """Return the attention that carries a norm's vectors to the tokens.
 
     Claim: every token receives the gain in slot 0 and, with `bias`, the bias in slot 1.
@@ -114,10 +122,10 @@ def vectors_block(layout: Layout, bias: bool) -> Block:
         positions_k=Positions("prefix", lam),
         constant=range(heads),
     )
-    return Block(spec, "replace")
+    return StructuralBlock(spec, "replace")
 
 
-def vector_blocks(layout: Layout, weight: Value) -> dict[str, Block]:
+def vector_blocks(layout: Layout, weight: Value) -> dict[str, StructuralBlock]:
     """Return the blocks that `vectors` applies, and the product with the gain, by name.
 
     Raises `OptionError` for a norm that is wider than a slot.
@@ -126,7 +134,7 @@ def vector_blocks(layout: Layout, weight: Value) -> dict[str, Block]:
         raise OptionError("The gain of a norm that is wider than the residual stream cannot descend; leave it out.")
     bias = has(weight, "bias")
     name = "norm_vectors_bias" if bias else "norm_vectors"
-    return {name: vectors_block(layout, bias), "product_0_1": Block(ProductSpec(0, 1))}
+    return {name: vectors_block(layout, bias), "product_0_1": StructuralBlock(ProductSpec(0, 1))}
 
 
 def vectors(run: LiteralRun, weight: Value, weights: PrefixTiles, x: Tensor) -> tuple[Tensor, Tensor | None]:

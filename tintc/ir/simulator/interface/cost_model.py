@@ -27,8 +27,8 @@ class FusedSizes(Protocol):
     @property
     def length(self) -> int: ...
     @property
-    def most_trained(self) -> int: ...
-    def trained(self, step: int) -> int: ...
+    def last_train_end(self) -> int: ...
+    def train_end(self, step: int) -> int: ...
     @property
     def vocab(self) -> int: ...
 
@@ -48,7 +48,7 @@ class PendingUpdate(NamedTuple):
 
 
 @dataclass
-class FusedCounts:
+class CostModel:
     """Everything that an op may read to count its fused form, and what it notes for the ops after it.
 
     lengths: positions computed of each op's results; lazy: descents left pending; recorded: by autograd; pending: the
@@ -62,9 +62,9 @@ class FusedCounts:
     pending: dict[Value, tuple[PendingUpdate, ...]] = field(default_factory=dict)
     scores: set[tuple[Value, PendingUpdate, int]] = field(default_factory=set)
 
-    def trained(self, op: SimOp) -> int:
+    def train_end(self, op: SimOp) -> int:
         """Return the number of positions up to the last train token of the op's step."""
-        return self.sizes.trained(op.step)
+        return self.sizes.train_end(op.step)
 
     def updates(self, weights: Value) -> tuple[PendingUpdate, ...]:
         """Return the pending updates that `weights` carries."""
