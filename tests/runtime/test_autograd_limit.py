@@ -21,8 +21,8 @@ from tintc.ir import simulator as sim
 from tintc.ir.auxiliary.interpreter import view
 from tintc.ir.core import Program, Value
 from tintc.ir.inputs import Inputs, resolve_inputs
-from tintc.ir.simulator.interface.base import Weights
 from tintc.ir.simulator.interface.interpreter import interpret
+from tintc.ir.simulator.interface.semantics import Weights
 from tintc.lowering.emission.emit import emit
 from tintc.lowering.options import Options
 from tintc.lowering.passes.assign_layers import assign_roles

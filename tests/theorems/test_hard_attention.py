@@ -15,7 +15,7 @@ from tintc.ir import simulator as sim
 from tintc.ir.core import Value, tokens
 from tintc.ir.functions import attention_probabilities, causal_mask, merge_heads, split_heads
 from tintc.ir.inputs import resolve_inputs
-from tintc.ir.simulator.interface.base import Interpretation
+from tintc.ir.simulator.interface.semantics import Interpretation
 
 
 class Layer:

@@ -26,7 +26,7 @@ from tintc.errors import OptionError
 from tintc.ir.core import Program, Value
 from tintc.ir.names import Names
 from tintc.ir.simulator import SimOp
-from tintc.ir.simulator.interface.base import Shape
+from tintc.ir.simulator.interface.semantics import Shape
 
 
 @dataclass(frozen=True)

@@ -23,10 +23,8 @@ class Activation(AuxOp):
         self.expect(self.fn in ACTIVATIONS, f"unknown activation {self.fn!r}")
         self.expect(x.type == self.result.type, f"types differ: {x.type} -> {self.result.type}")
 
-    def evaluate(self, context: Context, *operands: Tensor) -> Tensor:
-        (x,) = operands
+    def evaluate(self, context: Context, x: Tensor) -> Tensor:
         return ACTIVATIONS[self.fn](x)
 
-    def pullback(self, context: Context, dy: Tensor, *operands: Tensor) -> Pulled:
-        (x,) = operands
+    def pullback(self, context: Context, dy: Tensor, x: Tensor) -> Pulled:
         return (context.difference.derivative(ACTIVATIONS[self.fn], x, dy),), {}

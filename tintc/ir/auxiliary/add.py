@@ -16,9 +16,8 @@ from tintc.ir.core import register
 class Add(Binary):
     """a + b: a residual connection, or the sum of two embeddings."""
 
-    def evaluate(self, context: Context, *operands: Tensor) -> Tensor:
-        a, b = operands
+    def evaluate(self, context: Context, a: Tensor, b: Tensor) -> Tensor:
         return a + b
 
-    def pullback(self, context: Context, dy: Tensor, *operands: Tensor) -> Pulled:
+    def pullback(self, context: Context, dy: Tensor, a: Tensor, b: Tensor) -> Pulled:
         return (dy, dy), {}

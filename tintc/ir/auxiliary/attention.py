@@ -59,17 +59,15 @@ class Attention(AuxOp):
         vectors = {key: context.parameter(name) for key in SCORE_VECTORS if (name := getattr(self, key))}
         return attention_probabilities(self, q, k, context.inputs.allowed, context.inputs.position_ids, **vectors)
 
-    def evaluate(self, context: Context, *operands: Tensor) -> Tensor:
-        q, k, v = operands
+    def evaluate(self, context: Context, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         values = split_heads(v, self.n_kv_heads).repeat_interleave(self.n_heads // self.n_kv_heads, 1)
         return merge_heads(self.probabilities(context, q, k) @ values)
 
-    def pullback(self, context: Context, dy: Tensor, *operands: Tensor) -> Pulled:
+    def pullback(self, context: Context, dy: Tensor, q: Tensor, k: Tensor, v: Tensor) -> Pulled:
         """Return dv (Def. E.3).
 
         The scores count as constants, so q and k get nothing; query heads of a group add up in dv.
         """
-        q, k, _ = operands
         dv = self.probabilities(context, q, k).transpose(-1, -2) @ split_heads(dy, self.n_heads)
         dv = dv.unflatten(1, (self.n_kv_heads, -1)).sum(2)
         return (None, None, merge_heads(dv)), {}

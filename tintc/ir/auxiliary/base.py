@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from torch import Tensor
 
@@ -65,11 +65,11 @@ class AuxOp(Op):
         members = self.GROUPS.get(self.role, {})
         return {key for key in self.parameters() if members.get(key) in groups}
 
-    def evaluate(self, context: Context, *operands: Tensor) -> Tensor:
+    def evaluate(self, context: Context, *operands: Any) -> Tensor:
         """Return the value, ``[B, T, width]`` from operands of such shapes."""
         raise NotImplementedError(self.opname)
 
-    def pullback(self, context: Context, dy: Tensor, *operands: Tensor) -> Pulled:
+    def pullback(self, context: Context, dy: Tensor, *operands: Any) -> Pulled:
         """Return (gradients of the operands, gradients of the parameters), approximate as in the construction."""
         raise NotImplementedError(self.opname)
 

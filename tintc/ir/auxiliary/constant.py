@@ -17,5 +17,5 @@ from tintc.ir.core import register
 class Constant(Embedding):
     """The one row of `table [1, D]`: a position embedding whose rows are all alike. Never updated."""
 
-    def evaluate(self, context: Context, *operands: Tensor) -> Tensor:
+    def evaluate(self, context: Context) -> Tensor:
         return context.parameter(self.table)[torch.zeros_like(context.inputs.input_ids)]

@@ -20,8 +20,8 @@ class Embedding(AuxOp):
     def verify(self) -> None:
         self.expect(not self.operands and self.result.type.kind == "tokens", "takes no operand and gives tokens")
 
-    def evaluate(self, context: Context, *operands: Tensor) -> Tensor:
+    def evaluate(self, context: Context) -> Tensor:
         return context.parameter(self.table)[context.inputs.input_ids]
 
-    def pullback(self, context: Context, dy: Tensor, *operands: Tensor) -> Pulled:
+    def pullback(self, context: Context, dy: Tensor) -> Pulled:
         return (), {}

@@ -23,11 +23,9 @@ class Gate(AuxOp):
         g, u = self.operands
         self.expect(g.type == u.type == self.result.type, f"types differ: {g.type}, {u.type} -> {self.result.type}")
 
-    def evaluate(self, context: Context, *operands: Tensor) -> Tensor:
-        g, u = operands
+    def evaluate(self, context: Context, g: Tensor, u: Tensor) -> Tensor:
         return g * ACTIVATIONS[self.fn](u)
 
-    def pullback(self, context: Context, dy: Tensor, *operands: Tensor) -> Pulled:
-        g, u = operands
+    def pullback(self, context: Context, dy: Tensor, g: Tensor, u: Tensor) -> Pulled:
         act = ACTIVATIONS[self.fn]
         return (dy * act(u), context.difference.derivative(act, u, dy * g)), {}

@@ -32,13 +32,11 @@ class Linear(AuxOp):
         (x,) = self.operands
         self.expect(x.type.kind == "tokens" and self.result.type.kind == "tokens", f"acts on tokens, not {x.type}")
 
-    def evaluate(self, context: Context, *operands: Tensor) -> Tensor:
-        (x,) = operands
+    def evaluate(self, context: Context, x: Tensor) -> Tensor:
         return affine(x, context.parameter(self.weight), context.parameter(self.bias) if self.bias else None)
 
-    def pullback(self, context: Context, dy: Tensor, *operands: Tensor) -> Pulled:
+    def pullback(self, context: Context, dy: Tensor, x: Tensor) -> Pulled:
         """Return dx = W^T dy, and over train tokens dW = sum dy x^T, db = sum dy (Defs. D.2, D.3)."""
-        (x,) = operands
         summed = dy * context.train
         gradients = {self.weight: summed.transpose(-1, -2) @ x}
         if self.bias:

@@ -31,7 +31,6 @@ class Logits(AuxOp):
         self.expect(x.type.kind == "tokens" and self.result.type.kind == "logits", "maps tokens to logits")
         self.expect(self.softcap >= 0, f"the soft cap is {self.softcap}, it must be positive, or 0 for none")
 
-    def evaluate(self, context: Context, *operands: Tensor) -> Tensor:
-        (x,) = operands
+    def evaluate(self, context: Context, x: Tensor) -> Tensor:
         scores = affine(x, context.parameter(self.weight), context.parameter(self.bias) if self.bias else None)
         return self.logit_map(scores)

@@ -16,6 +16,5 @@ from tintc.ir.core import register
 class Multiply(Binary):
     """a * b of two values. Canonicalisation turns the product with an activation into `aux.gate`."""
 
-    def evaluate(self, context: Context, *operands: Tensor) -> Tensor:
-        a, b = operands
+    def evaluate(self, context: Context, a: Tensor, b: Tensor) -> Tensor:
         return a * b

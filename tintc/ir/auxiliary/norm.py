@@ -52,8 +52,7 @@ class Norm(AuxOp):
         even = self.groups > 0 and x.type.width % self.groups == 0
         self.expect(even, f"{self.groups} groups do not divide {x.type}")
 
-    def evaluate(self, context: Context, *operands: Tensor) -> Tensor:
-        (x,) = operands
+    def evaluate(self, context: Context, x: Tensor) -> Tensor:
         y = normalise_groups(self.kind, x, self.eps, self.groups)
         if self.weight:
             y = y * self._per_token(context.parameter(self.weight))
@@ -62,10 +61,9 @@ class Norm(AuxOp):
     def _per_token(self, vector: Tensor) -> Tensor:
         return per_token(vector) if self.groups == 1 else whole_vector(vector, self.result.type.width)
 
-    def pullback(self, context: Context, dy: Tensor, *operands: Tensor) -> Pulled:
+    def pullback(self, context: Context, dy: Tensor, x: Tensor) -> Pulled:
         """Return dx to first order (Def. F.3): the Jacobian of f is symmetric, so J^T g is a difference of f along g =
         gamma dy."""
-        (x,) = operands
         g = dy * self._per_token(context.parameter(self.weight)) if self.weight else dy
         x, g = (value.unflatten(-1, (self.groups, -1)) for value in (x, g))
         dx = context.difference.derivative(

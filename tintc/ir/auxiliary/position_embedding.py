@@ -18,5 +18,5 @@ class PositionEmbedding(Embedding):
 
     offset: int = 0
 
-    def evaluate(self, context: Context, *operands: Tensor) -> Tensor:
+    def evaluate(self, context: Context) -> Tensor:
         return context.parameter(self.table)[context.inputs.position_ids + self.offset]

@@ -21,8 +21,8 @@ class Scale(AuxOp):
         (x,) = self.operands
         self.expect(x.type == self.result.type, f"types differ: {x.type} -> {self.result.type}")
 
-    def evaluate(self, context: Context, *operands: Tensor) -> Tensor:
-        return self.factor * operands[0]
+    def evaluate(self, context: Context, x: Tensor) -> Tensor:
+        return self.factor * x
 
-    def pullback(self, context: Context, dy: Tensor, *operands: Tensor) -> Pulled:
+    def pullback(self, context: Context, dy: Tensor, x: Tensor) -> Pulled:
         return (self.factor * dy,), {}

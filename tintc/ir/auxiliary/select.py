@@ -26,8 +26,8 @@ class Select(AuxOp):
         (x,) = self.operands
         self.expect(fits(self.columns, x.type.width, self.result.type.width), f"columns {self.columns} of {x.type}")
 
-    def evaluate(self, context: Context, *operands: Tensor) -> Tensor:
-        return take(operands[0], self.columns)
+    def evaluate(self, context: Context, x: Tensor) -> Tensor:
+        return take(x, self.columns)
 
-    def pullback(self, context: Context, dy: Tensor, *operands: Tensor) -> Pulled:
-        return (put_back(dy, self.columns, operands[0].shape[-1]),), {}
+    def pullback(self, context: Context, dy: Tensor, x: Tensor) -> Pulled:
+        return (put_back(dy, self.columns, x.shape[-1]),), {}

@@ -10,9 +10,12 @@ from torch import Tensor
 from tintc.ir.core import register
 from tintc.ir.functions import ACTIVATIONS
 from tintc.ir.layout import Layout
-from tintc.ir.simulator.interface.base import Interpretation, SimOp, TableCount, split_cost
-from tintc.ir.simulator.interface.fused_base import FusedRun, activate
+from tintc.ir.simulator.interface.base import SimOp
+from tintc.ir.simulator.interface.fused_base import FusedRun
+from tintc.ir.simulator.interface.fused_kernels import activate
 from tintc.ir.simulator.interface.literal_base import LiteralRun, Tiles
+from tintc.ir.simulator.interface.semantics import Interpretation
+from tintc.ir.simulator.interface.storage import TableCount, split_cost
 from tintc.ir.simulator.shared.gate_common import gate_blocks, gate_tiles
 from tintc.ir.structure import StructuralBlock
 
@@ -32,14 +35,14 @@ class GateForward(SimOp):
         kinds = {value.type for value in (*self.operands, self.result)}
         self.expect(len(self.operands) == 2 and len(kinds) == 1, "takes g and u of one width and keeps it")
 
-    def interpret(self, run: Interpretation, *operands: Tensor) -> Tensor:
-        g, u = operands
+    def interpret(self, run: Interpretation, g: Tensor, u: Tensor) -> Tensor:
         return g * ACTIVATIONS[self.fn](u)
 
-    def fused(self, run: FusedRun, *operands: Tensor) -> Tensor:
-        g, u = operands
+    def fused(self, run: FusedRun, g: Tensor, u: Tensor) -> Tensor:
         act = activate(self.fn, u, run.frees(self, self.operands[1]))
-        return g * act if torch.is_grad_enabled() else act.mul_(g)
+        if torch.is_grad_enabled():
+            return g * act
+        return act.mul_(g)
 
     def structure(self, layout: Layout) -> dict[str, StructuralBlock]:
         return gate_blocks(self.fn)
@@ -47,8 +50,8 @@ class GateForward(SimOp):
     def slots(self, layout: Layout) -> int:
         return 2
 
-    def literal(self, run: LiteralRun, *operands: Tiles) -> Tiles:
-        return gate_tiles(run, self.fn, *operands)
+    def literal(self, run: LiteralRun, g: Tiles, u: Tiles) -> Tiles:
+        return gate_tiles(run, self.fn, g, u)
 
     def table_count(self, layout: Layout) -> TableCount:
         """Count the activation it contains: the table has no row for a gate."""

@@ -13,10 +13,13 @@ from tintc.ir.auxiliary.base import affine
 from tintc.ir.core import Value, register
 from tintc.ir.layout import Layout
 from tintc.ir.routing import route
-from tintc.ir.simulator.interface.base import Interpretation, SimOp, TableCount, Weights, attention_cost
+from tintc.ir.simulator.interface.base import SimOp
 from tintc.ir.simulator.interface.cost_model import CostModel
-from tintc.ir.simulator.interface.fused_base import FusedRun, FusedWeights, apply_linear
+from tintc.ir.simulator.interface.fused_base import FusedRun, FusedWeights
+from tintc.ir.simulator.interface.fused_kernels import apply_linear
 from tintc.ir.simulator.interface.literal_base import LiteralRun, PrefixTiles, Tiles
+from tintc.ir.simulator.interface.semantics import Interpretation, Weights
+from tintc.ir.simulator.interface.storage import TableCount, attention_cost
 from tintc.ir.simulator.shared.linear_common import (
     bias_chunks,
     check_linear,
@@ -48,7 +51,14 @@ def forward_block(layout: Layout, bias: bool) -> StructuralBlock:
     bias chunk b is added to chunk b. QED.
     """
     shards, heads, width = layout.shards, layout.n_heads, layout.d_h
-    main, biases = main_chunks(layout), bias_chunks(layout) if bias else range(0)
+    main = main_chunks(layout)
+    biases = range(0)
+    positions_q = positions_k = w_v = None
+    if bias:
+        biases = bias_chunks(layout)
+        positions_q = Positions("tokens", indicator(heads, biases))
+        positions_k = Positions("prefix", indicator(heads, biases))
+        w_v = (select_chunks(layout, biases),)
     copy = chunk_map(heads, width, {(s * shards + j, j): 1.0 for s in range(layout.stack) for j in range(shards)})
     spec = AttentionSpec(
         n_heads=heads,
@@ -56,10 +66,10 @@ def forward_block(layout: Layout, bias: bool) -> StructuralBlock:
         kind="linear",
         w_q=(copy,),
         w_k=(select_chunks(layout, main),),
-        w_v=(select_chunks(layout, biases),) if bias else None,
+        w_v=w_v,
         w_o=route(heads, width, heads_to_rows(layout), [(chunk, b) for b, chunk in enumerate(biases)]),
-        positions_q=Positions("tokens", indicator(heads, biases)) if bias else None,
-        positions_k=Positions("prefix", indicator(heads, biases)) if bias else None,
+        positions_q=positions_q,
+        positions_k=positions_k,
         positions_v=Positions("prefix", indicator(heads, main)),
         constant=biases,
     )
@@ -71,10 +81,17 @@ def forward_blocks(layout: Layout, copies: int) -> dict[str, StructuralBlock]:
 
     Without bias the bias heads go; with one, column tiles that do not hold it use the module without.
     """
-    blocks = {"linear_forward": forward_block(layout, bias=False)}
+    blocks = {forward_name(bias=False): forward_block(layout, bias=False)}
     if copies:
-        blocks["linear_forward_bias"] = forward_block(layout, bias=True)
+        blocks[forward_name(bias=True)] = forward_block(layout, bias=True)
     return blocks
+
+
+def forward_name(bias: bool) -> str:
+    """Return the name of the linear-forward block with or without bias heads."""
+    if bias:
+        return "linear_forward_bias"
+    return "linear_forward"
 
 
 def forward_tiles(run: LiteralRun, weights: PrefixTiles, copies: int, x: Tiles) -> Tiles:
@@ -84,14 +101,12 @@ def forward_tiles(run: LiteralRun, weights: PrefixTiles, copies: int, x: Tiles) 
     """
     y: Tiles = []
     for row in weights.rows:
-        total: Tensor | None = None
+        products: Tiles = []
         for c, tile in enumerate(row):
-            e = run.embed([x[c]], tile)
-            e = run.apply("linear_forward_bias" if c < copies else "linear_forward", e)
+            e = run.apply(forward_name(bias=c < copies), run.embed([x[c]], tile))
             row[c] = run.prefix(e)
-            total = run.slot(e) if total is None else total + run.slot(e)
-        assert total is not None
-        y.append(total)
+            products.append(run.slot(e))
+        y.append(sum(products[1:], products[0]))
     return y
 
 
@@ -108,14 +123,11 @@ class LinearForward(SimOp):
         self.expect(len(self.operands) == 2, "takes weights and x")
         check_linear(self, self.operands[0], self.result, self.operands[1])
 
-    def interpret(self, run: Interpretation, *operands: Weights | Tensor) -> Tensor:
-        w, x = operands
-        assert isinstance(w, Weights) and isinstance(x, Tensor) and w.weight is not None
+    def interpret(self, run: Interpretation, w: Weights, x: Tensor) -> Tensor:
+        assert w.weight is not None
         return affine(x, w.weight, w.bias)
 
-    def fused(self, run: FusedRun, *operands: FusedWeights | Tensor) -> Tensor:
-        w, x = operands
-        assert isinstance(w, FusedWeights) and isinstance(x, Tensor)
+    def fused(self, run: FusedRun, w: FusedWeights, x: Tensor) -> Tensor:
         return apply_linear(run, w, x, self.operands[1], run.shared(self, x))
 
     def with_tiles(self, layout: Layout) -> LinearForward:
@@ -124,9 +136,9 @@ class LinearForward(SimOp):
     def weight_operand(self) -> Value:
         return self.operands[0]
 
-    def multiply_adds(self, costs: CostModel, *operands: Value) -> int:
+    def multiply_adds(self, costs: CostModel, w: Value, x: Value) -> int:
         """Count the products; scores ``x X^T`` are computed once for all layers that share both inputs."""
-        (w, x), n = operands, costs.lengths[self]
+        n = costs.lengths[self]
         dout, din = w.type.dims
         total = n * dout * din
         for update in costs.updates(w):
@@ -143,17 +155,16 @@ class LinearForward(SimOp):
             del blocks["linear_forward"]
         return blocks
 
-    def scores(self, layout: Layout, run: Interpretation, *operands: Weights | Tensor) -> Iterable[Tensor]:
-        w, x = operands
-        assert isinstance(w, Weights) and isinstance(x, Tensor) and w.weight is not None
+    def scores(self, layout: Layout, run: Interpretation, w: Weights, x: Tensor) -> Iterable[Tensor]:
+        assert w.weight is not None
         return forward_scores(layout, w.weight, x)
 
-    def literal(self, run: LiteralRun, *operands: PrefixTiles | Tiles) -> Tiles:
-        w, x = operands
-        assert isinstance(w, PrefixTiles) and isinstance(x, list)
+    def literal(self, run: LiteralRun, w: PrefixTiles, x: Tiles) -> Tiles:
         return forward_tiles(run, w, copies_of_bias(self.operands[0].type), x)
 
     def table_count(self, layout: Layout) -> TableCount:
         """Count one attention; q, k and v share one module in the table, which counts it with the value layer."""
-        q = 0 if self.role in ("query", "key") else attention_cost(layout)
+        if self.role in ("query", "key"):
+            return TableCount()
+        q = attention_cost(layout)
         return TableCount(q, q, q)

@@ -37,6 +37,7 @@ from tintc.ir.structure import (
 
 
 def check_scheme(op: Op, scheme: str, step: float) -> None:
+    """Raise `IRError` for an unknown scheme, and for a step that is not above zero."""
     op.expect(scheme in SCHEMES, f"unknown finite-difference scheme {scheme!r}")
     op.expect(step > 0, f"the finite-difference step is {step}; it must be above zero")
 
@@ -141,7 +142,10 @@ def unit_blocks(layout: Layout, n_tiles: int, width: int, groups: int = 1) -> di
 
 
 def _grouped(block: str, width: int, groups: int) -> str:
-    return f"{block}_{width}" if groups == 1 else f"{block}_{groups}x{width}"
+    """Return a block's name: its tensors depend on the width and the number of groups, so the name does too."""
+    if groups == 1:
+        return f"{block}_{width}"
+    return f"{block}_{groups}x{width}"
 
 
 def unit(run: LiteralRun, g: Tiles, width: int, groups: int = 1) -> tuple[Tiles, Tensor]:
@@ -153,13 +157,9 @@ def unit(run: LiteralRun, g: Tiles, width: int, groups: int = 1) -> tuple[Tiles,
     """
     e = run.apply(_grouped("fd_unit", width, groups), run.embed(g))
     units = [run.slot(e, i) for i in range(len(g))]
-    size: Tensor | None = None
-    for tile, direction in zip(g, units, strict=True):
-        e = run.apply("product_0_1", run.embed([tile, direction]))
-        part = run.slot(run.apply(_grouped("fd_mean", width, groups), e))
-        size = part if size is None else size + part
-    assert size is not None
-    return units, size
+    squares = (run.apply("product_0_1", run.embed([a, b])) for a, b in zip(g, units, strict=True))
+    sizes = [run.slot(run.apply(_grouped("fd_mean", width, groups), e)) for e in squares]
+    return units, sum(sizes[1:], sizes[0])
 
 
 def mean(run: LiteralRun, x: Tensor, width: int) -> Tensor:
@@ -187,6 +187,14 @@ def difference_across(run: LiteralRun, g: Tiles, x: Tiles, base: int, eps: float
     ]
     pairs = zip(f(stepped), f(x), strict=True)
     return [run.slot(run.apply(_named("fd_difference", eps), run.embed([a, b]))) for a, b in pairs]
+
+
+def derivative_slots(layout: Layout, scheme: str, width: int) -> int:
+    """Return the most slots that `activation_derivative` needs in one embedding: two for a difference, and with
+    ``token`` all tiles of g together, for their norm."""
+    if scheme != "token":
+        return 2
+    return max(2, layout.tiles(width))
 
 
 def activation_blocks(layout: Layout, scheme: str, eps: float, n_tiles: int, width: int) -> dict[str, StructuralBlock]:

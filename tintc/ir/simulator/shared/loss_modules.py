@@ -88,7 +88,9 @@ def loss_blocks(
     layout: Layout, loss: str, head: str, bias: str, logit_map: LogitMap, width: int
 ) -> dict[str, StructuralBlock]:
     """Return the blocks of `loss_slot`, by name."""
-    pull = 1.0 if loss == "mse" or logit_map.softcap else logit_map.scale
+    pull = logit_map.scale
+    if loss == "mse" or logit_map.softcap:
+        pull = 1.0
     difference = slot_map(layout, {(0, 0): 1.0, (0, 1): -pull})
     blocks = {"loss_pick": pick_block(layout), f"loss_difference_{loss}": StructuralBlock(LinearSpec((difference,)))}
     if loss == "mse":
@@ -113,8 +115,10 @@ def loss_slot(run: LiteralRun, loss: str, head: str, bias: str, logit_map: Logit
     if loss != "mse":
         pulled = run.slot(run.apply(f"loss_vocabulary_{loss}", run.embed([x])))
         if logit_map.softcap:
-            known = [_shifted(run, run.look_up(bias, ids))] if bias else []
-            score = run.apply("loss_target", run.embed([product(run, x, target), *known]))
+            terms = [product(run, x, target)]
+            if bias:
+                terms.append(_shifted(run, run.look_up(bias, ids)))
+            score = run.apply("loss_target", run.embed(terms))
             u = run.slot(run.apply("loss_tanh", score))
             lost = product(run, product(run, u, u), target)
             target = run.slot(run.apply("loss_slope", run.embed([lost, target])))
