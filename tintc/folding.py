@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from tintc.ir.columns import runs_of
+
 
 def ranges(numbers: Iterable[int]) -> str:
-    """``0-3,5``."""
-    runs: list[list[int]] = []
-    for number in sorted(set(numbers)):
-        if runs and runs[-1][1] == number - 1:
-            runs[-1][1] = number
+    """Return ``0-3,5`` of 5, 0, 1, 2, 3."""
+    texts: list[str] = []
+    for start, stop in runs_of(sorted(set(numbers))):
+        if stop - start == 1:
+            texts.append(str(start))
         else:
-            runs.append([number, number])
-    return ",".join(str(first) if first == last else f"{first}-{last}" for first, last in runs)
+            texts.append(f"{start}-{stop - 1}")
+    return ",".join(texts)
 
 
 def folded(paths: Iterable[str]) -> list[str]:

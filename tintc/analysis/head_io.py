@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from tintc.ir.columns import StridedRuns, strided_runs_of
 from tintc.ir.layout import Layout
 from tintc.ir.structure import (
     ActivationSpec,
@@ -23,13 +24,11 @@ from tintc.ir.structure import (
     VocabularySpec,
 )
 
-Run = tuple[int, int, int]
-"""Numbers ``start, start + step, ...`` below ``stop``."""
 LETTERS = {"q": "query", "k": "key", "v": "value"}
 
 
 @dataclass(frozen=True)
-class Part:
+class SlotRange:
     """Numbers of one slot. as_: ``query``, ``key``, ``value`` or ``result``, empty in blocks without heads; at: which
     positions of the sequence; slot: of their embeddings, counted in pitches (in a prefix: the stacked row, or S for the
     bias); numbers: within the slot."""
@@ -37,7 +36,7 @@ class Part:
     as_: str
     at: str
     slot: int
-    numbers: tuple[Run, ...]
+    numbers: StridedRuns
 
 
 @dataclass(frozen=True)
@@ -45,8 +44,8 @@ class Head:
     """The reads and writes of one head, or of a block without heads (index -1)."""
 
     index: int
-    reads: tuple[Part, ...]
-    writes: tuple[Part, ...]
+    reads: tuple[SlotRange, ...]
+    writes: tuple[SlotRange, ...]
 
 
 def heads_of(
@@ -81,12 +80,12 @@ def heads_of(
             Head(
                 head,
                 tuple(
-                    Part(as_, name, slot, runs)
+                    SlotRange(as_, name, slot, runs)
                     for as_, place, name, chosen in reads
                     for slot, runs in chosen.items()
                     if (slot in occupied if place == "tokens" else held and slot <= layout.stack)
                 ),
-                tuple(Part("result", at, slot, runs) for slot, runs in writes),
+                tuple(SlotRange("result", at, slot, runs) for slot, runs in writes),
             )
         )
     return tuple(found)
@@ -158,26 +157,12 @@ def _grouped(pairs: Iterable[tuple[int, int]], count: int) -> list[list[int]]:
     return [sorted(one) for one in found]
 
 
-def _by_slot(numbers: Iterable[int], layout: Layout) -> dict[int, tuple[Run, ...]]:
+def _by_slot(numbers: Iterable[int], layout: Layout) -> dict[int, StridedRuns]:
     """Return runs of numbers within their slot, by slot."""
     slots: dict[int, list[int]] = defaultdict(list)
     for number in numbers:
         slots[number // layout.pitch].append(number % layout.pitch)
-    return {slot: as_runs(inside) for slot, inside in slots.items()}
-
-
-def as_runs(numbers: list[int]) -> tuple[Run, ...]:
-    """Return sorted numbers as the fewest runs that a walk from the left finds; a run stops right after its last
-    number."""
-    found: list[Run] = []
-    index = 0
-    while index < len(numbers):
-        last, step = index, numbers[index + 1] - numbers[index] if index + 1 < len(numbers) else 1
-        while last + 1 < len(numbers) and numbers[last + 1] - numbers[last] == step:
-            last += 1
-        found.append((numbers[index], numbers[last] + 1, step if last > index else 1))
-        index = last + 1
-    return tuple(found)
+    return {slot: strided_runs_of(inside) for slot, inside in slots.items()}
 
 
 def _whole(spec: BlockSpec, layout: Layout) -> Head:
@@ -185,7 +170,9 @@ def _whole(spec: BlockSpec, layout: Layout) -> Head:
     reads, writes = _slots(spec, layout)
     full = ((0, layout.pitch, 1),)
     return Head(
-        -1, tuple(Part("", "tokens", s, full) for s in reads), tuple(Part("result", "tokens", s, full) for s in writes)
+        -1,
+        tuple(SlotRange("", "tokens", s, full) for s in reads),
+        tuple(SlotRange("result", "tokens", s, full) for s in writes),
     )
 
 

@@ -17,9 +17,10 @@ from dataclasses import dataclass, fields, replace
 from fnmatch import fnmatchcase
 from typing import Any
 
-from tintc.analysis.head_io import Head, Part, Run, as_runs, heads_of
+from tintc.analysis.head_io import Head, SlotRange, heads_of
 from tintc.analysis.trace import Application, Source, applications
 from tintc.errors import OptionError
+from tintc.ir.columns import StridedRuns, strided_runs_of
 from tintc.ir.core import Program, Type, Value
 from tintc.ir.layout import Layout
 from tintc.ir.simulator import SimOp
@@ -27,7 +28,6 @@ from tintc.lowering.emission.sharing import Placed, placement, sites
 from tintc.lowering.passes.plan_layout import layout_of
 
 VERSION = 1
-Runs = tuple[Run, ...]
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Place:
     at: str
     slot: int
     of: str
-    numbers: Runs
+    numbers: StridedRuns
 
 
 @dataclass(frozen=True)
@@ -63,8 +63,8 @@ class Role:
     step: int
     layer: int
     parameter: str
-    rows: Runs
-    columns: Runs
+    rows: StridedRuns
+    columns: StridedRuns
     tile: tuple[int, int] | None
     reads: tuple[Place, ...]
     writes: tuple[Place, ...]
@@ -167,7 +167,7 @@ class Roles:
             writes=tuple(writes),
         )
 
-    def _place(self, one: Applied, part: Part) -> Place:
+    def _place(self, one: Applied, part: SlotRange) -> Place:
         """Return what a head reads, by name."""
         if part.at == "prefixes":
             return self._in_prefix(one, part)
@@ -175,7 +175,7 @@ class Roles:
         sources = contents[part.slot] if part.slot < len(contents) else ()
         return self._in_tokens(part, sources)
 
-    def _results(self, one: Applied, part: Part) -> Iterator[Place]:
+    def _results(self, one: Applied, part: SlotRange) -> Iterator[Place]:
         """Yield the places that a head writes, by name."""
         if part.at == "prefixes":
             yield self._in_prefix(one, part)
@@ -184,7 +184,7 @@ class Roles:
         else:
             yield Place(part.as_, part.at, part.slot, "", part.numbers)
 
-    def _in_tokens(self, part: Part, sources: tuple[Source, ...]) -> Place:
+    def _in_tokens(self, part: SlotRange, sources: tuple[Source, ...]) -> Place:
         named = [f"#{name}" if isinstance(name, int) else name for name, _ in sources]
         numbers = part.numbers
         if len(sources) == 1 and isinstance(sources[0][0], str) and sources[0][0] in self.values:
@@ -192,7 +192,7 @@ class Roles:
             numbers = _shifted(numbers, tile * self.layout.pitch, self.values[str(name)].type.width)
         return Place(part.as_, part.at, part.slot, " + ".join(named), numbers)
 
-    def _in_prefix(self, one: Applied, part: Part) -> Place:
+    def _in_prefix(self, one: Applied, part: SlotRange) -> Place:
         held = one.application.held
         if held is None:
             return Place(part.as_, part.at, part.slot, "", part.numbers)
@@ -213,7 +213,9 @@ class Roles:
         return json.dumps(whole | {"modules": modules}, separators=(",", ":")) + "\n"
 
 
-def held_part(layout: Layout, kind: Type, row: int, column: int, part: Part) -> tuple[str, Runs, Runs]:
+def held_part(
+    layout: Layout, kind: Type, row: int, column: int, part: SlotRange
+) -> tuple[str, StridedRuns, StridedRuns]:
     """Return (name, rows, columns) of what numbers of the prefixes hold of a weight tile (`linear_common`,
     `norm_common`).
 
@@ -234,10 +236,10 @@ def held_part(layout: Layout, kind: Type, row: int, column: int, part: Part) -> 
         return "weight", rows if columns else (), columns
     diagonal = [range(*run) for run in columns]
     common = [number for run in rows for number in range(*run) if any(number in other for other in diagonal)]
-    return "gain", as_runs(common) if "gain" in kind.parts else (), ()
+    return "gain", strided_runs_of(common) if "gain" in kind.parts else (), ()
 
 
-def _shifted(runs: Runs, offset: int, width: int) -> Runs:
+def _shifted(runs: StridedRuns, offset: int, width: int) -> StridedRuns:
     """Return runs of a tile's numbers as those of the whole value, which is `width` wide."""
     moved = (range(start + offset, min(stop + offset, width), step) for start, stop, step in runs)
     return tuple((run.start, run[-1] + 1, run.step) for run in moved if run)
@@ -272,7 +274,7 @@ def _compact(one: Applied, heads: int) -> dict[str, Any]:
 
 
 def _compact_head(head: Head) -> dict[str, Any]:
-    def shown(part: Part) -> list[Any]:
+    def shown(part: SlotRange) -> list[Any]:
         return [part.as_, part.at, part.slot, *part.numbers]
 
     return {"head": head.index, "reads": [shown(p) for p in head.reads], "writes": [shown(p) for p in head.writes]}

@@ -15,9 +15,9 @@ from tintc.frontend.graph.captured import CapturedGraph
 from tintc.frontend.graph.layouts import vector_layout
 from tintc.frontend.graph.node_queries import single_sources
 from tintc.frontend.graph.regions import Signatures, is_linear, leaves
-from tintc.frontend.graph.runs import runs_of
 from tintc.frontend.rules.rms_norm import read_rms_norm
 from tintc.ir.auxiliary import Concat, Norm, Select
+from tintc.ir.columns import runs_of
 from tintc.ir.core import Value, tokens
 
 

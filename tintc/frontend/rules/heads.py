@@ -12,9 +12,9 @@ from tintc.frontend.graph.captured import CapturedGraph
 from tintc.frontend.graph.layouts import vector_layout
 from tintc.frontend.graph.node_queries import single_sources
 from tintc.frontend.graph.regions import leaves, moves, push
-from tintc.frontend.graph.runs import runs_of
 from tintc.frontend.rules.base import NOT_MINE, Fail, Match
 from tintc.ir.auxiliary import Concat, Select
+from tintc.ir.columns import runs_of
 from tintc.ir.core import Value, tokens
 
 

@@ -14,8 +14,7 @@ import torch
 from torch import Tensor
 
 from tintc.ir.auxiliary.base import AuxOp, Context, Gradients
-from tintc.ir.auxiliary.linear import Linear
-from tintc.ir.auxiliary.logits import Logits
+from tintc.ir.auxiliary.linear import Linear, Logits
 from tintc.ir.core import Parameter, Program, Value
 from tintc.ir.functions import FiniteDifference
 from tintc.ir.inputs import Inputs

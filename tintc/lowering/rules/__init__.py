@@ -1,4 +1,4 @@
-"""Rules that turn auxiliary ops into simulator modules, forward and backward: one file per op, found by being here."""
+"""Rules that turn auxiliary ops into simulator modules, forward and backward; its files are found by being here."""
 
 from importlib import import_module
 from pkgutil import iter_modules

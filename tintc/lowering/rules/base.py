@@ -1,6 +1,6 @@
 """The base of lowering rules: all that the compiler knows of how one auxiliary op is simulated.
 
-A rule stands in a file of its own and registers itself with `@lowers`; there is no list of rules to add it to.
+A rule stands in the file of its kind of op and registers itself with `@lowers`; there is no list of rules to add it to.
 """
 
 from __future__ import annotations

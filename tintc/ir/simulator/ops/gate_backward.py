@@ -16,6 +16,7 @@ from tintc.ir.simulator.interface.fused_base import FusedRun
 from tintc.ir.simulator.interface.fused_kernels import activate, fused_slope
 from tintc.ir.simulator.interface.literal_base import LiteralRun, Tiles
 from tintc.ir.simulator.interface.semantics import Interpretation
+from tintc.ir.simulator.ops.gate_forward import gate_blocks, gate_tiles
 from tintc.ir.simulator.shared.first_order import (
     activation_blocks,
     activation_derivative,
@@ -24,7 +25,6 @@ from tintc.ir.simulator.shared.first_order import (
     product,
     widened,
 )
-from tintc.ir.simulator.shared.gate_common import gate_blocks, gate_tiles
 from tintc.ir.structure import ActivationSpec, StructuralBlock
 
 
