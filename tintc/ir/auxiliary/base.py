@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from tintc.ir.core import Op
-from tintc.ir.functions import SCORE_VECTORS, FiniteDifference
+from tintc.ir.functions import FiniteDifference
 from tintc.ir.inputs import Inputs
 
 Gradients = dict[str, Tensor]
@@ -57,7 +57,7 @@ class AuxOp(Op):
 
     def parameters(self) -> dict[str, str]:
         """Return the names of the parameters that this op has, by field."""
-        names = {key: getattr(self, key, "") for key in ("weight", "bias", "table", *SCORE_VECTORS)}
+        names = {key: getattr(self, key, "") for key in ("weight", "bias", "table")}
         return {key: name for key, name in names.items() if name}
 
     def in_groups(self, groups: Collection[str]) -> set[str]:

@@ -28,6 +28,7 @@ class AttentionBackward(AttentionOp):
     `structure`."""
 
     def verify(self) -> None:
+        super().verify()
         self.expect(len(self.operands) == 3, "takes dy, q and k")
         dy, q, k = (value.type.width for value in self.operands)
         wanted = (self.n_heads * self.value_width, self.n_heads * self.head_dim, self.n_kv_heads * self.head_dim)
@@ -90,7 +91,7 @@ class AttentionBackward(AttentionOp):
             w_v=self.take(layout, dy, self.value_width, grouped=False),
             w_o=self.give(layout, grouped=True),
             transpose=True,
-            **self.score_options(),
+            **self.spec_options(),
         )
         return {self.block_name("attention_backward"): StructuralBlock(spec, "replace")}
 

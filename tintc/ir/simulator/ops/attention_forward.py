@@ -30,6 +30,7 @@ class AttentionForward(AttentionOp):
     CACHED_OPERANDS: ClassVar[tuple[int, ...]] = (1, 2)
 
     def verify(self) -> None:
+        super().verify()
         self.expect(len(self.operands) == 3, "takes q, k and v")
         q, k, v = (value.type.width for value in self.operands)
         wanted = (self.n_heads * self.head_dim, self.n_kv_heads * self.head_dim, self.n_kv_heads * self.value_width)
@@ -120,7 +121,7 @@ class AttentionForward(AttentionOp):
             w_k=self.take_keys(layout, k),
             w_v=self.take(layout, v, self.value_width, grouped=True),
             w_o=self.give(layout, grouped=False),
-            **self.score_options(),
+            **self.spec_options(),
         )
         return {self.block_name("attention_forward"): StructuralBlock(spec, "replace")}
 

@@ -16,10 +16,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tintc.ir.functions import SCORE_VECTORS, attention_probabilities, soft_capped, split_heads
+from tintc.ir.functions import soft_capped, split_heads
 from tintc.ir.inputs import Inputs, check_positions
 from tintc.ir.layout import Layout
 from tintc.ir.routing import Move, route
+from tintc.ir.scores import ScoreOptions, attention_probabilities
 from tintc.ir.simulator.interface.base import SimOp
 from tintc.ir.simulator.interface.fused_base import FusedRun
 from tintc.ir.simulator.interface.semantics import Interpretation
@@ -30,28 +31,14 @@ ROWS = 512
 """Queries whose attention probabilities exist at one time in fused execution."""
 
 
+def stored_name(vector: str) -> str:
+    """Return the state-dict name of a vector that scores are made with, whatever it is of."""
+    return f"rotary.{vector}"
+
+
 @dataclass(eq=False, kw_only=True)
-class AttentionOp(SimOp):
-    """Attributes as in `aux.attention`."""
-
-    n_heads: int
-    n_kv_heads: int
-    head_dim: int
-    scale: float
-    inv_freq: str = ""
-    rotary_style: str = ""
-    window: int = 0
-    soft_cap: float = 0.0
-    slopes: tuple[float, ...] = ()
-    gain: str = ""
-    value_dim: int = 0
-    query_scale: str = ""
-    sinks: str = ""
-
-    @property
-    def value_width(self) -> int:
-        """Return the width of one head of v."""
-        return self.value_dim or self.head_dim
+class AttentionOp(ScoreOptions, SimOp):
+    """Either module of softmax attention, with the options of `aux.attention`."""
 
     @property
     def width(self) -> int:
@@ -60,12 +47,8 @@ class AttentionOp(SimOp):
 
     def probabilities(self, run: Interpretation, q: Tensor, k: Tensor) -> Tensor:
         """Return the attention probabilities ``[B, n_heads, T, T]``, by the definition."""
-        vectors = {key: run.tensors[f"rotary.{name}"] for key, name in self.vectors().items()}
-        return attention_probabilities(self, q, k, run.inputs.allowed, run.inputs.position_ids, **vectors)
-
-    def vectors(self) -> dict[str, str]:
-        """Return the names of the vectors that scores are made with, by attribute."""
-        return {key: name for key in SCORE_VECTORS if (name := getattr(self, key))}
+        vectors = {key: run.tensors[stored_name(name)] for key, name in self.vectors().items()}
+        return attention_probabilities(self, q, k, run.inputs.allowed, run.inputs.position_ids, vectors)
 
     def weights_by_rows(self, run: FusedRun, queries: Tensor, keys: Tensor) -> Iterator[tuple[slice, int, Tensor]]:
         """Yield (queries, number of keys, probabilities ``[B, n_heads, queries, keys]``) for `ROWS` queries at a time.
@@ -139,11 +122,11 @@ class AttentionOp(SimOp):
         return run.apply_rotary(split_heads(k, self.n_kv_heads), self.inv_freq, self.rotary_style)
 
     def stored(self, storage: Storage) -> dict[str, TensorSpec]:
-        return {f"rotary.{name}": storage.parameter(name) for name in self.vectors().values()}
+        return {stored_name(name): storage.parameter(name) for name in self.vectors().values()}
 
     def check(self, inputs: Inputs, stored: Callable[[str], Tensor]) -> None:
         if self.query_scale:
-            check_positions(inputs.position_ids, len(stored(f"rotary.{self.query_scale}")))
+            check_positions(inputs.position_ids, len(stored(stored_name(self.query_scale))))
 
     def head_dims(self) -> set[int]:
         return {self.width}
@@ -169,7 +152,7 @@ class AttentionOp(SimOp):
         shape = f"{self.n_heads}_{self.n_kv_heads}_{self.head_dim}_{self.scale!r}"
         return "_".join([kind, shape, *(name for option, name in options if option)]).replace(".", "-")
 
-    def score_options(self) -> dict[str, Any]:
+    def spec_options(self) -> dict[str, Any]:
         """Return how an `AttentionSpec` makes scores of q and k, as its fields. Windows are masks there."""
         rotary = {"vectors": self.vectors(), "rotary_style": self.rotary_style}
         return rotary | {"soft_cap": self.soft_cap, "slopes": self.slopes}
