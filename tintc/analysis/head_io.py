@@ -61,11 +61,14 @@ def heads_of(
     """
     if not isinstance(block.spec, AttentionSpec):
         return (_whole(block.spec, layout),)
-    spec, at = block.spec, "prefixes" if block.gate == "update" else "tokens"
+    spec = block.spec
+    at = "tokens"
+    if block.gate == "update":
+        at = "prefixes"
     sources = {letter: _sources(getattr(spec, f"w_{letter}"), spec) for letter in "qkv"}
     terms = {letter: _terms(spec, letter) for letter in "qkv"}
     targets = _targets(spec.w_o, spec)
-    found: list[Head] = []
+    heads: list[Head] = []
     for head in range(spec.n_heads):
         slots = {letter: _by_slot(sources[letter][head], layout) for letter in "qkv"}
         where = {letter: terms[letter][head] | _places(slots[letter], occupied, held) for letter in "qkv"}
@@ -76,7 +79,7 @@ def heads_of(
         reads = [("query", at, at, slots["q"])]
         reads += [(LETTERS[x], place, mask if mask else place, slots[x]) for place in sorted(seen) for x in "kv"]
         writes = _by_slot(targets[head], layout).items()
-        found.append(
+        heads.append(
             Head(
                 head,
                 tuple(
@@ -88,7 +91,7 @@ def heads_of(
                 tuple(SlotRange("result", at, slot, runs) for slot, runs in writes),
             )
         )
-    return tuple(found)
+    return tuple(heads)
 
 
 def _visible(spec: AttentionSpec, mask: str) -> set[str]:
@@ -115,16 +118,19 @@ def _terms(spec: AttentionSpec, letter: str) -> list[set[str]]:
 
 def _links(stage: SplitStage) -> dict[int, list[int]]:
     """Return the numbers that depend on a number which a split operation reads, by that number."""
-    weight, width = stage.weight.build(), stage.width
+    weight = stage.weight.build()
+    width = stage.width
     first, second, third = weight.nonzero().unbind(1)
     if stage.kind == "dimension":
-        out, into = second * width + first, third * width + first
+        out = second * width + first
+        into = third * width + first
     else:
-        out, into = first * width + second, first * width + third
-    found: dict[int, list[int]] = defaultdict(list)
+        out = first * width + second
+        into = first * width + third
+    targets: dict[int, list[int]] = defaultdict(list)
     for source, target in zip(into.tolist(), out.tolist(), strict=True):
-        found[source].append(target)
-    return found
+        targets[source].append(target)
+    return targets
 
 
 def _pairs(split: Split, spec: AttentionSpec) -> set[tuple[int, int]]:
@@ -151,10 +157,10 @@ def _targets(split: Split, spec: AttentionSpec) -> list[list[int]]:
 
 def _grouped(pairs: Iterable[tuple[int, int]], count: int) -> list[list[int]]:
     """Return the numbers of every head, sorted, from pairs (head, number)."""
-    found: list[set[int]] = [set() for _ in range(count)]
+    numbers: list[set[int]] = [set() for _ in range(count)]
     for head, number in pairs:
-        found[head].add(number)
-    return [sorted(one) for one in found]
+        numbers[head].add(number)
+    return [sorted(of_head) for of_head in numbers]
 
 
 def _by_slot(numbers: Iterable[int], layout: Layout) -> dict[int, StridedRuns]:

@@ -105,12 +105,16 @@ def rotate(x: Tensor, positions: Tensor, inv_freq: Tensor, style: str) -> Tensor
     n = inv_freq.shape[0]
     wide = torch.promote_types(x.dtype, torch.float32)  # bf16 cannot tell position 1000 from 1001
     angle = positions[:, None, :, None].to(wide) * inv_freq.to(wide)
-    cos, sin = angle.cos().to(x.dtype), angle.sin().to(x.dtype)
-    turned, rest = x[..., : 2 * n], x[..., 2 * n :]
+    cos = angle.cos().to(x.dtype)
+    sin = angle.sin().to(x.dtype)
+    turned = x[..., : 2 * n]
+    rest = x[..., 2 * n :]
     if style == "half":
-        a, b = turned[..., :n], turned[..., n:]
+        a = turned[..., :n]
+        b = turned[..., n:]
         return torch.cat((a * cos - b * sin, b * cos + a * sin, rest), -1)
-    a, b = turned[..., 0::2], turned[..., 1::2]
+    a = turned[..., 0::2]
+    b = turned[..., 1::2]
     pairs = torch.stack((a * cos - b * sin, b * cos + a * sin), -1)
     return torch.cat((pairs.flatten(-2), rest), -1)
 

@@ -56,7 +56,8 @@ def to_softmax_heads(spec: AttentionSpec, layout: Layout, varied: float, constan
     Queries of A are divided by R, those of B and its keys are zero; values go to both. The output's first operation
     subtracts and scales.
     """
-    heads, n = spec.n_heads, layout.sim_seq_len
+    heads = spec.n_heads
+    n = layout.sim_seq_len
 
     def temperature() -> Tensor:
         r = torch.full((heads,), varied, dtype=torch.float64)
@@ -66,11 +67,12 @@ def to_softmax_heads(spec: AttentionSpec, layout: Layout, varied: float, constan
     def stacked(first: Tensor, second: Tensor) -> Tensor:
         return torch.cat((torch.diag(first), torch.diag(second)))
 
-    one, none = torch.ones(heads, dtype=torch.float64), torch.zeros(heads, dtype=torch.float64)
+    ones = torch.ones(heads, dtype=torch.float64)
+    zeros = torch.zeros(heads, dtype=torch.float64)
     into: dict[str, Matrix] = {
-        "q": lambda: stacked(1 / temperature(), none),
-        "k": lambda: stacked(one, none),
-        "v": lambda: stacked(one, one),
+        "q": lambda: stacked(1 / temperature(), zeros),
+        "k": lambda: stacked(ones, zeros),
+        "v": lambda: stacked(ones, ones),
     }
     changed = {}
     for letter, matrix in into.items():
@@ -94,8 +96,10 @@ def _then(split: Split, matrix: Matrix, spec: AttentionSpec) -> Split:
         return None
     *before, last = split or (_identity(spec),)
     if last.kind != "dimension":
-        before, last = [*before, last], _identity(spec)
-    weight, (width, _, sources) = last.weight, last.weight.shape
+        before = [*before, last]
+        last = _identity(spec)
+    weight = last.weight
+    (width, _, sources) = last.weight.shape
     shape = (width, 2 * spec.n_heads, sources)
     built = TensorSpec(shape, lambda: torch.einsum("gh,chk->cgk", matrix(), weight.build()))
     return (*before, replace(last, weight=built, n_out=2 * spec.n_heads))
@@ -108,8 +112,10 @@ def _first(matrix: Matrix, split: Split, spec: AttentionSpec) -> Split:
         return None
     first, *after = split or (_identity(spec),)
     if first.kind != "dimension":
-        first, after = _identity(spec), [first, *after]
-    weight, (width, results, _) = first.weight, first.weight.shape
+        after = [first, *after]
+        first = _identity(spec)
+    weight = first.weight
+    (width, results, _) = first.weight.shape
     shape = (width, results, 2 * spec.n_heads)
     built = TensorSpec(shape, lambda: torch.einsum("cgh,hk->cgk", weight.build(), matrix()))
     return (replace(first, weight=built, n_heads=2 * spec.n_heads, n_out=results), *after)

@@ -92,7 +92,8 @@ class _Parser:
 
     def fail(self, why: str) -> IRError:
         """Return the error for the current line."""
-        number, line = 1, ""
+        number = 1
+        line = ""
         if self.lines:
             number, line = self.lines[min(self.at, len(self.lines) - 1)]
         if len(line) > 200:

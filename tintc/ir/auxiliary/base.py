@@ -38,6 +38,13 @@ class Context:
         return self.inputs.train_mask(self.step)[..., None]
 
     def parameter(self, name: str) -> Tensor:
+        """Return a parameter by its name in the program."""
+        return self.tensors[name]
+
+    def optional(self, name: str) -> Tensor | None:
+        """Return a parameter that an op may lack; None for an empty name."""
+        if not name:
+            return None
         return self.tensors[name]
 
 
@@ -79,4 +86,6 @@ def affine(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     y = x @ weight.transpose(-1, -2)
     if bias is None:
         return y
-    return y + (bias[:, None] if bias.dim() == 2 else bias)
+    if bias.dim() == 2:
+        return y + bias[:, None]
+    return y + bias

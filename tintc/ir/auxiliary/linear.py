@@ -34,7 +34,7 @@ class Linear(AuxOp):
         self.expect(x.type.kind == "tokens" and self.result.type.kind == "tokens", f"acts on tokens, not {x.type}")
 
     def evaluate(self, context: Context, x: Tensor) -> Tensor:
-        return affine(x, context.parameter(self.weight), context.parameter(self.bias) if self.bias else None)
+        return affine(x, context.parameter(self.weight), context.optional(self.bias))
 
     def pullback(self, context: Context, dy: Tensor, x: Tensor) -> Pulled:
         """Return dx = W^T dy, and over train tokens dW = sum dy x^T, db = sum dy (Defs. D.2, D.3)."""
@@ -66,5 +66,5 @@ class Logits(AuxOp):
         self.expect(self.softcap >= 0, f"the soft cap is {self.softcap}, it must be positive, or 0 for none")
 
     def evaluate(self, context: Context, x: Tensor) -> Tensor:
-        scores = affine(x, context.parameter(self.weight), context.parameter(self.bias) if self.bias else None)
+        scores = affine(x, context.parameter(self.weight), context.optional(self.bias))
         return self.logit_map(scores)

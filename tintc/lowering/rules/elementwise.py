@@ -67,6 +67,6 @@ class GateRule(Rule[aux.Gate]):
     def backward(self, sweep: Sweep, op: aux.Gate, dy: Value) -> None:
         operands = (dy, *(sweep.values[operand] for operand in op.operands))
         kinds = tuple(operand.type for operand in op.operands)
-        made = sweep.emit_many(sim.GateBackward, op, operands, kinds, fn=op.fn, **sweep.difference())
-        for operand, gradient in zip(op.operands, made, strict=True):
+        gradients = sweep.emit_many(sim.GateBackward, op, operands, kinds, fn=op.fn, **sweep.difference())
+        for operand, gradient in zip(op.operands, gradients, strict=True):
             sweep.receive(operand, gradient)

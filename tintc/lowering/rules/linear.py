@@ -48,7 +48,8 @@ class LogitsRule(Rule[aux.Logits]):
     def visit(self, sweep: Sweep, op: aux.Logits) -> None:
         (x,) = op.operands
         if x in sweep.wanted:
-            operands, loss = (sweep.values[x],), sweep.options.loss
+            operands = (sweep.values[x],)
+            loss = sweep.options.loss
             sweep.receive(x, sweep.emit(sim.LossGradient, op, operands, "loss", loss=loss, **_head(op)))
 
 

@@ -26,7 +26,8 @@ class NormRule(Rule[aux.Norm]):
         A gain that descends is kept as a vector, any other as a diagonal matrix.
         """
         parts = ({"gain": op.weight} if op.weight else {}) | ({"bias": op.bias} if op.bias else {})
-        n_layers, width = program.attributes["n_layers"], op.result.type.width
+        n_layers = program.attributes["n_layers"]
+        width = op.result.type.width
         stepped = descending(op, n_layers, options.update_layers(n_layers), options.groups)
         shapes = {(width,)} if op.groups == 1 else {(op.groups, width // op.groups), (width // op.groups,)}
         for name in parts.values():

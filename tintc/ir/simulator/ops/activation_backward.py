@@ -72,6 +72,7 @@ class ActivationBackward(SimOp):
         return derivative_slots(layout, self.scheme, self.result.type.width)
 
     def literal(self, run: LiteralRun, dy: Tiles, x: Tiles) -> Tiles:
-        act, width = f"fd_act_{self.fn}", self.result.type.width
+        act = f"fd_act_{self.fn}"
+        width = self.result.type.width
         slopes = activation_derivative(run, self.scheme, self.fd_step, act, widened(dy), widened(x), width)
         return [slope.to(dy[0].dtype) for slope in slopes]

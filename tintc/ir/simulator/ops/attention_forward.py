@@ -48,7 +48,8 @@ class AttentionForward(AttentionOp):
         """Return ``y [B, n, n_heads * d]`` of the last n tokens, from their query heads and all tokens' keys and
         values."""
         grouped = self.n_kv_heads != self.n_heads
-        count, length = queries.shape[2], keys.shape[2]
+        count = queries.shape[2]
+        length = keys.shape[2]
         if self.has_own_scores:
             if grouped:
                 values = values.repeat_interleave(self.n_heads // self.n_kv_heads, 1)

@@ -40,7 +40,9 @@ def backward_block(layout: Layout) -> StructuralBlock:
     W_o adds over s into chunk j: ``sum_{k,s} dy_t[kS+s] w_{kS+s}``, shard by shard; rows beyond dout are zero and
     contribute nothing. W is read as it is stored: no transposed copy. QED. It is exact.
     """
-    shards, heads, width = layout.shards, layout.n_heads, layout.d_h
+    shards = layout.shards
+    heads = layout.n_heads
+    width = layout.d_h
     main = main_chunks(layout)
     add = chunk_map(heads, width, {(j, s * shards + j): 1.0 for s in range(layout.stack) for j in range(shards)})
     spec = AttentionSpec(

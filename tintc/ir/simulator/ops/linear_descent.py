@@ -48,7 +48,9 @@ def descent_block(layout: Layout, main: bool, bias: bool) -> StructuralBlock:
     the chunk in which prefix k stores shard j of row kS+s. QED. The update is exact: ``sum_t dy_t x_t^T`` is the
     gradient of ``sum_t <dy_t, W x_t + b>``.
     """
-    shards, heads, width = layout.shards, layout.n_heads, layout.d_h
+    shards = layout.shards
+    heads = layout.n_heads
+    width = layout.d_h
     mains = biases = range(0)
     w_k = positions_k = None
     if main:
@@ -88,7 +90,8 @@ def materialise(w: FusedWeights, update: Pending, overwrite: bool) -> FusedWeigh
     overwrite: nothing needs `w` any more; what an earlier step has made is then written over.
     """
     assert w.weight is not None and not w.pending
-    dy, x = update.dy, update.x
+    dy = update.dy
+    x = update.x
     bias = w.bias
     if bias is not None:
         # A bias that is held m times receives the full step m times.
@@ -104,9 +107,11 @@ def materialise(w: FusedWeights, update: Pending, overwrite: bool) -> FusedWeigh
 def _add_product(weight: Tensor, a: Tensor, b: Tensor, factor: float, in_place: bool) -> Tensor:
     """Return ``weight + factor a b`` of matrices, or of a matrix for each example."""
     if a.dim() == 2:
-        add, add_in_place = torch.addmm, weight.addmm_
+        add = torch.addmm
+        add_in_place = weight.addmm_
     else:
-        add, add_in_place = torch.baddbmm, weight.baddbmm_
+        add = torch.baddbmm
+        add_in_place = weight.baddbmm_
     if in_place:
         return add_in_place(a, b, alpha=factor)
     return add(weight, a, b, alpha=factor)

@@ -50,7 +50,9 @@ def forward_block(layout: Layout, bias: bool) -> StructuralBlock:
     W_o adds column k of the heads (s, j) over j, which completes the inner product, and brings it to coordinate kS+s;
     bias chunk b is added to chunk b. QED.
     """
-    shards, heads, width = layout.shards, layout.n_heads, layout.d_h
+    shards = layout.shards
+    heads = layout.n_heads
+    width = layout.d_h
     main = main_chunks(layout)
     biases = range(0)
     positions_q = positions_k = w_v = None

@@ -29,7 +29,8 @@ def aligned_scores(x: Tensor, head: Tensor, bias: Tensor | None) -> Tensor:
     """
     if x.shape[0] <= FEW:
         return widening(x, head, bias)
-    vocab, unit = head.shape[0], 64 // x.element_size()
+    vocab = head.shape[0]
+    unit = 64 // x.element_size()
     out = x.new_empty(x.shape[0], -(-vocab // unit) * unit)[:, :vocab]
     if bias is None:
         return torch.mm(x, head.t(), out=out)

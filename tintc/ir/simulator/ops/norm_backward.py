@@ -146,7 +146,9 @@ class NormBackward(NormOp):
         ``eps |g| / c`` with ``token`` (Theorem F.4; construction.md, section 5.2;
         tests/theorems/test_first_order_bounds.py). D is the width of a group.
         """
-        n, part, groups = self.spread(layout), self.part, self.tile_groups(layout)
+        n = self.spread(layout)
+        part = self.part
+        groups = self.tile_groups(layout)
         blocks = difference_blocks(layout, self.fd_step, self._base)
         if n == 1:
             blocks[self.name("fd", layout)] = StructuralBlock(self.spec(layout, ((0,), (1,))), "replace")

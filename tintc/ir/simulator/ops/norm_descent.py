@@ -35,7 +35,9 @@ def gain_descent_block(layout: Layout, bias: bool) -> StructuralBlock:
     prefix 0 with every train token, 0 for the other prefixes. W_v takes, negated, chunk j of slot 1 to head j, and
     chunk b of slot 0 to bias head b; W_o is the identity on these heads. QED.
     """
-    heads, width, shards = layout.n_heads, layout.d_h, layout.shards
+    heads = layout.n_heads
+    width = layout.d_h
+    shards = layout.shards
     gains = main_chunks(layout)[:shards]
     biases = range(0)
     if bias:

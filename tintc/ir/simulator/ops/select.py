@@ -41,7 +41,9 @@ def _stages(layout: Layout, entries: list[tuple[int, int]]) -> tuple[SplitStage,
     Split-wise: head (j, i) is multiplied by M_ji. Dimension-wise: chunk j of slot 0 receives the sum of the heads (j,
     i), which is chunk j of the product; all others become zero. QED.
     """
-    heads, d_h, shards = layout.n_heads, layout.d_h, layout.shards
+    heads = layout.n_heads
+    d_h = layout.d_h
+    shards = layout.shards
     square = shards * shards
 
     def spread() -> Tensor:

@@ -58,7 +58,8 @@ class AttentionOp(ScoreOptions, SimOp):
         """
         if self.n_heads > self.n_kv_heads:
             keys = keys.repeat_interleave(self.n_heads // self.n_kv_heads, 1)
-        count, length = queries.shape[2], keys.shape[2]
+        count = queries.shape[2]
+        length = keys.shape[2]
         mask = run.allowed(count, length, self.window)
         # Tokens before the first query: a continued text asks only for its last tokens.
         before = length - count
@@ -159,7 +160,8 @@ class AttentionOp(ScoreOptions, SimOp):
 
     def starts(self, layout: Layout) -> list[int]:
         """Return the first chunk of every operand."""
-        starts, slot = [], 0
+        starts = []
+        slot = 0
         for value in self.operands:
             starts.append(slot * layout.pitch // self.width)
             slot += layout.tiles(value.type.width)

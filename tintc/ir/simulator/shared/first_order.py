@@ -97,7 +97,9 @@ def mean_stages(
     """
     if groups > 1:
         return _means_by_part(layout, width, extra, groups)
-    heads, d_h, shards = layout.n_heads, layout.d_h, layout.shards
+    heads = layout.n_heads
+    d_h = layout.d_h
+    shards = layout.shards
 
     def ones() -> Tensor:
         weight = torch.eye(d_h, dtype=torch.float64).repeat(heads, 1, 1)
@@ -118,7 +120,8 @@ def _means_by_part(
     Every part is a chunk, so that the split-wise operation alone takes the means, and the dimension-wise one keeps each
     in its chunk. QED.
     """
-    chunks, per_slot = layout.d_sim // width, layout.pitch // width
+    chunks = layout.d_sim // width
+    per_slot = layout.pitch // width
 
     def ones() -> Tensor:
         weight = torch.eye(width, dtype=torch.float64).repeat(chunks, 1, 1)

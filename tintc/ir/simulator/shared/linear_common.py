@@ -71,7 +71,8 @@ def unstacked(layout: Layout, weights: Type, tiles: Sequence[Sequence[Tensor]]) 
     A linear layer: ``weight [B, dout, din]`` and, if there is one, ``bias [B, dout]``; a norm: ``bias [B, D]`` and,
     where it is kept as a vector, ``gain [B, D]``. Copies of a bias are added.
     """
-    dout, din = weights.dims[0], weights.dims[-1]
+    dout = weights.dims[0]
+    din = weights.dims[-1]
     mains = layout.main_heads * layout.d_h
     end = mains + layout.pitch
     rows: list[Tensor] = []

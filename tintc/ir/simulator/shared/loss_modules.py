@@ -53,7 +53,9 @@ def pick_block(layout: Layout) -> StructuralBlock:
     Heads 0 .. S'-1: query and key e_0 for tokens (P_q = P_k of tokens, lam = 1, W_q = W_k = 0), 0 for prefixes: score 1
     between tokens. W_v and W_o are the identity on these heads' chunks, which are slot 0. QED.
     """
-    heads, width, used = layout.n_heads, layout.d_h, range(layout.shards)
+    heads = layout.n_heads
+    width = layout.d_h
+    used = range(layout.shards)
     same = chunk_map(heads, width, {(chunk, chunk): 1.0 for chunk in used})
     spec = AttentionSpec(
         n_heads=heads,
@@ -78,7 +80,9 @@ def sum_stages(layout: Layout, factor: float) -> tuple[SplitStage, SplitStage]:
     Split-wise: each chunk times the all-ones matrix, which puts its sum into all its columns. Dimension-wise: every
     chunk of slot 0 receives `factor` times those of both slots. QED.
     """
-    heads, d_h, shards = layout.n_heads, layout.d_h, layout.shards
+    heads = layout.n_heads
+    d_h = layout.d_h
+    shards = layout.shards
     split = SplitStage("split", heads, d_h, TensorSpec((heads, d_h, d_h), lambda: torch.ones(heads, d_h, d_h).double()))
     entries = {(to, source): factor for to in range(shards) for source in range(2 * shards)}
     return split, chunk_map(heads, d_h, entries)

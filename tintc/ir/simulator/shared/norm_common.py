@@ -130,7 +130,9 @@ def vectors_block(layout: Layout, bias: bool) -> StructuralBlock:
     W_k = 0, so the score of a token is 1 with prefix 0 and 0 with all else. W_v is the identity on these heads: the
     output is their chunks of prefix 0. W_o brings those of the bias heads to slot 1. QED.
     """
-    heads, width, shards = layout.n_heads, layout.d_h, layout.shards
+    heads = layout.n_heads
+    width = layout.d_h
+    shards = layout.shards
     used = [*main_chunks(layout)[:shards]]
     if bias:
         used += bias_chunks(layout)
