@@ -28,7 +28,8 @@ sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
 import report
 import shapes
 
-from tintc.evaluation.perplexity import cut_blocks, held_out_loss
+from tintc.evaluation.blocks import cut_blocks
+from tintc.evaluation.perplexity import held_out_loss
 from tintc.frontend.graph.trace_model import capture
 from tintc.frontend.importer import recognise
 from tintc.frontend.source.load import AuxiliarySource, load_auxiliary
@@ -74,8 +75,8 @@ class Sums:
             a, b = found.gradients[0][name].flatten(), right.flatten()
             products = torch.stack([a @ b, a @ a, b @ b, (a - b).square().sum()])
             self.layers[layer_of[name]] += products
-        self.losses[0] += held_out_loss(found.before, ids, train)
-        self.losses[1] += held_out_loss(found.after, ids, train)
+        self.losses[0] += held_out_loss(found.logits_before, ids, train)
+        self.losses[1] += held_out_loss(found.logits, ids, train)
 
     def cosine(self, layer: int | None = None) -> float:
         ab, aa, bb, _ = self._of(layer)
@@ -177,9 +178,9 @@ def main(
     assert source.tokenizer is not None, "the GGUF file holds one"
     words = torch.tensor(source.tokenizer(TEXT.read_text(encoding="utf-8")[:200_000]).input_ids)
     cut = cut_blocks(words, source.max_length, block_size, blocks, 0.5)
-    found = measure(source, cut.ids, cut.train_tokens, lr)
-    scored = len(cut.ids) * (block_size - cut.train_tokens)
-    body = lines(found, scored, block_size, len(cut.ids), lr)
+    found = measure(source, torch.stack([block.ids for block in cut]), cut[0].train_tokens, lr)
+    scored = sum(block.scored for block in cut)
+    body = lines(found, scored, block_size, len(cut), lr)
     print("\n".join(body))
     if write:
         plot(found, scored)

@@ -26,7 +26,8 @@ import report
 import shapes
 
 import tintc
-from tintc.evaluation.perplexity import cut_blocks, evaluate_blocks
+from tintc.evaluation.blocks import cut_blocks
+from tintc.evaluation.perplexity import evaluate_blocks
 
 HERE = Path(__file__).resolve().parent
 SHARED = HERE.parents[1] / "shared"
@@ -70,14 +71,15 @@ def measure(case: Case, executor: str) -> Row:
     sim.executor = executor
     text = case.text.read_text(encoding="utf-8")
     ids = torch.tensor(sim.tokenizer(text, add_special_tokens=False)["input_ids"])
-    found = evaluate_blocks(sim, ids, case.block_size, case.max_blocks)
+    found = evaluate_blocks(sim, ids, case.block_size, case.max_blocks, bos=False)
     program = sim.program
     del sim
     blocks = cut_blocks(ids, case.block_size, case.block_size, case.max_blocks, 0.5)
+    texts = torch.stack([block.ids for block in blocks])
     after = []
     for stop_gradient in (False, True):
         model = explicit.load(case.model, stop_gradient)
-        after.append(explicit.perplexities(model, program, blocks.ids, blocks.train_tokens, case.lr)[1])
+        after.append(explicit.perplexities(model, program, texts, blocks[0].train_tokens, case.lr)[1])
     return Row(case, found.blocks, found.perplexity_before, found.perplexity_after, after[0], after[1], found.seconds)
 
 

@@ -24,7 +24,8 @@ import report
 
 import tintc
 from tintc.analysis.parameter_counts import unique_count
-from tintc.evaluation.perplexity import cut_blocks, held_out_loss
+from tintc.evaluation.blocks import cut_blocks
+from tintc.evaluation.perplexity import held_out_loss
 
 HERE = Path(__file__).resolve().parent
 MODEL, TEXT = HERE.parents[1] / "shared" / "models" / "stories260K", HERE / "data" / "story.txt"
@@ -54,11 +55,12 @@ def measure(heads: str, dtype: str, blocks: int, size: int, lr: float) -> Run:
     cut = cut_blocks(ids, size, size, blocks, 0.5)
     sim.executor = "auto" if heads == "linear" else "literal"
     run = Run((0.0, 0.0), [], [], unique_count(sim.program))
-    for block in cut.ids[:, None]:
+    for block in cut:
+        text = block.ids[None]
         with torch.no_grad():
-            out = sim(block, train_mask=cut.train_mask, return_before=True)
+            out = sim(text, train_mask=block.train_mask, return_before=True)
         found = out.logits_before, out.logits
-        before, after = (held_out_loss(logits, block, cut.train_tokens) for logits in found)
+        before, after = (held_out_loss(logits, text, block.start) for logits in found)
         run.losses = (run.losses[0] + before, run.losses[1] + after)
         run.before.append(found[0].double())
         run.after.append(found[1].double())

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -14,8 +16,9 @@ from typing import Any
 import pytest
 import tiny_models
 import torch
-from command import ROOT, STORY, Command, contents, make_command, model_folder
+from command import ROOT, STORY, Command, Result, contents, make_command, model_folder
 from safetensors.torch import load_file
+from tokenizers.processors import TemplateProcessing
 from typer.main import get_command
 
 import tintc
@@ -76,8 +79,74 @@ def test_run_equals_the_python_interface(command: Command, compiled: Path) -> No
     assert found["tokens_scored"] == 14
 
 
+def test_run_says_what_it_leaves_out(command: Command, compiled: Path) -> None:
+    """Forty tokens in blocks of 12: four are left out and told of, or scored as a block of their own."""
+    plain, partial = (
+        command("run", compiled, "--text", STORY, "--block-size", 12, "--json", *more) for more in ((), ("--partial",))
+    )
+    assert (plain.json["blocks"], plain.json["tokens_left_out"], plain.json["tokens_scored"]) == (3, 4, 18)
+    assert "4 tokens at the end make no whole block and are left out; --partial" in plain.err
+    assert (partial.json["blocks"], partial.json["tokens_left_out"], partial.json["tokens_scored"]) == (4, 0, 20)
+    assert partial.err == ""
+
+
+def test_run_with_several_rates(command: Command, compiled: Path) -> None:
+    """In one run, what each gives alone (1e-5, fp32); the best stands above, and the hint speaks of what got worse."""
+    options = ("--text", STORY, "--block-size", 20)
+    found = command("run", compiled, *options, "--lr", "10,100,1e30", "--json").json
+    alone = [command("run", compiled, *options, "--lr", rate, "--json") for rate in ("10", "100")]
+    assert [one["inner_lr"] for one in found["rates"]] == [10, 100, 1e30]
+    for one, wanted in zip(found["rates"], alone, strict=False):
+        assert one["perplexity_after"] == pytest.approx(wanted.json["perplexity_after"], rel=1e-5)
+    assert found["rates"][2]["perplexity_after"] is None
+    assert (found["inner_lr"], found["perplexity_after"]) == tuple(found["rates"][0].values())
+    assert "rates" not in alone[0].json and alone[0].json["hint"] is None and alone[0].err == ""
+    assert alone[1].err.startswith("hint: The text is predicted worse") and alone[1].json["hint"] in alone[1].err
+    assert "--lr 3e+01,1e+01,3." in alone[1].err
+    table = command("run", compiled, *options, "--lr", "10,100,1e30").out
+    assert "not finite" in table and "hint" not in table
+
+
+def test_run_without_the_first_token(command: Command, compiled: Path, tmp_path: Path) -> None:
+    """A tokenizer that begins a text with a token begins every block with it, unless told not to."""
+    folder = Path(shutil.copytree(compiled, tmp_path / "sim"))
+    tokenizer = tintc.load(folder).tokenizer
+    tokenizer._tokenizer.post_processor = TemplateProcessing(single="the $A", special_tokens=[("the", 2)])
+    tokenizer.save_pretrained(folder)
+    options = ("run", folder, "--text", STORY, "--block-size", 11, "--json")
+    found, bare = command(*options).json, command(*options, "--no-bos").json
+    assert (found["opening_tokens"], found["blocks"], found["tokens_left_out"]) == (1, 4, 0)
+    assert (bare["opening_tokens"], bare["blocks"], bare["tokens_left_out"]) == (0, 3, 7)
+    plain = command("run", compiled, *options[2:]).json
+    assert plain["perplexity_after"] == bare["perplexity_after"] != found["perplexity_after"]
+
+
+def test_standard_input(command: Command, compiled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """``--file -``, of every command that reads a text; its mistakes name it."""
+
+    def piped(content: bytes, *arguments: object) -> Result:
+        monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(content)))
+        return command(*arguments)
+
+    text = STORY.encode()
+    for name, more in (("run", ()), ("generate", ("--max-new-tokens", 2))):
+        prompt = text[:60] if name == "generate" else text
+        found = piped(prompt, name, compiled, "--file", "-", *more, "--json")
+        wanted = command(name, compiled, "--text", prompt.decode(), *more, "--json")
+        kept = ("perplexity_after", "ids")
+        assert [found.json.get(key) for key in kept] == [wanted.json.get(key) for key in kept]
+    assert "on the text" in piped(text, "run", compiled, "--file", "-").out
+    refused = piped(b"caf\xe9", "run", compiled, "--file", "-")
+    assert refused.code == 2 and "standard input is not UTF-8" in refused.err
+    assert "is empty" in piped(b"", "run", compiled, "--file", "-").err
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    refused = piped(text, "run", compiled, "--file", "-")
+    assert refused.code == 2 and "cannot share standard input" in refused.err
+
+
 def test_softmax_heads(command: Command, model: Path, tmp_path: Path) -> None:
-    """Calibrated on a file; the counts are those of the tensors, and `verify` allows what the heads are off."""
+    """Calibrated on a file; the counts are those of the tensors. `verify` allows what the heads are off, as long as the
+    update still points where it should: in fp64, and of this model not in fp32."""
     out, text = tmp_path / "sim", tmp_path / "story.txt"
     text.write_text(STORY, encoding="utf-8")
     options = ("--linear-attention", "softmax", "--calibration-text", text, "--max-length", 16, "--update-layers", 1)
@@ -86,8 +155,13 @@ def test_softmax_heads(command: Command, model: Path, tmp_path: Path) -> None:
     assert command("inspect", out, "--json").json["linear_attention"] == "softmax"
     found = command("inspect", out, "--params", "--json").json["parameters"]["unique"]
     assert found == sum(tensor.numel() for tensor in load_file(out / "model.safetensors").values())
+    short = command("verify", out, model, "--json").json
+    assert not short["ok"] and short["update_cosine"] < 0.99, short["problems"]
+    assert all("points elsewhere" in problem and "--dtype float64" in problem for problem in short["problems"])
+    assert command("compile", model, "-o", out, *options, "--dtype", "float64", "--force").code == 0
     verified = command("verify", out, model, "--json")
-    assert verified.code == 0 and verified.json["executor"] == "literal", verified.err
+    assert verified.code == 0 and verified.json["executor"] == "literal", verified.out
+    assert verified.json["update_cosine"] > 0.999
     refused = command("run", out, "--text", STORY, "--executor", "fused")
     assert refused.code == 2 and "softmax heads" in refused.err
 
@@ -123,7 +197,10 @@ def test_params_for_people(command: Command, compiled: Path) -> None:
     (total,) = (line for line in shown if line[:1] == ["all"])
     found = command("inspect", compiled, "--params", "--json").json["parameters"]
     assert total[1:] == [f"{found[count]:,}" for count in ("table", "unrolled", "unique")]
-    assert ["OPT-2.7b", "7.4", "/", "7.39"] in [line[:4] for line in shown]
+    assert not any("OPT" in line[0] for line in shown if line), "this is no OPT"
+    beside = [line.split() for line in command("inspect", compiled, "--paper").out.splitlines()]
+    assert ["OPT-2.7b", "7.4", "/", "7.39"] in [line[:4] for line in beside]
+    assert all(line in beside for line in shown), "and all that --params shows"
 
 
 def test_roles_are_shown_and_stored(command: Command, compiled: Path) -> None:
@@ -154,7 +231,7 @@ def test_programs_are_printed(command: Command, compiled: Path, model: Path) -> 
 
 def test_summary_for_people(command: Command, compiled: Path) -> None:
     shown = command("inspect", compiled)
-    assert "semantics" in shown.out and "exact" in shown.out
+    assert "semantics" in shown.out and "exact" in shown.out and "linear_backward" in shown.out
     assert command("run", compiled, "--text", STORY).out.count("perplexity") == 2
 
 

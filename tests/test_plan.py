@@ -18,6 +18,7 @@ from tintc.frontend.graph.trace_model import capture
 from tintc.frontend.importer import import_graph
 from tintc.frontend.source.weightless import hollow_model
 from tintc.ir.text import print_program
+from tools.sweep.tiny import tiny_config
 
 
 @pytest.fixture
@@ -82,7 +83,7 @@ def test_mistakes(command: Command, model: Path, tmp_path: Path, monkeypatch: py
     find = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "matplotlib" else find(name))
     refused = command("plan", model, "--png", tmp_path / "plan.png")
-    assert refused.code == 2 and "tintc[plot]" in refused.err and not list(tmp_path.iterdir())
+    assert refused.code == 2 and "pip install matplotlib" in refused.err and not list(tmp_path.iterdir())
 
 
 def test_weights_are_not_needed(command: Command, model: Path, tmp_path: Path) -> None:
@@ -103,3 +104,31 @@ def test_hollow_models_are_captured_as_whole_ones(make: Callable[[], PreTrainedM
     hollow = hollow_model(whole.config, "sdpa")
     assert all(parameter.untyped_storage().nbytes() <= 8 for parameter in hollow.parameters())
     assert print_program(import_graph(capture(hollow))) == print_program(import_graph(capture(whole)))
+
+
+def test_a_mixture_without_weights_is_refused_in_a_sentence(command: Command, tmp_path: Path) -> None:
+    tiny_config("qwen3_moe").save_pretrained(tmp_path)
+    for name in ("plan", "explain", "inspect"):
+        found = command(name, tmp_path)
+        assert found.code == 2 and len(found.err.splitlines()) == 1, found.err
+        assert "it has a mixture of experts" in found.err
+
+
+def test_a_simulator_is_not_planned(command: Command, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "tint"}')
+    for name in ("plan", "explain"):
+        found = command(name, tmp_path)
+        assert found.code == 2 and "is a simulator already" in found.err and len(found.err.splitlines()) == 1
+
+
+def test_a_configuration_is_enough_to_look_at_a_model(command: Command, tmp_path: Path, model: Path) -> None:
+    """As with weights, but for what the weights say; compiling asks for them."""
+    shutil.copy(model / "config.json", tmp_path)
+    for name in ("explain", "inspect"):
+        whole, bare = (command(name, path, "--json").json for path in (model, tmp_path))
+        for facts in (whole, bare):
+            facts.pop("model", None)
+            facts.pop("provenance", None)
+        assert whole == bare
+    refused = command("compile", tmp_path, "-o", tmp_path / "sim")
+    assert refused.code == 2 and "has no weights" in refused.err

@@ -8,9 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from command import ROOT, Command, make_command
+from tiny_models import relative
 
 MODEL = ROOT.parent / "shared" / "models" / "stories260K"
+DATA = ROOT.parent / "shared" / "data" / "classification" / "sst2"
 BLOCK = re.compile(r"^```(python|sh)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
@@ -21,9 +24,11 @@ def command(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) 
 
 @pytest.mark.filterwarnings("error:Converting a tensor")
 @pytest.mark.skipif(not MODEL.exists(), reason=f"no pretrained model in {MODEL}")
+@pytest.mark.skipif(not DATA.exists(), reason=f"no data set in {DATA}")
 def test_the_tutorial(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: Command) -> None:
     monkeypatch.chdir(tmp_path)
     Path("stories260K").symlink_to(MODEL)
+    Path("sst2").symlink_to(DATA)
     seen: dict[str, Any] = {}
     for language, text in BLOCK.findall((ROOT / "docs" / "tutorial.md").read_text(encoding="utf-8")):
         if language == "python":
@@ -40,7 +45,14 @@ def check(seen: dict[str, Any]) -> None:
     """What the text says of what the blocks have done."""
     out, half, held_out = seen["out"], seen["half"], seen["held_out"]
     assert held_out(out.logits, half) < held_out(out.logits_before, half)
+    exact = seen["exact"]
+    assert relative(exact.logits_before, out.logits_before) < 1e-4, "the same model, in fp64"
+    assert 0.5 < float(torch.cosine_similarity(*seen["updates"], dim=0)) < 0.99
+    assert exact.losses[1] < exact.losses[0] and held_out(exact.logits, half) > held_out(out.logits, half)
+    assert len(exact.gradients) == 2 and not any("embed" in name for name in exact.gradients[0])
     assert not seen["gentle"].logits.equal(out.logits)
+    assert not any(seen[name].logits.equal(seen["gentle"].logits) for name in ("slower", "top"))
+    check_few_shot(seen)
     assert seen["drift"].shape == (1, seen["ids"].shape[1]) and float(seen["drift"].sum()) > 0
     assert not seen["patched"].equal(out.logits)
     assert seen["role"].phase == "descent" and "4.mlp.up_proj.weight" in seen["role"].parameter
@@ -48,3 +60,12 @@ def check(seen: dict[str, Any]) -> None:
     assert seen["text"].shape[1] == seen["prompt"].shape[1] + 20
     assert seen["losses"][-1] < seen["losses"][0]
     assert Path("sim-trained/config.json").exists() and Path("story.state").exists()
+
+
+def check_few_shot(seen: dict[str, Any]) -> None:
+    """The targets are the labels, and the update has made their first tokens likelier after the query."""
+    few, guess = seen["few"], seen["guess"]
+    targets = few.input_ids[0][few.loss_mask[0]]
+    assert seen["sim"].tokenizer.decode(targets).split() == ["bad", "bad", "good", "good"]
+    likely = [logits[0, -1].softmax(-1)[targets[[0, -1]]].sum() for logits in (guess.logits_before, guess.logits)]
+    assert likely[1] > likely[0]

@@ -7,7 +7,7 @@ says what is wrong and what to do; callers add no prefix. Programming errors sta
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from tintc.folding import folded
@@ -72,12 +72,14 @@ def fold(reasons: Iterable[Reason]) -> list[str]:
 class UnsupportedModelError(ModelError):
     """The model's graph has operations no rule takes. Lists all of them at once.
 
-    reasons: one for each place; the message folds those that are the same in several layers.
+    reasons: one for each place; the message folds those that are the same in several layers. obstacles: what the places
+    belong to, in the words of the model's users.
     """
 
-    def __init__(self, model: str, reasons: list[Reason]):
+    def __init__(self, model: str, reasons: list[Reason], obstacles: Sequence[str] = ()):
         self.reasons = list(dict.fromkeys(reasons))
         lines = "\n".join(f"  - {line}" for line in fold(self.reasons))
         count = len(self.reasons)
         noun = "place is" if count == 1 else "places are"
-        super().__init__(f"{model} cannot be compiled: {count} {noun} not supported.\n{lines}")
+        named = f"it has {' and '.join(obstacles)}, which tintc does not support; " if obstacles else ""
+        super().__init__(f"{model} cannot be compiled: {named}{count} {noun} not supported.\n{lines}")

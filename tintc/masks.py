@@ -4,17 +4,25 @@
 paper's "Single" and "Multi"). Both return what a simulator takes besides the token ids, by keyword::
 
     sim(ids, **tintc.masks.single([[12, 9, 14]], [11]))
+
+`few_shot` starts from texts and labels, and counts the tokens itself.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
+from transformers import BatchEncoding
 
-from tintc.errors import InputError
+from tintc.errors import InputError, OptionError
+from tintc.ir.special import opening_of
 
+FORMATS = ("single", "multi")
+LOSSES = ("label", "full")
 QUERY, PAD = -1, -2
 """Where a token belongs, if to no demonstration."""
 
@@ -44,6 +52,93 @@ def multi(demonstrations: Sequence[Sequence[int]], queries: Sequence[int]) -> di
     owner, _ = _segments(demonstrations, queries)
     is_pad = owner == PAD
     return _masks(owner, is_pad[:, :, None] == is_pad[:, None, :])
+
+
+def few_shot(
+    tokenizer: Any,
+    demonstrations: Sequence[tuple[str, str]],
+    query: str,
+    format: Literal["single", "multi"] = "single",
+    loss: Literal["label", "full"] = "label",
+    separator: str = "\n\n",
+) -> BatchEncoding:
+    """What a simulator takes for a few-shot prompt: train on the demonstrations, predict what follows the query.
+
+    demonstrations: pairs of a text and its label, which follows the text as it is written (so one of them has the space
+    between them); query: a text whose label is wanted. format ``single``: each begins as the tokenizer begins a text,
+    and sees only itself; ``multi``: they are one text, with `separator` between them. loss ``label``: only the labels'
+    tokens are targets; ``full``: all tokens of the demonstrations. A token that is part text and part label is the
+    label's.
+
+    Returns ``input_ids``, ``train_mask`` and ``loss_mask [1, T]``, for ``single`` also ``attention_mask [1, T, T]`` and
+    ``position_ids [1, T]``: ``sim(**tintc.masks.few_shot(...))``. Raises `InputError` for texts without tokens, and
+    `OptionError` for another format or loss.
+    """
+    for name, value, known in (("format", format, FORMATS), ("loss", loss, LOSSES)):
+        if value not in known:
+            raise OptionError(f"The {name} is {value!r}; choose one of {', '.join(known)}.")
+    if not demonstrations:
+        raise InputError("There are no demonstrations; pass at least one pair of a text and its label.")
+    parts = [[*demonstration] for demonstration in demonstrations] + [[query]]
+    if format == "multi":
+        joined = [part for text, label in demonstrations for part in (text, label, separator)]
+        pieces = _pieces(tokenizer, [*joined, query])
+        found = [pieces[at : at + 3] for at in range(0, len(pieces), 3)]
+    else:
+        found = [_pieces(tokenizer, one) for one in parts]
+    _check_pieces(parts, found)
+    opening = opening_of(tokenizer)
+    for one in found if format == "single" else found[:1]:
+        one[0] = [*opening, *one[0]]
+    lengths = [sum(map(len, one)) for one in found]
+    masks = (single if format == "single" else multi)([lengths[:-1]], [lengths[-1]])
+    ids = [token for one in found for piece in one for token in piece]
+    masks["loss_mask"] &= _targets(found, len(opening), format, loss)
+    kept = masks if format == "single" else {name: masks[name] for name in ("train_mask", "loss_mask")}
+    return BatchEncoding({"input_ids": torch.tensor([ids])} | kept)
+
+
+def _targets(found: Sequence[Sequence[Sequence[int]]], opening: int, format: str, loss: str) -> Tensor:
+    """``[1, T]``: tokens that the loss may count. No opening does."""
+    targets: list[bool] = []
+    for index, pieces in enumerate(found):
+        begins = opening if format == "single" or index == 0 else 0
+        for place, piece in enumerate(pieces):
+            counts = loss == "full" or place == 1
+            targets += [counts and (place > 0 or at >= begins) for at in range(len(piece))]
+    return torch.tensor([targets])
+
+
+def _pieces(tokenizer: Any, parts: Sequence[str]) -> list[list[int]]:
+    """The tokens of a text that is made of parts, by part.
+
+    The text is tokenised whole. A part ends with the last token that is also there when the text ends with the part:
+    a token across the border belongs to the next part.
+    """
+
+    def tokens(text: str) -> list[int]:
+        return [*tokenizer(text, add_special_tokens=False)["input_ids"]]
+
+    whole, ends = tokens("".join(parts)), [0]
+    for count in range(1, len(parts)):
+        ends.append(max(ends[-1], _common(tokens("".join(parts[:count])), whole)))
+    return [whole[start:end] for start, end in pairwise([*ends, len(whole)])]
+
+
+def _common(some: Sequence[int], others: Sequence[int]) -> int:
+    """How many first tokens are the same."""
+    pairs = zip(some, others, strict=False)
+    return next((at for at, (a, b) in enumerate(pairs) if a != b), min(len(some), len(others)))
+
+
+def _check_pieces(parts: Sequence[Sequence[str]], found: Sequence[Sequence[Sequence[int]]]) -> None:
+    """Raise `InputError` unless there are texts, and tokens for every label and the query."""
+    for number, ((text, *_), pieces) in enumerate(zip(parts, found, strict=True), 1):
+        what = "The query" if number == len(found) else f"Demonstration {number}"
+        if not text or (number == len(found) and not pieces[0]):
+            raise InputError(f"{what} has no tokens; pass a text that is not empty.")
+        if number < len(found) and not pieces[1]:
+            raise InputError(f"{what} has a label without tokens; pass one that is not empty.")
 
 
 def _masks(owner: Tensor, sees: Tensor) -> dict[str, Tensor]:

@@ -87,3 +87,24 @@ def test_what_cannot_be_captured_is_said_in_one_sentence(capfd: pytest.CaptureFi
         capture(Looking())
     assert len(str(refused.value).splitlines()) == 1
     assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize(
+    ("kind", "words"),
+    [
+        ("mixtral", "it has a mixture of experts, which tintc does not support; "),
+        ("llama4_text", "it has a mixture of experts, which"),
+        ("mamba2", "it has layers that carry a state from token to token (recurrent, state-space"),
+        ("granitemoehybrid", "it has a mixture of experts and layers that carry a state"),
+    ],
+)
+def test_the_obstacle_comes_first_and_in_words(kind: str, words: str) -> None:
+    with pytest.raises(UnsupportedModelError) as refused:
+        import_graph(capture(tiny_model(kind)))
+    assert words in str(refused.value).splitlines()[0]
+
+
+def test_no_obstacle_is_named_where_it_is_none() -> None:
+    with pytest.raises(UnsupportedModelError) as refused:
+        import_graph(capture(tiny_model("doge")))
+    assert "it has" not in str(refused.value).splitlines()[0]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -84,6 +85,28 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "no program": (lambda folder: (folder / "program.tint").unlink(), "has no program.tint"),
     "no weights": (lambda folder: (folder / "model.safetensors").unlink(), "Compile the model again"),
+    "a weight NaN": (
+        lambda folder: change_weights(
+            folder, lambda w: w["prefixes.model.layers.0.mlp.up_proj.weight"].fill_(math.nan)
+        ),
+        "has NaN or infinite values in prefixes.model.layers.0.mlp.up_proj.weight. Compile the model again",
+    ),
+    "a number infinite": (
+        lambda folder: change_weights(folder, lambda w: w["tables.model.embed_tokens.weight"][3].fill_(-math.inf)),
+        "has NaN or infinite values in tables.model.embed_tokens.weight",
+    ),
+    "a rate NaN": (
+        lambda folder: change_weights(
+            folder, lambda w: [one.fill_(math.nan) for name, one in w.items() if name.startswith("rates.")]
+        ),
+        "has NaN or infinite values in rates.",
+    ),
+    "a structural tensor NaN": (
+        lambda folder: change_weights(
+            folder, lambda w: [one.fill_(math.nan) for name, one in w.items() if name.startswith("structure.")]
+        ),
+        "has NaN or infinite values in structure.",
+    ),
     "weights cut": (
         lambda folder: (folder / "model.safetensors").write_bytes((folder / "model.safetensors").read_bytes()[:9000]),
         "ompile the model again",

@@ -60,6 +60,31 @@ def summary(program: Program) -> dict[str, Any]:
     return sizes(program) | {"modules": dict(sorted(kinds.items()))}
 
 
+def described(sim: Any) -> str:
+    """Return ten lines on a simulator (`TintForCausalLM`): what was compiled, what it does with a text, its sizes, how
+    it runs."""
+    config = sim.config
+    layout = sim.layout
+    attributes = sim.program.attributes
+    steps = f"{config.n_steps} steps"
+    if config.n_steps == 1:
+        steps = "1 step"
+    count = sum(math.prod(spec.shape) for spec in specs(sim.program).values())
+    lines = (
+        f"simulates: {config.provenance.get('source', 'an auxiliary model')}, {attributes['n_layers']} layers of width "
+        f"{layout.d_aux}, {attributes['vocab_size']} tokens",
+        f"descent: {steps} on the top {attributes['n_update_layers']} layers, {config.descend}",
+        f"rate and loss: {config.inner_lr:g}, {config.loss}, semantics {config.semantics}",
+        f"differences: {config.fd_scheme}, step {config.fd_step:g}",
+        f"texts: up to {layout.max_length} tokens, of which {config.train_fraction:g} is trained on by default",
+        f"layout: S {layout.stack}, S' {layout.shards}, K {layout.n_prefixes} prefixes, D_sim {layout.d_sim}, "
+        f"{layout.n_heads} heads",
+        f"size: {count:,} stored values, {len(sim.program.ops)} modules",
+        f"runs: {sim.executor} in {str(sim.dtype).removeprefix('torch.')} on {sim.device}",
+    )
+    return "\n".join((f"{type(sim).__name__}(", *(f"  {line}" for line in lines), ")"))
+
+
 def parameter_report(program: Program) -> dict[str, Any]:
     """Return the three counts (construction.md, section 11), the prefixes and the layout.
 

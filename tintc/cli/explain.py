@@ -25,7 +25,7 @@ def explain_model(model: str, as_json: bool) -> None:
     """
     silence_libraries()
     with stages():
-        source = load_auxiliary(model)
+        source = load_auxiliary(model, values=False)
         graph = capture(source.model, source.max_length, source.provenance["source"])
         found = recognise(graph)
         program = assign_roles(canonicalise(found.program))

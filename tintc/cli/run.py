@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,46 +11,97 @@ from torch import Tensor
 
 from tintc.cli.console import block_progress, print_json, print_table, silence_libraries, stages
 from tintc.errors import ArtefactError, InputError, OptionError
-from tintc.evaluation.perplexity import evaluate_blocks, train_tokens
-from tintc.evaluation.processes import processes
-from tintc.runtime.artefact.folder import load
+from tintc.evaluation.blocks import train_tokens
+from tintc.evaluation.perplexity import Evaluation, evaluate_blocks
+from tintc.evaluation.processes import launched, processes
+from tintc.frontend.source.load import TOKENIZER_PROBLEM
+from tintc.runtime.artefact.folder import load, read_config
+from tintc.runtime.model.finite import unsaid
+
+STDIN = Path("-")
+"""The file that stands for standard input."""
 
 
 def run_text(
-    path: str, text: str | None, file: Path | None, options: dict[str, Any], executor: str, device: str, as_json: bool
+    path: str,
+    text: str | None,
+    file: Path | None,
+    options: dict[str, Any],
+    executor: str,
+    device: str,
+    dtype: str | None,
+    as_json: bool,
 ) -> None:
     """Score a text before and after the update; `options` are those of `evaluate_blocks`. Processes that a launcher has
     started share the blocks, and the first of them prints."""
     silence_libraries()
+    if file == STDIN and launched() > 1:
+        raise OptionError("Several processes cannot share standard input; pass a file of its own with --file.")
     content = read_text(text, file)
-    if options["block_size"] is not None:
+    if options["block_size"] is not None and options["train_fraction"] is not None:
         train_tokens(options["block_size"], options["train_fraction"])
     with processes(device) as together:
         with stages():
-            sim = load(path, executor=executor, device=together.device or device)
-            ids = tokenise(path, sim.tokenizer, content)
-        with block_progress() as progress:
-            found = asdict(evaluate_blocks(sim, ids, on_block=progress, processes=together, **options))
-    if as_json and together.main:
-        print_json(found)
-    elif together.main:
-        print_table(f"{path} on {file or 'the text'}", found)
+            sim = load(path, executor=executor, device=together.device or device, dtype=dtype)
+            ids = tokenise(path, sim.tokenizer, content, special=options.get("bos", True))
+        with block_progress() as progress, unsaid():
+            found = evaluate_blocks(sim, ids, on_block=progress, processes=together, **options)
+    if not together.main:
+        return
+    if as_json:
+        print_json(found.to_json())
+    else:
+        shown = {name: value for name, value in found.to_json().items() if name not in ("hint", "rates")}
+        print_table(f"{path} on {'the text' if file in (None, STDIN) else file}", shown | {"rates": _by_rate(found)})
+    for note in _notes(found, options.get("partial", False)):
+        print(note, file=sys.stderr)
+
+
+def learning_rates(text: str | None) -> dict[str, Any]:
+    """What `--lr` says, as `evaluate_blocks` takes it: a number, or several separated by commas."""
+    if text is None:
+        return {"inner_lr": None}
+    try:
+        rates = [float(one) for one in text.split(",")]
+    except ValueError as error:
+        raise OptionError(
+            f"The learning rate is {text!r}; pass a number, or several separated by commas, such as 1e-5,1e-4."
+        ) from error
+    return {"inner_lr": rates[0]} if len(rates) == 1 else {"rates": rates}
+
+
+def _by_rate(found: Evaluation) -> dict[str, Any]:
+    """Perplexities of several rates, by rate."""
+    rates = found.rates or []
+    return {f"{one['inner_lr']:g}": "not finite" if (p := one["perplexity_after"]) is None else p for one in rates}
+
+
+def _notes(found: Evaluation, partial: bool) -> list[str]:
+    """What to say beside the result."""
+    left, notes = found.tokens_left_out, []
+    if left:
+        tokens = f"note: {left} token{'s' if left > 1 else ''} at the end"
+        why = f"are too few for a block, with {found.opening_tokens} in front," if partial else "make no whole block"
+        advice = "" if partial else "; --partial scores them as a shorter one if they are enough"
+        notes.append(f"{tokens} {why} and are left out{advice}.")
+    return notes if found.hint is None else [*notes, f"hint: {found.hint}"]
 
 
 def read_text(text: str | None, file: Path | None) -> str:
-    """The text of the one option that was given."""
+    """The text of the one option that was given; of standard input if the file is ``-``."""
     if (text is None) == (file is None):
         raise OptionError("Pass the text either with --text or with --file, and not with both.")
     if text is not None:
         content = text
     else:
         assert file is not None
+        name = "standard input" if file == STDIN else file
         try:
-            content = file.read_bytes().decode("utf-8")
+            content = (sys.stdin.buffer.read() if file == STDIN else file.read_bytes()).decode("utf-8")
         except OSError as error:
-            raise InputError(f"Cannot read {file}: {error.strerror or error}.") from error
+            raise InputError(f"Cannot read {name}: {error.strerror or error}.") from error
         except UnicodeDecodeError as error:
-            raise InputError(f"{file} is not UTF-8 text (byte {error.start}); convert it first.") from error
+            raise InputError(f"{name} is not UTF-8 text (byte {error.start}); convert it first.") from error
     if not content:
         raise InputError("The text is empty; pass at least a few words.")
     if any("\ud800" <= character <= "\udfff" for character in content):
@@ -58,11 +109,16 @@ def read_text(text: str | None, file: Path | None) -> str:
     return content
 
 
-def tokenise(path: str, tokenizer: Any, text: str) -> Tensor:
-    """Token ids ``[n]`` as the tokenizer gives them: those of Llama and Gemma begin a text with a token of its own."""
+def tokenise(path: str, tokenizer: Any, text: str, special: bool = True) -> Tensor:
+    """Token ids ``[n]`` as the tokenizer gives them: those of Llama and Gemma begin a text with a token of its own.
+
+    special: whether with such tokens.
+    """
     if tokenizer is None:
+        problem = read_config(path).get("provenance", {}).get(TOKENIZER_PROBLEM)
+        why = f"could not be read ({problem.rstrip('.')})" if problem else "had none"
         raise ArtefactError(
-            f"{path} has no tokenizer, because the model it was compiled from had none; call the simulator from Python "
-            "with token ids, or compile a folder that has a tokenizer."
+            f"{path} has no tokenizer, because {'that of ' if problem else ''}the model it was compiled from {why}; "
+            "call the simulator from Python with token ids, or compile a folder that has a tokenizer."
         )
-    return torch.tensor(tokenizer(text)["input_ids"], dtype=torch.long)
+    return torch.tensor(tokenizer(text, add_special_tokens=special)["input_ids"], dtype=torch.long)

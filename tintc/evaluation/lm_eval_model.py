@@ -2,7 +2,7 @@
 
     tintc lm-eval --model tint --model_args pretrained=OUT,inner_lr=1e-4 --tasks TASK
 
-Importing this module registers it; only this module needs `lm_eval` (``pip install 'tintc[eval]'``).
+Importing this module registers it; only this module needs `lm_eval` (the extra ``eval``).
 """
 
 from __future__ import annotations
@@ -53,8 +53,8 @@ class TintLM(TemplateLM):
     pretrained: a simulator's folder, a hub id, or one that is loaded; train_fraction: of the texts of rolling
     requests, the part that is trained on (None: the stored one); inner_lr: instead of the stored rates; batch_size:
     texts that are run together, of about the same length; max_length: texts that are longer lose their first tokens
-    (None: as long as the simulator takes); add_bos_token: whether texts begin with special tokens
-    (None: as the tokenizer does, unless they are there already).
+    (None: as long as the simulator takes); add_bos_token: whether texts begin with the tokenizer's special
+    tokens (None, as True: yes). A text that begins with the BOS token already never gets another.
 
     - `loglikelihood` trains on the whole context and scores the continuation after the update. With a context of fewer
       than two tokens there is no update.
@@ -123,7 +123,7 @@ class TintLM(TemplateLM):
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: Any) -> list[int]:
         special = self.add_bos_token if add_special_tokens is None else add_special_tokens
-        if special is None:
+        if add_special_tokens is None and special is not False:
             special = not has_bos_prefix(string, self.tokenizer.bos_token)
         return self.tokenizer.encode(string, add_special_tokens=special)
 

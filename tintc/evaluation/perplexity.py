@@ -6,25 +6,33 @@ import math
 import resource
 import sys
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from tintc.errors import InputError, OptionError
+from tintc.evaluation.blocks import Blocks, cut_blocks
 from tintc.evaluation.processes import Processes
+from tintc.evaluation.rate_sweep import sweep
 from tintc.ir.functions import at_least_fp32
+from tintc.ir.special import opening_of
+from tintc.runtime.execution.rates import GivenRates
 
 if TYPE_CHECKING:
     from tintc.runtime.model.causal_lm import TintForCausalLM
 
 ALONE = Processes()
-SHORTEST = 4
-"""Tokens of the shortest text: two to train on, and more than one to score."""
+SMALLER = (0.3, 0.1, 0.03)
+"""Of a rate that is too large, what to try."""
+HIGHEST = 700
+"""Mean loss above which its perplexity is no finite number."""
+ROUNDING = 1e-6
+"""A relative difference between perplexities below which neither is the worse."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +41,10 @@ class Evaluation:
 
     perplexity_before, perplexity_after: of the test tokens of all blocks together, under the unchanged auxiliary and
     after the update; tokens_scored: their number; processes: how many shared the blocks; seconds: wall clock of the
-    forward passes, and peak_rss_bytes: resident memory at its largest so far, both of the process that has most.
+    forward passes, and peak_rss_bytes: resident memory at its largest so far, both of the process that has most;
+    opening_tokens: special tokens that every block begins with, counted in `block_size`; tokens_left_out: those at the
+    text's end that make no block; hint: what to try where the update made it worse; rates: where several were asked
+    for, ``{"inner_lr", "perplexity_after"}`` of each (None: not a finite number), of which the best is above.
     """
 
     perplexity_before: float
@@ -45,34 +56,21 @@ class Evaluation:
     block_size: int
     train_tokens: int
     train_fraction: float
-    inner_lr: float
+    inner_lr: Any
     executor: str
     device: str
     processes: int = 1
+    opening_tokens: int = 0
+    tokens_left_out: int = 0
+    hint: str | None = None
+    rates: list[dict[str, float | None]] | None = None
 
-
-@dataclass(frozen=True)
-class Blocks:
-    """A text cut into blocks: ids ``[n, block_size]``, of which the first `train_tokens` are trained on."""
-
-    ids: Tensor
-    train_tokens: int
-
-    @property
-    def train_mask(self) -> Tensor:
-        """``[1, block_size]``."""
-        return (torch.arange(self.ids.shape[1]) < self.train_tokens)[None]
-
-    def step_masks(self, n_steps: int) -> Tensor:
-        """``[N, 1, block_size]``: the train tokens cut into N parts, one for each step, that differ by at most one."""
-        ends = torch.arange(n_steps + 1) * self.train_tokens // n_steps
-        if int(ends.diff().min()) < 2:
-            raise OptionError(
-                f"{self.train_tokens} train tokens cannot be split among {n_steps} steps; each needs two. Raise the "
-                "train fraction, or choose longer blocks."
-            )
-        places = torch.arange(self.ids.shape[1])
-        return ((ends[:-1, None] <= places) & (places < ends[1:, None]))[:, None]
+    def to_json(self) -> dict[str, Any]:
+        """Its fields; `rates` only where several were asked for."""
+        found = asdict(self)
+        if self.rates is None:
+            del found["rates"]
+        return found
 
 
 def evaluate_blocks(
@@ -80,94 +78,119 @@ def evaluate_blocks(
     input_ids: Tensor,
     block_size: int | None = None,
     max_blocks: int | None = None,
-    train_fraction: float = 0.5,
-    inner_lr: float | None = None,
+    train_fraction: float | None = None,
+    inner_lr: GivenRates = None,
     split_steps: bool = False,
     on_block: Callable[[int, int], None] | None = None,
     processes: Processes = ALONE,
+    bos: bool = True,
+    partial: bool = False,
+    rates: Sequence[float] | None = None,
 ) -> Evaluation:
     """Run `sim` on every block of a text and score its test tokens.
 
     input_ids ``[n]``. Each block is a text of its own: the first ``floor(train_fraction * block_size)`` tokens are
-    trained on, the others are scored. block_size None: the whole text, or the longest the simulator takes; a partial
-    block at the end is dropped. inner_lr None: the stored rates. split_steps: every step trains on a part of its own of
-    the train tokens. on_block is called with (done, total). processes: those that share the blocks; sums are taken in
-    the order of the blocks, so that every process finds what one alone would.
+    trained on, the others are scored. block_size None: the whole text, or the longest the simulator takes. bos: every
+    block begins with the special tokens that `sim.tokenizer` begins a text with, which count in block_size and are not
+    scored; False: blocks are pieces of `input_ids` as they are. partial: score a shorter block at the end too.
+    train_fraction None: the simulator's own. inner_lr
+    None: the stored rates; else as in a forward pass of one text. rates: several rates to compare, in its place.
+    split_steps: every step trains on a part of its own of the train tokens. on_block is called with (done, total).
+    processes: those that share the blocks; sums are taken in the order of the blocks, so that every process finds what
+    one alone would.
 
     Raises `InputError` for texts that are too short, or that training blows up on; `OptionError` for options out of
     range.
     """
-    blocks = cut_blocks(input_ids, sim.layout.max_length, block_size, max_blocks, train_fraction)
-    if inner_lr is not None and not (math.isfinite(inner_lr) and inner_lr >= 0):
-        raise OptionError(f"The learning rate is {inner_lr}; it must be a finite number, zero or more.")
-    mask = blocks.step_masks(sim.program.attributes["n_steps"]) if split_steps else blocks.train_mask
-    count, own, start = len(blocks.ids), processes.share(len(blocks.ids)), time.perf_counter()
-    losses: list[tuple[float, float]] = []
+    fraction = sim.config.train_fraction if train_fraction is None else train_fraction
+    opening = opening_of(sim.tokenizer) if bos else ()
+    limit = sim.layout.max_length
+    blocks = cut_blocks(input_ids, limit, block_size, max_blocks, fraction, opening, partial)
+    if rates is not None and not rates:
+        raise OptionError("There is no learning rate to compare; pass at least one in rates.")
+    for rate in [inner_lr] if rates is None else rates:
+        sim._rate_of(rate, 1)
+    own, start = processes.share(len(blocks)), time.perf_counter()
+    steps = sim.program.attributes["n_steps"] if split_steps else 0
+    losses: list[list[float]] = []
     for index in own:
-        ids = blocks.ids[index][None].to(sim.device)
-        with torch.no_grad():
-            out = sim(ids, train_mask=mask, inner_lr=inner_lr, return_before=True)
-        sides = (out.logits_before, out.logits)
-        before, after = (held_out_loss(logits, ids, blocks.train_tokens) for logits in sides)
-        losses.append((before, after))
+        losses.append(_losses(sim, blocks, index, steps, inner_lr, rates))
         if on_block is not None:
             on_block(len(losses), len(own))
-    before, after = (sum(column) for column in zip(*processes.gathered(losses), strict=True))
+    before, *after = (sum(column) for column in zip(*processes.gathered(losses), strict=True))
     used = processes.gathered([(time.perf_counter() - start, peak_rss_bytes())])
-    scored = count * (blocks.ids.shape[1] - blocks.train_tokens)
-    rate = sim.config.inner_lr if inner_lr is None else inner_lr
+    scored = sum(block.scored for block in blocks)
+    tried = [sim.config.inner_lr if inner_lr is None else inner_lr] if rates is None else [*rates]
+    best = min(range(len(tried)), key=lambda index: (math.isnan(after[index]), after[index]))
+    trained = blocks[0].train_tokens
+    perplexity_before = perplexity(before, scored, "the auxiliary model does not fit this text")
+    perplexity_after = perplexity(
+        after[best], scored, f"the learning rate {_shown(tried[best])} is too large; choose a smaller one"
+    )
     return Evaluation(
-        perplexity_before=perplexity(before, scored, "the auxiliary model does not fit this text"),
-        perplexity_after=perplexity(after, scored, f"the learning rate {rate} is too large; choose a smaller one"),
+        perplexity_before=perplexity_before,
+        perplexity_after=perplexity_after,
         tokens_scored=scored,
         seconds=max(seconds for seconds, _ in used),
         peak_rss_bytes=max(peak for _, peak in used),
-        blocks=count,
-        block_size=blocks.ids.shape[1],
-        train_tokens=blocks.train_tokens,
-        train_fraction=train_fraction,
-        inner_lr=rate,
+        blocks=len(blocks),
+        block_size=blocks.size,
+        train_tokens=trained,
+        train_fraction=fraction,
+        inner_lr=_shown(tried[best]),
         executor=sim.last_executor,
         device=str(sim.device),
         processes=processes.count,
+        opening_tokens=blocks.opening,
+        tokens_left_out=blocks.left_out,
+        hint=_hint(perplexity_before, perplexity_after, tried, trained),
+        rates=None if rates is None else [_of_rate(*one, scored) for one in zip(rates, after, strict=True)],
     )
 
 
-def cut_blocks(
-    input_ids: Tensor, max_length: int, block_size: int | None, max_blocks: int | None, train_fraction: float
-) -> Blocks:
-    """`input_ids [n]` as blocks; raises as `evaluate_blocks` does."""
-    if input_ids.dim() != 1:
-        raise InputError(f"The text must be one row of token ids, not of shape {tuple(input_ids.shape)}.")
-    length = input_ids.shape[0]
-    if length < SHORTEST:
-        found = "is empty" if length == 0 else f"has only {length} token{'s' if length > 1 else ''}"
-        raise InputError(f"The text {found}; pass at least {SHORTEST} tokens.")
-    size = min(length, max_length) if block_size is None else block_size
-    trained = train_tokens(size, train_fraction)
-    if size > max_length:
-        raise OptionError(f"The block size is {size}; this simulator was compiled for at most {max_length} tokens.")
-    if size > length:
-        raise InputError(f"The text has {length} tokens, which is less than one block of {size}; cut shorter ones.")
-    if max_blocks is not None and max_blocks < 1:
-        raise OptionError(f"The number of blocks is {max_blocks}; it must be at least 1.")
-    count = length // size if max_blocks is None else min(length // size, max_blocks)
-    return Blocks(input_ids[: count * size].reshape(count, size), trained)
+def _losses(
+    sim: TintForCausalLM, blocks: Blocks, index: int, steps: int, inner_lr: GivenRates, rates: Sequence[float] | None
+) -> list[float]:
+    """A block's loss before the update, and after the update at each rate. steps: among which its train tokens are
+    split (0: they are not)."""
+    block = blocks[index]
+    ids, mask = block.ids[None].to(sim.device), block.step_masks(steps) if steps else block.train_mask
+
+    def score(logits: Tensor) -> float:
+        return held_out_loss(logits, ids, block.start)
+
+    if rates is not None:
+        before, after = sweep(sim, ids, mask, rates, score)
+        return [before, *after]
+    with torch.no_grad():
+        out = sim(ids, train_mask=mask, inner_lr=inner_lr, return_before=True)
+    return [score(out.logits_before), score(out.logits)]
 
 
-def train_tokens(size: int, fraction: float) -> int:
-    """How many of a block's tokens are trained on; `OptionError` unless some are, and some are left."""
-    if size < SHORTEST:
-        raise OptionError(f"The block size is {size}; it must be at least {SHORTEST} tokens.")
-    if not 0 < fraction < 1:
-        raise OptionError(f"The train fraction is {fraction}; it must lie between 0 and 1, both excluded.")
-    count = math.floor(fraction * size)
-    if count < 2:
-        raise OptionError(
-            f"The train fraction {fraction} leaves {count} of {size} tokens to train on; two are needed. Raise it, or "
-            "choose longer blocks."
-        )
-    return count
+def _hint(before: float, after: float, tried: Sequence[Any], train_tokens: int) -> str | None:
+    """What to say of an update that made it worse."""
+    if after <= before * (1 + ROUNDING):
+        return None
+    why = (
+        "The text is predicted worse after the update than before. Gradients are summed over train tokens, here "
+        f"{train_tokens} in a block, so the step may be too large for so many"
+    )
+    numbers = [rate for rate in tried if isinstance(rate, int | float)]
+    if not numbers:
+        return f"{why}; try smaller learning rates."
+    smaller = ",".join(f"{min(numbers) * factor:.1g}" for factor in SMALLER)
+    return f"{why}; try smaller learning rates, such as --lr {smaller}."
+
+
+def _shown(rate: Any) -> Any:
+    """A rate as numbers, lists and mappings of these."""
+    if isinstance(rate, Tensor):
+        return rate.tolist()
+    return {str(layer): _shown(one) for layer, one in rate.items()} if isinstance(rate, Mapping) else rate
+
+
+def _of_rate(rate: float, loss: float, count: int) -> dict[str, float | None]:
+    return {"inner_lr": rate, "perplexity_after": math.exp(loss / count) if loss / count < HIGHEST else None}
 
 
 def held_out_loss(logits: Tensor, ids: Tensor, start: int) -> float:
@@ -179,7 +202,7 @@ def held_out_loss(logits: Tensor, ids: Tensor, start: int) -> float:
 def perplexity(loss: float, count: int, cause: str) -> float:
     """exp of the mean loss; raises `InputError`, with the likely cause, when it is not a finite number."""
     mean = loss / count
-    if not mean < 700:
+    if not mean < HIGHEST:
         raise InputError(f"The perplexity is not a finite number: {cause}.")
     return math.exp(mean)
 

@@ -45,9 +45,14 @@ class Processes:
             torch.distributed.barrier()
 
 
+def launched() -> int:
+    """How many processes a launcher says it has started; 1 if there is none."""
+    return get_int_from_env(SIZES, 1)
+
+
 def joined(device: str) -> Processes:
     """This process among those that a launcher has started; alone if none has. `left` undoes it."""
-    if get_int_from_env(SIZES, 1) <= 1:
+    if launched() <= 1:
         return Processes()
     state = PartialState(cpu=device == "cpu")
     return Processes(state.process_index, state.num_processes, str(state.device))

@@ -48,11 +48,19 @@ def check_agreement(name: str, model: nn.Module, program: Program, tensors: Mapp
         if not real.all() and not b.isfinite().all():
             continue  # the model's own padding fails, such as ALiBi's added to the least number of fp64
         error = float((a - b).norm() / b.norm())
-        if not error <= allowed:
+        if error <= allowed:
+            continue
+        with torch.no_grad():
+            unused = [] if real.all() else _unused(model, inputs, valid, device)
+        if unused:
             raise ModelError(
-                f"{name} is not compiled, because what its graph was read as is not what it computes: on a text "
-                f"{case} the logits differ by {error:.2g}, relatively, and {allowed:g} is allowed. Please report it."
+                f"{name} is not compiled, because it ignores {' and '.join(unused)}, and so gives other logits for a "
+                f"text {case} than for the text alone, which a simulator does not; make its forward use them."
             )
+        raise ModelError(
+            f"{name} is not compiled, because what its graph was read as is not what it computes: on a text "
+            f"{case} the logits differ by {error:.2g}, relatively, and {allowed:g} is allowed. Please report it."
+        )
 
 
 def _valid(length: int, left: int, right: int) -> Tensor:
@@ -64,6 +72,17 @@ def _valid(length: int, left: int, right: int) -> Tensor:
 
 def _on(inputs: Inputs, device: torch.device) -> Inputs:
     return Inputs(*(getattr(inputs, name).to(device) for name in inspect.signature(Inputs).parameters))
+
+
+def _unused(model: nn.Module, inputs: Inputs, valid: Tensor, device: torch.device) -> list[str]:
+    """Which of the inputs that say where the padding is change nothing about the model's logits."""
+    right = _logits(model, inputs, valid, device)
+    unpadded = resolve_inputs(inputs.input_ids)
+    others = {
+        "attention_mask": _logits(model, inputs, torch.ones_like(valid), device),
+        "position_ids": _logits(model, unpadded, valid, device),
+    }
+    return [key for key, found in others.items() if torch.equal(found, right)]
 
 
 def _logits(model: nn.Module, inputs: Inputs, valid: Tensor, device: torch.device) -> Tensor:

@@ -16,6 +16,7 @@ from tintc.frontend.builder import Builder
 from tintc.frontend.graph.captured import CapturedGraph
 from tintc.frontend.graph.evaluation import opname
 from tintc.frontend.graph.node_queries import peel, rows_width
+from tintc.frontend.obstacles import obstacles
 from tintc.frontend.rules import default_rules
 from tintc.frontend.rules.base import Fail, Match, Rule
 from tintc.ir.auxiliary import Attention, Embedding, Linear
@@ -90,7 +91,7 @@ def _match_all(graph: CapturedGraph, rules: Sequence[Rule]) -> dict[Node, Named]
         stack.append((node, True))
         stack.extend((peel(graph, source), False) for source in reversed(sources))
     if reasons:
-        raise UnsupportedModelError(graph.name, reasons)
+        raise UnsupportedModelError(graph.name, reasons, obstacles(graph))
     return ordered
 
 

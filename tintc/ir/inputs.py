@@ -169,11 +169,16 @@ def _attention(mask: Tensor | None, shape: tuple[int, ...], device: torch.device
     )
 
 
-def check_ids(input_ids: object) -> None:
-    """Raise `InputError` unless these are token ids, ``[B, T]``."""
-    kind = input_ids.dtype if isinstance(input_ids, Tensor) and input_ids.dim() == 2 else None
-    if kind is None or kind.is_floating_point or kind == torch.bool:
+def check_ids(input_ids: object) -> Tensor:
+    """Return token ids as they are; raise `InputError` unless these are token ids, ``[B, T]``."""
+    if not isinstance(input_ids, Tensor) or input_ids.dim() != 2 or not _holds_integers(input_ids):
         raise InputError("input_ids must be a [batch, length] tensor of integers.")
+    return input_ids
+
+
+def _holds_integers(tensor: Tensor) -> bool:
+    """Return True if the dtype is one of integers; booleans are none."""
+    return not tensor.dtype.is_floating_point and tensor.dtype != torch.bool
 
 
 def check_tensor(name: str, value: object) -> None:

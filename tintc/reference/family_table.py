@@ -17,6 +17,8 @@ PLACED = re.compile(r"(\S+) in (\S+): (.*)", re.DOTALL)
 """A `Reason` as text."""
 CRASHED = re.compile(r"\w*(Error|Exception): ")
 """What begins with the type of an exception that is not ours."""
+ANY_KEY_HEADS = "grouped or multi-head"
+"""Attention of a type whose configuration says how many heads have keys and values of their own."""
 COLUMNS = ("norms", "positions", "attention", "feed_forward")
 
 Data = dict[str, Any]

@@ -10,6 +10,8 @@ from tintc.ir.core import Program
 
 SCORES = {"window": "window", "soft_cap": "softcap", "query_scale": "scaled by position", "sinks": "sinks"}
 """What attentions may do to their scores, by attribute."""
+ONE_KEY_HEAD = "multi-query"
+"""Attention with one head of keys and values."""
 NAMES = {"rms": "RMSNorm", "layer": "LayerNorm"}
 
 
@@ -53,7 +55,7 @@ def _attention(ops: list[AuxOp]) -> str:
     words = []
     for op in ops:
         if isinstance(op, Attention):
-            kind = "multi-head" if op.n_kv_heads == op.n_heads else "grouped" if op.n_kv_heads > 1 else "multi-query"
+            kind = "multi-head" if op.n_kv_heads == op.n_heads else "grouped" if op.n_kv_heads > 1 else ONE_KEY_HEAD
             more = [word for key, word in SCORES.items() if getattr(op, key)]
             words.append(" + ".join([kind, *more]))
     return _listed(words)

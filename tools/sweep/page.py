@@ -2,15 +2,27 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-from tintc.reference.family_table import COLUMNS, Data, is_unchecked, name_of, shown_reasons, summary
+from tintc.reference.family_table import (
+    ANY_KEY_HEADS,
+    COLUMNS,
+    DATA,
+    Data,
+    is_unchecked,
+    name_of,
+    shown_reasons,
+    summary,
+)
 from tools.sweep.family import EAGER, EXECUTORS, GRADIENT, GRAPH, SHAPES
+from tools.sweep.features import ONE_KEY_HEAD
 from tools.sweep.variants import DENSE
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "families.md"
@@ -21,15 +33,17 @@ WANTED = 64
 def to_data(outcomes: list[dict[str, Any]]) -> Data:
     """One entry a configuration, without what changes from run to run."""
     families = [
-        {
-            "type": outcome["model_type"],
-            "variant": outcome["variant"],
-            "dense": outcome["model_type"] in DENSE,
-            "passed": outcome["stage"] == "passed",
-            "stage": outcome["stage"],
-            "reasons": outcome["reasons"],
-            **(outcome["features"] or {"norms": "", "positions": "", "attention": "", "feed_forward": ""}),
-        }
+        _in_general(
+            {
+                "type": outcome["model_type"],
+                "variant": outcome["variant"],
+                "dense": outcome["model_type"] in DENSE,
+                "passed": outcome["stage"] == "passed",
+                "stage": outcome["stage"],
+                "reasons": outcome["reasons"],
+                **(outcome["features"] or dict.fromkeys(COLUMNS, "")),
+            }
+        )
         for outcome in outcomes
     ]
     plain = [family for family in families if not family["variant"]]
@@ -40,6 +54,29 @@ def to_data(outcomes: list[dict[str, Any]]) -> Data:
         "dense": sum(family["dense"] for family in plain),
         "families": families,
     }
+
+
+def described_anew(data: Data) -> Data:
+    """Return the same outcomes with the types' features in today's words."""
+    return data | {"families": list(map(_in_general, data["families"]))}
+
+
+def _in_general(family: dict[str, Any]) -> dict[str, Any]:
+    """Return an entry that says what the type has, where its tiny configuration has less: all heads of that share one
+    key head, and a configuration that counts its key heads may have any number."""
+    if ONE_KEY_HEAD not in family["attention"] or not _counts_key_heads(family["type"]):
+        return family
+    return family | {"attention": family["attention"].replace(ONE_KEY_HEAD, ANY_KEY_HEADS)}
+
+
+def _counts_key_heads(model_type: str) -> bool:
+    return "num_key_value_heads" in CONFIG_MAPPING[model_type]().to_dict()
+
+
+def write_tables(data: Data) -> None:
+    """Write the data into the package and the page into docs."""
+    DATA.write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
+    DOCUMENT.write_text(to_markdown(data), encoding="utf-8")
 
 
 def to_markdown(data: Data) -> str:

@@ -1,6 +1,6 @@
 """`make sweep`: every causal language model that transformers registers, each in a process of its own.
 
-    python -m tools.sweep.run [--only TYPE ...] [--fresh] [--no-write]
+    python -m tools.sweep.run [--only TYPE ...] [--fresh] [--no-write] [--describe]
 
 Two run at a time, each within `SECONDS` and `MEMORY`. What is done is kept in `build/sweep.jsonl`, one line a
 configuration, so that an interrupted sweep goes on where it stopped. When all is done the table goes into the package
@@ -29,6 +29,8 @@ Job = tuple[str, str]
 
 def main() -> int:
     arguments = _arguments()
+    if arguments.describe:
+        return _describe()
     jobs = all_jobs(arguments.only)
     PARTIAL.parent.mkdir(exist_ok=True)
     if arguments.fresh:
@@ -59,6 +61,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--only", nargs="+", metavar="TYPE", help="check these types, and write nothing")
     parser.add_argument("--fresh", action="store_true", help="forget what an interrupted sweep has done")
     parser.add_argument("--no-write", action="store_true", help="leave the tables as they are")
+    parser.add_argument("--describe", action="store_true", help="check nothing, and write what was found in new words")
     return parser.parse_args()
 
 
@@ -123,16 +126,23 @@ def _line(outcome: dict[str, Any]) -> str:
     return f"{name:40} {outcome['stage']:10} {outcome['seconds']:6.1f} s  {'; '.join(outcome['reasons'])[:200]}"
 
 
+def _describe() -> int:
+    from tintc.reference.family_table import read_data
+    from tools.sweep.page import described_anew, write_tables
+
+    write_tables(described_anew(read_data()))
+    return 0
+
+
 def _finish(outcomes: list[dict[str, Any]], write: bool) -> int:
     """Write the tables, and compare with what is promised."""
-    from tintc.reference.family_table import DATA, summary
-    from tools.sweep.page import DOCUMENT, to_data, to_markdown
+    from tintc.reference.family_table import summary
+    from tools.sweep.page import to_data, write_tables
 
     data = to_data(outcomes)
     print(summary(data))
     if write:
-        DATA.write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
-        DOCUMENT.write_text(to_markdown(data), encoding="utf-8")
+        write_tables(data)
         PARTIAL.unlink()
     return 0 if data["dense_passed"] >= data["dense_wanted"] or not write else 1
 

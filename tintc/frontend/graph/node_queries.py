@@ -166,6 +166,8 @@ def constant_vector(graph: CapturedGraph, value: Any) -> str | None:
 
 def constant_value(graph: CapturedGraph, node: Node) -> Tensor | None:
     """The tensor that a node holds, if it is not live and the same for every batch and length."""
+    if len({graph.shape(node, *size) for size in sizes(graph)}) > 1:
+        return None
     first, *others = (graph.evaluate(node, *size) for size in sizes(graph))
     return first if all(torch.equal(first, other) for other in others) else None
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import inspect
 import io
 import logging
+import traceback
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr
@@ -23,9 +24,14 @@ from transformers import masking_utils
 from tintc.errors import ModelError
 from tintc.frontend.graph.captured import CapturedGraph
 from tintc.frontend.graph.functionalize import NotLocalError, without_writes, writes
+from tintc.frontend.obstacles import EXPERTS
 
 LONGEST = 2048
 """Masks and rotary tables are checked up to this length unless a longer one is asked for."""
+
+
+TRACERS = ("torch.export", "torch.fx.experimental.symbolic_shapes", "torch._subclasses.fake_tensor")
+"""Loggers that print what they were at when tracing fails."""
 
 
 def capture(model: nn.Module, max_length: int | None = None, name: str | None = None) -> CapturedGraph:
@@ -126,15 +132,15 @@ def _without_packing() -> Iterator[None]:
 def _without_cache(model: nn.Module) -> Iterator[None]:
     """No key/value cache: some models take `use_cache` from their configuration alone."""
     config = cast(Any, model).config
-    original = getattr(config, "use_cache", None)
-    if original is None:
-        yield
-        return
-    config.use_cache = False
+    found = [at for at in (config, config.get_text_config()) if getattr(at, "use_cache", None) is not None]
+    kept = [at.use_cache for at in found]
+    for at in found:
+        at.use_cache = False
     try:
         yield
     finally:
-        config.use_cache = original
+        for at, value in zip(found, kept, strict=True):
+            at.use_cache = value
 
 
 @contextmanager
@@ -156,7 +162,7 @@ def _tensor_attributes(module: nn.Module) -> dict[str, Tensor]:
 @contextmanager
 def _quiet() -> Iterator[None]:
     """No warnings of torch's tracer, which are about its own internals, and no graph on standard error if it fails."""
-    loggers = [logging.getLogger(name) for name in ("torch.export", "torch.fx.experimental.symbolic_shapes")]
+    loggers = [logging.getLogger(name) for name in TRACERS]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
         logger.setLevel(logging.CRITICAL)
@@ -177,6 +183,8 @@ def _cause(error: Exception) -> str:
     """Why a model has no graph, in words where torch's own would not help."""
     lines = str(error).strip().splitlines()
     first = lines[0].rstrip(".") if lines else "no message"
+    if any("grouped_mm" in frame.name for frame in traceback.extract_tb(error.__traceback__)):
+        return f"it has {EXPERTS}, which tintc does not support"
     if first.startswith(LENGTH_CHANGES):
         return (
             "which operations it runs depends on the length of the text, as in a loop over the tokens of a recurrent "

@@ -8,8 +8,8 @@ from tintc.frontend.builder import Builder
 from tintc.frontend.graph.captured import CapturedGraph
 from tintc.frontend.graph.elementwise import factor_of, named_region
 from tintc.frontend.graph.evaluation import opname
-from tintc.frontend.graph.layouts import vector_layout
-from tintc.frontend.graph.node_queries import parameter_vector, rows_width
+from tintc.frontend.graph.layouts import VectorLayout, vector_layout
+from tintc.frontend.graph.node_queries import PROBES, parameter_vector, rows_width
 from tintc.frontend.rules.base import NOT_MINE, Fail, Match
 from tintc.frontend.rules.constant import ConstantRule
 from tintc.frontend.rules.rms_norm import RMSNormRule
@@ -37,7 +37,7 @@ class _BinaryRule:
         if node.kwargs.get("alpha", 1) != 1:
             return Fail("a sum with a factor alpha is not supported")
         layout = vector_layout(graph, node)
-        if layout is None or vector_layout(graph, a) != layout or vector_layout(graph, b) != layout:
+        if layout is None or not all(_fits(graph, at, layout) for at in (a, b)):
             return Fail("its operands are not one vector of the same width per token")
 
         def build(builder: Builder, values: tuple[Value, ...]) -> Value:
@@ -47,6 +47,15 @@ class _BinaryRule:
 
     def build(self, builder: Builder, node: Node, values: tuple[Value, ...], kind: Type) -> Value:
         return builder.emit(self.op, node, values, kind, self.op.opname.removeprefix("aux."))
+
+
+def _fits(graph: CapturedGraph, node: Node, layout: VectorLayout) -> bool:
+    """Whether the node has that layout, or is ``[T, W]``, a vector for each position, beside ``[B, T, W]``."""
+    if vector_layout(graph, node) == layout:
+        return True
+    tables = [(length, layout.width) for _, length in PROBES]
+    rows = (layout.batch, layout.length, len(layout.sizes)) == (0, 1, 1)
+    return rows and [graph.shape(node, *probe) for probe in PROBES] == tables
 
 
 def _varies(graph: CapturedGraph, node: Node) -> bool:

@@ -18,6 +18,8 @@ from tintc.runtime.adaptation.state import AdaptedState
 from tintc.runtime.execution.fused.batches import run_together
 from tintc.runtime.execution.literal.executor import Machine
 from tintc.runtime.execution.literal.unpack import matrices
+from tintc.runtime.execution.rates import Rates
+from tintc.runtime.model.finite import tell_of_weights
 
 if TYPE_CHECKING:
     from tintc.runtime.model.causal_lm import TintForCausalLM
@@ -37,24 +39,26 @@ def check_prompt(inputs: Inputs) -> None:
         )
 
 
-def adapt(model: TintForCausalLM, inputs: Inputs, inner_lr: Tensor | None) -> AdaptedState:
+def adapt(model: TintForCausalLM, inputs: Inputs, rates: Rates | None) -> AdaptedState:
     """The updated weights of each example, by the executor that the model chooses."""
     check_prompt(inputs)
     labels = {f"updated.{value.name}": value for value in model.continuation.updated}
     program = replace(model.program, outputs=labels)
     if model._choose_executor() == "literal":
-        weights = _from_literal(model, program, labels, inputs, inner_lr)
+        weights = _from_literal(model, program, labels, inputs, rates)
     else:
-        found = run_together(model, program, inputs, inner_lr)
+        found = run_together(model, program, inputs, rates)
         weights = {value: found[label] for label, value in labels.items()}
-    return AdaptedState(model, weights, inputs.shape[0]).settled()
+    state = AdaptedState(model, weights, inputs.shape[0]).settled()
+    tell_of_weights(model, state.weights.values())
+    return state
 
 
 def _from_literal(
-    model: TintForCausalLM, program: Program, labels: dict[str, Value], inputs: Inputs, inner_lr: Tensor | None
+    model: TintForCausalLM, program: Program, labels: dict[str, Value], inputs: Inputs, rates: Rates | None
 ) -> dict[Value, FusedWeights]:
     """The weights that literal modules have made, read off their prefixes; what these cannot change is as stored."""
-    found, stored = Machine(model, inputs, inner_lr).run(tuple(labels), program), base_weights(model)
+    found, stored = Machine(model, inputs, rates).run(tuple(labels), program), base_weights(model)
     weights = {}
     for label, value in labels.items():
         each = [matrices(found[label], value.type, model.layout, row) for row in range(inputs.shape[0])]
@@ -64,18 +68,17 @@ def _from_literal(
     return weights
 
 
-def prefill(model: TintForCausalLM, inputs: Inputs, inner_lr: Tensor | None, keep: int) -> tuple[Tensor, TintCache]:
+def prefill(model: TintForCausalLM, inputs: Inputs, rates: Rates | None, keep: int) -> tuple[Tensor, TintCache]:
     """Logits of the last `keep` tokens (0: of all), and the cache to go on with. Equal rows that stand side by side, as
     those of beams do, are adapted once."""
     check_prompt(inputs)
-    rates = inner_lr is not None and bool((inner_lr != inner_lr[0]).any())
-    count = 1 if rates else inputs.repeats()
-    each, rate = inputs.each(count), inner_lr if inner_lr is None else inner_lr[::count]
+    count = inputs.repeats() if rates is None or rates.alike else 1
+    each, given = inputs.each(count), None if rates is None else rates.rows(slice(None, None, count))
     plan = model.continuation
     outputs = {f"updated.{value.name}": value for value in plan.updated}
     outputs |= {f"kept.{value.name}": value for op in plan.mixing for value in remembered(op)}
     outputs |= {f"last.{value.name}": value for value in plan.tail.operands}
-    found = run_together(model, replace(model.program, outputs=outputs), each, rate)
+    found = run_together(model, replace(model.program, outputs=outputs), each, given)
     values = {value: found[label] for label, value in outputs.items()}
     state = AdaptedState(model, {value: values[value] for value in plan.updated}, each.shape[0])
     cache = TintCache(len(plan.mixing), state.settled() if not torch.is_grad_enabled() else state)

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from tintc.errors import ArtefactError
 from tintc.ir.core import Value
+from tintc.ir.finite import is_finite
 from tintc.ir.simulator.interface.fused_base import FusedWeights, Pending
 from tintc.runtime.adaptation.continuation import base_weights
 from tintc.runtime.adaptation.fingerprint import fingerprint
@@ -97,6 +98,7 @@ def read_state(path: str | os.PathLike[str], sim: TintForCausalLM) -> AdaptedSta
             metadata = file.metadata() or {}
             _check(path, metadata, sim)
             tensors = {name: file.get_tensor(name).to(sim.device, sim.dtype) for name in file.keys()}  # noqa: SIM118
+        _check_finite(path, tensors)
         return _state(metadata, tensors, sim)
     except FileNotFoundError as error:
         raise ArtefactError(f"There is no state at {path}; check the path.") from error
@@ -107,6 +109,14 @@ def read_state(path: str | os.PathLike[str], sim: TintForCausalLM) -> AdaptedSta
         ) from error
     except _DamageError as error:
         raise ArtefactError(f"{path} is damaged: {error}. Adapt again.") from error
+
+
+def _check_finite(path: Any, tensors: dict[str, Tensor]) -> None:
+    for name, tensor in tensors.items():
+        if not is_finite(tensor):
+            raise ArtefactError(
+                f"{path} has NaN or infinite values in {name}; adapt again, with a smaller learning rate."
+            )
 
 
 def _state(metadata: dict[str, str], tensors: dict[str, Tensor], sim: TintForCausalLM) -> AdaptedState:

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from transformers import Cache, GenerationMixin
+from transformers import Cache, GenerationMixin, LogitsProcessorList
 
 from tintc.errors import InputError, OptionError
 from tintc.ir.inputs import check_ids, check_tensor
@@ -23,7 +23,10 @@ from tintc.runtime.adaptation.cache import TintCache
 from tintc.runtime.adaptation.continuation import Continuation, continuation_of
 from tintc.runtime.adaptation.prefill import adapt, check_prompt, predict, prefill
 from tintc.runtime.adaptation.state import AdaptedState, state_of
+from tintc.runtime.execution.rates import GivenRates, Rates
+from tintc.runtime.model.finite import RefuseNaN
 from tintc.runtime.model.precision import in_its_own_dtype
+from tintc.runtime.model.unsupported import ARGUMENTS, check_cache, refuse_options, where_it_can_run
 
 TRAINING = ("train_mask", "loss_mask", "inner_lr", "max_batch")
 """What a forward pass takes that says how to train."""
@@ -40,18 +43,15 @@ class Training:
     length: int
     train_mask: Tensor | None = None
     loss_mask: Tensor | None = None
-    inner_lr: float | Tensor | None = None
+    rates: Rates | None = None
     settled: bool = False
 
     def arguments(self, rows: int, length: int) -> dict[str, Any]:
         """The same for every prompt repeated up to so many rows (those of beams), and texts that have grown."""
         masks = {"train_mask": self.train_mask, "loss_mask": self.loss_mask}
         found: dict[str, Any] = {name: _fit(mask, rows, length) for name, mask in masks.items() if mask is not None}
-        if self.inner_lr is not None:
-            rate = self.inner_lr
-            if isinstance(rate, Tensor) and rate.dim() == 1:
-                rate = _fit(rate[:, None], rows, 1)[:, 0]
-            found["inner_lr"] = rate
+        if self.rates is not None:
+            found["inner_lr"] = self.rates.repeated(max(1, rows // self.rates.batch))
         return found
 
 
@@ -87,6 +87,7 @@ class TintGenerationMixin(GenerationMixin):
         return continuation_of(self.program)
 
     @torch.no_grad()
+    @where_it_can_run
     @in_its_own_dtype
     def adapt(
         self: Any,
@@ -95,7 +96,7 @@ class TintGenerationMixin(GenerationMixin):
         loss_mask: Tensor | None = None,
         attention_mask: Tensor | None = None,
         position_ids: Tensor | None = None,
-        inner_lr: float | Tensor | None = None,
+        inner_lr: GivenRates = None,
     ) -> AdaptedState:
         """Train on the text's train tokens, as a forward pass does with the same arguments, and keep the weights.
 
@@ -108,20 +109,18 @@ class TintGenerationMixin(GenerationMixin):
                 "passes, have no place; call it outside their blocks."
             )
         inputs = self._inputs(input_ids, train_mask, loss_mask, attention_mask, position_ids)
-        return adapt(self, inputs, self._rate_of(inner_lr, inputs))
+        return adapt(self, inputs, self._rate_of(inner_lr, inputs.shape[0]))
 
     def _go_on(
         self: Any,
         input_ids: Tensor,
-        cache: Cache | None,
+        cache: TintCache | None,
         state: AdaptedState | None,
         use_cache: bool | None,
         keep: int,
         given: Mapping[str, Any],
     ) -> tuple[dict[str, Tensor], Cache | None]:
         """A forward pass with a cache or a state; `given`: its masks, positions and how to train."""
-        if cache is not None and not isinstance(cache, TintCache):
-            raise OptionError("A simulator goes on from the past_key_values that it has returned, and from no others.")
         if given["return_before"] or given["max_batch"] is not None:
             raise OptionError("return_before and max_batch cannot be combined with a cache or a state; leave them out.")
         state = None if state is None else state_of(state, self)
@@ -138,7 +137,7 @@ class TintGenerationMixin(GenerationMixin):
             if isinstance(masks[2], Tensor) and masks[2].dim() == 3:
                 raise OptionError("With a cache, attention_mask says what is padding: pass it as [batch, length].")
             inputs = self._inputs(input_ids, *masks)
-            logits, cache = prefill(self, inputs, self._rate_of(given["inner_lr"], inputs), keep)
+            logits, cache = prefill(self, inputs, self._rate_of(given["inner_lr"], inputs.shape[0]), keep)
             return {"logits": logits}, cache
         if any(given[name] is not None for name in TRAINING):
             raise OptionError("The weights are adapted already, so train_mask, loss_mask and inner_lr are left out.")
@@ -170,6 +169,10 @@ class TintGenerationMixin(GenerationMixin):
                 "prompt_lookup_num_tokens for drafts from the prompt."
             )
         past: Any = kwargs.get("past_key_values")
+        check_cache(past)
+        for name in ARGUMENTS:
+            if kwargs.get(name) is not None:
+                raise InputError(ARGUMENTS[name])
         adapted = kwargs.get("state") is not None or (past is not None and past.get_seq_length() > 0)
         if adapted and any(value is not None for value in asked.values()):
             raise OptionError("The weights are adapted already, so train_mask, loss_mask and inner_lr are left out.")
@@ -179,17 +182,23 @@ class TintGenerationMixin(GenerationMixin):
         for name, mask in (asked | kwargs).items():
             if name in MASKS and mask is not None:
                 check_tensor(name, mask)
-        length = 1 if prompt is None else prompt.shape[-1]
+        rows, length = (1, 1) if prompt is None else tuple(prompt.shape)
+        rates = self._rate_of(asked.pop("inner_lr"), rows)
+        training = None if adapted else Training(length, rates=rates, **asked)
         generation: Any = super()
-        return generation.generate(inputs, *args, training=None if adapted else Training(length, **asked), **kwargs)
+        return generation.generate(inputs, *args, training=training, **kwargs)
 
     def prepare_inputs_for_generation(  # pyright: ignore[reportIncompatibleMethodOverride]
         self: Any,
         input_ids: Tensor,
         training: Training | None = None,
         is_first_iteration: bool = False,
+        tokenizer: Any = None,
+        assistant_tokenizer: Any = None,
         **kwargs: Any,
     ) -> dict[str, Any]:
+        """Arguments of the next forward pass. The tokenizers, which transformers hands on to here, are of use to
+        `generate` alone."""
         generation: Any = super()
         found = generation.prepare_inputs_for_generation(input_ids, is_first_iteration=is_first_iteration, **kwargs)
         past = kwargs.get("past_key_values")
@@ -208,6 +217,11 @@ class TintGenerationMixin(GenerationMixin):
         check_prompt(inputs)
         training.train_mask, training.settled = inputs.train, True
 
+    def _get_logits_processor(self: Any, *args: Any, **kwargs: Any) -> LogitsProcessorList:
+        """transformers' own, after one that looks at the logits as they come."""
+        generation: Any = super()
+        return LogitsProcessorList([RefuseNaN(), *generation._get_logits_processor(*args, **kwargs)])
+
     def _prepare_cache_for_generation(
         self: Any,
         generation_config: Any,
@@ -218,18 +232,7 @@ class TintGenerationMixin(GenerationMixin):
     ) -> None:
         """An empty cache of ours, where one is used."""
         check_longest(generation_config.max_length, self.layout.max_length)
-        if generation_config.guidance_scale not in (None, 1):
-            raise OptionError(
-                "Guidance compares with a text that has not been adapted to; leave out guidance_scale, which a "
-                "simulator cannot follow."
-            )
-        if generation_config.prefill_chunk_size is not None:
-            raise OptionError("A simulator reads its prompt in one piece; leave out prefill_chunk_size.")
-        if generation_config.cache_implementation not in (None, "dynamic"):
-            raise OptionError(
-                f"The cache {generation_config.cache_implementation!r} has no place for adapted weights; leave out "
-                "cache_implementation."
-            )
+        refuse_options(generation_config)
         if model_kwargs.get("past_key_values") is None and self._choose_executor() == "literal":
             generation_config.use_cache = False
         if model_kwargs.get("past_key_values") is None and generation_config.use_cache:

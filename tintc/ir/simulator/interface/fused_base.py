@@ -153,6 +153,11 @@ class FusedForm(Op):
         """Return the one of `extra_capture_points` called `name`, from the operands of the fused form."""
         raise NotImplementedError(self.opname)
 
+    def fused_showing(self, run: FusedRun, shown: Mapping[str, Tensor], *operands: Any) -> Any:
+        """Return the result of the fused form, from what `show_fused` has given where it can, so that autograd gets
+        there. shown: that, by name."""
+        return self.fused(run, *operands)
+
     def activation_key(self) -> Hashable | None:
         """Return a key under which a later op may reuse this op's result, e.g. ``("gelu", x)`` for an activation.
 

@@ -38,7 +38,7 @@ class PrefixTiles:
 @dataclass(frozen=True)
 class Applied:
     """One application of a block in literal execution. new ``[B, T_sim, D_sim]``: what its gate lets pass of what it
-    gave, before the rate; scores ``[B, H, T_sim, T_sim]``: of its attention."""
+    gave, before the rate; scores: of its attention, those that `SimOp.shown_scores` names."""
 
     new: Tensor
     rate: Tensor | None
@@ -113,6 +113,10 @@ class LiteralForm(Op):
     def literal(self, run: LiteralRun, *operands: Any) -> Any:
         """Return the result by literal execution: token values are `Tiles`, weights are `PrefixTiles`."""
         raise NotImplementedError(self.opname)
+
+    def shown_scores(self, layout: Layout) -> tuple[slice, ...] | None:
+        """Return which of the scores ``[B, H, T_sim, T_sim]`` of its attention `show_literal` shows; None if none."""
+        return None
 
     def show_literal(self, name: str, layout: Layout, applied: Sequence[Applied]) -> Tensor:
         """Return the one of `extra_capture_points` called `name`, from what the blocks gave, in their order."""

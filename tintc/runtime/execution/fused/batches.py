@@ -15,6 +15,7 @@ from tintc.runtime.execution.fused.available import available_bytes
 from tintc.runtime.execution.fused.budget import HEADROOM, Budget
 from tintc.runtime.execution.fused.executor import FusedExecutor
 from tintc.runtime.execution.fused.plan import Plan, Sizes
+from tintc.runtime.execution.rates import Rates
 
 if TYPE_CHECKING:
     from tintc.runtime.model.causal_lm import TintForCausalLM
@@ -25,7 +26,7 @@ KEPT_PLANS = 64
 def run_fused(
     model: TintForCausalLM,
     inputs: Inputs,
-    inner_lr: Tensor | None,
+    rates: Rates | None,
     outputs: tuple[str, ...],
     max_batch: int | str | None,
 ) -> dict[str, Tensor]:
@@ -39,16 +40,16 @@ def run_fused(
     found: list[dict[str, Tensor]] = []
     for start in range(0, sizes.batch, part):
         rows = inputs.rows(start, start + part) if part < sizes.batch else inputs
-        rate = inner_lr if inner_lr is None or part >= sizes.batch else inner_lr[start : start + part]
+        given = rates if rates is None or part >= sizes.batch else rates.rows(slice(start, start + part))
         smaller = sizes_of(rows, sizes.vocab) if part < sizes.batch else sizes
         plan = plan_for(model, budget, smaller)
         if plan is None:
             raise budget.refusal(smaller)
-        found.append(FusedExecutor(model, rows, plan, rate).run())
+        found.append(FusedExecutor(model, rows, plan, given).run())
     return found[0] if len(found) == 1 else {label: torch.cat([one[label] for one in found]) for label in outputs}
 
 
-def run_together(model: TintForCausalLM, program: Program, inputs: Inputs, inner_lr: Tensor | None) -> dict[str, Any]:
+def run_together(model: TintForCausalLM, program: Program, inputs: Inputs, rates: Rates | None) -> dict[str, Any]:
     """All outputs of a program with the model's ops, weights among them, for a batch that is not cut.
 
     Updates of a single example are carried out, if there is memory for that: whoever goes on from them reads them once
@@ -61,7 +62,7 @@ def run_together(model: TintForCausalLM, program: Program, inputs: Inputs, inner
     plan = plan_for(model, carried, sizes) or plan_for(model, budget, sizes)
     if plan is None:
         raise budget.refusal(sizes)
-    return FusedExecutor(model, inputs, plan, inner_lr).run()
+    return FusedExecutor(model, inputs, plan, rates).run()
 
 
 def sizes_of(inputs: Inputs, vocab: int) -> Sizes:

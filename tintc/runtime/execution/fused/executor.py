@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -17,6 +18,7 @@ from tintc.ir.simulator.interface.fused_base import Pending
 from tintc.runtime.execution.fused.base_run import Reading
 from tintc.runtime.execution.fused.packed_linear import joined
 from tintc.runtime.execution.fused.plan import Plan
+from tintc.runtime.execution.rates import Rates
 
 if TYPE_CHECKING:
     from tintc.runtime.model.causal_lm import TintForCausalLM
@@ -25,13 +27,13 @@ if TYPE_CHECKING:
 class FusedExecutor(Reading):
     """One run of a plan on one batch (the runtime's `FusedRun`)."""
 
-    def __init__(self, model: TintForCausalLM, inputs: Inputs, plan: Plan, inner_lr: Tensor | None):
+    def __init__(self, model: TintForCausalLM, inputs: Inputs, plan: Plan, rates: Rates | None):
         super().__init__(model, inputs, inputs.position_ids)
-        self.plan, self.inner_lr = plan, inner_lr
+        self.plan, self.given = plan, rates
         self._parts: dict[SimOp, Tensor] = {}
         self._trains: dict[tuple[int, int], Tensor | None] = {}
         self._rates: dict[str, list[float]] = {}
-        self._shared = None if inner_lr is None or self.recorded else _one_number(inner_lr)
+        self._given: dict[tuple[str, int], Tensor | float] = {}
 
     def run(self) -> dict[str, Any]:
         """The plan's outputs by name; weights as `FusedWeights`."""
@@ -39,11 +41,14 @@ class FusedExecutor(Reading):
         seen: dict[str, Tensor] = {}
         shown, edits = self.plan.shown, self.model.edits
         for op, operands, read, last in self.plan.steps:
+            visible: dict[str, Tensor] = {}
             if op in shown:
                 given = [_cut(values[value], read) for value in operands]
-                seen |= {label: op.show_fused(name, self, *given) for label, name in shown[op]}
+                visible = {name: op.show_fused(name, self, *given) for name in {name for _, name in shown[op]}}
+                seen |= {label: visible[name] for label, name in shown[op]}
                 del given
-            result = op.fused(self, *(_cut(values[value], read) for value in operands))
+            form = partial(op.fused_showing, self, visible) if visible and self.recorded else partial(op.fused, self)
+            result = form(*(_cut(values[value], read) for value in operands))
             if edits and op.results[0] in edits:
                 result = edits[op.results[0]](result)
             if len(op.results) == 1:
@@ -67,8 +72,12 @@ class FusedExecutor(Reading):
         }
 
     def rate(self, name: str, step: int) -> Tensor | float:
-        if self.inner_lr is not None:
-            return self.inner_lr if self._shared is None else self._shared
+        given = None if self.given is None else self.given.of(name, step)
+        if given is not None:
+            if (name, step) not in self._given:
+                number = None if self.recorded else _one_number(given)
+                self._given[name, step] = given if number is None else number
+            return self._given[name, step]
         if self.recorded:
             return self.model.rate(name)[step]
         if not self._rates:

@@ -23,6 +23,7 @@ from tintc.ir.simulator import SimOp
 from tintc.ir.simulator.interface.literal_base import Applied, PrefixTiles, Tile, Tiles
 from tintc.runtime.execution.literal.attention import TintAttention
 from tintc.runtime.execution.literal.blocks import PositionGate
+from tintc.runtime.execution.rates import Rates
 
 if TYPE_CHECKING:
     from tintc.runtime.model.causal_lm import TintForCausalLM
@@ -42,16 +43,17 @@ class SimModule(nn.Module):
 
     def forward(self, e: Tensor, block: str, machine: Machine, mask: Tensor | None, rate: Tensor | None) -> Tensor:
         module, gate = machine.model.block(self.blocks[block])
-        scores: list[Tensor] = []
+        shown: list[Tensor] = []
         if isinstance(module, TintAttention):
             mask = machine.prefix_mask() if mask is None and module.kind == "sink" else mask
-            keep = None if machine.applied is None else scores
+            part = None if machine.applied is None else self.op.shown_scores(machine.layout)
+            keep = None if part is None else partial(_kept, part, shown)
             new = module(e, machine.positions, mask, machine.token_positions, keep)
         else:
             new = module(e)
         if machine.applied is not None:
             given = gate.taken(new, machine.positions) if isinstance(gate, PositionGate) else new
-            machine.applied.append(Applied(given, rate, scores[0] if scores else None))
+            machine.applied.append(Applied(given, rate, shown[0] if shown else None))
         if rate is not None:
             new = new * rate.to(new.dtype).reshape(-1, 1, 1)
         return new if gate is None else gate(e, new, machine.positions)
@@ -60,11 +62,22 @@ class SimModule(nn.Module):
         return self.op.opname
 
 
+def _kept(part: tuple[slice, ...], shown: list[Tensor], scores: Tensor) -> Tensor:
+    """Keep a part of the scores to be shown; the scores to go on with, which read that very part where autograd records
+    it."""
+    shown.append(scores[part])
+    if not torch.is_grad_enabled():
+        return scores
+    scores = scores.clone()
+    scores[part] = shown[0]
+    return scores
+
+
 class Machine:
     """One run of a program on one batch (the runtime's `LiteralRun`)."""
 
-    def __init__(self, model: TintForCausalLM, inputs: Inputs, inner_lr: Tensor | None):
-        self.model, self.inputs, self.inner_lr, self.layout = model, inputs, inner_lr, model.layout
+    def __init__(self, model: TintForCausalLM, inputs: Inputs, rates: Rates | None):
+        self.model, self.inputs, self.given, self.layout = model, inputs, rates, model.layout
         batch, length = inputs.shape
         k, device = self.layout.n_prefixes, inputs.input_ids.device
         self.positions = torch.arange(k + length, device=device).expand(batch, -1)
@@ -99,10 +112,13 @@ class Machine:
                 if isinstance(made, PrefixTiles):
                     weights[value] = made
                 elif value.type.kind == "tokens":
-                    if value in edits:
-                        made = self._cut(edits[value](self._joined(value, made)))
-                    if value in kept:
-                        found[value] = self._joined(value, made)
+                    if value in edits or value in kept:
+                        joined = self._joined(value, made)
+                        joined = edits[value](joined) if value in edits else joined
+                        if value in kept:
+                            found[value] = joined
+                        if value in edits or torch.is_grad_enabled():  # what is read later is what is handed out
+                            made = self._cut(joined)
                     slots[value] = next(write)
                     memory.update(zip(slots[value], made, strict=True))
                 else:
@@ -173,7 +189,8 @@ class Machine:
         return self._masks[key]
 
     def rate(self, name: str, step: int) -> Tensor:
-        return self.model.rate(name)[step] if self.inner_lr is None else self.inner_lr
+        given = None if self.given is None else self.given.of(name, step)
+        return self.model.rate(name)[step] if given is None else given
 
     def look_up(self, table: str, rows: Tensor) -> Tensor:
         found = self.model.table(table)[rows]

@@ -1,0 +1,134 @@
+"""Masks of long texts: parts of them are what a whole evaluation gives, late changes show, memory is linear. Exact."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny_models import build, llama
+from torch import Tensor, nn
+from transformers import masking_utils
+
+from tintc.errors import UnsupportedModelError
+from tintc.frontend.attention.scores import find_scores
+from tintc.frontend.graph.trace_model import capture
+from tintc.frontend.importer import import_graph
+from tintc.frontend.parts import part_of
+from tools.sweep.tiny import tiny_model
+
+ROOT = Path(__file__).resolve().parents[2]
+SIZES: dict[str, Any] = {"num_hidden_layers": 1, "hidden_size": 16, "num_attention_heads": 2, "intermediate_size": 12}
+SIZES |= {"num_key_value_heads": 1, "head_dim": 8, "vocab_size": 23}
+
+
+@pytest.mark.parametrize("kind", ["llama", "gemma2", "bloom", "mpt", "gpt_neo", "openai-gpt", "gptj"])
+def test_a_part_is_what_the_whole_has_there(kind: str) -> None:
+    graph = capture(tiny_model(kind))
+    rows, columns, length = torch.tensor([1, 4, 18]), torch.tensor([0, 4, 5, 9, 18]), 19
+    masks = {mask.node: mask for node in graph.live for found in [find_scores(graph, node)] for mask in _masks(found)}
+    assert masks
+    for mask in masks:
+        whole, part = graph.evaluate(mask, 1, length), part_of(graph, mask, length, rows, columns)
+        for dim, places in ((-2, rows), (-1, columns)):
+            whole = whole.index_select(dim, places) if whole.shape[dim] == length else whole
+        assert torch.equal(part, whole)
+
+
+def _masks(found: Any) -> tuple[Any, ...]:
+    return getattr(found, "masks", ())
+
+
+class Triangles(nn.Module):
+    """Attention's place is taken by what makes its mask in code that people write themselves."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.config = llama(n_layers=1).config
+        self.weight = nn.Parameter(torch.ones(1))
+        self.register_buffer("table", torch.ones(64, 64, dtype=torch.bool).tril()[None, None])
+
+    def forward(self, input_ids: Tensor) -> Tensor:
+        length = input_ids.shape[1]
+        square = torch.arange(length * 1.0)[:, None] * torch.arange(length * 1.0)
+        near = square.tril(1).triu(-5).view(1, 1, length, length)
+        table = self.table[:, :, :length, :length]  # pyright: ignore[reportIndexIssue]
+        mask = torch.where(table & (near > 3), near.square(), -1.0)
+        return self.weight * (mask + input_ids[:, None, None])
+
+
+def test_parts_of_triangles_and_tables() -> None:
+    graph = capture(Triangles())
+    rows, columns = torch.tensor([0, 7, 8, 30]), torch.tensor([2, 3, 8, 9, 29])
+    (mask,) = [node for node in graph.module.graph.nodes if node.name == "where"]
+    whole = graph.evaluate(mask, 1, 31)
+    assert torch.equal(part_of(graph, mask, 31, rows, columns), whole[..., rows, :][..., columns])
+    assert whole.unique().numel() > 5
+
+
+def import_long(model: Any, length: int) -> list[Any]:
+    program = import_graph(capture(model, length))
+    return [op for op in program.ops if op.opname == "aux.attention"]
+
+
+def test_windows_longer_than_what_is_checked_whole() -> None:
+    long = build("mistral", **SIZES, max_position_embeddings=8192, sliding_window=5001)
+    assert [op.window for op in import_long(long, 6000)] == [5001]
+    assert [op.window for op in import_long(long, 5000)] == [0]
+
+
+Overlay = Callable[[Any, Any, Any, Any], Any]
+LATE: dict[str, Overlay] = {
+    "from a late query on": lambda b, h, q, k: (q < 5500) | (k > 3),
+    "for some late queries": lambda b, h, q, k: (q < 4100) | (q > 4150) | (k < 9) | (k > q - 4),
+    "a key that nobody sees": lambda b, h, q, k: (k != 4711) | (q == k),
+    "windows of late queries": lambda b, h, q, k: (q < 3000) | (q > 3010) | (q - k < 2),
+    "pieces": lambda b, h, q, k: q // 2500 == k // 2500,
+    "the next token, late": lambda b, h, q, k: k >= 0,
+}
+
+
+@pytest.mark.parametrize("kind", LATE)
+def test_masks_that_change_late_are_refused(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    original = masking_utils.causal_mask_function
+    late = LATE[kind]
+
+    def changed(b: Any, h: Any, q: Any, k: Any) -> Any:
+        if kind == "the next token, late":
+            return original(b, h, q, k) | ((q == 4000) & (k == 4001))
+        return original(b, h, q, k) & late(b, h, q, k)
+
+    monkeypatch.setattr(masking_utils, "causal_mask_function", changed)
+    model = build("llama", **SIZES, max_position_embeddings=8192)
+    with pytest.raises(UnsupportedModelError, match="attention sees"):
+        import_long(model, 6000)
+
+
+PEAK = """
+import resource, sys
+sys.path.insert(0, "tests")
+from tiny_models import build
+from tintc.frontend.graph.trace_model import capture
+from tintc.frontend.importer import import_graph
+model = build({kind!r}, **{sizes!r})
+import_graph(capture(model, 64))
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+import_graph(capture(model, 24000))
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+"""
+LONG: dict[str, dict[str, Any]] = {
+    "llama": SIZES | {"max_position_embeddings": 32768},
+    "bloom": {"n_layer": 1, "hidden_size": 16, "n_head": 2, "vocab_size": 23},
+}
+
+
+@pytest.mark.parametrize("kind", LONG)
+def test_memory_grows_with_the_length_and_not_its_square(kind: str) -> None:
+    """One mask of 24,000 tokens, a byte an entry, would be 550 MiB."""
+    code = PEAK.format(kind=kind, sizes=LONG[kind])
+    found = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert int(found.stdout) << 10 < 300 << 20, found.stdout

@@ -1,0 +1,80 @@
+"""Several learning rates on one text, for little more than one.
+
+What one step of descent subtracts is linear in the rate. So the first pass and the backward pass are run once, at rate
+1, and only the last pass is run for each rate, with weights between those before and those after: ``W + r (W' - W)``.
+Several steps are not linear, and literal execution makes the updates of its modules: there every rate is a run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from tintc.ir.simulator.interface.fused_base import FusedWeights
+from tintc.runtime.adaptation.continuation import base_weights
+from tintc.runtime.adaptation.prefill import predict
+from tintc.runtime.adaptation.state import AdaptedState
+from tintc.runtime.execution.fused.batches import run_together
+from tintc.runtime.model.precision import in_its_own_dtype
+
+if TYPE_CHECKING:
+    from tintc.runtime.model.causal_lm import TintForCausalLM
+
+Score = Callable[[Tensor], float]
+
+
+@torch.no_grad()
+@in_its_own_dtype
+def sweep(
+    sim: TintForCausalLM, ids: Tensor, train_mask: Tensor, rates: Sequence[float], score: Score
+) -> tuple[float, list[float]]:
+    """What `score` says of the logits ``[1, T, V]`` before the update, and after the update at each rate.
+
+    ids ``[1, T]``; train_mask ``[1, T]`` or ``[N, 1, T]``.
+    """
+    if _is_shared(sim):
+        return _shared(sim, ids, train_mask, rates, score)
+    inputs = sim._inputs(ids, train_mask)
+    before, after = 0.0, []
+    for rate in rates:
+        found = sim._execute(inputs, rate, ("logits", "logits_before")[: 1 if after else 2], None)
+        before = before if after else score(found["logits_before"])
+        after.append(score(found["logits"]))
+    return before, after
+
+
+def _is_shared(sim: TintForCausalLM) -> bool:
+    """Whether one backward pass serves all rates. Captures and edits are of whole runs."""
+    watched = sim._captures or sim._edited
+    return sim.program.attributes["n_steps"] == 1 and not watched and sim._choose_executor() == "fused"
+
+
+def _shared(
+    sim: TintForCausalLM, ids: Tensor, train_mask: Tensor, rates: Sequence[float], score: Score
+) -> tuple[float, list[float]]:
+    labels = {f"updated.{value.name}": value for value in sim.continuation.updated}
+    outputs = {"logits_before": sim.program.outputs["logits_before"]} | labels
+    inputs = sim._inputs(ids, train_mask)
+    found = run_together(sim, replace(sim.program, outputs=outputs), inputs, sim._rate_of(1.0, 1))
+    before, base = score(found.pop("logits_before")), base_weights(sim)
+    after = []
+    for rate in rates:
+        weights = {value: _between(base[value], found[label], rate) for label, value in labels.items()}
+        state = AdaptedState(sim, weights, 1).settled()
+        after.append(score(predict(sim, ids, None, None, state, None, 0)))
+    return before, after
+
+
+def _between(base: FusedWeights, made: FusedWeights, rate: float) -> FusedWeights:
+    """The weights at a rate, from those without update and those at rate 1."""
+
+    def part(one: Tensor | None, other: Tensor | None) -> Tensor | None:
+        return other if one is None or other is None else torch.lerp(one.expand_as(other), other, rate)
+
+    pending = tuple(replace(update, rate=update.rate * rate) for update in made.pending)
+    weight = made.weight if pending else part(base.weight, made.weight)
+    return FusedWeights(weight, part(base.bias, made.bias), pending)

@@ -1,0 +1,132 @@
+"""What users hand over in place of a decoder, and the sentence that says what to hand over instead."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PretrainedConfig, PreTrainedModel
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+from tintc.errors import ModelError
+from tintc.hub import MODEL_TYPE
+
+PACKED = frozenset({"qweight", "qzeros", "weight_packed"})
+"""Names of buffers that hold quantised weights."""
+WRAPPERS = (nn.DataParallel, nn.parallel.DistributedDataParallel)
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """The model in `DataParallel`, `DistributedDataParallel` and `torch.compile`, however they are nested."""
+    while True:
+        if isinstance(model, WRAPPERS):
+            model = model.module
+        elif isinstance(model, torch._dynamo.OptimizedModule):
+            model = model._orig_mod
+        else:
+            return model
+
+
+def check_kind(model: Any, name: str) -> PreTrainedModel:
+    """The model, if it is a decoder with a language-model head; raises `ModelError` with what it is otherwise."""
+    if isinstance(model, PreTrainedModel) and model.config.model_type == MODEL_TYPE:
+        raise ModelError(simulator_sentence(name))
+    if any(_package(module) == "peft" for module in model.modules()):
+        raise ModelError(
+            f"{name} has adapters of peft, which are no part of the decoder; call merge_and_unload() on the PeftModel "
+            "(PeftModel.from_pretrained(model, adapter) makes one) and pass what it returns."
+        )
+    if quantised(model):
+        raise ModelError(quantised_sentence(name, _method(model)))
+    if not isinstance(model, PreTrainedModel):
+        raise ModelError(
+            f"{name} is a torch module and not a transformers model; wrap it in a PreTrainedModel whose forward takes "
+            "input_ids, attention_mask and position_ids and returns an object with logits."
+        )
+    if model.config.is_encoder_decoder:
+        raise ModelError(f"{name} reads its prompt with an encoder; tintc compiles causal language models (decoders).")
+    if not model.can_generate():
+        raise ModelError(_headless(model, name))
+    return model
+
+
+def _headless(model: PreTrainedModel, name: str) -> str:
+    """Why a model that cannot generate is none to compile."""
+    whole = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(model.config.model_type)
+    if model.get_output_embeddings() is None and whole is not None:
+        return (
+            f"{name} is not a causal language model: it has no language-model head. Pass {whole}, which is what "
+            "AutoModelForCausalLM.from_pretrained loads."
+        )
+    return (
+        f"{name} is not a causal language model (decoder with a language-model head); if it is a part of one, pass the "
+        "whole model."
+    )
+
+
+def quantised(model: nn.Module) -> bool:
+    """Whether some weights are kept in another form than as numbers of two bytes or more."""
+    for module in model.modules():
+        if _package(module) == "torch.ao" or PACKED.intersection(module._buffers):
+            return True
+        parameters = [parameter for parameter in module._parameters.values() if parameter is not None]
+        if any(not _is_plain(parameter) for parameter in parameters):
+            return True
+    return False
+
+
+def quantised_sentence(name: str, method: str) -> str:
+    by = f" by {method}" if method else ""
+    return (
+        f"{name} has weights that are quantised{by}; pass the model from before, or load it with transformers, call "
+        "model.dequantize() and pass the model."
+    )
+
+
+def simulator_sentence(name: str) -> str:
+    return f"{name} is a simulator already; pass the model that it was compiled from, or use it as it is."
+
+
+def adapter_sentence(name: str, entries: Mapping[str, Any]) -> str:
+    """What to say of a folder with nothing but an adapter, whose configuration has these entries."""
+    base = entries.get("base_model_name_or_path") or "the model that it was trained for"
+    return (
+        f"{name} is an adapter of peft and not a model; in Python, load {base}, pass PeftModel.from_pretrained(model, "
+        f"{name!r}).merge_and_unload(), or save that and name its folder."
+    )
+
+
+def _is_plain(parameter: Tensor) -> bool:
+    own = type(parameter).__module__.partition(".")[0] != "torchao"
+    return own and parameter.is_floating_point() and parameter.dtype.itemsize > 1
+
+
+def _method(model: Any) -> str:
+    """Who has quantised the model, as its configuration says; empty if it does not."""
+    return method_of(getattr(getattr(model, "config", None), "quantization_config", None))
+
+
+def method_of(entry: Any) -> str:
+    """The method that an entry `quantization_config` names, a mapping or an object; empty if there is none."""
+    if entry is None:
+        return ""
+    found = entry.get("quant_method", "") if isinstance(entry, dict) else getattr(entry, "quant_method", "")
+    return str(getattr(found, "value", found))
+
+
+def _package(module: nn.Module) -> str:
+    """The package of a module's class; of PyTorch's, with the part of it."""
+    parts = type(module).__module__.split(".")
+    return ".".join(parts[:2]) if parts[0] == "torch" else parts[0]
+
+
+def not_a_model(value: Any) -> str:
+    """What to say of something that is neither a module nor a path."""
+    if isinstance(value, PretrainedConfig):
+        return (
+            f"{type(value).__name__} is a configuration, which has no weights; pass a model, such as "
+            "AutoModelForCausalLM.from_config(config) makes with random weights."
+        )
+    return f"A {type(value).__name__} is no model; pass a transformers model, a folder, a .gguf file or a hub id."

@@ -1,0 +1,122 @@
+"""Learning rates that are given where a simulator runs, in place of the stored ones."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tintc.errors import OptionError
+from tintc.ir.core import Program
+from tintc.ir.simulator import SimOp
+
+Rate = float | Tensor | Sequence[float]
+"""A number; ``[B]``, one per example; ``[N]``, one per step; ``[N, B]``, ``[N, 1]`` or ``[1, B]``. One dimension is per
+example if its length is B, and per step if it is N and not B."""
+GivenRates = Rate | Mapping[int | str, Rate] | None
+DEFAULT = "default"
+"""The key of a mapping for all layers that it does not name."""
+SHAPES = "pass a number, one per example [B], one per step [N], or [N, B]"
+
+
+@dataclass(frozen=True)
+class Rates:
+    """Rates of a run, each ``[N, B]``: by the auxiliary's layer, and those of all others (None: as they are stored).
+
+    layers: the auxiliary's layer of every parameter that has a stored rate.
+    """
+
+    layers: Mapping[str, int]
+    others: Tensor | None
+    by_layer: Mapping[int, Tensor] = field(default_factory=dict)
+
+    def of(self, name: str, step: int) -> Tensor | None:
+        """The rate ``[B]`` of a parameter in a step; None: the stored one."""
+        rate = self.by_layer.get(self.layers[name], self.others)
+        return None if rate is None else rate[step]
+
+    def rows(self, rows: slice) -> Rates:
+        """Those of some of the examples."""
+        return self._each(lambda rate: rate[:, rows])
+
+    def repeated(self, count: int) -> Rates:
+        """The same for every example repeated, as many rows side by side."""
+        return self._each(lambda rate: rate.repeat_interleave(count, 1))
+
+    def to(self, device: torch.device) -> Rates:
+        return self._each(lambda rate: rate.to(device))
+
+    @property
+    def alike(self) -> bool:
+        """Whether all examples have the same."""
+        return all(bool((rate == rate[:, :1]).all()) for rate in self._all())
+
+    @property
+    def batch(self) -> int:
+        """How many examples they are for; 1 if all are as stored."""
+        return next((rate.shape[1] for rate in self._all()), 1)
+
+    def _all(self) -> list[Tensor]:
+        return [*self.by_layer.values(), *([] if self.others is None else [self.others])]
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> Rates:
+        others = None if self.others is None else change(self.others)
+        return Rates(self.layers, others, {layer: change(rate) for layer, rate in self.by_layer.items()})
+
+
+def rates_of(given: Any, program: Program, batch: int, dtype: torch.dtype, device: torch.device) -> Rates:
+    """What a user passes as `inner_lr`: a `Rate`, or a mapping from layers, and `DEFAULT`, to rates.
+
+    Raises `OptionError` for what is none, for layers that the simulator does not update, and for rates that are
+    negative or not finite.
+    """
+    if isinstance(given, Rates):
+        return given.to(device)
+    layers, steps = _layers(program), program.attributes["n_steps"]
+
+    def resolved(rate: Any) -> Tensor:
+        return _resolved(rate, steps, batch, dtype).to(device)
+
+    if not isinstance(given, Mapping):
+        return Rates(layers, resolved(given))
+    named = {key: rate for key, rate in given.items() if key != DEFAULT}
+    for key in named:
+        _check_layer(key, sorted(set(layers.values())))
+    others = resolved(given[DEFAULT]) if DEFAULT in given else None
+    return Rates(layers, others, {int(layer): resolved(rate) for layer, rate in named.items()})
+
+
+def _layers(program: Program) -> dict[str, int]:
+    return {name: op.layer for op in program.ops if isinstance(op, SimOp) for name in op.rates()}
+
+
+def _check_layer(key: object, updated: Sequence[int]) -> None:
+    if isinstance(key, bool) or not isinstance(key, int) or key not in updated:
+        shown = ", ".join(map(str, updated))
+        raise OptionError(
+            f"inner_lr has a rate for layer {key!r}; this simulator updates the layers {shown}. Name these alone, and "
+            f"{DEFAULT!r} for the others."
+        )
+
+
+def _resolved(given: Any, steps: int, batch: int, dtype: torch.dtype) -> Tensor:
+    """``[N, B]``; autograd goes on through it."""
+    try:
+        rate = torch.as_tensor(given, dtype=dtype)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise OptionError(f"inner_lr is {given!r}; {SHAPES}.") from error
+    shape = tuple(rate.shape)
+    if shape in ((), (batch,)):
+        rate = rate.expand(steps, batch)
+    elif shape == (steps,):
+        rate = rate[:, None].expand(steps, batch)
+    elif len(shape) == 2 and shape[0] in (1, steps) and shape[1] in (1, batch):
+        rate = rate.expand(steps, batch)
+    else:
+        raise OptionError(f"inner_lr has shape {shape}; {SHAPES}: here B is {batch} and N is {steps}.")
+    if not bool((torch.isfinite(rate) & (rate >= 0)).all()):
+        raise OptionError("The learning rate must be finite and not negative.")
+    return rate
