@@ -4,19 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from tintc.ir.columns import runs_of
+
 Path = tuple[str, ...]
 """The names of a module path, from the outermost."""
 
 
 def ranges(numbers: Iterable[int]) -> str:
-    """Return numbers as ``0-3,5``."""
-    runs: list[list[int]] = []
-    for number in sorted(set(numbers)):
-        if runs and runs[-1][-1] == number - 1:
-            runs[-1] = [runs[-1][0], number]
+    """Return ``0-3,5`` of 5, 0, 1, 2, 3."""
+    texts: list[str] = []
+    for start, stop in runs_of(sorted(set(numbers))):
+        if stop - start == 1:
+            texts.append(str(start))
         else:
-            runs.append([number])
-    return ",".join("-".join(map(str, run)) for run in runs)
+            texts.append(f"{start}-{stop - 1}")
+    return ",".join(texts)
 
 
 def folded(paths: Iterable[str]) -> list[str]:

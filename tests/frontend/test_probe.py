@@ -48,7 +48,7 @@ def test_a_model_that_cannot_take_padding_itself() -> None:
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_hides_no_wrong_factor(dtype: torch.dtype) -> None:
     """A scale that is off by 5 % moves the logits by about as much as bf16 rounds them; 0.5 % is allowed."""
-    source = load_auxiliary(llama(n_layers=1).to(dtype=dtype))
+    source = load_auxiliary(cast(Any, llama(n_layers=1)).to(dtype))
     before = {key: tensor.clone() for key, tensor in source.model.state_dict().items()}
     auxiliary = driver.import_auxiliary(source)
     wrong = broken(auxiliary.program, Norm, eps=0.02)

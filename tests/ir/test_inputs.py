@@ -22,7 +22,7 @@ def test_defaults() -> None:
     found = resolve_inputs(IDS)
     assert rows(found.position_ids) == [[0, 1, 2, 3, 4, 5]] * 2
     assert rows(found.train) == [[1, 1, 1, 0, 0, 0]] * 2
-    assert rows(found.counts) == [[1, 1, 0, 0, 0, 0]] * 2
+    assert rows(found.loss_positions) == [[1, 1, 0, 0, 0, 0]] * 2
     assert bool(found.allowed.all()) and found.shape == (2, 6)
     assert rows(found.next_ids) == [[1, 2, 3, 4, 5, 5], [7, 8, 9, 10, 11, 11]]
 
@@ -38,25 +38,28 @@ def test_pads_never_train_or_count() -> None:
     mask = torch.tensor([[0, 1, 1, 1, 1, 1], [1, 1, 1, 1, 0, 0]])
     found = resolve_inputs(IDS, train_mask=torch.ones(2, 6), attention_mask=mask)
     assert rows(found.train) == rows(mask)
-    assert rows(found.counts) == [[0, 1, 1, 1, 1, 0], [1, 1, 1, 0, 0, 0]]
+    assert rows(found.loss_positions) == [[0, 1, 1, 1, 1, 0], [1, 1, 1, 0, 0, 0]]
 
 
 def test_counting_needs_both_tokens_in_exact_and_the_target_in_paper_code() -> None:
     train = torch.tensor([[0, 1, 1, 0, 1, 1], [1, 1, 0, 0, 0, 1]])
-    assert rows(resolve_inputs(IDS, train).counts) == [[0, 1, 0, 0, 1, 0], [1, 0, 0, 0, 0, 0]]
-    assert rows(resolve_inputs(IDS, train, semantics="paper-code").counts) == [[1, 1, 0, 1, 1, 0], [1, 0, 0, 0, 1, 0]]
+    assert rows(resolve_inputs(IDS, train).loss_positions) == [[0, 1, 0, 0, 1, 0], [1, 0, 0, 0, 0, 0]]
+    assert rows(resolve_inputs(IDS, train, semantics="paper-code").loss_positions) == [
+        [1, 1, 0, 1, 1, 0],
+        [1, 0, 0, 0, 1, 0],
+    ]
 
 
 def test_loss_mask_indexes_the_target() -> None:
     found = resolve_inputs(IDS, torch.ones(2, 6), torch.tensor([[1, 0, 1, 1, 1, 1], [0, 1, 1, 1, 1, 0]]))
-    assert rows(found.counts) == [[0, 1, 1, 1, 1, 0], [1, 1, 1, 1, 0, 0]]
+    assert rows(found.loss_positions) == [[0, 1, 1, 1, 1, 0], [1, 1, 1, 1, 0, 0]]
 
 
 @pytest.mark.parametrize("train", [[0, 0, 0, 0, 0, 0], [0, 0, 1, 0, 0, 0]])
 def test_fewer_than_two_train_tokens_are_none(train: list[int]) -> None:
     found = resolve_inputs(IDS, torch.tensor([train, [1, 1, 0, 0, 0, 0]]))
     assert rows(found.train) == [[0] * 6, [1, 1, 0, 0, 0, 0]]
-    assert rows(found.counts) == [[0] * 6, [1, 0, 0, 0, 0, 0]]
+    assert rows(found.loss_positions) == [[0] * 6, [1, 0, 0, 0, 0, 0]]
 
 
 @pytest.mark.parametrize(("fraction", "count"), [(0.01, 0), (0.34, 2), (0.5, 3), (0.99, 5)])
@@ -69,10 +72,10 @@ def test_masks_of_every_step() -> None:
     masks = torch.tensor([[[1, 1, 1, 0, 0, 0], [0, 1, 1, 0, 0, 0]], [[0, 0, 1, 1, 1, 1], [0, 0, 0, 1, 0, 0]]])
     pads = torch.tensor([[1, 1, 1, 1, 1, 0], [1] * 6])
     found = resolve_inputs(IDS, masks, torch.tensor([[1, 1, 0, 1, 1, 1]] * 2), pads, n_steps=2)
-    assert rows(found.trained(0)) == [[1, 1, 1, 0, 0, 0], [0, 1, 1, 0, 0, 0]]
-    assert rows(found.trained(1)) == [[0, 0, 1, 1, 1, 0], [0] * 6]
-    assert rows(found.counted(0)) == [[1, 0, 0, 0, 0, 0], [0] * 6]
-    assert rows(found.counted(1)) == [[0, 0, 1, 1, 0, 0], [0] * 6]
+    assert rows(found.train_mask(0)) == [[1, 1, 1, 0, 0, 0], [0, 1, 1, 0, 0, 0]]
+    assert rows(found.train_mask(1)) == [[0, 0, 1, 1, 1, 0], [0] * 6]
+    assert rows(found.loss_positions_of(0)) == [[1, 0, 0, 0, 0, 0], [0] * 6]
+    assert rows(found.loss_positions_of(1)) == [[0, 0, 1, 1, 0, 0], [0] * 6]
     part = found.rows(1, 2)
     assert part.shape == (1, 6) and torch.equal(part.train, found.train[:, 1:])
     with pytest.raises(InputError, match=r"train_mask has shape \(2, 2, 6\); .* \(2, 6\), or \(3, 2, 6\), a mask"):
@@ -119,4 +122,4 @@ def test_isolated_train_tokens_are_warned_of(train: list[int], isolated: bool) -
         warnings.simplefilter("always")
         inputs = resolve_inputs(ids, mask)
     assert [str(one.message).startswith("Nothing is trained on") for one in caught] == [True] * isolated
-    assert bool(inputs.counts[1].any()) == (train == [0, 1, 1, 0, 1])
+    assert bool(inputs.loss_positions[1].any()) == (train == [0, 1, 1, 0, 1])

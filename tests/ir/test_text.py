@@ -21,7 +21,7 @@ from tintc.lowering.passes.unroll_steps import unroll_steps
 NAMES = st.from_regex(r"[A-Za-z_][A-Za-z0-9_.\-]{0,12}", fullmatch=True)
 FLOATS = st.floats(allow_nan=False, allow_infinity=False, min_value=1e-300, max_value=1e300)
 JSON = st.recursive(
-    st.none() | st.booleans() | st.integers() | FLOATS | st.text(max_size=20),
+    st.none() | st.booleans() | st.integers(1 - 10**18, 10**18 - 1) | FLOATS | st.text(max_size=20),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
     max_leaves=6,
 )
@@ -156,6 +156,70 @@ def test_parse_errors_name_the_line(old: str, new: str, line: int, why: str) -> 
     with pytest.raises(IRError, match=f"line {line}: ") as caught:
         parse_program(TEXT.replace(old, new, 1))
     assert why in str(caught.value)
+
+
+def junk(row: tuple[str, str, str]) -> str:
+    return row[1][:40]
+
+
+JUNK = [
+    # Types: every character of the list is read.
+    ('"relu"} : tokens<4>', '"relu"} : tokens<4> oops>', "types are separated by ', '"),
+    ('"relu"} : tokens<4>', '"relu"} : tokens<4>, junk>', "expected a type"),
+    ('"relu"} : tokens<4>', '"relu"} : tokens<4>, , tokens<4>', "expected a type"),
+    ('"relu"} : tokens<4>', '"relu"} : tokens<4>tokens<4>', "types are separated by ', '"),
+    ('"relu"} : tokens<4>', '"relu"} : tokens<4,bias>', "expected a type"),
+    ('"relu"} : tokens<4>', '"relu"} : tokens<4x>', "expected a type"),
+    ('"relu"} : tokens<4>', '"relu"} : tokens<-4>', "expected a type"),
+    ('"relu"} : tokens<4>', '"relu"} : words<4>', "expected a type"),
+    ('"relu"} : tokens<4>', '"relu"} : tokens<٤>', "expected a type"),
+    ('"relu"} : tokens<4>', f'"relu"}} : tokens<{"4" * 5000}>', "expected a type"),
+    (" : 5x4", f" : {'5' * 5000}x4", "parameter @name"),
+    # Values.
+    ("(%x)", "(%x, )", "expected '%result"),
+    ("(%x)", "(x)", "expected '%result"),
+    ("(%x)", "(%x %x)", "expected '%result"),
+    ("(%x)", "(%x,, %x)", "expected '%result"),
+    # Attributes.
+    ('{fn="relu"}', '{fn="relu", }', "attributes read"),
+    ('{fn="relu"}', '{fn="relu", fn="silu"}', "'fn' stands there twice"),
+    ('{fn="relu"}', '{fn="relu", layer=true}', "'layer' must be of type int"),
+    ('{fn="relu"}', f'{{fn="relu", layer={"1" * 5000}}}', "not finite, or of over 18 digits"),
+    ('{fn="relu"}', f"{{fn={'[' * 100000}}}", "nests more than 8"),
+    ("{width=4}", f"{{width={'[' * 9}{']' * 9}}}", "nests more than 8"),
+    ("{width=4}", "{width=NaN}", "not finite"),
+    ("{width=4}", "{width=-Infinity}", "not finite"),
+    ("{width=4}", "{width=1e999}", "not finite"),
+    # Parameters and outputs.
+    ('{source="e"}', "{source=3}", "is a string"),
+    ('{source="e"}', '{source="e", transpose=1}', "true or false"),
+    ('{source="e"}', '{source="e", rows=[[0]]}', "pairs [start, stop]"),
+    (" : 5x4", ' : 5x4\nparameter @e {source="e"} : 5x4', "@e stands there twice"),
+    ("return y = %y", "return y = %y\nreturn y = %x", "'y' stands there twice"),
+]
+
+
+@pytest.mark.parametrize(("old", "new", "why"), JUNK, ids=map(junk, JUNK))
+def test_junk_is_refused_in_a_sentence(old: str, new: str, why: str) -> None:
+    """A text that users edit is read whole: nothing in it is skipped, and nothing in it is too large to be said."""
+    assert old in TEXT
+    with pytest.raises(IRError, match="line ") as caught:
+        parse_program(TEXT.replace(old, new, 1))
+    assert why in str(caught.value)
+    assert len(str(caught.value)) < 500
+
+
+@pytest.mark.parametrize(
+    ("columns", "fits"),
+    [("[[0, 4]]", True), ("[[0, 4.0]]", False), ("[0, 4]", False), ("[[0, 4, 1]]", False), ('[["0", 4]]', False)],
+)
+def test_lists_hold_what_their_field_says(columns: str, fits: bool) -> None:
+    text = TEXT.replace('aux.activation(%x) {fn="relu"}', f"aux.select(%x) {{columns={columns}}}")
+    if fits:
+        parse_program(text)
+    else:
+        with pytest.raises(IRError, match="'columns' must be of type tuple"):
+            parse_program(text)
 
 
 REPEAT = """sim.program {}

@@ -8,8 +8,8 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tintc.ir.simulator.interface import fused_base
-from tintc.ir.simulator.interface.fused_base import FEW, widening
+from tintc.ir.simulator.interface import fused_kernels
+from tintc.ir.simulator.interface.fused_kernels import FEW, widening
 
 
 @settings(max_examples=25, deadline=None)
@@ -26,7 +26,7 @@ def test_it_is_the_linear_layer(rows: int, din: int, more: int, bias: bool, cut:
     assert (found - wanted).norm() <= 1e-6 * wanted.norm()
 
 
-@pytest.mark.skipif(not fused_base.ONEDNN, reason="this build of PyTorch has no oneDNN")
+@pytest.mark.skipif(not fused_kernels.ONEDNN, reason="this build of PyTorch has no oneDNN")
 @pytest.mark.parametrize(
     ("rows", "dout", "dtype", "recorded", "taken"),
     [
@@ -42,7 +42,7 @@ def test_when_it_is_taken(
 ) -> None:
     """Otherwise PyTorch's own layer runs, which is differentiable."""
     asked = []
-    monkeypatch.setattr(fused_base.F, "linear", lambda *args: asked.append(args))
+    monkeypatch.setattr(fused_kernels.F, "linear", lambda *args: asked.append(args))
     with torch.set_grad_enabled(recorded):
         widening(torch.randn(rows, 20, dtype=dtype), torch.randn(dout, 20, dtype=dtype))
     assert bool(asked) != taken

@@ -22,7 +22,7 @@ from tintc.analysis.parameter_counts import (
 )
 from tintc.analysis.published import PUBLISHED
 from tintc.ir.layout import Layout
-from tintc.ir.simulator.interface.base import TableCount, attention_cost, split_cost
+from tintc.ir.simulator.interface.storage import TableCount, attention_cost, split_cost
 from tintc.lowering.emission.emit import blocks_of
 
 

@@ -159,7 +159,7 @@ def test_gradients_of_a_dag_are_those_of_autograd() -> None:
     inputs = resolve_inputs(IDS[:1], train_mask=torch.tensor([[1] * 6 + [0] * 3]))
     leaves = {name: tensor.clone().requires_grad_() for name, tensor in tensors.items()}
     z = forward(program, leaves, inputs)
-    loss = (z.logsumexp(-1) - z.gather(-1, inputs.next_ids[..., None])[..., 0]) * inputs.counts
+    loss = (z.logsumexp(-1) - z.gather(-1, inputs.next_ids[..., None])[..., 0]) * inputs.loss_positions
     loss.sum().backward()
     _, _, updated = simulate(program, tensors, inputs, Descent(1.0, difference=FiniteDifference("token", 1e-6)))
     for name in ("v.weight", "mix.weight", "mix.bias", "ln.bias", "lnf.bias"):

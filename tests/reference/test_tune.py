@@ -27,8 +27,8 @@ from tintc.frontend.source.load import load_auxiliary
 from tintc.ir.auxiliary.interpreter import view
 from tintc.ir.inputs import resolve_inputs
 from tintc.ir.losses import LOSSES
-from tintc.ir.simulator.interface.base import Weights
 from tintc.ir.simulator.interface.interpreter import interpret
+from tintc.ir.simulator.interface.semantics import Weights
 from tintc.reference import Approximations, Difference, Tuned, tune
 from tintc.reference.approximations import DESCENDS, GROUPS
 from tintc.reference.simulated_gradients import first_step

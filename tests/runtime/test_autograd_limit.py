@@ -21,8 +21,8 @@ from tintc.ir import simulator as sim
 from tintc.ir.auxiliary.interpreter import view
 from tintc.ir.core import Program, Value
 from tintc.ir.inputs import Inputs, resolve_inputs
-from tintc.ir.simulator.interface.base import Weights
 from tintc.ir.simulator.interface.interpreter import interpret
+from tintc.ir.simulator.interface.semantics import Weights
 from tintc.lowering.emission.emit import emit
 from tintc.lowering.options import Options
 from tintc.lowering.passes.assign_layers import assign_roles
@@ -42,7 +42,7 @@ def explicit(graph: CapturedGraph, ids: Tensor, inputs: Inputs, loss: str) -> di
     z = run_captured(graph, ids, parameters, detach_attention=True)
     picked = z.gather(-1, inputs.next_ids[..., None])[..., 0]
     each = z.logsumexp(-1) - picked if loss == "ce" else z.square().sum(-1) / 2 - picked
-    (each * inputs.counts).sum().backward()
+    (each * inputs.loss_positions).sum().backward()
     return {name: tensor.grad for name, tensor in parameters.items() if tensor.grad is not None}
 
 

@@ -13,9 +13,10 @@ from torch import Tensor
 
 from tintc.ir import simulator as sim
 from tintc.ir.core import Value, tokens
-from tintc.ir.functions import attention_probabilities, causal_mask, merge_heads, split_heads
+from tintc.ir.functions import causal_mask, merge_heads, split_heads
 from tintc.ir.inputs import resolve_inputs
-from tintc.ir.simulator.interface.base import Interpretation
+from tintc.ir.scores import attention_probabilities
+from tintc.ir.simulator.interface.semantics import Interpretation
 
 
 class Layer:
@@ -37,7 +38,7 @@ class Layer:
         self.positions = torch.arange(length)[None]
 
     def probabilities(self, q: Tensor, k: Tensor) -> Tensor:
-        return attention_probabilities(self.op(), q, k, self.allowed, self.positions)
+        return attention_probabilities(self.op(), q, k, self.allowed, self.positions, {})
 
     def op(self) -> sim.AttentionBackward:
         wide, narrow = tokens(self.heads * self.d), tokens(self.kv_heads * self.d)

@@ -1,1 +1,1 @@
-"""What can be told from a program: capture points, roles of heads, parameter counts, reports."""
+"""Facts that are read off a program: capture points, roles of heads, parameter counts, reports."""

@@ -26,7 +26,7 @@ from tintc.errors import OptionError
 from tintc.ir.core import Program, Value
 from tintc.ir.names import Names
 from tintc.ir.simulator import SimOp
-from tintc.ir.simulator.interface.base import Shape
+from tintc.ir.simulator.interface.semantics import Shape
 
 
 @dataclass(frozen=True)
@@ -49,15 +49,20 @@ class Point:
 
         It must be a token value, and no other op may start from how it was computed.
         """
-        return not self.show and self.op is not None and self.value.type.kind == "tokens" and self.op.computes() is None
+        return (
+            not self.show
+            and self.op is not None
+            and self.value.type.kind == "tokens"
+            and self.op.activation_key() is None
+        )
 
 
 def points_of(program: Program) -> dict[str, Point]:
     """Return all capture points of an unrolled simulator program, by name, pass by pass and then step by step."""
     if program not in _KNOWN:
         names = Names(".")
-        found = (*_of_passes(program), *_of_steps(program))
-        unique = ((names.fresh(point.name), point) for point in found)
+        points = (*_of_passes(program), *_of_steps(program))
+        unique = ((names.fresh(point.name), point) for point in points)
         _KNOWN[program] = {
             name: Point(name, point.shape, point.what, point.value, point.op, point.show) for name, point in unique
         }
@@ -76,17 +81,17 @@ def point_of(program: Program, label: str) -> Point:
 
 def shown_by(points: Mapping[str, Point]) -> dict[SimOp, list[tuple[str, str]]]:
     """Return what ops are to show besides their results: (label, name that the op knows it by), by op."""
-    found: dict[SimOp, list[tuple[str, str]]] = {}
+    shown: dict[SimOp, list[tuple[str, str]]] = {}
     for label, point in points.items():
         if point.show and point.op is not None:
-            found.setdefault(point.op, []).append((label, point.show))
-    return found
+            shown.setdefault(point.op, []).append((label, point.show))
+    return shown
 
 
 def sized(shape: Shape, batch: int, length: int) -> tuple[int, ...]:
     """Return a shape in numbers."""
-    known = {"B": batch, "T": length}
-    return tuple(known[size] if isinstance(size, str) else size for size in shape)
+    known: dict[int | str, int] = {"B": batch, "T": length}
+    return tuple(known.get(size) or int(size) for size in shape)
 
 
 def select(program: Program, patterns: tuple[str, ...]) -> list[str]:
@@ -95,7 +100,8 @@ def select(program: Program, patterns: tuple[str, ...]) -> list[str]:
 
     Raises `OptionError` for a pattern that no point matches.
     """
-    points, chosen = points_of(program), dict[str, None]()
+    points = points_of(program)
+    chosen: dict[str, None] = {}
     for pattern in patterns:
         matched = [name for name in points if _matches(name, pattern)]
         if not matched:
@@ -111,15 +117,15 @@ def _matches(name: str, pattern: str) -> bool:
 
 def _of_passes(program: Program) -> Iterator[Point]:
     """Yield the points of every pass: the auxiliary's values."""
-    made = _forward_ops(program)
+    by_origin = _forward_ops(program)
     residuals = residual_origins(program)
     for at in range(program.attributes["n_steps"] + 1):
-        here = {origin: op for origin, ops in made.items() if (op := _in_pass(ops, at)) is not None}
+        here = {origin: op for origin, ops in by_origin.items() if (op := _in_pass(ops, at)) is not None}
         for name, (origin, what) in residuals.items():
             if origin in here:
                 yield _value_point(f"pass{at}.{name}", here[origin], what)
         for op in here.values():
-            for name, shape in op.shows().items():
+            for name, shape in op.extra_capture_points().items():
                 what = f"attention probabilities of layer {op.layer}"
                 yield Point(f"pass{at}.{name}", shape, what, op.results[0], op, name)
         for origin, op in here.items():
@@ -130,9 +136,11 @@ def _of_steps(program: Program) -> Iterator[Point]:
     """Yield the points of every step: gradients and updates."""
     for op in program.ops:
         if isinstance(op, SimOp) and op.phase == "descent":
-            for name, shape in op.shows().items():
-                kind = "gradient of the step's summed loss" if name.startswith("gradients") else "what the step adds"
-                yield Point(f"step{op.step}.{name}", shape, kind, op.results[0], op, name)
+            for name, shape in op.extra_capture_points().items():
+                what = "what the step adds"
+                if name.startswith("gradients"):
+                    what = "gradient of the step's summed loss"
+                yield Point(f"step{op.step}.{name}", shape, what, op.results[0], op, name)
 
 
 def _value_point(name: str, op: SimOp, what: str) -> Point:
@@ -143,16 +151,18 @@ def _value_point(name: str, op: SimOp, what: str) -> Point:
 
 def _forward_ops(program: Program) -> dict[str, dict[int, SimOp]]:
     """Return the ops of forward passes that make token values, by the auxiliary's value and by pass."""
-    made: dict[str, dict[int, SimOp]] = {}
+    by_origin: dict[str, dict[int, SimOp]] = {}
     for op in program.ops:
         if isinstance(op, SimOp) and op.phase == "forward" and op.origin and op.results[0].type.kind == "tokens":
-            made.setdefault(op.origin, {})[op.step] = op
-    return made
+            by_origin.setdefault(op.origin, {})[op.step] = op
+    return by_origin
 
 
 def _in_pass(ops: Mapping[int, SimOp], at: int) -> SimOp | None:
-    """Return a pass's own op, or the one that serves them all."""
-    return ops[0] if ops.keys() == {0} else ops.get(at)
+    """Return a pass's own op, or the only one, which serves them all."""
+    if ops.keys() == {0}:
+        return ops[0]
+    return ops.get(at)
 
 
 def residual_origins(program: Program) -> dict[str, tuple[str, str]]:
@@ -164,14 +174,14 @@ def residual_origins(program: Program) -> dict[str, tuple[str, str]]:
     """
     first = [ops[0] for ops in _forward_ops(program).values() if 0 in ops]
     ends = {op.layer: op.origin for op in first if op.layer >= 0}
-    found: dict[str, tuple[str, str]] = {}
+    origins: dict[str, tuple[str, str]] = {}
     if start := _start(first):
-        found["embeddings"] = start, "the residual stream before layer 0"
+        origins["embeddings"] = start, "the residual stream before layer 0"
     for layer in sorted(ends):
-        found[f"layers.{layer}.residual"] = ends[layer], f"the residual stream after layer {layer}"
+        origins[f"layers.{layer}.residual"] = ends[layer], f"the residual stream after layer {layer}"
     if head := _head_input(program):
-        found["final"] = head, "what the language-model head reads"
-    return found
+        origins["final"] = head, "what the language-model head reads"
+    return origins
 
 
 def _start(ops: list[SimOp]) -> str:
@@ -182,7 +192,9 @@ def _start(ops: list[SimOp]) -> str:
         sources = [makers[value] for value in op.operands if value in makers]
         above[op] = frozenset(sources).union(*(above[source] for source in sources))
     inside = [op for op in ops if op.layer == 0]
-    common = frozenset.intersection(*(above[op] for op in inside)) if inside else frozenset[SimOp]()
+    if not inside:
+        return ""
+    common = frozenset.intersection(*(above[op] for op in inside))
     return next((op.origin for op in reversed(ops) if op in common), "")
 
 
@@ -190,4 +202,6 @@ def _head_input(program: Program) -> str:
     """Return the auxiliary's name for what the op that gives the logits reads; that of any pass is that of all."""
     makers = program.producers()
     maker = makers.get(makers[program.outputs["logits"]].operands[0])
-    return maker.origin if isinstance(maker, SimOp) and maker.phase == "forward" else ""
+    if isinstance(maker, SimOp) and maker.phase == "forward":
+        return maker.origin
+    return ""

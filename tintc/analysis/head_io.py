@@ -9,27 +9,26 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from tintc.ir.columns import StridedRuns, strided_runs_of
 from tintc.ir.layout import Layout
 from tintc.ir.structure import (
     ActivationSpec,
     AttentionSpec,
-    Block,
     BlockSpec,
     GroupNormSpec,
     LinearSpec,
     ProductSpec,
     Split,
     SplitStage,
+    StructuralBlock,
     VocabularySpec,
 )
 
-Run = tuple[int, int, int]
-"""Numbers ``start, start + step, ...`` below ``stop``."""
 LETTERS = {"q": "query", "k": "key", "v": "value"}
 
 
 @dataclass(frozen=True)
-class Part:
+class SlotRange:
     """Numbers of one slot. as_: ``query``, ``key``, ``value`` or ``result``, empty in blocks without heads; at: which
     positions of the sequence; slot: of their embeddings, counted in pitches (in a prefix: the stacked row, or S for the
     bias); numbers: within the slot."""
@@ -37,7 +36,7 @@ class Part:
     as_: str
     at: str
     slot: int
-    numbers: tuple[Run, ...]
+    numbers: StridedRuns
 
 
 @dataclass(frozen=True)
@@ -45,11 +44,13 @@ class Head:
     """The reads and writes of one head, or of a block without heads (index -1)."""
 
     index: int
-    reads: tuple[Part, ...]
-    writes: tuple[Part, ...]
+    reads: tuple[SlotRange, ...]
+    writes: tuple[SlotRange, ...]
 
 
-def heads_of(block: Block, layout: Layout, occupied: frozenset[int], held: bool, mask: str) -> tuple[Head, ...]:
+def heads_of(
+    block: StructuralBlock, layout: Layout, occupied: frozenset[int], held: bool, mask: str
+) -> tuple[Head, ...]:
     """Return the heads that do something.
 
     occupied: slots of the tokens that hold anything; held: whether prefixes hold weights; mask: who is seen (empty:
@@ -60,11 +61,14 @@ def heads_of(block: Block, layout: Layout, occupied: frozenset[int], held: bool,
     """
     if not isinstance(block.spec, AttentionSpec):
         return (_whole(block.spec, layout),)
-    spec, at = block.spec, "prefixes" if block.gate == "update" else "tokens"
+    spec = block.spec
+    at = "tokens"
+    if block.gate == "update":
+        at = "prefixes"
     sources = {letter: _sources(getattr(spec, f"w_{letter}"), spec) for letter in "qkv"}
     terms = {letter: _terms(spec, letter) for letter in "qkv"}
     targets = _targets(spec.w_o, spec)
-    found: list[Head] = []
+    heads: list[Head] = []
     for head in range(spec.n_heads):
         slots = {letter: _by_slot(sources[letter][head], layout) for letter in "qkv"}
         where = {letter: terms[letter][head] | _places(slots[letter], occupied, held) for letter in "qkv"}
@@ -75,19 +79,19 @@ def heads_of(block: Block, layout: Layout, occupied: frozenset[int], held: bool,
         reads = [("query", at, at, slots["q"])]
         reads += [(LETTERS[x], place, mask if mask else place, slots[x]) for place in sorted(seen) for x in "kv"]
         writes = _by_slot(targets[head], layout).items()
-        found.append(
+        heads.append(
             Head(
                 head,
                 tuple(
-                    Part(as_, name, slot, runs)
+                    SlotRange(as_, name, slot, runs)
                     for as_, place, name, chosen in reads
                     for slot, runs in chosen.items()
                     if (slot in occupied if place == "tokens" else held and slot <= layout.stack)
                 ),
-                tuple(Part("result", at, slot, runs) for slot, runs in writes),
+                tuple(SlotRange("result", at, slot, runs) for slot, runs in writes),
             )
         )
-    return tuple(found)
+    return tuple(heads)
 
 
 def _visible(spec: AttentionSpec, mask: str) -> set[str]:
@@ -114,16 +118,19 @@ def _terms(spec: AttentionSpec, letter: str) -> list[set[str]]:
 
 def _links(stage: SplitStage) -> dict[int, list[int]]:
     """Return the numbers that depend on a number which a split operation reads, by that number."""
-    weight, width = stage.weight.build(), stage.width
+    weight = stage.weight.build()
+    width = stage.width
     first, second, third = weight.nonzero().unbind(1)
     if stage.kind == "dimension":
-        out, into = second * width + first, third * width + first
+        out = second * width + first
+        into = third * width + first
     else:
-        out, into = first * width + second, first * width + third
-    found: dict[int, list[int]] = defaultdict(list)
+        out = first * width + second
+        into = first * width + third
+    targets: dict[int, list[int]] = defaultdict(list)
     for source, target in zip(into.tolist(), out.tolist(), strict=True):
-        found[source].append(target)
-    return found
+        targets[source].append(target)
+    return targets
 
 
 def _pairs(split: Split, spec: AttentionSpec) -> set[tuple[int, int]]:
@@ -150,32 +157,18 @@ def _targets(split: Split, spec: AttentionSpec) -> list[list[int]]:
 
 def _grouped(pairs: Iterable[tuple[int, int]], count: int) -> list[list[int]]:
     """Return the numbers of every head, sorted, from pairs (head, number)."""
-    found: list[set[int]] = [set() for _ in range(count)]
+    numbers: list[set[int]] = [set() for _ in range(count)]
     for head, number in pairs:
-        found[head].add(number)
-    return [sorted(one) for one in found]
+        numbers[head].add(number)
+    return [sorted(of_head) for of_head in numbers]
 
 
-def _by_slot(numbers: Iterable[int], layout: Layout) -> dict[int, tuple[Run, ...]]:
+def _by_slot(numbers: Iterable[int], layout: Layout) -> dict[int, StridedRuns]:
     """Return runs of numbers within their slot, by slot."""
     slots: dict[int, list[int]] = defaultdict(list)
     for number in numbers:
         slots[number // layout.pitch].append(number % layout.pitch)
-    return {slot: as_runs(inside) for slot, inside in slots.items()}
-
-
-def as_runs(numbers: list[int]) -> tuple[Run, ...]:
-    """Return sorted numbers as the fewest runs that a walk from the left finds; a run stops right after its last
-    number."""
-    found: list[Run] = []
-    index = 0
-    while index < len(numbers):
-        last, step = index, numbers[index + 1] - numbers[index] if index + 1 < len(numbers) else 1
-        while last + 1 < len(numbers) and numbers[last + 1] - numbers[last] == step:
-            last += 1
-        found.append((numbers[index], numbers[last] + 1, step if last > index else 1))
-        index = last + 1
-    return tuple(found)
+    return {slot: strided_runs_of(inside) for slot, inside in slots.items()}
 
 
 def _whole(spec: BlockSpec, layout: Layout) -> Head:
@@ -183,7 +176,9 @@ def _whole(spec: BlockSpec, layout: Layout) -> Head:
     reads, writes = _slots(spec, layout)
     full = ((0, layout.pitch, 1),)
     return Head(
-        -1, tuple(Part("", "tokens", s, full) for s in reads), tuple(Part("result", "tokens", s, full) for s in writes)
+        -1,
+        tuple(SlotRange("", "tokens", s, full) for s in reads),
+        tuple(SlotRange("result", "tokens", s, full) for s in writes),
     )
 
 

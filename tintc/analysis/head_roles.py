@@ -17,9 +17,10 @@ from dataclasses import dataclass, fields, replace
 from fnmatch import fnmatchcase
 from typing import Any
 
-from tintc.analysis.head_io import Head, Part, Run, as_runs, heads_of
+from tintc.analysis.head_io import Head, SlotRange, heads_of
 from tintc.analysis.trace import Application, Source, applications
 from tintc.errors import OptionError
+from tintc.ir.columns import StridedRuns, strided_runs_of
 from tintc.ir.core import Program, Type, Value
 from tintc.ir.layout import Layout
 from tintc.ir.simulator import SimOp
@@ -27,7 +28,6 @@ from tintc.lowering.emission.sharing import Placed, placement, sites
 from tintc.lowering.passes.plan_layout import layout_of
 
 VERSION = 1
-Runs = tuple[Run, ...]
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Place:
     at: str
     slot: int
     of: str
-    numbers: Runs
+    numbers: StridedRuns
 
 
 @dataclass(frozen=True)
@@ -63,8 +63,8 @@ class Role:
     step: int
     layer: int
     parameter: str
-    rows: Runs
-    columns: Runs
+    rows: StridedRuns
+    columns: StridedRuns
     tile: tuple[int, int] | None
     reads: tuple[Place, ...]
     writes: tuple[Place, ...]
@@ -92,17 +92,19 @@ class Roles:
         self._heads: dict[Any, tuple[Head, ...]] = {}
         blocks = placement(program)
         self.modules: list[tuple[SimOp, str, list[Applied]]] = [
-            (op, site, [self._placed(one, blocks[op]) for one in applications(op, self.layout)])
+            (op, site, [self._placed(applied, blocks[op]) for applied in applications(op, self.layout)])
             for op, site in sites(program).items()
         ]
 
-    def _placed(self, one: Application, blocks: dict[str, Placed]) -> Applied:
-        placed = blocks[one.block]
-        occupied = frozenset(slot for slot, sources in enumerate(one.contents) if sources)
-        key = (one.block, occupied, one.held is not None, one.mask)
+    def _placed(self, application: Application, blocks: dict[str, Placed]) -> Applied:
+        """Return an application with the block as it is built; its heads are worked out once for all alike."""
+        placed = blocks[application.block]
+        occupied = frozenset(slot for slot, sources in enumerate(application.contents) if sources)
+        held = application.held is not None
+        key = (application.block, occupied, held, application.mask)
         if key not in self._heads:
-            self._heads[key] = heads_of(placed.block, self.layout, occupied, one.held is not None, one.mask)
-        return Applied(one, placed, self._heads[key])
+            self._heads[key] = heads_of(placed.block, self.layout, occupied, held, application.mask)
+        return Applied(application, placed, self._heads[key])
 
     def __iter__(self) -> Iterator[Role]:
         return self.rows()
@@ -119,37 +121,39 @@ class Roles:
         return self._fitting(wanted)
 
     def _fitting(self, wanted: dict[str, Any]) -> Iterator[Role]:
-        found = False
-        for op, site, applied in self.modules:
-            for one in applied:
-                for role in self._rows(op, site, one):
+        """Yield the rows whose fields are as wanted; raise `OptionError` for a text that no row has."""
+        none = True
+        for op, site, blocks in self.modules:
+            for applied in blocks:
+                for role in self._rows(op, site, applied):
                     if _fits(role, wanted):
-                        found = True
+                        none = False
                         yield role
-        texts = {} if found else {name: value for name, value in wanted.items() if isinstance(value, str)}
+        texts = {name: value for name, value in wanted.items() if none and isinstance(value, str)}
         for name, value in texts.items():
             if not any(_fits(role, {name: value}) for role in self):
                 raise OptionError(f"No role has the {name} {value!r}; sim.roles() gives all, one after the other.")
 
-    def _rows(self, op: SimOp, site: str, one: Applied) -> Iterator[Role]:
-        base = Role(site, one.placed.name, -1, op.phase, op.step, op.layer, "", (), (), None, (), ())
-        for head in one.heads:
-            role = self._role(base, one, head)
+    def _rows(self, op: SimOp, site: str, applied: Applied) -> Iterator[Role]:
+        base = Role(site, applied.placed.name, -1, op.phase, op.step, op.layer, "", (), (), None, (), ())
+        for head in applied.heads:
+            role = self._role(base, applied, head)
             if role is not None:
                 yield role
-        if one.placed.gate:
-            open_at = "prefixes" if one.placed.block.gate == "update" else "tokens"
+        if applied.placed.gate:
+            open_at = "prefixes" if applied.placed.block.gate == "update" else "tokens"
             writes = (Place("result", open_at, -1, "", ()),)
-            yield replace(base, block=one.placed.gate, phase="gate", writes=writes)
+            yield replace(base, block=applied.placed.gate, phase="gate", writes=writes)
 
-    def _role(self, base: Role, one: Applied, head: Head) -> Role | None:
-        reads = [self._place(one, part) for part in head.reads]
-        writes = [place for part in head.writes for place in self._results(one, part)]
-        held = one.application.held
+    def _role(self, base: Role, applied: Applied, head: Head) -> Role | None:
+        reads = [self._place(applied, part) for part in head.reads]
+        writes = [place for part in head.writes for place in self._results(applied, part)]
+        held = applied.application.held
         at_prefixes = [part for part in (*head.reads, *head.writes) if part.at == "prefixes"]
         if held is None or head.index < 0 or not at_prefixes:
             return replace(base, head=head.index, reads=tuple(reads), writes=tuple(writes))
-        kind, name = self.values[held.weights].type, self.names[held.weights]
+        kind = self.values[held.weights].type
+        name = self.names[held.weights]
         parts = [held_part(self.layout, kind, held.row, held.column, part) for part in at_prefixes]
         named = [part for part in parts if part[1]]
         if not named:
@@ -167,24 +171,24 @@ class Roles:
             writes=tuple(writes),
         )
 
-    def _place(self, one: Applied, part: Part) -> Place:
+    def _place(self, applied: Applied, part: SlotRange) -> Place:
         """Return what a head reads, by name."""
         if part.at == "prefixes":
-            return self._in_prefix(one, part)
-        contents = one.application.contents
+            return self._in_prefix(applied, part)
+        contents = applied.application.contents
         sources = contents[part.slot] if part.slot < len(contents) else ()
         return self._in_tokens(part, sources)
 
-    def _results(self, one: Applied, part: Part) -> Iterator[Place]:
+    def _results(self, applied: Applied, part: SlotRange) -> Iterator[Place]:
         """Yield the places that a head writes, by name."""
         if part.at == "prefixes":
-            yield self._in_prefix(one, part)
-        elif targets := one.application.feeds.get(part.slot, []):
+            yield self._in_prefix(applied, part)
+        elif targets := applied.application.feeds.get(part.slot, []):
             yield from (self._in_tokens(part, (target,)) for target in targets)
         else:
             yield Place(part.as_, part.at, part.slot, "", part.numbers)
 
-    def _in_tokens(self, part: Part, sources: tuple[Source, ...]) -> Place:
+    def _in_tokens(self, part: SlotRange, sources: tuple[Source, ...]) -> Place:
         named = [f"#{name}" if isinstance(name, int) else name for name, _ in sources]
         numbers = part.numbers
         if len(sources) == 1 and isinstance(sources[0][0], str) and sources[0][0] in self.values:
@@ -192,8 +196,8 @@ class Roles:
             numbers = _shifted(numbers, tile * self.layout.pitch, self.values[str(name)].type.width)
         return Place(part.as_, part.at, part.slot, " + ".join(named), numbers)
 
-    def _in_prefix(self, one: Applied, part: Part) -> Place:
-        held = one.application.held
+    def _in_prefix(self, applied: Applied, part: SlotRange) -> Place:
+        held = applied.application.held
         if held is None:
             return Place(part.as_, part.at, part.slot, "", part.numbers)
         kind = self.values[held.weights].type
@@ -204,23 +208,27 @@ class Roles:
         """Return the compact form; the same program gives the same text."""
         heads: dict[tuple[Head, ...], int] = {}
         modules = []
-        for op, site, applied in self.modules:
-            applies = [_compact(one, heads.setdefault(one.heads, len(heads))) for one in applied]
+        for op, site, blocks in self.modules:
+            applies = [_compact(applied, heads.setdefault(applied.heads, len(heads))) for applied in blocks]
             modules.append({"site": site, "phase": op.phase, "step": op.step, "layer": op.layer, "applies": applies})
-        table = [[_compact_head(head) for head in one] for one in heads]
+        table = [[_compact_head(head) for head in of_block] for of_block in heads]
         weights = {name: layer for name, layer in self.names.items() if layer}
         whole = {"version": VERSION, "layout": self.layout.to_attributes(), "weights": weights, "heads": table}
         return json.dumps(whole | {"modules": modules}, separators=(",", ":")) + "\n"
 
 
-def held_part(layout: Layout, kind: Type, row: int, column: int, part: Part) -> tuple[str, Runs, Runs]:
+def held_part(
+    layout: Layout, kind: Type, row: int, column: int, part: SlotRange
+) -> tuple[str, StridedRuns, StridedRuns]:
     """Return (name, rows, columns) of what numbers of the prefixes hold of a weight tile (`linear_common`,
     `norm_common`).
 
     Prefix k holds row ``k*S + s`` of the tile at slot s, and prefix 0 the bias at slot S; of a norm, rows of the
     diagonal of its gain, or the gain itself at slot 0 of prefix 0.
     """
-    dout, din, pitch = kind.dims[0], kind.dims[-1], layout.pitch
+    dout = kind.dims[0]
+    din = kind.dims[-1]
+    pitch = layout.pitch
     if part.slot == layout.stack:
         biased = any(name.startswith("bias") for name in kind.parts)
         return "bias", _shifted(part.numbers, row * pitch, dout) if biased else (), ()
@@ -234,10 +242,10 @@ def held_part(layout: Layout, kind: Type, row: int, column: int, part: Part) -> 
         return "weight", rows if columns else (), columns
     diagonal = [range(*run) for run in columns]
     common = [number for run in rows for number in range(*run) if any(number in other for other in diagonal)]
-    return "gain", as_runs(common) if "gain" in kind.parts else (), ()
+    return "gain", strided_runs_of(common) if "gain" in kind.parts else (), ()
 
 
-def _shifted(runs: Runs, offset: int, width: int) -> Runs:
+def _shifted(runs: StridedRuns, offset: int, width: int) -> StridedRuns:
     """Return runs of a tile's numbers as those of the whole value, which is `width` wide."""
     moved = (range(start + offset, min(stop + offset, width), step) for start, stop, step in runs)
     return tuple((run.start, run[-1] + 1, run.step) for run in moved if run)
@@ -245,34 +253,42 @@ def _shifted(runs: Runs, offset: int, width: int) -> Runs:
 
 def _layer_of(op: Any) -> str:
     """Return the auxiliary's layer whose weights an op makes; empty if it makes none."""
-    return (op.holds() or op.updates() or "") if isinstance(op, SimOp) else ""
+    if not isinstance(op, SimOp):
+        return ""
+    return op.stored_weight() or op.updated_weight() or ""
 
 
 def _fits(role: Role, wanted: dict[str, Any]) -> bool:
     """Return True if the role's fields are as wanted."""
     for name, value in wanted.items():
-        found = getattr(role, name)
-        if not (fnmatchcase(found, value) if isinstance(value, str) else found == value):
+        field = getattr(role, name)
+        matches = field == value
+        if isinstance(value, str):
+            matches = fnmatchcase(field, value)
+        if not matches:
             return False
     return True
 
 
-def _compact(one: Applied, heads: int) -> dict[str, Any]:
+def _compact(applied: Applied, heads: int) -> dict[str, Any]:
     """Return one application as JSON: contents of every slot as ``[value, tile]`` or ``[application, slot]`` of this
     module; feeds alike."""
-    at, held = one.application, one.application.held
-    found: dict[str, Any] = {"block": one.placed.name, "heads": heads, "slots": at.contents}
+    application = applied.application
+    held = application.held
+    compact: dict[str, Any] = {"block": applied.placed.name, "heads": heads, "slots": application.contents}
     if held is not None:
-        found["tile"] = [held.weights, held.row, held.column]
-    if one.placed.gate:
-        found["gate"] = one.placed.gate
-    if at.feeds:
-        found["feeds"] = {str(slot): targets for slot, targets in at.feeds.items()}
-    return found | ({"steps": at.steps} if at.steps else {})
+        compact["tile"] = [held.weights, held.row, held.column]
+    if applied.placed.gate:
+        compact["gate"] = applied.placed.gate
+    if application.feeds:
+        compact["feeds"] = {str(slot): targets for slot, targets in application.feeds.items()}
+    if application.steps:
+        compact["steps"] = application.steps
+    return compact
 
 
 def _compact_head(head: Head) -> dict[str, Any]:
-    def shown(part: Part) -> list[Any]:
+    def shown(part: SlotRange) -> list[Any]:
         return [part.as_, part.at, part.slot, *part.numbers]
 
     return {"head": head.index, "reads": [shown(p) for p in head.reads], "writes": [shown(p) for p in head.writes]}

@@ -17,8 +17,9 @@ from dataclasses import dataclass
 from tintc.ir import simulator as sim
 from tintc.ir.core import Program
 from tintc.ir.layout import Layout
-from tintc.ir.simulator.interface.base import SimOp, TableCount, attention_cost, split_cost
-from tintc.ir.structure import Block, TensorSpec, block_tensors, shared_tensors
+from tintc.ir.simulator.interface.base import SimOp
+from tintc.ir.simulator.interface.storage import TableCount, attention_cost, split_cost
+from tintc.ir.structure import StructuralBlock, TensorSpec, block_tensors, shared_tensors
 from tintc.lowering.emission.emit import specs, storage_of
 from tintc.lowering.emission.sharing import Placed, around, placement, position_kinds, reuse_of
 from tintc.lowering.passes.plan_layout import layout_of
@@ -77,18 +78,22 @@ def table_count(program: Program) -> TableCount:
 def _tables(program: Program) -> dict[SimOp, TableCount]:
     """Return the count of every forward op: its own module and, where a step follows it, its backward and descent
     too."""
-    layout, n_steps, shared = layout_of(program), program.attributes["n_steps"], reuse_of(program) != "none"
-    found: dict[SimOp, TableCount] = {}
+    layout = layout_of(program)
+    n_steps = program.attributes["n_steps"]
+    shared = reuse_of(program) != "none"
+    counts: dict[SimOp, TableCount] = {}
     for op in program.ops:
         if isinstance(op, SimOp) and op.phase == "forward" and op.layer >= 0 and (op.step == 0 or not shared):
-            count = op.table_count(layout)
-            found[op] = count if op.step < n_steps else TableCount(count.forward)
-    return found
+            counts[op] = op.table_count(layout)
+            if op.step == n_steps:
+                counts[op] = TableCount(counts[op].forward)
+    return counts
 
 
 def transformer_block(layout: Layout) -> TableCount:
     """Return the table's last row, a block of attention and a feed-forward with two norms: seven attention modules."""
-    q, extra = attention_cost(layout), layout.d_sim * layout.n_heads
+    q = attention_cost(layout)
+    extra = layout.d_sim * layout.n_heads
     return TableCount(7 * q + split_cost(layout), 7 * q + 6 * extra, 7 * q)
 
 
@@ -98,7 +103,10 @@ def module_counts(program: Program) -> list[ModuleCount]:
     A tensor that several modules use is counted, as unique, with the first of them whose kind its block is named after
     (norms apply blocks of linear modules too), or else with the first.
     """
-    layout, storage, tensors, places = layout_of(program), storage_of(program), specs(program), placement(program)
+    layout = layout_of(program)
+    storage = storage_of(program)
+    tensors = specs(program)
+    places = placement(program)
     counts: dict[tuple[str, int | None, str], list[int]] = defaultdict(lambda: [0, 0, 0])
     users: dict[str, list[SimOp]] = defaultdict(list)
     named: dict[str, SimOp] = {}
@@ -107,23 +115,26 @@ def module_counts(program: Program) -> list[ModuleCount]:
         if not isinstance(op, SimOp):
             continue
         placed = places.get(op, {})
-        for block, one in placed.items():
-            for name in tensors_of(one):
+        for block, place in placed.items():
+            for name in tensors_of(place):
                 users[name].append(op)
-                if block.startswith(f"{_kind(op)}_") and name.startswith(f"structure.{one.name}."):
+                if block.startswith(f"{_kind(op)}_") and name.startswith(f"structure.{place.name}."):
                     named.setdefault(name, op)
         for name in op.stored(storage):
             users[name].append(op)
-        built = {one.name: one.block for one in placed.values()}
+        built = {place.name: place.block for place in placed.values()}
         counts[_kind(op), op.layer, op.phase][1] += sum(block_count(block, layout) for block in built.values())
         for phase in PHASES:
             counts[_kind(op), op.layer, phase][0] += getattr(tables.get(op, NOTHING), phase)
     for name, spec in tensors.items():
-        first, size = named.get(name, users[name][0]), math.prod(spec.shape)
-        layers = {op.layer for op in users[name]}
-        row = counts[_kind(first), first.layer if len(layers) == 1 else None, first.phase]
-        row[1] += 0 if name.startswith("structure.") else size
-        row[2] += size
+        first = named.get(name, users[name][0])
+        layer = first.layer
+        if any(op.layer != layer for op in users[name]):
+            layer = None
+        row = counts[_kind(first), layer, first.phase]
+        row[2] += math.prod(spec.shape)
+        if not name.startswith("structure."):
+            row[1] += math.prod(spec.shape)
     return [ModuleCount(*key, *row) for key, row in counts.items() if any(row)]
 
 
@@ -150,7 +161,7 @@ def unrolled_count(program: Program) -> int:
     return _numel(stored) + sum(block_count(block, layout) for block in modules)
 
 
-def block_count(block: Block, layout: Layout) -> int:
+def block_count(block: StructuralBlock, layout: Layout) -> int:
     """Count the values of one block with position matrices, one for every term, and gate of its own."""
     names = [f"positions.{kind}" for kind in position_kinds(block).values()]
     names += [f"gates.{block.gate}.{part}" for part in ("v_old", "v_new") if block.gate]

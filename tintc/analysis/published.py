@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from tintc.analysis.parameter_counts import transformer_block
 from tintc.ir.layout import Layout
-from tintc.ir.simulator.interface.base import TableCount
+from tintc.ir.simulator.interface.storage import TableCount
 
 CONTEXT = 2048
 """Text length of the paper's simulators."""

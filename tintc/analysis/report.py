@@ -1,4 +1,4 @@
-"""What `inspect` says about a simulator, as plain JSON values: its options and sizes, and its parameters."""
+"""The report of `inspect` on a simulator, as plain JSON values: its options and sizes, and its parameters."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ OPTIONS = (
 
 
 def sizes(program: Program) -> dict[str, Any]:
-    """Sizes of a planned simulator program, by the names of the table in construction.md, section 1."""
+    """Return the sizes of a planned simulator program, by the names of the table in construction.md, section 1."""
     layout = layout_of(program)
     return {
         "d_aux": layout.d_aux,
@@ -55,13 +55,13 @@ def sizes(program: Program) -> dict[str, Any]:
 
 
 def summary(program: Program) -> dict[str, Any]:
-    """Sizes, and how many modules of which kind the program has."""
+    """Return the sizes, and the number of modules of every kind in the program."""
     kinds = Counter(op.opname for op in program.ops)
     return sizes(program) | {"modules": dict(sorted(kinds.items()))}
 
 
 def parameter_report(program: Program) -> dict[str, Any]:
-    """The three counts (construction.md, section 11), the prefixes and the layout.
+    """Return the three counts (construction.md, section 11), the prefixes and the layout.
 
     modules: the three counts of every kind of module, layer (-1 outside the layers, None for tensors that several
     layers share) and phase; paper: its published totals for OPT and the table's for the same shapes.
@@ -71,7 +71,8 @@ def parameter_report(program: Program) -> dict[str, Any]:
     n_prefixes (K of one module), heads (H_sim).
     """
     report = count_parameters(program)
-    table, layout = report.table, report.layout
+    table = report.table
+    layout = report.layout
     return {
         "parameters": {"table": table.total, "unrolled": report.unrolled, "unique": report.unique},
         "table_by_phase": {"forward": table.forward, "backward": table.backward, "descent": table.descent},
@@ -90,7 +91,8 @@ def parameter_report(program: Program) -> dict[str, Any]:
 
 
 def _published(row: Published) -> dict[str, Any]:
-    names, table = ("forward", "backward", "descent", "total"), row.table
+    names = ("forward", "backward", "descent", "total")
+    table = row.table
     return {
         "name": row.name,
         "published": dict(zip(names, row.totals, strict=True)),
@@ -110,18 +112,22 @@ def check_file(path: str | os.PathLike[str], program: Program, edited: bool) -> 
 
     edited: the program's text was edited after compiling, and may have no use for some of them any more.
     """
-    found: dict[str, tuple[int, ...]] = {}
+    stored: dict[str, tuple[int, ...]] = {}
     try:
         for file in sorted(Path(path).glob("*.safetensors")):
             with safe_open(file, framework="pt") as tensors:
-                found |= {name: tuple(tensors.get_slice(name).get_shape()) for name in tensors.keys()}  # noqa: SIM118
+                stored |= {name: tuple(tensors.get_slice(name).get_shape()) for name in tensors.keys()}  # noqa: SIM118
     except (SafetensorError, OSError) as error:
         raise ArtefactError(f"{path} has a damaged weight file ({error}); compile the model again.") from error
     wanted = {name: spec.shape for name, spec in specs(program).items()}
-    checked = wanted.keys() if edited else found.keys() | wanted.keys()
-    wrong = sorted(name for name in checked if found.get(name) != wanted.get(name))
+    checked = set(wanted)
+    if not edited:
+        checked |= set(stored)
+    wrong = sorted(name for name in checked if stored.get(name) != wanted.get(name))
     if wrong:
-        more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
+        more = ""
+        if len(wrong) > 3:
+            more = f" and {len(wrong) - 3} more"
         raise ArtefactError(
             f"{path} does not fit its program: {', '.join(wrong[:3])}{more} are missing, unknown or of another shape. "
             "Compile the model again."

@@ -7,7 +7,7 @@ slots and tile, under which mask, and where the results go.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -56,7 +56,9 @@ class Named:
         self.sources = frozenset(sources)
 
     def _with(self, other: Any) -> Named:
-        return Named(self.sources | (other.sources if isinstance(other, Named) else frozenset()))
+        if not isinstance(other, Named):
+            return self
+        return Named(self.sources | other.sources)
 
     __add__ = __radd__ = __sub__ = __rsub__ = __mul__ = __rmul__ = _with
 
@@ -86,20 +88,22 @@ class TraceRun:
 
     def __init__(self, layout: Layout):
         self.layout = layout
-        self.found: list[Application] = []
+        self.applied: list[Application] = []
 
     def embed(self, slots: Sequence[Named], prefix: Held | None = None) -> Embedded:
         return Embedded(tuple(slots), prefix)
 
     def apply(self, block: str, e: Embedded, mask: str | None = None, rate: Any = None) -> Embedded:
-        index = len(self.found)
+        index = len(self.applied)
         contents = tuple(tuple(sorted(slot.sources, key=str)) for slot in e.slots)
         for at, sources in enumerate(contents):
             for source, slot in sources:
                 if isinstance(source, int):
-                    self.found[source].feeds.setdefault(slot, []).append((index, at))
-        self.found.append(Application(block, contents, e.held, mask or ""))
-        held = None if e.held is None else Held(e.held.weights, e.held.row, e.held.column, index)
+                    self.applied[source].feeds.setdefault(slot, []).append((index, at))
+        self.applied.append(Application(block, contents, e.held, mask or ""))
+        held = e.held
+        if held is not None:
+            held = replace(held, by=index)
         return Embedded(tuple(Named({(index, slot)}) for slot in range(self.layout.n_slots)), held)
 
     def slot(self, e: Embedded, index: int = 0) -> Named:
@@ -130,29 +134,33 @@ class TraceRun:
 def applications(op: SimOp, layout: Layout) -> list[Application]:
     """Return the blocks that a module applies, in order."""
     run: Any = TraceRun(layout)
-    made = op.literal(run, *(_operand(value, layout) for value in op.operands))
-    for value, tiles in zip(op.results, made if len(op.results) > 1 else (made,), strict=True):
+    results = op.literal(run, *(_operand(value, layout) for value in op.operands))
+    if len(op.results) == 1:
+        results = (results,)
+    for value, tiles in zip(op.results, results, strict=True):
         if isinstance(tiles, PrefixTiles):
             for held in (tile for row in tiles.rows for tile in row):
                 assert isinstance(held, Held)
-                run.found[held.by].steps = value.name
+                run.applied[held.by].steps = value.name
         else:
-            _note(run.found, value, tiles)
-    return run.found
+            _note(run.applied, value, tiles)
+    return run.applied
 
 
 def _operand(value: Value, layout: Layout) -> Any:
     """Return a value as the traced literal form takes it: tiles of token values, or weight tiles."""
     if value.type.kind == "tokens":
         return [Named({(value.name, tile)}) for tile in range(layout.tiles(value.type.width))]
-    rows, columns = (1, 1) if "vector" in value.type.parts else weight_tiles(layout, value)
+    rows, columns = weight_tiles(layout, value)
+    if "vector" in value.type.parts:
+        rows = columns = 1
     tiles: Any = [[Held(value.name, r, c) for c in range(columns)] for r in range(rows)]
     return PrefixTiles(tiles)
 
 
-def _note(found: list[Application], value: Value, tiles: Sequence[Named]) -> None:
+def _note(applied: list[Application], value: Value, tiles: Sequence[Named]) -> None:
     """Note in the applications that they feed the tiles of a result."""
     for tile, named in enumerate(tiles):
         for source, slot in sorted(named.sources, key=str):
             if isinstance(source, int):
-                found[source].feeds.setdefault(slot, []).append((value.name, tile))
+                applied[source].feeds.setdefault(slot, []).append((value.name, tile))

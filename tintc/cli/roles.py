@@ -6,9 +6,9 @@ from dataclasses import asdict
 from fnmatch import fnmatchcase
 from typing import Any
 
-from tintc.analysis.head_io import Run
 from tintc.analysis.head_roles import Roles
 from tintc.errors import OptionError
+from tintc.ir.columns import StridedRuns
 from tintc.ir.core import Program
 
 
@@ -45,6 +45,6 @@ def _place(place: dict[str, Any]) -> str:
     return f"{place['as_']} {place['at']}{slot}{held}".strip()
 
 
-def _runs(runs: tuple[Run, ...]) -> str:
+def _runs(runs: StridedRuns) -> str:
     """As Python writes slices."""
     return " ".join(f"{start}:{stop}" + (f":{step}" if step > 1 else "") for start, stop, step in runs)

@@ -1,11 +1,44 @@
-"""Runs of columns ``(start, stop)``, the way `aux.select` and `sim.select` write them; negative ones are zeros."""
+"""Runs of integers: ``(start, stop)``, as `aux.select` and `sim.select` write columns, and ``(start, stop, step)``.
+
+Negative columns are zeros.
+"""
 
 from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
 
 Runs = tuple[tuple[int, int], ...]
+StridedRuns = tuple[tuple[int, int, int], ...]
+"""Numbers ``start, start + step, ...`` below ``stop``."""
+
+
+def runs_of(columns: Iterable[int]) -> Runs:
+    """Return ``[4, 5, 6, 0, 1]`` as ``((4, 7), (0, 2))``."""
+    runs: list[tuple[int, int]] = []
+    for column in columns:
+        if runs and runs[-1][1] == column:
+            runs[-1] = (runs[-1][0], column + 1)
+        else:
+            runs.append((column, column + 1))
+    return tuple(runs)
+
+
+def strided_runs_of(numbers: Sequence[int]) -> StridedRuns:
+    """Return sorted numbers as the fewest runs that a walk from the left finds; a run stops right after its last
+    number."""
+    runs: list[tuple[int, int, int]] = []
+    first = 0
+    while first < len(numbers):
+        last = min(first + 1, len(numbers) - 1)
+        step = max(numbers[last] - numbers[first], 1)
+        while last + 1 < len(numbers) and numbers[last + 1] - numbers[last] == step:
+            last += 1
+        runs.append((numbers[first], numbers[last] + 1, step))
+        first = last + 1
+    return tuple(runs)
 
 
 def take(x: Tensor, columns: Runs) -> Tensor:
@@ -36,19 +69,20 @@ def compose(outer: Runs, inner: Runs) -> Runs:
 
     Runs of negative numbers are zeros, whatever they are counted in.
     """
-    found: list[tuple[int, int]] = []
+    runs: list[tuple[int, int]] = []
     for start, stop in inner:
         if start < 0:
-            found.append((start - stop, 0))
+            runs.append((start - stop, 0))
             continue
         base = 0
         for first, last in outer:
-            a, b = max(start, base), min(stop, base + last - first)
+            a = max(start, base)
+            b = min(stop, base + last - first)
             if a < b:
                 run = (first + a - base, first + b - base)
-                if found and found[-1][1] == run[0] and found[-1][0] >= 0:
-                    found[-1] = (found[-1][0], run[1])
+                if runs and runs[-1][1] == run[0] and runs[-1][0] >= 0:
+                    runs[-1] = (runs[-1][0], run[1])
                 else:
-                    found.append(run)
+                    runs.append(run)
             base += last - first
-    return tuple(found)
+    return tuple(runs)

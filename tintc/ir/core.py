@@ -13,6 +13,8 @@ from typing import Any, ClassVar, TypeVar
 
 from tintc.errors import IRError
 
+TYPE_KINDS = ("tokens", "logits", "linear", "norm")
+
 
 @dataclass(frozen=True)
 class Type:

@@ -1,4 +1,4 @@
-"""Whether numbers are numbers, at the price of reading them once."""
+"""NaN and infinity in tensors, found by reading them once."""
 
 from __future__ import annotations
 
@@ -10,8 +10,11 @@ SUMMED = (torch.float32, torch.float64, torch.bfloat16)
 
 
 def is_finite(tensor: Tensor) -> bool:
-    """Whether no entry is NaN or infinite. Looks at a piece at a time: `isfinite` takes more memory than what it looks
-    at. A finite sum has finite terms, and is cheaper."""
+    """Return True if no entry is NaN or infinite.
+
+    Looks at a piece at a time: `isfinite` takes more memory than what it looks at. A finite sum has finite terms, and
+    is cheaper.
+    """
     pieces = tensor.detach().reshape(-1).split(PIECE)
     return all(_has_finite_sum(piece) or bool(torch.isfinite(piece).all()) for piece in pieces)
 

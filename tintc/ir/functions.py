@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 import torch.nn.functional as F
@@ -106,12 +105,16 @@ def rotate(x: Tensor, positions: Tensor, inv_freq: Tensor, style: str) -> Tensor
     n = inv_freq.shape[0]
     wide = torch.promote_types(x.dtype, torch.float32)  # bf16 cannot tell position 1000 from 1001
     angle = positions[:, None, :, None].to(wide) * inv_freq.to(wide)
-    cos, sin = angle.cos().to(x.dtype), angle.sin().to(x.dtype)
-    turned, rest = x[..., : 2 * n], x[..., 2 * n :]
+    cos = angle.cos().to(x.dtype)
+    sin = angle.sin().to(x.dtype)
+    turned = x[..., : 2 * n]
+    rest = x[..., 2 * n :]
     if style == "half":
-        a, b = turned[..., :n], turned[..., n:]
+        a = turned[..., :n]
+        b = turned[..., n:]
         return torch.cat((a * cos - b * sin, b * cos + a * sin, rest), -1)
-    a, b = turned[..., 0::2], turned[..., 1::2]
+    a = turned[..., 0::2]
+    b = turned[..., 1::2]
     pairs = torch.stack((a * cos - b * sin, b * cos + a * sin), -1)
     return torch.cat((pairs.flatten(-2), rest), -1)
 
@@ -173,51 +176,3 @@ def alibi(slopes: Sequence[float], queries: Tensor, keys: Tensor, like: Tensor) 
 def soft_capped(scores: Tensor, cap: float) -> Tensor:
     """Return ``cap * tanh(scores / cap)``, or the scores if cap is 0."""
     return cap * torch.tanh(scores / cap) if cap else scores
-
-
-SCORE_VECTORS = ("inv_freq", "gain", "query_scale", "sinks")
-"""Attributes of an attention op that name vectors it makes scores with; arguments of `attention_probabilities`."""
-
-
-class Heads(Protocol):
-    """The heads and scores of an attention op; the attributes of `aux.attention`."""
-
-    n_heads: int
-    n_kv_heads: int
-    scale: float
-    inv_freq: str
-    rotary_style: str
-    window: int
-    soft_cap: float
-    slopes: tuple[float, ...]
-
-
-def attention_probabilities(
-    op: Heads,
-    q: Tensor,
-    k: Tensor,
-    allowed: Tensor,
-    positions: Tensor,
-    inv_freq: Tensor | None = None,
-    gain: Tensor | None = None,
-    query_scale: Tensor | None = None,
-    sinks: Tensor | None = None,
-) -> Tensor:
-    """Return ``softmax(cap(scale * (s_p gain turn(q)) turn(k)^T) + alibi)`` per head, beside its sink,
-    ``[B, n_heads, T, T]``.
-
-    q and k are flat, ``[B, T, heads * d]``. `allowed [B, T, T]` says which keys a query may see besides the causal mask
-    and the window; ``positions [B, T]``; ``query_scale [P]``: the number s_p of every position; ``sinks [n_heads]``: as
-    in `masked_softmax`.
-    """
-
-    def turn(heads: Tensor) -> Tensor:
-        return heads if inv_freq is None else rotate(heads, positions, inv_freq, op.rotary_style)
-
-    queries = turn(split_heads(q, op.n_heads)) * (1.0 if gain is None else gain)
-    queries = queries if query_scale is None else queries * query_scale[positions][:, None, :, None]
-    keys = turn(split_heads(k, op.n_kv_heads)).repeat_interleave(op.n_heads // op.n_kv_heads, 1)
-    scores = soft_capped(op.scale * queries @ keys.transpose(-1, -2), op.soft_cap)
-    scores = scores + alibi(op.slopes, positions, positions, scores) if op.slopes else scores
-    seen = allowed & causal_mask(q.shape[1], q.device, op.window)
-    return masked_softmax(scores, seen[:, None], sinks)

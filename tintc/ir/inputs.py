@@ -31,7 +31,7 @@ class Inputs:
     position_ids: Tensor
     allowed: Tensor
     train: Tensor
-    counts: Tensor
+    loss_positions: Tensor
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -39,18 +39,21 @@ class Inputs:
         batch, length = self.input_ids.shape
         return batch, length
 
-    def trained(self, step: int) -> Tensor:
+    def train_mask(self, step: int) -> Tensor:
         """Return the tokens that a step's descent sums over, ``[B, T]`` bool."""
-        return self.train if self.train.dim() == 2 else self.train[step]
+        return _of_step(self.train, step)
 
-    def counted(self, step: int) -> Tensor:
+    def loss_positions_of(self, step: int) -> Tensor:
         """Return the positions whose loss counts in a step, ``[B, T]`` bool."""
-        return self.counts if self.counts.dim() == 2 else self.counts[step]
+        return _of_step(self.loss_positions, step)
 
     @cached_property
     def plain(self) -> bool:
         """Return True if nothing is masked. A mask whose rows are views of its first one is looked at once."""
-        return bool((self.allowed[:, :1] if self.allowed.stride(1) == 0 else self.allowed).all())
+        allowed = self.allowed
+        if allowed.stride(1) == 0:
+            allowed = allowed[:, :1]
+        return bool(allowed.all())
 
     def rows(self, start: int, stop: int) -> Inputs:
         """Return the inputs of examples start ... stop - 1 of the batch."""
@@ -58,21 +61,25 @@ class Inputs:
 
     def each(self, count: int) -> Inputs:
         """Return the inputs of every count-th example."""
-        return self if count == 1 else self._taken(slice(None, None, count))
+        if count == 1:
+            return self
+        return self._taken(slice(None, None, count))
 
     def _taken(self, rows: slice) -> Inputs:
-        whole = {f.name: getattr(self, f.name) for f in fields(self)}
-        steps = [name for name in ("train", "counts") if whole[name].dim() == 3]
-        part = {name: tensor[:, rows] if name in steps else tensor[rows] for name, tensor in whole.items()}
-        return Inputs(**part)
+        """Return the inputs of some examples. Masks by step have the examples second."""
+        whole: dict[str, Tensor] = {f.name: getattr(self, f.name) for f in fields(self)}
+        by_step = {name: whole.pop(name) for name in ("train", "loss_positions") if whole[name].dim() == 3}
+        taken = {name: tensor[:, rows] for name, tensor in by_step.items()}
+        return Inputs(**taken, **{name: tensor[rows] for name, tensor in whole.items()})
 
     def repeats(self) -> int:
         """Return the largest number k such that the batch consists of examples that stand k times side by side."""
         same = torch.ones(self.shape[0] - 1, dtype=torch.bool, device=self.input_ids.device)
         for name in (f.name for f in fields(self) if f.name != "allowed" or not self.plain):
             tensor: Tensor = getattr(self, name)
-            steps = tensor.dim() == 3 and name in ("train", "counts")
-            rows = (tensor.transpose(0, 1) if steps else tensor).flatten(1)
+            if tensor.dim() == 3 and name in ("train", "loss_positions"):
+                tensor = tensor.transpose(0, 1)
+            rows = tensor.flatten(1)
             same &= (rows[1:] == rows[:-1]).all(1)
         starts = [0, *(torch.nonzero(~same).flatten() + 1).tolist(), self.shape[0]]
         return math.gcd(*(b - a for a, b in pairwise(starts)))
@@ -81,6 +88,13 @@ class Inputs:
     def next_ids(self) -> Tensor:
         """Return the target of every position, ``[B, T]``; the last position's is itself, and never counts."""
         return torch.cat((self.input_ids[:, 1:], self.input_ids[:, -1:]), 1)
+
+
+def _of_step(mask: Tensor, step: int) -> Tensor:
+    """Return the mask ``[B, T]`` of a step, of one for all steps or for each ``[N, B, T]``."""
+    if mask.dim() == 2:
+        return mask
+    return mask[step]
 
 
 ISOLATED = (
@@ -112,7 +126,8 @@ def resolve_inputs(
     check_ids(input_ids)
     if input_ids.shape[0] == 0 or input_ids.shape[1] == 0:
         raise InputError("The text is empty; pass at least one token.")
-    shape, device = tuple(input_ids.shape), input_ids.device
+    shape = tuple(input_ids.shape)
+    device = input_ids.device
     valid, allowed = _attention(attention_mask, shape, device)
     if position_ids is None:
         position_ids = (valid.long().cumsum(1) - 1).clamp(min=0)
@@ -155,25 +170,32 @@ def _attention(mask: Tensor | None, shape: tuple[int, ...], device: torch.device
 
 
 def check_ids(input_ids: object) -> Tensor:
-    """The same. Raises `InputError` unless these are token ids, ``[B, T]``."""
-    given = input_ids if isinstance(input_ids, Tensor) and input_ids.dim() == 2 else None
-    if given is not None and not given.dtype.is_floating_point and given.dtype != torch.bool:
-        return given
-    raise InputError("input_ids must be a [batch, length] tensor of integers.")
+    """Return token ids as they are; raise `InputError` unless these are token ids, ``[B, T]``."""
+    if not isinstance(input_ids, Tensor) or input_ids.dim() != 2 or not _holds_integers(input_ids):
+        raise InputError("input_ids must be a [batch, length] tensor of integers.")
+    return input_ids
 
 
-def check_tensor(name: str, given: object) -> None:
+def _holds_integers(tensor: Tensor) -> bool:
+    """Return True if the dtype is one of integers; booleans are none."""
+    return not tensor.dtype.is_floating_point and tensor.dtype != torch.bool
+
+
+def check_tensor(name: str, value: object) -> None:
     """Raise `InputError` for lists and the like."""
-    if not isinstance(given, Tensor):
-        raise InputError(f"{name} is of type {type(given).__name__}; pass a tensor, of the shape of input_ids.")
+    if not isinstance(value, Tensor):
+        raise InputError(f"{name} is of type {type(value).__name__}; pass a tensor, of the shape of input_ids.")
 
 
 def check_positions(position_ids: Tensor, count: int) -> None:
     """Raise `InputError` for a position that a table of `count` positions does not have."""
-    first, last = int(position_ids.min()), int(position_ids.max())
+    first = int(position_ids.min())
+    last = int(position_ids.max())
     if first < 0 or last >= count:
-        bad = first if first < 0 else last
-        raise InputError(f"Position {bad} is out of range; the model has {count} positions.")
+        outside = first
+        if first >= 0:
+            outside = last
+        raise InputError(f"Position {outside} is out of range; the model has {count} positions.")
 
 
 def matching(name: str, tensor: Tensor, shape: tuple[int, ...], device: torch.device) -> Tensor:
@@ -187,10 +209,13 @@ def matching(name: str, tensor: Tensor, shape: tuple[int, ...], device: torch.de
 def _steps(name: str, mask: Tensor, shape: tuple[int, ...], n_steps: int | None) -> Tensor:
     """Return `mask`; raise `InputError` unless it has this shape, or this shape for every step."""
     check_tensor(name, mask)
-    steps = mask.shape[0] if n_steps is None and mask.dim() == 3 else n_steps
-    if mask.shape == shape or mask.shape == (steps, *shape):
+    if n_steps is None and mask.dim() == 3:
+        n_steps = mask.shape[0]
+    if mask.shape in (shape, (n_steps, *shape)):
         return mask
-    every = f"{(steps, *shape)}, a mask for every step" if steps is not None else "have one such mask for every step"
+    every = "have one such mask for every step"
+    if n_steps is not None:
+        every = f"{(n_steps, *shape)}, a mask for every step"
     raise InputError(f"{name} has shape {tuple(mask.shape)}; it must have the shape of input_ids, {shape}, or {every}.")
 
 

@@ -70,7 +70,10 @@ class Layout:
         of the auxiliary's attention heads. Softmax attention views an embedding in chunks of head_dim, so every slot
         has to begin at a multiple of it; the linear modules' chunks need not.
         """
-        k, bias_heads = self.n_prefixes, self.shards if has_bias else 0
+        k = self.n_prefixes
+        bias_heads = 0
+        if has_bias:
+            bias_heads = self.shards
         heads = ", ".join(map(str, sorted(head_dims)))
         conditions = [
             (self.pitch >= self.d_aux, f"S' * d_h = {self.pitch} must be at least the width {self.d_aux}"),

@@ -14,7 +14,8 @@ class Lazy(Mapping[str, Tensor]):
     """
 
     def __init__(self, names: Iterable[str], make: Callable[[str], Tensor]):
-        self._names, self._make = dict.fromkeys(names), make
+        self._names = dict.fromkeys(names)
+        self._make = make
 
     def __getitem__(self, name: str) -> Tensor:
         if name not in self._names:

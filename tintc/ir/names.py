@@ -12,7 +12,8 @@ class Names:
 
     def fresh(self, wanted: str) -> str:
         """Return the wanted name if it is free, else that name with the next number."""
-        name, count = wanted, 1
+        name = wanted
+        count = 1
         while name in self.taken:
             count += 1
             name = f"{wanted}{self.separator}{count}"

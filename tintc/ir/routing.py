@@ -41,7 +41,8 @@ def colour(edges: Sequence[tuple[int, int]]) -> list[int]:
     right: dict[tuple[int, int], int] = {}
     colours = [-1] * len(edges)
     for index, (a, b) in enumerate(edges):
-        at_a, at_b = _free(left, a), _free(right, b)
+        at_a = _free(left, a)
+        at_b = _free(right, b)
         if (b, at_a) in right:
             _swap(edges, colours, left, right, b, at_a, at_b)
         colours[index] = at_a
@@ -68,7 +69,10 @@ def _swap(
     second: int,
 ) -> None:
     """Exchange colours `first` and `second` along the path from right node `start` whose first edge has `first`."""
-    path, node, side, wanted = [], start, right, first
+    path = []
+    node = start
+    side = right
+    wanted = first
     while (node, wanted) in side:
         index = side[node, wanted]
         path.append(index)
@@ -131,7 +135,8 @@ def route(
             weight[:, target, source] = 1
         return weight
 
-    dimension, split = (width, n_heads, n_heads), (n_heads, width, width)
+    dimension = (width, n_heads, n_heads)
+    split = (n_heads, width, width)
     return (
         SplitStage("dimension", n_heads, width, TensorSpec(dimension, gather)),
         SplitStage("split", n_heads, width, TensorSpec(split, shift)),

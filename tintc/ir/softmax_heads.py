@@ -24,17 +24,19 @@ import torch
 from torch import Tensor
 
 from tintc.ir.layout import Layout
-from tintc.ir.structure import AttentionSpec, Block, Positions, Split, SplitStage, TensorSpec, chunk_map
+from tintc.ir.structure import AttentionSpec, Positions, Split, SplitStage, StructuralBlock, TensorSpec, chunk_map
 
 Matrix = Callable[[], Tensor]
 
 
-def is_linear(block: Block) -> bool:
+def is_linear(block: StructuralBlock) -> bool:
     """Return True if the block is a linear attention."""
     return isinstance(block.spec, AttentionSpec) and block.spec.kind == "linear"
 
 
-def softened(name: str, block: Block, layout: Layout, temperatures: tuple[float, ...]) -> tuple[str, Block]:
+def softmax_block(
+    name: str, block: StructuralBlock, layout: Layout, temperatures: tuple[float, ...]
+) -> tuple[str, StructuralBlock]:
     """Return (name, block) of a block of linear attention by softmax heads; the name has the exponents of its
     constants.
 
@@ -43,16 +45,19 @@ def softened(name: str, block: Block, layout: Layout, temperatures: tuple[float,
     spec = block.spec
     assert isinstance(spec, AttentionSpec)
     exponents = "_".join(repr(math.log2(value)).removesuffix(".0") for value in temperatures)
-    return f"{name}_softmax_{exponents}".replace(".", "p"), Block(soften(spec, layout, *temperatures), block.gate)
+    return f"{name}_softmax_{exponents}".replace(".", "p"), StructuralBlock(
+        to_softmax_heads(spec, layout, *temperatures), block.gate
+    )
 
 
-def soften(spec: AttentionSpec, layout: Layout, varied: float, constant: float, sink: float) -> AttentionSpec:
+def to_softmax_heads(spec: AttentionSpec, layout: Layout, varied: float, constant: float, sink: float) -> AttentionSpec:
     """Return the specification with 2H softmax heads, A before B.
 
     Queries of A are divided by R, those of B and its keys are zero; values go to both. The output's first operation
     subtracts and scales.
     """
-    heads, n = spec.n_heads, layout.sim_seq_len
+    heads = spec.n_heads
+    n = layout.sim_seq_len
 
     def temperature() -> Tensor:
         r = torch.full((heads,), varied, dtype=torch.float64)
@@ -62,11 +67,12 @@ def soften(spec: AttentionSpec, layout: Layout, varied: float, constant: float, 
     def stacked(first: Tensor, second: Tensor) -> Tensor:
         return torch.cat((torch.diag(first), torch.diag(second)))
 
-    one, none = torch.ones(heads, dtype=torch.float64), torch.zeros(heads, dtype=torch.float64)
+    ones = torch.ones(heads, dtype=torch.float64)
+    zeros = torch.zeros(heads, dtype=torch.float64)
     into: dict[str, Matrix] = {
-        "q": lambda: stacked(1 / temperature(), none),
-        "k": lambda: stacked(one, none),
-        "v": lambda: stacked(one, one),
+        "q": lambda: stacked(1 / temperature(), zeros),
+        "k": lambda: stacked(ones, zeros),
+        "v": lambda: stacked(ones, ones),
     }
     changed = {}
     for letter, matrix in into.items():
@@ -90,8 +96,10 @@ def _then(split: Split, matrix: Matrix, spec: AttentionSpec) -> Split:
         return None
     *before, last = split or (_identity(spec),)
     if last.kind != "dimension":
-        before, last = [*before, last], _identity(spec)
-    weight, (width, _, sources) = last.weight, last.weight.shape
+        before = [*before, last]
+        last = _identity(spec)
+    weight = last.weight
+    (width, _, sources) = last.weight.shape
     shape = (width, 2 * spec.n_heads, sources)
     built = TensorSpec(shape, lambda: torch.einsum("gh,chk->cgk", matrix(), weight.build()))
     return (*before, replace(last, weight=built, n_out=2 * spec.n_heads))
@@ -104,8 +112,10 @@ def _first(matrix: Matrix, split: Split, spec: AttentionSpec) -> Split:
         return None
     first, *after = split or (_identity(spec),)
     if first.kind != "dimension":
-        first, after = _identity(spec), [first, *after]
-    weight, (width, results, _) = first.weight, first.weight.shape
+        after = [first, *after]
+        first = _identity(spec)
+    weight = first.weight
+    (width, results, _) = first.weight.shape
     shape = (width, results, 2 * spec.n_heads)
     built = TensorSpec(shape, lambda: torch.einsum("cgh,hk->cgk", weight.build(), matrix()))
     return (replace(first, weight=built, n_heads=2 * spec.n_heads, n_out=results), *after)

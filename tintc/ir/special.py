@@ -9,7 +9,8 @@ PROBE = "a"
 
 
 def opening_of(tokenizer: Any | None) -> tuple[int, ...]:
-    """The special tokens that a tokenizer puts in front of a text: the BOS of Llama and Gemma, nothing for GPT-2."""
+    """Return the special tokens that a tokenizer puts in front of a text: the BOS of Llama and Gemma,
+    nothing for GPT-2."""
     if tokenizer is None:
         return ()
     whole, bare = (tokenizer(PROBE, add_special_tokens=special)["input_ids"] for special in (True, False))

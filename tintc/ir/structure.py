@@ -149,7 +149,7 @@ BlockSpec = AttentionSpec | LinearSpec | GroupNormSpec | ActivationSpec | Produc
 
 
 @dataclass(frozen=True)
-class Block:
+class StructuralBlock:
     """A block and its position gate (construction.md, section 2.3).
 
     gate: ``replace`` (forward modules), ``update`` (descent), or empty for none.
@@ -219,13 +219,14 @@ interpreters take them to be. The paper's 10 leaves 4e-9 per gate (construction.
 
 
 def shared_tensors(layout: Layout) -> dict[str, TensorSpec]:
-    """Position matrices ``positions.<kind> [d_h, T_sim]`` and gates ``gates.<kind>.<v_old | v_new> [T_sim]``.
+    """Return position matrices ``positions.<kind> [d_h, T_sim]`` and gates ``gates.<kind>.<v_old | v_new> [T_sim]``.
 
     A gate is ``tanh(v . p)``: positions are one-hot, so the definition's extra bias b is v shifted by a constant.
     ``replace`` keeps the prefixes and replaces the tokens, ``update`` adds to the prefixes and keeps the tokens. Where
     a gate is open its pre-activation is `SATURATED`, elsewhere 0.
     """
-    k, length = layout.n_prefixes, layout.sim_seq_len
+    k = layout.n_prefixes
+    length = layout.sim_seq_len
 
     def prefix_matrix() -> Tensor:
         return torch.eye(layout.d_h, length, dtype=torch.float64)[:, :length] * (torch.arange(length) < k)

@@ -11,28 +11,28 @@ block in braces on the lines below it.
 from __future__ import annotations
 
 import dataclasses
-import json
 import re
 from typing import Any
 
 from tintc.errors import IRError
-from tintc.ir.core import OPS, Block, Op, Parameter, Program, Type, Value
+from tintc.ir.attributes import DIGITS, AttributeTextError, as_tuples, is_a, parse_attributes, print_attributes
+from tintc.ir.core import OPS, TYPE_KINDS, Block, Op, Parameter, Program, Type, Value
 
 NAME = r"[A-Za-z0-9_.\-]+"
-TYPE = re.compile(r"(\w+)<(\d+(?:x\d+)*)((?:, \w+)*)>")
+DIMS = rf"[0-9]{{1,{DIGITS}}}(?:x[0-9]{{1,{DIGITS}}})*"
+VALUES = rf"(?:%{NAME}(?:, %{NAME})*)?"
+TYPE = re.compile(rf"(?P<kind>{'|'.join(TYPE_KINDS)})<(?P<dims>{DIMS})(?P<parts>(?:, \w+)*)>")
 OP_LINE = re.compile(
-    rf"(?:(?P<results>%{NAME}(?:, %{NAME})*) = )?(?P<opname>\w+\.\w+)\((?P<operands>[^)]*)\)(?P<rest>.*)$"
+    rf"(?:(?P<results>%{NAME}(?:, %{NAME})*) = )?(?P<opname>\w+\.\w+)\((?P<operands>{VALUES})\)(?P<rest>.*)$"
 )
 COMMENT = re.compile(r'("(?:[^"\\]|\\.)*")|//.*')
 """A comment, or a string (kept), which may hold two slashes."""
-BLOCK_OPEN = re.compile(rf"\((?P<arguments>(?:%{NAME}(?:, %{NAME})*)?)\) \{{$")
-KINDS: dict[str, type | tuple[type, ...]] = {"int": int, "float": (int, float), "str": str, "tuple": list}
-"""JSON types of attributes, by the annotation of their field."""
+BLOCK_OPEN = re.compile(rf"\((?P<arguments>{VALUES})\) \{{$")
 
 
 def print_program(program: Program) -> str:
     """Return the program as text."""
-    lines = [f"{program.dialect}.program {{{_attributes(program.attributes)}}}", ""]
+    lines = [f"{program.dialect}.program {{{print_attributes(program.attributes)}}}", ""]
     for name, parameter in program.parameters.items():
         lines.append(_parameter_line(name, parameter))
     if program.parameters:
@@ -51,22 +51,21 @@ def _parameter_line(name: str, parameter: Parameter) -> str:
         attributes["transpose"] = True
     if parameter.rows is not None:
         attributes["rows"] = parameter.rows
-    return f"parameter @{name} {{{_attributes(attributes)}}} : {shape}"
-
-
-def _attributes(attributes: dict[str, Any]) -> str:
-    return ", ".join(f"{key}={json.dumps(value)}" for key, value in attributes.items())
+    return f"parameter @{name} {{{print_attributes(attributes)}}} : {shape}"
 
 
 def _print_ops(ops: list[Op], lines: list[str], indent: str) -> None:
     for op in ops:
         results = ", ".join(map(str, op.results))
-        head = f"{results} = " if results else ""
+        line = f"{op.opname}({', '.join(map(str, op.operands))})"
+        if op.results:
+            line = f"{results} = {line}"
         attributes = op.attributes()
-        shown = f" {{{_attributes(attributes)}}}" if attributes else ""
-        types = ", ".join(str(result.type) for result in op.results)
-        tail = f" : {types}" if types else ""
-        lines.append(f"{indent}{head}{op.opname}({', '.join(map(str, op.operands))}){shown}{tail}")
+        if attributes:
+            line += f" {{{print_attributes(attributes)}}}"
+        if op.results:
+            line += f" : {', '.join(str(result.type) for result in op.results)}"
+        lines.append(indent + line)
         body: Block | None = getattr(op, "body", None)
         if body is not None:
             lines.append(f"{indent}({', '.join(map(str, body.arguments))}) {{")
@@ -84,6 +83,8 @@ def parse_program(text: str) -> Program:
 
 
 class _Parser:
+    """Reads a text line by line; `at` is the index of the current one."""
+
     def __init__(self, text: str):
         numbered = ((number, COMMENT.sub(r"\1", line).strip()) for number, line in enumerate(text.splitlines(), 1))
         self.lines = [(number, line) for number, line in numbered if line]
@@ -91,12 +92,19 @@ class _Parser:
 
     def fail(self, why: str) -> IRError:
         """Return the error for the current line."""
-        number, line = self.lines[min(self.at, len(self.lines) - 1)] if self.lines else (1, "")
+        number = 1
+        line = ""
+        if self.lines:
+            number, line = self.lines[min(self.at, len(self.lines) - 1)]
+        if len(line) > 200:
+            line = f"{line[:200]}..."
         return IRError(f"Program text, line {number}: {why}: {line!r}.")
 
     def peek(self) -> str:
         """Return the current line, empty at the end."""
-        return self.lines[self.at][1] if self.at < len(self.lines) else ""
+        if self.at == len(self.lines):
+            return ""
+        return self.lines[self.at][1]
 
     def program(self) -> Program:
         match = re.match(r"(\w+)\.program \{(.*)\}$", self.peek())
@@ -105,55 +113,50 @@ class _Parser:
         program = Program(match[1], self.attributes(match[2]))
         self.at += 1
         while self.peek().startswith("parameter "):
-            name, parameter = self.parameter()
-            program.parameters[name] = parameter
+            self.parameter(program)
         scope: dict[str, Value] = {}
         program.ops = self.ops(scope)
         while self.peek().startswith("return "):
             match = re.match(rf"return (\w+) = %({NAME})$", self.peek())
             if match is None or match[2] not in scope:
                 raise self.fail("expected 'return label = %value' with a value defined above")
+            if match[1] in program.outputs:
+                raise self.fail(f"the output {match[1]!r} stands there twice")
             program.outputs[match[1]] = scope[match[2]]
             self.at += 1
         if self.peek():
             raise self.fail("unexpected text")
         return program
 
-    def parameter(self) -> tuple[str, Parameter]:
-        match = re.match(rf"parameter @({NAME}) \{{(.*)\}} : (\d+(?:x\d+)*)$", self.peek())
+    def parameter(self, program: Program) -> None:
+        """Add the parameter of the current line to the program."""
+        match = re.match(rf"parameter @({NAME}) \{{(.*)\}} : ({DIMS})$", self.peek())
         if match is None:
             raise self.fail("expected 'parameter @name {source=...} : 1x2'")
+        if match[1] in program.parameters:
+            raise self.fail(f"the parameter @{match[1]} stands there twice")
         attributes = self.attributes(match[2])
-        rows = attributes.get("rows")
-        known = set(attributes) <= {"source", "transpose", "rows"} and "source" in attributes
-        if not known:
+        if not set(attributes) <= {"source", "transpose", "rows"} or "source" not in attributes:
             raise self.fail("a parameter has 'source' and may have 'transpose' and 'rows'")
-        parameter = Parameter(
+        if not isinstance(attributes["source"], str) or not isinstance(attributes.get("transpose", False), bool):
+            raise self.fail("the source of a parameter is a string, and 'transpose' is true or false")
+        rows = attributes.get("rows")
+        if rows is not None and not is_a(rows, "tuple[tuple[int, int], ...]"):
+            raise self.fail("the rows of a parameter are pairs [start, stop]")
+        program.parameters[match[1]] = Parameter(
             source=attributes["source"],
-            shape=tuple(int(size) for size in match[3].split("x")),
+            shape=_sizes(match[3]),
             transpose=attributes.get("transpose", False),
-            rows=None if rows is None else _tuples(rows),
+            rows=as_tuples(rows),
         )
         self.at += 1
-        return match[1], parameter
 
     def attributes(self, text: str) -> dict[str, Any]:
-        found: dict[str, Any] = {}
-        decoder = json.JSONDecoder()
-        position = 0
-        while position < len(text):
-            match = re.compile(r"(\w+)=").match(text, position)
-            if match is None:
-                raise self.fail("attributes read 'name=<JSON value>, ...'")
-            try:
-                found[match[1]], position = decoder.raw_decode(text, match.end())
-            except json.JSONDecodeError as error:
-                raise self.fail(f"attribute {match[1]!r} is not JSON") from error
-            if position < len(text):
-                if not text.startswith(", ", position):
-                    raise self.fail("attributes are separated by ', '")
-                position += 2
-        return found
+        """Return ``a=1, b="x"`` as a dictionary of JSON values."""
+        try:
+            return parse_attributes(text)
+        except AttributeTextError as error:
+            raise self.fail(str(error)) from error
 
     def ops(self, scope: dict[str, Value]) -> list[Op]:
         ops: list[Op] = []
@@ -169,16 +172,18 @@ class _Parser:
         if cls is None:
             raise self.fail(f"there is no op {match['opname']!r}")
         attributes, types = self.rest(match["rest"])
-        names = _names(match["results"] or "")
+        names = _names(match["results"])
         if len(names) != len(types):
             raise self.fail(f"{len(names)} results but {len(types)} types")
         fields = {f.name: f for f in cls.attribute_fields()}
         unknown = sorted(set(attributes) - set(fields))
         required = [name for name, f in fields.items() if f.default is dataclasses.MISSING and name not in attributes]
-        if unknown or required:
-            raise self.fail(f"unknown attributes {unknown}" if unknown else f"missing attributes {required}")
+        if unknown:
+            raise self.fail(f"unknown attributes {unknown}")
+        if required:
+            raise self.fail(f"missing attributes {required}")
         for name, value in attributes.items():
-            if not isinstance(value, KINDS[str(fields[name].type).split("[")[0]]):
+            if not is_a(value, str(fields[name].type)):
                 raise self.fail(f"attribute {name!r} must be of type {fields[name].type}")
         operands = self.lookup(match["operands"], scope)
         results = tuple(Value(name, kind) for name, kind in zip(names, types, strict=True))
@@ -188,18 +193,36 @@ class _Parser:
             extra["body"] = self.block(scope, operands)
         for value in results:
             scope[value.name] = value
-        values = {name: _tuples(value) for name, value in attributes.items()}
+        values = {name: as_tuples(value) for name, value in attributes.items()}
         return cls(operands=operands, results=results, **values, **extra)
 
     def rest(self, text: str) -> tuple[dict[str, Any], list[Type]]:
-        match = re.match(r"(?: \{(?P<attributes>.*)\})?(?: : (?P<types>\w+<.*>))?$", text)
+        """Return (attributes, result types) of what follows an op's operands."""
+        match = re.match(r"(?: \{(?P<attributes>.*)\})?(?: : (?P<types>\w+<.*))?$", text)
         if match is None:
             raise self.fail("expected '{attributes} : types' after the operands")
-        types = [
-            Type(kind, tuple(int(size) for size in dims.split("x")), tuple(parts.split(", ")[1:]))
-            for kind, dims, parts in TYPE.findall(match["types"] or "")
-        ]
+        types: list[Type] = []
+        if match["types"] is not None:
+            types = self.types(match["types"])
         return self.attributes(match["attributes"] or ""), types
+
+    def types(self, text: str) -> list[Type]:
+        """Return the types of a list ``tokens<4>, linear<3x4, bias>``."""
+        types: list[Type] = []
+        position = 0
+        while True:
+            match = TYPE.match(text, position)
+            if match is None:
+                raise self.fail(
+                    f"expected a type, such as tokens<32> or linear<8x32, bias>, at {text[position : position + 40]!r}"
+                )
+            types.append(Type(match["kind"], _sizes(match["dims"]), tuple(match["parts"].split(", ")[1:])))
+            position = match.end()
+            if position == len(text):
+                return types
+            if not text.startswith(", ", position):
+                raise self.fail("types are separated by ', '")
+            position += 2
 
     def lookup(self, text: str, scope: dict[str, Value]) -> tuple[Value, ...]:
         missing = [name for name in _names(text) if name not in scope]
@@ -218,7 +241,7 @@ class _Parser:
         inner = scope | {value.name: value for value in arguments}
         self.at += 1
         ops = self.ops(inner)
-        match = re.match(r"yield (.*)$", self.peek())
+        match = re.match(rf"yield ({VALUES})$", self.peek())
         if match is None:
             raise self.fail("a block ends in 'yield %value, ...'")
         yields = self.lookup(match[1], inner)
@@ -229,13 +252,13 @@ class _Parser:
         return Block(arguments, ops, yields)
 
 
-def _names(text: str) -> list[str]:
+def _names(text: str | None) -> list[str]:
     """Return the names in a list ``%a, %b``."""
-    return [part.strip().removeprefix("%") for part in text.split(",") if part.strip()]
+    if not text:
+        return []
+    return [value.removeprefix("%") for value in text.split(", ")]
 
 
-def _tuples(value: Any) -> Any:
-    """Return JSON lists as tuples, so that attributes compare and hash."""
-    if isinstance(value, list):
-        return tuple(_tuples(item) for item in value)
-    return value
+def _sizes(text: str) -> tuple[int, ...]:
+    """Return ``3x4`` as (3, 4)."""
+    return tuple(int(size) for size in text.split("x"))

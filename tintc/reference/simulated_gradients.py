@@ -35,7 +35,7 @@ def first_step(program: Program) -> dict[str, Value]:
 
 def _first_descents(program: Program) -> dict[str, SimOp]:
     ops = (op for op in program.ops if isinstance(op, SimOp) and op.step == 0)
-    return {name: op for op in ops if (name := op.updates()) is not None}
+    return {name: op for op in ops if (name := op.updated_weight()) is not None}
 
 
 @torch.no_grad()
@@ -53,7 +53,7 @@ def simulated_gradients(model: TintForCausalLM, inputs: Inputs) -> Gradients:
     for name, value in made.items():
         stored = stored_parts(model, name)
         for part, new in matrices(_complete(results[name]), value.type, model.layout).items():
-            if part in descents[name].descending():
+            if part in descents[name].updated_parts():
                 old = stored[part]
                 old = old.flatten(0, 1)[: new.shape[0]] if part == "weight" else old
                 gradients[f"{name}.{part}"] = (old - new) / LARGE

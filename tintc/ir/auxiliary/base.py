@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from torch import Tensor
 
 from tintc.ir.core import Op
-from tintc.ir.functions import SCORE_VECTORS, FiniteDifference
+from tintc.ir.functions import FiniteDifference
 from tintc.ir.inputs import Inputs
 
 Gradients = dict[str, Tensor]
@@ -35,9 +35,16 @@ class Context:
     @property
     def train(self) -> Tensor:
         """Return the step's train tokens, ready to broadcast: ``[B, T, 1]``."""
-        return self.inputs.trained(self.step)[..., None]
+        return self.inputs.train_mask(self.step)[..., None]
 
     def parameter(self, name: str) -> Tensor:
+        """Return a parameter by its name in the program."""
+        return self.tensors[name]
+
+    def optional(self, name: str) -> Tensor | None:
+        """Return a parameter that an op may lack; None for an empty name."""
+        if not name:
+            return None
         return self.tensors[name]
 
 
@@ -57,7 +64,7 @@ class AuxOp(Op):
 
     def parameters(self) -> dict[str, str]:
         """Return the names of the parameters that this op has, by field."""
-        names = {key: getattr(self, key, "") for key in ("weight", "bias", "table", *SCORE_VECTORS)}
+        names = {key: getattr(self, key, "") for key in ("weight", "bias", "table")}
         return {key: name for key, name in names.items() if name}
 
     def in_groups(self, groups: Collection[str]) -> set[str]:
@@ -65,11 +72,11 @@ class AuxOp(Op):
         members = self.GROUPS.get(self.role, {})
         return {key for key in self.parameters() if members.get(key) in groups}
 
-    def evaluate(self, context: Context, *operands: Tensor) -> Tensor:
+    def evaluate(self, context: Context, *operands: Any) -> Tensor:
         """Return the value, ``[B, T, width]`` from operands of such shapes."""
         raise NotImplementedError(self.opname)
 
-    def pullback(self, context: Context, dy: Tensor, *operands: Tensor) -> Pulled:
+    def pullback(self, context: Context, dy: Tensor, *operands: Any) -> Pulled:
         """Return (gradients of the operands, gradients of the parameters), approximate as in the construction."""
         raise NotImplementedError(self.opname)
 
@@ -79,4 +86,6 @@ def affine(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     y = x @ weight.transpose(-1, -2)
     if bias is None:
         return y
-    return y + (bias[:, None] if bias.dim() == 2 else bias)
+    if bias.dim() == 2:
+        return y + bias[:, None]
+    return y + bias

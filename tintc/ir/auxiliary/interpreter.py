@@ -14,8 +14,7 @@ import torch
 from torch import Tensor
 
 from tintc.ir.auxiliary.base import AuxOp, Context, Gradients
-from tintc.ir.auxiliary.linear import Linear
-from tintc.ir.auxiliary.logits import Logits
+from tintc.ir.auxiliary.linear import Linear, Logits
 from tintc.ir.core import Parameter, Program, Value
 from tintc.ir.functions import FiniteDifference
 from tintc.ir.inputs import Inputs
@@ -56,7 +55,9 @@ def view(parameter: Parameter, tensor: Tensor) -> Tensor:
 
 def _run(tensor: Tensor, start: int, stop: int) -> Tensor:
     """Return the rows from start to stop; zeros for negative numbers."""
-    return tensor[start:stop] if start >= 0 else tensor.new_zeros(stop - start, *tensor.shape[1:])
+    if start < 0:
+        return tensor.new_zeros(stop - start, *tensor.shape[1:])
+    return tensor[start:stop]
 
 
 def load(program: Program, source: Mapping[str, Tensor], dtype: torch.dtype = torch.float64) -> dict[str, Tensor]:
@@ -83,8 +84,9 @@ def forward(program: Program, tensors: Mapping[str, Tensor], inputs: Inputs) -> 
 
 def descending(op: AuxOp, n_layers: int, n_update_layers: int, groups: frozenset[str]) -> set[str]:
     """Return the fields that name the parameters of this op that the descent updates (construction.md, section 10)."""
-    inside = op.role == "final" or op.layer >= n_layers - n_update_layers
-    return op.in_groups(groups) if inside else set()
+    if op.role == "final" or op.layer >= n_layers - n_update_layers:
+        return op.in_groups(groups)
+    return set()
 
 
 def simulate(
@@ -92,13 +94,16 @@ def simulate(
 ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
     """Return (logits before the descent, logits after, updated parameters ``[B, *shape]`` by name)."""
     n_layers = program.attributes["n_layers"]
-    layers = n_layers if descent.n_update_layers is None else descent.n_update_layers
+    layers = descent.n_update_layers
+    if layers is None:
+        layers = n_layers
     updated = dict(tensors)
     before = None
     for step in range(descent.n_steps):
         context = Context(updated, inputs, descent.difference, step)
         values = _values(program, context)
-        before = values[program.outputs["logits"]] if before is None else before
+        if before is None:
+            before = values[program.outputs["logits"]]
         gradients = _gradients(program, context, values, descent, layers)
         updated = {name: _descend(name, tensor, gradients, descent.lr) for name, tensor in updated.items()}
     after = _values(program, Context(updated, inputs, descent.difference))[program.outputs["logits"]]
@@ -126,9 +131,10 @@ def _gradients(
         assert isinstance(op, AuxOp)
         operands = [values[operand] for operand in op.operands]
         if isinstance(op, Logits):
-            head, bias = context.parameter(op.weight), context.parameter(op.bias) if op.bias else None
+            head = context.parameter(op.weight)
+            bias = context.optional(op.bias)
             dx = loss_gradient(descent.loss, operands[0], head, bias, context.inputs.next_ids, op.logit_map)
-            pulled: tuple[Tensor | None, ...] = (dx * context.inputs.counted(context.step)[..., None],)
+            pulled: tuple[Tensor | None, ...] = (dx * context.inputs.loss_positions_of(context.step)[..., None],)
             own: Gradients = {}
         elif op.result in adjoint:
             pulled, own = op.pullback(context, adjoint.pop(op.result), *operands)
@@ -136,13 +142,14 @@ def _gradients(
             continue
         for operand, gradient in zip(op.operands, pulled, strict=True):
             if gradient is not None:
-                adjoint[operand] = adjoint[operand] + gradient if operand in adjoint else gradient
+                adjoint[operand] = adjoint.get(operand, 0) + gradient
         stepped = descending(op, program.attributes["n_layers"], layers, descent.groups)
         names = {name for key, name in op.parameters().items() if key in stepped}
         for name, gradient in own.items():
             if name in names:
-                factor = _bias_rate(program, op, descent) if isinstance(op, Linear) and name == op.bias else 1
-                gradients[name] = gradients.get(name, 0) + factor * gradient
+                if isinstance(op, Linear) and name == op.bias:
+                    gradient = _bias_rate(program, op, descent) * gradient
+                gradients[name] = gradients.get(name, 0) + gradient
     return gradients
 
 
@@ -157,4 +164,7 @@ def _bias_rate(program: Program, op: Linear, descent: Descent) -> int:
 
 
 def _descend(name: str, tensor: Tensor, gradients: Gradients, lr: float) -> Tensor:
-    return tensor - lr * gradients[name] if name in gradients else tensor
+    """Return a parameter after a step; the same if it has no gradient."""
+    if name not in gradients:
+        return tensor
+    return tensor - lr * gradients[name]

@@ -1,4 +1,4 @@
-"""`aux.linear`: y = W x + b."""
+"""Linear maps of the auxiliary dialect: layers, and the language-model head."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from torch import Tensor
 
 from tintc.ir.auxiliary.base import AuxOp, Context, Pulled, affine
 from tintc.ir.core import register
+from tintc.ir.losses import LogitMap
 
 
 @register("aux.linear")
@@ -32,15 +33,38 @@ class Linear(AuxOp):
         (x,) = self.operands
         self.expect(x.type.kind == "tokens" and self.result.type.kind == "tokens", f"acts on tokens, not {x.type}")
 
-    def evaluate(self, context: Context, *operands: Tensor) -> Tensor:
-        (x,) = operands
-        return affine(x, context.parameter(self.weight), context.parameter(self.bias) if self.bias else None)
+    def evaluate(self, context: Context, x: Tensor) -> Tensor:
+        return affine(x, context.parameter(self.weight), context.optional(self.bias))
 
-    def pullback(self, context: Context, dy: Tensor, *operands: Tensor) -> Pulled:
+    def pullback(self, context: Context, dy: Tensor, x: Tensor) -> Pulled:
         """Return dx = W^T dy, and over train tokens dW = sum dy x^T, db = sum dy (Defs. D.2, D.3)."""
-        (x,) = operands
         summed = dy * context.train
         gradients = {self.weight: summed.transpose(-1, -2) @ x}
         if self.bias:
             gradients[self.bias] = summed.sum(1)
         return (dy @ context.parameter(self.weight),), gradients
+
+
+@register("aux.logits")
+@dataclass(eq=False, kw_only=True)
+class Logits(AuxOp):
+    """The language-model head: z = scale (E x + b) over the vocabulary, ``E [V, D]``, and ``c tanh(z / c)`` where a
+    soft cap c is given. Never updated."""
+
+    weight: str
+    bias: str = ""
+    scale: float = 1.0
+    softcap: float = 0.0
+
+    @property
+    def logit_map(self) -> LogitMap:
+        return LogitMap(self.scale, self.softcap)
+
+    def verify(self) -> None:
+        (x,) = self.operands
+        self.expect(x.type.kind == "tokens" and self.result.type.kind == "logits", "maps tokens to logits")
+        self.expect(self.softcap >= 0, f"the soft cap is {self.softcap}, it must be positive, or 0 for none")
+
+    def evaluate(self, context: Context, x: Tensor) -> Tensor:
+        scores = affine(x, context.parameter(self.weight), context.optional(self.bias))
+        return self.logit_map(scores)

@@ -8,14 +8,16 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from tintc.ir.auxiliary.base import AuxOp, Context, Pulled
+from tintc.ir.auxiliary.base import AuxOp, Context, Gradients, Pulled
 from tintc.ir.core import register
 from tintc.ir.functions import norm_scale, normalise, normalise_groups
 
 
 def per_token(vector: Tensor) -> Tensor:
     """Return ``[D]`` or per-example ``[B, D]``, ready to broadcast over ``[B, T, D]``."""
-    return vector[:, None] if vector.dim() == 2 else vector
+    if vector.dim() == 2:
+        return vector[:, None]
+    return vector
 
 
 def whole_vector(vector: Tensor, width: int) -> Tensor:
@@ -52,26 +54,33 @@ class Norm(AuxOp):
         even = self.groups > 0 and x.type.width % self.groups == 0
         self.expect(even, f"{self.groups} groups do not divide {x.type}")
 
-    def evaluate(self, context: Context, *operands: Tensor) -> Tensor:
-        (x,) = operands
+    def evaluate(self, context: Context, x: Tensor) -> Tensor:
         y = normalise_groups(self.kind, x, self.eps, self.groups)
         if self.weight:
             y = y * self._per_token(context.parameter(self.weight))
-        return y + self._per_token(context.parameter(self.bias)) if self.bias else y
+        if self.bias:
+            y = y + self._per_token(context.parameter(self.bias))
+        return y
 
     def _per_token(self, vector: Tensor) -> Tensor:
-        return per_token(vector) if self.groups == 1 else whole_vector(vector, self.result.type.width)
+        """Return gain or bias ready to broadcast over ``[B, T, D]``."""
+        if self.groups == 1:
+            return per_token(vector)
+        return whole_vector(vector, self.result.type.width)
 
-    def pullback(self, context: Context, dy: Tensor, *operands: Tensor) -> Pulled:
+    def pullback(self, context: Context, dy: Tensor, x: Tensor) -> Pulled:
         """Return dx to first order (Def. F.3): the Jacobian of f is symmetric, so J^T g is a difference of f along g =
         gamma dy."""
-        (x,) = operands
-        g = dy * self._per_token(context.parameter(self.weight)) if self.weight else dy
+        g = dy
+        if self.weight:
+            g = dy * self._per_token(context.parameter(self.weight))
         x, g = (value.unflatten(-1, (self.groups, -1)) for value in (x, g))
         dx = context.difference.derivative(
             lambda z: normalise(self.kind, z, self.eps), x, g, norm_scale(self.kind, x, self.eps)
         ).flatten(-2)
-        gradients = {self.bias: (dy * context.train).sum(1)} if self.bias else {}
+        gradients: Gradients = {}
+        if self.bias:
+            gradients[self.bias] = (dy * context.train).sum(1)
         if self.weight and self.groups == 1:
             normed = normalise(self.kind, x, self.eps).flatten(-2)
             gradients[self.weight] = (dy * normed * context.train).sum(1)

@@ -24,7 +24,7 @@ from tintc.errors import IRError, ModelError
 from tintc.ir import simulator as sim
 from tintc.ir.auxiliary.interpreter import view
 from tintc.ir.core import Program
-from tintc.ir.simulator.interface.base import Storage
+from tintc.ir.simulator.interface.storage import Storage
 from tintc.ir.structure import TensorSpec, block_tensors, shared_tensors
 from tintc.lowering.emission.sharing import Placed, around, placement, reuse_of
 from tintc.lowering.passes.plan_layout import layout_of
@@ -62,18 +62,20 @@ def blocks_of(program: Program) -> dict[str, Placed]:
     """Return every structural block of the artefact, by its name below ``structure``, in order of first use."""
     blocks: dict[str, Placed] = {}
     for placed in placement(program).values():
-        for one in placed.values():
-            blocks.setdefault(one.name, one)
+        for block in placed.values():
+            blocks.setdefault(block.name, block)
     return blocks
 
 
 def structure_specs(program: Program) -> dict[str, TensorSpec]:
     """Return all tensors below ``structure``; position matrices and gates only if some block uses them."""
     blocks = blocks_of(program).values()
-    specs = {f"{one.name}.{part}": spec for one in blocks for part, spec in block_tensors(one.block.spec).items()}
+    specs = {
+        f"{placed.name}.{part}": spec for placed in blocks for part, spec in block_tensors(placed.block.spec).items()
+    }
     names: dict[str, dict[str, None]] = defaultdict(dict)
-    for one in blocks:
-        for name, kind in around(one).items():
+    for placed in blocks:
+        for name, kind in around(placed).items():
             names[kind][name] = None
     shared = shared_tensors(layout_of(program))
     specs |= {name: spec for kind, spec in shared.items() for name in names[kind]}
@@ -84,12 +86,12 @@ def specs(program: Program, source: Source | None = None, lr: float = 0.0) -> di
     """Return every tensor of the artefact, by state-dict name, in a fixed order. Without `source` only shapes may be
     used."""
     storage = storage_of(program, source, lr)
-    found: dict[str, TensorSpec] = {}
+    tensors: dict[str, TensorSpec] = {}
     for op in program.ops:
         if isinstance(op, sim.SimOp):
             for name, spec in op.stored(storage).items():
-                found.setdefault(name, spec)
-    return found | structure_specs(program)
+                tensors.setdefault(name, spec)
+    return tensors | structure_specs(program)
 
 
 def storage_of(program: Program, source: Source | None = None, lr: float = 0.0) -> Storage:
@@ -125,8 +127,9 @@ def emit(program: Program, source: Source, lr: float, dtype: torch.dtype) -> Ite
 
 def stored_dtype(name: str, dtype: torch.dtype) -> torch.dtype:
     """Return the dtype in which the tensor of that name is stored, for a simulator of `dtype`."""
-    short = dtype in (torch.bfloat16, torch.float16)
-    return torch.float32 if short and name.startswith(FULL_PRECISION) else dtype
+    if dtype in (torch.bfloat16, torch.float16) and name.startswith(FULL_PRECISION):
+        return torch.float32
+    return dtype
 
 
 def contiguous(build: Callable[[], Tensor], dtype: torch.dtype) -> Tensor:

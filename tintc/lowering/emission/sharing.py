@@ -1,4 +1,4 @@
-"""Which modules share structural tensors (construction.md, section 9).
+"""The sharing of structural tensors by modules (construction.md, section 9).
 
 - ``layer``: all modules of a kind share, whatever their layer and step: every block is stored once.
 - ``none``: every module of every step has blocks of its own, ``structure.<phase>_<step>.<what it simulates>``.
@@ -16,7 +16,7 @@ from tintc.errors import IRError
 from tintc.ir.core import Program
 from tintc.ir.names import Names
 from tintc.ir.simulator import SimOp
-from tintc.ir.structure import AttentionSpec, Block, Positions
+from tintc.ir.structure import AttentionSpec, Positions, StructuralBlock
 from tintc.lowering.options import REUSE, Options
 from tintc.lowering.passes.plan_layout import layout_of
 
@@ -30,7 +30,7 @@ class Placed:
     """
 
     name: str
-    block: Block
+    block: StructuralBlock
     gate: str
     positions: dict[str, str]
 
@@ -49,31 +49,40 @@ def reuse_of(program: Program) -> str:
 def sites(program: Program) -> dict[SimOp, str]:
     """Return the names of the modules of a planned program that apply blocks:
     ``<phase>_<step>.<what they simulate>``."""
-    names, layout = Names(), layout_of(program)
+    names = Names()
+    layout = layout_of(program)
     modules = [op for op in program.ops if isinstance(op, SimOp) and op.realised(layout)]
     return {op: names.fresh(f"{op.phase}_{op.step}.{op.origin or op.results[0].name}") for op in modules}
 
 
 def placement(program: Program) -> dict[SimOp, dict[str, Placed]]:
     """Return where every module's blocks stand, by the names that the op's literal form calls them."""
-    reuse, layout = reuse_of(program), layout_of(program)
-    found: dict[SimOp, dict[str, Placed]] = {}
+    reuse = reuse_of(program)
+    layout = layout_of(program)
+    places: dict[SimOp, dict[str, Placed]] = {}
     for op, site in sites(program).items():
-        scope = "" if reuse == "layer" else site
-        found[op] = {name: _place(scope, *built) for name, built in op.realised(layout).items()}
-    return found
+        scope = site
+        if reuse == "layer":
+            scope = ""
+        places[op] = {name: _place(scope, *built) for name, built in op.realised(layout).items()}
+    return places
 
 
-def _place(scope: str, name: str, block: Block) -> Placed:
+def _place(scope: str, name: str, block: StructuralBlock) -> Placed:
+    """Return where a block stands that the modules of a scope share; an empty scope is the whole simulator."""
     kinds = position_kinds(block)
-    if not scope:
-        gate = f"gates.{block.gate}" if block.gate else ""
-        return Placed(name, block, gate, {letter: f"positions.{kind}" for letter, kind in kinds.items()})
-    full = f"{scope}.{name}"
-    return Placed(full, block, f"{scope}.gates.{name}" if block.gate else "", {x: f"{full}.p_{x}" for x in kinds})
+    gate = f"gates.{block.gate}"
+    positions = {letter: f"positions.{kind}" for letter, kind in kinds.items()}
+    if scope:
+        gate = f"{scope}.gates.{name}"
+        name = f"{scope}.{name}"
+        positions = {letter: f"{name}.p_{letter}" for letter in kinds}
+    if not block.gate:
+        gate = ""
+    return Placed(name, block, gate, positions)
 
 
-def position_kinds(block: Block) -> dict[str, str]:
+def position_kinds(block: StructuralBlock) -> dict[str, str]:
     """Return the position matrices that a block's attention adds to q, k and v, by letter."""
     if not isinstance(block.spec, AttentionSpec):
         return {}
@@ -88,6 +97,7 @@ def around(placed: Placed) -> dict[str, str]:
     of the entry of `shared_tensors` that holds its values.
     """
     kinds = position_kinds(placed.block)
-    found = {placed.positions[letter]: f"positions.{kind}" for letter, kind in kinds.items()}
-    parts = ("v_old", "v_new") if placed.gate else ()
-    return found | {f"{placed.gate}.{part}": f"gates.{placed.block.gate}.{part}" for part in parts}
+    tensors = {placed.positions[letter]: f"positions.{kind}" for letter, kind in kinds.items()}
+    if placed.gate:
+        tensors |= {f"{placed.gate}.{part}": f"gates.{placed.block.gate}.{part}" for part in ("v_old", "v_new")}
+    return tensors

@@ -20,7 +20,7 @@ from tintc.ir.core import Block, Parameter, Program, Value
 from tintc.ir.names import Names
 from tintc.lowering.builder import Builder
 from tintc.lowering.options import Options
-from tintc.lowering.rules import Layer, Sweep, rule_of
+from tintc.lowering.rules import Sweep, WeightGroup, rule_of
 
 Values = dict[Value, Value]
 WeightValues = dict[str, Value]
@@ -43,7 +43,7 @@ class _Differentiation:
         self.update_layers = options.update_layers(self.n_layers)
         self.ops = [op for op in program.ops if isinstance(op, aux.AuxOp)]
         found = {op: rule_of(op).layer(program, op, options) for op in self.ops}
-        self.layers: dict[aux.AuxOp, Layer] = {op: layer for op, layer in found.items() if layer is not None}
+        self.layers: dict[aux.AuxOp, WeightGroup] = {op: layer for op, layer in found.items() if layer is not None}
         self._refuse_unlike()
         self.updated = {op for op in self.layers if self.updates(op)}
 
@@ -52,7 +52,7 @@ class _Differentiation:
 
         A layer may be used many times, but is stored and updated once.
         """
-        first: dict[str, Layer] = {}
+        first: dict[str, WeightGroup] = {}
         reasons: list[Reason] = []
         for op, layer in self.layers.items():
             if first.setdefault(layer.name, layer) != layer:

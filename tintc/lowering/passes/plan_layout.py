@@ -46,4 +46,4 @@ def choose_layout(program: Program, options: Options, max_length: int) -> Layout
 
 
 def _tiled(op: Op, layout: Layout) -> Op:
-    return op.planned(layout) if isinstance(op, sim.SimOp) else op
+    return op.with_tiles(layout) if isinstance(op, sim.SimOp) else op

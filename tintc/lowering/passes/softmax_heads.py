@@ -26,8 +26,8 @@ from tintc.ir import simulator as sim
 from tintc.ir.core import Op, Program
 from tintc.ir.inputs import resolve_inputs
 from tintc.ir.lazy import Lazy
-from tintc.ir.simulator.interface.base import Interpretation
 from tintc.ir.simulator.interface.interpreter import interpret
+from tintc.ir.simulator.interface.semantics import Interpretation
 from tintc.ir.softmax_heads import is_linear
 from tintc.lowering.emission.emit import specs
 from tintc.lowering.passes.plan_layout import layout_of

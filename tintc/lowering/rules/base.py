@@ -1,6 +1,6 @@
 """The base of lowering rules: all that the compiler knows of how one auxiliary op is simulated.
 
-A rule stands in a file of its own and registers itself with `@lowers`; there is no list of rules to add it to.
+A rule stands in the file of its kind of op and registers itself with `@lowers`; there is no list of rules to add it to.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ AuxT = TypeVar("AuxT", bound=AuxOp)
 
 
 @dataclass(frozen=True)
-class Layer:
+class WeightGroup:
     """The weights of a linear layer or norm of the auxiliary.
 
     name: without the tensor's own suffix; parts: parameter names by part.
@@ -46,7 +46,7 @@ class Rule(Generic[AuxT]):
         """Return the module that runs the op forward, on its weights, if it has any, and its operands."""
         raise NotImplementedError(op.opname)
 
-    def layer(self, program: Program, op: AuxT, options: Options) -> Layer | None:
+    def layer(self, program: Program, op: AuxT, options: Options) -> WeightGroup | None:
         """Return the op's weights, which prefixes hold; None if it has none."""
         return None
 

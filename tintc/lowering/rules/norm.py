@@ -8,7 +8,7 @@ from tintc.ir import simulator as sim
 from tintc.ir.auxiliary.interpreter import descending
 from tintc.ir.core import Program, Type, Value
 from tintc.lowering.options import Options
-from tintc.lowering.rules.base import Layer, Module, Rule, lowers, stem
+from tintc.lowering.rules.base import Module, Rule, WeightGroup, lowers, stem
 from tintc.lowering.rules.sweep import Sweep
 
 
@@ -20,20 +20,21 @@ class NormRule(Rule[aux.Norm]):
     def forward(self, op: aux.Norm) -> Module:
         return Module(sim.NormForward, {"kind": op.kind, "eps": op.eps, "groups": op.groups})
 
-    def layer(self, program: Program, op: aux.Norm, options: Options) -> Layer | None:
+    def layer(self, program: Program, op: aux.Norm, options: Options) -> WeightGroup | None:
         """Return the norm's gain and bias; None if it has neither.
 
         A gain that descends is kept as a vector, any other as a diagonal matrix.
         """
         parts = ({"gain": op.weight} if op.weight else {}) | ({"bias": op.bias} if op.bias else {})
-        n_layers, width = program.attributes["n_layers"], op.result.type.width
+        n_layers = program.attributes["n_layers"]
+        width = op.result.type.width
         stepped = descending(op, n_layers, options.update_layers(n_layers), options.groups)
         shapes = {(width,)} if op.groups == 1 else {(op.groups, width // op.groups), (width // op.groups,)}
         for name in parts.values():
             if program.parameters[name].shape not in shapes:
                 raise IRError(f"{name} has shape {program.parameters[name].shape}, the norm has width {width}.")
         held = tuple("vector" if part == "gain" and "weight" in stepped else part for part in parts)
-        return Layer(stem(op.weight or op.bias), Type("norm", (width,), held), parts) if parts else None
+        return WeightGroup(stem(op.weight or op.bias), Type("norm", (width,), held), parts) if parts else None
 
     def backward(self, sweep: Sweep, op: aux.Norm, dy: Value) -> None:
         (x,) = op.operands

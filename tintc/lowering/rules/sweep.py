@@ -9,7 +9,7 @@ from tintc.ir.auxiliary import AuxOp
 from tintc.ir.core import Type, Value
 from tintc.lowering.builder import Builder
 from tintc.lowering.options import Options
-from tintc.lowering.rules.base import Layer
+from tintc.lowering.rules.base import WeightGroup
 
 
 class Sweep:
@@ -26,12 +26,17 @@ class Sweep:
         options: Options,
         values: dict[Value, Value],
         weights: dict[str, Value],
-        layers: dict[AuxOp, Layer],
+        layers: dict[AuxOp, WeightGroup],
         updated: set[AuxOp],
         wanted: set[Value],
     ):
-        self.builder, self.options, self.values = builder, options, values
-        self.weights, self.layers, self.updated, self.wanted = weights, layers, updated, wanted
+        self.builder = builder
+        self.options = options
+        self.values = values
+        self.weights = weights
+        self.layers = layers
+        self.updated = updated
+        self.wanted = wanted
         self.gradients: dict[Value, Value] = {}
         self.stepped: dict[str, Value] = {}
 
@@ -66,16 +71,20 @@ class Sweep:
         **more: Any,
     ) -> tuple[Value, ...]:
         """Emit a module for `op` with results of these types; return them."""
-        self.builder.phase, self.builder.suffix = phase, "updated" if phase == "descent" else "grad"
-        made = self.builder.emit(cls, operands, kinds, origin=op.result.name, layer=op.layer, role=op.role, **more)
-        return made.results
+        self.builder.phase = phase
+        self.builder.suffix = "grad"
+        if phase == "descent":
+            self.builder.suffix = "updated"
+        module = self.builder.emit(cls, operands, kinds, origin=op.result.name, layer=op.layer, role=op.role, **more)
+        return module.results
 
     def receive(self, value: Value, gradient: Value) -> None:
         """Add `gradient` to what `value` has received, if its gradient is wanted."""
         if value not in self.wanted:
             return
         if value in self.gradients:
-            self.builder.phase, self.builder.suffix = "backward", "grad"
+            self.builder.phase = "backward"
+            self.builder.suffix = "grad"
             both = (self.gradients[value], gradient)
             gradient = self.builder.emit(sim.Add, both, (gradient.type,), origin=value.name).result
         self.gradients[value] = gradient

@@ -2,7 +2,7 @@
 
 A simulator's last forward pass is all that computes the logits from the weights as the descent has left them: walking
 back from the logits, and stopping at weights, finds it. Its ops run by their own fused forms on new tokens alone; those
-that mix tokens (`SimOp.remembers`) also read what has been kept of the tokens before.
+that mix tokens (`SimOp.CACHED_OPERANDS`) also read what has been kept of the tokens before.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ class Continuation:
     @cached_property
     def mixing(self) -> tuple[SimOp, ...]:
         """The ops that read what is kept of earlier tokens."""
-        return tuple(op for op in self.ops if op.remembers())
+        return tuple(op for op in self.ops if op.CACHED_OPERANDS)
 
     @cached_property
     def checked(self) -> tuple[SimOp, ...]:
@@ -98,7 +98,7 @@ class Continuation:
 
 def remembered(op: SimOp) -> tuple[Value, ...]:
     """The operands that the results at later tokens depend on."""
-    return tuple(op.operands[place] for place in op.remembers())
+    return tuple(op.operands[place] for place in op.CACHED_OPERANDS)
 
 
 def continuation_of(program: Program) -> Continuation:
@@ -111,7 +111,7 @@ def continuation_of(program: Program) -> Continuation:
             wanted.update(value for value in op.operands if not _is_weights(value))
             weights |= dict.fromkeys(value for value in op.operands if _is_weights(value))
     layers = {value: _layer(value, producers) for value in weights}
-    stored = {value: producers[value] for value in weights if producers[value].holds() is not None}  # pyright: ignore[reportAttributeAccessIssue]
+    stored = {value: producers[value] for value in weights if producers[value].stored_weight() is not None}  # pyright: ignore[reportAttributeAccessIssue]
     return Continuation(
         ops=tuple(reversed(ops)),
         stored=tuple(op for op in stored.values() if isinstance(op, SimOp)),
@@ -126,8 +126,8 @@ def stored_weights(sim: AdaptiveSimulator) -> dict[Value, FusedWeights]:
 
 def weights_by_layer(sim: AdaptiveSimulator) -> dict[str, tuple[Type, FusedWeights]]:
     """What every layer holds as it is stored, updated or not."""
-    stored = [op for op in sim.program.ops if isinstance(op, SimOp) and op.holds() is not None]
-    return {str(op.holds()): (op.result.type, _as_stored(sim, op)) for op in stored}
+    stored = [op for op in sim.program.ops if isinstance(op, SimOp) and op.stored_weight() is not None]
+    return {str(op.stored_weight()): (op.result.type, _as_stored(sim, op)) for op in stored}
 
 
 def base_weights(sim: AdaptiveSimulator) -> dict[Value, FusedWeights]:
@@ -148,9 +148,9 @@ def _is_weights(value: Value) -> bool:
 def _layer(value: Value, producers: Mapping[Value, Any]) -> str:
     """The layer whose weights these are, updated or not: what they would be without training is stored."""
     op = producers[value]
-    while op.holds() is None:
-        op = producers[op.untrained()]
-    return op.holds()
+    while op.stored_weight() is None:
+        op = producers[op.identity_operand()]
+    return op.stored_weight()
 
 
 class ContinuedRun(Reading):

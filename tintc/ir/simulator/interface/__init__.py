@@ -1,1 +1,1 @@
-"""What an op of the simulator's dialect is asked for."""
+"""The interface of an op of the simulator's dialect: five small bases."""

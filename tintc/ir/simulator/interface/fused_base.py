@@ -1,4 +1,4 @@
-"""Shared by the fused forms of the ops: token values as plain tensors, weights with pending updates.
+"""The fused form of a simulator op: token values as plain tensors, weights with pending updates.
 
 Fused execution runs the program by its algebra (construction.md, section 13). Token values are ``[B, n, width]``, where
 n is the part of the text that the plan keeps; layout attributes are ignored. An update of a linear layer is either
@@ -10,19 +10,15 @@ carried out (*materialised*: per-example weights) or kept as the pair dY, X that
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
-from functools import partial
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
-import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from tintc.ir.core import Value
-from tintc.ir.functions import ACTIVATIONS, at_least_fp32
+from tintc.ir.core import Op, Value
 from tintc.ir.inputs import Inputs
+from tintc.ir.simulator.interface.cost_model import Deferral
 
 if TYPE_CHECKING:
     from tintc.ir.simulator.interface.base import SimOp
@@ -96,14 +92,14 @@ class FusedRun(Protocol):
         """
         ...
 
-    def turn(self, heads: Tensor, inv_freq: str, style: str, start: int = 0) -> Tensor:
+    def apply_rotary(self, heads: Tensor, inv_freq: str, style: str, start: int = 0) -> Tensor:
         """Return heads ``[B, H, n, d]`` of the tokens from `start` on, rotated by their positions.
 
         They are the heads themselves if `inv_freq` is empty.
         """
         ...
 
-    def rotary(self, name: str) -> Tensor:
+    def score_vector(self, name: str) -> Tensor:
         """Return a stored vector that attention reads besides its operands."""
         ...
 
@@ -128,112 +124,63 @@ class FusedRun(Protocol):
         ...
 
 
-IN_PLACE: dict[str, Callable[[Tensor], Tensor]] = {
-    "relu": torch.relu_,
-    "silu": partial(F.silu, inplace=True),
-    "tanh": torch.tanh_,
-}
-"""Activations that PyTorch can write over their input."""
+class FusedForm(Op):
+    """The algebra of an op, and what the planner and generation may do with it."""
 
+    CACHED_OPERANDS: ClassVar[tuple[int, ...]] = ()
+    """Indices of the operands whose earlier tokens later tokens' results depend on; empty where a token's result is its
+    own alone. Generation relies on this."""
+    SHARES_INPUT: ClassVar[bool] = False
+    """True if the fused form is a product (W, x) that can be one with others of the same x."""
 
-def activate(fn: str, x: Tensor, overwrite: bool = False) -> Tensor:
-    """Return act(x), written over x where that is allowed and can be done.
+    def fused(self, run: FusedRun, *operands: Any) -> Any:
+        """Return the result by the module's algebra: token values are ``[B, n, width]``, weights are `FusedWeights`."""
+        raise NotImplementedError(self.opname)
 
-    The tanh form of GELU is ``x sigmoid(2 u)``, since ``(1 + tanh u) / 2 = sigmoid(2 u)``: less than half the time of
-    PyTorch's kernel on a CPU.
-    """
-    if overwrite and fn in IN_PLACE:
-        return IN_PLACE[fn](x)
-    if fn != "gelu_tanh" or torch.is_grad_enabled() or x.device.type != "cpu":
-        return ACTIVATIONS[fn](x)
-    slope = 2 * (2 / math.pi) ** 0.5
-    inner = (x * x).mul_(0.044715 * slope).add_(slope).mul_(x)
-    return inner.sigmoid_().mul_(x)
+    def remember(self, run: FusedRun, *operands: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the keys and values to keep of these tokens for later ones, ``[B, heads, n, d]`` each.
 
+        operands: those of `CACHED_OPERANDS`.
+        """
+        raise NotImplementedError(self.opname)
 
-ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
-"""Whether this build of PyTorch has it; the operator is the one that torch.compile uses."""
-FEW = 512
-"""Rows up to which oneDNN takes a product with more outputs than inputs, see `widening`."""
+    def continued(self, run: FusedRun, keys: Tensor, values: Tensor, *operands: Tensor) -> Tensor:
+        """Return the fused form's result at the last n tokens of a text, from their operands and what is kept of all
+        tokens."""
+        raise NotImplementedError(self.opname)
 
+    def show_fused(self, name: str, run: FusedRun, *operands: Any) -> Tensor:
+        """Return the one of `extra_capture_points` called `name`, from the operands of the fused form."""
+        raise NotImplementedError(self.opname)
 
-def widening(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """Return ``x weight^T + bias``, by oneDNN for fp32 on a CPU if the weight is higher than wide and x has few rows.
+    def fused_showing(self, run: FusedRun, shown: Mapping[str, Tensor], *operands: Any) -> Any:
+        """Return the result of the fused form, from what `show_fused` has given where it can, so that autograd gets
+        there. shown: that, by name."""
+        return self.fused(run, *operands)
 
-    PyTorch gives every fp32 product to MKL, whose share of the peak is lowest for these: on the machine of RESULTS.md
-    128 rows times a vocabulary's head run at 36 against 60 thousand million multiply-adds per second, 256 rows at 38
-    against 46, and a feed-forward layer's 128 rows at 34 against 44. From 1024 rows on MKL is ahead.
-    """
-    few = x.shape[:-1].numel() <= FEW and weight.shape[0] > weight.shape[1]
-    if not few or x.dtype != torch.float32 or x.device.type != "cpu" or torch.is_grad_enabled() or not ONEDNN:
-        return F.linear(x, weight, bias)
-    return torch.ops.mkldnn._linear_pointwise(x.contiguous(), weight, bias, "none", [], "")
+    def activation_key(self) -> Hashable | None:
+        """Return a key under which a later op may reuse this op's result, e.g. ``("gelu", x)`` for an activation.
 
+        None: not reusable.
+        """
+        return None
 
-def apply_linear(run: FusedRun, w: FusedWeights, x: Tensor, source: Value, shared: Tensor | None = None) -> Tensor:
-    """Return y = W x + b, pending updates included. shared: the same without them, if it is known."""
-    y = _plain_linear(w, x) if shared is None else shared
-    for pending in w.pending:
-        scores = run.scores(x, source, pending)
-        scores = scores + pending.bias if pending.bias else scores
-        y = _add_product(y, scores, pending.dy, pending.rate)
-    return y
+    def needs_activation_key(self) -> Hashable | None:
+        """Return the key (`activation_key`) of an earlier result that the fused form can start from.
 
+        The planner then passes that result as one more operand, the last.
+        """
+        return None
 
-def _plain_linear(w: FusedWeights, x: Tensor) -> Tensor:
-    """Return W x + b without pending updates."""
-    assert w.weight is not None
-    if w.weight.dim() == 2:
-        bias = w.bias if w.bias is None or w.bias.dim() == 1 else None
-        y = widening(x, w.weight, bias)
-        return y if w.bias is None or bias is not None else y + w.bias[:, None]
-    weight = w.weight.transpose(1, 2)
-    return torch.bmm(x, weight) if w.bias is None else torch.baddbmm(_rows(w.bias), x, weight)
+    def weight_operand(self) -> Value | None:
+        """Return the weights whose product with token values the fused form takes, and which may carry pending
+        updates."""
+        return None
 
+    def identity_operand(self) -> Value | None:
+        """Return the operand that the result equals where there are no train tokens; None if there is none such."""
+        return None
 
-def _rows(bias: Tensor) -> Tensor:
-    """Return a bias ``[dout]`` or ``[B, dout]`` in the shape that adds to ``[B, n, dout]``."""
-    return bias[None, None] if bias.dim() == 1 else bias[:, None]
-
-
-def apply_transposed(w: FusedWeights, dy: Tensor) -> Tensor:
-    """Return dx = W^T dy, pending updates included."""
-    assert w.weight is not None
-    dx = dy @ w.weight
-    for pending in w.pending:
-        dx = _add_product(dx, dy @ pending.dy.transpose(1, 2), pending.x, pending.rate)
-    return dx
-
-
-def _add_product(y: Tensor, a: Tensor, b: Tensor, factor: float) -> Tensor:
-    """Return ``y + factor a b`` by example, written over y unless autograd records it."""
-    add = partial(torch.baddbmm, y) if torch.is_grad_enabled() else y.baddbmm_
-    return add(a, b, alpha=factor)
-
-
-TINY = 1e-30
-"""Gradients smaller than this are stepped as if they were this large, which leaves a zero gradient zero."""
-
-
-def rms(x: Tensor) -> Tensor:
-    """Return the root mean square over the last dimension, in one pass: ``[..., D] -> [..., 1]``."""
-    return torch.linalg.vector_norm(x, dim=-1, keepdim=True) * x.shape[-1] ** -0.5
-
-
-def step_size(eps: float, size: Tensor) -> Tensor:
-    """Return eps / rms(g), per token. size: rms(g)."""
-    return eps / size.clamp(min=TINY)
-
-
-def fused_slope(fn: str, scheme: str, eps: float, g: Tensor, x: Tensor, y: Tensor | None = None) -> Tensor:
-    """Return act'(x) * g to first order, computed in fp32 or better, in the dtype of x.
-
-    y: act(x), if it is known; used if it has that precision.
-    """
-    g, wide, recorded = at_least_fp32(g), at_least_fp32(x), torch.is_grad_enabled()
-    y = activate(fn, wide) if y is None or y.dtype != wide.dtype else y
-    h = g.new_tensor(eps) if scheme != "token" else step_size(eps, rms(g))
-    stepped = activate(fn, torch.addcmul(wide, g, h), overwrite=not recorded)
-    if recorded:
-        return ((stepped - y) * h.reciprocal()).to(x.dtype)
-    return stepped.sub_(y).mul_(h.reciprocal()).to(x.dtype)
+    def deferral(self) -> Deferral | None:
+        """Return the update that the fused form can leave pending; None for all ops but those that have one."""
+        return None

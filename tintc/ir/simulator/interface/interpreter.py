@@ -16,7 +16,8 @@ from tintc.ir.core import Op, Program, Value
 from tintc.ir.inputs import Inputs
 from tintc.ir.lazy import Lazy
 from tintc.ir.liveness import last_reads, needed_ops
-from tintc.ir.simulator.interface.base import Interpretation, SimOp
+from tintc.ir.simulator.interface.base import SimOp
+from tintc.ir.simulator.interface.semantics import Interpretation
 
 
 def interpret(
@@ -33,11 +34,11 @@ def interpret(
 
     watch: is called with every op, the run and the op's operands.
     """
-    run = Interpretation(_taken(tensors, dtype), inputs, inner_lr)
+    run = Interpretation(_in_dtype(tensors, dtype), inputs, inner_lr)
     ops = cast(list[SimOp], needed(program, outputs))
     makers = {op.result: op for op in ops if _makes_weights(op)}
     wanted = [program.outputs[label] for label in outputs]
-    last = last_reads(ops, _held(wanted, makers), lambda op: _held(op.operands, makers))
+    last = last_reads(ops, _token_values(wanted, makers), lambda op: _token_values(op.operands, makers))
     values: dict[Value, Any] = {}
 
     def find(value: Value) -> Any:
@@ -51,7 +52,9 @@ def interpret(
             watch(op, run, operands)
         if not _makes_weights(op):
             result = op.interpret(run, *operands)
-            values.update(zip(op.results, result if len(op.results) > 1 else (result,), strict=True))
+            if len(op.results) == 1:
+                result = (result,)
+            values.update(zip(op.results, result, strict=True))
         for value in last[op]:
             values.pop(value, None)
     return {label: find(value) for label, value in zip(outputs, wanted, strict=True)}
@@ -62,12 +65,14 @@ def needed(program: Program, outputs: tuple[str, ...]) -> list[Op]:
     return needed_ops(program.ops, (program.outputs[label] for label in outputs))
 
 
-def _taken(tensors: Mapping[str, Tensor], dtype: torch.dtype) -> Mapping[str, Tensor]:
+def _in_dtype(tensors: Mapping[str, Tensor], dtype: torch.dtype) -> Mapping[str, Tensor]:
     """Return the tensors, floating ones in `dtype` and made when they are read."""
 
     def take(name: str) -> Tensor:
         tensor = tensors[name]
-        return tensor.to(dtype) if tensor.is_floating_point() else tensor
+        if tensor.is_floating_point():
+            return tensor.to(dtype)
+        return tensor
 
     return Lazy(tensors, take)
 
@@ -77,10 +82,10 @@ def _makes_weights(op: Op) -> bool:
     return len(op.results) == 1 and op.result.type.kind in ("linear", "norm")
 
 
-def _held(values: Iterable[Value], makers: Mapping[Value, Op]) -> Iterator[Value]:
+def _token_values(values: Iterable[Value], makers: Mapping[Value, Op]) -> Iterator[Value]:
     """Yield the values themselves, and in place of weights the token values that they are made of."""
     for value in values:
         if value in makers:
-            yield from _held(makers[value].operands, makers)
+            yield from _token_values(makers[value].operands, makers)
         else:
             yield value

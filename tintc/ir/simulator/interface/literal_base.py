@@ -1,15 +1,20 @@
-"""Shared by literal forms: values of tokens and weights as a transformer holds them, and the operations on them."""
+"""The literal form of a simulator op: blocks of a transformer, applied to embeddings ``[B, T_sim, D_sim]``.
+
+Values of tokens and weights are what a transformer holds; a `LiteralRun` has the operations on them.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 from torch import Tensor
 
+from tintc.ir.core import Op
 from tintc.ir.inputs import Inputs
 from tintc.ir.layout import Layout
+from tintc.ir.structure import StructuralBlock
 
 Tiles = list[Tensor]
 """A token value in literal execution: slots ``[B, T, P]``, one for every tile of its width."""
@@ -95,3 +100,33 @@ class LiteralRun(Protocol):
 def residual(tiles: Tiles, more: Tiles) -> Tiles:
     """Return the sum of two token values, tile by tile: a residual connection."""
     return [a + b for a, b in zip(tiles, more, strict=True)]
+
+
+class LiteralForm(Op):
+    """The blocks of an op and how they are applied, tile by tile."""
+
+    def structure(self, layout: Layout) -> dict[str, StructuralBlock]:
+        """Return the structural blocks that the literal form applies, by the names it calls them; linear attention is
+        linear."""
+        return {}
+
+    def literal(self, run: LiteralRun, *operands: Any) -> Any:
+        """Return the result by literal execution: token values are `Tiles`, weights are `PrefixTiles`."""
+        raise NotImplementedError(self.opname)
+
+    def shown_scores(self, layout: Layout) -> tuple[slice, ...] | None:
+        """Return which of the scores ``[B, H, T_sim, T_sim]`` of its attention `show_literal` shows; None if none."""
+        return None
+
+    def show_literal(self, name: str, layout: Layout, applied: Sequence[Applied]) -> Tensor:
+        """Return the one of `extra_capture_points` called `name`, from what the blocks gave, in their order."""
+        raise NotImplementedError(self.opname)
+
+    def slots(self, layout: Layout) -> int:
+        """Return the most slots that the literal form needs in one embedding."""
+        return 1
+
+    def head_dims(self) -> set[int]:
+        """Return the widths of the chunks in which the literal form views an embedding; slots begin at multiples of
+        them."""
+        return set()

@@ -10,10 +10,12 @@ from torch import Tensor
 from tintc.ir.auxiliary.norm import whole_vector
 from tintc.ir.core import Value, register
 from tintc.ir.layout import Layout
-from tintc.ir.simulator.interface.base import Interpretation, SimOp, Storage, Weights
+from tintc.ir.simulator.interface.base import SimOp
+from tintc.ir.simulator.interface.cost_model import CostModel
 from tintc.ir.simulator.interface.fused_base import FusedRun, FusedWeights
-from tintc.ir.simulator.interface.fused_counts import FusedCounts
-from tintc.ir.simulator.interface.literal_base import LiteralRun, PrefixTiles, Tiles
+from tintc.ir.simulator.interface.literal_base import LiteralRun, PrefixTiles
+from tintc.ir.simulator.interface.semantics import Interpretation, Weights
+from tintc.ir.simulator.interface.storage import Storage
 from tintc.ir.simulator.shared.linear_common import weight_tiles
 from tintc.ir.structure import TensorSpec
 
@@ -21,8 +23,9 @@ from tintc.ir.structure import TensorSpec
 def stack_rows(weight: Tensor, stack: int) -> Tensor:
     """Return ``[ceil(dout/S), S, din]`` of ``[dout, din]``: row ``k*S + s`` at ``[k, s]``, zeros beyond dout."""
     missing = -weight.shape[0] % stack
-    padded = F.pad(weight, (0, 0, 0, missing)) if missing else weight
-    return padded.unflatten(0, (-1, stack))
+    if missing:
+        weight = F.pad(weight, (0, 0, 0, missing))
+    return weight.unflatten(0, (-1, stack))
 
 
 def whole(vector: TensorSpec, width: int) -> TensorSpec:
@@ -48,48 +51,54 @@ class StoredWeights(SimOp):
         kind = self.result.type
         self.expect(not self.operands and kind.kind in ("linear", "norm"), "takes no operand and gives weights")
 
-    def planned(self, layout: Layout) -> StoredWeights:
+    def with_tiles(self, layout: Layout) -> StoredWeights:
         return replace(self, tiles=weight_tiles(layout, self.result))
 
     def stored(self, storage: Storage) -> dict[str, TensorSpec]:
         """Return the stored tensors, from parameters that the program names ``<layer>.<part>``."""
-        kind, found = self.result.type, {}
+        kind = self.result.type
+        tensors: dict[str, TensorSpec] = {}
         if kind.kind == "linear":
-            (dout, din), stack = kind.dims, storage.layout.stack
+            dout, din = kind.dims
+            stack = storage.layout.stack
             rows = storage.parameter(f"{self.name}.weight")
             stacked = TensorSpec((-(-dout // stack), stack, din), lambda: stack_rows(rows.build(), stack))
-            found[f"prefixes.{self.name}.weight"] = stacked
-        for held in kind.parts:
-            part = "gain" if held in ("gain", "vector") else "bias"
-            found[f"prefixes.{self.name}.{part}"] = self._vector(storage, part)
-        return found
+            tensors[f"prefixes.{self.name}.weight"] = stacked
+        for part in kind.parts:
+            vector = "bias"
+            if part in ("gain", "vector"):
+                vector = "gain"
+            tensors[f"prefixes.{self.name}.{vector}"] = self._vector(storage, vector)
+        return tensors
 
     def _vector(self, storage: Storage, part: str) -> TensorSpec:
         vector = storage.parameter(f"{self.name}.{part}")
         return whole(vector, self.result.type.dims[0])
 
-    def interpret(self, run: Interpretation, *operands: Tensor) -> Weights:
-        kind, prefix = self.result.type, f"prefixes.{self.name}"
+    def interpret(self, run: Interpretation) -> Weights:
+        kind = self.result.type
+        prefix = f"prefixes.{self.name}"
         bias = run.tensors.get(f"{prefix}.bias")
         if kind.kind == "norm":
             return Weights(run.tensors.get(f"{prefix}.gain"), bias)
         stacked = run.tensors[f"{prefix}.weight"]
         return Weights(stacked.flatten(0, 1)[: kind.dims[0]], bias)
 
-    def literal(self, run: LiteralRun, *operands: Tiles) -> PrefixTiles:
+    def literal(self, run: LiteralRun) -> PrefixTiles:
         return run.weights(self.name)
 
-    def fused(self, run: FusedRun, *operands: Tensor) -> FusedWeights:
+    def fused(self, run: FusedRun) -> FusedWeights:
         """Return views of what is stored; a layer's stacked rows are its matrix, up to the rows that fill the last
         prefix."""
         parts = run.stored(self.name)
-        stacked = parts.get("weight")
-        weight = parts.get("gain") if stacked is None else stacked.flatten(0, 1)[: self.result.type.dims[0]]
+        if "weight" not in parts:
+            return FusedWeights(parts.get("gain"), parts.get("bias"))
+        weight = parts["weight"].flatten(0, 1)[: self.result.type.dims[0]]
         return FusedWeights(weight, parts.get("bias"))
 
-    def holds(self) -> str:
+    def stored_weight(self) -> str:
         return self.name
 
-    def entries(self, counts: FusedCounts, result: Value) -> int:
+    def entries(self, costs: CostModel, result: Value) -> int:
         """Count nothing: the results are views of what is stored."""
         return 0

@@ -10,12 +10,20 @@ from torch import Tensor
 from tintc.ir.core import register
 from tintc.ir.functions import ACTIVATIONS, FiniteDifference
 from tintc.ir.layout import Layout
-from tintc.ir.simulator.interface.base import Interpretation, SimOp
-from tintc.ir.simulator.interface.fused_base import FusedRun, fused_slope
-from tintc.ir.simulator.interface.fused_counts import DIFFERENCE_BYTES, FusedCounts
+from tintc.ir.simulator.interface.base import SimOp
+from tintc.ir.simulator.interface.cost_model import DIFFERENCE_BYTES, CostModel
+from tintc.ir.simulator.interface.fused_base import FusedRun
+from tintc.ir.simulator.interface.fused_kernels import fused_slope
 from tintc.ir.simulator.interface.literal_base import LiteralRun, Tiles
-from tintc.ir.simulator.shared.first_order import activation_blocks, activation_derivative, check_scheme, widened
-from tintc.ir.structure import ActivationSpec, Block
+from tintc.ir.simulator.interface.semantics import Interpretation
+from tintc.ir.simulator.shared.first_order import (
+    activation_blocks,
+    activation_derivative,
+    check_scheme,
+    derivative_slots,
+    widened,
+)
+from tintc.ir.structure import ActivationSpec, StructuralBlock
 
 
 @register("sim.activation_backward")
@@ -33,22 +41,20 @@ class ActivationBackward(SimOp):
         kinds = {value.type for value in (*self.operands, self.result)}
         self.expect(len(self.operands) == 2 and len(kinds) == 1, "takes dy and x of one width and keeps it")
 
-    def interpret(self, run: Interpretation, *operands: Tensor) -> Tensor:
-        dy, x = operands
+    def interpret(self, run: Interpretation, dy: Tensor, x: Tensor) -> Tensor:
         return FiniteDifference(self.scheme, self.fd_step).derivative(ACTIVATIONS[self.fn], x, dy)
 
-    def fused(self, run: FusedRun, *operands: Tensor) -> Tensor:
-        """Return dx. A third operand is act(x), where the forward pass has left it."""
-        dy, x, *known = operands
-        return fused_slope(self.fn, self.scheme, self.fd_step, dy, x, *known)
+    def fused(self, run: FusedRun, dy: Tensor, x: Tensor, y: Tensor | None = None) -> Tensor:
+        """Return dx. y: act(x), where the forward pass has left it."""
+        return fused_slope(self.fn, self.scheme, self.fd_step, dy, x, y)
 
-    def reuses(self) -> Hashable:
+    def needs_activation_key(self) -> Hashable:
         return self.fn, self.operands[1]
 
-    def scratch(self, counts: FusedCounts, itemsize: int) -> int:
-        return DIFFERENCE_BYTES * counts.lengths[self] * self.results[0].type.width
+    def scratch(self, costs: CostModel, itemsize: int) -> int:
+        return DIFFERENCE_BYTES * costs.lengths[self] * self.results[0].type.width
 
-    def structure(self, layout: Layout) -> dict[str, Block]:
+    def structure(self, layout: Layout) -> dict[str, StructuralBlock]:
         """Return the blocks of the literal form, by name.
 
         Claim: they give ``dx = (act(x + h dy) - act(x)) / h``, tile by tile: that of `activation_derivative` with g =
@@ -60,13 +66,13 @@ class ActivationBackward(SimOp):
         """
         width = self.result.type.width
         blocks = activation_blocks(layout, self.scheme, self.fd_step, layout.tiles(width), width)
-        return blocks | {f"fd_act_{self.fn}": Block(ActivationSpec(self.fn, (0, 1)))}
+        return blocks | {f"fd_act_{self.fn}": StructuralBlock(ActivationSpec(self.fn, (0, 1)))}
 
     def slots(self, layout: Layout) -> int:
-        return max(2, layout.tiles(self.result.type.width)) if self.scheme == "token" else 2
+        return derivative_slots(layout, self.scheme, self.result.type.width)
 
-    def literal(self, run: LiteralRun, *operands: Tiles) -> Tiles:
-        dy, x = (widened(value) for value in operands)
+    def literal(self, run: LiteralRun, dy: Tiles, x: Tiles) -> Tiles:
+        act = f"fd_act_{self.fn}"
         width = self.result.type.width
-        slopes = activation_derivative(run, self.scheme, self.fd_step, f"fd_act_{self.fn}", dy, x, width)
-        return [slope.to(operands[0][0].dtype) for slope in slopes]
+        slopes = activation_derivative(run, self.scheme, self.fd_step, act, widened(dy), widened(x), width)
+        return [slope.to(dy[0].dtype) for slope in slopes]

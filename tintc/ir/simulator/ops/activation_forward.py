@@ -10,10 +10,13 @@ from torch import Tensor
 from tintc.ir.core import register
 from tintc.ir.functions import ACTIVATIONS, GATES_ONLY
 from tintc.ir.layout import Layout
-from tintc.ir.simulator.interface.base import Interpretation, SimOp, TableCount, split_cost
-from tintc.ir.simulator.interface.fused_base import FusedRun, activate
+from tintc.ir.simulator.interface.base import SimOp
+from tintc.ir.simulator.interface.fused_base import FusedRun
+from tintc.ir.simulator.interface.fused_kernels import activate
 from tintc.ir.simulator.interface.literal_base import LiteralRun, Tiles
-from tintc.ir.structure import ActivationSpec, Block
+from tintc.ir.simulator.interface.semantics import Interpretation
+from tintc.ir.simulator.interface.storage import TableCount, split_cost
+from tintc.ir.structure import ActivationSpec, StructuralBlock
 
 
 @register("sim.activation_forward")
@@ -32,20 +35,20 @@ class ActivationForward(SimOp):
         self.expect(self.fn not in GATES_ONLY, f"{self.fn} does not map 0 to 0, so it can only be in a gate")
         self.expect(len(self.operands) == 1 and self.operands[0].type == self.result.type, "keeps the width")
 
-    def interpret(self, run: Interpretation, *operands: Tensor) -> Tensor:
-        return ACTIVATIONS[self.fn](operands[0])
+    def interpret(self, run: Interpretation, x: Tensor) -> Tensor:
+        return ACTIVATIONS[self.fn](x)
 
-    def fused(self, run: FusedRun, *operands: Tensor) -> Tensor:
-        return activate(self.fn, operands[0], run.frees(self, self.operands[0]))
+    def fused(self, run: FusedRun, x: Tensor) -> Tensor:
+        return activate(self.fn, x, run.frees(self, self.operands[0]))
 
-    def computes(self) -> Hashable:
+    def activation_key(self) -> Hashable:
         return self.fn, self.operands[0]
 
-    def structure(self, layout: Layout) -> dict[str, Block]:
-        return {f"act_{self.fn}": Block(ActivationSpec(self.fn, (0,)))}
+    def structure(self, layout: Layout) -> dict[str, StructuralBlock]:
+        return {f"act_{self.fn}": StructuralBlock(ActivationSpec(self.fn, (0,)))}
 
-    def literal(self, run: LiteralRun, *operands: Tiles) -> Tiles:
-        return [run.slot(run.apply(f"act_{self.fn}", run.embed([tile]))) for tile in operands[0]]
+    def literal(self, run: LiteralRun, x: Tiles) -> Tiles:
+        return [run.slot(run.apply(f"act_{self.fn}", run.embed([tile]))) for tile in x]
 
     def table_count(self, layout: Layout) -> TableCount:
         return TableCount(split_cost(layout), 2 * layout.d_sim * layout.n_heads, 0)

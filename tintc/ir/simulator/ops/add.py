@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from tintc.ir.core import register
-from tintc.ir.simulator.interface.base import Interpretation, SimOp
+from tintc.ir.simulator.interface.base import SimOp
 from tintc.ir.simulator.interface.fused_base import FusedRun
 from tintc.ir.simulator.interface.literal_base import LiteralRun, Tiles, residual
+from tintc.ir.simulator.interface.semantics import Interpretation
 
 
 @register("sim.add")
@@ -21,16 +22,16 @@ class Add(SimOp):
         kinds = {value.type for value in (*self.operands, self.result)}
         self.expect(len(self.operands) == 2 and len(kinds) == 1, "takes two values of one width and keeps it")
 
-    def interpret(self, run: Interpretation, *operands: Tensor) -> Tensor:
-        a, b = operands
+    def interpret(self, run: Interpretation, a: Tensor, b: Tensor) -> Tensor:
         return a + b
 
-    def fused(self, run: FusedRun, *operands: Tensor) -> Tensor:
+    def fused(self, run: FusedRun, a: Tensor, b: Tensor) -> Tensor:
         """Return the sum, written over an operand that nothing else reads, if there is one."""
-        a, b = operands
         if run.frees(self, self.operands[0]):
             return a.add_(b)
-        return b.add_(a) if run.frees(self, self.operands[1]) else a + b
+        if run.frees(self, self.operands[1]):
+            return b.add_(a)
+        return a + b
 
-    def literal(self, run: LiteralRun, *operands: Tiles) -> Tiles:
-        return residual(*operands)
+    def literal(self, run: LiteralRun, a: Tiles, b: Tiles) -> Tiles:
+        return residual(a, b)

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import reduce
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from tintc.ir.core import Value, register
 from tintc.ir.functions import merge_heads, split_heads
 from tintc.ir.layout import Layout
-from tintc.ir.simulator.interface.base import Interpretation
+from tintc.ir.simulator.interface.cost_model import CostModel
 from tintc.ir.simulator.interface.fused_base import FusedRun
-from tintc.ir.simulator.interface.fused_counts import FusedCounts
 from tintc.ir.simulator.interface.literal_base import LiteralRun, Tiles
+from tintc.ir.simulator.interface.semantics import Interpretation
 from tintc.ir.simulator.shared.attention_common import ROWS, AttentionOp
-from tintc.ir.structure import AttentionSpec, Block
+from tintc.ir.structure import AttentionSpec, StructuralBlock
 
 
 @register("sim.attention_backward")
@@ -25,40 +28,45 @@ class AttentionBackward(AttentionOp):
     `structure`."""
 
     def verify(self) -> None:
+        super().verify()
         self.expect(len(self.operands) == 3, "takes dy, q and k")
         dy, q, k = (value.type.width for value in self.operands)
         wanted = (self.n_heads * self.value_width, self.n_heads * self.head_dim, self.n_kv_heads * self.head_dim)
         self.expect((dy, q, k) == wanted, f"dy, q and k have the widths {(dy, q, k)}, not {wanted}")
         self.expect(self.result.type.width == self.n_kv_heads * self.value_width, f"the result is {self.result.type}")
 
-    def interpret(self, run: Interpretation, *operands: Tensor) -> Tensor:
-        dy, q, k = operands
+    def interpret(self, run: Interpretation, dy: Tensor, q: Tensor, k: Tensor) -> Tensor:
         dv = self.probabilities(run, q, k).transpose(-1, -2) @ split_heads(dy, self.n_heads)
         return merge_heads(dv.unflatten(1, (self.n_kv_heads, -1)).sum(2))
 
-    def fused(self, run: FusedRun, *operands: Tensor) -> Tensor:
-        dy, q, k = operands
-        heads, group, length = split_heads(dy, self.n_heads), self.n_heads // self.n_kv_heads, k.shape[1]
-        dv = None
-        for rows, stop, weights in self.weights_by_rows(run, *self.rotated(run, q, k)):
-            part = weights.transpose(-1, -2) @ heads[:, :, rows]
-            # Keys after the block's last query have seen none of its gradients.
-            part = F.pad(part, (0, 0, 0, length - stop)) if stop < length else part
-            dv = part if dv is None else dv + part
-        assert dv is not None
-        return merge_heads(dv if group == 1 else dv.unflatten(1, (self.n_kv_heads, -1)).sum(2))
+    def fused(self, run: FusedRun, dy: Tensor, q: Tensor, k: Tensor) -> Tensor:
+        dv = reduce(torch.add, self._products(run, dy, q, k))
+        if self.n_heads > self.n_kv_heads:
+            dv = dv.unflatten(1, (self.n_kv_heads, -1)).sum(2)
+        return merge_heads(dv)
 
-    def multiply_adds(self, counts: FusedCounts, *operands: Value) -> int:
+    def _products(self, run: FusedRun, dy: Tensor, q: Tensor, k: Tensor) -> Iterator[Tensor]:
+        """Yield the terms of dv by query head, ``[B, n_heads, m, d]``, of `ROWS` queries at a time."""
+        heads = split_heads(dy, self.n_heads)
+        length = k.shape[1]
+        for rows, stop, weights in self.weights_by_rows(run, *self.rotated(run, q, k)):
+            product = weights.transpose(-1, -2) @ heads[:, :, rows]
+            if stop < length:
+                # Keys after the block's last query have seen none of its gradients.
+                product = F.pad(product, (0, 0, 0, length - stop))
+            yield product
+
+    def multiply_adds(self, costs: CostModel, dy: Value, q: Value, k: Value) -> int:
         """Count blocks of `ROWS` queries with every key up to the block's last."""
-        n = counts.lengths[self]
-        seen = sum((min(start + ROWS, n) - start) * min(start + ROWS, n) for start in range(0, n, ROWS))
+        n = costs.lengths[self]
+        stops = [min(start + ROWS, n) for start in range(0, n, ROWS)]
+        seen = sum((stop - start) * stop for start, stop in zip(range(0, n, ROWS), stops, strict=True))
         return seen * self.n_heads * (self.head_dim + self.value_width)
 
-    def scratch(self, counts: FusedCounts, itemsize: int) -> int:
-        n = counts.lengths[self]
-        return (3 if self.slopes or self.sinks else 2) * itemsize * self.n_heads * min(n, ROWS) * n
+    def scratch(self, costs: CostModel, itemsize: int) -> int:
+        return self.score_copies * itemsize * self.n_heads * self.score_entries(costs.lengths[self])
 
-    def structure(self, layout: Layout) -> dict[str, Block]:
+    def structure(self, layout: Layout) -> dict[str, StructuralBlock]:
         """Return the module's attention, over the slots [dy | q | k].
 
         Claim: value head m of token j becomes ``sum_h sum_t a^h_tj dy^h_t`` over the query heads h that read m, which
@@ -83,11 +91,10 @@ class AttentionBackward(AttentionOp):
             w_v=self.take(layout, dy, self.value_width, grouped=False),
             w_o=self.give(layout, grouped=True),
             transpose=True,
-            **self.score_options(),
+            **self.spec_options(),
         )
-        return {self.block_name("attention_backward"): Block(spec, "replace")}
+        return {self.block_name("attention_backward"): StructuralBlock(spec, "replace")}
 
-    def literal(self, run: LiteralRun, *operands: Tiles) -> Tiles:
-        dy, q, k = operands
+    def literal(self, run: LiteralRun, dy: Tiles, q: Tiles, k: Tiles) -> Tiles:
         e = run.apply(self.block_name("attention_backward"), run.embed([*dy, *q, *k]), mask=run.token_mask(self.window))
         return [run.slot(e, i) for i in range(run.layout.tiles(self.result.type.width))]

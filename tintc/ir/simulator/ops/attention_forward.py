@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -12,12 +13,13 @@ from torch import Tensor
 from tintc.ir.core import Value, register
 from tintc.ir.functions import merge_heads, split_heads
 from tintc.ir.layout import Layout
-from tintc.ir.simulator.interface.base import Interpretation, Shape, TableCount, attention_cost
+from tintc.ir.simulator.interface.cost_model import CostModel
 from tintc.ir.simulator.interface.fused_base import FusedRun
-from tintc.ir.simulator.interface.fused_counts import FusedCounts
 from tintc.ir.simulator.interface.literal_base import Applied, LiteralRun, Tiles
-from tintc.ir.simulator.shared.attention_common import ROWS, AttentionOp
-from tintc.ir.structure import AttentionSpec, Block
+from tintc.ir.simulator.interface.semantics import Interpretation, Shape
+from tintc.ir.simulator.interface.storage import TableCount, attention_cost
+from tintc.ir.simulator.shared.attention_common import AttentionOp
+from tintc.ir.structure import AttentionSpec, StructuralBlock
 
 
 @register("sim.attention_forward")
@@ -25,28 +27,32 @@ from tintc.ir.structure import AttentionSpec, Block
 class AttentionForward(AttentionOp):
     """(q, k, v) -> y. Literally one TinT softmax attention over the slots [q | k | v], see `structure`."""
 
+    CACHED_OPERANDS: ClassVar[tuple[int, ...]] = (1, 2)
+
     def verify(self) -> None:
+        super().verify()
         self.expect(len(self.operands) == 3, "takes q, k and v")
         q, k, v = (value.type.width for value in self.operands)
         wanted = (self.n_heads * self.head_dim, self.n_kv_heads * self.head_dim, self.n_kv_heads * self.value_width)
         self.expect((q, k, v) == wanted, f"q, k and v have the widths {(q, k, v)}, not {wanted}")
         self.expect(self.result.type.width == self.n_heads * self.value_width, f"the result is {self.result.type}")
 
-    def interpret(self, run: Interpretation, *operands: Tensor) -> Tensor:
-        q, k, v = operands
+    def interpret(self, run: Interpretation, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         values = split_heads(v, self.n_kv_heads).repeat_interleave(self.n_heads // self.n_kv_heads, 1)
         return merge_heads(self.probabilities(run, q, k) @ values)
 
-    def fused(self, run: FusedRun, *operands: Tensor) -> Tensor:
-        q, k, v = operands
+    def fused(self, run: FusedRun, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         return self.attend(run, *self.rotated(run, q, k), split_heads(v, self.n_kv_heads))
 
     def attend(self, run: FusedRun, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
         """Return ``y [B, n, n_heads * d]`` of the last n tokens, from their query heads and all tokens' keys and
         values."""
-        grouped, count, length = self.n_kv_heads != self.n_heads, queries.shape[2], keys.shape[2]
-        if self.soft_cap or self.slopes or self.sinks:
-            values = values.repeat_interleave(self.n_heads // self.n_kv_heads, 1) if grouped else values
+        grouped = self.n_kv_heads != self.n_heads
+        count = queries.shape[2]
+        length = keys.shape[2]
+        if self.has_own_scores:
+            if grouped:
+                values = values.repeat_interleave(self.n_heads // self.n_kv_heads, 1)
             blocks = self.weights_by_rows(run, queries, keys)
             return merge_heads(torch.cat([weights @ values[:, :, :stop] for _, stop, weights in blocks], 2))
         mask = run.allowed(count, length, self.window)
@@ -59,31 +65,26 @@ class AttentionForward(AttentionOp):
         )
         return merge_heads(y)
 
-    def remembers(self) -> tuple[int, ...]:
-        return 1, 2
-
-    def remember(self, run: FusedRun, *operands: Tensor) -> tuple[Tensor, Tensor]:
+    def remember(self, run: FusedRun, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Return the key heads at their positions, and the value heads."""
-        k, v = operands
         return self.keys(run, k), split_heads(v, self.n_kv_heads)
 
-    def continued(self, run: FusedRun, keys: Tensor, values: Tensor, *operands: Tensor) -> Tensor:
-        return self.attend(run, self.queries(run, operands[0]), keys, values)
+    def continued(self, run: FusedRun, keys: Tensor, values: Tensor, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return self.attend(run, self.queries(run, q), keys, values)
 
-    def shows(self) -> dict[str, Shape]:
+    def extra_capture_points(self) -> dict[str, Shape]:
         return {f"layers.{self.layer}.attention": ("B", self.n_heads, "T", "T")}
 
-    def show_fused(self, name: str, run: FusedRun, *operands: Tensor) -> Tensor:
+    def show_fused(self, name: str, run: FusedRun, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Return the probabilities ``[B, n_heads, T, T]``, which the fused form itself never has in one piece."""
-        q, k, _ = operands
-        found = q.new_zeros(q.shape[0], self.n_heads, q.shape[1], q.shape[1])
+        probabilities = q.new_zeros(q.shape[0], self.n_heads, q.shape[1], q.shape[1])
         for rows, stop, weights in self.weights_by_rows(run, *self.rotated(run, q, k)):
-            found[:, :, rows, :stop] = weights
-        return found
+            probabilities[:, :, rows, :stop] = weights
+        return probabilities
 
-    def fused_showing(self, run: FusedRun, shown: Mapping[str, Tensor], *operands: Tensor) -> Tensor:
+    def fused_showing(self, run: FusedRun, shown: Mapping[str, Tensor], q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         (weights,) = shown.values()
-        values = split_heads(operands[2], self.n_kv_heads).repeat_interleave(self.n_heads // self.n_kv_heads, 1)
+        values = split_heads(v, self.n_kv_heads).repeat_interleave(self.n_heads // self.n_kv_heads, 1)
         return merge_heads(weights @ values)
 
     def shown_scores(self, layout: Layout) -> tuple[slice, ...]:
@@ -93,21 +94,22 @@ class AttentionForward(AttentionOp):
 
     def show_literal(self, name: str, layout: Layout, applied: Sequence[Applied]) -> Tensor:
         """Return the scores that `shown_scores` has cut out."""
-        (scores,) = (one.scores for one in applied)
+        (scores,) = (application.scores for application in applied)
         assert scores is not None
         return scores
 
-    def multiply_adds(self, counts: FusedCounts, *operands: Value) -> int:
+    def multiply_adds(self, costs: CostModel, q: Value, k: Value, v: Value) -> int:
         """Count every query with the keys up to its own."""
-        n = counts.lengths[self]
+        n = costs.lengths[self]
         return n * (n + 1) * self.n_heads * (self.head_dim + self.value_width) // 2
 
-    def scratch(self, counts: FusedCounts, itemsize: int) -> int:
-        n = counts.lengths[self]
-        rows = itemsize * self.n_heads * min(n, ROWS) * n if self.soft_cap or self.slopes or self.sinks else 0
-        return super().scratch(counts, itemsize) + (3 if self.slopes or self.sinks else 2) * rows
+    def scratch(self, costs: CostModel, itemsize: int) -> int:
+        result = super().scratch(costs, itemsize)
+        if not self.has_own_scores:
+            return result
+        return result + self.score_copies * itemsize * self.n_heads * self.score_entries(costs.lengths[self])
 
-    def structure(self, layout: Layout) -> dict[str, Block]:
+    def structure(self, layout: Layout) -> dict[str, StructuralBlock]:
         """Return the module's attention.
 
         Claim: with q, k and v in the slots of token t, the first slots become ``concat_h sum_j a^h_tj v_j`` with
@@ -130,12 +132,11 @@ class AttentionForward(AttentionOp):
             w_k=self.take_keys(layout, k),
             w_v=self.take(layout, v, self.value_width, grouped=True),
             w_o=self.give(layout, grouped=False),
-            **self.score_options(),
+            **self.spec_options(),
         )
-        return {self.block_name("attention_forward"): Block(spec, "replace")}
+        return {self.block_name("attention_forward"): StructuralBlock(spec, "replace")}
 
-    def literal(self, run: LiteralRun, *operands: Tiles) -> Tiles:
-        q, k, v = operands
+    def literal(self, run: LiteralRun, q: Tiles, k: Tiles, v: Tiles) -> Tiles:
         e = run.apply(self.block_name("attention_forward"), run.embed([*q, *k, *v]), mask=run.token_mask(self.window))
         return [run.slot(e, i) for i in range(run.layout.tiles(self.result.type.width))]
 

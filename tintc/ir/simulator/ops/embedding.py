@@ -9,9 +9,11 @@ from torch import Tensor
 
 from tintc.ir.core import register
 from tintc.ir.inputs import Inputs
-from tintc.ir.simulator.interface.base import Interpretation, SimOp, Storage
+from tintc.ir.simulator.interface.base import SimOp
 from tintc.ir.simulator.interface.fused_base import FusedRun
 from tintc.ir.simulator.interface.literal_base import LiteralRun, Tiles
+from tintc.ir.simulator.interface.semantics import Interpretation
+from tintc.ir.simulator.interface.storage import Storage
 from tintc.ir.structure import TensorSpec
 
 
@@ -36,11 +38,11 @@ class Embedding(SimOp):
         """Return the row that every token looks up, ``[B, T]``."""
         return inputs.input_ids
 
-    def interpret(self, run: Interpretation, *operands: Tensor) -> Tensor:
-        return run.tensors[f"tables.{self.table}"][self.rows(run.inputs)]
+    def interpret(self, run: Interpretation) -> Tensor:
+        return run.table(self.table)[self.rows(run.inputs)]
 
-    def literal(self, run: LiteralRun, *operands: Tiles) -> Tiles:
+    def literal(self, run: LiteralRun) -> Tiles:
         return [run.look_up(self.table, self.rows(run.inputs))]
 
-    def fused(self, run: FusedRun, *operands: Tensor) -> Tensor:
+    def fused(self, run: FusedRun) -> Tensor:
         return F.embedding(self.rows(run.inputs)[:, run.here(self)], run.table(self.table))

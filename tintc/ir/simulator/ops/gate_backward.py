@@ -10,19 +10,22 @@ from torch import Tensor
 from tintc.ir.core import register
 from tintc.ir.functions import ACTIVATIONS, FiniteDifference, at_least_fp32
 from tintc.ir.layout import Layout
-from tintc.ir.simulator.interface.base import Interpretation, SimOp
-from tintc.ir.simulator.interface.fused_base import FusedRun, activate, fused_slope
-from tintc.ir.simulator.interface.fused_counts import DIFFERENCE_BYTES, FusedCounts
+from tintc.ir.simulator.interface.base import SimOp
+from tintc.ir.simulator.interface.cost_model import DIFFERENCE_BYTES, CostModel
+from tintc.ir.simulator.interface.fused_base import FusedRun
+from tintc.ir.simulator.interface.fused_kernels import activate, fused_slope
 from tintc.ir.simulator.interface.literal_base import LiteralRun, Tiles
+from tintc.ir.simulator.interface.semantics import Interpretation
+from tintc.ir.simulator.ops.gate_forward import gate_blocks, gate_tiles
 from tintc.ir.simulator.shared.first_order import (
     activation_blocks,
     activation_derivative,
     check_scheme,
+    derivative_slots,
     product,
     widened,
 )
-from tintc.ir.simulator.shared.gate_common import gate_blocks, gate_tiles
-from tintc.ir.structure import ActivationSpec, Block
+from tintc.ir.structure import ActivationSpec, StructuralBlock
 
 
 @register("sim.gate_backward")
@@ -41,22 +44,22 @@ class GateBackward(SimOp):
         shape = (len(self.operands), len(self.results), len(kinds)) == (3, 2, 1)
         self.expect(shape, "takes dy, g, u of one width and gives dg, du of that width")
 
-    def interpret(self, run: Interpretation, *operands: Tensor) -> tuple[Tensor, Tensor]:
-        dy, g, u = operands
+    def interpret(self, run: Interpretation, dy: Tensor, g: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
         act = ACTIVATIONS[self.fn]
         return dy * act(u), FiniteDifference(self.scheme, self.fd_step).derivative(act, u, dy * g)
 
-    def fused(self, run: FusedRun, *operands: Tensor) -> tuple[Tensor, Tensor]:
-        dy, g, u = operands
+    def fused(self, run: FusedRun, dy: Tensor, g: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
         act = activate(self.fn, at_least_fp32(u))
         du = fused_slope(self.fn, self.scheme, self.fd_step, dy * g, u, act)
         act = act.to(u.dtype)
-        return dy * act if torch.is_grad_enabled() else act.mul_(dy), du
+        if torch.is_grad_enabled():
+            return dy * act, du
+        return act.mul_(dy), du
 
-    def scratch(self, counts: FusedCounts, itemsize: int) -> int:
-        return DIFFERENCE_BYTES * counts.lengths[self] * self.results[0].type.width
+    def scratch(self, costs: CostModel, itemsize: int) -> int:
+        return DIFFERENCE_BYTES * costs.lengths[self] * self.results[0].type.width
 
-    def structure(self, layout: Layout) -> dict[str, Block]:
+    def structure(self, layout: Layout) -> dict[str, StructuralBlock]:
         """Return the blocks of the literal form, by name.
 
         Claim: they give ``dg = dy act(u)`` and ``du = (act(u + h p) - act(u)) / h`` with ``p = dy g``.
@@ -68,16 +71,14 @@ class GateBackward(SimOp):
         """
         width = self.results[0].type.width
         blocks = activation_blocks(layout, self.scheme, self.fd_step, layout.tiles(width), width)
-        return blocks | gate_blocks(self.fn) | {f"fd_act_{self.fn}": Block(ActivationSpec(self.fn, (0, 1)))}
+        return blocks | gate_blocks(self.fn) | {f"fd_act_{self.fn}": StructuralBlock(ActivationSpec(self.fn, (0, 1)))}
 
     def slots(self, layout: Layout) -> int:
-        return max(2, layout.tiles(self.results[0].type.width)) if self.scheme == "token" else 2
+        return derivative_slots(layout, self.scheme, self.results[0].type.width)
 
-    def literal(self, run: LiteralRun, *operands: Tiles) -> tuple[Tiles, Tiles]:
-        dy, g, u = operands
+    def literal(self, run: LiteralRun, dy: Tiles, g: Tiles, u: Tiles) -> tuple[Tiles, Tiles]:
         dg = gate_tiles(run, self.fn, dy, u)
-        dy, g, u = (widened(value) for value in operands)
-        direction = [product(run, a, b) for a, b in zip(dy, g, strict=True)]
+        direction = [product(run, a, b) for a, b in zip(widened(dy), widened(g), strict=True)]
         width = self.results[0].type.width
-        du = activation_derivative(run, self.scheme, self.fd_step, f"fd_act_{self.fn}", direction, u, width)
+        du = activation_derivative(run, self.scheme, self.fd_step, f"fd_act_{self.fn}", direction, widened(u), width)
         return dg, [slope.to(dg[0].dtype) for slope in du]

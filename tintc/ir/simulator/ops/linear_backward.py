@@ -11,10 +11,12 @@ from torch import Tensor
 from tintc.ir.core import Value, register
 from tintc.ir.layout import Layout
 from tintc.ir.routing import route
-from tintc.ir.simulator.interface.base import Interpretation, SimOp, Weights
-from tintc.ir.simulator.interface.fused_base import FusedRun, FusedWeights, apply_transposed
-from tintc.ir.simulator.interface.fused_counts import FusedCounts
-from tintc.ir.simulator.interface.literal_base import LiteralRun, PrefixTiles, Tiles
+from tintc.ir.simulator.interface.base import SimOp
+from tintc.ir.simulator.interface.cost_model import CostModel
+from tintc.ir.simulator.interface.fused_base import FusedRun, FusedWeights
+from tintc.ir.simulator.interface.fused_kernels import apply_transposed
+from tintc.ir.simulator.interface.literal_base import LiteralRun, PrefixTiles, Tiles, residual
+from tintc.ir.simulator.interface.semantics import Interpretation, Weights
 from tintc.ir.simulator.shared.linear_common import (
     check_linear,
     main_chunks,
@@ -22,11 +24,11 @@ from tintc.ir.simulator.shared.linear_common import (
     select_chunks,
     weight_tiles,
 )
-from tintc.ir.structure import AttentionSpec, Block, Positions, chunk_map, indicator
+from tintc.ir.structure import AttentionSpec, Positions, StructuralBlock, chunk_map, indicator
 
 
 @cache
-def backward_block(layout: Layout) -> Block:
+def backward_block(layout: Layout) -> StructuralBlock:
     """Return the linear-backward attention.
 
     Claim: with dy_t in slot 0 of token t, slot 0 becomes ``sum_r dy_t[r] w_r``, which is W^T dy_t.
@@ -38,7 +40,9 @@ def backward_block(layout: Layout) -> Block:
     W_o adds over s into chunk j: ``sum_{k,s} dy_t[kS+s] w_{kS+s}``, shard by shard; rows beyond dout are zero and
     contribute nothing. W is read as it is stored: no transposed copy. QED. It is exact.
     """
-    shards, heads, width = layout.shards, layout.n_heads, layout.d_h
+    shards = layout.shards
+    heads = layout.n_heads
+    width = layout.d_h
     main = main_chunks(layout)
     add = chunk_map(heads, width, {(j, s * shards + j): 1.0 for s in range(layout.stack) for j in range(shards)})
     spec = AttentionSpec(
@@ -51,19 +55,20 @@ def backward_block(layout: Layout) -> Block:
         w_o=(add,),
         positions_k=Positions("prefix", indicator(heads, main)),
     )
-    return Block(spec, "replace")
+    return StructuralBlock(spec, "replace")
 
 
 def backward_tiles(run: LiteralRun, weights: PrefixTiles, dy: Tiles) -> Tiles:
     """Return the tiles of dx: row tiles' dx are added, column tiles' dx concatenated. Prefixes are put back."""
-    dx: list[Tensor | None] = [None] * len(weights.rows[0])
-    for r, row in enumerate(weights.rows):
+    dx: Tiles = []
+    for row, dy_tile in zip(weights.rows, dy, strict=True):
+        products: Tiles = []
         for c, tile in enumerate(row):
-            e = run.apply("linear_backward", run.embed([dy[r]], tile))
+            e = run.apply("linear_backward", run.embed([dy_tile], tile))
             row[c] = run.prefix(e)
-            part, so_far = run.slot(e), dx[c]
-            dx[c] = part if so_far is None else so_far + part
-    return [part for part in dx if part is not None]
+            products.append(run.slot(e))
+        dx = residual(dx, products) if dx else products
+    return dx
 
 
 @register("sim.linear_backward")
@@ -77,35 +82,29 @@ class LinearBackward(SimOp):
         self.expect(len(self.operands) == 2, "takes weights and dy")
         check_linear(self, self.operands[0], self.operands[1], self.result)
 
-    def interpret(self, run: Interpretation, *operands: Weights | Tensor) -> Tensor:
-        w, dy = operands
-        assert isinstance(w, Weights) and isinstance(dy, Tensor) and w.weight is not None
+    def interpret(self, run: Interpretation, w: Weights, dy: Tensor) -> Tensor:
+        assert w.weight is not None
         return dy @ w.weight
 
-    def fused(self, run: FusedRun, *operands: FusedWeights | Tensor) -> Tensor:
-        w, dy = operands
-        assert isinstance(w, FusedWeights) and isinstance(dy, Tensor)
+    def fused(self, run: FusedRun, w: FusedWeights, dy: Tensor) -> Tensor:
         return apply_transposed(w, dy)
 
-    def planned(self, layout: Layout) -> LinearBackward:
+    def with_tiles(self, layout: Layout) -> LinearBackward:
         return replace(self, tiles=weight_tiles(layout, self.operands[0]))
 
-    def multiplies(self) -> Value:
+    def weight_operand(self) -> Value:
         return self.operands[0]
 
-    def multiply_adds(self, counts: FusedCounts, *operands: Value) -> int:
-        w, n = operands[0], counts.lengths[self]
+    def multiply_adds(self, costs: CostModel, w: Value, dy: Value) -> int:
+        n = costs.lengths[self]
         dout, din = w.type.dims
-        return n * dout * din + sum(n * update.train * (din + dout) for update in counts.updates(w))
+        return n * dout * din + sum(n * update.train * (din + dout) for update in costs.updates(w))
 
-    def structure(self, layout: Layout) -> dict[str, Block]:
+    def structure(self, layout: Layout) -> dict[str, StructuralBlock]:
         return {"linear_backward": backward_block(layout)}
 
-    def scores(self, layout: Layout, run: Interpretation, *operands: Weights | Tensor) -> Sequence[Tensor]:
-        assert isinstance(operands[1], Tensor)
-        return (operands[1],)
+    def scores(self, layout: Layout, run: Interpretation, w: Weights, dy: Tensor) -> Sequence[Tensor]:
+        return (dy,)
 
-    def literal(self, run: LiteralRun, *operands: PrefixTiles | Tiles) -> Tiles:
-        w, dy = operands
-        assert isinstance(w, PrefixTiles) and isinstance(dy, list)
+    def literal(self, run: LiteralRun, w: PrefixTiles, dy: Tiles) -> Tiles:
         return backward_tiles(run, w, dy)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import cache, partial
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -12,10 +12,10 @@ from torch import Tensor
 from tintc.ir.core import Value, register
 from tintc.ir.layout import Layout
 from tintc.ir.routing import route
-from tintc.ir.simulator.interface.base import Interpretation, Weights
+from tintc.ir.simulator.interface.cost_model import CostModel, Deferral, PendingUpdate
 from tintc.ir.simulator.interface.fused_base import FusedRun, FusedWeights, Pending
-from tintc.ir.simulator.interface.fused_counts import Deferral, FusedCounts, PendingUpdate
 from tintc.ir.simulator.interface.literal_base import LiteralRun, PrefixTiles, Tile, Tiles
+from tintc.ir.simulator.interface.semantics import Interpretation, Weights
 from tintc.ir.simulator.shared.descent_common import DescentOp
 from tintc.ir.simulator.shared.linear_common import (
     bias_chunks,
@@ -25,11 +25,11 @@ from tintc.ir.simulator.shared.linear_common import (
     rows_to_heads,
     weight_tiles,
 )
-from tintc.ir.structure import AttentionSpec, Block, Positions, chunk_map, indicator
+from tintc.ir.structure import AttentionSpec, Positions, StructuralBlock, chunk_map, indicator
 
 
 @cache
-def descent_block(layout: Layout, main: bool, bias: bool) -> Block:
+def descent_block(layout: Layout, main: bool, bias: bool) -> StructuralBlock:
     """Return the linear-descent attention, with main heads, bias heads or both.
 
     Claim: with dy_t in slot 0 and x_t in slot 1 of the tokens, the output at prefix k, where shard j of row kS+s is
@@ -48,9 +48,17 @@ def descent_block(layout: Layout, main: bool, bias: bool) -> Block:
     the chunk in which prefix k stores shard j of row kS+s. QED. The update is exact: ``sum_t dy_t x_t^T`` is the
     gradient of ``sum_t <dy_t, W x_t + b>``.
     """
-    shards, heads, width = layout.shards, layout.n_heads, layout.d_h
-    mains = main_chunks(layout) if main else range(0)
-    biases = bias_chunks(layout) if bias else range(0)
+    shards = layout.shards
+    heads = layout.n_heads
+    width = layout.d_h
+    mains = biases = range(0)
+    w_k = positions_k = None
+    if main:
+        mains = main_chunks(layout)
+        w_k = route(heads, width, rows_to_heads(layout))
+    if bias:
+        biases = bias_chunks(layout)
+        positions_k = Positions("tokens", indicator(heads, biases))
     used = [*mains, *biases]
     take = {(head, shards + head % shards): -1.0 for head in mains}
     take |= {(head, b): -1.0 for b, head in enumerate(biases)}
@@ -59,14 +67,21 @@ def descent_block(layout: Layout, main: bool, bias: bool) -> Block:
         width=width,
         kind="linear",
         w_q=None,
-        w_k=route(heads, width, rows_to_heads(layout)) if main else None,
+        w_k=w_k,
         w_v=(chunk_map(heads, width, take),),
         w_o=(chunk_map(heads, width, {(head, head): 1.0 for head in used}),),
         positions_q=Positions("prefix", indicator(heads, range(min(used), max(used) + 1))),
-        positions_k=Positions("tokens", indicator(heads, biases)) if bias else None,
+        positions_k=positions_k,
         constant=biases,
     )
-    return Block(spec, "update")
+    return StructuralBlock(spec, "update")
+
+
+def descent_name(bias: bool) -> str:
+    """Return the name of the linear-descent block with or without bias heads."""
+    if bias:
+        return "linear_descent_bias"
+    return "linear_descent"
 
 
 def materialise(w: FusedWeights, update: Pending, overwrite: bool) -> FusedWeights:
@@ -75,15 +90,31 @@ def materialise(w: FusedWeights, update: Pending, overwrite: bool) -> FusedWeigh
     overwrite: nothing needs `w` any more; what an earlier step has made is then written over.
     """
     assert w.weight is not None and not w.pending
-    dy, x = update.dy, update.x
-    # A bias that is held m times receives the full step m times.
-    bias = None if w.bias is None else torch.add(w.bias, dy.sum(1), alpha=update.bias * update.rate)
-    in_place = overwrite and w.owned and not torch.is_grad_enabled()
+    dy = update.dy
+    x = update.x
+    bias = w.bias
+    if bias is not None:
+        # A bias that is held m times receives the full step m times.
+        bias = torch.add(bias, dy.sum(1), alpha=update.bias * update.rate)
     if dy.shape[0] == 1 and w.weight.dim() == 2:
-        add = w.weight.addmm_ if in_place else partial(torch.addmm, w.weight)
-        return FusedWeights(add(dy[0].t(), x[0], alpha=update.rate), bias, owned=True)
-    add = w.weight.baddbmm_ if in_place else partial(torch.baddbmm, w.weight)
-    return FusedWeights(add(dy.transpose(1, 2), x, alpha=update.rate), bias, owned=True)
+        dy = dy[0]
+        x = x[0]
+    in_place = overwrite and w.owned and not torch.is_grad_enabled()
+    weight = _add_product(w.weight, dy.transpose(-1, -2), x, update.rate, in_place)
+    return FusedWeights(weight, bias, owned=True)
+
+
+def _add_product(weight: Tensor, a: Tensor, b: Tensor, factor: float, in_place: bool) -> Tensor:
+    """Return ``weight + factor a b`` of matrices, or of a matrix for each example."""
+    if a.dim() == 2:
+        add = torch.addmm
+        add_in_place = weight.addmm_
+    else:
+        add = torch.baddbmm
+        add_in_place = weight.baddbmm_
+    if in_place:
+        return add_in_place(a, b, alpha=factor)
+    return add(weight, a, b, alpha=factor)
 
 
 @register("sim.linear_descent")
@@ -102,23 +133,22 @@ class LinearDescent(DescentOp):
         check_linear(self, *self.operands)
         self.expect(self.result.type == self.operands[0].type, "returns weights of the type it takes")
 
-    def interpret(self, run: Interpretation, *operands: Weights | Tensor) -> Weights:
-        w, dy, x = operands
-        assert isinstance(w, Weights) and isinstance(dy, Tensor) and isinstance(x, Tensor) and w.weight is not None
+    def interpret(self, run: Interpretation, w: Weights, dy: Tensor, x: Tensor) -> Weights:
+        assert w.weight is not None
         rate = (run.rate(self.target, self.step) * self.rate_scale).reshape(-1, 1, 1)
-        summed = dy * run.inputs.trained(self.step)[..., None]
+        summed = dy * run.inputs.train_mask(self.step)[..., None]
         weight = w.weight - rate * (summed.transpose(-1, -2) @ x)
         if w.bias is None:
             return Weights(weight, None)
         return Weights(weight, w.bias - copies_of_bias(self.operands[0].type) * rate[:, 0] * summed.sum(1))
 
-    def fused(self, run: FusedRun, *operands: FusedWeights | Tensor) -> FusedWeights:
+    def fused(self, run: FusedRun, w: FusedWeights, dy: Tensor, x: Tensor) -> FusedWeights:
         """Return the weights with the update pending or carried out, as the plan says."""
-        w, dy, x = operands
-        assert isinstance(w, FusedWeights) and isinstance(dy, Tensor) and isinstance(x, Tensor)
-        dy, rate = self._summed(run, dy), run.rate(self.target, self.step) * -self.rate_scale
+        dy = self._summed(run, dy)
+        rate = run.rate(self.target, self.step) * -self.rate_scale
         if isinstance(rate, Tensor):
-            dy, rate = (dy * rate.reshape(-1, 1, 1)).to(dy.dtype), 1.0
+            dy = (dy * rate.reshape(-1, 1, 1)).to(dy.dtype)
+            rate = 1.0
         update = Pending(dy, x, self.operands[2], copies_of_bias(self.operands[0].type), rate)
         if run.lazy(self):
             return replace(w, pending=(*w.pending, update))
@@ -127,64 +157,67 @@ class LinearDescent(DescentOp):
     def _summed(self, run: FusedRun, dy: Tensor) -> Tensor:
         """Return dy where the step sums it, else zero, ``[B, n, dout]``."""
         mask = run.train(dy.shape[1], self.step)
-        return dy if mask is None else dy * mask
+        if mask is None:
+            return dy
+        return dy * mask
 
-    def descending(self) -> dict[str, tuple[int, ...]]:
+    def updated_parts(self) -> dict[str, tuple[int, ...]]:
         kind = self.operands[0].type
-        return {"weight": kind.dims} | ({"bias": kind.dims[:1]} if copies_of_bias(kind) else {})
+        parts: dict[str, tuple[int, ...]] = {"weight": kind.dims}
+        if copies_of_bias(kind):
+            parts["bias"] = kind.dims[:1]
+        return parts
 
-    def gradient(self, part: str, run: FusedRun, *operands: FusedWeights | Tensor) -> Tensor:
-        _, dy, x = operands
-        assert isinstance(dy, Tensor) and isinstance(x, Tensor)
+    def gradient(self, part: str, run: FusedRun, w: FusedWeights, dy: Tensor, x: Tensor) -> Tensor:
         dy = self._summed(run, dy)
-        return dy.transpose(1, 2) @ x if part == "weight" else dy.sum(1) * copies_of_bias(self.operands[0].type)
+        if part == "bias":
+            return dy.sum(1) * copies_of_bias(self.operands[0].type)
+        return dy.transpose(1, 2) @ x
 
     def deferral(self) -> Deferral:
         """Return the update. A pending one keeps its dY, which stands in the result, and its X."""
         return Deferral(self.target, (self.operands[2], self.result))
 
-    def multiply_adds(self, counts: FusedCounts, *operands: Value) -> int:
-        w, _, x = operands
-        if self in counts.lazy:
-            counts.pending[self.result] = (*counts.updates(w), PendingUpdate(x, counts.trained(self)))
+    def multiply_adds(self, costs: CostModel, w: Value, dy: Value, x: Value) -> int:
+        if self in costs.lazy:
+            costs.pending[self.result] = (*costs.updates(w), PendingUpdate(x, costs.train_end(self.step)))
             return 0
         dout, din = w.type.dims
-        return counts.trained(self) * dout * din
+        return costs.train_end(self.step) * dout * din
 
-    def entries(self, counts: FusedCounts, result: Value) -> int:
+    def entries(self, costs: CostModel, result: Value) -> int:
         """Count per-example weights, or the dY of a pending update."""
         dout, din = result.type.dims
-        return dout * (counts.trained(self) if self in counts.lazy else din)
+        if self in costs.lazy:
+            return dout * costs.train_end(self.step)
+        return dout * din
 
-    def planned(self, layout: Layout) -> LinearDescent:
+    def with_tiles(self, layout: Layout) -> LinearDescent:
         return replace(self, tiles=weight_tiles(layout, self.operands[0]))
 
-    def structure(self, layout: Layout) -> dict[str, Block]:
+    def structure(self, layout: Layout) -> dict[str, StructuralBlock]:
         copies = copies_of_bias(self.operands[0].type)
         blocks = {}
         if copies < self.tiles[1]:
-            blocks["linear_descent"] = descent_block(layout, main=True, bias=False)
+            blocks[descent_name(bias=False)] = descent_block(layout, main=True, bias=False)
         if copies:
-            blocks["linear_descent_bias"] = descent_block(layout, main=True, bias=True)
+            blocks[descent_name(bias=True)] = descent_block(layout, main=True, bias=True)
         return blocks
 
     def slots(self, layout: Layout) -> int:
         return 2
 
-    def scores(self, layout: Layout, run: Interpretation, *operands: Weights | Tensor) -> Sequence[Tensor]:
-        assert isinstance(operands[1], Tensor)
-        return (operands[1] * run.inputs.trained(self.step)[..., None],)
+    def scores(self, layout: Layout, run: Interpretation, w: Weights, dy: Tensor, x: Tensor) -> Sequence[Tensor]:
+        return (dy * run.inputs.train_mask(self.step)[..., None],)
 
-    def literal(self, run: LiteralRun, *operands: PrefixTiles | Tiles) -> PrefixTiles:
-        w, dy, x = operands
-        assert isinstance(w, PrefixTiles) and isinstance(dy, list) and isinstance(x, list)
+    def literal(self, run: LiteralRun, w: PrefixTiles, dy: Tiles, x: Tiles) -> PrefixTiles:
         copies = copies_of_bias(self.operands[0].type)
         rate = run.rate(self.target, self.step) * self.rate_scale
         rows: list[list[Tile]] = []
         for r, row in enumerate(w.rows):
             updated: list[Tile] = []
             for c, tile in enumerate(row):
-                block = "linear_descent_bias" if c < copies else "linear_descent"
+                block = descent_name(bias=c < copies)
                 e = run.apply(block, run.embed([dy[r], x[c]], tile), mask=run.train_mask(self.step), rate=rate)
                 updated.append(run.prefix(e))
             rows.append(updated)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import cache
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -12,10 +13,13 @@ from tintc.ir.auxiliary.base import affine
 from tintc.ir.core import Value, register
 from tintc.ir.layout import Layout
 from tintc.ir.routing import route
-from tintc.ir.simulator.interface.base import Interpretation, SimOp, TableCount, Weights, attention_cost
-from tintc.ir.simulator.interface.fused_base import FusedRun, FusedWeights, apply_linear
-from tintc.ir.simulator.interface.fused_counts import FusedCounts
+from tintc.ir.simulator.interface.base import SimOp
+from tintc.ir.simulator.interface.cost_model import CostModel
+from tintc.ir.simulator.interface.fused_base import FusedRun, FusedWeights
+from tintc.ir.simulator.interface.fused_kernels import apply_linear
 from tintc.ir.simulator.interface.literal_base import LiteralRun, PrefixTiles, Tiles
+from tintc.ir.simulator.interface.semantics import Interpretation, Weights
+from tintc.ir.simulator.interface.storage import TableCount, attention_cost
 from tintc.ir.simulator.shared.linear_common import (
     bias_chunks,
     check_linear,
@@ -26,11 +30,11 @@ from tintc.ir.simulator.shared.linear_common import (
     select_chunks,
     weight_tiles,
 )
-from tintc.ir.structure import AttentionSpec, Block, Positions, chunk_map, indicator
+from tintc.ir.structure import AttentionSpec, Positions, StructuralBlock, chunk_map, indicator
 
 
 @cache
-def forward_block(layout: Layout, bias: bool) -> Block:
+def forward_block(layout: Layout, bias: bool) -> StructuralBlock:
     """Return the linear-forward attention, with or without bias heads.
 
     Claim: at token t, coordinate ``kS+s`` of slot 0 becomes ``<w_{kS+s}, x_t> + b_{kS+s}``.
@@ -46,8 +50,17 @@ def forward_block(layout: Layout, bias: bool) -> Block:
     W_o adds column k of the heads (s, j) over j, which completes the inner product, and brings it to coordinate kS+s;
     bias chunk b is added to chunk b. QED.
     """
-    shards, heads, width = layout.shards, layout.n_heads, layout.d_h
-    main, biases = main_chunks(layout), bias_chunks(layout) if bias else range(0)
+    shards = layout.shards
+    heads = layout.n_heads
+    width = layout.d_h
+    main = main_chunks(layout)
+    biases = range(0)
+    positions_q = positions_k = w_v = None
+    if bias:
+        biases = bias_chunks(layout)
+        positions_q = Positions("tokens", indicator(heads, biases))
+        positions_k = Positions("prefix", indicator(heads, biases))
+        w_v = (select_chunks(layout, biases),)
     copy = chunk_map(heads, width, {(s * shards + j, j): 1.0 for s in range(layout.stack) for j in range(shards)})
     spec = AttentionSpec(
         n_heads=heads,
@@ -55,25 +68,32 @@ def forward_block(layout: Layout, bias: bool) -> Block:
         kind="linear",
         w_q=(copy,),
         w_k=(select_chunks(layout, main),),
-        w_v=(select_chunks(layout, biases),) if bias else None,
+        w_v=w_v,
         w_o=route(heads, width, heads_to_rows(layout), [(chunk, b) for b, chunk in enumerate(biases)]),
-        positions_q=Positions("tokens", indicator(heads, biases)) if bias else None,
-        positions_k=Positions("prefix", indicator(heads, biases)) if bias else None,
+        positions_q=positions_q,
+        positions_k=positions_k,
         positions_v=Positions("prefix", indicator(heads, main)),
         constant=biases,
     )
-    return Block(spec, "replace")
+    return StructuralBlock(spec, "replace")
 
 
-def forward_blocks(layout: Layout, copies: int) -> dict[str, Block]:
+def forward_blocks(layout: Layout, copies: int) -> dict[str, StructuralBlock]:
     """Return the blocks of a linear layer's forward pass, by name.
 
     Without bias the bias heads go; with one, column tiles that do not hold it use the module without.
     """
-    blocks = {"linear_forward": forward_block(layout, bias=False)}
+    blocks = {forward_name(bias=False): forward_block(layout, bias=False)}
     if copies:
-        blocks["linear_forward_bias"] = forward_block(layout, bias=True)
+        blocks[forward_name(bias=True)] = forward_block(layout, bias=True)
     return blocks
+
+
+def forward_name(bias: bool) -> str:
+    """Return the name of the linear-forward block with or without bias heads."""
+    if bias:
+        return "linear_forward_bias"
+    return "linear_forward"
 
 
 def forward_tiles(run: LiteralRun, weights: PrefixTiles, copies: int, x: Tiles) -> Tiles:
@@ -83,14 +103,12 @@ def forward_tiles(run: LiteralRun, weights: PrefixTiles, copies: int, x: Tiles) 
     """
     y: Tiles = []
     for row in weights.rows:
-        total: Tensor | None = None
+        products: Tiles = []
         for c, tile in enumerate(row):
-            e = run.embed([x[c]], tile)
-            e = run.apply("linear_forward_bias" if c < copies else "linear_forward", e)
+            e = run.apply(forward_name(bias=c < copies), run.embed([x[c]], tile))
             row[c] = run.prefix(e)
-            total = run.slot(e) if total is None else total + run.slot(e)
-        assert total is not None
-        y.append(total)
+            products.append(run.slot(e))
+        y.append(sum(products[1:], products[0]))
     return y
 
 
@@ -99,61 +117,56 @@ def forward_tiles(run: LiteralRun, weights: PrefixTiles, copies: int, x: Tiles) 
 class LinearForward(SimOp):
     """(W, x) -> y. `tiles` (added by planning): row and column tiles."""
 
+    SHARES_INPUT: ClassVar[bool] = True
+
     tiles: tuple[int, int] = (0, 0)
 
     def verify(self) -> None:
         self.expect(len(self.operands) == 2, "takes weights and x")
         check_linear(self, self.operands[0], self.result, self.operands[1])
 
-    def interpret(self, run: Interpretation, *operands: Weights | Tensor) -> Tensor:
-        w, x = operands
-        assert isinstance(w, Weights) and isinstance(x, Tensor) and w.weight is not None
+    def interpret(self, run: Interpretation, w: Weights, x: Tensor) -> Tensor:
+        assert w.weight is not None
         return affine(x, w.weight, w.bias)
 
-    def fused(self, run: FusedRun, *operands: FusedWeights | Tensor) -> Tensor:
-        w, x = operands
-        assert isinstance(w, FusedWeights) and isinstance(x, Tensor)
+    def fused(self, run: FusedRun, w: FusedWeights, x: Tensor) -> Tensor:
         return apply_linear(run, w, x, self.operands[1], run.shared(self, x))
 
-    def planned(self, layout: Layout) -> LinearForward:
+    def with_tiles(self, layout: Layout) -> LinearForward:
         return replace(self, tiles=weight_tiles(layout, self.operands[0]))
 
-    def multiplies(self) -> Value:
+    def weight_operand(self) -> Value:
         return self.operands[0]
 
-    def shares_input(self) -> bool:
-        return True
-
-    def multiply_adds(self, counts: FusedCounts, *operands: Value) -> int:
+    def multiply_adds(self, costs: CostModel, w: Value, x: Value) -> int:
         """Count the products; scores ``x X^T`` are computed once for all layers that share both inputs."""
-        (w, x), n = operands, counts.lengths[self]
+        n = costs.lengths[self]
         dout, din = w.type.dims
         total = n * dout * din
-        for update in counts.updates(w):
-            total += n * update.train * (dout + din * counts.first_scores(x, update, n))
+        for update in costs.updates(w):
+            total += n * update.train * (dout + din * costs.first_scores(x, update, n))
         return total
 
-    def scratch(self, counts: FusedCounts, itemsize: int) -> int:
-        return itemsize * counts.lengths[self] * counts.sizes.most_trained
+    def scratch(self, costs: CostModel, itemsize: int) -> int:
+        return itemsize * costs.lengths[self] * costs.sizes.last_train_end
 
-    def structure(self, layout: Layout) -> dict[str, Block]:
+    def structure(self, layout: Layout) -> dict[str, StructuralBlock]:
         copies = copies_of_bias(self.operands[0].type)
         blocks = forward_blocks(layout, copies)
         if copies >= self.tiles[1]:
             del blocks["linear_forward"]
         return blocks
 
-    def scores(self, layout: Layout, run: Interpretation, *operands: Weights | Tensor) -> Iterable[Tensor]:
-        w, x = operands
-        assert isinstance(w, Weights) and isinstance(x, Tensor) and w.weight is not None
+    def scores(self, layout: Layout, run: Interpretation, w: Weights, x: Tensor) -> Iterable[Tensor]:
+        assert w.weight is not None
         return forward_scores(layout, w.weight, x)
 
-    def literal(self, run: LiteralRun, *operands: PrefixTiles | Tiles) -> Tiles:
-        w, x = operands
-        assert isinstance(w, PrefixTiles) and isinstance(x, list)
+    def literal(self, run: LiteralRun, w: PrefixTiles, x: Tiles) -> Tiles:
         return forward_tiles(run, w, copies_of_bias(self.operands[0].type), x)
 
     def table_count(self, layout: Layout) -> TableCount:
         """Count one attention; q, k and v share one module in the table, which counts it with the value layer."""
-        q = 0 if self.role in ("query", "key") else attention_cost(layout)
+        if self.role in ("query", "key"):
+            return TableCount()
+        q = attention_cost(layout)
         return TableCount(q, q, q)

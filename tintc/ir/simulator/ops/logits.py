@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -11,10 +12,13 @@ from torch import Tensor
 from tintc.ir.auxiliary.base import affine
 from tintc.ir.core import Value, register
 from tintc.ir.losses import LogitMap
-from tintc.ir.simulator.interface.base import Interpretation, SimOp, Storage
-from tintc.ir.simulator.interface.fused_base import FEW, FusedRun, widening
-from tintc.ir.simulator.interface.fused_counts import FusedCounts
+from tintc.ir.simulator.interface.base import SimOp
+from tintc.ir.simulator.interface.cost_model import CostModel
+from tintc.ir.simulator.interface.fused_base import FusedRun
+from tintc.ir.simulator.interface.fused_kernels import FEW, widening
 from tintc.ir.simulator.interface.literal_base import LiteralRun, Tiles
+from tintc.ir.simulator.interface.semantics import Interpretation
+from tintc.ir.simulator.interface.storage import Storage
 from tintc.ir.structure import TensorSpec
 
 
@@ -25,7 +29,8 @@ def aligned_scores(x: Tensor, head: Tensor, bias: Tensor | None) -> Tensor:
     """
     if x.shape[0] <= FEW:
         return widening(x, head, bias)
-    vocab, unit = head.shape[0], 64 // x.element_size()
+    vocab = head.shape[0]
+    unit = 64 // x.element_size()
     out = x.new_empty(x.shape[0], -(-vocab // unit) * unit)[:, :vocab]
     if bias is None:
         return torch.mm(x, head.t(), out=out)
@@ -43,6 +48,12 @@ class HeadOp(SimOp):
     bias: str = ""
     scale: float = 1.0
     softcap: float = 0.0
+
+    def table_bias(self, read: Callable[[str], Tensor]) -> Tensor | None:
+        """Return the bias as `read` gives a table by name; None if the head has none."""
+        if not self.bias:
+            return None
+        return read(self.bias)
 
     @property
     def logit_map(self) -> LogitMap:
@@ -70,18 +81,18 @@ class Logits(HeadOp):
         super().verify()
         self.expect(len(self.operands) == 1 and self.result.type.kind == "logits", "maps tokens to logits")
 
-    def multiply_adds(self, counts: FusedCounts, *operands: Value) -> int:
-        return counts.lengths[self] * operands[0].type.width * counts.sizes.vocab
+    def multiply_adds(self, costs: CostModel, x: Value) -> int:
+        return costs.lengths[self] * x.type.width * costs.sizes.vocab
 
-    def interpret(self, run: Interpretation, *operands: Tensor) -> Tensor:
-        bias = run.tensors[f"tables.{self.bias}"] if self.bias else None
-        return self.logit_map(affine(operands[0], run.tensors[f"tables.{self.head}"], bias))
+    def interpret(self, run: Interpretation, x: Tensor) -> Tensor:
+        return self.logit_map(affine(x, run.table(self.head), self.table_bias(run.table)))
 
-    def literal(self, run: LiteralRun, *operands: Tiles) -> Tensor:
-        return self.logit_map(run.logits(operands[0][0], self.head, self.bias))
+    def literal(self, run: LiteralRun, x: Tiles) -> Tensor:
+        return self.logit_map(run.logits(x[0], self.head, self.bias))
 
-    def fused(self, run: FusedRun, *operands: Tensor) -> Tensor:
-        (x,), head, bias = operands, run.table(self.head), run.table(self.bias) if self.bias else None
+    def fused(self, run: FusedRun, x: Tensor) -> Tensor:
+        head = run.table(self.head)
+        bias = self.table_bias(run.table)
         if torch.is_grad_enabled():
             return self.logit_map(F.linear(x, head, bias))
         scores = aligned_scores(x.flatten(0, 1), head, bias)

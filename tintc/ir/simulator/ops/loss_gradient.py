@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from tintc.ir.core import Value, register
+from tintc.ir.functions import at_least_fp32
 from tintc.ir.layout import Layout
 from tintc.ir.losses import LOSSES, PLAIN, LogitMap, loss_gradient
-from tintc.ir.simulator.interface.base import Interpretation
-from tintc.ir.simulator.interface.fused_base import FusedRun, at_least_fp32, widening
-from tintc.ir.simulator.interface.fused_counts import FusedCounts
+from tintc.ir.simulator.interface.cost_model import CostModel
+from tintc.ir.simulator.interface.fused_base import FusedRun
+from tintc.ir.simulator.interface.fused_kernels import widening
 from tintc.ir.simulator.interface.literal_base import LiteralRun, Tiles
+from tintc.ir.simulator.interface.semantics import Interpretation
 from tintc.ir.simulator.ops.logits import HeadOp
 from tintc.ir.simulator.shared.loss_modules import loss_blocks, loss_slot
-from tintc.ir.structure import Block
+from tintc.ir.structure import StructuralBlock
 
 CHUNK = 1024
 """Positions whose scores exist at one time in fused execution."""
@@ -38,31 +41,44 @@ def blockwise_gradient(
     if kind == "mse":
         return x - target
     wide = at_least_fp32(x).dtype
-    total, z = torch.zeros(x.shape, dtype=wide, device=x.device), x.new_zeros(x.shape[0], 1, dtype=wide)
+    total = torch.zeros(x.shape, dtype=wide, device=x.device)
+    z = x.new_zeros(x.shape[0], 1, dtype=wide)
     top = z - math.inf
-    biases = [None] * -(-head.shape[0] // WORDS) if bias is None else bias.split(WORDS)
-    for block, added in zip(head.split(WORDS), biases, strict=True):
-        scores = logit_map(widening(x, block, added), overwrite=True)
-        slope = None if logit_map.softcap == 0 else logit_map.slope(scores)
+    for start in range(0, head.shape[0], WORDS):
+        words = slice(start, start + WORDS)
+        scores = logit_map(widening(x, head[words], _entries(bias, words)), overwrite=True)
+        slope = None
+        if logit_map.softcap:
+            slope = logit_map.slope(scores)
         if kind == "ce":
             higher = torch.maximum(top, at_least_fp32(scores).amax(-1, keepdim=True))
-            scores = (scores.to(wide) if scores.dtype != wide else scores).sub_(higher).exp_()
-            # What was summed so far is relative to the old maximum.
+            scores = scores.to(wide).sub_(higher).exp_()
+            # The sums so far are relative to the old maximum.
             shrink = (top - higher).exp_()
             z.mul_(shrink).add_(scores.sum(-1, keepdim=True))
             total.mul_(shrink)
             top = higher
-        scores = scores if slope is None else scores.mul_(slope)
+        if slope is not None:
+            scores = scores.mul_(slope)
         if wide == x.dtype:
-            total.addmm_(scores, block)
+            total.addmm_(scores, head[words])
         else:
-            total.add_(scores.to(x.dtype) @ block)
-    total = total.div_(z) if kind == "ce" else total
+            total.add_(scores.to(x.dtype) @ head[words])
+    if kind == "ce":
+        total.div_(z)
     if logit_map.softcap == 0:
         return total.sub_(target).mul_(logit_map.scale).to(x.dtype)
     score = torch.linalg.vecdot(at_least_fp32(x), at_least_fp32(target))[:, None]
-    score = score if bias is None else score + bias[next_ids][:, None]
+    if bias is not None:
+        score = score + bias[next_ids][:, None]
     return total.sub_(target * logit_map.slope(logit_map(score))).to(x.dtype)
+
+
+def _entries(bias: Tensor | None, words: slice) -> Tensor | None:
+    """Return the bias of some words of the vocabulary; None without bias."""
+    if bias is None:
+        return None
+    return bias[words]
 
 
 @register("sim.loss_gradient")
@@ -78,55 +94,69 @@ class LossGradient(HeadOp):
     `loss_modules`.
     """
 
-    loss: str
+    STEP_DEPENDENT: ClassVar[bool] = True
 
-    def of_its_step(self) -> bool:
-        return True
+    loss: str
 
     def verify(self) -> None:
         super().verify()
         self.expect(self.loss in LOSSES, f"loss {self.loss!r} is none of {', '.join(LOSSES)}")
         self.expect(len(self.operands) == 1 and self.operands[0].type == self.result.type, "keeps the width")
 
-    def interpret(self, run: Interpretation, *operands: Tensor) -> Tensor:
-        bias = run.tensors[f"tables.{self.bias}"] if self.bias else None
-        head = run.tensors[f"tables.{self.head}"]
-        dx = loss_gradient(self.loss, operands[0], head, bias, run.inputs.next_ids, self.logit_map)
-        return dx * run.inputs.counted(self.step)[..., None]
+    def interpret(self, run: Interpretation, x: Tensor) -> Tensor:
+        head = run.table(self.head)
+        dx = loss_gradient(self.loss, x, head, self.table_bias(run.table), run.inputs.next_ids, self.logit_map)
+        return dx * run.inputs.loss_positions_of(self.step)[..., None]
 
-    def fused(self, run: FusedRun, *operands: Tensor) -> Tensor:
+    def fused(self, run: FusedRun, x: Tensor) -> Tensor:
         """Return dx, by `CHUNK` positions of the batch at a time, and only for the positions that count."""
-        (x,) = operands
         here = run.here(self)
-        counts, targets = run.inputs.counted(self.step)[:, here], run.inputs.next_ids[:, here]
-        chosen = counts.flatten().nonzero()[:, 0]
-        head, bias = run.table(self.head), run.table(self.bias) if self.bias else None
-        rows, ids = x.flatten(0, 1)[chosen], targets.flatten()[chosen]
-        gradient = loss_gradient if torch.is_grad_enabled() else blockwise_gradient
-        parts = [
-            gradient(self.loss, part, head, bias, at, self.logit_map)
-            for part, at in zip(rows.split(CHUNK), ids.split(CHUNK), strict=True)
+        chosen = run.inputs.loss_positions_of(self.step)[:, here].flatten().nonzero()[:, 0]
+        rows = x.flatten(0, 1)[chosen]
+        next_ids = run.inputs.next_ids[:, here].flatten()[chosen]
+        head = run.table(self.head)
+        bias = self.table_bias(run.table)
+        gradient = blockwise_gradient
+        if torch.is_grad_enabled():
+            gradient = loss_gradient
+        gradients = [
+            gradient(self.loss, chunk, head, bias, ids, self.logit_map)
+            for chunk, ids in zip(rows.split(CHUNK), next_ids.split(CHUNK), strict=True)
         ]
-        return x.new_zeros(x.flatten(0, 1).shape).index_copy(0, chosen, torch.cat(parts)).view_as(x)
+        return x.new_zeros(x.flatten(0, 1).shape).index_copy(0, chosen, torch.cat(gradients)).view_as(x)
 
-    def multiply_adds(self, counts: FusedCounts, *operands: Value) -> int:
+    def multiply_adds(self, costs: CostModel, x: Value) -> int:
         if self.loss == "mse":
             return 0
-        return 2 * counts.trained(self) * operands[0].type.width * counts.sizes.vocab
+        return 2 * costs.train_end(self.step) * x.type.width * costs.sizes.vocab
 
-    def scratch(self, counts: FusedCounts, itemsize: int) -> int:
-        batch, vocab = counts.sizes.batch, counts.sizes.vocab
-        rows = min(counts.lengths[self] * batch, CHUNK)
-        words = 0 if self.loss == "mse" else vocab if counts.recorded else min(vocab, WORDS)
-        kept = 2 if self.softcap == 0 else 4
-        return -(-rows * (kept * words + 2 * self.result.type.width) * itemsize // batch)
+    def scratch(self, costs: CostModel, itemsize: int) -> int:
+        batch = costs.sizes.batch
+        rows = min(costs.lengths[self] * batch, CHUNK)
+        entries = 2 * self.result.type.width + self._score_copies * self._words(costs)
+        return -(-rows * entries * itemsize // batch)
 
-    def structure(self, layout: Layout) -> dict[str, Block]:
+    @property
+    def _score_copies(self) -> int:
+        """Return the number of tensors of scores that exist at one time: a soft cap takes two more, for its slope."""
+        if self.softcap:
+            return 4
+        return 2
+
+    def _words(self, costs: CostModel) -> int:
+        """Return the number of vocabulary entries whose scores exist at one time."""
+        if self.loss == "mse":
+            return 0
+        if costs.recorded:
+            return costs.sizes.vocab
+        return min(costs.sizes.vocab, WORDS)
+
+    def structure(self, layout: Layout) -> dict[str, StructuralBlock]:
         return loss_blocks(layout, self.loss, self.head, self.bias, self.logit_map, self.result.type.width)
 
     def slots(self, layout: Layout) -> int:
         return 2
 
-    def literal(self, run: LiteralRun, *operands: Tiles) -> Tiles:
-        (x,) = operands[0]
-        return [loss_slot(run, self.loss, self.head, self.bias, self.logit_map, x, self.step)]
+    def literal(self, run: LiteralRun, x: Tiles) -> Tiles:
+        (tile,) = x
+        return [loss_slot(run, self.loss, self.head, self.bias, self.logit_map, tile, self.step)]

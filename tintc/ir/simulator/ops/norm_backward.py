@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,10 +14,11 @@ from tintc.ir.auxiliary.norm import per_token
 from tintc.ir.core import register
 from tintc.ir.functions import FiniteDifference, at_least_fp32, norm_scale, normalise
 from tintc.ir.layout import Layout
-from tintc.ir.simulator.interface.base import Interpretation, Weights
-from tintc.ir.simulator.interface.fused_base import FusedRun, FusedWeights, rms, step_size
-from tintc.ir.simulator.interface.fused_counts import DIFFERENCE_BYTES, FusedCounts
+from tintc.ir.simulator.interface.cost_model import DIFFERENCE_BYTES, CostModel
+from tintc.ir.simulator.interface.fused_base import FusedRun, FusedWeights
+from tintc.ir.simulator.interface.fused_kernels import rms, step_size
 from tintc.ir.simulator.interface.literal_base import LiteralRun, PrefixTiles, Tiles
+from tintc.ir.simulator.interface.semantics import Interpretation, Weights
 from tintc.ir.simulator.ops.linear_backward import backward_block, backward_tiles
 from tintc.ir.simulator.shared.first_order import (
     check_scheme,
@@ -31,7 +33,7 @@ from tintc.ir.simulator.shared.first_order import (
     widened,
 )
 from tintc.ir.simulator.shared.norm_common import NormOp, check_norm, has, vector_blocks, vectors
-from tintc.ir.structure import Block, LinearSpec, ProductSpec
+from tintc.ir.structure import LinearSpec, ProductSpec, StructuralBlock
 
 
 @register("sim.norm_backward")
@@ -53,30 +55,27 @@ class NormBackward(NormOp):
         self.expect(self.operands[-2].type == self.operands[-1].type == self.result.type, "keeps the width")
         check_scheme(self, self.scheme, self.fd_step)
 
-    def interpret(self, run: Interpretation, *operands: Weights | Tensor) -> Tensor:
-        dy, x = operands[-2:]
-        assert isinstance(dy, Tensor) and isinstance(x, Tensor)
-        if len(operands) == 3:
-            w = operands[0]
-            assert isinstance(w, Weights)
-            dy = dy * per_token(w.weight) if w.weight is not None else dy
-        f = FiniteDifference(self.scheme, self.fd_step)
-        x, dy = (value.unflatten(-1, (self.groups, -1)) for value in (x, dy))
+    def interpret(self, run: Interpretation, *operands: Any) -> Tensor:
+        g, x = operands[-2:]
+        w, _ = self.weights_and(operands, Weights(None, None))
+        if w.weight is not None:
+            g = g * per_token(w.weight)
+        difference = FiniteDifference(self.scheme, self.fd_step)
+        x, g = (value.unflatten(-1, (self.groups, -1)) for value in (x, g))
         scale = norm_scale(self.kind, x, self.eps)
-        return f.derivative(lambda z: normalise(self.kind, z, self.eps), x, dy, scale).flatten(-2)
+        return difference.derivative(lambda z: normalise(self.kind, z, self.eps), x, g, scale).flatten(-2)
 
-    def fused(self, run: FusedRun, *operands: FusedWeights | Tensor) -> Tensor:
+    def fused(self, run: FusedRun, *operands: Any) -> Tensor:
         dy, x = operands[-2:]
-        assert isinstance(dy, Tensor) and isinstance(x, Tensor)
-        wide, g = at_least_fp32(x), at_least_fp32(dy)
-        if len(operands) == 3:
-            w = operands[0]
-            assert isinstance(w, FusedWeights)
-            g = g if w.weight is None else g * per_token(w.weight).to(g.dtype)
-        if self.groups > 1:
-            wide, g = (value.unflatten(-1, (self.groups, -1)) for value in (wide, g))
-        dx = self._fused_difference(wide, g).to(x.dtype)
-        return dx if self.groups == 1 else dx.flatten(-2)
+        w, _ = self.weights_and(operands, FusedWeights(None, None))
+        wide = at_least_fp32(x)
+        g = at_least_fp32(dy)
+        if w.weight is not None:
+            g = g * per_token(w.weight).to(g.dtype)
+        if self.groups == 1:
+            return self._fused_difference(wide, g).to(x.dtype)
+        wide, g = (value.unflatten(-1, (self.groups, -1)) for value in (wide, g))
+        return self._fused_difference(wide, g).to(x.dtype).flatten(-2)
 
     def _fused_difference(self, x: Tensor, g: Tensor) -> Tensor:
         """Return ``(f(x + h g) - f(x)) / h`` from three sums per token, without the cancellation.
@@ -87,15 +86,25 @@ class NormBackward(NormOp):
         QED.
         """
         f, inverse = self._normalised(x)
-        m = g.mean(-1, keepdim=True) if self.kind == "layer" else None
-        s, size = inverse.reciprocal(), rms(g)
+        s = inverse.reciprocal()
+        size = rms(g)
         p = torch.linalg.vecdot(f, g)[..., None] * s * (2 / x.shape[-1])
-        q = size.square() if m is None else size.square() - m.square()
-        h = self.fd_step if self.scheme != "token" else s * step_size(self.fd_step, size)
+        q = size.square()
+        if self.kind == "layer":
+            m = g.mean(-1, keepdim=True)
+            q = q - m.square()
+        else:
+            m = None
+        h = self.fd_step
+        if self.scheme == "token":
+            h = s * step_size(h, size)
         change = p + h * q
         # 1 / s', the inverse scale at x + h g.
         stepped = (s.square() + h * change).rsqrt()
-        dx = g * stepped if m is None else torch.addcmul(-m * stepped, g, stepped)
+        if m is None:
+            dx = g * stepped
+        else:
+            dx = torch.addcmul(-m * stepped, g, stepped)
         return torch.addcmul(dx, f, -change * stepped / (s + stepped.reciprocal()))
 
     def _normalised(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -104,14 +113,15 @@ class NormBackward(NormOp):
         if self.kind == "layer" and not torch.is_grad_enabled():
             f, _, inverse = torch.native_layer_norm(x, x.shape[-1:], None, None, self.eps)
             return f, inverse
-        x = x - x.mean(-1, keepdim=True) if self.kind == "layer" else x
+        if self.kind == "layer":
+            x = x - x.mean(-1, keepdim=True)
         inverse = (rms(x).square() + self.eps).rsqrt()
         return x * inverse, inverse
 
-    def scratch(self, counts: FusedCounts, itemsize: int) -> int:
-        return DIFFERENCE_BYTES * counts.lengths[self] * self.results[0].type.width
+    def scratch(self, costs: CostModel, itemsize: int) -> int:
+        return DIFFERENCE_BYTES * costs.lengths[self] * self.results[0].type.width
 
-    def structure(self, layout: Layout) -> dict[str, Block]:
+    def structure(self, layout: Layout) -> dict[str, StructuralBlock]:
         """Return the blocks of the literal form, by name.
 
         Claim: they give ``dx = (f(x + h g) - f(x)) / h`` with ``g = gamma * dy``.
@@ -136,51 +146,65 @@ class NormBackward(NormOp):
         ``eps |g| / c`` with ``token`` (Theorem F.4; construction.md, section 5.2;
         tests/theorems/test_first_order_bounds.py). D is the width of a group.
         """
-        n, part, groups = self.spread(layout), self.part, self.tile_groups(layout)
-        blocks = difference_blocks(layout, self.fd_step, 2 if self.scheme == "token" else 1)
+        n = self.spread(layout)
+        part = self.part
+        groups = self.tile_groups(layout)
+        blocks = difference_blocks(layout, self.fd_step, self._base)
         if n == 1:
-            blocks[self.name("fd", layout)] = Block(self.spec(layout, ((0,), (1,))), "replace")
+            blocks[self.name("fd", layout)] = StructuralBlock(self.spec(layout, ((0,), (1,))), "replace")
         else:
             blocks[self.name("norm", layout)] = self.forward_block(layout)
-        if len(self.operands) == 3 and has(self.operands[0], "gain"):
+        if self.weights is not None and has(self.weights, "gain"):
             blocks["linear_backward"] = backward_block(layout)
-        if len(self.operands) == 3 and has(self.operands[0], "vector"):
-            blocks |= vector_blocks(layout, self.operands[0])
+        if self.weights is not None and has(self.weights, "vector"):
+            blocks |= vector_blocks(layout, self.weights)
         if self.scheme == "token":
             blocks |= unit_blocks(layout, n, part, groups)
-            slots = tuple(range(n)) if n > 1 else (1,)
-            inverse = self.spec(layout, (slots,), inverse=2 if n == 1 else n)
-            blocks[self.name("fd_inverse", layout)] = Block(inverse, "replace")
+            if n == 1:
+                inverse = self.spec(layout, ((1,),), inverse=2)
+            else:
+                inverse = self.spec(layout, (tuple(range(n)),), inverse=n)
+            blocks[self.name("fd_inverse", layout)] = StructuralBlock(inverse, "replace")
             scale = mean_stages(layout, part, {(0, 2): self.eps, (2, 2): 1.0}, groups)
-            blocks[self.name("fd_scale", layout)] = Block(LinearSpec(scale))
-            blocks["product_0_2"] = Block(ProductSpec(0, 2))
+            blocks[self.name("fd_scale", layout)] = StructuralBlock(LinearSpec(scale))
+            blocks["product_0_2"] = StructuralBlock(ProductSpec(0, 2))
         return blocks
 
     def slots(self, layout: Layout) -> int:
-        return max(3, self.spread(layout) + 1) if self.scheme == "token" else max(2, self.spread(layout))
+        # [x, f(x), 1/c] stand together with ``token``, [g, x] otherwise.
+        if self.scheme == "token":
+            return max(3, self.spread(layout) + 1)
+        return max(2, self.spread(layout))
 
-    def scores(self, layout: Layout, run: Interpretation, *operands: Weights | Tensor) -> Sequence[Tensor]:
-        assert isinstance(operands[-2], Tensor)
-        return (operands[-2],)
+    def scores(self, layout: Layout, run: Interpretation, *operands: Any) -> Sequence[Tensor]:
+        dy: Tensor = operands[-2]
+        return (dy,)
 
-    def literal(self, run: LiteralRun, *operands: PrefixTiles | Tiles) -> Tiles:
+    def literal(self, run: LiteralRun, *operands: Any) -> Tiles:
         dy, x = operands[-2:]
-        assert isinstance(dy, list) and isinstance(x, list)
-        g = dy
-        if len(operands) == 3 and has(self.operands[0], "gain"):
-            w = operands[0]
-            assert isinstance(w, PrefixTiles)
-            g = backward_tiles(run, w, dy)
-        if len(operands) == 3 and has(self.operands[0], "vector"):
-            w = operands[0]
-            assert isinstance(w, PrefixTiles)
-            gain, _ = vectors(run, self.operands[0], w, dy[0])
-            g = [run.slot(run.apply("product_0_1", run.embed([dy[0], gain])))]
-        g, wide, n = widened(g), widened(x), self.spread(run.layout)
-        found: Tiles = []
+        g = widened(self._direction(run, dy, *operands[:-2]))
+        wide = widened(x)
+        n = self.spread(run.layout)
+        dx: Tiles = []
         for start in range(0, len(x), n):
-            found += self._group(run, g[start : start + n], wide[start : start + n])
-        return [part.to(x[0].dtype) for part in found]
+            dx += self._group(run, g[start : start + n], wide[start : start + n])
+        return [tile.to(x[0].dtype) for tile in dx]
+
+    def _direction(self, run: LiteralRun, dy: Tiles, w: PrefixTiles | None = None) -> Tiles:
+        """Return the tiles of ``g = gamma * dy``; dy itself without a gain."""
+        if w is None or self.weights is None:
+            return dy
+        if has(self.weights, "gain"):
+            return backward_tiles(run, w, dy)
+        if has(self.weights, "vector"):
+            gain, _ = vectors(run, self.weights, w, dy[0])
+            return [product(run, dy[0], gain)]
+        return dy
+
+    @property
+    def _base(self) -> int:
+        """Return the slot of x before a step: 2 with ``token``, else 1."""
+        return 1 + (self.scheme == "token")
 
     def _group(self, run: LiteralRun, g: Tiles, x: Tiles) -> Tiles:
         """Return dx of what stands in one slot, or of one group in several slots."""
@@ -194,7 +218,7 @@ class NormBackward(NormOp):
 
     def _difference(self, run: LiteralRun, g: Tiles, x: Tiles) -> Tiles:
         """Return ``(f(x + eps g) - f(x)) / eps``, tile by tile."""
-        base = 2 if self.scheme == "token" else 1
+        base = self._base
         if len(x) > 1:
             return difference_across(run, g, x, base, self.fd_step, partial(self.normalised, run))
         e = run.embed([g[0], *x * base])
@@ -206,13 +230,17 @@ class NormBackward(NormOp):
         [x, x, 0] -> [x, f(x), 1/c] -> [x f(x), ., 1/c] -> [c, ., 1/c]; the claim stands at `structure`. Of a value in
         several tiles, the first gives its part of the mean and eps / c, and the others' parts of the mean are added.
         """
-        layout, n = run.layout, len(x)
-        e = run.apply(self.name("fd_inverse", layout), run.embed([*x, *x[:1]] if n == 1 else x))
-        if n > 1:
-            normed, inverse = [run.slot(e, i) for i in range(n)], run.slot(e, n)
-            e = run.embed([x[0], normed[0], inverse])
-        e = run.apply(self.name("fd_scale", layout), run.apply("product_0_1", e))
-        c, inverse = run.slot(e), run.slot(e, 2)
-        for xi, fi in zip(x[1:], normed[1:] if n > 1 else (), strict=True):
-            c = c + mean(run, product(run, xi, fi), self.part)
-        return c, inverse
+        n = len(x)
+        fd_inverse = self.name("fd_inverse", run.layout)
+        normed: Tiles = []
+        if n == 1:
+            e = run.apply(fd_inverse, run.embed([x[0], x[0]]))
+        else:
+            e = run.apply(fd_inverse, run.embed(x))
+            normed = [run.slot(e, i) for i in range(n)]
+            e = run.embed([x[0], normed[0], run.slot(e, n)])
+        e = run.apply(self.name("fd_scale", run.layout), run.apply("product_0_1", e))
+        c = run.slot(e)
+        for x_tile, normed_tile in zip(x[1:], normed[1:], strict=True):
+            c = c + mean(run, product(run, x_tile, normed_tile), self.part)
+        return c, run.slot(e, 2)

@@ -9,22 +9,22 @@ from torch import Tensor
 
 from tintc.ir.core import Value, register
 from tintc.ir.layout import Layout
-from tintc.ir.simulator.interface.base import Interpretation, Weights
+from tintc.ir.simulator.interface.cost_model import CostModel
 from tintc.ir.simulator.interface.fused_base import FusedRun, FusedWeights
-from tintc.ir.simulator.interface.fused_counts import FusedCounts
 from tintc.ir.simulator.interface.literal_base import LiteralRun, PrefixTiles, Tiles
+from tintc.ir.simulator.interface.semantics import Interpretation, Weights
 from tintc.ir.simulator.ops.linear_descent import descent_block
 from tintc.ir.simulator.shared.descent_common import DescentOp
 from tintc.ir.simulator.shared.first_order import product
 from tintc.ir.simulator.shared.linear_common import bias_chunks, main_chunks
 from tintc.ir.simulator.shared.norm_common import check_norm, has
-from tintc.ir.structure import AttentionSpec, Block, Positions, ProductSpec, chunk_map, indicator
+from tintc.ir.structure import AttentionSpec, Positions, ProductSpec, StructuralBlock, chunk_map, indicator
 
 PARTS = (("bias",), ("gain",), ("gain", "bias"))
 
 
 @cache
-def gain_descent_block(layout: Layout, bias: bool) -> Block:
+def gain_descent_block(layout: Layout, bias: bool) -> StructuralBlock:
     """Return the descent of a gain that is kept as a vector, and of the bias.
 
     Claim: with dy_t in slot 0 and ``dy_t f(x_t)`` in slot 1 of the tokens, the output at prefix 0 is
@@ -35,8 +35,13 @@ def gain_descent_block(layout: Layout, bias: bool) -> Block:
     prefix 0 with every train token, 0 for the other prefixes. W_v takes, negated, chunk j of slot 1 to head j, and
     chunk b of slot 0 to bias head b; W_o is the identity on these heads. QED.
     """
-    heads, width, shards = layout.n_heads, layout.d_h, layout.shards
-    gains, biases = main_chunks(layout)[:shards], bias_chunks(layout) if bias else range(0)
+    heads = layout.n_heads
+    width = layout.d_h
+    shards = layout.shards
+    gains = main_chunks(layout)[:shards]
+    biases = range(0)
+    if bias:
+        biases = bias_chunks(layout)
     used = [*gains, *biases]
     take = {(head, shards + head): -1.0 for head in gains} | {(head, b): -1.0 for b, head in enumerate(biases)}
     lam = indicator(heads, used)
@@ -52,7 +57,7 @@ def gain_descent_block(layout: Layout, bias: bool) -> Block:
         positions_k=Positions("tokens", lam),
         constant=range(heads),
     )
-    return Block(spec, "update")
+    return StructuralBlock(spec, "update")
 
 
 @register("sim.norm_descent")
@@ -75,55 +80,51 @@ class NormDescent(DescentOp):
         self.expect(self.operands[1].type == self.operands[-1].type, "dy and f(x) have one width")
         self.expect(self.result.type == self.operands[0].type, "returns weights of the type it takes")
 
-    def interpret(self, run: Interpretation, *operands: Weights | Tensor) -> Weights:
-        w, dy = operands[:2]
-        assert isinstance(w, Weights) and isinstance(dy, Tensor)
+    def interpret(self, run: Interpretation, w: Weights, dy: Tensor, normed: Tensor | None = None) -> Weights:
         rate = (run.rate(self.target, self.step) * self.rate_scale).reshape(-1, 1)
-        dy = dy * run.inputs.trained(self.step)[..., None]
-        gain, bias = w.weight, w.bias
+        dy = dy * run.inputs.train_mask(self.step)[..., None]
+        gain = w.weight
+        bias = w.bias
         if "gain" in self.parts:
-            normed = operands[2]
-            assert isinstance(normed, Tensor) and gain is not None
+            assert gain is not None and normed is not None
             gain = gain - rate * (dy * normed).sum(1)
         if "bias" in self.parts:
             assert bias is not None
             bias = bias - rate * dy.sum(1)
         return Weights(gain, bias)
 
-    def fused(self, run: FusedRun, *operands: FusedWeights | Tensor) -> FusedWeights:
-        w, dy = operands[:2]
-        assert isinstance(w, FusedWeights) and isinstance(dy, Tensor)
+    def fused(self, run: FusedRun, w: FusedWeights, dy: Tensor, normed: Tensor | None = None) -> FusedWeights:
         rate = run.rate(self.target, self.step) * self.rate_scale
-        rate = rate.to(dy.dtype).reshape(-1, 1) if isinstance(rate, Tensor) else rate
+        if isinstance(rate, Tensor):
+            rate = rate.to(dy.dtype).reshape(-1, 1)
         if "gain" in self.parts:
             assert w.weight is not None
-            w = replace(w, weight=w.weight - rate * self.gradient("gain", run, *operands))
+            w = replace(w, weight=w.weight - rate * self.gradient("gain", run, w, dy, normed))
         if "bias" in self.parts:
             assert w.bias is not None
-            w = replace(w, bias=w.bias - rate * self.gradient("bias", run, *operands))
+            w = replace(w, bias=w.bias - rate * self.gradient("bias", run, w, dy, normed))
         return w
 
-    def descending(self) -> dict[str, tuple[int, ...]]:
+    def updated_parts(self) -> dict[str, tuple[int, ...]]:
         return dict.fromkeys(self.parts, self.operands[0].type.dims)
 
-    def gradient(self, part: str, run: FusedRun, *operands: FusedWeights | Tensor) -> Tensor:
-        _, dy, *normed = operands
-        assert isinstance(dy, Tensor)
+    def gradient(self, part: str, run: FusedRun, w: FusedWeights, dy: Tensor, normed: Tensor | None = None) -> Tensor:
         mask = run.train(dy.shape[1], self.step)
-        dy = dy if mask is None else dy * mask
+        if mask is not None:
+            dy = dy * mask
         if part == "bias":
             return dy.sum(1)
-        assert isinstance(normed[0], Tensor)
-        return (dy * normed[0]).sum(1)
+        assert normed is not None
+        return (dy * normed).sum(1)
 
-    def entries(self, counts: FusedCounts, result: Value) -> int:
+    def entries(self, costs: CostModel, result: Value) -> int:
         """Count gain and bias of each example."""
         return len(self.parts) * result.type.width
 
     def slots(self, layout: Layout) -> int:
-        return 2 if "gain" in self.parts else 1
+        return 1 + ("gain" in self.parts)
 
-    def structure(self, layout: Layout) -> dict[str, Block]:
+    def structure(self, layout: Layout) -> dict[str, StructuralBlock]:
         """Return the blocks of the literal form, by name.
 
         Claim: they add ``-rate sum_t dy_t`` to the bias and ``-rate sum_t dy_t f(x_t)`` to the gain, over the step's
@@ -135,19 +136,22 @@ class NormDescent(DescentOp):
         adds. Both gradients are exact: y = gamma f(x) + beta is linear in them. QED.
         """
         if "gain" not in self.parts:
-            return {"norm_descent": descent_block(layout, main=False, bias=True)}
-        bias = "bias" in self.parts
-        name = "norm_descent_gain_bias" if bias else "norm_descent_gain"
-        return {name: gain_descent_block(layout, bias), "product_0_1": Block(ProductSpec(0, 1))}
+            return {self._block: descent_block(layout, main=False, bias=True)}
+        block = gain_descent_block(layout, "bias" in self.parts)
+        return {self._block: block, "product_0_1": StructuralBlock(ProductSpec(0, 1))}
 
-    def literal(self, run: LiteralRun, *operands: PrefixTiles | Tiles) -> PrefixTiles:
-        w, dy = operands[:2]
-        assert isinstance(w, PrefixTiles) and isinstance(dy, list)
+    @property
+    def _block(self) -> str:
+        """Return the name of the block that descends: ``norm_descent`` for the bias alone, else with its parts."""
+        if self.parts == ("bias",):
+            return "norm_descent"
+        return "_".join(("norm_descent", *self.parts))
+
+    def literal(self, run: LiteralRun, w: PrefixTiles, dy: Tiles, normed: Tiles | None = None) -> PrefixTiles:
         rate = run.rate(self.target, self.step) * self.rate_scale
-        e = run.embed(dy, w.rows[0][0])
-        if "gain" in self.parts:
-            normed = operands[2]
-            assert isinstance(normed, list)
-            e = run.embed([dy[0], product(run, dy[0], normed[0])], w.rows[0][0])
-        (block,) = (name for name in self.structure(run.layout) if name.startswith("norm_descent"))
+        slots = dy
+        if normed is not None:
+            slots = [dy[0], product(run, dy[0], normed[0])]
+        e = run.embed(slots, w.rows[0][0])
+        block = self._block
         return PrefixTiles([[run.prefix(run.apply(block, e, mask=run.train_mask(self.step), rate=rate))]])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor
@@ -12,13 +13,15 @@ from tintc.ir.auxiliary.norm import per_token
 from tintc.ir.core import register
 from tintc.ir.functions import normalise_groups
 from tintc.ir.layout import Layout
-from tintc.ir.simulator.interface.base import Interpretation, TableCount, Weights, attention_cost
 from tintc.ir.simulator.interface.fused_base import FusedRun, FusedWeights
-from tintc.ir.simulator.interface.literal_base import LiteralRun, PrefixTiles, Tiles
-from tintc.ir.simulator.ops.linear_forward import forward_blocks, forward_tiles
-from tintc.ir.simulator.shared.linear_common import weight_tiles
+from tintc.ir.simulator.interface.literal_base import LiteralRun, PrefixTiles, Tiles, residual
+from tintc.ir.simulator.interface.semantics import Interpretation, Weights
+from tintc.ir.simulator.interface.storage import TableCount, attention_cost
+from tintc.ir.simulator.ops.linear_forward import forward_blocks, forward_name, forward_tiles
+from tintc.ir.simulator.shared.first_order import product
+from tintc.ir.simulator.shared.linear_common import copies_of_bias, weight_tiles
 from tintc.ir.simulator.shared.norm_common import NormOp, check_norm, has, vector_blocks, vectors
-from tintc.ir.structure import Block
+from tintc.ir.structure import StructuralBlock
 
 
 def fused_norm(kind: str, eps: float, x: Tensor, gain: Tensor | None, bias: Tensor | None) -> Tensor:
@@ -26,19 +29,31 @@ def fused_norm(kind: str, eps: float, x: Tensor, gain: Tensor | None, bias: Tens
 
     ``x [B, n, D]``; gain and bias, if any, ``[D]`` or, per example, ``[B, D]``.
     """
-    # With one example its own vectors are everybody's, which the kernels take.
-    gain, bias = (v[0] if v is not None and v.shape[:-1] == (1,) else v for v in (gain, bias))
+    gain = _shared_by_examples(gain)
+    bias = _shared_by_examples(bias)
     if gain is not None and gain.dim() == 2:
-        y = fused_norm(kind, eps, x, None, None) * gain[:, None]
-        return y if bias is None else y + per_token(bias)
-    own = bias if bias is not None and bias.dim() == 1 else None
+        return _plus(fused_norm(kind, eps, x, None, None) * per_token(gain), bias)
     shape = x.shape[-1:]
-    if kind == "layer":
-        y = F.layer_norm(x, shape, gain, own, eps)
-    else:
-        y = F.rms_norm(x, shape, gain, eps)
-        y = y if own is None else y + own
-    return y if bias is None or own is not None else y + bias[:, None]
+    if kind == "rms":
+        return _plus(F.rms_norm(x, shape, gain, eps), bias)
+    if bias is not None and bias.dim() == 2:
+        return _plus(F.layer_norm(x, shape, gain, None, eps), bias)
+    return F.layer_norm(x, shape, gain, bias, eps)
+
+
+def _shared_by_examples(vector: Tensor | None) -> Tensor | None:
+    """Return the vector, without the batch dimension of one example: its own vectors are everybody's, which the kernels
+    take."""
+    if vector is not None and vector.shape[:-1] == (1,):
+        return vector[0]
+    return vector
+
+
+def _plus(y: Tensor, bias: Tensor | None) -> Tensor:
+    """Return y ``[B, n, D]`` plus the bias ``[D]`` or ``[B, D]``, if there is one."""
+    if bias is None:
+        return y
+    return y + per_token(bias)
 
 
 @register("sim.norm_forward")
@@ -52,29 +67,23 @@ class NormForward(NormOp):
             check_norm(self, self.operands[0], self.operands[1])
         self.expect(self.operands[-1].type == self.result.type, "keeps the width")
 
-    def interpret(self, run: Interpretation, *operands: Weights | Tensor) -> Tensor:
-        x = operands[-1]
-        assert isinstance(x, Tensor)
+    def interpret(self, run: Interpretation, *operands: Any) -> Tensor:
+        w, x = self.weights_and(operands, Weights(None, None))
         y = normalise_groups(self.kind, x, self.eps, self.groups)
-        if len(operands) == 1:
-            return y
-        w = operands[0]
-        assert isinstance(w, Weights)
-        y = y * per_token(w.weight) if w.weight is not None else y
-        return y + per_token(w.bias) if w.bias is not None else y
+        if w.weight is not None:
+            y = y * per_token(w.weight)
+        return _plus(y, w.bias)
 
-    def fused(self, run: FusedRun, *operands: FusedWeights | Tensor) -> Tensor:
-        x = operands[-1]
-        assert isinstance(x, Tensor)
-        w = operands[0] if len(operands) == 2 else FusedWeights(None, None)
-        assert isinstance(w, FusedWeights)
+    def fused(self, run: FusedRun, *operands: Any) -> Tensor:
+        w, x = self.weights_and(operands, FusedWeights(None, None))
         if self.groups == 1:
             return fused_norm(self.kind, self.eps, x, w.weight, w.bias)
         y = fused_norm(self.kind, self.eps, x.unflatten(-1, (self.groups, -1)), None, None).flatten(-2)
-        y = y if w.weight is None else y * w.weight
-        return y if w.bias is None else y + w.bias
+        if w.weight is not None:
+            y = y * w.weight
+        return _plus(y, w.bias)
 
-    def structure(self, layout: Layout) -> dict[str, Block]:
+    def structure(self, layout: Layout) -> dict[str, StructuralBlock]:
         """Return the blocks of the literal form, by name.
 
         Claim: they give ``gamma * f(x) + beta`` at every token.
@@ -89,41 +98,42 @@ class NormForward(NormOp):
         slots is ``f(x) * gamma``, and a residual connection adds beta. QED. It is exact.
         """
         blocks = {self.name("norm", layout): self.forward_block(layout)}
-        if len(self.operands) == 2 and has(self.operands[0], "vector"):
-            return blocks | vector_blocks(layout, self.operands[0])
-        if len(self.operands) == 2:
-            copies = 1 if has(self.operands[0], "bias") else 0
-            blocks |= forward_blocks(layout, copies)
-            if copies >= weight_tiles(layout, self.operands[0])[1]:
-                del blocks["linear_forward"]
+        if self.weights is None:
+            return blocks
+        if has(self.weights, "vector"):
+            return blocks | vector_blocks(layout, self.weights)
+        copies = copies_of_bias(self.weights.type)
+        blocks |= forward_blocks(layout, copies)
+        if copies >= weight_tiles(layout, self.weights)[1]:
+            del blocks[forward_name(bias=False)]
         return blocks
 
     def slots(self, layout: Layout) -> int:
-        return max(self.spread(layout), 2 if has(self.operands[0], "vector") else 1)
+        return max(self.spread(layout), 1 + has(self.operands[0], "vector"))
 
-    def scores(self, layout: Layout, run: Interpretation, *operands: Weights | Tensor) -> Sequence[Tensor]:
+    def scores(self, layout: Layout, run: Interpretation, *operands: Any) -> Sequence[Tensor]:
         """Return ``gamma_r f(x)_r`` for every r: row r of diag(gamma) has one entry. Vectors have constant scores
         only."""
-        if len(operands) == 1 or has(self.operands[0], "vector"):
+        if self.weights is None or has(self.weights, "vector"):
             return ()
-        w, x = operands
-        assert isinstance(w, Weights) and isinstance(x, Tensor)
+        w, x = self.weights_and(operands, Weights(None, None))
         y = normalise_groups(self.kind, x, self.eps, self.groups)
-        return (y if w.weight is None else y * per_token(w.weight),)
+        if w.weight is None:
+            return (y,)
+        return (y * per_token(w.weight),)
 
-    def literal(self, run: LiteralRun, *operands: PrefixTiles | Tiles) -> Tiles:
-        x = operands[-1]
-        assert isinstance(x, list)
-        if len(operands) == 1:
-            return self.normalised(run, x)
-        w = operands[0]
-        assert isinstance(w, PrefixTiles)
+    def literal(self, run: LiteralRun, *operands: Any) -> Tiles:
+        w, x = self.weights_and(operands, PrefixTiles([]))
         normed = self.normalised(run, x, w)
-        if has(self.operands[0], "vector"):
-            gain, bias = vectors(run, self.operands[0], w, normed[0])
-            y = run.slot(run.apply("product_0_1", run.embed([normed[0], gain])))
-            return [y if bias is None else y + bias]
-        return forward_tiles(run, w, 1 if has(self.operands[0], "bias") else 0, normed)
+        if self.weights is None:
+            return normed
+        if not has(self.weights, "vector"):
+            return forward_tiles(run, w, copies_of_bias(self.weights.type), normed)
+        gain, bias = vectors(run, self.weights, w, normed[0])
+        y = product(run, normed[0], gain)
+        if bias is None:
+            return [y]
+        return residual([y], [bias])
 
     def table_count(self, layout: Layout) -> TableCount:
         q = attention_cost(layout)

@@ -8,11 +8,13 @@ from torch import Tensor
 
 from tintc.ir.core import register
 from tintc.ir.layout import Layout
-from tintc.ir.simulator.interface.base import Interpretation, SimOp, TableCount, split_cost
+from tintc.ir.simulator.interface.base import SimOp
 from tintc.ir.simulator.interface.fused_base import FusedRun
 from tintc.ir.simulator.interface.literal_base import LiteralRun, Tiles
+from tintc.ir.simulator.interface.semantics import Interpretation
+from tintc.ir.simulator.interface.storage import TableCount, split_cost
 from tintc.ir.simulator.shared.first_order import slot_map
-from tintc.ir.structure import Block, LinearSpec
+from tintc.ir.structure import LinearSpec, StructuralBlock
 
 
 @register("sim.scale")
@@ -30,15 +32,16 @@ class Scale(SimOp):
     def verify(self) -> None:
         self.expect(len(self.operands) == 1 and self.operands[0].type == self.result.type, "keeps the width")
 
-    def interpret(self, run: Interpretation, *operands: Tensor) -> Tensor:
-        return self.factor * operands[0]
+    def interpret(self, run: Interpretation, x: Tensor) -> Tensor:
+        return self.factor * x
 
-    def fused(self, run: FusedRun, *operands: Tensor) -> Tensor:
-        (x,) = operands
-        return x.mul_(self.factor) if run.frees(self, self.operands[0]) else x * self.factor
+    def fused(self, run: FusedRun, x: Tensor) -> Tensor:
+        if run.frees(self, self.operands[0]):
+            return x.mul_(self.factor)
+        return x * self.factor
 
-    def structure(self, layout: Layout) -> dict[str, Block]:
-        return {self._block: Block(LinearSpec((slot_map(layout, {(0, 0): self.factor}),)))}
+    def structure(self, layout: Layout) -> dict[str, StructuralBlock]:
+        return {self._block: StructuralBlock(LinearSpec((slot_map(layout, {(0, 0): self.factor}),)))}
 
     @property
     def _block(self) -> str:
@@ -46,8 +49,8 @@ class Scale(SimOp):
         it)."""
         return f"scale_{self.factor!r}".replace(".", "p")
 
-    def literal(self, run: LiteralRun, *operands: Tiles) -> Tiles:
-        return [run.slot(run.apply(self._block, run.embed([tile]))) for tile in operands[0]]
+    def literal(self, run: LiteralRun, x: Tiles) -> Tiles:
+        return [run.slot(run.apply(self._block, run.embed([tile]))) for tile in x]
 
     def table_count(self, layout: Layout) -> TableCount:
         return TableCount(split_cost(layout), split_cost(layout), 0)

@@ -13,22 +13,24 @@ from torch import Tensor
 from tintc.ir.columns import Runs, fits, put_back, take
 from tintc.ir.core import register
 from tintc.ir.layout import Layout
-from tintc.ir.simulator.interface.base import Interpretation, SimOp, TableCount, split_cost
+from tintc.ir.simulator.interface.base import SimOp
 from tintc.ir.simulator.interface.fused_base import FusedRun
 from tintc.ir.simulator.interface.literal_base import LiteralRun, Tiles
-from tintc.ir.structure import Block, LinearSpec, SplitStage, TensorSpec
+from tintc.ir.simulator.interface.semantics import Interpretation
+from tintc.ir.simulator.interface.storage import TableCount, split_cost
+from tintc.ir.structure import LinearSpec, SplitStage, StructuralBlock, TensorSpec
 
 
 @cache
 def _places(columns: Runs) -> tuple[tuple[int, int], ...]:
     """Return ``(to, from)`` of every column that is taken."""
-    found: list[tuple[int, int]] = []
+    places: list[tuple[int, int]] = []
     to = 0
     for start, stop in columns:
         if start >= 0:
-            found += [(to + i, start + i) for i in range(stop - start)]
+            places += [(to + i, start + i) for i in range(stop - start)]
         to += stop - start
-    return tuple(found)
+    return tuple(places)
 
 
 def _stages(layout: Layout, entries: list[tuple[int, int]]) -> tuple[SplitStage, ...]:
@@ -39,7 +41,9 @@ def _stages(layout: Layout, entries: list[tuple[int, int]]) -> tuple[SplitStage,
     Split-wise: head (j, i) is multiplied by M_ji. Dimension-wise: chunk j of slot 0 receives the sum of the heads (j,
     i), which is chunk j of the product; all others become zero. QED.
     """
-    heads, d_h, shards = layout.n_heads, layout.d_h, layout.shards
+    heads = layout.n_heads
+    d_h = layout.d_h
+    shards = layout.shards
     square = shards * shards
 
     def spread() -> Tensor:
@@ -80,30 +84,32 @@ class _Columns(SimOp):
         """Yield ``(to, from)`` of every one in M."""
         raise NotImplementedError
 
-    def structure(self, layout: Layout) -> dict[str, Block]:
+    def structure(self, layout: Layout) -> dict[str, StructuralBlock]:
         cut: dict[tuple[int, int], list[tuple[int, int]]] = {}
         for to, source in self.ones():
             tile = (to // layout.pitch, source // layout.pitch)
             cut.setdefault(tile, []).append((to % layout.pitch, source % layout.pitch))
-        return {self._name(*tile): Block(LinearSpec(_stages(layout, entries))) for tile, entries in cut.items()}
+        return {
+            self._name(*tile): StructuralBlock(LinearSpec(_stages(layout, entries))) for tile, entries in cut.items()
+        }
 
     def _name(self, row: int, column: int) -> str:
         """Return the name of a tile's block: its tensors depend on the columns, so the name does too."""
         key = f"{self.opname} {self.columns}"
         return f"select_{hashlib.sha256(key.encode()).hexdigest()[:12]}_{row}_{column}"
 
-    def literal(self, run: LiteralRun, *operands: Tiles) -> Tiles:
-        (x,) = operands
+    def literal(self, run: LiteralRun, x: Tiles) -> Tiles:
         blocks = self.structure(run.layout)
-        found: Tiles = []
+        y: Tiles = []
         for row in range(run.layout.tiles(self.result.type.width)):
             total = torch.zeros_like(x[0])
             for column, tile in enumerate(x):
+                name = self._name(row, column)
                 # Tiles of M without any one have no block.
-                if (name := self._name(row, column)) in blocks:
+                if name in blocks:
                     total = total + run.slot(run.apply(name, run.embed([tile])))
-            found.append(total)
-        return found
+            y.append(total)
+        return y
 
     def table_count(self, layout: Layout) -> TableCount:
         """Count the split operations it consists of: the table has no row for it."""
@@ -122,11 +128,11 @@ class Select(_Columns):
     def ones(self) -> Iterable[tuple[int, int]]:
         return _places(self.columns)
 
-    def interpret(self, run: Interpretation, *operands: Tensor) -> Tensor:
-        return take(operands[0], self.columns)
+    def interpret(self, run: Interpretation, x: Tensor) -> Tensor:
+        return take(x, self.columns)
 
-    def fused(self, run: FusedRun, *operands: Tensor) -> Tensor:
-        return take(operands[0], self.columns)
+    def fused(self, run: FusedRun, x: Tensor) -> Tensor:
+        return take(x, self.columns)
 
 
 @register("sim.select_backward")
@@ -144,8 +150,8 @@ class SelectBackward(_Columns):
     def ones(self) -> Iterable[tuple[int, int]]:
         return ((source, to) for to, source in _places(self.columns))
 
-    def interpret(self, run: Interpretation, *operands: Tensor) -> Tensor:
-        return put_back(operands[0], self.columns, self.result.type.width)
+    def interpret(self, run: Interpretation, x: Tensor) -> Tensor:
+        return put_back(x, self.columns, self.result.type.width)
 
-    def fused(self, run: FusedRun, *operands: Tensor) -> Tensor:
-        return put_back(operands[0], self.columns, self.result.type.width)
+    def fused(self, run: FusedRun, x: Tensor) -> Tensor:
+        return put_back(x, self.columns, self.result.type.width)

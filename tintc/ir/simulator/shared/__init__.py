@@ -1,1 +1,1 @@
-"""What the templates of several ops are made of."""
+"""Pieces that the templates of several ops share."""

@@ -16,40 +16,29 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tintc.ir.functions import SCORE_VECTORS, attention_probabilities, soft_capped, split_heads
+from tintc.ir.functions import soft_capped, split_heads
 from tintc.ir.inputs import Inputs, check_positions
 from tintc.ir.layout import Layout
 from tintc.ir.routing import Move, route
-from tintc.ir.simulator.interface.base import Interpretation, SimOp, Storage
+from tintc.ir.scores import ScoreOptions, attention_probabilities
+from tintc.ir.simulator.interface.base import SimOp
 from tintc.ir.simulator.interface.fused_base import FusedRun
+from tintc.ir.simulator.interface.semantics import Interpretation
+from tintc.ir.simulator.interface.storage import Storage
 from tintc.ir.structure import SplitStage, TensorSpec, chunk_map
 
 ROWS = 512
 """Queries whose attention probabilities exist at one time in fused execution."""
 
 
+def stored_name(vector: str) -> str:
+    """Return the state-dict name of a vector that scores are made with, whatever it is of."""
+    return f"rotary.{vector}"
+
+
 @dataclass(eq=False, kw_only=True)
-class AttentionOp(SimOp):
-    """Attributes as in `aux.attention`."""
-
-    n_heads: int
-    n_kv_heads: int
-    head_dim: int
-    scale: float
-    inv_freq: str = ""
-    rotary_style: str = ""
-    window: int = 0
-    soft_cap: float = 0.0
-    slopes: tuple[float, ...] = ()
-    gain: str = ""
-    value_dim: int = 0
-    query_scale: str = ""
-    sinks: str = ""
-
-    @property
-    def value_width(self) -> int:
-        """Return the width of one head of v."""
-        return self.value_dim or self.head_dim
+class AttentionOp(ScoreOptions, SimOp):
+    """Either module of softmax attention, with the options of `aux.attention`."""
 
     @property
     def width(self) -> int:
@@ -58,12 +47,8 @@ class AttentionOp(SimOp):
 
     def probabilities(self, run: Interpretation, q: Tensor, k: Tensor) -> Tensor:
         """Return the attention probabilities ``[B, n_heads, T, T]``, by the definition."""
-        vectors = {key: run.tensors[f"rotary.{name}"] for key, name in self.vectors().items()}
-        return attention_probabilities(self, q, k, run.inputs.allowed, run.inputs.position_ids, **vectors)
-
-    def vectors(self) -> dict[str, str]:
-        """Return the names of the vectors that scores are made with, by attribute."""
-        return {key: name for key in SCORE_VECTORS if (name := getattr(self, key))}
+        vectors = {key: run.tensors[stored_name(name)] for key, name in self.vectors().items()}
+        return attention_probabilities(self, q, k, run.inputs.allowed, run.inputs.position_ids, vectors)
 
     def weights_by_rows(self, run: FusedRun, queries: Tensor, keys: Tensor) -> Iterator[tuple[slice, int, Tensor]]:
         """Yield (queries, number of keys, probabilities ``[B, n_heads, queries, keys]``) for `ROWS` queries at a time.
@@ -71,10 +56,13 @@ class AttentionOp(SimOp):
         No T x T tensor is kept. queries, keys: heads as of `rotated`; the queries are those of the last tokens that
         have keys.
         """
-        group, count, length = self.n_heads // self.n_kv_heads, queries.shape[2], keys.shape[2]
-        keys = keys.repeat_interleave(group, 1) if group > 1 else keys
+        if self.n_heads > self.n_kv_heads:
+            keys = keys.repeat_interleave(self.n_heads // self.n_kv_heads, 1)
+        count = queries.shape[2]
+        length = keys.shape[2]
+        mask = run.allowed(count, length, self.window)
         # Tokens before the first query: a continued text asks only for its last tokens.
-        mask, before = run.allowed(count, length, self.window), length - count
+        before = length - count
         for start in range(0, count, ROWS):
             rows = slice(start, min(start + ROWS, count))
             stop = before + rows.stop
@@ -93,7 +81,7 @@ class AttentionOp(SimOp):
         """Return the scores ``[B, n_heads, n, m]`` with their heads' sinks, if there are any, after the last key."""
         if not self.sinks:
             return scores
-        sinks = run.rotary(self.sinks).to(scores.dtype)[:, None, None].expand(*scores.shape[:-1], 1)
+        sinks = run.score_vector(self.sinks).to(scores.dtype)[:, None, None].expand(*scores.shape[:-1], 1)
         return torch.cat((scores, sinks), -1)
 
     def rotated(self, run: FusedRun, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
@@ -103,26 +91,43 @@ class AttentionOp(SimOp):
         """
         return self.queries(run, q, k.shape[1] - q.shape[1]), self.keys(run, k)
 
+    @property
+    def has_own_scores(self) -> bool:
+        """Return True if the fused form has to make the scores itself: PyTorch's kernel has no such options."""
+        return bool(self.soft_cap or self.slopes or self.sinks)
+
+    @property
+    def score_copies(self) -> int:
+        """Return the number of tensors of scores that exist at one time in `weights_by_rows`."""
+        if self.slopes or self.sinks:
+            return 3
+        return 2
+
+    def score_entries(self, length: int) -> int:
+        """Return the number of scores of a head that exist at one time, for a text of `length` tokens."""
+        return min(length, ROWS) * length
+
     def queries(self, run: FusedRun, q: Tensor, start: int = 0) -> Tensor:
         """Return query heads ``[B, n_heads, n, d]`` of the tokens from `start` on, rotated, and multiplied by the gain
         and by the scale of their position, if there are any."""
-        queries = run.turn(split_heads(q, self.n_heads), self.inv_freq, self.rotary_style, start)
-        queries = queries * run.rotary(self.gain).to(queries.dtype) if self.gain else queries
+        queries = run.apply_rotary(split_heads(q, self.n_heads), self.inv_freq, self.rotary_style, start)
+        if self.gain:
+            queries = queries * run.score_vector(self.gain).to(queries.dtype)
         if self.query_scale:
-            scales = run.rotary(self.query_scale)[run.inputs.position_ids[:, start : start + q.shape[1]]]
+            scales = run.score_vector(self.query_scale)[run.inputs.position_ids[:, start : start + q.shape[1]]]
             queries = queries * scales.to(queries.dtype)[:, None, :, None]
         return queries
 
     def keys(self, run: FusedRun, k: Tensor) -> Tensor:
         """Return key heads ``[B, n_kv_heads, m, d]`` of the first m tokens, rotated."""
-        return run.turn(split_heads(k, self.n_kv_heads), self.inv_freq, self.rotary_style)
+        return run.apply_rotary(split_heads(k, self.n_kv_heads), self.inv_freq, self.rotary_style)
 
     def stored(self, storage: Storage) -> dict[str, TensorSpec]:
-        return {f"rotary.{name}": storage.parameter(name) for name in self.vectors().values()}
+        return {stored_name(name): storage.parameter(name) for name in self.vectors().values()}
 
     def check(self, inputs: Inputs, stored: Callable[[str], Tensor]) -> None:
         if self.query_scale:
-            check_positions(inputs.position_ids, len(stored(f"rotary.{self.query_scale}")))
+            check_positions(inputs.position_ids, len(stored(stored_name(self.query_scale))))
 
     def head_dims(self) -> set[int]:
         return {self.width}
@@ -134,24 +139,29 @@ class AttentionOp(SimOp):
     def block_name(self, kind: str) -> str:
         """Return the block's name, which carries all that distinguishes attentions of one model: unlike ones get
         modules of their own."""
+        slopes = zlib.crc32(repr(self.slopes).encode())
+        options = (
+            (self.inv_freq, f"{self.rotary_style}_{self.inv_freq}"),
+            (self.window, f"window{self.window}"),
+            (self.soft_cap, f"cap{self.soft_cap!r}"),
+            (self.slopes, f"alibi{slopes:08x}"),
+            (self.gain, self.gain),
+            (self.value_dim, f"values{self.value_dim}"),
+            (self.query_scale, self.query_scale),
+            (self.sinks, self.sinks),
+        )
         shape = f"{self.n_heads}_{self.n_kv_heads}_{self.head_dim}_{self.scale!r}"
-        rotary = f"_{self.rotary_style}_{self.inv_freq}" if self.inv_freq else ""
-        window = f"_window{self.window}" if self.window else ""
-        cap = f"_cap{self.soft_cap!r}" if self.soft_cap else ""
-        slopes = f"_alibi{zlib.crc32(repr(self.slopes).encode()):08x}" if self.slopes else ""
-        gain = f"_{self.gain}" if self.gain else ""
-        values = f"_values{self.value_dim}" if self.value_dim else ""
-        more = "".join(f"_{name}" for name in (self.query_scale, self.sinks) if name)
-        return f"{kind}_{shape}{rotary}{window}{cap}{slopes}{gain}{values}{more}".replace(".", "-")
+        return "_".join([kind, shape, *(name for option, name in options if option)]).replace(".", "-")
 
-    def score_options(self) -> dict[str, Any]:
+    def spec_options(self) -> dict[str, Any]:
         """Return how an `AttentionSpec` makes scores of q and k, as its fields. Windows are masks there."""
         rotary = {"vectors": self.vectors(), "rotary_style": self.rotary_style}
         return rotary | {"soft_cap": self.soft_cap, "slopes": self.slopes}
 
     def starts(self, layout: Layout) -> list[int]:
         """Return the first chunk of every operand."""
-        starts, slot = [], 0
+        starts = []
+        slot = 0
         for value in self.operands:
             starts.append(slot * layout.pitch // self.width)
             slot += layout.tiles(value.type.width)
@@ -169,15 +179,17 @@ class AttentionOp(SimOp):
         These moves start at distinct places, and end at distinct places because a chunk reads one head, which is what
         `route` asks for; a dimension-wise operation multiplies by `factor`. QED.
         """
-        group = self.n_heads // self.n_kv_heads if grouped else 1
+        group = self._group(grouped)
         if dim == self.width:
             entries = {(h, start + h // group): factor for h in range(self.n_heads)}
             return (chunk_map(self.chunks(layout), self.width, entries),)
         heads = [tuple(range(h * group, (h + 1) * group)) for h in range(self.n_heads // group)]
         moves = [Move((chunk,), column, heads[h], i) for h, i, chunk, column in self._places(len(heads), dim, start)]
         stages = route(self.chunks(layout), self.width, moves)
+        if factor == 1:
+            return stages
         scale = chunk_map(self.chunks(layout), self.width, {(h, h): factor for h in range(self.n_heads)})
-        return stages if factor == 1 else (*stages, scale)
+        return (*stages, scale)
 
     def take_keys(self, layout: Layout, start: int) -> tuple[SplitStage, ...]:
         """Return `take` for keys, without the last bias: what is added to all keys alike adds the same to all scores of
@@ -194,7 +206,7 @@ class AttentionOp(SimOp):
         It is `take` reversed: the same places, sources and targets exchanged, and several sources of a move are added.
         Chunks from n_heads on are no source of anything. QED.
         """
-        group = self.n_heads // self.n_kv_heads if grouped else 1
+        group = self._group(grouped)
         if self.value_width == self.width:
             return (chunk_map(self.chunks(layout), self.width, {(h // group, h): 1.0 for h in range(self.n_heads)}),)
         heads = [tuple(range(h * group, (h + 1) * group)) for h in range(self.n_heads // group)]
@@ -202,6 +214,12 @@ class AttentionOp(SimOp):
         return route(
             self.chunks(layout), self.width, [Move(heads[h], i, (chunk,), column) for h, i, chunk, column in places]
         )
+
+    def _group(self, grouped: bool) -> int:
+        """Return the number of query heads that share a head: those of a group if `grouped`, else 1."""
+        if not grouped:
+            return 1
+        return self.n_heads // self.n_kv_heads
 
     def _places(self, count: int, dim: int, start: int) -> Iterator[tuple[int, int, int, int]]:
         """Yield (head, coordinate, chunk, column) of `count` heads of width `dim`, side by side from chunk `start`

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor
 
 from tintc.ir.core import Value
 from tintc.ir.layout import Layout
-from tintc.ir.simulator.interface.base import Shape, SimOp, Storage
+from tintc.ir.simulator.interface.base import SimOp
 from tintc.ir.simulator.interface.fused_base import FusedRun
 from tintc.ir.simulator.interface.literal_base import Applied
+from tintc.ir.simulator.interface.semantics import Shape
+from tintc.ir.simulator.interface.storage import Storage
 from tintc.ir.simulator.shared.linear_common import unstacked
 from tintc.ir.structure import TensorSpec
 
@@ -25,6 +27,8 @@ class DescentOp(SimOp):
     gradient times the rate.
     """
 
+    STEP_DEPENDENT: ClassVar[bool] = True
+
     target: str
     rate_scale: float = 1.0
 
@@ -32,25 +36,24 @@ class DescentOp(SimOp):
         """Return the gradient of a part ``[B, *part]`` from the operands of the fused form, without `rate_scale`."""
         raise NotImplementedError(self.opname)
 
-    def updates(self) -> str:
+    def updated_weight(self) -> str:
         return self.target
 
     def stored(self, storage: Storage) -> dict[str, TensorSpec]:
         return {f"rates.{self.target}": storage.rates()}
 
-    def of_its_step(self) -> bool:
-        return True
-
     def rates(self) -> tuple[str, ...]:
         return (self.target,)
 
-    def untrained(self) -> Value:
+    def identity_operand(self) -> Value:
         return self.operands[0]
 
-    def shows(self) -> dict[str, Shape]:
+    def extra_capture_points(self) -> dict[str, Shape]:
         kinds = ("gradients", "updates")
         return {
-            f"{kind}.{self.target}.{part}": ("B", *dims) for kind in kinds for part, dims in self.descending().items()
+            f"{kind}.{self.target}.{part}": ("B", *dims)
+            for kind in kinds
+            for part, dims in self.updated_parts().items()
         }
 
     def show_fused(self, name: str, run: FusedRun, *operands: Any) -> Tensor:
@@ -58,21 +61,27 @@ class DescentOp(SimOp):
         if name.startswith("gradients."):
             return gradient
         rate = run.rate(self.target, self.step)
-        return gradient * -(_per_example(rate, gradient) if isinstance(rate, Tensor) else rate)
+        if isinstance(rate, Tensor):
+            rate = _per_example(rate, gradient)
+        return gradient * -rate
 
     def show_literal(self, name: str, layout: Layout, applied: Sequence[Applied]) -> Tensor:
         """Return a gradient or update, ``[B, *part]``.
 
         The module's blocks that have a rate give what is subtracted from the prefixes, one tile after the other.
         """
-        tiles = [one for one in applied if one.rate is not None]
-        columns = layout.tiles(self.operands[0].type.dims[-1]) if len(tiles) > 1 else 1
-        given = [one.new[:, : layout.n_prefixes] for one in tiles]
-        rows = [given[start : start + columns] for start in range(0, len(given), columns)]
-        made = unstacked(layout, self.operands[0].type, rows)[name.rpartition(".")[2]]
-        rate = tiles[0].rate
+        stepped = [application for application in applied if application.rate is not None]
+        tiles = [application.new[:, : layout.n_prefixes] for application in stepped]
+        columns = 1
+        if len(tiles) > 1:
+            columns = layout.tiles(self.operands[0].type.dims[-1])
+        rows = [tiles[start : start + columns] for start in range(0, len(tiles), columns)]
+        summed = unstacked(layout, self.operands[0].type, rows)[name.rpartition(".")[2]]
+        if name.startswith("gradients."):
+            return summed * -self.rate_scale
+        rate = stepped[0].rate
         assert rate is not None
-        return made * -self.rate_scale if name.startswith("gradients.") else made * _per_example(rate, made)
+        return summed * _per_example(rate, summed)
 
 
 def _per_example(rate: Tensor, value: Tensor) -> Tensor:

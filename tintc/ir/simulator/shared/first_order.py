@@ -26,17 +26,18 @@ from tintc.ir.functions import SCHEMES, at_least_fp32
 from tintc.ir.layout import Layout
 from tintc.ir.simulator.interface.literal_base import LiteralRun, Tiles
 from tintc.ir.structure import (
-    Block,
     GroupNormSpec,
     LinearSpec,
     ProductSpec,
     SplitStage,
+    StructuralBlock,
     TensorSpec,
     chunk_map,
 )
 
 
 def check_scheme(op: Op, scheme: str, step: float) -> None:
+    """Raise `IRError` for an unknown scheme, and for a step that is not above zero."""
     op.expect(scheme in SCHEMES, f"unknown finite-difference scheme {scheme!r}")
     op.expect(step > 0, f"the finite-difference step is {step}; it must be above zero")
 
@@ -62,7 +63,7 @@ def slot_map(layout: Layout, entries: dict[tuple[int, int], float]) -> SplitStag
     return chunk_map(layout.n_heads, layout.d_h, chunks)
 
 
-def difference_blocks(layout: Layout, eps: float, base: int) -> dict[str, Block]:
+def difference_blocks(layout: Layout, eps: float, base: int) -> dict[str, StructuralBlock]:
     """Return the two constant blocks of a difference, by name.
 
     `fd_step_*`: [g, ...] with x in slot `base` -> [x + eps g, x]; `fd_difference_*`: [a, b] -> [(a - b) / eps].
@@ -70,8 +71,8 @@ def difference_blocks(layout: Layout, eps: float, base: int) -> dict[str, Block]
     step = slot_map(layout, {(0, base): 1.0, (0, 0): eps, (1, base): 1.0})
     difference = slot_map(layout, {(0, 0): 1 / eps, (0, 1): -1 / eps})
     return {
-        _named(f"fd_step_{base}", eps): Block(LinearSpec((step,))),
-        _named("fd_difference", eps): Block(LinearSpec((difference,))),
+        _named(f"fd_step_{base}", eps): StructuralBlock(LinearSpec((step,))),
+        _named("fd_difference", eps): StructuralBlock(LinearSpec((difference,))),
     }
 
 
@@ -96,7 +97,9 @@ def mean_stages(
     """
     if groups > 1:
         return _means_by_part(layout, width, extra, groups)
-    heads, d_h, shards = layout.n_heads, layout.d_h, layout.shards
+    heads = layout.n_heads
+    d_h = layout.d_h
+    shards = layout.shards
 
     def ones() -> Tensor:
         weight = torch.eye(d_h, dtype=torch.float64).repeat(heads, 1, 1)
@@ -117,7 +120,8 @@ def _means_by_part(
     Every part is a chunk, so that the split-wise operation alone takes the means, and the dimension-wise one keeps each
     in its chunk. QED.
     """
-    chunks, per_slot = layout.d_sim // width, layout.pitch // width
+    chunks = layout.d_sim // width
+    per_slot = layout.pitch // width
 
     def ones() -> Tensor:
         weight = torch.eye(width, dtype=torch.float64).repeat(chunks, 1, 1)
@@ -130,18 +134,21 @@ def _means_by_part(
     return split, chunk_map(chunks, width, entries)
 
 
-def unit_blocks(layout: Layout, n_tiles: int, width: int, groups: int = 1) -> dict[str, Block]:
+def unit_blocks(layout: Layout, n_tiles: int, width: int, groups: int = 1) -> dict[str, StructuralBlock]:
     """Return the blocks of `unit`, for a value of `width` in `n_tiles` tiles, or for `groups` of that width in one."""
     group = GroupNormSpec((tuple(range(n_tiles)),), "rms", 0.0, groups * width, parts=groups)
     return {
-        _grouped("fd_unit", width, groups): Block(group, "replace"),
-        "product_0_1": Block(ProductSpec(0, 1)),
-        _grouped("fd_mean", width, groups): Block(LinearSpec(mean_stages(layout, width, {}, groups))),
+        _grouped("fd_unit", width, groups): StructuralBlock(group, "replace"),
+        "product_0_1": StructuralBlock(ProductSpec(0, 1)),
+        _grouped("fd_mean", width, groups): StructuralBlock(LinearSpec(mean_stages(layout, width, {}, groups))),
     }
 
 
 def _grouped(block: str, width: int, groups: int) -> str:
-    return f"{block}_{width}" if groups == 1 else f"{block}_{groups}x{width}"
+    """Return a block's name: its tensors depend on the width and the number of groups, so the name does too."""
+    if groups == 1:
+        return f"{block}_{width}"
+    return f"{block}_{groups}x{width}"
 
 
 def unit(run: LiteralRun, g: Tiles, width: int, groups: int = 1) -> tuple[Tiles, Tensor]:
@@ -153,13 +160,9 @@ def unit(run: LiteralRun, g: Tiles, width: int, groups: int = 1) -> tuple[Tiles,
     """
     e = run.apply(_grouped("fd_unit", width, groups), run.embed(g))
     units = [run.slot(e, i) for i in range(len(g))]
-    size: Tensor | None = None
-    for tile, direction in zip(g, units, strict=True):
-        e = run.apply("product_0_1", run.embed([tile, direction]))
-        part = run.slot(run.apply(_grouped("fd_mean", width, groups), e))
-        size = part if size is None else size + part
-    assert size is not None
-    return units, size
+    squares = (run.apply("product_0_1", run.embed([a, b])) for a, b in zip(g, units, strict=True))
+    sizes = [run.slot(run.apply(_grouped("fd_mean", width, groups), e)) for e in squares]
+    return units, sum(sizes[1:], sizes[0])
 
 
 def mean(run: LiteralRun, x: Tensor, width: int) -> Tensor:
@@ -189,7 +192,15 @@ def difference_across(run: LiteralRun, g: Tiles, x: Tiles, base: int, eps: float
     return [run.slot(run.apply(_named("fd_difference", eps), run.embed([a, b]))) for a, b in pairs]
 
 
-def activation_blocks(layout: Layout, scheme: str, eps: float, n_tiles: int, width: int) -> dict[str, Block]:
+def derivative_slots(layout: Layout, scheme: str, width: int) -> int:
+    """Return the most slots that `activation_derivative` needs in one embedding: two for a difference, and with
+    ``token`` all tiles of g together, for their norm."""
+    if scheme != "token":
+        return 2
+    return max(2, layout.tiles(width))
+
+
+def activation_blocks(layout: Layout, scheme: str, eps: float, n_tiles: int, width: int) -> dict[str, StructuralBlock]:
     """Return the blocks of `activation_derivative`, by name, but for the activation itself."""
     blocks = difference_blocks(layout, eps, 1)
     if scheme == "token":

@@ -71,22 +71,26 @@ def unstacked(layout: Layout, weights: Type, tiles: Sequence[Sequence[Tensor]]) 
     A linear layer: ``weight [B, dout, din]`` and, if there is one, ``bias [B, dout]``; a norm: ``bias [B, D]`` and,
     where it is kept as a vector, ``gain [B, D]``. Copies of a bias are added.
     """
-    dout, din = weights.dims[0], weights.dims[-1]
-    mains, end = layout.main_heads * layout.d_h, layout.main_heads * layout.d_h + layout.pitch
-    rows, biases = [], []
+    dout = weights.dims[0]
+    din = weights.dims[-1]
+    mains = layout.main_heads * layout.d_h
+    end = mains + layout.pitch
+    rows: list[Tensor] = []
+    biases: list[Tensor] = []
     for row in tiles:
         stacked = [tile[..., :mains].unflatten(-1, (layout.stack, layout.pitch)).flatten(1, 2) for tile in row]
         rows.append(torch.cat(stacked, -1)[..., :din])
         bias = torch.stack([tile[:, 0, mains:end] for tile in row]).sum(0)
         biases.append(F.pad(bias, (0, layout.pitch - bias.shape[-1])))
-    weight, found = torch.cat(rows, 1), {}
+    weight = torch.cat(rows, 1)
+    parts: dict[str, Tensor] = {}
     if weights.kind == "linear":
-        found["weight"] = weight[:, :dout]
+        parts["weight"] = weight[:, :dout]
     elif "vector" in weights.parts:
-        found["gain"] = weight[:, 0]
-    if any(part.startswith("bias") for part in weights.parts):
-        found["bias"] = torch.cat(biases, -1)[:, :dout]
-    return found
+        parts["gain"] = weight[:, 0]
+    if copies_of_bias(weights):
+        parts["bias"] = torch.cat(biases, -1)[:, :dout]
+    return parts
 
 
 def weight_tiles(layout: Layout, weights: Value) -> tuple[int, int]:

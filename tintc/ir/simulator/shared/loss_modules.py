@@ -32,11 +32,11 @@ from tintc.ir.simulator.shared.first_order import product, slot_map
 from tintc.ir.structure import (
     ActivationSpec,
     AttentionSpec,
-    Block,
     LinearSpec,
     Positions,
     ProductSpec,
     SplitStage,
+    StructuralBlock,
     TensorSpec,
     VocabularySpec,
     chunk_map,
@@ -45,7 +45,7 @@ from tintc.ir.structure import (
 
 
 @cache
-def pick_block(layout: Layout) -> Block:
+def pick_block(layout: Layout) -> StructuralBlock:
     """Return the attention that hands slot 0 from token to token.
 
     Claim: slot 0 of token t becomes the sum of slot 0 of the tokens that the mask lets it see.
@@ -53,7 +53,9 @@ def pick_block(layout: Layout) -> Block:
     Heads 0 .. S'-1: query and key e_0 for tokens (P_q = P_k of tokens, lam = 1, W_q = W_k = 0), 0 for prefixes: score 1
     between tokens. W_v and W_o are the identity on these heads' chunks, which are slot 0. QED.
     """
-    heads, width, used = layout.n_heads, layout.d_h, range(layout.shards)
+    heads = layout.n_heads
+    width = layout.d_h
+    used = range(layout.shards)
     same = chunk_map(heads, width, {(chunk, chunk): 1.0 for chunk in used})
     spec = AttentionSpec(
         n_heads=heads,
@@ -67,7 +69,7 @@ def pick_block(layout: Layout) -> Block:
         positions_k=Positions("tokens", indicator(heads, used)),
         constant=range(heads),
     )
-    return Block(spec, "replace")
+    return StructuralBlock(spec, "replace")
 
 
 def sum_stages(layout: Layout, factor: float) -> tuple[SplitStage, SplitStage]:
@@ -78,27 +80,33 @@ def sum_stages(layout: Layout, factor: float) -> tuple[SplitStage, SplitStage]:
     Split-wise: each chunk times the all-ones matrix, which puts its sum into all its columns. Dimension-wise: every
     chunk of slot 0 receives `factor` times those of both slots. QED.
     """
-    heads, d_h, shards = layout.n_heads, layout.d_h, layout.shards
+    heads = layout.n_heads
+    d_h = layout.d_h
+    shards = layout.shards
     split = SplitStage("split", heads, d_h, TensorSpec((heads, d_h, d_h), lambda: torch.ones(heads, d_h, d_h).double()))
     entries = {(to, source): factor for to in range(shards) for source in range(2 * shards)}
     return split, chunk_map(heads, d_h, entries)
 
 
-def loss_blocks(layout: Layout, loss: str, head: str, bias: str, logit_map: LogitMap, width: int) -> dict[str, Block]:
+def loss_blocks(
+    layout: Layout, loss: str, head: str, bias: str, logit_map: LogitMap, width: int
+) -> dict[str, StructuralBlock]:
     """Return the blocks of `loss_slot`, by name."""
-    pull = 1.0 if loss == "mse" or logit_map.softcap else logit_map.scale
+    pull = logit_map.scale
+    if loss == "mse" or logit_map.softcap:
+        pull = 1.0
     difference = slot_map(layout, {(0, 0): 1.0, (0, 1): -pull})
-    blocks = {"loss_pick": pick_block(layout), f"loss_difference_{loss}": Block(LinearSpec((difference,)))}
+    blocks = {"loss_pick": pick_block(layout), f"loss_difference_{loss}": StructuralBlock(LinearSpec((difference,)))}
     if loss == "mse":
         return blocks
-    blocks[f"loss_vocabulary_{loss}"] = Block(VocabularySpec(loss, head, bias, logit_map, width), "replace")
+    blocks[f"loss_vocabulary_{loss}"] = StructuralBlock(VocabularySpec(loss, head, bias, logit_map, width), "replace")
     if logit_map.softcap:
         slope = slot_map(layout, {(0, 1): logit_map.scale, (0, 0): -logit_map.scale})
         blocks |= {
-            "product_0_1": Block(ProductSpec(0, 1)),
-            "loss_target": Block(LinearSpec(sum_stages(layout, logit_map.scale / logit_map.softcap))),
-            "loss_tanh": Block(ActivationSpec("tanh", (0,))),
-            "loss_slope": Block(LinearSpec((slope,))),
+            "product_0_1": StructuralBlock(ProductSpec(0, 1)),
+            "loss_target": StructuralBlock(LinearSpec(sum_stages(layout, logit_map.scale / logit_map.softcap))),
+            "loss_tanh": StructuralBlock(ActivationSpec("tanh", (0,))),
+            "loss_slope": StructuralBlock(LinearSpec((slope,))),
         }
     return blocks
 
@@ -111,8 +119,10 @@ def loss_slot(run: LiteralRun, loss: str, head: str, bias: str, logit_map: Logit
     if loss != "mse":
         pulled = run.slot(run.apply(f"loss_vocabulary_{loss}", run.embed([x])))
         if logit_map.softcap:
-            known = [_shifted(run, run.look_up(bias, ids))] if bias else []
-            score = run.apply("loss_target", run.embed([product(run, x, target), *known]))
+            terms = [product(run, x, target)]
+            if bias:
+                terms.append(_shifted(run, run.look_up(bias, ids)))
+            score = run.apply("loss_target", run.embed(terms))
             u = run.slot(run.apply("loss_tanh", score))
             lost = product(run, product(run, u, u), target)
             target = run.slot(run.apply("loss_slope", run.embed([lost, target])))

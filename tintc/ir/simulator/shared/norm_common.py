@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cache
+from typing import Any, TypeVar
 
 from torch import Tensor
 
@@ -18,7 +19,17 @@ from tintc.ir.layout import Layout
 from tintc.ir.simulator.interface.base import SimOp
 from tintc.ir.simulator.interface.literal_base import LiteralRun, PrefixTiles, Tiles
 from tintc.ir.simulator.shared.linear_common import bias_chunks, main_chunks
-from tintc.ir.structure import AttentionSpec, Block, GroupNormSpec, Positions, ProductSpec, chunk_map, indicator
+from tintc.ir.structure import (
+    AttentionSpec,
+    GroupNormSpec,
+    Positions,
+    ProductSpec,
+    StructuralBlock,
+    chunk_map,
+    indicator,
+)
+
+W = TypeVar("W")
 
 
 @dataclass(eq=False, kw_only=True)
@@ -33,21 +44,40 @@ class NormOp(SimOp):
     groups: int = 1
 
     @property
+    def weights(self) -> Value | None:
+        """Return the operand that holds gain and bias; None if the norm has neither."""
+        if self.operands[0].type.kind == "norm":
+            return self.operands[0]
+        return None
+
+    def weights_and(self, operands: tuple[Any, ...], none: W) -> tuple[W, Any]:
+        """Return (weights, operand after them) of a run; `none` in place of weights if the norm has none."""
+        if self.weights is None:
+            return none, operands[0]
+        return operands[0], operands[1]
+
+    @property
     def part(self) -> int:
         """Return the width of what is normalised on its own."""
         return self.result.type.width // self.groups
 
     def head_dims(self) -> set[int]:
-        return set() if self.groups == 1 else {self.part}
+        if self.groups == 1:
+            return set()
+        return {self.part}
 
     def name(self, block: str, layout: Layout) -> str:
         """Return the block's name, e.g. ``norm_layer_1e-05`` (a dot may not stand in a module's name)."""
-        width = "" if self.groups == 1 and self.part == layout.d_aux else f"_{self.tile_groups(layout)}x{self.part}"
-        return f"{block}_{self.kind}_{self.eps!r}{width}".replace(".", "p")
+        name = f"{block}_{self.kind}_{self.eps!r}"
+        if self.groups > 1 or self.part != layout.d_aux:
+            name += f"_{self.tile_groups(layout)}x{self.part}"
+        return name.replace(".", "p")
 
     def tile_groups(self, layout: Layout) -> int:
         """Return the number of groups in one slot; 1 if the value is one group."""
-        return 1 if self.groups == 1 else min(self.groups, layout.pitch // self.part)
+        if self.groups == 1:
+            return 1
+        return min(self.groups, layout.pitch // self.part)
 
     def spread(self, layout: Layout) -> int:
         """Return the number of slots that one group takes."""
@@ -64,23 +94,24 @@ class NormOp(SimOp):
         parts = self.tile_groups(layout)
         return GroupNormSpec(groups, self.kind, self.eps, parts * self.part, inverse, parts)
 
-    def forward_block(self, layout: Layout) -> Block:
+    def forward_block(self, layout: Layout) -> StructuralBlock:
         """Return f on the first slots: on each of one slot's groups, or on one group in several slots."""
-        return Block(self.spec(layout, (tuple(range(self.spread(layout))),)), "replace")
+        return StructuralBlock(self.spec(layout, (tuple(range(self.spread(layout))),)), "replace")
 
     def normalised(self, run: LiteralRun, x: Tiles, weights: PrefixTiles | None = None) -> Tiles:
         """Return the tiles of f(x). The prefixes of a single tile (gain and bias, if any) pass through the gate, and
         are put back into `weights`."""
-        found: Tiles = []
+        name = self.name("norm", run.layout)
+        if weights is not None and weights.rows and len(x) == 1:
+            e = run.apply(name, run.embed(x, weights.rows[0][0]))
+            weights.rows[0][0] = run.prefix(e)
+            return [run.slot(e)]
+        normed: Tiles = []
         spread = self.spread(run.layout)
         for start in range(0, len(x), spread):
-            single = weights is not None and len(x) == 1
-            e = run.embed(x[start : start + spread], weights.rows[0][0] if weights is not None and single else None)
-            e = run.apply(self.name("norm", run.layout), e)
-            if weights is not None and single:
-                weights.rows[0][0] = run.prefix(e)
-            found += [run.slot(e, i) for i in range(spread)]
-        return found
+            e = run.apply(name, run.embed(x[start : start + spread]))
+            normed += [run.slot(e, i) for i in range(spread)]
+        return normed
 
 
 def check_norm(op: Op, weight: Value, value: Value) -> None:
@@ -90,7 +121,7 @@ def check_norm(op: Op, weight: Value, value: Value) -> None:
 
 
 @cache
-def vectors_block(layout: Layout, bias: bool) -> Block:
+def vectors_block(layout: Layout, bias: bool) -> StructuralBlock:
     """Return the attention that carries a norm's vectors to the tokens.
 
     Claim: every token receives the gain in slot 0 and, with `bias`, the bias in slot 1.
@@ -99,8 +130,12 @@ def vectors_block(layout: Layout, bias: bool) -> Block:
     W_k = 0, so the score of a token is 1 with prefix 0 and 0 with all else. W_v is the identity on these heads: the
     output is their chunks of prefix 0. W_o brings those of the bias heads to slot 1. QED.
     """
-    heads, width, shards = layout.n_heads, layout.d_h, layout.shards
-    used = [*main_chunks(layout)[:shards], *(bias_chunks(layout) if bias else ())]
+    heads = layout.n_heads
+    width = layout.d_h
+    shards = layout.shards
+    used = [*main_chunks(layout)[:shards]]
+    if bias:
+        used += bias_chunks(layout)
     lam = indicator(heads, used)
     spec = AttentionSpec(
         n_heads=heads,
@@ -114,29 +149,36 @@ def vectors_block(layout: Layout, bias: bool) -> Block:
         positions_k=Positions("prefix", lam),
         constant=range(heads),
     )
-    return Block(spec, "replace")
+    return StructuralBlock(spec, "replace")
 
 
-def vector_blocks(layout: Layout, weight: Value) -> dict[str, Block]:
+def vector_blocks(layout: Layout, weight: Value) -> dict[str, StructuralBlock]:
     """Return the blocks that `vectors` applies, and the product with the gain, by name.
 
     Raises `OptionError` for a norm that is wider than a slot.
     """
     if layout.tiles(weight.type.width) > 1:
         raise OptionError("The gain of a norm that is wider than the residual stream cannot descend; leave it out.")
-    bias = has(weight, "bias")
-    name = "norm_vectors_bias" if bias else "norm_vectors"
-    return {name: vectors_block(layout, bias), "product_0_1": Block(ProductSpec(0, 1))}
+    block = vectors_block(layout, has(weight, "bias"))
+    return {_vectors_name(weight): block, "product_0_1": StructuralBlock(ProductSpec(0, 1))}
+
+
+def _vectors_name(weight: Value) -> str:
+    """Return the name of the block that carries the vectors of these weights."""
+    if has(weight, "bias"):
+        return "norm_vectors_bias"
+    return "norm_vectors"
 
 
 def vectors(run: LiteralRun, weight: Value, weights: PrefixTiles, x: Tensor) -> tuple[Tensor, Tensor | None]:
     """Return gain and bias (None without) of a norm at every token, ``[B, T, P]`` each. x: any slot of the tokens."""
-    bias = has(weight, "bias")
-    e = run.apply("norm_vectors_bias" if bias else "norm_vectors", run.embed([x], weights.rows[0][0]))
+    e = run.apply(_vectors_name(weight), run.embed([x], weights.rows[0][0]))
     weights.rows[0][0] = run.prefix(e)
-    return run.slot(e), run.slot(e, 1) if bias else None
+    if has(weight, "bias"):
+        return run.slot(e), run.slot(e, 1)
+    return run.slot(e), None
 
 
 def has(weight: Value, part: str) -> bool:
-    """Return whether the weights of a norm hold `part`: ``gain``, ``vector`` or ``bias``."""
+    """Return True if the weights of a norm hold `part`: ``gain``, ``vector`` or ``bias``."""
     return part in weight.type.parts

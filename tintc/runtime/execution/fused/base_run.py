@@ -40,10 +40,10 @@ class Reading:
         key = (pending.source, x.data_ptr(), x.shape[1], pending.x.shape[1])
         return _once(known, key, lambda: x @ pending.x.transpose(1, 2))
 
-    def turn(self, heads: Tensor, inv_freq: str, style: str, start: int = 0) -> Tensor:
+    def apply_rotary(self, heads: Tensor, inv_freq: str, style: str, start: int = 0) -> Tensor:
         return self._turns.turn(heads, inv_freq, style, start)
 
-    def rotary(self, name: str) -> Tensor:
+    def score_vector(self, name: str) -> Tensor:
         return self.model.rotary_table(name)
 
     def alibi(self, slopes: tuple[float, ...], scores: Tensor, rows: slice) -> Tensor:

@@ -7,5 +7,5 @@ from tintc.runtime.execution.fused.plan import Plan
 
 def multiply_adds(plan: Plan) -> int:
     """Multiply-adds of all products of a plan, pending updates included; causal attention counts the keys it sees."""
-    counts = plan.counts()
-    return plan.sizes.batch * sum(op.multiply_adds(counts, *plan.operands(op)) for op in plan.ops)
+    costs = plan.cost_model()
+    return plan.sizes.batch * sum(op.multiply_adds(costs, *plan.operands(op)) for op in plan.ops)

@@ -63,7 +63,9 @@ class FusedExecutor(Reading):
         made, device = set(self.plan.ops), self.inputs.input_ids.device
         left = [(op, *one) for op, shown in self.plan.shown.items() if op not in made for one in shown]
         return {
-            label: torch.zeros(sized(op.shows()[name], *self.inputs.shape), dtype=self.model.dtype, device=device)
+            label: torch.zeros(
+                sized(op.extra_capture_points()[name], *self.inputs.shape), dtype=self.model.dtype, device=device
+            )
             for op, label, name in left
         }
 
@@ -122,7 +124,7 @@ class FusedExecutor(Reading):
     def train(self, length: int, step: int) -> Tensor | None:
         key = length, step if self.inputs.train.dim() == 3 else 0
         if key not in self._trains:
-            mask = self.inputs.trained(step)[:, :length]
+            mask = self.inputs.train_mask(step)[:, :length]
             self._trains[key] = None if bool(mask.all()) else mask[..., None].to(self.model.dtype)
         return self._trains[key]
 

@@ -13,14 +13,14 @@ def peak_bytes(plan: Plan, itemsize: int, recorded: bool = False) -> int:
     """Bytes a run of `plan` holds at its peak, beyond the simulator's own tensors. itemsize: of the dtype; recorded:
     by autograd, which lets nothing go, and keeps about half of what exists for a time."""
     batch, held = plan.sizes.batch, _masks(plan.sizes)
-    counts, updates, size, peak = plan.counts(recorded), _kept_by_updates(plan), {}, held
+    costs, updates, size, peak = plan.cost_model(recorded), _kept_by_updates(plan), {}, held
     for op in plan.ops:
         for result in op.results:
-            size[result] = itemsize * batch * op.entries(counts, result)
+            size[result] = itemsize * batch * op.entries(costs, result)
             held += size[result]
         for _, name in plan.shown.get(op, ()):
-            held += itemsize * math.prod(sized(op.shows()[name], batch, plan.lengths[op]))
-        temporary = batch * op.scratch(counts, itemsize)
+            held += itemsize * math.prod(sized(op.extra_capture_points()[name], batch, plan.lengths[op]))
+        temporary = batch * op.scratch(costs, itemsize)
         peak = max(peak, held + temporary)
         if recorded:
             held += temporary // 2

@@ -22,7 +22,7 @@ from tintc.errors import OptionError
 from tintc.ir.core import Program, Value
 from tintc.ir.liveness import last_reads
 from tintc.ir.simulator import SimOp
-from tintc.ir.simulator.interface.fused_counts import FusedCounts
+from tintc.ir.simulator.interface.cost_model import CostModel
 
 UPDATES = ("auto", "lazy", "materialised")
 WRITE_COST = 24
@@ -40,12 +40,12 @@ class Sizes:
     vocab: int
     masked: bool = False
 
-    def trained(self, step: int) -> int:
+    def train_end(self, step: int) -> int:
         """Position of a step's last train token plus one."""
         return self.train if isinstance(self.train, int) else self.train[step]
 
     @property
-    def most_trained(self) -> int:
+    def last_train_end(self) -> int:
         return self.train if isinstance(self.train, int) else max(self.train)
 
     def shortened(self, length: int) -> Sizes:
@@ -57,7 +57,7 @@ class Sizes:
     def read(self, op: SimOp, length: int) -> int:
         """How many positions of its operands an op reads that computes `length`: of the loss, backward and descent
         those up to the last train token."""
-        return length if op.phase == "forward" else self.trained(op.step)
+        return length if op.phase == "forward" else self.train_end(op.step)
 
 
 class Step(NamedTuple):
@@ -80,9 +80,9 @@ class Joined(NamedTuple):
 class Plan:
     """ops in order; lengths: positions kept of each op's results; last: values no op after this one reads; alias: what
     a dropped descent's result stands for; lazy: descents left pending; known: one more operand of some ops
-    (`SimOp.reuses`); joined: products that share an input; outputs: the wanted values by name; shown: what is seen of
-    ops besides their results, as labels and names; peaks: bytes at the peak, by size of numbers and whether autograd
-    records the run."""
+    (`SimOp.needs_activation_key`); joined: products that share an input; outputs: the wanted values by name; shown:
+    what is seen of ops besides their results, as labels and names; peaks: bytes at the peak, by size of numbers and
+    whether autograd records the run."""
 
     sizes: Sizes
     ops: list[SimOp]
@@ -101,9 +101,9 @@ class Plan:
         extra = (self.known[op],) if op in self.known else ()
         return *(self.resolve(value) for value in op.operands), *extra
 
-    def counts(self, recorded: bool = False) -> FusedCounts:
+    def cost_model(self, recorded: bool = False) -> CostModel:
         """What the ops' counts read, with nothing counted yet."""
-        return FusedCounts(self.sizes, self.lengths, self.lazy, recorded)
+        return CostModel(self.sizes, self.lengths, self.lazy, recorded)
 
     @cached_property
     def steps(self) -> list[Step]:
@@ -153,8 +153,8 @@ def make_plan(program: Program, outputs: tuple[str, ...], sizes: Sizes, update: 
 
 def _untrained(ops: list[SimOp], sizes: Sizes) -> dict[Value, Value]:
     """What results stand for in steps without train tokens."""
-    found = ((op, op.untrained()) for op in ops)
-    return {op.result: value for op, value in found if value is not None and sizes.trained(op.step) == 0}
+    found = ((op, op.identity_operand()) for op in ops)
+    return {op.result: value for op, value in found if value is not None and sizes.train_end(op.step) == 0}
 
 
 def _known(ops: list[SimOp]) -> dict[SimOp, Value]:
@@ -162,10 +162,10 @@ def _known(ops: list[SimOp]) -> dict[SimOp, Value]:
     computed: dict[Hashable, Value] = {}
     known: dict[SimOp, Value] = {}
     for op in ops:
-        if op.reuses() in computed:
-            known[op] = computed[op.reuses()]
-        if op.computes() is not None:
-            computed.setdefault(op.computes(), op.result)
+        if op.needs_activation_key() in computed:
+            known[op] = computed[op.needs_activation_key()]
+        if op.activation_key() is not None:
+            computed.setdefault(op.activation_key(), op.result)
     return known
 
 
@@ -175,10 +175,10 @@ def _joined(plan: Plan) -> dict[SimOp, Joined]:
     layers: dict[Value, str] = {}
     groups: dict[Hashable, dict[str, SimOp]] = {}
     for op in plan.ops:
-        name = layers.get(plan.operands(op)[0]) if op in plan.lazy else op.holds()
+        name = layers.get(plan.operands(op)[0]) if op in plan.lazy else op.stored_weight()
         if name is not None:
             layers[op.result] = name
-        if op.shares_input() and plan.operands(op)[0] in layers:
+        if op.SHARES_INPUT and plan.operands(op)[0] in layers:
             weights, x = plan.operands(op)
             together = groups.setdefault((x, plan.lengths[op], "bias" in weights.type.parts), {})
             together.setdefault(layers[weights], op)
@@ -207,7 +207,7 @@ def _prefers_lazy(plan: Plan, chain: list[SimOp], update: str) -> bool:
     dout, din = chain[0].result.type.dims
     lazy = materialised = 0
     for index, op in enumerate(chain):
-        carriers, t = {later.result for later in chain[index:]}, plan.sizes.trained(op.step)
+        carriers, t = {later.result for later in chain[index:]}, plan.sizes.train_end(op.step)
         lazy += sum(n * t * (din + dout) for n in _uses(plan, carriers))
         materialised += dout * din * (t + WRITE_COST)
     return lazy < materialised
@@ -216,6 +216,6 @@ def _prefers_lazy(plan: Plan, chain: list[SimOp], update: str) -> bool:
 def _uses(plan: Plan, weights: set[Value]) -> Iterable[int]:
     """Positions of every product with one of these weights."""
     for op in plan.ops:
-        factor = op.multiplies()
+        factor = op.weight_operand()
         if factor is not None and plan.resolve(factor) in weights:
             yield plan.lengths[op]

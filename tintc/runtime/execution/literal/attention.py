@@ -8,7 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tintc.ir.functions import SCORE_VECTORS, alibi, masked_softmax, rotate, sink_softmax, soft_capped
+from tintc.ir.functions import alibi, masked_softmax, rotate, sink_softmax, soft_capped
+from tintc.ir.scores import SCORE_VECTORS
 from tintc.ir.structure import AttentionSpec
 from tintc.runtime.execution.literal.split import build_split
 from tintc.runtime.execution.module_tree import Reference

@@ -157,7 +157,7 @@ class LiteralExecutor:
     def train_mask(self, step: int) -> Tensor:
         key = "train", step if self.inputs.train.dim() == 3 else 0
         if key not in self._masks:
-            seen = F.pad(self.inputs.trained(step), (self.layout.n_prefixes, 0))
+            seen = F.pad(self.inputs.train_mask(step), (self.layout.n_prefixes, 0))
             is_prefix = self.positions < self.layout.n_prefixes
             self._masks[key] = is_prefix[:, :, None] & seen[:, None, :]
         return self._masks[key]
@@ -170,7 +170,7 @@ class LiteralExecutor:
         return self._masks["next"]
 
     def counted_mask(self, step: int) -> Tensor:
-        return torch.diag_embed(F.pad(self.inputs.counted(step), (self.layout.n_prefixes, 0)))
+        return torch.diag_embed(F.pad(self.inputs.loss_positions_of(step), (self.layout.n_prefixes, 0)))
 
     def prefix_mask(self) -> Tensor:
         """``[B, T_sim, T_sim]``: tokens see prefixes. A linear module without a mask reads nothing else, because the

@@ -7,12 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Set
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
-from tintc.ir.core import Value
-
-if TYPE_CHECKING:
-    from tintc.ir.simulator.interface.base import SimOp
+from tintc.ir.core import Op, Value
 
 DIFFERENCE_BYTES = 16
 """Bytes per entry while a finite difference runs: four numbers, in fp32 whatever the dtype."""
@@ -27,8 +24,8 @@ class FusedSizes(Protocol):
     @property
     def length(self) -> int: ...
     @property
-    def most_trained(self) -> int: ...
-    def trained(self, step: int) -> int: ...
+    def last_train_end(self) -> int: ...
+    def train_end(self, step: int) -> int: ...
     @property
     def vocab(self) -> int: ...
 
@@ -48,7 +45,7 @@ class PendingUpdate(NamedTuple):
 
 
 @dataclass
-class FusedCounts:
+class CostModel:
     """Everything that an op may read to count its fused form, and what it notes for the ops after it.
 
     lengths: positions computed of each op's results; lazy: descents left pending; recorded: by autograd; pending: the
@@ -56,15 +53,15 @@ class FusedCounts:
     """
 
     sizes: FusedSizes
-    lengths: Mapping[SimOp, int]
-    lazy: Set[SimOp]
+    lengths: Mapping[Any, int]
+    lazy: Set[Op]
     recorded: bool = False
     pending: dict[Value, tuple[PendingUpdate, ...]] = field(default_factory=dict)
     scores: set[tuple[Value, PendingUpdate, int]] = field(default_factory=set)
 
-    def trained(self, op: SimOp) -> int:
-        """Return the number of positions up to the last train token of the op's step."""
-        return self.sizes.trained(op.step)
+    def train_end(self, step: int) -> int:
+        """Return the number of positions up to the last train token of a step."""
+        return self.sizes.train_end(step)
 
     def updates(self, weights: Value) -> tuple[PendingUpdate, ...]:
         """Return the pending updates that `weights` carries."""
@@ -77,3 +74,21 @@ class FusedCounts:
         first = key not in self.scores
         self.scores.add(key)
         return first
+
+
+class FusedCost(Op):
+    """Time and memory of the fused form."""
+
+    def multiply_adds(self, costs: CostModel, *operands: Value) -> int:
+        """Count the multiply-adds of the fused form's products, per example. Called once per op, in the program's
+        order."""
+        return 0
+
+    def entries(self, costs: CostModel, result: Value) -> int:
+        """Count the entries of one of the results in fused execution, per example."""
+        return costs.lengths[self] * result.type.width
+
+    def scratch(self, costs: CostModel, itemsize: int) -> int:
+        """Return the bytes per example of what exists only while the fused form runs. itemsize: bytes of a number in
+        the dtype."""
+        return itemsize * costs.lengths[self] * self.results[0].type.width

@@ -1,0 +1,139 @@
+"""The arithmetic of fused forms: products with weights and their pending updates, activations, differences."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from tintc.ir.core import Value
+from tintc.ir.functions import ACTIVATIONS, at_least_fp32
+from tintc.ir.simulator.interface.fused_base import FusedRun, FusedWeights
+
+IN_PLACE: dict[str, Callable[[Tensor], Tensor]] = {
+    "relu": torch.relu_,
+    "silu": partial(F.silu, inplace=True),
+    "tanh": torch.tanh_,
+}
+"""Activations that PyTorch can write over their input."""
+
+
+def activate(fn: str, x: Tensor, overwrite: bool = False) -> Tensor:
+    """Return act(x), written over x where that is allowed and can be done.
+
+    The tanh form of GELU is ``x sigmoid(2 u)``, since ``(1 + tanh u) / 2 = sigmoid(2 u)``: less than half the time of
+    PyTorch's kernel on a CPU.
+    """
+    if overwrite and fn in IN_PLACE:
+        return IN_PLACE[fn](x)
+    if fn != "gelu_tanh" or torch.is_grad_enabled() or x.device.type != "cpu":
+        return ACTIVATIONS[fn](x)
+    slope = 2 * (2 / math.pi) ** 0.5
+    inner = (x * x).mul_(0.044715 * slope).add_(slope).mul_(x)
+    return inner.sigmoid_().mul_(x)
+
+
+ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+"""True if this build of PyTorch has it; the operator is the one that torch.compile uses."""
+FEW = 512
+"""Rows up to which oneDNN takes a product with more outputs than inputs, see `widening`."""
+
+
+def widening(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """Return ``x weight^T + bias``, by oneDNN for fp32 on a CPU if the weight is higher than wide and x has few rows.
+
+    PyTorch gives every fp32 product to MKL, whose share of the peak is lowest for these: on the machine of RESULTS.md
+    128 rows times a vocabulary's head run at 36 against 60 thousand million multiply-adds per second, 256 rows at 38
+    against 46, and a feed-forward layer's 128 rows at 34 against 44. From 1024 rows on MKL is ahead.
+    """
+    few = x.shape[:-1].numel() <= FEW and weight.shape[0] > weight.shape[1]
+    if not few or x.dtype != torch.float32 or x.device.type != "cpu" or torch.is_grad_enabled() or not ONEDNN:
+        return F.linear(x, weight, bias)
+    return torch.ops.mkldnn._linear_pointwise(x.contiguous(), weight, bias, "none", [], "")
+
+
+def apply_linear(run: FusedRun, w: FusedWeights, x: Tensor, source: Value, shared: Tensor | None = None) -> Tensor:
+    """Return y = W x + b, pending updates included. shared: the same without them, if it is known."""
+    y = shared
+    if y is None:
+        y = _plain_linear(w, x)
+    for pending in w.pending:
+        scores = run.scores(x, source, pending)
+        if pending.bias:
+            scores = scores + pending.bias
+        y = _add_product(y, scores, pending.dy, pending.rate)
+    return y
+
+
+def _plain_linear(w: FusedWeights, x: Tensor) -> Tensor:
+    """Return W x + b without pending updates."""
+    assert w.weight is not None
+    if w.weight.dim() == 2:
+        if w.bias is None or w.bias.dim() == 1:
+            return widening(x, w.weight, w.bias)
+        return widening(x, w.weight) + _rows(w.bias)
+    weight = w.weight.transpose(1, 2)
+    if w.bias is None:
+        return torch.bmm(x, weight)
+    return torch.baddbmm(_rows(w.bias), x, weight)
+
+
+def _rows(bias: Tensor) -> Tensor:
+    """Return a bias ``[dout]`` or ``[B, dout]`` in the shape that adds to ``[B, n, dout]``."""
+    if bias.dim() == 1:
+        return bias[None, None]
+    return bias[:, None]
+
+
+def apply_transposed(w: FusedWeights, dy: Tensor) -> Tensor:
+    """Return dx = W^T dy, pending updates included."""
+    assert w.weight is not None
+    dx = dy @ w.weight
+    for pending in w.pending:
+        dx = _add_product(dx, dy @ pending.dy.transpose(1, 2), pending.x, pending.rate)
+    return dx
+
+
+def _add_product(y: Tensor, a: Tensor, b: Tensor, factor: float) -> Tensor:
+    """Return ``y + factor a b`` by example, written over y unless autograd records it."""
+    if torch.is_grad_enabled():
+        return torch.baddbmm(y, a, b, alpha=factor)
+    return y.baddbmm_(a, b, alpha=factor)
+
+
+TINY = 1e-30
+"""Gradients smaller than this are stepped as if they were this large, which leaves a zero gradient zero."""
+
+
+def rms(x: Tensor) -> Tensor:
+    """Return the root mean square over the last dimension, in one pass: ``[..., D] -> [..., 1]``."""
+    return torch.linalg.vector_norm(x, dim=-1, keepdim=True) * x.shape[-1] ** -0.5
+
+
+def step_size(eps: float, size: Tensor) -> Tensor:
+    """Return eps / rms(g), per token. size: rms(g)."""
+    return eps / size.clamp(min=TINY)
+
+
+def fused_slope(fn: str, scheme: str, eps: float, g: Tensor, x: Tensor, y: Tensor | None = None) -> Tensor:
+    """Return act'(x) * g to first order, computed in fp32 or better, in the dtype of x.
+
+    y: act(x), if it is known; used if it has that precision.
+    """
+    g = at_least_fp32(g)
+    wide = at_least_fp32(x)
+    recorded = torch.is_grad_enabled()
+    if y is None or y.dtype != wide.dtype:
+        y = activate(fn, wide)
+    if scheme == "token":
+        h = step_size(eps, rms(g))
+    else:
+        h = g.new_tensor(eps)
+    stepped = activate(fn, torch.addcmul(wide, g, h), overwrite=not recorded)
+    if recorded:
+        return ((stepped - y) * h.reciprocal()).to(x.dtype)
+    return stepped.sub_(y).mul_(h.reciprocal()).to(x.dtype)
