@@ -29,7 +29,7 @@ def test_a_name_that_is_nothing(case: str, monkeypatch: pytest.MonkeyPatch, tmp_
     name, answer, says = ANSWERS[case]
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(hub, "file_exists", answer)
-    monkeypatch.setattr("tintc.runtime.artefact.folder.cached_file", None)
+    monkeypatch.setattr("tintc.runtime.artefact.beside.cached_file", None)
     with pytest.raises(ArtefactError, match=f"There is no folder {name}, and {says}; check the path"):
         tintc.load(name)
     with pytest.raises(ModelError, match=f"There is no folder {name}, and {says}; pass a folder"):

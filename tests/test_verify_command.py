@@ -152,7 +152,6 @@ DAMAGES: dict[str, tuple[Callable[[Path], None], str]] = {
         "the gradients of",
     ),
     "a rate": (change_tensor("rates.transformer.h.0.mlp.c_fc", lambda w: w.mul_(3)), "the logits after"),
-    "a rotten number": (change_tensor(WEIGHT, lambda w: w.fill_(torch.nan)), "the logits before"),
     "the loss it says": (say_another_loss, "the gradients of"),
     "a descent is missing": (drop_descent, "does not update"),
 }

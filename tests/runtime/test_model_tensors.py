@@ -70,7 +70,7 @@ def test_every_rate_of_every_step_changes_the_output(sim: TintForCausalLM) -> No
 
 def test_every_parameter_receives_a_gradient(sim: TintForCausalLM) -> None:
     """Not None for all; not zero for what is the auxiliary's, and the rates."""
-    sim.zero_grad()
+    sim.trainable().zero_grad()
     sim(IDS).logits.sum().backward()
     for name, parameter in sim.named_parameters():
         assert parameter.grad is not None, name
@@ -78,6 +78,7 @@ def test_every_parameter_receives_a_gradient(sim: TintForCausalLM) -> None:
         if name.split(".")[0] in ("prefixes", "tables", "rates", "rotary") and not invariant(name):
             assert float(parameter.grad.abs().max()) > 0, name
     sim.zero_grad()
+    sim.trainable("tables", "prefixes", "rates", "rotary")
 
 
 def test_a_gradient_is_the_slope(sim: TintForCausalLM) -> None:
