@@ -9,8 +9,7 @@ import torch
 from fused_cases import FAMILIES, check_fused, compiled, family, relative_to_update, run, token_ids
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from tintc.runtime.execution.fused import Sizes, make_plan
-from tintc.runtime.execution.fused import packed_linear as joined
+from tintc.runtime.execution.fused import Sizes, make_plan, packed_linear
 from tintc.runtime.model.causal_lm import TintForCausalLM
 
 IDS = token_ids(2, 12)
@@ -28,7 +27,7 @@ class Products(TorchDispatchMode):
 
 @pytest.fixture
 def on_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(joined, "DEVICES", ("cpu",))
+    monkeypatch.setattr(packed_linear, "DEVICES", ("cpu",))
 
 
 def fresh(name: str) -> TintForCausalLM:
@@ -49,23 +48,23 @@ def test_what_is_joined() -> None:
     for name, wanted in (("gpt2", {3}), ("llama", {2, 3})):
         sim = compiled(name)
         plan = make_plan(sim.program, ("logits",), Sizes(1, 12, 6, 53), "lazy")
-        assert {len(group.ops) for group in plan.joined.values()} == wanted
+        assert {len(group.ops) for group in plan.packed.values()} == wanted
         materialised = make_plan(sim.program, ("logits",), Sizes(1, 12, 6, 53), "materialised")
-        assert len(materialised.joined) < len(plan.joined)
-        for group in plan.joined.values():
+        assert len(materialised.packed) < len(plan.packed)
+        for group in plan.packed.values():
             assert len({plan.operands(op)[1] for op in group.ops}) == 1
 
 
 def test_fewer_products(on_cpu: None, monkeypatch: pytest.MonkeyPatch) -> None:
     counts = []
     for devices in ((), ("cpu",)):
-        monkeypatch.setattr(joined, "DEVICES", devices)
+        monkeypatch.setattr(packed_linear, "DEVICES", devices)
         sim = fresh("gpt2")
         with torch.no_grad(), Products() as products:
             sim(IDS)
         counts.append(products.count)
     plan = next(iter(sim.plans.values()))
-    groups = set(plan.joined.values())
+    groups = set(plan.packed.values())
     assert counts[0] - counts[1] == sum(len(group.ops) - 1 for group in groups) > 0
 
 

@@ -21,7 +21,7 @@ from tintc.ir.inputs import Inputs
 from tintc.ir.liveness import last_reads
 from tintc.ir.simulator import SimOp
 from tintc.ir.simulator.interface.fused_base import FusedWeights
-from tintc.runtime.execution.fused.base_run import Reading, stored_parts
+from tintc.runtime.execution.fused.base_run import FusedRunBase, stored_parts
 from tintc.runtime.execution.simulator import Simulator
 
 if TYPE_CHECKING:
@@ -153,7 +153,7 @@ def _layer(value: Value, producers: Mapping[Value, Any]) -> str:
     return op.holds()
 
 
-class ContinuedRun(Reading):
+class ContinuedRun(FusedRunBase):
     """One run of the continuation on new tokens (the runtime's `FusedRun`).
 
     tokens: the new ones, ``[B, n]``; positions ``[B, m]`` of all tokens; seen: which tokens a new one may see besides

@@ -26,7 +26,7 @@ def fingerprint(sim: AdaptiveSimulator) -> str:
 
 
 @dataclass(frozen=True, eq=False)
-class Moment:
+class WeightsSnapshot:
     """The tensors of the auxiliary as they are at one moment.
 
     places: where each lies and how often it was written to; numbers: a few of each, because torch does not count what
@@ -37,7 +37,7 @@ class Moment:
     numbers: Tensor
 
     @classmethod
-    def of(cls, sim: AdaptiveSimulator) -> Moment:
+    def of(cls, sim: AdaptiveSimulator) -> WeightsSnapshot:
         return cls(_places(sim), _numbers(sim))
 
     def in_place(self, sim: AdaptiveSimulator) -> bool:

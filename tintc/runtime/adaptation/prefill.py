@@ -16,7 +16,7 @@ from tintc.ir.simulator.interface.literal_base import PrefixTiles
 from tintc.runtime.adaptation.cache import TintCache
 from tintc.runtime.adaptation.continuation import AdaptiveSimulator, ContinuedRun, base_weights, remembered
 from tintc.runtime.adaptation.state import AdaptedWeights
-from tintc.runtime.execution.literal.unpack import matrices
+from tintc.runtime.execution.literal.unpack import unpack_weights
 from tintc.runtime.execution.rates import Rates
 from tintc.runtime.execution.run import check_inputs, execute_program
 
@@ -56,7 +56,7 @@ def _from_literal(
     stored = base_weights(sim)
     weights = {}
     for label, value in labels.items():
-        each = [matrices(results[label], value.type, sim.layout, row) for row in range(batch)]
+        each = [unpack_weights(results[label], value.type, sim.layout, row) for row in range(batch)]
         parts = {part: torch.stack([one[part] for one in each]) for part in each[0]}
         gain = parts.get("gain", stored[value].weight)
         weights[value] = FusedWeights(parts.get("weight", gain), parts.get("bias", stored[value].bias))

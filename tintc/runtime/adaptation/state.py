@@ -14,7 +14,7 @@ from tintc.ir.core import Value
 from tintc.ir.simulator.interface.fused_base import FusedWeights
 from tintc.ir.simulator.ops.linear_descent import materialise
 from tintc.runtime.adaptation.continuation import AdaptiveSimulator, stored_weights
-from tintc.runtime.adaptation.fingerprint import Moment, fingerprint
+from tintc.runtime.adaptation.fingerprint import WeightsSnapshot, fingerprint
 from tintc.runtime.execution.fused.available import available_bytes
 from tintc.runtime.execution.fused.budget import HEADROOM
 
@@ -44,11 +44,11 @@ class AdaptedWeights:
         sim: AdaptiveSimulator,
         weights: Mapping[Value, FusedWeights],
         examples: int,
-        made: Moment | None = None,
+        made: WeightsSnapshot | None = None,
     ):
         """made: the simulator's stored weights at the time when these were made of them (None: now)."""
         self.sim, self.weights, self.examples = sim, dict(weights), examples
-        self.made = made or Moment.of(sim)
+        self.made = made or WeightsSnapshot.of(sim)
         self._seen: dict[Value, FusedWeights] | None = None
         self._elsewhere: AdaptedWeights | None = None
 
@@ -89,8 +89,8 @@ class AdaptedWeights:
                 needed = carried * w.weight.element_size()
                 if carried < dout * din + pending and needed < left:
                     left -= needed
-                    w = carried_out(w)
-            found[value] = _of_one(value, w) if self.examples == 1 and not w.pending else w
+                    w = materialised(w)
+            found[value] = _without_batch(value, w) if self.examples == 1 and not w.pending else w
         return self._with(found, self.examples)
 
     def rows(self, indices: Tensor, rows: int) -> AdaptedWeights:
@@ -113,7 +113,7 @@ class AdaptedWeights:
         if not 0 <= index < self.examples:
             raise OptionError(f"The state has {self.examples} examples; choose one from 0 to {self.examples - 1}.")
         chosen = self.rows(torch.tensor([index]), self.examples)
-        weights = {value: _of_one(value, carried_out(w)) for value, w in chosen.weights.items()}
+        weights = {value: _without_batch(value, materialised(w)) for value, w in chosen.weights.items()}
         return self._with(weights, 1)
 
     def of(self, sim: AdaptiveSimulator) -> AdaptedWeights:
@@ -129,7 +129,7 @@ class AdaptedWeights:
                     "use the state with the simulator that made it."
                 )
             values = {value.name: value for op in sim.program.ops for value in op.results}
-            weights = {values[value.name]: _among(values, w) for value, w in self.weights.items()}
+            weights = {values[value.name]: _rename_sources(values, w) for value, w in self.weights.items()}
             self._elsewhere = type(self)(sim, weights, self.examples)
         return self._elsewhere
 
@@ -162,7 +162,7 @@ class AdaptedWeights:
             )
 
 
-def carried_out(w: FusedWeights) -> FusedWeights:
+def materialised(w: FusedWeights) -> FusedWeights:
     """Weights without pending updates."""
     updates = w.pending
     w = replace(w, pending=())
@@ -171,12 +171,12 @@ def carried_out(w: FusedWeights) -> FusedWeights:
     return w
 
 
-def _among(values: Mapping[str, Value], w: FusedWeights) -> FusedWeights:
+def _rename_sources(values: Mapping[str, Value], w: FusedWeights) -> FusedWeights:
     """The same weights, their updates' inputs named as in another reading of the program."""
     return replace(w, pending=tuple(replace(update, source=values[update.source.name]) for update in w.pending))
 
 
-def _of_one(value: Value, w: FusedWeights) -> FusedWeights:
+def _without_batch(value: Value, w: FusedWeights) -> FusedWeights:
     """Weights of one example without their batch dimension, so that any number of rows can share them."""
 
     def plain(tensor: Tensor | None, dims: int) -> Tensor | None:

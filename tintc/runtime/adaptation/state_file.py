@@ -122,12 +122,12 @@ def _state(metadata: dict[str, str], tensors: dict[str, Tensor], sim: AdaptiveSi
     for value, layer in sim.continuation.updated.items():
         read = _Layer(layer, value, stored[value], examples, tensors)
         weights[value] = read.updates(pending[layer]) if layer in pending else read.whole()
-    if examples > 1 and weights and not any(_apart(value, w) for value, w in weights.items()):
+    if examples > 1 and weights and not any(_per_example(value, w) for value, w in weights.items()):
         raise _DamageError(f"it has the weights of one example, not of {examples}")
     return AdaptedWeights(sim, weights, examples)
 
 
-def _apart(value: Value, w: FusedWeights) -> bool:
+def _per_example(value: Value, w: FusedWeights) -> bool:
     """Whether each example has weights of its own here."""
     dims = 2 if value.type.kind == "linear" else 1
     return bool(w.pending) or any(t is not None and t.dim() > n for t, n in ((w.weight, dims), (w.bias, 1)))

@@ -29,7 +29,7 @@ PIECE = 1 << 22
 
 
 @dataclass(frozen=True)
-class Planned:
+class LazyTensor:
     """A tensor to be written: `build` gives it in any dtype and layout."""
 
     shape: tuple[int, ...]
@@ -56,7 +56,7 @@ def parse_size(text: str | int) -> int:
 
 
 def write_files(
-    folder: Path, tensors: Mapping[str, Planned], max_shard_size: int, after_each: Callable[[], None]
+    folder: Path, tensors: Mapping[str, LazyTensor], max_shard_size: int, after_each: Callable[[], None]
 ) -> None:
     """Write the tensors to one file, or to shards of at most `max_shard_size` bytes (a larger tensor has one to itself)
     and an index. `after_each` is called whenever a tensor has been written."""
@@ -75,7 +75,7 @@ def write_files(
         (folder / INDEX).write_text(text, encoding="utf-8")
 
 
-def write_file(stream: BinaryIO, tensors: Mapping[str, Planned], after_each: Callable[[], None]) -> None:
+def write_file(stream: BinaryIO, tensors: Mapping[str, LazyTensor], after_each: Callable[[], None]) -> None:
     """One safetensors file: the length of its header, the header, the tensors' bytes."""
     ordered = sorted(tensors.items(), key=lambda item: (-item[1].dtype.itemsize, item[0]))
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}

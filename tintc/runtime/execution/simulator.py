@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +11,9 @@ from torch import Tensor, nn
 from tintc.ir.core import Op, Program, Value
 from tintc.ir.layout import Layout
 from tintc.runtime.artefact.config import TintConfig
-from tintc.runtime.execution.literal.blocks import Prefix
+
+if TYPE_CHECKING:
+    from tintc.runtime.execution.literal.blocks import Prefix
 
 
 class Simulator(Protocol):

@@ -26,11 +26,11 @@ from tintc.ir.core import Program, Value
 Edit = Callable[[Tensor], Tensor]
 
 
-class Seen(dict[str, Tensor]):
+class CapturedValues(dict[str, Tensor]):
     """What the last run inside the ``with`` block has shown, by point."""
 
 
-class Observed:
+class ActivationAccess:
     """The part of `TintForCausalLM` that captures and edits."""
 
     program: Program
@@ -38,7 +38,7 @@ class Observed:
     def _observe(self) -> None:
         self.edits: dict[Value, Edit] = {}
         self._edited: tuple[str, ...] = ()
-        self._captures: list[tuple[tuple[str, ...], Seen]] = []
+        self._captures: list[tuple[tuple[str, ...], CapturedValues]] = []
 
     def capture_points(self) -> list[Point]:
         """Every capture point: its name, its shape (``B`` examples, ``T`` tokens) and what it is."""
@@ -49,7 +49,7 @@ class Observed:
         return Roles(self.program)
 
     @contextmanager
-    def capture(self, *patterns: str) -> Iterator[Seen]:
+    def capture(self, *patterns: str) -> Iterator[CapturedValues]:
         """Fills the dictionary it gives with the points that match, at every run inside the block.
 
         patterns: names with ``*`` and ``?``; without ``pass<p>.`` or ``step<s>.`` in front they mean every pass or
@@ -57,7 +57,7 @@ class Observed:
         """
         if not patterns:
             raise OptionError("Say what to capture, '*' for everything; sim.capture_points() lists what there is.")
-        request = tuple(select(self.program, patterns)), Seen()
+        request = tuple(select(self.program, patterns)), CapturedValues()
         self._captures.append(request)
         try:
             yield request[1]
@@ -106,7 +106,7 @@ class Observed:
         wanted = (*outputs, *self._edited, *(name for names, _ in self._captures for name in names))
         return tuple(dict.fromkeys(wanted))
 
-    def _hand_out(self, found: Mapping[str, Tensor]) -> None:
+    def _fill_captures(self, found: Mapping[str, Tensor]) -> None:
         """Give every capture the points that it wants."""
         for names, seen in self._captures:
             seen.clear()

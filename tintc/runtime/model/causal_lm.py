@@ -29,14 +29,14 @@ from tintc.runtime.artefact.checks import (
 from tintc.runtime.artefact.config import TintConfig
 from tintc.runtime.artefact.folder import files_of, is_edited, read_auxiliary
 from tintc.runtime.artefact.structure_file import structure_digest
-from tintc.runtime.execution.fused.plan import Plan
+from tintc.runtime.execution.fused.plan import ExecutionPlan
 from tintc.runtime.execution.rates import GivenRates, Rates, rates_of
 from tintc.runtime.execution.run import check_inputs, execute
-from tintc.runtime.model.activations import Observed, OnDemand
+from tintc.runtime.model.activations import ActivationAccess, OnDemand
 from tintc.runtime.model.adapted_state import AdaptedState
 from tintc.runtime.model.describe import described
 from tintc.runtime.model.devices import one_device
-from tintc.runtime.model.finite import check_weights, tell_of_logits
+from tintc.runtime.model.finite import check_weights, warn_of_logits
 from tintc.runtime.model.generation import TintGenerationMixin, check_kept
 from tintc.runtime.model.precision import in_its_own_dtype, warn_if_short
 from tintc.runtime.model.saving import SavedModel
@@ -44,7 +44,7 @@ from tintc.runtime.model.structure import check_executor
 from tintc.runtime.model.training import next_token_loss
 from tintc.runtime.model.unsupported import (
     NoField,
-    Refusals,
+    UnsupportedFeatures,
     check_cache,
     refuse_arguments,
     where_it_can_run,
@@ -82,7 +82,7 @@ class TintOutput(ModelOutput):
         )
 
 
-class TintForCausalLM(Observed, Refusals, SavedModel, TintGenerationMixin):
+class TintForCausalLM(ActivationAccess, UnsupportedFeatures, SavedModel, TintGenerationMixin):
     """A TinT simulator: one forward pass runs, trains and re-runs the auxiliary model on the text it is given.
 
     The tree has ``tables`` (embeddings and head), ``prefixes`` (the auxiliary's weights), ``rates``, ``rotary``,
@@ -108,7 +108,7 @@ class TintForCausalLM(Observed, Refusals, SavedModel, TintGenerationMixin):
         self.program: Program = parse_program(config.program) if program is None else program
         self.layout: Layout = layout_of(self.program)
         self.update = "auto"
-        self.plans: dict[Any, Plan] = {}
+        self.plans: dict[Any, ExecutionPlan] = {}
         self._build()
         self._observe()
         self._start()
@@ -233,7 +233,7 @@ class TintForCausalLM(Observed, Refusals, SavedModel, TintGenerationMixin):
         if cached:
             self._refuse_points(output_hidden_states, output_attentions)
             given |= {"attention_mask": attention_mask, "position_ids": position_ids, "return_before": return_before}
-            found, cache = self._go_on(ids, past, state, use_cache, logits_to_keep, given)
+            found, cache = self._continue_from(ids, past, state, use_cache, logits_to_keep, given)
         else:
             inputs = self.resolve(ids, train_mask, loss_mask, attention_mask, position_ids)
             outputs, cache = ("logits_before", "logits") if return_before else ("logits",), None
@@ -252,7 +252,7 @@ class TintForCausalLM(Observed, Refusals, SavedModel, TintGenerationMixin):
                 )
             targets = matching("labels", labels, tuple(logits.shape[:2]), logits.device)
             loss = next_token_loss(logits, targets, num_items_in_batch, shifted)
-        tell_of_logits(self, found["logits"])
+        warn_of_logits(self, found["logits"])
         before = found.get("logits_before")
         return TintOutput(loss=loss, logits=found["logits"], logits_before=before, past_key_values=cache, **more)
 
@@ -287,7 +287,7 @@ class TintForCausalLM(Observed, Refusals, SavedModel, TintGenerationMixin):
         """
         rates = self.resolve_rates(inner_lr, inputs.shape[0])
         results = execute(self, inputs, rates, self._with_points(outputs), self.choose_executor(), max_batch)
-        self._hand_out(results)
+        self._fill_captures(results)
         return results
 
     def resolve_rates(self, inner_lr: GivenRates | Rates, batch: int) -> Rates | None:

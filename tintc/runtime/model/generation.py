@@ -25,7 +25,7 @@ from tintc.runtime.adaptation.prefill import adapt, check_prompt, predict, prefi
 from tintc.runtime.adaptation.state import AdaptedWeights, state_of
 from tintc.runtime.execution.rates import GivenRates, Rates
 from tintc.runtime.model.adapted_state import AdaptedState
-from tintc.runtime.model.finite import RefuseNaN, tell_of_weights
+from tintc.runtime.model.finite import RefuseNaN, warn_of_weights
 from tintc.runtime.model.precision import in_its_own_dtype
 from tintc.runtime.model.unsupported import ARGUMENTS, check_cache, refuse_options, where_it_can_run
 
@@ -116,10 +116,10 @@ class TintGenerationMixin(GenerationMixin):
             )
         inputs = self.resolve(input_ids, train_mask, loss_mask, attention_mask, position_ids)
         weights = adapt(self, inputs, self.resolve_rates(inner_lr, inputs.shape[0]), self.choose_executor())
-        tell_of_weights(self, weights.weights.values())
+        warn_of_weights(self, weights.weights.values())
         return AdaptedState.of_weights(weights)
 
-    def _go_on(
+    def _continue_from(
         self: Any,
         input_ids: Tensor,
         cache: TintCache | None,
@@ -213,10 +213,10 @@ class TintGenerationMixin(GenerationMixin):
         if training is None or (past is not None and past.get_seq_length() > 0):
             return found
         if not training.settled:
-            self._settle(training, found["input_ids"], found.get("attention_mask"))
+            self._fix_train_mask(training, found["input_ids"], found.get("attention_mask"))
         return found | training.arguments(*input_ids.shape)
 
-    def _settle(self: Any, training: Training, input_ids: Tensor, mask: Tensor | None) -> None:
+    def _fix_train_mask(self: Any, training: Training, input_ids: Tensor, mask: Tensor | None) -> None:
         """Fix the train tokens, which are the prompt's whatever text is run; raises `InputError` if it is too short."""
         prompt = input_ids[:, : training.length]
         masks = training.arguments(*prompt.shape)

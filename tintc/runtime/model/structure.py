@@ -85,7 +85,7 @@ class StructuralModel(SimulatorModules):
         self.executor = "auto"
         self.last_executor = ""
         self._softened = any(op.softmax for op in self.program.ops if isinstance(op, SimOp))
-        self._reasons_said = set[str]()
+        self._warnings_given = set[str]()
         self._built_modules = tuple(self.modules())
         self._checked: tuple[Snapshot, bool] | None = None
         self._freeze_structure()
@@ -148,9 +148,9 @@ class StructuralModel(SimulatorModules):
             self.last_executor = "literal"
         else:
             self.last_executor = "fused"
-        if reason is not None and reason not in self._reasons_said:
+        if reason is not None and reason not in self._warnings_given:
             logger.warning("running literally, which is slow: %s", reason)
-            self._reasons_said.add(reason)
+            self._warnings_given.add(reason)
         if self.last_executor == "literal":
             self._warn_of_unheard_hooks()
         return self.last_executor
@@ -159,9 +159,9 @@ class StructuralModel(SimulatorModules):
         """Say, once, which hooks will not fire: those on modules that only group others."""
         for name, module in self.named_modules():
             sentence = f"the hook on {name} never fires, because it only groups modules; hook those below it"
-            if isinstance(module, Container) and _hooked(module) and sentence not in self._reasons_said:
+            if isinstance(module, Container) and _hooked(module) and sentence not in self._warnings_given:
                 logger.warning(sentence)
-                self._reasons_said.add(sentence)
+                self._warnings_given.add(sentence)
 
     def _structure_parameters(self) -> dict[str, nn.Parameter]:
         """Return the structural tensors by their names in the state dict."""

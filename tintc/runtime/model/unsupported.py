@@ -151,7 +151,7 @@ class NoField(OptionError, AttributeError):
     """There is no such field; whoever only asks whether there is one is told no."""
 
 
-class Refusals:
+class UnsupportedFeatures:
     """The part of `TintForCausalLM` that refuses."""
 
     def get_input_embeddings(self) -> nn.Module:

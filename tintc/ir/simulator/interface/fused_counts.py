@@ -28,7 +28,7 @@ class FusedSizes(Protocol):
     def length(self) -> int: ...
     @property
     def most_trained(self) -> int: ...
-    def trained(self, step: int) -> int: ...
+    def train_end(self, step: int) -> int: ...
     @property
     def vocab(self) -> int: ...
 
@@ -64,7 +64,7 @@ class FusedCounts:
 
     def trained(self, op: SimOp) -> int:
         """Return the number of positions up to the last train token of the op's step."""
-        return self.sizes.trained(op.step)
+        return self.sizes.train_end(op.step)
 
     def updates(self, weights: Value) -> tuple[PendingUpdate, ...]:
         """Return the pending updates that `weights` carries."""

@@ -2,6 +2,6 @@
 
 from tintc.runtime.execution.fused.batches import run_fused
 from tintc.runtime.execution.fused.executor import FusedExecutor
-from tintc.runtime.execution.fused.plan import UPDATES, Plan, Sizes, make_plan
+from tintc.runtime.execution.fused.plan import UPDATES, ExecutionPlan, Sizes, make_plan
 
-__all__ = ["UPDATES", "FusedExecutor", "Plan", "Sizes", "make_plan", "run_fused"]
+__all__ = ["UPDATES", "ExecutionPlan", "FusedExecutor", "Sizes", "make_plan", "run_fused"]

@@ -12,11 +12,11 @@ from tintc.ir.core import Value
 from tintc.ir.functions import alibi
 from tintc.ir.inputs import Inputs
 from tintc.ir.simulator.interface.fused_base import Pending
-from tintc.runtime.execution.fused.rotary_cache import Turns
+from tintc.runtime.execution.fused.rotary_cache import RotaryCache
 from tintc.runtime.execution.simulator import Simulator
 
 
-class Reading:
+class FusedRunBase:
     """The part of the runtime's `FusedRun` that does not depend on what is run; one object serves one run.
 
     inputs: the tokens the run computes; positions ``[B, m]``: of all that attention sees, these included.
@@ -25,7 +25,7 @@ class Reading:
     def __init__(self, model: Simulator, inputs: Inputs, positions: Tensor):
         self.model, self.inputs, self.positions = model, inputs, positions
         self.recorded = torch.is_grad_enabled()
-        self._turns = Turns(model, inputs.position_ids)
+        self._rotations = RotaryCache(model, inputs.position_ids)
         self._masks: dict[Hashable, Tensor] = {}
         self._scores: dict[Value, dict[Hashable, Tensor]] = {}
 
@@ -41,7 +41,7 @@ class Reading:
         return _once(known, key, lambda: x @ pending.x.transpose(1, 2))
 
     def turn(self, heads: Tensor, inv_freq: str, style: str, start: int = 0) -> Tensor:
-        return self._turns.turn(heads, inv_freq, style, start)
+        return self._rotations.apply_rotary(heads, inv_freq, style, start)
 
     def rotary(self, name: str) -> Tensor:
         return self.model.rotary_table(name)

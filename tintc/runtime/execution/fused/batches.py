@@ -14,7 +14,7 @@ from tintc.ir.inputs import Inputs
 from tintc.runtime.execution.fused.available import available_bytes
 from tintc.runtime.execution.fused.budget import HEADROOM, Budget
 from tintc.runtime.execution.fused.executor import FusedExecutor
-from tintc.runtime.execution.fused.plan import Plan, Sizes
+from tintc.runtime.execution.fused.plan import ExecutionPlan, Sizes
 from tintc.runtime.execution.rates import Rates
 from tintc.runtime.execution.simulator import Simulator
 
@@ -70,7 +70,7 @@ def sizes_of(inputs: Inputs, vocab: int) -> Sizes:
     return Sizes(batch, length, tuple(ends) if isinstance(ends, list) else ends, vocab, not inputs.plain)
 
 
-def plan_for(model: Simulator, budget: Budget, sizes: Sizes) -> Plan | None:
+def plan_for(model: Simulator, budget: Budget, sizes: Sizes) -> ExecutionPlan | None:
     """The plan for these sizes, kept for the next run of the same sizes while it fits; None if nothing fits."""
     key = (budget.outputs, tuple(budget.program.outputs.values()), sizes, budget.update)
     plan = model.plans.get(key)

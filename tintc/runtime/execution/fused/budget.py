@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from tintc.errors import InputError
 from tintc.ir.core import Program
 from tintc.runtime.execution.fused.memory import peak_bytes
-from tintc.runtime.execution.fused.plan import UPDATES, Plan, Sizes, make_plan
+from tintc.runtime.execution.fused.plan import UPDATES, ExecutionPlan, Sizes, make_plan
 
 HEADROOM = 0.9
 """Share of the available memory that a run may plan to use."""
@@ -27,7 +27,7 @@ class Budget:
     limit: int
     parts: bool = True
 
-    def plan(self, sizes: Sizes) -> Plan | None:
+    def plan(self, sizes: Sizes) -> ExecutionPlan | None:
         """The plan to run; a slower kind of update that takes less memory where the fastest does not fit. None if
         none fits."""
         for update in UPDATES if self.update == "auto" else (self.update,):
@@ -36,7 +36,7 @@ class Budget:
                 return plan
         return None
 
-    def needs(self, plan: Plan) -> int:
+    def needs(self, plan: ExecutionPlan) -> int:
         key = (self.itemsize, self.recorded)
         if key not in plan.peaks:
             plan.peaks[key] = peak_bytes(plan, *key)

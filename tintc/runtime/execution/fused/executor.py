@@ -15,17 +15,17 @@ from tintc.ir.functions import causal_mask
 from tintc.ir.inputs import Inputs
 from tintc.ir.simulator import SimOp
 from tintc.ir.simulator.interface.fused_base import Pending
-from tintc.runtime.execution.fused.base_run import Reading
-from tintc.runtime.execution.fused.packed_linear import joined
-from tintc.runtime.execution.fused.plan import Plan
+from tintc.runtime.execution.fused.base_run import FusedRunBase
+from tintc.runtime.execution.fused.packed_linear import packed_linear
+from tintc.runtime.execution.fused.plan import ExecutionPlan
 from tintc.runtime.execution.rates import Rates
 from tintc.runtime.execution.simulator import Simulator
 
 
-class FusedExecutor(Reading):
+class FusedExecutor(FusedRunBase):
     """One run of a plan on one batch (the runtime's `FusedRun`)."""
 
-    def __init__(self, model: Simulator, inputs: Inputs, plan: Plan, rates: Rates | None):
+    def __init__(self, model: Simulator, inputs: Inputs, plan: ExecutionPlan, rates: Rates | None):
         super().__init__(model, inputs, inputs.position_ids)
         self.plan, self.given = plan, rates
         self._parts: dict[SimOp, Tensor] = {}
@@ -99,11 +99,11 @@ class FusedExecutor(Reading):
         return super().scores(x, self.plan.resolve(source), pending)
 
     def shared(self, op: SimOp, x: Tensor) -> Tensor | None:
-        if self.recorded or op not in self.plan.joined:
+        if self.recorded or op not in self.plan.packed:
             return None
         if op not in self._parts:
-            ops, layers = self.plan.joined[op]
-            together = joined(self.model, layers)
+            ops, layers = self.plan.packed[op]
+            together = packed_linear(self.model, layers)
             if together is None:
                 return None
             parts = F.linear(x, *together).split([one.result.type.width for one in ops], -1)

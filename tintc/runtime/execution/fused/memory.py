@@ -6,10 +6,10 @@ import math
 
 from tintc.analysis.capture_points import sized
 from tintc.ir.core import Value
-from tintc.runtime.execution.fused.plan import Plan, Sizes
+from tintc.runtime.execution.fused.plan import ExecutionPlan, Sizes
 
 
-def peak_bytes(plan: Plan, itemsize: int, recorded: bool = False) -> int:
+def peak_bytes(plan: ExecutionPlan, itemsize: int, recorded: bool = False) -> int:
     """Bytes a run of `plan` holds at its peak, beyond the simulator's own tensors. itemsize: of the dtype; recorded:
     by autograd, which lets nothing go, and keeps about half of what exists for a time."""
     batch, held = plan.sizes.batch, _masks(plan.sizes)
@@ -37,7 +37,7 @@ def _masks(sizes: Sizes) -> int:
     return sizes.batch * sum(length**2 for length in lengths) if sizes.masked else 0
 
 
-def _kept_by_updates(plan: Plan) -> set[Value]:
+def _kept_by_updates(plan: ExecutionPlan) -> set[Value]:
     """What pending updates keep to the end of the run."""
     deferrals = (op.deferral() for op in plan.lazy)
     return {value for deferral in deferrals if deferral is not None for value in deferral.keeps}

@@ -18,7 +18,7 @@ from tintc.runtime.execution.simulator import Simulator
 DEVICES = ("cuda",)
 
 
-def joined(model: Simulator, names: Sequence[str]) -> tuple[Tensor, Tensor | None] | None:
+def packed_linear(model: Simulator, names: Sequence[str]) -> tuple[Tensor, Tensor | None] | None:
     """``weight [sum dout, din]`` and ``bias [sum dout]`` of linear layers that all have a bias, or none of them; None
     where they stay apart: on devices other than `DEVICES`, and if rows that only fill a prefix lie between them."""
     if model.device.type not in DEVICES:
@@ -26,12 +26,12 @@ def joined(model: Simulator, names: Sequence[str]) -> tuple[Tensor, Tensor | Non
     layers = [model.prefix(name) for name in names]
     if any(layer.weight.shape[:2].numel() != layer.holds.dims[0] for layer in layers):
         return None
-    weight = one_piece([layer.weight for layer in layers]).flatten(0, 1)
+    weight = pack([layer.weight for layer in layers]).flatten(0, 1)
     biased = "bias" in layers[0].parts
-    return weight, one_piece([layer.bias for layer in layers]) if biased else None
+    return weight, pack([layer.bias for layer in layers]) if biased else None
 
 
-def one_piece(tensors: Sequence[Tensor]) -> Tensor:
+def pack(tensors: Sequence[Tensor]) -> Tensor:
     """The tensors one after the other along their first dimension, as a view of the memory they share from here on."""
     first, shape = tensors[0], (sum(tensor.shape[0] for tensor in tensors), *tensors[0].shape[1:])
     with torch.no_grad():

@@ -40,7 +40,7 @@ class Sizes:
     vocab: int
     masked: bool = False
 
-    def trained(self, step: int) -> int:
+    def train_end(self, step: int) -> int:
         """Position of a step's last train token plus one."""
         return self.train if isinstance(self.train, int) else self.train[step]
 
@@ -57,7 +57,7 @@ class Sizes:
     def read(self, op: SimOp, length: int) -> int:
         """How many positions of its operands an op reads that computes `length`: of the loss, backward and descent
         those up to the last train token."""
-        return length if op.phase == "forward" else self.trained(op.step)
+        return length if op.phase == "forward" else self.train_end(op.step)
 
 
 class Step(NamedTuple):
@@ -69,7 +69,7 @@ class Step(NamedTuple):
     last: list[Value]
 
 
-class Joined(NamedTuple):
+class PackedProducts(NamedTuple):
     """Products of stored weights with one input that can be taken as one. layers: whose weights they are."""
 
     ops: tuple[SimOp, ...]
@@ -77,10 +77,10 @@ class Joined(NamedTuple):
 
 
 @dataclass
-class Plan:
+class ExecutionPlan:
     """ops in order; lengths: positions kept of each op's results; last: values no op after this one reads; alias: what
     a dropped descent's result stands for; lazy: descents left pending; known: one more operand of some ops
-    (`SimOp.reuses`); joined: products that share an input; outputs: the wanted values by name; shown: what is seen of
+    (`SimOp.reuses`); packed: products that share an input; outputs: the wanted values by name; shown: what is seen of
     ops besides their results, as labels and names; peaks: bytes at the peak, by size of numbers and whether autograd
     records the run."""
 
@@ -91,7 +91,7 @@ class Plan:
     alias: dict[Value, Value]
     lazy: set[SimOp] = field(default_factory=set)
     known: dict[SimOp, Value] = field(default_factory=dict)
-    joined: dict[SimOp, Joined] = field(default_factory=dict)
+    packed: dict[SimOp, PackedProducts] = field(default_factory=dict)
     outputs: dict[str, Value] = field(default_factory=dict)
     shown: dict[SimOp, list[tuple[str, str]]] = field(default_factory=dict)
     peaks: dict[tuple[int, bool], int] = field(default_factory=dict)
@@ -125,14 +125,14 @@ class Plan:
         return value
 
 
-def make_plan(program: Program, outputs: tuple[str, ...], sizes: Sizes, update: str = "auto") -> Plan:
+def make_plan(program: Program, outputs: tuple[str, ...], sizes: Sizes, update: str = "auto") -> ExecutionPlan:
     """The plan for the named outputs and capture points; update ``auto``, ``lazy`` or ``materialised``."""
     if update not in UPDATES:
         raise OptionError(f"The update {update!r} is unknown; choose one of {', '.join(UPDATES)}.")
     all_ops = [op for op in program.ops if isinstance(op, SimOp)]
     alias = _untrained(all_ops, sizes)
     points = {label: point_of(program, label) for label in outputs}
-    plan = Plan(sizes, [], {}, {}, alias, known=_known(all_ops), shown=shown_by(points))
+    plan = ExecutionPlan(sizes, [], {}, {}, alias, known=_known(all_ops), shown=shown_by(points))
     plan.outputs = {label: plan.resolve(point.value) for label, point in points.items() if not point.show}
     needs = {plan.resolve(point.value): sizes.length for point in points.values()}
     for op in reversed(all_ops):
@@ -147,14 +147,14 @@ def make_plan(program: Program, outputs: tuple[str, ...], sizes: Sizes, update: 
     plan.ops.reverse()
     plan.last = last_reads(plan.ops, plan.outputs.values(), plan.operands)
     plan.lazy = _lazy(plan, update)
-    plan.joined = _joined(plan)
+    plan.packed = _packed_products(plan)
     return plan
 
 
 def _untrained(ops: list[SimOp], sizes: Sizes) -> dict[Value, Value]:
     """What results stand for in steps without train tokens."""
     found = ((op, op.untrained()) for op in ops)
-    return {op.result: value for op, value in found if value is not None and sizes.trained(op.step) == 0}
+    return {op.result: value for op, value in found if value is not None and sizes.train_end(op.step) == 0}
 
 
 def _known(ops: list[SimOp]) -> dict[SimOp, Value]:
@@ -169,7 +169,7 @@ def _known(ops: list[SimOp]) -> dict[SimOp, Value]:
     return known
 
 
-def _joined(plan: Plan) -> dict[SimOp, Joined]:
+def _packed_products(plan: ExecutionPlan) -> dict[SimOp, PackedProducts]:
     """Two or more products of one input, over as many positions, with weights as they are stored; pending updates are
     added to each part alone."""
     layers: dict[Value, str] = {}
@@ -182,11 +182,11 @@ def _joined(plan: Plan) -> dict[SimOp, Joined]:
             weights, x = plan.operands(op)
             together = groups.setdefault((x, plan.lengths[op], "bias" in weights.type.parts), {})
             together.setdefault(layers[weights], op)
-    found = [Joined(tuple(ops.values()), tuple(ops)) for ops in groups.values() if len(ops) > 1]
+    found = [PackedProducts(tuple(ops.values()), tuple(ops)) for ops in groups.values() if len(ops) > 1]
     return {op: group for group in found for op in group.ops}
 
 
-def _lazy(plan: Plan, update: str) -> set[SimOp]:
+def _lazy(plan: ExecutionPlan, update: str) -> set[SimOp]:
     """Descents to leave pending, all of one layer alike."""
     chains: dict[str, list[SimOp]] = {}
     for op in plan.ops:
@@ -196,7 +196,7 @@ def _lazy(plan: Plan, update: str) -> set[SimOp]:
     return {op for chain in chains.values() if update == "lazy" or _prefers_lazy(plan, chain, update) for op in chain}
 
 
-def _prefers_lazy(plan: Plan, chain: list[SimOp], update: str) -> bool:
+def _prefers_lazy(plan: ExecutionPlan, chain: list[SimOp], update: str) -> bool:
     """Compares multiply-adds per example (construction.md, section 13).
 
     Lazy: every later product with the layer costs ``n t (din + dout)`` more for each pending step. Materialised: each
@@ -207,13 +207,13 @@ def _prefers_lazy(plan: Plan, chain: list[SimOp], update: str) -> bool:
     dout, din = chain[0].result.type.dims
     lazy = materialised = 0
     for index, op in enumerate(chain):
-        carriers, t = {later.result for later in chain[index:]}, plan.sizes.trained(op.step)
+        carriers, t = {later.result for later in chain[index:]}, plan.sizes.train_end(op.step)
         lazy += sum(n * t * (din + dout) for n in _uses(plan, carriers))
         materialised += dout * din * (t + WRITE_COST)
     return lazy < materialised
 
 
-def _uses(plan: Plan, weights: set[Value]) -> Iterable[int]:
+def _uses(plan: ExecutionPlan, weights: set[Value]) -> Iterable[int]:
     """Positions of every product with one of these weights."""
     for op in plan.ops:
         factor = op.multiplies()

@@ -8,14 +8,14 @@ from torch import Tensor
 from tintc.runtime.execution.simulator import Simulator
 
 
-class Turns:
-    """Turns heads at ``position_ids [B, T]`` by the model's frequencies, as `tintc.ir.functions.rotate` does."""
+class RotaryCache:
+    """RotaryCache heads at ``position_ids [B, T]`` by the model's frequencies, as `tintc.ir.functions.rotate` does."""
 
     def __init__(self, model: Simulator, position_ids: Tensor):
         self.model, self.position_ids = model, position_ids
         self._known: dict[str, tuple[Tensor, Tensor]] = {}
 
-    def turn(self, heads: Tensor, inv_freq: str, style: str, start: int = 0) -> Tensor:
+    def apply_rotary(self, heads: Tensor, inv_freq: str, style: str, start: int = 0) -> Tensor:
         """Heads ``[B, H, n, d]`` at n positions from `start` on; the heads themselves if `inv_freq` is empty."""
         if not inv_freq:
             return heads

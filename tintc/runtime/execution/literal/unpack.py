@@ -1,4 +1,4 @@
-"""Weights that a run has made, as the matrices and vectors of one example."""
+"""Weights that a run has made, as the unpack_weights and vectors of one example."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tintc.ir.simulator.interface.literal_base import PrefixTiles
 from tintc.ir.simulator.shared.linear_common import unstacked
 
 
-def matrices(made: FusedWeights | PrefixTiles, kind: Type, layout: Layout, example: int = 0) -> dict[str, Tensor]:
+def unpack_weights(made: FusedWeights | PrefixTiles, kind: Type, layout: Layout, example: int = 0) -> dict[str, Tensor]:
     """The parts that can descend: ``weight [dout, din]`` of a linear layer, ``gain [D]`` of a norm that holds it as a
     vector, ``bias`` of either. Fused weights have no pending updates."""
     if isinstance(made, FusedWeights):
