@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ from fused_cases import FAMILIES, check_fused, compiled, family, relative_to_upd
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from tintc.runtime.execution.fused import Sizes, make_plan, packed_linear
+from tintc.runtime.model.adapted_state import AdaptedState
 from tintc.runtime.model.causal_lm import TintForCausalLM
 
 IDS = token_ids(2, 12)
@@ -95,3 +97,32 @@ def test_gradients_are_those_of_products_taken_alone(on_cpu: None) -> None:
     loss = sim(IDS, labels=IDS).loss
     (gradient,) = torch.autograd.grad(loss, [sim.get_parameter(name)])
     assert float(gradient.norm()) > 0
+
+
+@pytest.mark.parametrize("update", ["lazy", "materialised"])
+@pytest.mark.parametrize("name", FAMILIES)
+def test_states_outlive_the_runs_after_them(on_cpu: None, tmp_path: Path, name: str, update: str) -> None:
+    """Packing moves weights without changing them: states made before a first fused run are good after it (fp64)."""
+    sim = fresh(name)
+    sim.adapt(IDS).save(tmp_path / "state")
+    late = fresh(name)
+    late.executor = "literal"
+    states = [AdaptedState.load(tmp_path / "state", late), late.adapt(IDS)]
+    late.executor, late.update = "fused", update
+    run(late, IDS)
+    run(late, IDS[:1])
+    with torch.no_grad():
+        for state in states:
+            state.check_current()
+            assert torch.allclose(
+                late(IDS, state=state).logits, sim(IDS, state=sim.adapt(IDS)).logits, rtol=0, atol=1e-9
+            )
+
+
+def test_one_group_holds_all_that_any_plan_takes_as_one() -> None:
+    for name in FAMILIES:
+        sim = compiled(name)
+        for update in ("lazy", "materialised"):
+            plan = make_plan(sim.program, ("logits",), Sizes(1, 12, 6, 53), update)
+            for group in plan.packed.values():
+                assert any(set(group.layers) <= set(names) for names in sim.shared_inputs)

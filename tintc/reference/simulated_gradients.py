@@ -19,7 +19,7 @@ from tintc.ir.simulator import SimOp
 from tintc.ir.simulator.interface.fused_base import FusedWeights
 from tintc.runtime.adaptation.state import materialised
 from tintc.runtime.execution.fused.base_run import stored_parts
-from tintc.runtime.execution.literal.unpack import unpack_weights
+from tintc.runtime.execution.literal.prefix import unpack_weights
 from tintc.runtime.execution.run import execute_program
 from tintc.runtime.model.causal_lm import TintForCausalLM
 

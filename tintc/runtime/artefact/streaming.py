@@ -30,7 +30,7 @@ def write_streamed(
     force: bool,
     after_each: Callable[[], None],
 ) -> Path:
-    """Write the artefact of a configuration that holds its program; the absolute path.
+    """Write the artefact of a configuration that holds its program; return the absolute path.
 
     max_shard_size: most bytes of a file of several tensors; after_each: called whenever a tensor has been written.
     Raises `ArtefactError` as `write_artefact` does, and, before anything is written, if the disk has no room for it.

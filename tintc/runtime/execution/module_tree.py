@@ -54,7 +54,7 @@ def place_parameter(root: nn.Module, name: str, parameter: nn.Parameter) -> None
 
 
 def ensure_parent(root: nn.Module, name: str) -> tuple[nn.Module, str]:
-    """The node that holds the last component of `name`, made as needed, and that component."""
+    """Return the node that holds the last component of `name`, added as needed, and that component."""
     *path, leaf = name.split(".")
     for part in path:
         if part not in root._modules:

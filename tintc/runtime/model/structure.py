@@ -1,4 +1,4 @@
-"""Which executor may run: fused execution is the algebra of the structural tensors that the compiler emitted.
+"""Choosing the executor: fused execution is the algebra of the structural tensors that the compiler emitted.
 
 Of no others. So `auto` runs fused only while they are known to be the compiler's own:
 
@@ -67,7 +67,9 @@ class Snapshot:
 
 
 def _version(tensor: Tensor) -> int:
-    return 0 if tensor.is_inference() else tensor._version
+    if tensor.is_inference():
+        return 0
+    return tensor._version
 
 
 def _sampled(tensor: Tensor) -> Tensor:
@@ -119,7 +121,9 @@ class StructuralModel(SimulatorModules):
     def own_digest(self) -> str | None:
         """Return the digest of the structural tensors as a file would hold them; None if they are not the compiler's
         own."""
-        return structure_digest(self._structure_parameters().items()) if self.has_own_structure() else None
+        if not self.has_own_structure():
+            return None
+        return structure_digest(self._structure_parameters().items())
 
     def why_literal(self) -> str | None:
         """Return why fused execution would not do what literal execution does, in words; None if it would."""
@@ -136,12 +140,16 @@ class StructuralModel(SimulatorModules):
         waiting = torch.is_grad_enabled() and any(p.requires_grad for p in self._structure_parameters().values())
         if waiting and self.executor == "auto":
             return WAITING
-        return None if self.has_own_structure() else NOT_OWN
+        if not self.has_own_structure():
+            return NOT_OWN
+        return None
 
     def choose_executor(self) -> str:
         """Return ``fused`` or ``literal`` for this run, and say why it is the slow one, each reason once."""
         check_executor(self.executor)
-        reason = None if self.executor == "literal" else self.why_literal()
+        reason = None
+        if self.executor != "literal":
+            reason = self.why_literal()
         if self.executor == "fused" and reason is not None:
             raise OptionError(f"The executor fused cannot be used: {reason}. Choose auto or literal.")
         if self.executor == "literal" or reason is not None:
