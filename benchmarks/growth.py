@@ -31,8 +31,7 @@ import shapes
 from peer import Peer
 
 import tintc
-from tintc.runtime.execution.fused.costs import multiply_adds
-from tintc.runtime.execution.fused.memory import peak_bytes
+from tintc.runtime.execution.fused.costs import multiply_adds, peak_bytes
 from tintc.runtime.execution.fused.plan import Sizes, make_plan
 from tintc.runtime.model.causal_lm import TintForCausalLM
 

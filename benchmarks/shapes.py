@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, GPT2Config, OPTConfig, PreTrained
 
 sys.path[:0] = [str(Path(__file__).parents[1])]
 from tintc.frontend.source.weightless import weightless_model
-from tintc.runtime.artefact.safetensors_writer import MAX_SHARD_SIZE, Planned, parse_size, write_files
+from tintc.runtime.artefact.safetensors_writer import MAX_SHARD_SIZE, LazyTensor, parse_size, write_files
 
 NAMES = ("opt-125m", "gpt2", "smollm2-135m")
 
@@ -84,7 +84,7 @@ def generate(name: str, folder: Path, seed: int = 0) -> Path:
     made.architectures, made.dtype = ["OPTForCausalLM"], torch.float32
     torch.manual_seed(seed)
     tensors = {
-        key: Planned(tuple(parameter.shape), torch.float32, partial(_normal, parameter.shape))
+        key: LazyTensor(tuple(parameter.shape), torch.float32, partial(_normal, parameter.shape))
         for key, parameter in weightless_model(made, "sdpa").named_parameters()
     }
     made.save_pretrained(folder / name)

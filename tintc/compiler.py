@@ -35,7 +35,7 @@ from tintc.runtime.artefact.beside import text_digest
 from tintc.runtime.artefact.checks import of_program, options_digest
 from tintc.runtime.artefact.config import TintConfig
 from tintc.runtime.artefact.folder import as_dtype, check_output
-from tintc.runtime.artefact.safetensors_writer import MAX_SHARD_SIZE, Planned, parse_size
+from tintc.runtime.artefact.safetensors_writer import MAX_SHARD_SIZE, LazyTensor, parse_size
 from tintc.runtime.artefact.streaming import write_streamed
 from tintc.runtime.artefact.structure_file import structure_digest
 from tintc.runtime.load import load
@@ -229,12 +229,12 @@ def assemble(
 
 def plan(
     program: Program, auxiliary: Auxiliary, source: AuxiliarySource, options: Options, dtype: torch.dtype
-) -> tuple[TintConfig, dict[str, Planned]]:
+) -> tuple[TintConfig, dict[str, LazyTensor]]:
     """What `assemble` builds, as a configuration and tensors that are yet to be computed."""
     config = configure(program, source, options)
     config.auxiliary, config.dtype = print_program(auxiliary.program), dtype
     found = specs(program, auxiliary.tensors, options.inner_lr).items()
-    return config, {name: Planned(spec.shape, stored_dtype(name, dtype), spec.build) for name, spec in found}
+    return config, {name: LazyTensor(spec.shape, stored_dtype(name, dtype), spec.build) for name, spec in found}
 
 
 def configure(program: Program, source: AuxiliarySource, options: Options) -> TintConfig:

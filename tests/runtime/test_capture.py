@@ -19,7 +19,7 @@ from tintc.analysis.capture_points import point_of, sized
 from tintc.errors import InputError, OptionError
 from tintc.ir.inputs import resolve_inputs
 from tintc.reference.simulated_gradients import simulated_gradients
-from tintc.runtime.execution.fused.memory import peak_bytes
+from tintc.runtime.execution.fused.costs import peak_bytes
 from tintc.runtime.execution.fused.plan import Sizes, make_plan
 from tintc.runtime.model.causal_lm import TintForCausalLM
 

@@ -83,7 +83,7 @@ def test_where_the_auxiliary_comes_from(tmp_path: Path, monkeypatch: pytest.Monk
     tokenizer().save_pretrained(tmp_path / "aux")
     sim = tintc.compile(tmp_path / "aux", inner_lr=0.1)
     state = sim.adapt(token_ids(1, 12, 24))
-    with pytest.raises(ModelError, match=r"The model aux .* cannot be found; pass its folder"):
+    with pytest.raises(ModelError, match=r"compiled from aux, which is not in the current folder; pass its folder"):
         state.export(tmp_path / "out")
     monkeypatch.chdir(tmp_path)
     state.export("out")
@@ -101,3 +101,15 @@ def test_where_the_auxiliary_comes_from(tmp_path: Path, monkeypatch: pytest.Monk
     memory = compiled("gpt2").adapt(token_ids(1, 8))
     with pytest.raises(ModelError, match="compiled from a model in memory"):
         memory.export("again")
+
+
+def test_a_folder_is_not_looked_for_on_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A folder's name may be that of another model on the hub; nobody asks there for it."""
+    gpt2(vocab=24).save_pretrained(tmp_path / "gpt2")
+    state = tintc.compile(tmp_path / "gpt2", inner_lr=0.1).adapt(token_ids(1, 12, 24))
+    monkeypatch.setattr(
+        "tintc.runtime.adaptation.export_hf.load_auxiliary", lambda *_: pytest.fail("something was loaded")
+    )
+    with pytest.raises(ModelError, match="pass its folder, file or id with model="):
+        state.export(tmp_path / "out")
+    assert not (tmp_path / "out").exists()

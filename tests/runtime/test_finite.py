@@ -26,7 +26,7 @@ def sim(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Tint
     """A simulator that has said nothing yet."""
     found = compiled("gpt2", torch.float32)
     monkeypatch.setattr(found, "executor", request.param)
-    monkeypatch.setattr(found, "_reasons_said", set())
+    monkeypatch.setattr(found, "_warnings_given", set())
     return found
 
 

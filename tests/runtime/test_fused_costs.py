@@ -13,11 +13,13 @@ from tintc.ir.inputs import resolve_inputs
 from tintc.runtime.execution.fused import plan as plans
 from tintc.runtime.execution.fused.costs import multiply_adds
 from tintc.runtime.execution.fused.executor import FusedExecutor
-from tintc.runtime.execution.fused.plan import UPDATES, Plan, Sizes, make_plan
+from tintc.runtime.execution.fused.plan import UPDATES, ExecutionPlan, Sizes, make_plan
 from tintc.runtime.model.causal_lm import TintForCausalLM
 
 
-def plan(sim: TintForCausalLM, batch: int, length: int, train: int | tuple[int, ...], update: str = "auto") -> Plan:
+def plan(
+    sim: TintForCausalLM, batch: int, length: int, train: int | tuple[int, ...], update: str = "auto"
+) -> ExecutionPlan:
     return make_plan(sim.program, ("logits",), Sizes(batch, length, train, 53), update)
 
 
@@ -47,9 +49,9 @@ def test_the_count_is_what_runs(name: str, update: str, train: int | tuple[int, 
     assert found == wanted
 
 
-def without(made: Plan, kinds: set[type]) -> Plan:
+def without(made: ExecutionPlan, kinds: set[type]) -> ExecutionPlan:
     kept = [op for op in made.ops if type(op) not in kinds]
-    return Plan(made.sizes, kept, made.lengths, made.last, made.alias, made.lazy)
+    return ExecutionPlan(made.sizes, kept, made.lengths, made.last, made.alias, made.lazy)
 
 
 def test_lazy_up_to_the_length_where_it_saves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,8 +10,9 @@ import torch
 from fused_cases import FAMILIES, check_fused, compiled, family, relative_to_update, run, token_ids
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from tintc.runtime.execution.fused import packed_linear as joined
+from tintc.runtime.execution.fused import packed_linear
 from tintc.runtime.execution.fused.plan import Sizes, make_plan
+from tintc.runtime.model.adapted_state import AdaptedState
 from tintc.runtime.model.causal_lm import TintForCausalLM
 
 IDS = token_ids(2, 12)
@@ -28,7 +30,7 @@ class Products(TorchDispatchMode):
 
 @pytest.fixture
 def on_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(joined, "DEVICES", ("cpu",))
+    monkeypatch.setattr(packed_linear, "DEVICES", ("cpu",))
 
 
 def fresh(name: str) -> TintForCausalLM:
@@ -49,23 +51,23 @@ def test_what_is_joined() -> None:
     for name, wanted in (("gpt2", {3}), ("llama", {2, 3})):
         sim = compiled(name)
         plan = make_plan(sim.program, ("logits",), Sizes(1, 12, 6, 53), "lazy")
-        assert {len(group.ops) for group in plan.joined.values()} == wanted
+        assert {len(group.ops) for group in plan.packed.values()} == wanted
         materialised = make_plan(sim.program, ("logits",), Sizes(1, 12, 6, 53), "materialised")
-        assert len(materialised.joined) < len(plan.joined)
-        for group in plan.joined.values():
+        assert len(materialised.packed) < len(plan.packed)
+        for group in plan.packed.values():
             assert len({plan.operands(op)[1] for op in group.ops}) == 1
 
 
 def test_fewer_products(on_cpu: None, monkeypatch: pytest.MonkeyPatch) -> None:
     counts = []
     for devices in ((), ("cpu",)):
-        monkeypatch.setattr(joined, "DEVICES", devices)
+        monkeypatch.setattr(packed_linear, "DEVICES", devices)
         sim = fresh("gpt2")
         with torch.no_grad(), Products() as products:
             sim(IDS)
         counts.append(products.count)
     plan = next(iter(sim.plans.values()))
-    groups = set(plan.joined.values())
+    groups = set(plan.packed.values())
     assert counts[0] - counts[1] == sum(len(group.ops) - 1 for group in groups) > 0
 
 
@@ -96,3 +98,32 @@ def test_gradients_are_those_of_products_taken_alone(on_cpu: None) -> None:
     loss = sim(IDS, labels=IDS).loss
     (gradient,) = torch.autograd.grad(loss, [sim.get_parameter(name)])
     assert float(gradient.norm()) > 0
+
+
+@pytest.mark.parametrize("update", ["lazy", "materialised"])
+@pytest.mark.parametrize("name", FAMILIES)
+def test_states_outlive_the_runs_after_them(on_cpu: None, tmp_path: Path, name: str, update: str) -> None:
+    """Packing moves weights without changing them: states made before a first fused run are good after it (fp64)."""
+    sim = fresh(name)
+    sim.adapt(IDS).save(tmp_path / "state")
+    late = fresh(name)
+    late.executor = "literal"
+    states = [AdaptedState.load(tmp_path / "state", late), late.adapt(IDS)]
+    late.executor, late.update = "fused", update
+    run(late, IDS)
+    run(late, IDS[:1])
+    with torch.no_grad():
+        for state in states:
+            state.check_current()
+            assert torch.allclose(
+                late(IDS, state=state).logits, sim(IDS, state=sim.adapt(IDS)).logits, rtol=0, atol=1e-9
+            )
+
+
+def test_one_group_holds_all_that_any_plan_takes_as_one() -> None:
+    for name in FAMILIES:
+        sim = compiled(name)
+        for update in ("lazy", "materialised"):
+            plan = make_plan(sim.program, ("logits",), Sizes(1, 12, 6, 53), update)
+            for group in plan.packed.values():
+                assert any(set(group.layers) <= set(names) for names in sim.shared_inputs)

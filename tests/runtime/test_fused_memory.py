@@ -16,7 +16,7 @@ from torch.utils._pytree import tree_leaves
 from tintc.errors import InputError, OptionError
 from tintc.runtime.execution.fused import available, batches
 from tintc.runtime.execution.fused.budget import HEADROOM
-from tintc.runtime.execution.fused.memory import peak_bytes
+from tintc.runtime.execution.fused.costs import peak_bytes
 from tintc.runtime.execution.fused.plan import Sizes, make_plan
 
 IDS = token_ids(5, 12)

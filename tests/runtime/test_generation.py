@@ -23,6 +23,8 @@ from transformers.generation.streamers import BaseStreamer
 import tintc
 from tintc.errors import InputError, OptionError
 from tintc.ir.inputs import resolve_inputs
+from tintc.runtime.adaptation import prefill
+from tintc.runtime.execution.run import execute_program
 from tintc.runtime.model.causal_lm import TintForCausalLM
 from tools.sweep.tiny import tiny_model
 
@@ -177,11 +179,8 @@ def test_literal_execution_generates_too() -> None:
 
 
 def test_beams_share_one_adaptation(monkeypatch: pytest.MonkeyPatch) -> None:
-    from tintc.runtime.adaptation import prefill as adapt
-
     seen = []
-    together = adapt.execute_program
-    monkeypatch.setattr(adapt, "execute_program", lambda *given: seen.append(given[2].shape) or together(*given))
+    monkeypatch.setattr(prefill, "execute_program", lambda *args: seen.append(args[2].shape) or execute_program(*args))
     sim = compiled("llama")
     out = sim.generate(token_ids(2, 6), num_beams=4, max_new_tokens=4, return_dict_in_generate=True, do_sample=False)
     assert seen == [(2, 6)]
@@ -229,7 +228,7 @@ def test_what_cannot_be_generated() -> None:
                 sim.generate(prompt, attention_mask=mask, max_new_tokens=2, use_cache=use_cache)
     with pytest.raises(OptionError, match="returned, and from no others"):
         sim(ids, past_key_values=DynamicCache())
-    with pytest.raises(OptionError, match="'static' has no place"):
+    with pytest.raises(OptionError, match="has no place for adapted weights"):
         sim.generate(ids, max_new_tokens=2, cache_implementation="static")
     past = sim(ids, use_cache=True).past_key_values
     with pytest.raises(OptionError, match="adapted already"):

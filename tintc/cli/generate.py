@@ -18,7 +18,7 @@ from tintc.ir.inputs import resolve_inputs
 from tintc.runtime.load import load
 from tintc.runtime.model.adapted_state import AdaptedState
 from tintc.runtime.model.causal_lm import TintForCausalLM
-from tintc.runtime.model.finite import unsaid
+from tintc.runtime.model.finite import without_nan_warning
 from tintc.runtime.model.generation import check_longest
 
 
@@ -44,7 +44,7 @@ def generate_text(
     shown = content + "\n" if options["chat"] else content
     streamer = _Terminal(sim.tokenizer, console, shown) if streams else None
     start = time.perf_counter()
-    with torch.no_grad(), unsaid():
+    with torch.no_grad(), without_nan_warning():
         found = sim.generate(ids, streamer=streamer, **training, **choice)
     seconds, new = time.perf_counter() - start, found[0, ids.shape[1] :]
     written = _continuation(sim.tokenizer, ids[0], found[0])

@@ -17,7 +17,7 @@ from tintc.evaluation.processes import launched, processes
 from tintc.frontend.source.load import TOKENIZER_PROBLEM
 from tintc.runtime.artefact.folder import read_config
 from tintc.runtime.load import load
-from tintc.runtime.model.finite import unsaid
+from tintc.runtime.model.finite import without_nan_warning
 
 STDIN = Path("-")
 """The file that stands for standard input."""
@@ -45,7 +45,7 @@ def run_text(
         with stages():
             sim = load(path, executor=executor, device=together.device or device, dtype=dtype)
             ids = tokenise(path, sim.tokenizer, content, special=options.get("bos", True))
-        with block_progress() as progress, unsaid():
+        with block_progress() as progress, without_nan_warning():
             found = evaluate_blocks(sim, ids, on_block=progress, processes=together, **options)
     if not together.main:
         return

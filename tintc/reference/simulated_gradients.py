@@ -17,9 +17,9 @@ from tintc.ir.core import Program, Value
 from tintc.ir.inputs import Inputs
 from tintc.ir.simulator import SimOp
 from tintc.ir.simulator.interface.fused_base import FusedWeights
-from tintc.runtime.adaptation.state import carried_out
+from tintc.runtime.adaptation.state import materialised
 from tintc.runtime.execution.fused.base_run import stored_parts
-from tintc.runtime.execution.literal.unpack import matrices
+from tintc.runtime.execution.literal.prefix import unpack_weights
 from tintc.runtime.execution.run import execute_program
 from tintc.runtime.model.causal_lm import TintForCausalLM
 
@@ -52,7 +52,7 @@ def simulated_gradients(model: TintForCausalLM, inputs: Inputs) -> Gradients:
     gradients: Gradients = {}
     for name, value in made.items():
         stored = stored_parts(model, name)
-        for part, new in matrices(_complete(results[name]), value.type, model.layout).items():
+        for part, new in unpack_weights(_complete(results[name]), value.type, model.layout).items():
             if part in descents[name].updated_parts():
                 old = stored[part]
                 old = old.flatten(0, 1)[: new.shape[0]] if part == "weight" else old
@@ -62,4 +62,4 @@ def simulated_gradients(model: TintForCausalLM, inputs: Inputs) -> Gradients:
 
 def _complete(weights: Any) -> Any:
     """Return weights with their updates carried out, if fused execution has left these pending."""
-    return carried_out(weights) if isinstance(weights, FusedWeights) else weights
+    return materialised(weights) if isinstance(weights, FusedWeights) else weights

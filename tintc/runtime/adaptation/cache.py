@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 from transformers import Cache
@@ -24,47 +26,59 @@ class TintCache(Cache):
 
     def __init__(self, layers: int, state: AdaptedWeights | None = None):
         super().__init__(layers=[DynamicLayer() for _ in range(layers)])
-        self.state, self.positions, self.valid = state, None, None
+        self.state = state
+        self.positions = None
+        self.valid = None
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
-        return 0 if self.positions is None else self.positions.shape[1]
+        if self.positions is None:
+            return 0
+        return self.positions.shape[1]
 
     def extend(self, positions: Tensor, valid: Tensor | None) -> None:
-        """More tokens, ``[B, n]`` each."""
+        """Add the positions, ``[B, n]``, of more tokens, and which of them are no padding (None: all)."""
+        past = self.positions
+        if past is None:
+            past = positions[:, :0]
         if valid is not None or self.valid is not None:
-            past = positions[:, :0] if self.positions is None else self.positions
-            parts = ((past, self.valid), (positions, valid))
-            self.valid = torch.cat([torch.ones_like(p, dtype=torch.bool) if v is None else v for p, v in parts], 1)
-        self.positions = positions if self.positions is None else torch.cat((self.positions, positions), 1)
+            self.valid = torch.cat((_all_valid(past, self.valid), _all_valid(positions, valid)), 1)
+        self.positions = torch.cat((past, positions), 1)
 
     def reorder_cache(self, beam_idx: torch.LongTensor) -> None:
-        """Rows change places among those of one example, whose weights they share."""
+        """Exchange rows among those of one example, whose weights they share."""
         super().reorder_cache(beam_idx)
-        self._take(beam_idx)
+        self._change(lambda tokens: tokens[beam_idx.to(tokens.device)])
 
-    def _take(self, rows: Tensor) -> None:
-        self.positions = None if self.positions is None else self.positions[rows.to(self.positions.device)]
-        self.valid = None if self.valid is None else self.valid[rows.to(self.valid.device)]
+    def _change(self, change: Callable[[Tensor], Tensor]) -> None:
+        """Change what is known of every token, ``[B, m]``, where anything is."""
+        if self.positions is not None:
+            self.positions = change(self.positions)
+        if self.valid is not None:
+            self.valid = change(self.valid)
 
     def crop(self, tokens_to_remove: int) -> None:
         super().crop(tokens_to_remove)
         if tokens_to_remove and self.positions is not None:
             kept = self.positions.shape[1] - abs(tokens_to_remove)
-            self.positions = self.positions[:, :kept]
-            self.valid = None if self.valid is None else self.valid[:, :kept]
+            self._change(lambda tokens: tokens[:, :kept])
 
     def batch_repeat_interleave(self, repeats: int) -> None:
         super().batch_repeat_interleave(repeats)
-        self.positions = None if self.positions is None else self.positions.repeat_interleave(repeats, 0)
-        self.valid = None if self.valid is None else self.valid.repeat_interleave(repeats, 0)
+        self._change(lambda tokens: tokens.repeat_interleave(repeats, 0))
 
     def batch_select_indices(self, indices: Tensor) -> None:
-        """Each row that stays gets weights of its own, unless all rows share one example's."""
+        """Keep these rows, each with weights of its own unless all rows share one example's."""
         super().batch_select_indices(indices)
         if self.state is not None and self.positions is not None:
             self.state = self.state.rows(indices, self.positions.shape[0])
-        self._take(indices)
+        self._change(lambda tokens: tokens[indices.to(tokens.device)])
 
     def reset(self) -> None:
         super().reset()
         self.positions = self.valid = self.state = None
+
+
+def _all_valid(positions: Tensor, valid: Tensor | None) -> Tensor:
+    if valid is None:
+        return torch.ones_like(positions, dtype=torch.bool)
+    return valid

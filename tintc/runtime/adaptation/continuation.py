@@ -21,7 +21,7 @@ from tintc.ir.inputs import Inputs
 from tintc.ir.liveness import last_reads
 from tintc.ir.simulator import SimOp
 from tintc.ir.simulator.interface.fused_base import FusedWeights
-from tintc.runtime.execution.fused.base_run import Reading, stored_parts
+from tintc.runtime.execution.fused.base_run import FusedRunBase, stored_parts
 from tintc.runtime.execution.simulator import Simulator
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ class AdaptiveSimulator(Simulator, Protocol):
 
     @property
     def continuation(self) -> Continuation:
-        """The ops that predict from the updated weights."""
+        """Return the ops that predict from the updated weights."""
         ...
 
     @property
@@ -64,47 +64,51 @@ class Continuation:
 
     @property
     def tail(self) -> SimOp:
-        """The op that gives the logits."""
+        """Return the op that gives the logits."""
         return self.ops[-1]
 
     @cached_property
     def mixing(self) -> tuple[SimOp, ...]:
-        """The ops that read what is kept of earlier tokens."""
+        """Return the ops that read what is kept of earlier tokens."""
         return tuple(op for op in self.ops if op.CACHED_OPERANDS)
 
     @cached_property
     def checked(self) -> tuple[SimOp, ...]:
-        """The ops that look at their inputs."""
+        """Return the ops that look at their inputs."""
         return tuple(op for op in self.ops if type(op).check is not SimOp.check)
 
     @cached_property
     def steps(self) -> tuple[Step, ...]:
-        last, found, place = last_reads(self.ops, self.tail.results), [], 0
+        last = last_reads(self.ops, self.tail.results)
+        steps = []
+        place = 0
         for op in self.ops:
             gone = tuple(value for value in last[op] if not _is_weights(value))
             weighted = any(_is_weights(value) for value in op.operands)
             kept = remembered(op)
-            found.append(Step(op, op.operands, op.result, kept, place, weighted, gone))
+            steps.append(Step(op, op.operands, op.result, kept, place, weighted, gone))
             place += bool(kept)
-        return tuple(found)
+        return tuple(steps)
 
     @cached_property
     def freed(self) -> frozenset[tuple[SimOp, Value]]:
-        """Ops with the values that they are the last to read, and read once."""
+        """Return ops with the values that they are the last to read, and read once."""
         return frozenset(
             (step.op, value) for step in self.steps for value in step.last if step.operands.count(value) == 1
         )
 
 
 def remembered(op: SimOp) -> tuple[Value, ...]:
-    """The operands that the results at later tokens depend on."""
+    """Return the operands that the results at later tokens depend on."""
     return tuple(op.operands[place] for place in op.CACHED_OPERANDS)
 
 
 def continuation_of(program: Program) -> Continuation:
-    """The continuation of a straight-line simulator program."""
+    """Return the continuation of a straight-line simulator program."""
     producers = program.producers()
-    wanted, weights, ops = {program.outputs["logits"]}, dict[Value, None](), []
+    wanted = {program.outputs["logits"]}
+    weights: dict[Value, None] = {}
+    ops: list[SimOp] = []
     for op in reversed(program.ops):
         if isinstance(op, SimOp) and wanted.intersection(op.results):
             ops.append(op)
@@ -120,18 +124,18 @@ def continuation_of(program: Program) -> Continuation:
 
 
 def stored_weights(sim: AdaptiveSimulator) -> dict[Value, FusedWeights]:
-    """The weights that the continuation reads as they are stored, as views of the parameters."""
+    """Return the weights that the continuation reads as they are stored, as views of the parameters."""
     return {op.result: _as_stored(sim, op) for op in sim.continuation.stored}
 
 
 def weights_by_layer(sim: AdaptiveSimulator) -> dict[str, tuple[Type, FusedWeights]]:
-    """What every layer holds as it is stored, updated or not."""
+    """Return the stored weights of every layer that has any, updated or not, with their types."""
     stored = [op for op in sim.program.ops if isinstance(op, SimOp) and op.stored_weight() is not None]
     return {str(op.stored_weight()): (op.result.type, _as_stored(sim, op)) for op in stored}
 
 
 def base_weights(sim: AdaptiveSimulator) -> dict[Value, FusedWeights]:
-    """What the updated weights are without any update."""
+    """Return the stored weights that each of the updated weights begins as."""
     stored = weights_by_layer(sim)
     return {value: stored[layer][1] for value, layer in sim.continuation.updated.items()}
 
@@ -146,14 +150,14 @@ def _is_weights(value: Value) -> bool:
 
 
 def _layer(value: Value, producers: Mapping[Value, Any]) -> str:
-    """The layer whose weights these are, updated or not: what they would be without training is stored."""
+    """Return the layer whose weights these are, by going back to those that are stored."""
     op = producers[value]
     while op.stored_weight() is None:
         op = producers[op.identity_operand()]
     return op.stored_weight()
 
 
-class ContinuedRun(Reading):
+class ContinuedRun(FusedRunBase):
     """One run of the continuation on new tokens (the runtime's `FusedRun`).
 
     tokens: the new ones, ``[B, n]``; positions ``[B, m]`` of all tokens; seen: which tokens a new one may see besides
@@ -165,22 +169,28 @@ class ContinuedRun(Reading):
         self, sim: AdaptiveSimulator, tokens: Inputs, positions: Tensor, seen: Tensor | None = None, examples: int = 1
     ):
         super().__init__(sim, tokens, positions)
-        self.plan, self.seen, self.examples = sim.continuation, seen, examples
+        self.plan = sim.continuation
+        self.seen = seen
+        self.examples = examples
 
     def run(self, weights: Mapping[Value, FusedWeights], cache: Cache | None = None, keep: int = 0) -> Tensor:
-        """Logits ``[B, n, V]``, or of the last `keep` tokens if it is not 0; `cache` takes up what later ones need."""
+        """Return logits ``[B, n, V]``, or of the last `keep` tokens if it is not 0.
+
+        `cache` takes up what later tokens need.
+        """
         values: dict[Value, Any] = dict(weights)
         folds = self.inputs.shape[0] != self.examples
         for op, operands, result, kept, place, weighted, last in self.plan.steps[:-1]:
-            given = [values[value] for value in operands]
+            inputs = [values[value] for value in operands]
             if kept:
                 pair = op.remember(self, *[values[value] for value in kept])
-                keys, held = pair if cache is None else cache.update(*pair, place)
-                values[result] = op.continued(self, keys, held, *given)
+                if cache is not None:
+                    pair = cache.update(*pair, place)
+                values[result] = op.continued(self, *pair, *inputs)
             elif weighted and folds:
-                values[result] = self._folded(op, given)
+                values[result] = self._folded(op, inputs)
             else:
-                values[result] = op.fused(self, *given)
+                values[result] = op.fused(self, *inputs)
             for value in last:
                 del values[value]
                 if self._scores:
@@ -189,13 +199,19 @@ class ContinuedRun(Reading):
         return self.tail(x[:, -keep:])
 
     def tail(self, x: Tensor) -> Tensor:
-        """Logits ``[B, n, V]`` from what the last op reads."""
+        """Return logits ``[B, n, V]`` from what the last op reads."""
         return self.plan.tail.fused(self, x)
 
     def _folded(self, op: SimOp, operands: list[Any]) -> Tensor:
-        """The rows of each example side by side, as tokens of one text: what reads weights mixes no tokens."""
+        """Run an op that reads weights on the rows of each example side by side, as tokens of one text.
+
+        Such an op mixes no tokens, and so every example needs its weights read only once.
+        """
         rows = self.inputs.shape[0]
-        folded = (x.reshape(self.examples, -1, x.shape[-1]) if isinstance(x, Tensor) else x for x in operands)
+        folded = list(operands)
+        for place, x in enumerate(operands):
+            if isinstance(x, Tensor):
+                folded[place] = x.reshape(self.examples, -1, x.shape[-1])
         y = op.fused(self, *folded)
         return y.reshape(rows, -1, y.shape[-1])
 
@@ -215,7 +231,8 @@ class ContinuedRun(Reading):
         return None
 
     def allowed(self, queries: int, keys: int, window: int = 0) -> Tensor | None:
-        window = 0 if window >= keys else window
+        if window >= keys:
+            window = 0
         if self.seen is None and not window and queries in (1, keys):
             return None
         key = (queries, keys, window)
@@ -223,8 +240,12 @@ class ContinuedRun(Reading):
             every = torch.arange(keys, device=self.positions.device)
             places = every[keys - queries :, None]
             mask = every <= places
-            mask = mask & (every > places - window) if window else mask
-            self._masks[key] = (mask[None] if self.seen is None else mask & self.seen)[:, None]
+            if window:
+                mask = mask & (every > places - window)
+            mask = mask[None]
+            if self.seen is not None:
+                mask = mask & self.seen
+            self._masks[key] = mask[:, None]
         return self._masks[key]
 
     def train(self, length: int, step: int) -> Tensor | None:

@@ -35,23 +35,34 @@ def export_model(state: AdaptedWeights, path: str | os.PathLike[str], model: Any
     if Path(path).exists():
         raise ArtefactError(f"{path} exists already; choose another folder.")
     state.check_current()
-    found = auxiliary_of(sim, model)
+    auxiliary = auxiliary_of(sim, model)
     with torch.no_grad():
-        _put_back(state, found)
+        _put_back(state, auxiliary)
     with writing(path, force=False) as folder:
-        found.save_pretrained(folder)
+        auxiliary.save_pretrained(folder)
         if sim.tokenizer is not None:
             write_tokenizer(copy.deepcopy(sim.tokenizer), folder)
 
 
 def auxiliary_of(sim: AdaptiveSimulator, model: Any = None) -> PreTrainedModel:
-    """A copy of the auxiliary, in the simulator's dtype, whose tensors may be written to; raises `ModelError` if it
-    cannot be found."""
+    """Return a copy of the auxiliary, in the simulator's dtype, whose tensors may be written to.
+
+    Raises `ModelError` if it cannot be had.
+    """
     name = str(sim.config.provenance.get("source", ""))
     if model is None and (not name or sim.config.provenance.get("format") == "memory"):
         raise ModelError("The simulator was compiled from a model in memory; pass it, or its folder, with model=.")
+    if model is None and "/" not in name and not Path(name).exists():
+        # A name without an owner is that of a folder, which the hub may have a stranger of.
+        raise ModelError(
+            f"The simulator was compiled from {name}, which is not in the current folder; pass its folder, file or id "
+            "with model=."
+        )
+    chosen: Any = model
+    if model is None:
+        chosen = name
     try:
-        source = load_auxiliary(name if model is None else model)
+        source = load_auxiliary(chosen)
     except ModelError as error:
         if model is not None:
             raise
@@ -59,15 +70,17 @@ def auxiliary_of(sim: AdaptiveSimulator, model: Any = None) -> PreTrainedModel:
             f"The model {name} that the simulator was compiled from cannot be found; pass its folder, file or id with "
             "model=."
         ) from error
-    found = source.model
-    if getattr(found.config, "quantization_config", None) is not None:  # of a GGUF file, whose weights are plain by now
-        plain = found.config.to_dict()
-        plain.pop("quantization_config")
-        whole = AutoModelForCausalLM.from_config(type(found.config).from_dict(plain))
-        whole.load_state_dict(found.state_dict())
-        return whole.to(sim.dtype).eval()
-    whole: Any = copy.deepcopy(found) if isinstance(model, torch.nn.Module) else found
-    return whole.to("cpu", sim.dtype)
+    auxiliary: Any = source.model
+    config = auxiliary.config
+    if getattr(config, "quantization_config", None) is not None:  # of a GGUF file, whose weights are plain by now
+        entries = config.to_dict()
+        entries.pop("quantization_config")
+        plain = AutoModelForCausalLM.from_config(type(config).from_dict(entries))
+        plain.load_state_dict(auxiliary.state_dict())
+        return plain.to(sim.dtype).eval()
+    if isinstance(model, torch.nn.Module):
+        auxiliary = copy.deepcopy(auxiliary)
+    return auxiliary.to("cpu", sim.dtype)
 
 
 def _put_back(state: AdaptedWeights, model: PreTrainedModel) -> None:
@@ -78,12 +91,14 @@ def _put_back(state: AdaptedWeights, model: PreTrainedModel) -> None:
     target = _Target.of(model, sim)
     constants: list[tuple[Parameter, Tensor, Tensor]] = []
     for layer, (kind, old) in weights_by_layer(sim).items():
-        names, new = ("weight" if kind.kind == "linear" else "gain", "bias"), updated.get(layer, old)
-        for part, after, before in zip(names, (new.weight, new.bias), (old.weight, old.bias), strict=True):
+        new = updated.get(layer, old)
+        main = {"linear": "weight", "norm": "gain"}[kind.kind]
+        for part, after, before in ((main, new.weight, old.weight), ("bias", new.bias, old.bias)):
             parameter = sim.program.parameters.get(f"{layer}.{part}")
             if after is None or before is None or parameter is None:
                 continue
-            after, before = (tensor.detach().cpu() for tensor in (after, before))
+            after = after.detach().cpu()
+            before = before.detach().cpu()
             if parameter.source.startswith(CONSTANT):
                 constants.append((parameter, after, before))
             else:
@@ -109,19 +124,19 @@ class _Target:
 
     @classmethod
     def of(cls, model: PreTrainedModel, sim: AdaptiveSimulator) -> _Target:
-        """Raises `ModelError` if its embeddings or its head are not the simulator's."""
-        found = cls(model, dict(model.named_buffers()) | dict(model.named_parameters(remove_duplicate=False)))
+        """Return the target of a model; raise `ModelError` if its embeddings or its head are not the simulator's."""
+        target = cls(model, dict(model.named_buffers()) | dict(model.named_parameters(remove_duplicate=False)))
         for name, table in sim.tables.named_parameters():
             parameter = sim.program.parameters[name]
-            if parameter.source in found.tensors:
-                held = view(parameter, found.viewed(parameter))
+            if parameter.source in target.tensors:
+                held = view(parameter, target.viewed(parameter))
                 if held.shape != table.shape or not torch.equal(held.to(table.dtype), table.detach().cpu()):
-                    raise found.another(parameter)
-                found.known = True
-        return found
+                    raise target.another(parameter)
+                target.known = True
+        return target
 
     def viewed(self, parameter: Parameter) -> Tensor:
-        """The tensor that a parameter is a view of."""
+        """Return the tensor that a parameter is a view of."""
         if parameter.source not in self.tensors:
             raise ModelError(f"{self.name} has no tensor {parameter.source}; pass the model that was compiled.")
         tensor = self.tensors[parameter.source].data
@@ -130,16 +145,21 @@ class _Target:
         return tensor
 
     def put(self, parameter: Parameter, after: Tensor, before: Tensor) -> None:
-        """Rows of a view into the tensor that is viewed."""
+        """Write rows of a view into the tensor that is viewed."""
         tensor = self.viewed(parameter)
-        tensor = tensor.transpose(0, 1) if parameter.transpose else tensor
-        key, at = id(self.tensors[parameter.source]), 0
+        if parameter.transpose:
+            tensor = tensor.transpose(0, 1)
+        key = id(self.tensors[parameter.source])
         taken = self.written.setdefault(key, torch.zeros(tensor.shape[0], dtype=torch.bool))
+        at = 0
         for start, stop in parameter.rows or ((0, parameter.shape[0]),):
-            here, at = slice(at, at + stop - start), at + stop - start
+            here = slice(at, at + stop - start)
+            at = here.stop
             if start < 0:  # rows of zeros, which are not the checkpoint's
                 continue
-            rows, old, new = tensor[start:stop], before[here], after[here]
+            rows = tensor[start:stop]
+            old = before[here]
+            new = after[here]
             if rows.shape != old.shape:
                 raise self.another(parameter)
             if bool(taken[start:stop].any()):
@@ -167,7 +187,7 @@ class _Target:
 
 
 def _of_one_head(parameter: Parameter, stored: Tensor) -> Tensor:
-    """A stored part in its parameter's shape: a gain that all heads share is stored once for each."""
+    """Return a stored part in its parameter's shape: a gain that all heads share is stored once for each."""
     parts = stored.reshape(-1, *parameter.shape)
     if not torch.equal(parts, parts[:1].expand_as(parts)):
         raise ModelError(
@@ -178,9 +198,10 @@ def _of_one_head(parameter: Parameter, stored: Tensor) -> Tensor:
 
 
 def _add_to_origin(parameter: Parameter, after: Tensor, before: Tensor, tensors: dict[str, Tensor]) -> None:
-    """A gain that is its parameter and a number, such as ``1 + w``: the parameter takes the gain's change."""
+    """Add the change of a gain that is its parameter and a number, such as ``1 + w``, to the parameter."""
     name = parameter.source.removeprefix(CONSTANT)
-    name = name if name in tensors else name.rpartition(".")[0]
+    if name not in tensors:
+        name = name.rpartition(".")[0]
     origin = tensors.get(name)
     if origin is None or origin.numel() != before.numel():
         raise ModelError(

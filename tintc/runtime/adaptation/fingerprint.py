@@ -1,4 +1,7 @@
-"""Which weights a simulator has: in a file's words, and whether they are still those of a moment ago."""
+"""Telling a simulator's weights from others: by a digest for files, and by a snapshot for changes in memory.
+
+Both sample: an edit of a few numbers of a large tensor through ``.data`` can escape them.
+"""
 
 from __future__ import annotations
 
@@ -11,13 +14,14 @@ from torch import Tensor
 
 from tintc.runtime.adaptation.continuation import AdaptiveSimulator
 from tintc.runtime.artefact.beside import text_digest
+from tintc.runtime.execution.fused.packed_linear import pack_weights
 
 SAMPLED, GLANCED = 4096, 16
 """Numbers of each tensor that a simulator is known by, and that a glance at it takes in."""
 
 
 def fingerprint(sim: AdaptiveSimulator) -> str:
-    """sha256 over the program and numbers from every tensor of the auxiliary: two models of one shape differ."""
+    """Return the sha256 over the program and numbers from every tensor of the auxiliary."""
     digest = hashlib.sha256(text_digest(sim.config.program or "").encode())
     for kind in (sim.tables, sim.prefixes):
         for name, parameter in kind.named_parameters():
@@ -26,7 +30,7 @@ def fingerprint(sim: AdaptiveSimulator) -> str:
 
 
 @dataclass(frozen=True, eq=False)
-class Moment:
+class WeightsSnapshot:
     """The tensors of the auxiliary as they are at one moment.
 
     places: where each lies and how often it was written to; numbers: a few of each, because torch does not count what
@@ -37,20 +41,28 @@ class Moment:
     numbers: Tensor
 
     @classmethod
-    def of(cls, sim: AdaptiveSimulator) -> Moment:
+    def of(cls, sim: AdaptiveSimulator) -> WeightsSnapshot:
+        """Return where the weights lie now, which is where fused runs leave them."""
+        pack_weights(sim)
         return cls(_places(sim), _numbers(sim))
 
     def in_place(self, sim: AdaptiveSimulator) -> bool:
-        """Whether they are where they were and torch knows of no change; cheap enough for every token."""
+        """Return whether they are where they were and torch knows of no change; cheap enough for every token."""
         return _places(sim) == self.places
 
     def lasts(self, sim: AdaptiveSimulator) -> bool:
-        """The same, after a look at their numbers."""
+        """Return the same, after a look at their numbers."""
         return self.in_place(sim) and torch.equal(_numbers(sim), self.numbers)
 
 
 def _places(sim: AdaptiveSimulator) -> tuple[tuple[int, int], ...]:
-    return tuple((t.data_ptr(), 0 if t.is_inference() else t._version) for t in _stored(sim))
+    return tuple((tensor.data_ptr(), _version(tensor)) for tensor in _stored(sim))
+
+
+def _version(tensor: Tensor) -> int:
+    if tensor.is_inference():
+        return 0
+    return tensor._version
 
 
 def _numbers(sim: AdaptiveSimulator) -> Tensor:

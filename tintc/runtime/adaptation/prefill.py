@@ -15,8 +15,9 @@ from tintc.ir.simulator.interface.fused_base import FusedWeights
 from tintc.ir.simulator.interface.literal_base import PrefixTiles
 from tintc.runtime.adaptation.cache import TintCache
 from tintc.runtime.adaptation.continuation import AdaptiveSimulator, ContinuedRun, base_weights, remembered
+from tintc.runtime.adaptation.fingerprint import WeightsSnapshot
 from tintc.runtime.adaptation.state import AdaptedWeights
-from tintc.runtime.execution.literal.unpack import matrices
+from tintc.runtime.execution.literal.prefix import unpack_weights
 from tintc.runtime.execution.rates import Rates
 from tintc.runtime.execution.run import check_inputs, execute_program
 
@@ -38,6 +39,7 @@ def check_prompt(inputs: Inputs) -> None:
 def adapt(sim: AdaptiveSimulator, inputs: Inputs, rates: Rates | None, executor: str) -> AdaptedWeights:
     """Return the updated weights of each example, as the executor makes them."""
     check_prompt(inputs)
+    snapshot = WeightsSnapshot.of(sim)
     labels = {f"updated.{value.name}": value for value in sim.continuation.updated}
     program = replace(sim.program, outputs=labels)
     results = execute_program(sim, program, inputs, rates, executor)
@@ -45,7 +47,7 @@ def adapt(sim: AdaptiveSimulator, inputs: Inputs, rates: Rates | None, executor:
         weights = _from_literal(sim, results, labels, inputs.shape[0])
     else:
         weights = {value: results[label] for label, value in labels.items()}
-    return AdaptedWeights(sim, weights, inputs.shape[0]).settled()
+    return AdaptedWeights(sim, weights, inputs.shape[0], snapshot).settled()
 
 
 def _from_literal(
@@ -56,37 +58,53 @@ def _from_literal(
     stored = base_weights(sim)
     weights = {}
     for label, value in labels.items():
-        each = [matrices(results[label], value.type, sim.layout, row) for row in range(batch)]
-        parts = {part: torch.stack([one[part] for one in each]) for part in each[0]}
+        each = [unpack_weights(results[label], value.type, sim.layout, row) for row in range(batch)]
+        parts = {part: torch.stack([example[part] for example in each]) for part in each[0]}
         gain = parts.get("gain", stored[value].weight)
         weights[value] = FusedWeights(parts.get("weight", gain), parts.get("bias", stored[value].bias))
     return weights
 
 
 def prefill(sim: AdaptiveSimulator, inputs: Inputs, rates: Rates | None, keep: int) -> tuple[Tensor, TintCache]:
-    """Logits of the last `keep` tokens (0: of all), and the cache to go on with. Equal rows that stand side by side, as
-    those of beams do, are adapted once."""
+    """Return logits of the last `keep` tokens (0: of all), and the cache to go on with.
+
+    Equal rows that stand side by side, as those of beams do, are adapted once.
+    """
     check_prompt(inputs)
-    count = inputs.repeats() if rates is None or rates.alike else 1
-    each, given = inputs.each(count), None if rates is None else rates.rows(slice(None, None, count))
+    count = 1
+    if rates is None or rates.alike:
+        count = inputs.repeats()
+    each = inputs.each(count)
+    if rates is not None:
+        rates = rates.rows(slice(None, None, count))
+    snapshot = WeightsSnapshot.of(sim)
     plan = sim.continuation
     outputs = {f"updated.{value.name}": value for value in plan.updated}
     outputs |= {f"kept.{value.name}": value for op in plan.mixing for value in remembered(op)}
     outputs |= {f"last.{value.name}": value for value in plan.tail.operands}
-    results = execute_program(sim, replace(sim.program, outputs=outputs), each, given, "fused")
+    results = execute_program(sim, replace(sim.program, outputs=outputs), each, rates, "fused")
     values = {value: results[label] for label, value in outputs.items()}
-    state = AdaptedWeights(sim, {value: values[value] for value in plan.updated}, each.shape[0])
-    cache = TintCache(len(plan.mixing), state.settled() if not torch.is_grad_enabled() else state)
+    state = AdaptedWeights(sim, {value: values[value] for value in plan.updated}, each.shape[0], snapshot)
+    if not torch.is_grad_enabled():
+        state = state.settled()
+    cache = TintCache(len(plan.mixing), state)
     run = ContinuedRun(sim, each, each.position_ids)
     for place, op in enumerate(plan.mixing):
         cache.update(*op.remember(run, *(values[value] for value in remembered(op))), place)
     (x,) = (values[value] for value in plan.tail.operands)
     logits = run.tail(x[:, -keep:])
-    cache.extend(each.position_ids, None if inputs.plain else each.allowed.diagonal(dim1=1, dim2=2))
+    cache.extend(each.position_ids, _not_padding(each))
     if count > 1:
         cache.batch_repeat_interleave(count)
         logits = logits.repeat_interleave(count, 0)
     return logits, cache
+
+
+def _not_padding(tokens: Inputs) -> Tensor | None:
+    """Return which tokens ``[B, n]`` are no padding; None if all are none."""
+    if tokens.plain:
+        return None
+    return tokens.allowed.diagonal(dim1=1, dim2=2)
 
 
 def predict(
@@ -98,43 +116,52 @@ def predict(
     cache: TintCache | None,
     keep: int,
 ) -> Tensor:
-    """Logits of new tokens ``[B, n]`` under the state's weights, after those that the cache has read, if there are any.
+    """Return logits of new tokens ``[B, n]`` under the state's weights, after those that the cache has read, if any.
 
     attention_mask: ``[B, n]``, or ``[B, m]`` with those of the cache before them; ``[B, n, n]`` without a cache.
     position_ids ``[B, n]`` (default: those that follow in each row).
     """
     check_ids(input_ids)
-    past = 0 if cache is None else cache.get_seq_length()
-    if cache is None or not past:
-        tokens = resolve_inputs(input_ids, torch.zeros_like(input_ids), None, attention_mask, position_ids)
-        seen = None if tokens.plain else tokens.allowed
+    past = 0
+    seen = None
+    if cache is not None and cache.get_seq_length():
+        past = cache.get_seq_length()
+        tokens = _following(input_ids, attention_mask, position_ids, cache)
     else:
-        tokens, seen = _following(input_ids, attention_mask, position_ids, cache), None
+        tokens = resolve_inputs(input_ids, torch.zeros_like(input_ids), None, attention_mask, position_ids)
+        if not tokens.plain:
+            seen = tokens.allowed
     check_inputs(sim, tokens, past + tokens.shape[1], sim.continuation.checked)
     state.check(sim, tokens.shape[0])
     positions = tokens.position_ids
     if cache is not None:
-        cache.extend(positions, None if tokens.plain else tokens.allowed.diagonal(dim1=1, dim2=2))
+        cache.extend(positions, _not_padding(tokens))
         assert cache.positions is not None
         positions = cache.positions
-        seen = None if cache.valid is None else cache.valid[:, None]
+        seen = None
+        if cache.valid is not None:
+            seen = cache.valid[:, None]
     return ContinuedRun(sim, tokens, positions, seen, state.examples).run(state.values, cache, keep)
 
 
 def _following(input_ids: Tensor, mask: Tensor | None, position_ids: Tensor | None, cache: TintCache) -> Inputs:
-    """New tokens whose positions go on from the cache's."""
+    """Return new tokens whose positions go on from the cache's."""
     assert cache.positions is not None
     if input_ids.shape[0] != cache.positions.shape[0] or not input_ids.shape[1]:
         raise InputError(
             f"input_ids has shape {tuple(input_ids.shape)}; the cache has {cache.positions.shape[0]} rows, so pass the "
             "new tokens of each."
         )
-    (rows, count), total = input_ids.shape, cache.positions.shape[1] + input_ids.shape[1]
+    rows, count = input_ids.shape
+    total = cache.positions.shape[1] + count
+    valid = torch.ones_like(input_ids, dtype=torch.bool)
     if mask is not None:
         check_tensor("attention_mask", mask)
-    if mask is not None and tuple(mask.shape) not in ((rows, count), (rows, total)):
-        raise InputError(f"attention_mask has shape {tuple(mask.shape)}; with this cache it must be {(rows, total)}.")
-    valid = torch.ones_like(input_ids, dtype=torch.bool) if mask is None else mask[:, -count:].to(input_ids.device) != 0
+        if tuple(mask.shape) not in ((rows, count), (rows, total)):
+            raise InputError(
+                f"attention_mask has shape {tuple(mask.shape)}; with this cache it must be {(rows, total)}."
+            )
+        valid = mask[:, -count:].to(input_ids.device) != 0
     if position_ids is None:
         position_ids = cache.positions[:, -1:] + valid.long().cumsum(1)
     else:

@@ -14,21 +14,21 @@ from tintc.ir.core import Value
 from tintc.ir.simulator.interface.fused_base import FusedWeights
 from tintc.ir.simulator.ops.linear_descent import materialise
 from tintc.runtime.adaptation.continuation import AdaptiveSimulator, stored_weights
-from tintc.runtime.adaptation.fingerprint import Moment, fingerprint
+from tintc.runtime.adaptation.fingerprint import WeightsSnapshot, fingerprint
 from tintc.runtime.execution.fused.available import available_bytes
 from tintc.runtime.execution.fused.budget import HEADROOM
 
 CHANGED = "The simulator's stored weights were trained, edited, moved or cast after the state was made; adapt again."
 
 
-def state_of(given: object, sim: AdaptiveSimulator) -> AdaptedWeights:
-    """What somebody passed as a state, for `sim`; errors as of `AdaptedWeights.of`, and `OptionError` if it is none."""
-    if not isinstance(given, AdaptedWeights):
+def state_of(state: object, sim: AdaptiveSimulator) -> AdaptedWeights:
+    """Return what a user passed as a state, for `sim`; raise `OptionError` if it is none, or another's."""
+    if not isinstance(state, AdaptedWeights):
         raise OptionError(
-            f"The state is of type {type(given).__name__}; pass what sim.adapt(...) has returned, or "
+            f"The state is of type {type(state).__name__}; pass what sim.adapt(...) has returned, or "
             "tintc.AdaptedState.load(path, sim)."
         )
-    return given.of(sim)
+    return state.of(sim)
 
 
 class AdaptedWeights:
@@ -44,43 +44,45 @@ class AdaptedWeights:
         sim: AdaptiveSimulator,
         weights: Mapping[Value, FusedWeights],
         examples: int,
-        made: Moment | None = None,
+        snapshot: WeightsSnapshot | None = None,
     ):
-        """made: the simulator's stored weights at the time when these were made of them (None: now)."""
-        self.sim, self.weights, self.examples = sim, dict(weights), examples
-        self.made = made or Moment.of(sim)
-        self._seen: dict[Value, FusedWeights] | None = None
+        """Keep the weights. snapshot: of the stored weights at the time when these were made of them (None: of now)."""
+        self.sim = sim
+        self.weights = dict(weights)
+        self.examples = examples
+        self.snapshot = snapshot or WeightsSnapshot.of(sim)
+        self._values: dict[Value, FusedWeights] | None = None
         self._elsewhere: Self | None = None
 
     def _with(self, weights: Mapping[Value, FusedWeights], examples: int) -> Self:
-        """What is made of these weights alone."""
-        return type(self)(self.sim, weights, examples, self.made)
+        """Return a state with other weights, made of these alone."""
+        return type(self)(self.sim, weights, examples, self.snapshot)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
-        """A state of its own for a copied cache: neither simulator nor weights are ever changed through a state."""
+        """Return a state for a copied cache; it shares weights, as nothing is ever changed through a state."""
         return self._with(self.weights, self.examples)
 
     @property
     def values(self) -> dict[Value, FusedWeights]:
-        """Everything that a continuation reads: these weights, and the stored ones of all other layers.
+        """Return everything that a continuation reads: these weights, and the stored ones of other layers.
 
-        The latter are views of parameters, which `check` has found where they were. They are kept from token to token
+        The latter are views of parameters, which `check` has seen where they were. They are kept from token to token
         where autograd does not record.
         """
         if torch.is_grad_enabled():
             return stored_weights(self.sim) | self.weights
-        if self._seen is None:
-            self._seen = stored_weights(self.sim) | self.weights
-        return self._seen
+        if self._values is None:
+            self._values = stored_weights(self.sim) | self.weights
+        return self._values
 
     def settled(self) -> Self:
-        """The same, its updates carried out where that makes the next tokens cheaper and there is memory for it.
+        """Return the same, its updates carried out where that makes the next tokens cheaper and there is memory for it.
 
         A token's time is that of reading weights. Pending, an update of t tokens costs ``t (din + dout)`` more of each
         example; carried out, every example has weights of its own to read.
         """
         left = int(HEADROOM * available_bytes(self.sim.device))
-        found: dict[Value, FusedWeights] = {}
+        weights: dict[Value, FusedWeights] = {}
         for value, w in self.weights.items():
             if w.pending and w.weight is not None:
                 dout, din = w.weight.shape[-2:]
@@ -89,35 +91,41 @@ class AdaptedWeights:
                 needed = carried * w.weight.element_size()
                 if carried < dout * din + pending and needed < left:
                     left -= needed
-                    w = carried_out(w)
-            found[value] = _of_one(value, w) if self.examples == 1 and not w.pending else w
-        return self._with(found, self.examples)
+                    w = materialised(w)
+            if self.examples == 1 and not w.pending:
+                w = _without_batch(value, w)
+            weights[value] = w
+        return self._with(weights, self.examples)
 
     def rows(self, indices: Tensor, rows: int) -> Self:
-        """The state of these of `rows` rows, which the examples share evenly; each then has weights of its own."""
+        """Return the state of these of `rows` rows, which the examples share evenly; each then has weights of its
+        own."""
         if self.examples == 1:
             return self
         chosen = (indices // (rows // self.examples)).to(self.sim.device)
 
         def take(tensor: Tensor | None, dims: int) -> Tensor | None:
-            return tensor[chosen] if tensor is not None and tensor.dim() > dims else tensor
+            if tensor is None or tensor.dim() <= dims:
+                return tensor
+            return tensor[chosen]
 
-        found = {}
+        weights = {}
         for value, w in self.weights.items():
             pending = tuple(replace(update, dy=update.dy[chosen], x=update.x[chosen]) for update in w.pending)
-            found[value] = FusedWeights(take(w.weight, _dims(value)), take(w.bias, 1), pending)
-        return self._with(found, len(chosen))
+            weights[value] = FusedWeights(take(w.weight, _dims(value)), take(w.bias, 1), pending)
+        return self._with(weights, len(chosen))
 
     def example(self, index: int) -> Self:
-        """The state of one of its texts."""
+        """Return the state of one of its texts; raise `OptionError` if there is no such text."""
         if not 0 <= index < self.examples:
             raise OptionError(f"The state has {self.examples} examples; choose one from 0 to {self.examples - 1}.")
         chosen = self.rows(torch.tensor([index]), self.examples)
-        weights = {value: _of_one(value, carried_out(w)) for value, w in chosen.weights.items()}
+        weights = {value: _without_batch(value, materialised(w)) for value, w in chosen.weights.items()}
         return self._with(weights, 1)
 
     def of(self, sim: AdaptiveSimulator) -> Self:
-        """This state for `sim`, which may be another object of its simulator, such as a second load of the folder.
+        """Return this state for `sim`, which may be another object of its simulator, such as a second load.
+
         Raises `OptionError` if it is another simulator."""
         if sim is self.sim:
             return self
@@ -129,18 +137,18 @@ class AdaptedWeights:
                     "use the state with the simulator that made it."
                 )
             values = {value.name: value for op in sim.program.ops for value in op.results}
-            weights = {values[value.name]: _among(values, w) for value, w in self.weights.items()}
+            weights = {values[value.name]: _rename_sources(values, w) for value, w in self.weights.items()}
             self._elsewhere = type(self)(sim, weights, self.examples)
         return self._elsewhere
 
     def check_current(self) -> None:
         """Raise `OptionError` unless the simulator's stored weights are what they were, as far as a look can tell."""
-        if not self.made.lasts(self.sim):
+        if not self.snapshot.lasts(self.sim):
             raise OptionError(CHANGED)
 
     def check(self, sim: AdaptiveSimulator, rows: int) -> None:
         """Raise `OptionError` unless `sim`, whose state it is, can continue `rows` texts with these weights."""
-        if not self.made.in_place(sim):
+        if not self.snapshot.in_place(sim):
             raise OptionError(CHANGED)
         if rows % self.examples:
             raise OptionError(
@@ -149,12 +157,12 @@ class AdaptedWeights:
             )
         tensors = [tensor for w in self.weights.values() for tensor in (w.weight, w.bias) if tensor is not None]
         pending = [update.dy for w in self.weights.values() for update in w.pending]
-        one = tensors[0] if tensors else None
-        if one is not None and (one.device.type != sim.device.type or one.dtype != sim.dtype):
-            raise OptionError(
-                f"The state is in {str(one.dtype).removeprefix('torch.')} on {one.device.type} and the simulator is "
-                "not; adapt it again."
-            )
+        for tensor in tensors[:1]:
+            if tensor.device.type != sim.device.type or tensor.dtype != sim.dtype:
+                raise OptionError(
+                    f"The state is in {str(tensor.dtype).removeprefix('torch.')} on {tensor.device.type} and the "
+                    "simulator is not; adapt it again."
+                )
         if torch.is_grad_enabled() and any(tensor.is_inference() for tensor in tensors + pending):
             raise OptionError(
                 "The weights were adapted in torch.inference_mode(), and autograd cannot use such tensors; adapt under "
@@ -162,8 +170,8 @@ class AdaptedWeights:
             )
 
 
-def carried_out(w: FusedWeights) -> FusedWeights:
-    """Weights without pending updates."""
+def materialised(w: FusedWeights) -> FusedWeights:
+    """Return weights without pending updates."""
     updates = w.pending
     w = replace(w, pending=())
     for update in updates:
@@ -171,20 +179,22 @@ def carried_out(w: FusedWeights) -> FusedWeights:
     return w
 
 
-def _among(values: Mapping[str, Value], w: FusedWeights) -> FusedWeights:
-    """The same weights, their updates' inputs named as in another reading of the program."""
+def _rename_sources(values: Mapping[str, Value], w: FusedWeights) -> FusedWeights:
+    """Return the same weights, their updates' inputs named as in another reading of the program."""
     return replace(w, pending=tuple(replace(update, source=values[update.source.name]) for update in w.pending))
 
 
-def _of_one(value: Value, w: FusedWeights) -> FusedWeights:
-    """Weights of one example without their batch dimension, so that any number of rows can share them."""
+def _without_batch(value: Value, w: FusedWeights) -> FusedWeights:
+    """Return weights of one example without their batch dimension, so that any number of rows can share them."""
 
     def plain(tensor: Tensor | None, dims: int) -> Tensor | None:
-        return tensor[0] if tensor is not None and tensor.dim() > dims else tensor
+        if tensor is None or tensor.dim() <= dims:
+            return tensor
+        return tensor[0]
 
     return replace(w, weight=plain(w.weight, _dims(value)), bias=plain(w.bias, 1))
 
 
 def _dims(value: Value) -> int:
-    """Dimensions of the weight, or gain, of one example."""
-    return 2 if value.type.kind == "linear" else 1
+    """Return the number of dimensions of the weight, or gain, of one example."""
+    return {"linear": 2, "norm": 1}[value.type.kind]

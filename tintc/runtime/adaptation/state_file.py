@@ -25,7 +25,7 @@ from tintc.ir.core import Value
 from tintc.ir.finite import is_finite
 from tintc.ir.simulator.interface.fused_base import FusedWeights, Pending
 from tintc.runtime.adaptation.continuation import AdaptiveSimulator, base_weights
-from tintc.runtime.adaptation.fingerprint import fingerprint
+from tintc.runtime.adaptation.fingerprint import WeightsSnapshot, fingerprint
 from tintc.runtime.adaptation.state import AdaptedWeights
 from tintc.runtime.artefact.folder import first_line
 from tintc.runtime.artefact.staging import open_path
@@ -34,7 +34,7 @@ FORMAT, VERSION = "tintc-state", 1
 
 
 class _DamageError(Exception):
-    """What is wrong with a file, as the end of a sentence."""
+    """Damage of a file, as the end of a sentence."""
 
 
 def _name(dtype: torch.dtype) -> str:
@@ -71,7 +71,7 @@ def write_state(state: AdaptedWeights, path: str | os.PathLike[str]) -> None:
 
 
 def _tensors(state: AdaptedWeights) -> tuple[dict[str, Tensor], dict[str, list[tuple[str, int]]]]:
-    """What is written, and of each layer with pending updates their inputs' names and the bias's share."""
+    """Return the tensors to save, and for every layer with pending updates each one's input's name and bias's share."""
     tensors: dict[str, Tensor] = {}
     pending: dict[str, list[tuple[str, int]]] = {}
     for value, w in state.weights.items():
@@ -81,13 +81,14 @@ def _tensors(state: AdaptedWeights) -> tuple[dict[str, Tensor], dict[str, list[t
             tensors[f"inputs.{update.source.name}"] = update.x
             pending.setdefault(layer, []).append((update.source.name, update.bias))
         if not w.pending:
-            parts = {"gain" if value.type.kind == "norm" else "weight": w.weight, "bias": w.bias}
+            main = {"linear": "weight", "norm": "gain"}[value.type.kind]
+            parts = {main: w.weight, "bias": w.bias}
             tensors |= {f"{layer}.{part}": tensor for part, tensor in parts.items() if tensor is not None}
     return tensors, pending
 
 
 def read_state(path: str | os.PathLike[str], sim: AdaptiveSimulator) -> AdaptedWeights:
-    """The state in that file, on the simulator's device and in its dtype."""
+    """Return the state in that file, on the simulator's device and in its dtype."""
     if Path(path).is_dir():
         raise ArtefactError(f"{path} is a folder; pass a file that sim.adapt(...).save(path) has written.")
     try:
@@ -118,18 +119,23 @@ def _check_finite(path: Any, tensors: dict[str, Tensor]) -> None:
 
 def _state(metadata: dict[str, str], tensors: dict[str, Tensor], sim: AdaptiveSimulator) -> AdaptedWeights:
     examples, pending = _described(metadata, sim)
-    stored, weights = base_weights(sim), {}
+    snapshot = WeightsSnapshot.of(sim)
+    stored = base_weights(sim)
+    weights: dict[Value, FusedWeights] = {}
     for value, layer in sim.continuation.updated.items():
         read = _Layer(layer, value, stored[value], examples, tensors)
-        weights[value] = read.updates(pending[layer]) if layer in pending else read.whole()
-    if examples > 1 and weights and not any(_apart(value, w) for value, w in weights.items()):
+        if layer in pending:
+            weights[value] = read.updates(pending[layer])
+        else:
+            weights[value] = read.whole()
+    if examples > 1 and weights and not any(_per_example(value, w) for value, w in weights.items()):
         raise _DamageError(f"it has the weights of one example, not of {examples}")
-    return AdaptedWeights(sim, weights, examples)
+    return AdaptedWeights(sim, weights, examples, snapshot)
 
 
-def _apart(value: Value, w: FusedWeights) -> bool:
-    """Whether each example has weights of its own here."""
-    dims = 2 if value.type.kind == "linear" else 1
+def _per_example(value: Value, w: FusedWeights) -> bool:
+    """Return whether each example has weights of its own here."""
+    dims = {"linear": 2, "norm": 1}[value.type.kind]
     return bool(w.pending) or any(t is not None and t.dim() > n for t, n in ((w.weight, dims), (w.bias, 1)))
 
 
@@ -152,7 +158,7 @@ def _check(path: Any, metadata: dict[str, str], sim: AdaptiveSimulator) -> None:
 
 
 def _described(metadata: dict[str, str], sim: AdaptiveSimulator) -> tuple[int, dict[str, list[tuple[Value, int]]]]:
-    """How many examples there are, and for each layer with pending updates their inputs and the bias's share."""
+    """Return the number of examples, and for each layer with pending updates their inputs and the bias's share."""
     examples = _number(metadata, "examples")
     if examples < 1:
         raise _DamageError(f"it has {examples} examples")
@@ -160,12 +166,12 @@ def _described(metadata: dict[str, str], sim: AdaptiveSimulator) -> tuple[int, d
     layers = set(sim.continuation.updated.values())
     try:
         entries = json.loads(metadata["pending"]).items()
-        found = {layer: [(sources[name], int(bias)) for name, bias in updates] for layer, updates in entries}
+        pending = {layer: [(sources[name], int(bias)) for name, bias in updates] for layer, updates in entries}
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise _DamageError("what it says of pending updates cannot be read") from error
-    if not layers.issuperset(found) or not all(found.values()):
+    if not layers.issuperset(pending) or not all(pending.values()):
         raise _DamageError("it has pending updates of layers that the simulator does not update")
-    return examples, found
+    return examples, pending
 
 
 def _number(metadata: dict[str, str], name: str) -> int:
@@ -186,7 +192,7 @@ class _Layer:
     tensors: dict[str, Tensor]
 
     def updates(self, entries: list[tuple[Value, int]]) -> FusedWeights:
-        """The stored weights with pending updates."""
+        """Return the stored weights with pending updates."""
         assert self.stored.weight is not None
         dout, din = self.stored.weight.shape
         pending = []
@@ -198,8 +204,11 @@ class _Layer:
         return replace(self.stored, pending=tuple(pending))
 
     def whole(self) -> FusedWeights:
-        """Weights that are written out, each example's or what all of them share."""
-        kind, parts, weight, bias = self.value.type, self.value.type.parts, None, None
+        """Return weights that are written out, each example's or what all of them share."""
+        kind = self.value.type
+        parts = kind.parts
+        weight = None
+        bias = None
         if kind.kind == "linear":
             weight = self._part("weight", self.stored.weight)
         elif {"gain", "vector"} & set(parts):
@@ -213,7 +222,7 @@ class _Layer:
         return self._tensor(f"{self.name}.{part}", (self.examples, *stored.shape), tuple(stored.shape))
 
     def _tensor(self, name: str, *shapes: tuple[int, ...]) -> Tensor:
-        """The tensor of one of these shapes, in which -1 stands for any number."""
+        """Return the tensor if it has one of these shapes, in which -1 stands for any number."""
         if name not in self.tensors:
             raise _DamageError(f"it has no {name}")
         tensor = self.tensors[name]

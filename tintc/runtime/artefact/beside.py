@@ -15,7 +15,7 @@ HUB_ARGUMENTS = ("revision", "token", "cache_dir", "subfolder", "local_files_onl
 
 
 def file_beside(path: str | os.PathLike[str], name: str, **hub: Any) -> str | None:
-    """The local path of a file of an artefact; None if there is none."""
+    """Return the local path of a file of an artefact; None if there is none."""
     try:
         return cached_file(str(path), name, **hub)
     except (OSError, ValueError):
@@ -23,9 +23,11 @@ def file_beside(path: str | os.PathLike[str], name: str, **hub: Any) -> str | No
 
 
 def text_beside(path: str | os.PathLike[str], name: str, **hub: Any) -> str | None:
-    """The text of a file of an artefact; None if there is none. Raises `UnicodeDecodeError` if it is not UTF-8."""
-    found = file_beside(path, name, **hub)
-    return None if found is None else Path(found).read_text(encoding="utf-8")
+    """Return the text of a file of an artefact; None if there is none. Raise `UnicodeDecodeError` if it is no UTF-8."""
+    file = file_beside(path, name, **hub)
+    if file is None:
+        return None
+    return Path(file).read_text(encoding="utf-8")
 
 
 def text_digest(text: str) -> str:

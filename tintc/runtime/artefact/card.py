@@ -80,7 +80,7 @@ licence.
 
 
 def model_card(config: TintConfig, has_tokenizer: bool = True, edited: bool = False) -> str:
-    """The card as Markdown; the same arguments give the same text.
+    """Return the card as Markdown; the same arguments give the same text.
 
     edited: whether the structural tensors are not the compiler's own.
     """

@@ -1,4 +1,4 @@
-"""Whether what a folder holds fits together: its configuration and its tensors, beside its program."""
+"""Checking that what a folder holds fits together: its configuration and its tensors, beside its program."""
 
 from __future__ import annotations
 
@@ -29,9 +29,10 @@ RECORDED = ("inner_lr", "loss", "descend", "fd_scheme", "fd_step", "linear_atten
 
 
 def of_program(program: Program) -> dict[str, Any]:
-    """What a configuration says because its program does."""
-    layout, attributes = layout_of(program), program.attributes
-    found = {
+    """Return the entries of a configuration that follow from its program."""
+    layout = layout_of(program)
+    attributes = program.attributes
+    entries = {
         "vocab_size": attributes["vocab_size"],
         "hidden_size": layout.d_aux,
         "num_hidden_layers": attributes["n_layers"],
@@ -46,11 +47,13 @@ def of_program(program: Program) -> dict[str, Any]:
         "semantics": attributes["semantics"],
         "reuse": reuse_of(program),
     }
-    return found | {name: attributes[name] for name in ("n_update_layers",) if name in attributes}
+    if "n_update_layers" in attributes:
+        entries["n_update_layers"] = attributes["n_update_layers"]
+    return entries
 
 
 def _widths(program: Program) -> dict[str, int]:
-    """Sizes of the auxiliary's widest attention and feed-forward layers, by the names transformers has for them."""
+    """Return sizes of the auxiliary's widest attention and feed-forward layers, by transformers' names."""
     attentions = [op for op in program.ops if isinstance(op, AttentionForward)]
     hidden = [op.result.type.width for op in program.ops if isinstance(op, ActivationForward | GateForward)]
     sizes = {
@@ -59,11 +62,11 @@ def _widths(program: Program) -> dict[str, int]:
         "head_dim": [op.head_dim for op in attentions],
         "intermediate_size": hidden,
     }
-    return {name: max(found, default=0) for name, found in sizes.items()}
+    return {name: max(widths, default=0) for name, widths in sizes.items()}
 
 
 def options_digest(config: Mapping[str, Any]) -> str:
-    """Of the recorded options."""
+    """Return the sha256 of the recorded options."""
     return text_digest(json.dumps([config.get(name) for name in RECORDED]))
 
 
@@ -94,17 +97,29 @@ def check_tensors(path: str | os.PathLike[str], info: Mapping[str, Any], edited:
         ("unexpected_keys", "has {} it does not know"),
         ("mismatched_keys", "has {} of another shape"),
     ):
-        names = sorted(key if isinstance(key, str) else str(key[0]) for key in info.get(kind, ()))
+        names = sorted(_key_name(key) for key in info.get(kind, ()))
         if names and not (edited and kind == "unexpected_keys"):
-            count = f"{len(names)} tensor{'s' if len(names) > 1 else ''}"
-            problems.append(f"{what.format(count)} ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})")
+            problems.append(f"{what.format(_counted(names))} ({', '.join([*names[:3], *['...'] * (len(names) > 3)])})")
     if problems:
         raise ArtefactError(f"{path} does not fit its program: it {' and '.join(problems)}. Compile the model again.")
 
 
+def _key_name(key: Any) -> str:
+    """Return the name of a tensor in transformers' report, which gives some with their shapes."""
+    if isinstance(key, str):
+        return key
+    return str(key[0])
+
+
+def _counted(names: list[str]) -> str:
+    if len(names) == 1:
+        return "1 tensor"
+    return f"{len(names)} tensors"
+
+
 @contextmanager
 def unreported() -> Iterator[None]:
-    """Without transformers' own table of tensors that do not fit, whose advice is to train them: ours is an error."""
+    """Hide transformers' own table of tensors that do not fit, whose advice is to train them: ours is an error."""
 
     def other(record: logging.LogRecord) -> bool:
         return "LOAD REPORT" not in record.getMessage()
@@ -120,11 +135,13 @@ def unreported() -> Iterator[None]:
 def program_of(
     path: str | os.PathLike[str] | None, config: TintConfig | None, tensors: Mapping[str, Any], hub: Mapping[str, Any]
 ) -> tuple[str, Program]:
-    """The program to load, as text and parsed: of the folder, or of the configuration where there is no folder but a
-    state dict. Raises `OptionError` where there is neither."""
+    """Return the program to load, as text and parsed: the folder's, or the configuration's beside a state dict.
+
+    Raises `OptionError` where there is neither.
+    """
     if path is not None:
         return read_program(path, **hub)
-    text = None if config is None else config.program
+    text = getattr(config, "program", None)
     if text is None or not tensors:
         raise OptionError(
             "Without a folder a simulator is made of config=, with its program, and state_dict=; pass both, or the "
@@ -135,7 +152,7 @@ def program_of(
 
 @contextmanager
 def explained_loading(path: object, variant: str | None) -> Iterator[None]:
-    """Raises `ArtefactError` for what transformers has against the block, with the advice that helps."""
+    """Raise `ArtefactError` for what transformers has against the block, with the advice that helps."""
     if torch.get_default_device().type == "meta":
         raise OptionError(
             "A simulator is not loaded onto the device meta, which holds no values; load it outside of "

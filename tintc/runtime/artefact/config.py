@@ -132,31 +132,31 @@ class TintConfig(PretrainedConfig):
             setattr(self, name, value)
 
     def to_dict(self) -> dict[str, Any]:
-        found = super().to_dict()
-        found.pop("program", None)
-        found.pop("auxiliary", None)
-        return found
+        entries = super().to_dict()
+        entries.pop("program", None)
+        entries.pop("auxiliary", None)
+        return entries
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, **kwargs: Any) -> Any:
-        """As transformers', and with what lies beside it."""
+        """Read a configuration as transformers does, and the programs beside it."""
         hub = {key: kwargs[key] for key in HUB_ARGUMENTS if key in kwargs}
-        found: Any = super().from_pretrained(pretrained_model_name_or_path, **kwargs)
-        (found[0] if isinstance(found, tuple) else found).read_beside(pretrained_model_name_or_path, hub)
-        return found
+        result: Any = super().from_pretrained(pretrained_model_name_or_path, **kwargs)
+        _config_in(result).read_beside(pretrained_model_name_or_path, hub)
+        return result
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
-        """As transformers', and, called by its Auto classes, which say where they have it from, with what lies beside
-        it there."""
+        """Make a configuration as transformers does, and read the programs beside it where its Auto classes say
+        where they have it from."""
         path = kwargs.get("name_or_path")
-        found: Any = super().from_dict(config_dict, **kwargs)
-        config = found[0] if isinstance(found, tuple) else found
+        result: Any = super().from_dict(config_dict, **kwargs)
+        config = _config_in(result)
         if path is not None:
             config.read_beside(path, {})
             if not os.path.isdir(path) and text_digest(config.program or "") != config.digests.get("program"):
                 config.program = config.auxiliary = None  # of another revision than the configuration
-        return found
+        return result
 
     def read_beside(self, path: str | os.PathLike[str], hub: dict[str, Any]) -> None:
         """Read `program` and `auxiliary`, which stay None where they cannot be read."""
@@ -165,3 +165,10 @@ class TintConfig(PretrainedConfig):
             self.auxiliary = text_beside(path, AUXILIARY_FILE, **hub)
         except UnicodeDecodeError:
             self.program = self.auxiliary = None
+
+
+def _config_in(result: Any) -> TintConfig:
+    """Return the configuration in what transformers returns: it alone, or with the arguments that were not used."""
+    if isinstance(result, tuple):
+        return result[0]
+    return result

@@ -30,7 +30,7 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch
 
 
 def as_dtype(dtype: torch.dtype | str | None) -> torch.dtype | None:
-    """A dtype or its name; raises `OptionError` for anything but float32, bfloat16, float64."""
+    """Return the torch dtype of a dtype or its name; raise `OptionError` for any but float32, bfloat16, float64."""
     if dtype is None:
         return None
     name = str(dtype).removeprefix("torch.")
@@ -40,12 +40,12 @@ def as_dtype(dtype: torch.dtype | str | None) -> torch.dtype | None:
 
 
 def is_edited(program: str, digests: Mapping[str, str]) -> bool:
-    """Whether a program's text is not what the compiler wrote, whose digests stand in the configuration."""
+    """Return whether a program's text is not what the compiler wrote, whose digests stand in the configuration."""
     return text_digest(program) != digests.get("program")
 
 
 def read_program(path: str | os.PathLike[str], **hub: Any) -> tuple[str, Program]:
-    """The program of an artefact, local or on the hub, as text and parsed; `IRError` if that does not work."""
+    """Return the program of an artefact, local or on the hub, as text and parsed; raise `IRError` if it is damaged."""
     read_config(path, **hub)
     text = _read_text(path, PROGRAM_FILE, **hub)
     if text is None:
@@ -58,7 +58,7 @@ def read_program(path: str | os.PathLike[str], **hub: Any) -> tuple[str, Program
 
 
 def read_auxiliary(path: str | os.PathLike[str], **hub: Any) -> str | None:
-    """The text of the auxiliary program that an artefact was made from; nothing needs it to run."""
+    """Return the text of the auxiliary program that an artefact was made from; nothing needs it to run."""
     return _read_text(path, AUXILIARY_FILE, **hub)
 
 
@@ -70,19 +70,19 @@ def _read_text(path: str | os.PathLike[str], name: str, **hub: Any) -> str | Non
 
 
 def files_of(path: str | os.PathLike[str], **hub: Any) -> Path:
-    """The local folder that holds an artefact's files, which for a hub id is transformers' cache."""
-    found = file_beside(path, "config.json", **hub)
-    assert found is not None, "read_program has checked that the folder is an artefact"
-    return Path(found).parent
+    """Return the local folder that holds an artefact's files, which for a hub id is transformers' cache."""
+    file = file_beside(path, "config.json", **hub)
+    assert file is not None, "read_program has checked that the folder is an artefact"
+    return Path(file).parent
 
 
 def is_artefact(path: str | os.PathLike[str]) -> bool:
-    """Whether a local folder is a compiled simulator."""
+    """Return whether a local folder is a compiled simulator."""
     return (Path(path) / PROGRAM_FILE).is_file()
 
 
 def says_simulator(path: str | os.PathLike[str]) -> bool:
-    """Whether a local folder's configuration is that of a compiled simulator, whatever else the folder holds."""
+    """Return whether a local folder's configuration is a simulator's, whatever else the folder holds."""
     try:
         return _model_type(_parsed(Path(path) / "config.json")) == MODEL_TYPE
     except (OSError, ValueError):
@@ -94,19 +94,24 @@ def _parsed(file: str | Path) -> Any:
 
 
 def _model_type(config: Any) -> Any:
-    return config.get("model_type") if isinstance(config, dict) else None
+    if not isinstance(config, dict):
+        return None
+    return config.get("model_type")
 
 
 def read_config(path: str | os.PathLike[str], **hub: Any) -> dict[str, Any]:
-    """The configuration as it is stored; `ArtefactError` unless it is that of a simulator this version can read."""
-    why = None if Path(path).exists() else why_missing(str(path), **hub)
+    """Return the configuration as it is stored; raise `ArtefactError` unless it is that of a simulator this version
+    can read."""
+    why = None
+    if not Path(path).exists():
+        why = why_missing(str(path), **hub)
     if why is not None:
         raise ArtefactError(f"There is no folder {path}, and {why}; check the path, or the connection.")
-    found = file_beside(path, "config.json", **hub)
-    if found is None:
+    file = file_beside(path, "config.json", **hub)
+    if file is None:
         raise ArtefactError(f"{path} is not a compiled simulator: it has no config.json. Check the path.")
     try:
-        config = _parsed(found)
+        config = _parsed(file)
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ArtefactError(f"{path}/config.json is damaged ({error}); compile the model again.") from error
     kind = _model_type(config)
@@ -120,7 +125,7 @@ def read_config(path: str | os.PathLike[str], **hub: Any) -> dict[str, Any]:
 
 
 def read_tokenizer(path: str | os.PathLike[str], **hub: Any) -> Any:
-    """The tokenizer stored with an artefact, local or on the hub; None if there is none."""
+    """Return the tokenizer stored with an artefact, local or on the hub; None if there is none."""
     if file_beside(path, "tokenizer_config.json", **hub) is None:
         return None
     try:
@@ -142,7 +147,7 @@ def first_line(error: BaseException) -> str:
 
 @contextmanager
 def writing(out: str | os.PathLike[str], force: bool) -> Iterator[Path]:
-    """The folder to write an artefact into, which becomes `out` at the end; errors as of `write_artefact`."""
+    """Give a folder to write an artefact into, which becomes `out` at the end; errors as of `write_artefact`."""
     target = check_output(out, force)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -154,7 +159,7 @@ def writing(out: str | os.PathLike[str], force: bool) -> Iterator[Path]:
 
 @contextmanager
 def explained(target: Path) -> Iterator[None]:
-    """Raises `ArtefactError` for what a disk has against the block, which writes `target` whole or not at all."""
+    """Raise `ArtefactError` for what a disk has against the block, which writes `target` whole or not at all."""
     try:
         yield
     except TintcError:
@@ -179,8 +184,8 @@ def check_space(folder: Path, needed: int) -> None:
 
 
 def write_texts(folder: Path, config: TintConfig, program: str, tokenizer: Any | None, edited: bool = False) -> None:
-    """What an artefact holds besides configuration and tensors: programs, the roles of its heads, model card and, if
-    known, the tokenizer.
+    """Write what an artefact holds besides configuration and tensors: programs, the roles of its heads, model card
+    and, if known, the tokenizer.
 
     edited: whether the structural tensors are not the compiler's own. The program comes last: without it a folder is no
     artefact.
@@ -195,12 +200,14 @@ def write_texts(folder: Path, config: TintConfig, program: str, tokenizer: Any |
 
 
 def check_output(out: str | os.PathLike[str], force: bool) -> Path:
-    """The absolute output path; `ArtefactError` if it exists and may not, or is no folder."""
+    """Return the absolute output path; raise `ArtefactError` if it exists and may not, or is no folder."""
     target = Path(out).resolve()
     if target.exists() and not target.is_dir():
         raise ArtefactError(f"{out} is a file; choose another output folder.")
     if target.exists() and not force:
-        raise ArtefactError(f"{out} exists already; pass --force to replace it, or choose another output folder.")
+        raise ArtefactError(
+            f"{out} exists already; pass force=True (--force) to replace it, or choose another output folder."
+        )
     if target.exists() and any(target.iterdir()) and not is_artefact(target):
         raise ArtefactError(f"{out} is not a compiled simulator, so it will not be replaced; choose another folder.")
     return target

@@ -29,7 +29,7 @@ PIECE = 1 << 22
 
 
 @dataclass(frozen=True)
-class Planned:
+class LazyTensor:
     """A tensor to be written: `build` gives it in any dtype and layout."""
 
     shape: tuple[int, ...]
@@ -42,21 +42,28 @@ class Planned:
 
 
 def parse_size(text: str | int) -> int:
-    """Bytes of ``5GB``, ``500 MB``, ``2GiB`` or a number of bytes; raises `OptionError` for anything else, and for less
-    than a kilobyte, which is a number whose unit was forgotten."""
+    """Return the bytes of ``5GB``, ``500 MB``, ``2GiB`` or a number of bytes.
+
+    Raises `OptionError` for anything else, and for less than a kilobyte, which is a number whose unit was forgotten.
+    """
     written = str(text).strip().upper()  # accelerate takes a small b for bits
     try:
-        size = int(written) if written.isdecimal() else convert_file_size_to_int(written)
-    except (ValueError, OverflowError):
-        size = 0
+        size = _size(written)
+    except (ValueError, OverflowError) as error:
+        raise OptionError(f"The size {text!r} is not understood; write it as 5GB, 500MB or 2GiB.") from error
     if size < 1000:
-        why = f"is {size} bytes" if size else "is not understood"
-        raise OptionError(f"The size {text!r} {why}; write it as 5GB, 500MB or 2GiB.")
+        raise OptionError(f"The size {text!r} is {size} bytes; write it as 5GB, 500MB or 2GiB.")
     return size
 
 
+def _size(written: str) -> int:
+    if written.isdecimal():
+        return int(written)
+    return convert_file_size_to_int(written)
+
+
 def write_files(
-    folder: Path, tensors: Mapping[str, Planned], max_shard_size: int, after_each: Callable[[], None]
+    folder: Path, tensors: Mapping[str, LazyTensor], max_shard_size: int, after_each: Callable[[], None]
 ) -> None:
     """Write the tensors to one file, or to shards of at most `max_shard_size` bytes (a larger tensor has one to itself)
     and an index. `after_each` is called whenever a tensor has been written."""
@@ -75,13 +82,14 @@ def write_files(
         (folder / INDEX).write_text(text, encoding="utf-8")
 
 
-def write_file(stream: BinaryIO, tensors: Mapping[str, Planned], after_each: Callable[[], None]) -> None:
-    """One safetensors file: the length of its header, the header, the tensors' bytes."""
+def write_file(stream: BinaryIO, tensors: Mapping[str, LazyTensor], after_each: Callable[[], None]) -> None:
+    """Write one safetensors file: the length of its header, the header, the tensors' bytes."""
     ordered = sorted(tensors.items(), key=lambda item: (-item[1].dtype.itemsize, item[0]))
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     end = 0
     for name, planned in ordered:
-        begin, end = end, end + planned.nbytes
+        begin = end
+        end += planned.nbytes
         header[name] = {"dtype": NAMES[planned.dtype], "shape": list(planned.shape), "data_offsets": [begin, end]}
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % 8)
@@ -97,7 +105,7 @@ def write_file(stream: BinaryIO, tensors: Mapping[str, Planned], after_each: Cal
 
 
 def _pieces(tensor: Tensor) -> Iterable[Tensor]:
-    """Parts of a tensor along its first dimension, which together are its numbers in order."""
+    """Return parts of a tensor along its first dimension, which together are its numbers in order."""
     if tensor.numel() <= PIECE:
         return (tensor.reshape(-1),)
     return (part.reshape(-1) for part in tensor.split(max(1, PIECE * tensor.shape[0] // tensor.numel())))

@@ -16,12 +16,13 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-OLD, PROGRAM_FILE = ".old", "program.tint"
+OLD = ".old"
+PROGRAM_FILE = "program.tint"
 
 
 @contextmanager
 def staged(target: Path) -> Iterator[Path]:
-    """A new folder to write into, which takes the place of `target` if the block ends well; otherwise nothing changes.
+    """Give a new folder to write into, which takes the place of `target` if the block ends well, and else is removed.
 
     An existing `target` is exchanged for it and removed; its parent exists. Raises `OSError` if the disk will not take
     it.
@@ -39,8 +40,8 @@ def staged(target: Path) -> Iterator[Path]:
 
 @contextmanager
 def merged(target: Path, replaced: Iterable[str] = ()) -> Iterator[Path]:
-    """A new folder to write into, whose files take their places in the existing folder `target` if the block ends well;
-    otherwise nothing changes.
+    """Give a new folder to write into, whose files take their places in the existing folder `target` if the block ends
+    well; otherwise nothing changes.
 
     replaced: patterns of files that are removed from `target` unless they are written anew; other files stay. It is
     hidden inside `target`, which may be a disk of its own or where somebody works, and the files are renamed one by
@@ -100,7 +101,7 @@ def _prefix(target: Path) -> str:
 
 
 def _locked_folder(target: Path) -> tuple[Path, int]:
-    """A new folder and the descriptor that locks it."""
+    """Make a new folder; return it and the descriptor that locks it."""
     while True:
         folder = Path(tempfile.mkdtemp(prefix=_prefix(target), dir=target.parent))
         lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
@@ -112,7 +113,7 @@ def _locked_folder(target: Path) -> tuple[Path, int]:
 
 
 def _remove(folder: Path) -> None:
-    """The files that make it a model go first, so that a half-removed folder does not look like one."""
+    """Remove a folder, the files that make it a model first, so that a half-removed one does not look like one."""
     for name in (PROGRAM_FILE, "config.json"):
         with suppress(OSError):
             (folder / name).unlink()
@@ -135,24 +136,28 @@ def _move(staging: Path, target: Path) -> None:
 
 
 def _exchange(a: Path, b: Path) -> bool:
-    """Swap two paths atomically (Linux renameat2 with RENAME_EXCHANGE); False where that cannot be done."""
+    """Exchange two paths atomically (Linux renameat2 with RENAME_EXCHANGE); return False where that cannot be done."""
     try:
         libc = ctypes.CDLL(None, use_errno=True)
-        at_cwd, exchange = -100, 2
+        at_cwd = -100
+        exchange = 2
         return libc.renameat2(at_cwd, os.fsencode(a), at_cwd, os.fsencode(b), exchange) == 0
     except (OSError, AttributeError):
         return False
 
 
 def _open_up(folder: Path) -> None:
-    """Permissions as the umask gives them: temporary folders and safetensors' files are their owner's alone."""
+    """Give a folder's files permissions by the umask; temporary files are their owner's alone."""
     for path in (folder, *folder.rglob("*")):
         open_path(path)
 
 
 def open_path(path: str | os.PathLike[str]) -> None:
-    """Permissions of one file or folder as the umask gives them."""
-    os.chmod(path, (0o777 if os.path.isdir(path) else 0o666) & ~_umask())
+    """Give one file or folder permissions by the umask."""
+    mode = 0o666
+    if os.path.isdir(path):
+        mode = 0o777
+    os.chmod(path, mode & ~_umask())
 
 
 def _umask() -> int:

@@ -14,7 +14,7 @@ from transformers import GenerationConfig
 
 from tintc.runtime.artefact.config import TintConfig
 from tintc.runtime.artefact.folder import check_space, write_texts, writing
-from tintc.runtime.artefact.safetensors_writer import Planned, write_files
+from tintc.runtime.artefact.safetensors_writer import LazyTensor, write_files
 from tintc.runtime.artefact.structure_file import stored_structure, structure_digest
 
 BESIDE = 1 << 26
@@ -24,13 +24,13 @@ BESIDE = 1 << 26
 def write_streamed(
     out: str | os.PathLike[str],
     config: TintConfig,
-    tensors: Mapping[str, Planned],
+    tensors: Mapping[str, LazyTensor],
     tokenizer: Any | None,
     max_shard_size: int,
     force: bool,
     after_each: Callable[[], None],
 ) -> Path:
-    """Write the artefact of a configuration that holds its program; the absolute path.
+    """Write the artefact of a configuration that holds its program; return the absolute path.
 
     max_shard_size: most bytes of a file of several tensors; after_each: called whenever a tensor has been written.
     Raises `ArtefactError` as `write_artefact` does, and, before anything is written, if the disk has no room for it.

@@ -40,7 +40,7 @@ class Reference:
 
 def place_module(root: nn.Module, name: str, module: nn.Module) -> None:
     """Put `module` at the dotted `name`; if a container stands there, the module takes over its children."""
-    parent, leaf = descend(root, name)
+    parent, leaf = ensure_parent(root, name)
     existing = parent._modules.get(leaf)
     if existing is not None:
         for key, child in existing._modules.items():
@@ -49,12 +49,12 @@ def place_module(root: nn.Module, name: str, module: nn.Module) -> None:
 
 
 def place_parameter(root: nn.Module, name: str, parameter: nn.Parameter) -> None:
-    parent, leaf = descend(root, name)
+    parent, leaf = ensure_parent(root, name)
     parent.register_parameter(leaf, parameter)
 
 
-def descend(root: nn.Module, name: str) -> tuple[nn.Module, str]:
-    """The node that holds the last component of `name`, made as needed, and that component."""
+def ensure_parent(root: nn.Module, name: str) -> tuple[nn.Module, str]:
+    """Return the node that holds the last component of `name`, added as needed, and that component."""
     *path, leaf = name.split(".")
     for part in path:
         if part not in root._modules:

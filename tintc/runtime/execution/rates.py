@@ -34,16 +34,18 @@ class Rates:
     by_layer: Mapping[int, Tensor] = field(default_factory=dict)
 
     def of(self, name: str, step: int) -> Tensor | None:
-        """The rate ``[B]`` of a parameter in a step; None: the stored one."""
+        """Return the rate ``[B]`` of a parameter in a step; None: the stored one."""
         rate = self.by_layer.get(self.layers[name], self.others)
-        return None if rate is None else rate[step]
+        if rate is None:
+            return None
+        return rate[step]
 
     def rows(self, rows: slice) -> Rates:
-        """Those of some of the examples."""
+        """Return those of some of the examples."""
         return self._each(lambda rate: rate[:, rows])
 
     def repeated(self, count: int) -> Rates:
-        """The same for every example repeated, as many rows side by side."""
+        """Return the same for every example repeated, as many rows side by side."""
         return self._each(lambda rate: rate.repeat_interleave(count, 1))
 
     def to(self, device: torch.device) -> Rates:
@@ -51,41 +53,49 @@ class Rates:
 
     @property
     def alike(self) -> bool:
-        """Whether all examples have the same."""
+        """True if all examples have the same."""
         return all(bool((rate == rate[:, :1]).all()) for rate in self._all())
 
     @property
     def batch(self) -> int:
-        """How many examples they are for; 1 if all are as stored."""
+        """The number of examples that they are for; 1 if all are as stored."""
         return next((rate.shape[1] for rate in self._all()), 1)
 
     def _all(self) -> list[Tensor]:
-        return [*self.by_layer.values(), *([] if self.others is None else [self.others])]
+        rates = list(self.by_layer.values())
+        if self.others is not None:
+            rates.append(self.others)
+        return rates
 
     def _each(self, change: Callable[[Tensor], Tensor]) -> Rates:
-        others = None if self.others is None else change(self.others)
+        others = self.others
+        if others is not None:
+            others = change(others)
         return Rates(self.layers, others, {layer: change(rate) for layer, rate in self.by_layer.items()})
 
 
-def rates_of(given: Any, program: Program, batch: int, dtype: torch.dtype, device: torch.device) -> Rates:
-    """What a user passes as `inner_lr`: a `Rate`, or a mapping from layers, and `DEFAULT`, to rates.
+def rates_of(inner_lr: Any, program: Program, batch: int, dtype: torch.dtype, device: torch.device) -> Rates:
+    """Return the rates that a user passes: a `Rate`, or a mapping from layers, and `DEFAULT`, to rates.
 
     Raises `OptionError` for what is none, for layers that the simulator does not update, and for rates that are
     negative or not finite.
     """
-    if isinstance(given, Rates):
-        return given.to(device)
-    layers, steps = _layers(program), program.attributes["n_steps"]
+    if isinstance(inner_lr, Rates):
+        return inner_lr.to(device)
+    layers = _layers(program)
+    steps = program.attributes["n_steps"]
 
     def resolved(rate: Any) -> Tensor:
         return _resolved(rate, steps, batch, dtype).to(device)
 
-    if not isinstance(given, Mapping):
-        return Rates(layers, resolved(given))
-    named = {key: rate for key, rate in given.items() if key != DEFAULT}
+    if not isinstance(inner_lr, Mapping):
+        return Rates(layers, resolved(inner_lr))
+    named = {key: rate for key, rate in inner_lr.items() if key != DEFAULT}
     for key in named:
         _check_layer(key, sorted(set(layers.values())))
-    others = resolved(given[DEFAULT]) if DEFAULT in given else None
+    others = None
+    if DEFAULT in inner_lr:
+        others = resolved(inner_lr[DEFAULT])
     return Rates(layers, others, {int(layer): resolved(rate) for layer, rate in named.items()})
 
 
@@ -102,12 +112,12 @@ def _check_layer(key: object, updated: Sequence[int]) -> None:
         )
 
 
-def _resolved(given: Any, steps: int, batch: int, dtype: torch.dtype) -> Tensor:
-    """``[N, B]``; autograd goes on through it."""
+def _resolved(inner_lr: Any, steps: int, batch: int, dtype: torch.dtype) -> Tensor:
+    """Return the rates ``[N, B]``, through which autograd goes on."""
     try:
-        rate = torch.as_tensor(given, dtype=dtype)
+        rate = torch.as_tensor(inner_lr, dtype=dtype)
     except (TypeError, ValueError, RuntimeError) as error:
-        raise OptionError(f"inner_lr is {given!r}; {SHAPES}.") from error
+        raise OptionError(f"inner_lr is {inner_lr!r}; {SHAPES}.") from error
     shape = tuple(rate.shape)
     if shape in ((), (batch,)):
         rate = rate.expand(steps, batch)

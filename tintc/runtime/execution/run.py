@@ -80,6 +80,8 @@ def check_inputs(sim: Simulator, inputs: Inputs, length: int = 0, ops: Iterable[
     for token in (int(inputs.input_ids.min()), int(inputs.input_ids.max())):
         if not 0 <= token < sim.config.vocab_size:
             raise InputError(f"Token id {token} is out of range; the vocabulary has {sim.config.vocab_size} entries.")
-    for op in sim.program.ops if ops is None else ops:
+    if ops is None:
+        ops = sim.program.ops
+    for op in ops:
         if isinstance(op, SimOp):
             op.check(inputs, sim.parameter)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -11,15 +11,18 @@ from torch import Tensor, nn
 from tintc.ir.core import Op, Program, Value
 from tintc.ir.layout import Layout
 from tintc.runtime.artefact.config import TintConfig
-from tintc.runtime.execution.literal.blocks import Prefix
+
+if TYPE_CHECKING:
+    from tintc.runtime.execution.literal.prefix import Prefix
 
 
 class Simulator(Protocol):
     """A simulator's program, its tensors by the names that the program gives them, and how to run it.
 
     tables, prefixes: the modules that hold the auxiliary's tensors. edits: functions that replace token values as soon
-    as they are computed. update: how fused execution keeps updates, one of `UPDATES` in `fused/plan.py`; plans: those
-    that it has made, by sizes.
+    as they are computed. update: how fused execution keeps updates, one of `UPDATES` in `fused/plan.py`; plans: the
+    last, by sizes; shared_inputs: layers whose products share an input (`fused/packed_linear.py`). Edits and plans are
+    the model's, so no two threads run one simulator at a time.
     """
 
     config: TintConfig
@@ -30,15 +33,16 @@ class Simulator(Protocol):
     edits: dict[Value, Callable[[Tensor], Tensor]]
     update: str
     plans: dict[Any, Any]
+    shared_inputs: list[tuple[str, ...]]
 
     @property
     def device(self) -> torch.device:
-        """The device that all tensors are on."""
+        """Return the device that all tensors are on."""
         ...
 
     @property
     def dtype(self) -> torch.dtype:
-        """The type that all tensors have, but for rates and frequencies, which are never shorter than float32."""
+        """Return the type of all tensors but rates and frequencies, which are never shorter than float32."""
         ...
 
     def table(self, name: str) -> Tensor:

@@ -26,11 +26,11 @@ from tintc.ir.core import Program, Value
 Edit = Callable[[Tensor], Tensor]
 
 
-class Seen(dict[str, Tensor]):
-    """What the last run inside the ``with`` block has shown, by point."""
+class CapturedValues(dict[str, Tensor]):
+    """The values of the last run inside the ``with`` block, by point."""
 
 
-class Observed:
+class ActivationAccess:
     """The part of `TintForCausalLM` that captures and edits."""
 
     program: Program
@@ -38,26 +38,26 @@ class Observed:
     def _observe(self) -> None:
         self.edits: dict[Value, Edit] = {}
         self._edited: tuple[str, ...] = ()
-        self._captures: list[tuple[tuple[str, ...], Seen]] = []
+        self._captures: list[tuple[tuple[str, ...], CapturedValues]] = []
 
     def capture_points(self) -> list[Point]:
-        """Every capture point: its name, its shape (``B`` examples, ``T`` tokens) and what it is."""
+        """Return every capture point: its name, its shape (``B`` examples, ``T`` tokens) and what it is."""
         return list(points_of(self.program).values())
 
     def roles(self) -> Roles:
-        """What every head and gate is there for: rows of `tintc.analysis.head_roles.Role`, ``to_json()``."""
+        """Return the role of every head and gate: rows of `tintc.analysis.head_roles.Role`, ``to_json()``."""
         return Roles(self.program)
 
     @contextmanager
-    def capture(self, *patterns: str) -> Iterator[Seen]:
-        """Fills the dictionary it gives with the points that match, at every run inside the block.
+    def capture(self, *patterns: str) -> Iterator[CapturedValues]:
+        """Fill the dictionary it gives with the points that match, at every run inside the block.
 
         patterns: names with ``*`` and ``?``; without ``pass<p>.`` or ``step<s>.`` in front they mean every pass or
         step. Raises `OptionError` for a pattern that no point matches, and without any.
         """
         if not patterns:
             raise OptionError("Say what to capture, '*' for everything; sim.capture_points() lists what there is.")
-        request = tuple(select(self.program, patterns)), Seen()
+        request = tuple(select(self.program, patterns)), CapturedValues()
         self._captures.append(request)
         try:
             yield request[1]
@@ -66,14 +66,15 @@ class Observed:
 
     @contextmanager
     def edit(self, edits: Mapping[str, Edit]) -> Iterator[None]:
-        """Inside the block, the values at these points are replaced: ``{pattern: function of [B, T, width]}``.
+        """Replace the values at these points inside the block: ``{pattern: function of [B, T, width]}``.
 
         Whatever reads the point afterwards, the backward pass included, reads what the function returns. A batch must
         run whole. Raises `OptionError` for points that are no token values, and for a value that several passes share
         unless all of them are meant: what no update reaches is computed once.
         """
-        before, labels = dict(self.edits), self._edited
-        made: dict[Value, Edit] = {}
+        before = dict(self.edits)
+        labels = self._edited
+        added: dict[Value, Edit] = {}
         points = points_of(self.program)
         for pattern, function in edits.items():
             names = select(self.program, (pattern,))
@@ -83,16 +84,18 @@ class Observed:
                     "lambda x: tensor."
                 )
             check_editable([points[name] for name in names], list(points.values()), pattern)
-            made |= {points[name].value: _same_shape(name, function) for name in names}
+            added |= {points[name].value: _same_shape(name, function) for name in names}
             labels = (*labels, *(name for name in names if name not in labels))
-        self.edits, self._edited = before | made, labels
+        self.edits = before | added
+        self._edited = labels
         try:
             yield
         finally:
-            self.edits, self._edited = before, tuple(name for name in labels if points[name].value in before)
+            self.edits = before
+            self._edited = tuple(name for name in labels if points[name].value in before)
 
     def _refuse_points(self, *wanted: bool | None) -> None:
-        """With a cache or a state a pass does not see the whole text, so there are no whole values to show."""
+        """Raise `OptionError` if anybody wants whole values, which passes with a cache or a state do not have."""
         if any(wanted) or self._captures or self._edited:
             raise OptionError(
                 "Hidden states, attentions, captures and edits are of whole passes; leave the cache and the state out "
@@ -100,17 +103,17 @@ class Observed:
             )
 
     def _with_points(self, outputs: tuple[str, ...]) -> tuple[str, ...]:
-        """The outputs of a run, and the points that somebody captures or edits. Edited values are needed whole."""
+        """Return the outputs of a run and the points that are captured or edited; edited values are needed whole."""
         if not self._captures and not self._edited:
             return outputs
         wanted = (*outputs, *self._edited, *(name for names, _ in self._captures for name in names))
         return tuple(dict.fromkeys(wanted))
 
-    def _hand_out(self, found: Mapping[str, Tensor]) -> None:
+    def _fill_captures(self, values: Mapping[str, Tensor]) -> None:
         """Give every capture the points that it wants."""
         for names, seen in self._captures:
             seen.clear()
-            seen.update((name, found[name]) for name in names)
+            seen.update((name, values[name]) for name in names)
 
 
 def check_editable(chosen: list[Point], points: list[Point], pattern: str) -> None:
@@ -133,11 +136,13 @@ def check_editable(chosen: list[Point], points: list[Point], pattern: str) -> No
 
 def _same_shape(name: str, function: Edit) -> Edit:
     def checked(value: Tensor) -> Tensor:
-        made = function(value)
-        if not isinstance(made, Tensor) or made.shape != value.shape:
-            found = list(made.shape) if isinstance(made, Tensor) else type(made).__name__
-            raise InputError(f"The edit of {name} returned {found}; it must return a tensor of {list(value.shape)}.")
-        return made.to(value)
+        edited = function(value)
+        wanted = f"it must return a tensor of {list(value.shape)}"
+        if not isinstance(edited, Tensor):
+            raise InputError(f"The edit of {name} returned {type(edited).__name__}; {wanted}.")
+        if edited.shape != value.shape:
+            raise InputError(f"The edit of {name} returned {list(edited.shape)}; {wanted}.")
+        return edited.to(value)
 
     return checked
 
@@ -151,38 +156,49 @@ class OnDemand:
 
     @classmethod
     def of(cls, config: PretrainedConfig, hidden_states: bool | None, attentions: bool | None) -> OnDemand:
-        """None: what the configuration says."""
-        hidden = config.output_hidden_states if hidden_states is None else hidden_states
-        return cls(bool(hidden), bool(config.output_attentions if attentions is None else attentions))
+        """Return what a call asks for; what the configuration says stands in for None."""
+        if hidden_states is None:
+            hidden_states = config.output_hidden_states
+        if attentions is None:
+            attentions = config.output_attentions
+        return cls(bool(hidden_states), bool(attentions))
 
     def labels(self, program: Program) -> tuple[str, ...]:
-        """The capture points that are needed."""
+        """Return the capture points that are needed."""
         points = [name for layers in self._layers(program).values() for layer in layers for name in layer]
         return tuple(dict.fromkeys(points))
 
-    def fields(self, program: Program, found: Mapping[str, Tensor]) -> dict[str, tuple[Tensor, ...]]:
-        """Fields of the output, by name. Attentions of a layer that has several stand side by side, as more heads."""
-        made = self._layers(program).items()
-        return {
-            name: tuple(
-                found[one[0]] if len(one) == 1 else torch.cat([found[part] for part in one], 1) for one in layers
-            )
-            for name, layers in made
-        }
+    def fields(self, program: Program, values: Mapping[str, Tensor]) -> dict[str, tuple[Tensor, ...]]:
+        """Return fields of the output, by name, from the values of capture points.
+
+        Attentions of a layer that has several stand side by side, as more heads.
+        """
+        fields: dict[str, tuple[Tensor, ...]] = {}
+        for name, layers in self._layers(program).items():
+            fields[name] = tuple(_side_by_side([values[point] for point in points]) for points in layers)
+        return fields
 
     def _layers(self, program: Program) -> dict[str, list[list[str]]]:
-        """For every field, the points of each of its tensors."""
+        """Return, for every field, the points of each of its tensors."""
         if not (self.hidden_states or self.attentions):
             return {}
-        points, n_layers = points_of(program), program.attributes["n_layers"]
-        found: dict[str, list[list[str]]] = {}
+        points = points_of(program)
+        n_layers = program.attributes["n_layers"]
+        layers: dict[str, list[list[str]]] = {}
         for at, suffix in ((program.attributes["n_steps"], ""), (0, "_before")):
             if self.hidden_states:
                 between = [[f"pass{at}.layers.{layer}.residual"] for layer in range(n_layers - 1)]
-                found[f"hidden_states{suffix}"] = [[f"pass{at}.embeddings"], *between, [f"pass{at}.final"]]
+                layers[f"hidden_states{suffix}"] = [[f"pass{at}.embeddings"], *between, [f"pass{at}.final"]]
             if self.attentions:
                 stems = [f"pass{at}.layers.{layer}.attention" for layer in range(n_layers)]
-                found[f"attentions{suffix}"] = [
+                layers[f"attentions{suffix}"] = [
                     [name for name in points if name == stem or name.startswith(f"{stem}.")] for stem in stems
                 ]
-        return found
+        return layers
+
+
+def _side_by_side(heads: list[Tensor]) -> Tensor:
+    """Return tensors ``[B, H, ...]`` as one, without a copy if it is one."""
+    if len(heads) == 1:
+        return heads[0]
+    return torch.cat(heads, 1)

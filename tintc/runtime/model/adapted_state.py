@@ -17,7 +17,7 @@ class AdaptedState(AdaptedWeights):
     @classmethod
     def of_weights(cls, weights: AdaptedWeights) -> AdaptedState:
         """Return the state that has these weights."""
-        return cls(weights.sim, weights.weights, weights.examples, weights.made)
+        return cls(weights.sim, weights.weights, weights.examples, weights.snapshot)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the state as one safetensors file; raises `ArtefactError` if it cannot be written, and `OptionError` if

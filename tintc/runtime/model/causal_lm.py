@@ -15,36 +15,26 @@ from tintc.ir.core import Program
 from tintc.ir.inputs import Inputs, check_ids, matching, resolve_inputs
 from tintc.ir.layout import Layout
 from tintc.ir.text import parse_program
-from tintc.lowering.emission.emit import check_complete, specs
+from tintc.lowering.emission.emit import specs
 from tintc.lowering.passes.plan_layout import layout_of
-from tintc.runtime.artefact.beside import HUB_ARGUMENTS
-from tintc.runtime.artefact.checks import (
-    check_config,
-    check_tensors,
-    explained_loading,
-    of_program,
-    program_of,
-    unreported,
-)
+from tintc.runtime.artefact.checks import explained_loading, unreported
 from tintc.runtime.artefact.config import TintConfig
-from tintc.runtime.artefact.folder import files_of, is_edited, read_auxiliary
-from tintc.runtime.artefact.structure_file import structure_digest
-from tintc.runtime.execution.fused.plan import Plan
+from tintc.runtime.execution.fused.plan import ExecutionPlan
 from tintc.runtime.execution.rates import GivenRates, Rates, rates_of
 from tintc.runtime.execution.run import check_inputs, execute
-from tintc.runtime.model.activations import Observed, OnDemand
+from tintc.runtime.model.activations import ActivationAccess, OnDemand
 from tintc.runtime.model.adapted_state import AdaptedState
 from tintc.runtime.model.describe import described
-from tintc.runtime.model.devices import one_device
-from tintc.runtime.model.finite import check_weights, tell_of_logits
+from tintc.runtime.model.finite import warn_of_logits
+from tintc.runtime.model.from_folder import Source
 from tintc.runtime.model.generation import TintGenerationMixin, check_kept
-from tintc.runtime.model.precision import in_its_own_dtype, warn_if_short
+from tintc.runtime.model.precision import in_its_own_dtype
 from tintc.runtime.model.saving import SavedModel
 from tintc.runtime.model.structure import check_executor
 from tintc.runtime.model.training import next_token_loss
 from tintc.runtime.model.unsupported import (
     NoField,
-    Refusals,
+    UnsupportedFeatures,
     check_cache,
     refuse_arguments,
     where_it_can_run,
@@ -75,20 +65,21 @@ class TintOutput(ModelOutput):
 
     @property
     def last_hidden_state(self) -> Tensor:
-        """Raises `NoField`."""
+        """Raise `NoField`."""
         raise NoField(
             "A simulator has no base model with a last_hidden_state (TRL's trainers ask for one); use transformers' "
             "Trainer with sim.trainable('prefixes'), or hidden_states[-1] of output_hidden_states=True."
         )
 
 
-class TintForCausalLM(Observed, Refusals, SavedModel, TintGenerationMixin):
+class TintForCausalLM(ActivationAccess, UnsupportedFeatures, SavedModel, TintGenerationMixin):
     """A TinT simulator: one forward pass runs, trains and re-runs the auxiliary model on the text it is given.
 
     The tree has ``tables`` (embeddings and head), ``prefixes`` (the auxiliary's weights), ``rates``, ``rotary``,
     ``structure`` (tensors that do not depend on the layer, registered once unless the program says that modules share
     less) and ``sites`` (one module per module of the program, without tensors of their own: hook these). Every tensor
-    of the file is a parameter of it.
+    of the file is a parameter of it. Edits, captures and plans are the model's, so one simulator serves one run at a
+    time: threads need one each.
     """
 
     config: TintConfig
@@ -98,17 +89,20 @@ class TintForCausalLM(Observed, Refusals, SavedModel, TintGenerationMixin):
     _keep_in_fp32_modules_strict = ["rates", "rotary"]  # noqa: RUF012 - read by transformers
 
     def __init__(self, config: TintConfig, program: Program | None = None, **unknown: Any):
-        """program: what `config.program` says, if it has been parsed already; unknown: what `from_pretrained` and
-        `from_config` were given and nobody knows."""
+        """Make the modules, their tensors still empty.
+
+        program: what `config.program` says, if it has been parsed already; unknown: arguments of `from_pretrained` and
+        `from_config` that nobody knows.
+        """
         if unknown:
             raise OptionError(f"A simulator is not loaded with an argument {next(iter(unknown))!r}; leave it out.")
         super().__init__(config)
         if config.program is None:
             raise ArtefactError("The configuration comes without a program; load the folder with tintc.load instead.")
-        self.program: Program = parse_program(config.program) if program is None else program
+        self.program: Program = program or parse_program(config.program)
         self.layout: Layout = layout_of(self.program)
         self.update = "auto"
-        self.plans: dict[Any, Plan] = {}
+        self.plans: dict[Any, ExecutionPlan] = {}
         self._build()
         self._observe()
         self._start()
@@ -119,7 +113,7 @@ class TintForCausalLM(Observed, Refusals, SavedModel, TintGenerationMixin):
     def from_pretrained(
         cls, pretrained_model_name_or_path: Any, *args: Any, executor: str = "auto", **kwargs: Any
     ) -> Any:
-        """A compiled simulator from a folder or the hub, as `transformers` loads models.
+        """Return a compiled simulator from a folder or the hub, as `transformers` loads models.
 
         executor: ``auto``, ``fused`` or ``literal``. Raises `ArtefactError` if the folder is not a simulator, is
         damaged, or lacks or has extra tensors (extra ones are left out if its program was edited); transformers' own
@@ -127,48 +121,32 @@ class TintForCausalLM(Observed, Refusals, SavedModel, TintGenerationMixin):
         the configuration has may be given by name. With None for the folder, `config` and `state_dict` say all.
         """
         check_executor(executor)
-        path: Any = pretrained_model_name_or_path
-        kwargs["device_map"] = one_device(kwargs.get("device_map"))
-        config, given = kwargs.pop("config", None), kwargs.get("state_dict") or {}
-        hub = {key: kwargs[key] for key in HUB_ARGUMENTS if key in kwargs}
-        text, program = program_of(path, config, given, hub)
-        check_complete(program)
-        config = config or TintConfig.from_pretrained(path, **hub)
-        for name in kwargs.keys() & config.to_dict().keys() - {"dtype", "torch_dtype"}:
-            setattr(config, name, kwargs.pop(name))
-        check_config(path, config.to_dict(), program)
-        config.complete(of_program(program))
-        config.program = text
-        if path is not None:
-            config.auxiliary = read_auxiliary(path, **hub)
         wants_info = kwargs.pop("output_loading_info", False)
-        kwargs |= {"config": config, "program": program, "output_loading_info": True, "ignore_mismatched_sizes": True}
-        with unreported(), explained_loading(path, kwargs.get("variant")):
-            loaded: Any = super().from_pretrained(path, *args, **kwargs)
+        source = Source.of(pretrained_model_name_or_path, kwargs)
+        with unreported(), explained_loading(source.path, kwargs.get("variant")):
+            loaded: Any = super().from_pretrained(source.path, *args, **kwargs, **source.arguments)
         sim, info = loaded
-        check_tensors(path or "The state dict", info, edited=is_edited(text, config.digests))
-        sim.zero_absent_terms()
         sim.executor = executor
-        sim._tokenizer_source = None if path is None else (path, hub)
-        if path is not None:
-            sim.check_against(files_of(path, **hub))
-            check_weights(path, sim.named_parameters())
-        elif structure_digest(given.items()) == config.digests.get("structure"):
-            sim.trust()
-        warn_if_short(sim.dtype)
-        return (sim, info) if wants_info else sim
+        source.finish(sim, info)
+        if wants_info:
+            return sim, info
+        return sim
 
     @classmethod
     def _from_config(cls, config: TintConfig, **kwargs: Any) -> Any:
-        """A simulator of the configuration's program. What the compiler emits is there, and the rates; the auxiliary's
-        tensors are zero, as no configuration holds them."""
+        """Return a simulator of the configuration's program, with what the compiler emits and the rates.
+
+        The auxiliary's tensors are zero, as no configuration holds them.
+        """
         sim: Any = super()._from_config(config, **kwargs)
         if sim.device.type != "meta":
             known = specs(sim.program, lr=config.inner_lr)
             with torch.no_grad():
                 for name, parameter in sim.named_parameters():
-                    compiled = name.startswith(("structure.", "rates."))
-                    parameter.copy_(known[name].build()) if compiled else parameter.zero_()
+                    if name.startswith(("structure.", "rates.")):
+                        parameter.copy_(known[name].build())
+                    else:
+                        parameter.zero_()
             sim.zero_absent_terms()
             sim.trust()
         return sim
@@ -228,28 +206,35 @@ class TintForCausalLM(Observed, Refusals, SavedModel, TintGenerationMixin):
         """
         check_kept(logits_to_keep)
         shift_labels = others.pop("shift_labels", None)
-        cached, length = bool(use_cache) or past_key_values is not None or state is not None, 0
+        cached = bool(use_cache) or past_key_values is not None or state is not None
+        length = 0
         if isinstance(input_ids, Tensor):
             length = input_ids.shape[-1]
         refuse_arguments(others, length, cached)
-        ids, past = check_ids(input_ids), check_cache(past_key_values)
+        ids = check_ids(input_ids)
+        past = check_cache(past_key_values)
         more: dict[str, tuple[Tensor, ...]] = {}
-        given = {"train_mask": train_mask, "loss_mask": loss_mask, "inner_lr": inner_lr, "max_batch": max_batch}
+        options = {"train_mask": train_mask, "loss_mask": loss_mask, "inner_lr": inner_lr, "max_batch": max_batch}
         if cached:
             self._refuse_points(output_hidden_states, output_attentions)
-            given |= {"attention_mask": attention_mask, "position_ids": position_ids, "return_before": return_before}
-            found, cache = self._go_on(ids, past, state, use_cache, logits_to_keep, given)
+            options |= {"attention_mask": attention_mask, "position_ids": position_ids, "return_before": return_before}
+            results, cache = self._continue_from(ids, past, state, use_cache, logits_to_keep, options)
         else:
             inputs = self.resolve(ids, train_mask, loss_mask, attention_mask, position_ids)
-            outputs, cache = ("logits_before", "logits") if return_before else ("logits",), None
+            cache = None
+            outputs = ("logits",)
+            if return_before:
+                outputs = ("logits_before", "logits")
             asked = OnDemand.of(self.config, output_hidden_states, output_attentions)
-            found = self.execute(inputs, inner_lr, (*outputs, *asked.labels(self.program)), max_batch)
-            more = asked.fields(self.program, found)
-            found = {label: found[label][:, -logits_to_keep:] for label in outputs}
-        loss, shifted = None, shift_labels is not None
-        labels = shift_labels if shifted else labels
+            values = self.execute(inputs, inner_lr, (*outputs, *asked.labels(self.program)), max_batch)
+            more = asked.fields(self.program, values)
+            results = {label: values[label][:, -logits_to_keep:] for label in outputs}
+        loss = None
+        shifted = shift_labels is not None
+        if shifted:
+            labels = shift_labels
+        logits = results["logits"]
         if labels is not None:
-            logits = found["logits"]
             if logits_to_keep and isinstance(labels, Tensor) and labels.shape != logits.shape[:2]:
                 raise InputError(
                     f"labels has shape {tuple(labels.shape)}; with logits_to_keep it must be that of the logits, "
@@ -257,9 +242,9 @@ class TintForCausalLM(Observed, Refusals, SavedModel, TintGenerationMixin):
                 )
             targets = matching("labels", labels, tuple(logits.shape[:2]), logits.device)
             loss = next_token_loss(logits, targets, num_items_in_batch, shifted)
-        tell_of_logits(self, found["logits"])
-        before = found.get("logits_before")
-        return TintOutput(loss=loss, logits=found["logits"], logits_before=before, past_key_values=cache, **more)
+        warn_of_logits(self, logits)
+        before = results.get("logits_before")
+        return TintOutput(loss=loss, logits=logits, logits_before=before, past_key_values=cache, **more)
 
     def resolve(
         self,
@@ -292,12 +277,12 @@ class TintForCausalLM(Observed, Refusals, SavedModel, TintGenerationMixin):
         """
         rates = self.resolve_rates(inner_lr, inputs.shape[0])
         results = execute(self, inputs, rates, self._with_points(outputs), self.choose_executor(), max_batch)
-        self._hand_out(results)
+        self._fill_captures(results)
         return results
 
     def resolve_rates(self, inner_lr: GivenRates | Rates, batch: int) -> Rates | None:
-        """Rates for that many texts, in fp32 or better; None: as they are stored."""
+        """Return rates for that many texts, in fp32 or better; None: as they are stored."""
         if inner_lr is None:
             return None
-        dtype = self.dtype if self.dtype == torch.float64 else torch.float32
+        dtype = torch.promote_types(self.dtype, torch.float32)
         return rates_of(inner_lr, self.program, batch, dtype, self.device)

@@ -1,4 +1,4 @@
-"""What a simulator prints as, in ten lines."""
+"""The ten lines that a simulator prints as."""
 
 from __future__ import annotations
 

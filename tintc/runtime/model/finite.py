@@ -1,4 +1,4 @@
-"""NaN and infinite values: weights that have them are refused, and an update that makes them is told of."""
+"""NaN and infinite values: weights that have them are refused, and an update that makes them is warned of."""
 
 from __future__ import annotations
 
@@ -32,27 +32,27 @@ def check_weights(path: Any, tensors: Iterable[tuple[str, Tensor]]) -> None:
             raise ArtefactError(f"{path} has NaN or infinite values in {name}. Compile the model again.")
 
 
-def tell_of_logits(sim: StructuralModel, logits: Tensor) -> None:
+def warn_of_logits(sim: StructuralModel, logits: Tensor) -> None:
     """Warn, once for each simulator, of an update after which the last token's logits ``[B, T, V]`` are no numbers."""
-    if BLOWN_UP not in sim._reasons_said and not is_finite(logits[:, -1]):
-        _tell(sim)
+    if BLOWN_UP not in sim._warnings_given and not is_finite(logits[:, -1]):
+        _warn(sim)
 
 
-def tell_of_weights(sim: StructuralModel, weights: Iterable[FusedWeights]) -> None:
+def warn_of_weights(sim: StructuralModel, weights: Iterable[FusedWeights]) -> None:
     """Warn, once for each simulator, of updated weights that are no numbers."""
     parts = (part for w in weights for part in (w.weight, w.bias, *(update.dy for update in w.pending)))
-    if BLOWN_UP not in sim._reasons_said and not all(is_finite(part) for part in parts if part is not None):
-        _tell(sim)
+    if BLOWN_UP not in sim._warnings_given and not all(is_finite(part) for part in parts if part is not None):
+        _warn(sim)
 
 
-def _tell(sim: StructuralModel) -> None:
-    sim._reasons_said.add(BLOWN_UP)
+def _warn(sim: StructuralModel) -> None:
+    sim._warnings_given.add(BLOWN_UP)
     logger.warning(BLOWN_UP)
 
 
 @contextmanager
-def unsaid() -> Iterator[None]:
-    """Without that warning, where an error will say it."""
+def without_nan_warning() -> Iterator[None]:
+    """Hide that warning inside the block, where an error will say it."""
 
     def other(record: logging.LogRecord) -> bool:
         return record.msg != BLOWN_UP
@@ -65,7 +65,7 @@ def unsaid() -> Iterator[None]:
 
 
 class RefuseNaN(LogitsProcessor):
-    """Scores ``[B, V]`` as they are; `InputError` where there is nothing to choose a token by."""
+    """Passes scores ``[B, V]`` on; raises `InputError` where there is nothing to choose a token by."""
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         if not is_finite(scores) and bool((scores.isnan() | (scores == torch.inf)).any()):

@@ -25,7 +25,7 @@ from tintc.runtime.adaptation.prefill import adapt, check_prompt, predict, prefi
 from tintc.runtime.adaptation.state import AdaptedWeights, state_of
 from tintc.runtime.execution.rates import GivenRates, Rates
 from tintc.runtime.model.adapted_state import AdaptedState
-from tintc.runtime.model.finite import RefuseNaN, tell_of_weights
+from tintc.runtime.model.finite import RefuseNaN, warn_of_weights
 from tintc.runtime.model.precision import in_its_own_dtype
 from tintc.runtime.model.unsupported import ARGUMENTS, check_cache, refuse_options, where_it_can_run
 
@@ -48,25 +48,33 @@ class Training:
     settled: bool = False
 
     def arguments(self, rows: int, length: int) -> dict[str, Any]:
-        """The same for every prompt repeated up to so many rows (those of beams), and texts that have grown."""
+        """Return arguments of a forward pass, for prompts repeated up to so many rows and texts that have grown."""
         masks = {"train_mask": self.train_mask, "loss_mask": self.loss_mask}
-        found: dict[str, Any] = {name: _fit(mask, rows, length) for name, mask in masks.items() if mask is not None}
+        arguments: dict[str, Any] = {n: _fit(mask, rows, length) for n, mask in masks.items() if mask is not None}
         if self.rates is not None:
-            found["inner_lr"] = self.rates.repeated(max(1, rows // self.rates.batch))
-        return found
+            arguments["inner_lr"] = self.rates.repeated(max(1, rows // self.rates.batch))
+        return arguments
 
 
 def _fit(mask: Tensor, rows: int, length: int) -> Tensor:
-    """No row repeated, and nothing added, where the sizes do not allow it: the forward pass says what is wrong."""
-    batch, missing = mask.shape[-2] if mask.dim() > 1 else 1, max(0, length - mask.shape[-1])
-    repeated = mask.repeat_interleave(rows // batch, -2) if mask.dim() > 1 and batch and rows % batch == 0 else mask
-    return F.pad(repeated, (0, missing)) if missing else repeated
+    """Return the mask for that many rows and tokens.
+
+    Where the sizes do not allow it, it is left as it is: the forward pass says what is wrong.
+    """
+    if mask.dim() > 1 and mask.shape[-2] and rows % mask.shape[-2] == 0:
+        mask = mask.repeat_interleave(rows // mask.shape[-2], -2)
+    missing = max(0, length - mask.shape[-1])
+    if missing:
+        mask = F.pad(mask, (0, missing))
+    return mask
 
 
 def check_kept(count: object) -> None:
     """Raise `OptionError` unless it says of how many last tokens logits are wanted."""
     if not isinstance(count, int) or isinstance(count, bool) or count < 0:
-        shown = "a tensor" if isinstance(count, Tensor) else repr(count)
+        shown = repr(count)
+        if isinstance(count, Tensor):
+            shown = "a tensor"
         raise OptionError(f"logits_to_keep is {shown}; pass the number of last tokens, 0 for all.")
 
 
@@ -87,7 +95,7 @@ class TintGenerationMixin(GenerationMixin):
 
     @property
     def continuation(self) -> Continuation:
-        """The ops that predict from the updated weights."""
+        """Return the ops that predict from the updated weights."""
         if self._continuation is None:
             self._continuation = continuation_of(self.program)
         return self._continuation
@@ -116,49 +124,52 @@ class TintGenerationMixin(GenerationMixin):
             )
         inputs = self.resolve(input_ids, train_mask, loss_mask, attention_mask, position_ids)
         weights = adapt(self, inputs, self.resolve_rates(inner_lr, inputs.shape[0]), self.choose_executor())
-        tell_of_weights(self, weights.weights.values())
+        warn_of_weights(self, weights.weights.values())
         return AdaptedState.of_weights(weights)
 
-    def _go_on(
+    def _continue_from(
         self: Any,
         input_ids: Tensor,
         cache: TintCache | None,
         state: AdaptedWeights | None,
         use_cache: bool | None,
         keep: int,
-        given: Mapping[str, Any],
+        options: Mapping[str, Any],
     ) -> tuple[dict[str, Tensor], Cache | None]:
-        """A forward pass with a cache or a state; `given`: its masks, positions and how to train."""
-        if given["return_before"] or given["max_batch"] is not None:
+        """Run a forward pass with a cache or a state; options: its masks, positions and how to train."""
+        if options["return_before"] or options["max_batch"] is not None:
             raise OptionError("return_before and max_batch cannot be combined with a cache or a state; leave them out.")
-        state = None if state is None else state_of(state, self)
+        if state is not None:
+            state = state_of(state, self)
         if cache is not None and cache.state is not None:
             kept = cache.state.of(self)
             if state is not None and state is not kept:
                 raise OptionError("The cache was made with other weights than the state's; pass one of them alone.")
             state = kept
         elif self.choose_executor() == "literal":
-            advice = "choose the executor auto or fused" if state is not None else "pass use_cache=False"
+            advice = "pass use_cache=False"
+            if state is not None:
+                advice = "choose the executor auto or fused"
             raise OptionError(f"Literal execution has neither a cache nor a state to go on from; {advice}.")
         if state is None:
-            masks = [given[name] for name in ("train_mask", "loss_mask", "attention_mask", "position_ids")]
+            masks = [options[name] for name in ("train_mask", "loss_mask", "attention_mask", "position_ids")]
             if isinstance(masks[2], Tensor) and masks[2].dim() == 3:
                 raise OptionError("With a cache, attention_mask says what is padding: pass it as [batch, length].")
             inputs = self.resolve(input_ids, *masks)
-            logits, cache = prefill(self, inputs, self.resolve_rates(given["inner_lr"], inputs.shape[0]), keep)
+            logits, cache = prefill(self, inputs, self.resolve_rates(options["inner_lr"], inputs.shape[0]), keep)
             return {"logits": logits}, cache
-        if any(given[name] is not None for name in TRAINING):
+        if any(options[name] is not None for name in TRAINING):
             raise OptionError("The weights are adapted already, so train_mask, loss_mask and inner_lr are left out.")
         if use_cache and cache is None:
             cache = TintCache(len(self.continuation.mixing))
-        logits = predict(self, input_ids, given["attention_mask"], given["position_ids"], state, cache, keep)
+        logits = predict(self, input_ids, options["attention_mask"], options["position_ids"], state, cache, keep)
         if cache is not None:
             cache.state = state
         return {"logits": logits}, cache
 
     @torch.no_grad()
     def generate(self: Any, inputs: Tensor | None = None, *args: Any, **kwargs: Any) -> Any:
-        """As transformers' `generate`, after adapting to each prompt once.
+        """Generate as transformers does, after adapting to each prompt once.
 
         train_mask, loss_mask, inner_lr: as in a forward pass, for the prompts; state: go on with the weights that
         `adapt` has returned instead of adapting. Prompts of unequal length are padded on the left. Raises `InputError`
@@ -184,15 +195,21 @@ class TintGenerationMixin(GenerationMixin):
         adapted = kwargs.get("state") is not None or (past is not None and past.get_seq_length() > 0)
         if adapted and any(value is not None for value in asked.values()):
             raise OptionError("The weights are adapted already, so train_mask, loss_mask and inner_lr are left out.")
-        prompt = kwargs.get("input_ids") if inputs is None else inputs
+        prompt = inputs
+        if prompt is None:
+            prompt = kwargs.get("input_ids")
+        rows = 1
+        length = 1
         if prompt is not None:
             check_ids(prompt)
+            rows, length = prompt.shape
         for name, mask in (asked | kwargs).items():
             if name in MASKS and mask is not None:
                 check_tensor(name, mask)
-        rows, length = (1, 1) if prompt is None else tuple(prompt.shape)
         rates = self.resolve_rates(asked.pop("inner_lr"), rows)
-        training = None if adapted else Training(length, rates=rates, **asked)
+        training = None
+        if not adapted:
+            training = Training(length, rates=rates, **asked)
         generation: Any = super()
         return generation.generate(inputs, *args, training=training, **kwargs)
 
@@ -205,28 +222,30 @@ class TintGenerationMixin(GenerationMixin):
         assistant_tokenizer: Any = None,
         **kwargs: Any,
     ) -> dict[str, Any]:
-        """Arguments of the next forward pass. The tokenizers, which transformers hands on to here, are of use to
+        """Return arguments of the next forward pass. The tokenizers, which transformers hands on to here, are of use to
         `generate` alone."""
         generation: Any = super()
-        found = generation.prepare_inputs_for_generation(input_ids, is_first_iteration=is_first_iteration, **kwargs)
+        arguments = generation.prepare_inputs_for_generation(input_ids, is_first_iteration=is_first_iteration, **kwargs)
         past = kwargs.get("past_key_values")
         if training is None or (past is not None and past.get_seq_length() > 0):
-            return found
+            return arguments
         if not training.settled:
-            self._settle(training, found["input_ids"], found.get("attention_mask"))
-        return found | training.arguments(*input_ids.shape)
+            self._fix_train_mask(training, arguments["input_ids"], arguments.get("attention_mask"))
+        return arguments | training.arguments(*input_ids.shape)
 
-    def _settle(self: Any, training: Training, input_ids: Tensor, mask: Tensor | None) -> None:
+    def _fix_train_mask(self: Any, training: Training, input_ids: Tensor, mask: Tensor | None) -> None:
         """Fix the train tokens, which are the prompt's whatever text is run; raises `InputError` if it is too short."""
         prompt = input_ids[:, : training.length]
         masks = training.arguments(*prompt.shape)
-        mask = None if mask is None else mask[:, : training.length]
+        if mask is not None:
+            mask = mask[:, : training.length]
         inputs = self.resolve(prompt, masks.get("train_mask"), masks.get("loss_mask"), mask)
         check_prompt(inputs)
-        training.train_mask, training.settled = inputs.train, True
+        training.train_mask = inputs.train
+        training.settled = True
 
     def _get_logits_processor(self: Any, *args: Any, **kwargs: Any) -> LogitsProcessorList:
-        """transformers' own, after one that looks at the logits as they come."""
+        """Return transformers' own, after one that looks at the logits as they come."""
         generation: Any = super()
         return LogitsProcessorList([RefuseNaN(), *generation._get_logits_processor(*args, **kwargs)])
 
@@ -238,7 +257,7 @@ class TintGenerationMixin(GenerationMixin):
         batch_size: int,
         max_cache_length: int,
     ) -> None:
-        """An empty cache of ours, where one is used."""
+        """Put an empty cache of ours among the arguments, where one is used."""
         check_longest(generation_config.max_length, self.layout.max_length)
         refuse_options(generation_config)
         if model_kwargs.get("past_key_values") is None and self.choose_executor() == "literal":

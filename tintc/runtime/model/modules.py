@@ -13,9 +13,11 @@ from tintc.ir.simulator import StoredWeights
 from tintc.ir.structure import AttentionSpec, VocabularySpec
 from tintc.lowering.emission.emit import blocks_of, specs
 from tintc.lowering.emission.sharing import placement, sites
+from tintc.runtime.execution.fused.packed_linear import shared_inputs
 from tintc.runtime.execution.literal.attention import TintAttention
-from tintc.runtime.execution.literal.blocks import PositionGate, Prefix, VocabularyMLP, build_block
+from tintc.runtime.execution.literal.blocks import PositionGate, VocabularyMLP, build_block
 from tintc.runtime.execution.literal.executor import SimModule
+from tintc.runtime.execution.literal.prefix import Prefix
 from tintc.runtime.execution.module_tree import Container, FullPrecision, owner, place_module, place_parameter, refer_to
 from tintc.runtime.model.unsupported import WRAPPED, check_own
 
@@ -51,8 +53,9 @@ class SimulatorModules(PreTrainedModel):
                 place_module(self.prefixes, op.name, Prefix(op.result.type, parts, op.tiles, self.layout))
         self._sites: dict[Op, str] = {**sites(self.program)}
         for op, placed in placement(self.program).items():
-            names = {name: one.name for name, one in placed.items()}
+            names = {name: block.name for name, block in placed.items()}
             place_module(self.sites, self._sites[op], SimModule(op, names))
+        self.shared_inputs = shared_inputs(self.program)
         self._refer_to_shared()
 
     def _precise_kinds(self) -> list[str]:
@@ -68,7 +71,9 @@ class SimulatorModules(PreTrainedModel):
                 shared = {f"p_{letter}": f"structure.{matrix}" for letter, matrix in placed.positions.items()}
                 shared |= {key: f"rotary.{vector}" for key, vector in spec.vectors.items()}
             elif isinstance(module, VocabularyMLP) and isinstance(spec, VocabularySpec):
-                shared = {"head": f"tables.{spec.head}"} | ({"bias": f"tables.{spec.bias}"} if spec.bias else {})
+                shared = {"head": f"tables.{spec.head}"}
+                if spec.bias:
+                    shared["bias"] = f"tables.{spec.bias}"
             else:
                 continue
             module.references = {key: refer_to(self, tensor) for key, tensor in shared.items()}
@@ -79,22 +84,30 @@ class SimulatorModules(PreTrainedModel):
             self._init_weights(self._module(f"structure.{name}"))
 
     def _init_weights(self, module: nn.Module) -> None:
-        """Nothing is initialised at random: every tensor is compiled. Terms that are not stored are zero."""
+        """Zero terms that are not stored; nothing is initialised at random, as every tensor is compiled."""
         for name, buffer in list(module.named_buffers(recurse=False)):
-            device = self.device if buffer.is_meta else buffer.device
+            device = buffer.device
+            if buffer.is_meta:
+                device = self.device
             module.register_buffer(name, torch.zeros_like(buffer, dtype=self.dtype, device=device), persistent=False)
 
     def block(self, name: str) -> tuple[nn.Module, nn.Module | None]:
         """Return a structural block and its position gate, if it has one."""
         placed = self._blocks[name]
         module = self._module(f"structure.{placed.name}")
-        return module, self._module(f"structure.{placed.gate}") if placed.gate else None
+        gate = None
+        if placed.gate:
+            gate = self._module(f"structure.{placed.gate}")
+        return module, gate
 
     def site(self, op: Op) -> SimModule | None:
         """Return the module that stands for an op of the program, None for an op without one."""
-        name = self._sites.get(op)
-        module = None if name is None else self._module(f"sites.{name}")
-        return module if isinstance(module, SimModule) else None
+        if op not in self._sites:
+            return None
+        module = self._module(f"sites.{self._sites[op]}")
+        if isinstance(module, SimModule):
+            return module
+        return None
 
     def prefix(self, name: str) -> Prefix:
         """Return the module that holds a layer's weights."""

@@ -21,7 +21,7 @@ Result = TypeVar("Result")
 
 
 def in_its_own_dtype(method: Callable[Given, Result]) -> Callable[Given, Result]:
-    """A method of a simulator that autocast does not reach: finite differences need the precision the simulator has."""
+    """Return the method for calls that autocast does not reach: finite differences need the simulator's precision."""
 
     @wraps(method)
     def called(*args: Given.args, **kwargs: Given.kwargs) -> Result:

@@ -28,12 +28,17 @@ class SavedModel(TrainableModel):
     _tokenizer: Any = None
     _tokenizer_source: tuple[Any, dict[str, Any]] | None = None
 
+    def read_tokenizer_from(self, path: Any, hub: dict[str, Any]) -> None:
+        """Have the tokenizer read from a folder or hub id when it is first asked for."""
+        self._tokenizer_source = (path, hub)
+
     @property
     def tokenizer(self) -> Any:
-        """The auxiliary's tokenizer, read when it is first asked for; None if the artefact has none."""
+        """Return the auxiliary's tokenizer, read when it is first asked for; None if the artefact has none."""
         if self._tokenizer is None and self._tokenizer_source is not None:
             path, hub = self._tokenizer_source
-            self._tokenizer, self._tokenizer_source = read_tokenizer(path, **hub), None
+            self._tokenizer = read_tokenizer(path, **hub)
+            self._tokenizer_source = None
         return self._tokenizer
 
     @tokenizer.setter
@@ -43,12 +48,13 @@ class SavedModel(TrainableModel):
                 f"The tokenizer is a {type(tokenizer).__name__}; pass one of transformers', such as "
                 "AutoTokenizer.from_pretrained(folder), or None."
             )
-        self._tokenizer, self._tokenizer_source = tokenizer, None
+        self._tokenizer = tokenizer
+        self._tokenizer_source = None
 
     def save_pretrained(
         self, save_directory: Any, is_main_process: bool = True, *args: Any, push_to_hub: bool = False, **kwargs: Any
     ) -> None:
-        """Everything the simulator needs: configuration, tensors, program, model card and, if known, the tokenizer.
+        """Write everything the simulator needs: configuration, tensors, program, card and, if known, the tokenizer.
 
         Arguments are those of `transformers`. Weight files that were in the folder before are replaced, all of them, at
         the end and together with the rest; other files stay. Raises `ArtefactError`, and changes nothing, if the path
@@ -75,8 +81,10 @@ class SavedModel(TrainableModel):
     def push_to_hub(
         self, repo_id: str, *, max_shard_size: int | str = "50GB", token: bool | str | None = None, **commit: Any
     ) -> str:
-        """Send the whole folder to the hub, model card and all; where it is then. Arguments are those of
-        `transformers`, but for tags, which stand in the card."""
+        """Send the whole folder to the hub, model card and all; return where it is then.
+
+        Arguments are those of `transformers`, but for tags, which stand in the card.
+        """
         with TemporaryDirectory() as folder:
             self.save_pretrained(folder, max_shard_size=max_shard_size)
             return upload(Path(folder), repo_id, token=token, **commit)
@@ -89,7 +97,7 @@ COMMIT = ("repo_id", "private", "revision", "create_pr", "commit_message", "comm
 def upload(
     folder: Path, repo_id: str, private: bool | None = None, token: bool | str | None = None, **commit: Any
 ) -> str:
-    """Send a folder to a repository of the hub, made if need be; the address of the commit."""
+    """Send a folder to a repository of the hub, new if need be; return the address of the commit."""
     hub = HfApi(token=token)
     name = hub.create_repo(repo_id, private=private, exist_ok=True).repo_id
     return str(hub.upload_folder(folder_path=folder, repo_id=name, **commit))
@@ -97,12 +105,18 @@ def upload(
 
 @contextmanager
 def _place(folder: Path, is_main_process: bool, variant: str | None) -> Iterator[Path]:
-    """Where to write what `folder` will hold at the end. Weight files that were there before are removed: of
-    ``model.safetensors`` and shards, transformers would load the former, whichever is older."""
+    """Give a place to write into, whose files `folder` will hold at the end.
+
+    Weight files that were there before are removed: of
+    ``model.safetensors`` and shards, transformers would load the former, whichever is older.
+    """
     if not is_main_process:
         yield folder
     elif folder.exists():
-        with merged(folder, (AUXILIARY_FILE, *(WEIGHTS if variant is None else ()))) as place:
+        replaced = [AUXILIARY_FILE]
+        if variant is None:
+            replaced.extend(WEIGHTS)
+        with merged(folder, replaced) as place:
             yield place
     else:
         folder.parent.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""Which executor may run: fused execution is the algebra of the structural tensors that the compiler emitted.
+"""Choosing the executor: fused execution is the algebra of the structural tensors that the compiler emitted.
 
 Of no others. So `auto` runs fused only while they are known to be the compiler's own:
 
@@ -67,7 +67,9 @@ class Snapshot:
 
 
 def _version(tensor: Tensor) -> int:
-    return 0 if tensor.is_inference() else tensor._version
+    if tensor.is_inference():
+        return 0
+    return tensor._version
 
 
 def _sampled(tensor: Tensor) -> Tensor:
@@ -85,7 +87,7 @@ class StructuralModel(SimulatorModules):
         self.executor = "auto"
         self.last_executor = ""
         self._softened = any(op.softmax for op in self.program.ops if isinstance(op, SimOp))
-        self._reasons_said = set[str]()
+        self._warnings_given = set[str]()
         self._built_modules = tuple(self.modules())
         self._checked: tuple[Snapshot, bool] | None = None
         self._freeze_structure()
@@ -119,7 +121,9 @@ class StructuralModel(SimulatorModules):
     def own_digest(self) -> str | None:
         """Return the digest of the structural tensors as a file would hold them; None if they are not the compiler's
         own."""
-        return structure_digest(self._structure_parameters().items()) if self.has_own_structure() else None
+        if not self.has_own_structure():
+            return None
+        return structure_digest(self._structure_parameters().items())
 
     def why_literal(self) -> str | None:
         """Return why fused execution would not do what literal execution does, in words; None if it would."""
@@ -136,21 +140,25 @@ class StructuralModel(SimulatorModules):
         waiting = torch.is_grad_enabled() and any(p.requires_grad for p in self._structure_parameters().values())
         if waiting and self.executor == "auto":
             return WAITING
-        return None if self.has_own_structure() else NOT_OWN
+        if not self.has_own_structure():
+            return NOT_OWN
+        return None
 
     def choose_executor(self) -> str:
         """Return ``fused`` or ``literal`` for this run, and say why it is the slow one, each reason once."""
         check_executor(self.executor)
-        reason = None if self.executor == "literal" else self.why_literal()
+        reason = None
+        if self.executor != "literal":
+            reason = self.why_literal()
         if self.executor == "fused" and reason is not None:
             raise OptionError(f"The executor fused cannot be used: {reason}. Choose auto or literal.")
         if self.executor == "literal" or reason is not None:
             self.last_executor = "literal"
         else:
             self.last_executor = "fused"
-        if reason is not None and reason not in self._reasons_said:
+        if reason is not None and reason not in self._warnings_given:
             logger.warning("running literally, which is slow: %s", reason)
-            self._reasons_said.add(reason)
+            self._warnings_given.add(reason)
         if self.last_executor == "literal":
             self._warn_of_unheard_hooks()
         return self.last_executor
@@ -159,9 +167,9 @@ class StructuralModel(SimulatorModules):
         """Say, once, which hooks will not fire: those on modules that only group others."""
         for name, module in self.named_modules():
             sentence = f"the hook on {name} never fires, because it only groups modules; hook those below it"
-            if isinstance(module, Container) and _hooked(module) and sentence not in self._reasons_said:
+            if isinstance(module, Container) and _hooked(module) and sentence not in self._warnings_given:
                 logger.warning(sentence)
-                self._reasons_said.add(sentence)
+                self._warnings_given.add(sentence)
 
     def _structure_parameters(self) -> dict[str, nn.Parameter]:
         """Return the structural tensors by their names in the state dict."""

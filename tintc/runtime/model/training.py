@@ -1,4 +1,4 @@
-"""Training a simulator from outside: the loss of its labels, and which of its parameters an optimiser is given."""
+"""Training a simulator from outside: the loss of its labels, and the parameters that an optimiser gets."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ KINDS = ("tables", "prefixes", "rates", "rotary", "structure")
 def next_token_loss(
     logits: Tensor, labels: Tensor, num_items_in_batch: Tensor | int | None = None, shifted: bool = False
 ) -> Tensor:
-    """Mean cross-entropy of every label under the logits of the position before it; -100 is ignored.
+    """Return the mean cross-entropy of every label under the logits of the position before it; -100 is ignored.
 
     logits ``[B, T, V]``, labels ``[B, T]``; shifted: whether each label stands at the position before it already.
     num_items_in_batch: what the sum is divided by in place of the number of labels; `Trainer` passes it where it

@@ -98,7 +98,7 @@ def refuse_arguments(given: Mapping[str, Any], length: int, cached: bool) -> Non
 
 
 def _counts(places: object, length: int) -> bool:
-    """Whether these are the places 0, 1, ... of that many tokens."""
+    """Return whether these are the places 0, 1, ... of that many tokens."""
     return isinstance(places, Tensor) and places.flatten().tolist() == list(range(length))
 
 
@@ -111,15 +111,18 @@ def refuse_options(generation_config: Any) -> None:
 
 
 def check_cache(cache: object) -> TintCache | None:
-    """The same. Raises `OptionError` unless it is a simulator's, or None."""
+    """Return the cache; raise `OptionError` unless it is a simulator's, or None."""
     if cache is not None and not isinstance(cache, TintCache):
         raise OptionError("A simulator goes on from the past_key_values that it has returned, and from no others.")
     return cache
 
 
 def where_it_can_run(method: Callable[Given, Result]) -> Callable[Given, Result]:
-    """A method of a simulator that runs a program. Raises `OptionError` where PyTorch traces or transforms it in a way
-    that it does not bear, and where its tensors are not there."""
+    """Return a simulator's method that runs a program, guarded.
+
+    It raises `OptionError` where PyTorch traces or transforms it in a way that it does not bear, and where the
+    simulator's tensors are not there.
+    """
 
     @wraps(method)
     def called(*args: Given.args, **kwargs: Given.kwargs) -> Result:
@@ -128,7 +131,7 @@ def where_it_can_run(method: Callable[Given, Result]) -> Callable[Given, Result]
             raise OptionError(EXPORTED)
         if sim.device.type == "meta":
             raise OptionError(ELSEWHERE)
-        kinds = {one.key() for one in retrieve_all_functorch_interpreters()}
+        kinds = {transform.key() for transform in retrieve_all_functorch_interpreters()}
         if TransformType.Vmap in kinds:
             raise OptionError(BATCHED)
         if kinds and sim.executor != "literal":
@@ -152,11 +155,11 @@ class NoField(OptionError, AttributeError):
     """There is no such field; whoever only asks whether there is one is told no."""
 
 
-class Refusals:
+class UnsupportedFeatures:
     """The part of `TintForCausalLM` that refuses."""
 
     def get_input_embeddings(self) -> nn.Module:
-        """Raises `NoModule`: a table of embeddings is a parameter that the executors read."""
+        """Raise `NoModule`: a table of embeddings is a parameter that the executors read."""
         raise NoModule(
             "A simulator has no module of input embeddings, so nothing can be hooked in there (neftune_noise_alpha, "
             "adapters); leave that out, and train sim.tables."
@@ -182,7 +185,7 @@ class Refusals:
         )
 
     def _check_and_adjust_attn_implementation(self, attn_implementation: str | None, *_: Any, **__: Any) -> str:
-        """Called by transformers wherever one is asked for."""
+        """Return the one there is; raise `OptionError` for others. transformers calls it wherever one is asked for."""
         if attn_implementation not in (None, "eager"):
             raise OptionError(
                 f"A simulator's attention is its own, so attn_implementation={attn_implementation!r} means nothing; "
@@ -191,14 +194,14 @@ class Refusals:
         return "eager"
 
     def __getstate__(self) -> Any:
-        """What pickling asks for: a folder is checked when it is read and runs no code, unlike a pickle."""
+        """Raise `ArtefactError`: a folder is checked when it is read and runs no code, unlike a pickle."""
         raise ArtefactError("A simulator is not pickled; keep it by sim.save_pretrained(OUT) and tintc.load(OUT).")
 
     def __deepcopy__(self: Any, memo: dict[int, Any]) -> Any:
-        """As any module is copied, without asking `__getstate__` above."""
+        """Return a copy as of any module, without asking `__getstate__` above."""
         kind: Any = type(self)
-        made = memo[id(self)] = kind.__new__(kind)
-        made.__setstate__(deepcopy(nn.Module.__getstate__(self), memo))
+        twin = memo[id(self)] = kind.__new__(kind)
+        twin.__setstate__(deepcopy(nn.Module.__getstate__(self), memo))
         if self.has_own_structure():
-            made.trust()
-        return made
+            twin.trust()
+        return twin

@@ -1,4 +1,4 @@
-"""How much memory a run may take: of the machine, of the container around it, or of the GPU."""
+"""The memory that a run may take: of the machine, of the container around it, or of the GPU."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ UNLIMITED = 1 << 60
 
 
 def available_bytes(device: torch.device) -> int:
-    """Bytes that can still be allocated. CUDA: free, plus what PyTorch keeps cached without using it."""
+    """Return the bytes that can still be allocated. CUDA: free, plus what PyTorch keeps cached without using it."""
     if device.type == "cuda":
         cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return torch.cuda.mem_get_info(device)[0] + cached
@@ -23,12 +23,12 @@ def available_bytes(device: torch.device) -> int:
 
 
 def container_bytes() -> int:
-    """What the control groups of this process leave it (Linux, versions 1 and 2); `UNLIMITED` if nothing limits it."""
+    """Return the bytes that this process's control groups leave it (Linux, versions 1 and 2), or `UNLIMITED`."""
     return min((_left(folder) for folder in _groups()), default=UNLIMITED)
 
 
 def _groups() -> Iterator[Path]:
-    """Folders of this process's groups and of those around them, whose limits count as well."""
+    """Yield the folders of this process's groups and of those around them, whose limits count as well."""
     try:
         lines = MEMBERSHIP.read_text(encoding="utf-8").splitlines()
     except OSError:
@@ -41,7 +41,7 @@ def _groups() -> Iterator[Path]:
 
 
 def _left(folder: Path) -> int:
-    """Limit less use; pages of files that can be dropped do not count as use."""
+    """Return limit less use; pages of files that can be dropped do not count as use."""
     for limit, use, dropped in (
         ("memory.max", "memory.current", "inactive_file"),
         ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),

@@ -1,4 +1,4 @@
-"""What the fused forms of ops read in every kind of run: stored tensors, and what positions and masks say."""
+"""The part of a fused run that all kinds of runs share: stored tensors, rotations, masks and scores."""
 
 from __future__ import annotations
 
@@ -12,20 +12,22 @@ from tintc.ir.core import Value
 from tintc.ir.functions import alibi
 from tintc.ir.inputs import Inputs
 from tintc.ir.simulator.interface.fused_base import Pending
-from tintc.runtime.execution.fused.rotary_cache import Turns
+from tintc.runtime.execution.fused.rotary_cache import RotaryCache
 from tintc.runtime.execution.simulator import Simulator
 
 
-class Reading:
+class FusedRunBase:
     """The part of the runtime's `FusedRun` that does not depend on what is run; one object serves one run.
 
     inputs: the tokens the run computes; positions ``[B, m]``: of all that attention sees, these included.
     """
 
     def __init__(self, model: Simulator, inputs: Inputs, positions: Tensor):
-        self.model, self.inputs, self.positions = model, inputs, positions
+        self.model = model
+        self.inputs = inputs
+        self.positions = positions
         self.recorded = torch.is_grad_enabled()
-        self._turns = Turns(model, inputs.position_ids)
+        self._rotations = RotaryCache(model, inputs.position_ids)
         self._masks: dict[Hashable, Tensor] = {}
         self._scores: dict[Value, dict[Hashable, Tensor]] = {}
 
@@ -37,11 +39,12 @@ class Reading:
 
     def scores(self, x: Tensor, source: Value, pending: Pending) -> Tensor:
         known = self._scores.setdefault(source, {})
+        # Rows of one value start at different places of one tensor, which lives as long as the entry does.
         key = (pending.source, x.data_ptr(), x.shape[1], pending.x.shape[1])
         return _once(known, key, lambda: x @ pending.x.transpose(1, 2))
 
     def apply_rotary(self, heads: Tensor, inv_freq: str, style: str, start: int = 0) -> Tensor:
-        return self._turns.turn(heads, inv_freq, style, start)
+        return self._rotations.apply_rotary(heads, inv_freq, style, start)
 
     def score_vector(self, name: str) -> Tensor:
         return self.model.rotary_table(name)
@@ -50,15 +53,15 @@ class Reading:
         return alibi(slopes, self.positions[:, rows], self.positions[:, : scores.shape[-1]], scores)
 
     def later(self, count: int) -> Tensor:
-        def made() -> Tensor:
+        def build() -> Tensor:
             full = torch.full((count, count), -math.inf, dtype=self.model.dtype, device=self.positions.device)
             return full.triu_(1)
 
-        return _once(self._masks, ("later", count), made)
+        return _once(self._masks, ("later", count), build)
 
 
 def stored_parts(model: Simulator, name: str) -> Mapping[str, Tensor]:
-    """The stored tensors of a layer by part, as the parameters they are, or as they are parametrised."""
+    """Return the stored tensors of a layer by part, as the parameters they are, or as they are parametrised."""
     prefix = model.prefix(name)
     return {part: getattr(prefix, part) for part in prefix.parts}
 

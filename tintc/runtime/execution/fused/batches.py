@@ -14,7 +14,7 @@ from tintc.ir.inputs import Inputs
 from tintc.runtime.execution.fused.available import available_bytes
 from tintc.runtime.execution.fused.budget import HEADROOM, Budget
 from tintc.runtime.execution.fused.executor import FusedExecutor
-from tintc.runtime.execution.fused.plan import Plan, Sizes
+from tintc.runtime.execution.fused.plan import ExecutionPlan, Sizes
 from tintc.runtime.execution.rates import Rates
 from tintc.runtime.execution.simulator import Simulator
 
@@ -28,50 +28,61 @@ def run_fused(
     outputs: tuple[str, ...],
     max_batch: int | str | None,
 ) -> dict[str, Tensor]:
-    """The named outputs for a batch; `InputError` says what would fit if the batch does not."""
+    """Return the named outputs for a batch; raise `InputError`, which says what would fit, if the batch does not."""
     sizes = sizes_of(inputs, model.config.vocab_size)
     limit = int(HEADROOM * available_bytes(model.device))
     budget = Budget(model.program, outputs, model.update, model.dtype.itemsize, torch.is_grad_enabled(), limit)
-    part = _part(model, budget, sizes, max_batch)
-    if model.edits and part < sizes.batch:
+    count = _examples_at_a_time(model, budget, sizes, max_batch)
+    if count >= sizes.batch:
+        return _run(model, inputs, rates, budget, sizes)
+    if model.edits:
         raise InputError("A batch whose values are edited must run whole; pass a smaller one, without max_batch.")
-    found: list[dict[str, Tensor]] = []
-    for start in range(0, sizes.batch, part):
-        rows = inputs.rows(start, start + part) if part < sizes.batch else inputs
-        given = rates if rates is None or part >= sizes.batch else rates.rows(slice(start, start + part))
-        smaller = sizes_of(rows, sizes.vocab) if part < sizes.batch else sizes
-        plan = plan_for(model, budget, smaller)
-        if plan is None:
-            raise budget.refusal(smaller)
-        found.append(FusedExecutor(model, rows, plan, given).run())
-    return found[0] if len(found) == 1 else {label: torch.cat([one[label] for one in found]) for label in outputs}
+    results: list[dict[str, Tensor]] = []
+    for start in range(0, sizes.batch, count):
+        rows = inputs.rows(start, start + count)
+        row_rates = rates
+        if rates is not None:
+            row_rates = rates.rows(slice(start, start + count))
+        results.append(_run(model, rows, row_rates, budget, sizes_of(rows, sizes.vocab)))
+    return {label: torch.cat([result[label] for result in results]) for label in outputs}
+
+
+def _run(model: Simulator, inputs: Inputs, rates: Rates | None, budget: Budget, sizes: Sizes) -> dict[str, Any]:
+    plan = plan_for(model, budget, sizes)
+    if plan is None:
+        raise budget.refusal(sizes)
+    return FusedExecutor(model, inputs, plan, rates).run()
 
 
 def run_together(model: Simulator, program: Program, inputs: Inputs, rates: Rates | None) -> dict[str, Any]:
-    """All outputs of a program with the model's ops, weights among them, for a batch that is not cut.
+    """Return all outputs of a program with the model's ops, weights among them, for a batch that is not cut.
 
     Updates of a single example are carried out, if there is memory for that: whoever goes on from them reads them once
     per token.
     """
-    sizes, limit = sizes_of(inputs, model.config.vocab_size), int(HEADROOM * available_bytes(model.device))
-    outputs, recorded, size = tuple(program.outputs), torch.is_grad_enabled(), model.dtype.itemsize
-    budget = Budget(program, outputs, model.update, size, recorded, limit, parts=False)
-    carried = replace(budget, update="materialised") if sizes.batch == 1 and model.update == "auto" else budget
-    plan = plan_for(model, carried, sizes) or plan_for(model, budget, sizes)
-    if plan is None:
-        raise budget.refusal(sizes)
-    return FusedExecutor(model, inputs, plan, rates).run()
+    sizes = sizes_of(inputs, model.config.vocab_size)
+    limit = int(HEADROOM * available_bytes(model.device))
+    size = model.dtype.itemsize
+    recorded = torch.is_grad_enabled()
+    budget = Budget(program, tuple(program.outputs), model.update, size, recorded, limit, may_split_batch=False)
+    if sizes.batch == 1 and model.update == "auto":
+        materialised = replace(budget, update="materialised")
+        if plan_for(model, materialised, sizes) is not None:
+            return _run(model, inputs, rates, materialised, sizes)
+    return _run(model, inputs, rates, budget, sizes)
 
 
 def sizes_of(inputs: Inputs, vocab: int) -> Sizes:
     batch, length = inputs.shape
     places = torch.arange(1, length + 1, device=inputs.train.device)
     ends = (inputs.train * places).flatten(-2).amax(-1).tolist()
-    return Sizes(batch, length, tuple(ends) if isinstance(ends, list) else ends, vocab, not inputs.plain)
+    if isinstance(ends, list):
+        ends = tuple(ends)
+    return Sizes(batch, length, ends, vocab, not inputs.plain)
 
 
-def plan_for(model: Simulator, budget: Budget, sizes: Sizes) -> Plan | None:
-    """The plan for these sizes, kept for the next run of the same sizes while it fits; None if nothing fits."""
+def plan_for(model: Simulator, budget: Budget, sizes: Sizes) -> ExecutionPlan | None:
+    """Return the plan for these sizes, kept for the next run of the same sizes while it fits; None if nothing fits."""
     key = (budget.outputs, tuple(budget.program.outputs.values()), sizes, budget.update)
     plan = model.plans.get(key)
     if plan is None or budget.needs(plan) > budget.limit:
@@ -83,15 +94,17 @@ def plan_for(model: Simulator, budget: Budget, sizes: Sizes) -> Plan | None:
     return plan
 
 
-def _part(model: Simulator, budget: Budget, sizes: Sizes, max_batch: int | str | None) -> int:
-    """How many examples to run at a time."""
+def _examples_at_a_time(model: Simulator, budget: Budget, sizes: Sizes, max_batch: int | str | None) -> int:
+    """Return the number of examples to run at a time; raise `OptionError` for a wrong `max_batch`."""
     if isinstance(max_batch, int) and max_batch >= 1:
         sizes = replace(sizes, batch=min(max_batch, sizes.batch))
     elif max_batch is not None and max_batch != "auto":
         raise OptionError(f"max_batch is {max_batch!r}; pass a number of examples, 'auto' or None.")
     if plan_for(model, budget, sizes) is not None:
         return sizes.batch
-    batch = budget.largest_batch(sizes) if max_batch == "auto" else 0
+    batch = 0
+    if max_batch == "auto":
+        batch = budget.largest_batch(sizes)
     if batch == 0:
         raise budget.refusal(sizes)
     return batch

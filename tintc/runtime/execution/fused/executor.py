@@ -1,4 +1,4 @@
-"""Runs a plan: each op's fused form, on token values cut to the part of the text the plan keeps."""
+"""Running a plan: each op's fused form, on token values cut to the part of the text the plan keeps."""
 
 from __future__ import annotations
 
@@ -15,37 +15,41 @@ from tintc.ir.functions import causal_mask
 from tintc.ir.inputs import Inputs
 from tintc.ir.simulator import SimOp
 from tintc.ir.simulator.interface.fused_base import Pending
-from tintc.runtime.execution.fused.base_run import Reading
-from tintc.runtime.execution.fused.packed_linear import joined
-from tintc.runtime.execution.fused.plan import Plan
+from tintc.runtime.execution.fused.base_run import FusedRunBase
+from tintc.runtime.execution.fused.packed_linear import pack_weights, packed_linear
+from tintc.runtime.execution.fused.plan import ExecutionPlan
 from tintc.runtime.execution.rates import Rates
 from tintc.runtime.execution.simulator import Simulator
 
 
-class FusedExecutor(Reading):
+class FusedExecutor(FusedRunBase):
     """One run of a plan on one batch (the runtime's `FusedRun`)."""
 
-    def __init__(self, model: Simulator, inputs: Inputs, plan: Plan, rates: Rates | None):
+    def __init__(self, model: Simulator, inputs: Inputs, plan: ExecutionPlan, rates: Rates | None):
         super().__init__(model, inputs, inputs.position_ids)
-        self.plan, self.given = plan, rates
+        self.plan = plan
+        self.rates = rates
         self._parts: dict[SimOp, Tensor] = {}
         self._trains: dict[tuple[int, int], Tensor | None] = {}
-        self._rates: dict[str, list[float]] = {}
-        self._given: dict[tuple[str, int], Tensor | float] = {}
+        self._stored_rates: dict[str, list[float]] = {}
+        self._run_rates: dict[tuple[str, int], Tensor | float] = {}
 
     def run(self) -> dict[str, Any]:
-        """The plan's outputs by name; weights as `FusedWeights`."""
+        """Return the plan's outputs by name; weights as `FusedWeights`."""
+        if not self.recorded:
+            pack_weights(self.model)
         values: dict[Value, Any] = {}
         seen: dict[str, Tensor] = {}
-        shown, edits = self.plan.shown, self.model.edits
+        shown = self.plan.shown
+        edits = self.model.edits
         for op, operands, read, last in self.plan.steps:
             visible: dict[str, Tensor] = {}
             if op in shown:
-                given = [_cut(values[value], read) for value in operands]
-                visible = {name: op.show_fused(name, self, *given) for name in {name for _, name in shown[op]}}
+                visible = self._show(op, [_cut(values[value], read) for value in operands])
                 seen |= {label: visible[name] for label, name in shown[op]}
-                del given
-            form = partial(op.fused_showing, self, visible) if visible and self.recorded else partial(op.fused, self)
+            form = partial(op.fused, self)
+            if visible and self.recorded:
+                form = partial(op.fused_showing, self, visible)
             result = form(*(_cut(values[value], read) for value in operands))
             if edits and op.results[0] in edits:
                 result = edits[op.results[0]](result)
@@ -58,32 +62,41 @@ class FusedExecutor(Reading):
                 self._scores.pop(value, None)
         return {label: values[value] for label, value in self.plan.outputs.items()} | self._unseen() | seen
 
+    def _show(self, op: SimOp, operands: list[Any]) -> dict[str, Tensor]:
+        """Return what capture points show of an op besides its results, by name."""
+        names = {name for _, name in self.plan.shown[op]}
+        return {name: op.show_fused(name, self, *operands) for name in names}
+
     def _unseen(self) -> dict[str, Tensor]:
-        """Zeros, for what is shown by ops that the plan has left out because there is nothing to train on."""
-        made, device = set(self.plan.ops), self.inputs.input_ids.device
-        left = [(op, *one) for op, shown in self.plan.shown.items() if op not in made for one in shown]
-        return {
-            label: torch.zeros(
-                sized(op.extra_capture_points()[name], *self.inputs.shape), dtype=self.model.dtype, device=device
-            )
-            for op, label, name in left
-        }
+        """Return zeros for what is shown by ops that the plan has left out because there is nothing to train on."""
+        planned = set(self.plan.ops)
+        device = self.inputs.input_ids.device
+        zeros: dict[str, Tensor] = {}
+        for op, shown in self.plan.shown.items():
+            if op not in planned:
+                for label, name in shown:
+                    shape = sized(op.extra_capture_points()[name], *self.inputs.shape)
+                    zeros[label] = torch.zeros(shape, dtype=self.model.dtype, device=device)
+        return zeros
 
     def rate(self, name: str, step: int) -> Tensor | float:
-        given = None if self.given is None else self.given.of(name, step)
-        if given is not None:
-            if (name, step) not in self._given:
-                number = None if self.recorded else _one_number(given)
-                self._given[name, step] = given if number is None else number
-            return self._given[name, step]
+        rate = None
+        if self.rates is not None:
+            rate = self.rates.of(name, step)
+        if rate is not None:
+            if (name, step) not in self._run_rates:
+                self._run_rates[name, step] = rate
+                if not self.recorded:
+                    self._run_rates[name, step] = _as_number(rate)
+            return self._run_rates[name, step]
         if self.recorded:
             return self.model.rate(name)[step]
-        if not self._rates:
-            self._rates = self._read_rates()
-        return self._rates[name][step]
+        if not self._stored_rates:
+            self._stored_rates = self._read_rates()
+        return self._stored_rates[name][step]
 
     def _read_rates(self) -> dict[str, list[float]]:
-        """All stored rates as numbers, in one transfer."""
+        """Return all stored rates as numbers, in one transfer."""
         names = [name for op in self.plan.ops for name in op.rates()]
         stacked = torch.stack([self.model.rate(name).detach() for name in names])
         return dict(zip(names, stacked.tolist(), strict=True))
@@ -101,19 +114,20 @@ class FusedExecutor(Reading):
         return super().scores(x, self.plan.resolve(source), pending)
 
     def shared(self, op: SimOp, x: Tensor) -> Tensor | None:
-        if self.recorded or op not in self.plan.joined:
+        if self.recorded or op not in self.plan.packed:
             return None
         if op not in self._parts:
-            ops, layers = self.plan.joined[op]
-            together = joined(self.model, layers)
+            ops, layers = self.plan.packed[op]
+            together = packed_linear(self.model, layers)
             if together is None:
                 return None
-            parts = F.linear(x, *together).split([one.result.type.width for one in ops], -1)
+            parts = F.linear(x, *together).split([product.result.type.width for product in ops], -1)
             self._parts.update(zip(ops, parts, strict=True))
         return self._parts.pop(op)
 
     def allowed(self, queries: int, keys: int, window: int = 0) -> Tensor | None:
-        window = 0 if window >= keys else window
+        if window >= keys:
+            window = 0
         if self.inputs.plain and not window:
             return None
         if (keys, window) not in self._masks:
@@ -122,21 +136,26 @@ class FusedExecutor(Reading):
         return self._masks[keys, window][:, :, keys - queries :]
 
     def train(self, length: int, step: int) -> Tensor | None:
-        key = length, step if self.inputs.train.dim() == 3 else 0
-        if key not in self._trains:
+        if self.inputs.train.dim() == 2:  # the same in every step
+            step = 0
+        if (length, step) not in self._trains:
             mask = self.inputs.train_mask(step)[:, :length]
-            self._trains[key] = None if bool(mask.all()) else mask[..., None].to(self.model.dtype)
-        return self._trains[key]
+            self._trains[length, step] = None
+            if not bool(mask.all()):
+                self._trains[length, step] = mask[..., None].to(self.model.dtype)
+        return self._trains[length, step]
 
 
-def _one_number(rates: Tensor) -> float | None:
-    """What all entries are, if they are one number."""
+def _as_number(rates: Tensor) -> Tensor | float:
+    """Return rates ``[B]`` that are all alike as one number, others as they are."""
     numbers = set(rates.tolist())
-    return numbers.pop() if len(numbers) == 1 else None
+    if len(numbers) == 1:
+        return numbers.pop()
+    return rates
 
 
 def _cut(value: Any, length: int) -> Any:
-    """The first `length` positions of a token value; weights are what they are."""
+    """Return the first `length` positions of a token value; weights as they are."""
     if isinstance(value, Tensor) and value.shape[1] > length:
         return value[:, :length]
     return value

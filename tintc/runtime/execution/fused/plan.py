@@ -1,4 +1,4 @@
-"""What fused execution decides before it runs: which ops, on which part of the text, with which kind of update.
+"""The decisions of fused execution before it runs: which ops, on which part of the text, with which kind of update.
 
 The plan is made from the program, the wanted outputs and the sizes of a batch; nothing in it depends on data.
 
@@ -41,23 +41,37 @@ class Sizes:
     masked: bool = False
 
     def train_end(self, step: int) -> int:
-        """Position of a step's last train token plus one."""
-        return self.train if isinstance(self.train, int) else self.train[step]
+        """Return the position of a step's last train token plus one."""
+        if isinstance(self.train, int):
+            return self.train
+        return self.train[step]
+
+    @property
+    def train_ends(self) -> tuple[int, ...]:
+        """`train_end` of every step, once where all are alike."""
+        if isinstance(self.train, int):
+            return (self.train,)
+        return self.train
 
     @property
     def last_train_end(self) -> int:
-        return self.train if isinstance(self.train, int) else max(self.train)
+        return max(self.train_ends)
 
     def shortened(self, length: int) -> Sizes:
-        """The same for texts of that length, the same part of them trained on."""
-        steps = (self.train,) if isinstance(self.train, int) else self.train
-        parts = tuple(train * length // self.length for train in steps)
-        return replace(self, length=length, train=parts[0] if isinstance(self.train, int) else parts)
+        """Return the sizes of texts of that length, the same share of them trained on."""
+        ends = tuple(end * length // self.length for end in self.train_ends)
+        if isinstance(self.train, int):
+            return replace(self, length=length, train=ends[0])
+        return replace(self, length=length, train=ends)
 
     def read(self, op: SimOp, length: int) -> int:
-        """How many positions of its operands an op reads that computes `length`: of the loss, backward and descent
-        those up to the last train token."""
-        return length if op.phase == "forward" else self.train_end(op.step)
+        """Return the number of positions of its operands that an op reads to compute `length` of its results.
+
+        Ops of the loss, backward and descent read those up to the last train token.
+        """
+        if op.phase == "forward":
+            return length
+        return self.train_end(op.step)
 
 
 class Step(NamedTuple):
@@ -69,7 +83,7 @@ class Step(NamedTuple):
     last: list[Value]
 
 
-class Joined(NamedTuple):
+class PackedProducts(NamedTuple):
     """Products of stored weights with one input that can be taken as one. layers: whose weights they are."""
 
     ops: tuple[SimOp, ...]
@@ -77,10 +91,10 @@ class Joined(NamedTuple):
 
 
 @dataclass
-class Plan:
+class ExecutionPlan:
     """ops in order; lengths: positions kept of each op's results; last: values no op after this one reads; alias: what
     a dropped descent's result stands for; lazy: descents left pending; known: one more operand of some ops
-    (`SimOp.needs_activation_key`); joined: products that share an input; outputs: the wanted values by name; shown:
+    (`SimOp.needs_activation_key`); packed: products that share an input; outputs: the wanted values by name; shown:
     what is seen of ops besides their results, as labels and names; peaks: bytes at the peak, by size of numbers and
     whether autograd records the run."""
 
@@ -91,18 +105,20 @@ class Plan:
     alias: dict[Value, Value]
     lazy: set[SimOp] = field(default_factory=set)
     known: dict[SimOp, Value] = field(default_factory=dict)
-    joined: dict[SimOp, Joined] = field(default_factory=dict)
+    packed: dict[SimOp, PackedProducts] = field(default_factory=dict)
     outputs: dict[str, Value] = field(default_factory=dict)
     shown: dict[SimOp, list[tuple[str, str]]] = field(default_factory=dict)
     peaks: dict[tuple[int, bool], int] = field(default_factory=dict)
 
     def operands(self, op: SimOp) -> tuple[Value, ...]:
-        """What an op reads: its operands, and what is known of its result."""
-        extra = (self.known[op],) if op in self.known else ()
-        return *(self.resolve(value) for value in op.operands), *extra
+        """Return the values that an op reads: its operands, and an earlier result that it can start from."""
+        operands = [self.resolve(value) for value in op.operands]
+        if op in self.known:
+            operands.append(self.known[op])
+        return tuple(operands)
 
     def cost_model(self, recorded: bool = False) -> CostModel:
-        """What the ops' counts read, with nothing counted yet."""
+        """Return what the ops' counts read, with nothing counted yet."""
         return CostModel(self.sizes, self.lengths, self.lazy, recorded)
 
     @cached_property
@@ -110,13 +126,16 @@ class Plan:
         return [Step(op, self.operands(op), self.sizes.read(op, self.lengths[op]), self.last[op]) for op in self.ops]
 
     def frees(self, op: SimOp, value: Value) -> bool:
-        """Whether `op`, which reads `value` once, is the last that needs it; pending updates need theirs to the end."""
+        """Return whether `op`, which reads `value` once, is the last that needs it.
+
+        Pending updates need theirs to the end.
+        """
         value = self.resolve(value)
         return value in self.last[op] and value not in self.carried and self.operands(op).count(value) == 1
 
     @cached_property
     def carried(self) -> set[Value]:
-        """What pending updates are made of."""
+        """The values that pending updates keep."""
         return {value for op in self.lazy for value in self.operands(op) if value.type.kind == "tokens"}
 
     def resolve(self, value: Value) -> Value:
@@ -125,14 +144,14 @@ class Plan:
         return value
 
 
-def make_plan(program: Program, outputs: tuple[str, ...], sizes: Sizes, update: str = "auto") -> Plan:
-    """The plan for the named outputs and capture points; update ``auto``, ``lazy`` or ``materialised``."""
+def make_plan(program: Program, outputs: tuple[str, ...], sizes: Sizes, update: str = "auto") -> ExecutionPlan:
+    """Return the plan for the named outputs and capture points; update ``auto``, ``lazy`` or ``materialised``."""
     if update not in UPDATES:
         raise OptionError(f"The update {update!r} is unknown; choose one of {', '.join(UPDATES)}.")
     all_ops = [op for op in program.ops if isinstance(op, SimOp)]
     alias = _untrained(all_ops, sizes)
     points = {label: point_of(program, label) for label in outputs}
-    plan = Plan(sizes, [], {}, {}, alias, known=_known(all_ops), shown=shown_by(points))
+    plan = ExecutionPlan(sizes, [], {}, {}, alias, known=_known(all_ops), shown=shown_by(points))
     plan.outputs = {label: plan.resolve(point.value) for label, point in points.items() if not point.show}
     needs = {plan.resolve(point.value): sizes.length for point in points.values()}
     for op in reversed(all_ops):
@@ -147,18 +166,22 @@ def make_plan(program: Program, outputs: tuple[str, ...], sizes: Sizes, update: 
     plan.ops.reverse()
     plan.last = last_reads(plan.ops, plan.outputs.values(), plan.operands)
     plan.lazy = _lazy(plan, update)
-    plan.joined = _joined(plan)
+    plan.packed = _packed_products(plan)
     return plan
 
 
 def _untrained(ops: list[SimOp], sizes: Sizes) -> dict[Value, Value]:
-    """What results stand for in steps without train tokens."""
-    found = ((op, op.identity_operand()) for op in ops)
-    return {op.result: value for op, value in found if value is not None and sizes.train_end(op.step) == 0}
+    """Return, for every descent of a step without train tokens, the weights that its result equals."""
+    alias: dict[Value, Value] = {}
+    for op in ops:
+        before = op.identity_operand()
+        if before is not None and sizes.train_end(op.step) == 0:
+            alias[op.result] = before
+    return alias
 
 
 def _known(ops: list[SimOp]) -> dict[SimOp, Value]:
-    """Values of earlier ops that an op's fused form starts from rather than computing them again."""
+    """Return the values of earlier ops that an op's fused form starts from rather than computing them again."""
     computed: dict[Hashable, Value] = {}
     known: dict[SimOp, Value] = {}
     for op in ops:
@@ -169,25 +192,29 @@ def _known(ops: list[SimOp]) -> dict[SimOp, Value]:
     return known
 
 
-def _joined(plan: Plan) -> dict[SimOp, Joined]:
-    """Two or more products of one input, over as many positions, with weights as they are stored; pending updates are
-    added to each part alone."""
+def _packed_products(plan: ExecutionPlan) -> dict[SimOp, PackedProducts]:
+    """Return two or more products of one input, over as many positions, with stored weights, for each of their ops.
+
+    Pending updates are added to each product alone.
+    """
     layers: dict[Value, str] = {}
     groups: dict[Hashable, dict[str, SimOp]] = {}
     for op in plan.ops:
-        name = layers.get(plan.operands(op)[0]) if op in plan.lazy else op.stored_weight()
+        name = op.stored_weight()
+        if op in plan.lazy:
+            name = layers.get(plan.operands(op)[0])
         if name is not None:
             layers[op.result] = name
         if op.SHARES_INPUT and plan.operands(op)[0] in layers:
             weights, x = plan.operands(op)
             together = groups.setdefault((x, plan.lengths[op], "bias" in weights.type.parts), {})
             together.setdefault(layers[weights], op)
-    found = [Joined(tuple(ops.values()), tuple(ops)) for ops in groups.values() if len(ops) > 1]
-    return {op: group for group in found for op in group.ops}
+    packed = [PackedProducts(tuple(ops.values()), tuple(ops)) for ops in groups.values() if len(ops) > 1]
+    return {op: group for group in packed for op in group.ops}
 
 
-def _lazy(plan: Plan, update: str) -> set[SimOp]:
-    """Descents to leave pending, all of one layer alike."""
+def _lazy(plan: ExecutionPlan, update: str) -> set[SimOp]:
+    """Return the descents to leave pending, all of one layer alike."""
     chains: dict[str, list[SimOp]] = {}
     for op in plan.ops:
         deferral = op.deferral()
@@ -196,8 +223,8 @@ def _lazy(plan: Plan, update: str) -> set[SimOp]:
     return {op for chain in chains.values() if update == "lazy" or _prefers_lazy(plan, chain, update) for op in chain}
 
 
-def _prefers_lazy(plan: Plan, chain: list[SimOp], update: str) -> bool:
-    """Compares multiply-adds per example (construction.md, section 13).
+def _prefers_lazy(plan: ExecutionPlan, chain: list[SimOp], update: str) -> bool:
+    """Return whether pending updates take fewer multiply-adds per example (construction.md, section 13).
 
     Lazy: every later product with the layer costs ``n t (din + dout)`` more for each pending step. Materialised: each
     step costs ``t din dout``, and the weights are read and written once per example.
@@ -207,14 +234,15 @@ def _prefers_lazy(plan: Plan, chain: list[SimOp], update: str) -> bool:
     dout, din = chain[0].result.type.dims
     lazy = materialised = 0
     for index, op in enumerate(chain):
-        carriers, t = {later.result for later in chain[index:]}, plan.sizes.train_end(op.step)
+        carriers = {later.result for later in chain[index:]}
+        t = plan.sizes.train_end(op.step)
         lazy += sum(n * t * (din + dout) for n in _uses(plan, carriers))
         materialised += dout * din * (t + WRITE_COST)
     return lazy < materialised
 
 
-def _uses(plan: Plan, weights: set[Value]) -> Iterable[int]:
-    """Positions of every product with one of these weights."""
+def _uses(plan: ExecutionPlan, weights: set[Value]) -> Iterable[int]:
+    """Yield the number of positions of every product with one of these weights."""
     for op in plan.ops:
         factor = op.weight_operand()
         if factor is not None and plan.resolve(factor) in weights:

@@ -40,7 +40,10 @@ class TintAttention(nn.Module):
     def __init__(self, spec: AttentionSpec, sim_seq_len: int):
         super().__init__()
         self.spec = spec
-        self.n_heads, self.width, self.kind, self.transpose = spec.n_heads, spec.width, spec.kind, spec.transpose
+        self.n_heads = spec.n_heads
+        self.width = spec.width
+        self.kind = spec.kind
+        self.transpose = spec.transpose
         self.sim_seq_len = sim_seq_len
         self.references: dict[str, Reference] = {}
         for letter in "qkvo":
@@ -57,12 +60,16 @@ class TintAttention(nn.Module):
     def position_matrix(self, letter: str) -> Tensor:
         """Return ``p_q``, ``p_k`` or ``p_v [d_h, T_sim]``."""
         shared = self.references.get(f"p_{letter}")
-        return getattr(self, f"p_{letter}") if shared is None else shared.tensor()
+        if shared is not None:
+            return shared.tensor()
+        return getattr(self, f"p_{letter}")
 
     def vector(self, key: str) -> Tensor | None:
         """Return a vector of the scores (one of `SCORE_VECTORS`); None if this attention has none."""
         reference = self.references.get(key)
-        return None if reference is None else reference.tensor()
+        if reference is None:
+            return None
+        return reference.tensor()
 
     def forward(
         self,
@@ -72,11 +79,11 @@ class TintAttention(nn.Module):
         token_positions: Tensor | None = None,
         keep: Callable[[Tensor], Tensor] | None = None,
     ) -> Tensor:
-        """``e [B, T_sim, D_sim]``, ``positions [B, T_sim]`` indices -> ``[B, T_sim, D_sim]``.
+        """Return ``[B, T_sim, D_sim]`` for ``e [B, T_sim, D_sim]`` and ``positions [B, T_sim]``, indices.
 
         mask ``[B, T_sim, T_sim]``: multiplies linear and sink scores, excludes softmax scores where zero; None is all
         ones.
-        token_positions ``[B, T_sim]``: the auxiliary's position ids; given, q and k of a rotary attention are rotated.
+        token_positions ``[B, T_sim]``: the auxiliary's position ids, by which q and k of a rotary attention turn.
         keep: receives the scores ``[B, H, T_sim, T_sim]`` that weigh the values, and gives those to weigh them with.
         """
         q, k, v = (self._heads(letter, e, positions) for letter in "qkv")
@@ -84,7 +91,8 @@ class TintAttention(nn.Module):
         if token_positions is not None and inv_freq is not None:
             q = rotate(q, token_positions, inv_freq, self.spec.rotary_style)
             k = rotate(k, token_positions, inv_freq, self.spec.rotary_style)
-        q = q if gain is None else q * gain.to(q.dtype)
+        if gain is not None:
+            q = q * gain.to(q.dtype)
         if token_positions is not None and query_scale is not None:
             q = q * query_scale[token_positions].to(q.dtype)[:, None, :, None]
         scores = q @ k.transpose(-1, -2)
@@ -93,8 +101,11 @@ class TintAttention(nn.Module):
             if self.spec.slopes and token_positions is not None:
                 slopes = (*self.spec.slopes, *[0.0] * (self.n_heads - len(self.spec.slopes)))
                 scores = scores + alibi(slopes, token_positions, token_positions, scores)
-            allowed = torch.ones_like(scores, dtype=torch.bool) if mask is None else (mask != 0)[:, None]
-            sinks = None if sinks is None else F.pad(sinks, (0, self.n_heads - len(sinks)))
+            allowed = torch.ones_like(scores, dtype=torch.bool)
+            if mask is not None:
+                allowed = (mask != 0)[:, None]
+            if sinks is not None:
+                sinks = F.pad(sinks, (0, self.n_heads - len(sinks)))
             scores = masked_softmax(scores, allowed, sinks)
         elif mask is not None:
             scores = scores * mask[:, None].to(scores.dtype)
@@ -102,11 +113,13 @@ class TintAttention(nn.Module):
             scores = sink_softmax(scores, self.sink, self.sim_seq_len - e.shape[1])
         if keep is not None:
             scores = keep(scores)
-        out = (scores.transpose(-1, -2) if self.transpose else scores) @ v
+        if self.transpose:
+            scores = scores.transpose(-1, -2)
+        out = scores @ v
         return self.w_o(out.transpose(1, 2).flatten(-2))
 
     def _heads(self, letter: str, e: Tensor, positions: Tensor) -> Tensor:
-        """``[B, H, T_sim, width]``: the split operation's part and the position's part."""
+        """Return ``[B, H, T_sim, width]``: the split operation's part and the position's part."""
         heads = getattr(self, f"w_{letter}")(e).unflatten(-1, (self.n_heads, self.width)).transpose(1, 2)
         lam = getattr(self, f"lam_{letter}")
         at_positions = self.position_matrix(letter).to(e.dtype)[:, positions].permute(1, 2, 0)

@@ -1,12 +1,12 @@
 """Literal execution: the program's ops, one after the other, each as simulator modules on whole embeddings.
 
-The machine owns what a transformer's residual stream carries besides the tensors: the table of saved embeddings (by the
-slots the compiler allocated), the prefixes as they are handed on, positions and masks.
+The executor owns what a transformer's residual stream carries besides the tensors: the table of saved embeddings (by
+the slots the compiler allocated), the prefixes as they are handed on, positions and masks.
 """
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -35,9 +35,10 @@ class SimModule(nn.Module):
     """
 
     def __init__(self, op: SimOp, blocks: Mapping[str, str]):
-        """blocks: the built block's name, for every name that the op's literal form gives one."""
+        """Keep the op. blocks: the built block's name, for every name that the op's literal form gives one."""
         super().__init__()
-        self.op, self.blocks = op, blocks
+        self.op = op
+        self.blocks = blocks
 
     def forward(
         self, e: Tensor, block: str, executor: LiteralExecutor, mask: Tensor | None, rate: Tensor | None
@@ -45,26 +46,41 @@ class SimModule(nn.Module):
         module, gate = executor.model.block(self.blocks[block])
         shown: list[Tensor] = []
         if isinstance(module, TintAttention):
-            mask = executor.prefix_mask() if mask is None and module.kind == "sink" else mask
-            part = None if executor.applied is None else self.op.shown_scores(executor.layout)
-            keep = None if part is None else partial(_kept, part, shown)
+            if mask is None and module.kind == "sink":
+                mask = executor.prefix_mask()
+            keep = self._keep_scores(executor, shown)
             new = module(e, executor.positions, mask, executor.token_positions, keep)
         else:
             new = module(e)
         if executor.applied is not None:
-            given = gate.taken(new, executor.positions) if isinstance(gate, PositionGate) else new
-            executor.applied.append(Applied(given, rate, shown[0] if shown else None))
+            passing = new
+            if isinstance(gate, PositionGate):
+                passing = gate.taken(new, executor.positions)
+            executor.applied.append(Applied(passing, rate, next(iter(shown), None)))
         if rate is not None:
             new = new * rate.to(new.dtype).reshape(-1, 1, 1)
-        return new if gate is None else gate(e, new, executor.positions)
+        if gate is None:
+            return new
+        return gate(e, new, executor.positions)
+
+    def _keep_scores(self, executor: LiteralExecutor, shown: list[Tensor]) -> Callable[[Tensor], Tensor] | None:
+        """Return the function that keeps scores in `shown`; None if nobody wants to see any."""
+        if executor.applied is None:
+            return None
+        part = self.op.shown_scores(executor.layout)
+        if part is None:
+            return None
+        return partial(_kept, part, shown)
 
     def extra_repr(self) -> str:
         return self.op.opname
 
 
 def _kept(part: tuple[slice, ...], shown: list[Tensor], scores: Tensor) -> Tensor:
-    """Keep a part of the scores to be shown; the scores to go on with, which read that very part where autograd records
-    it."""
+    """Keep a part of the scores to be shown; return the scores to go on with.
+
+    These read that very part where autograd records it, so that gradients reach it.
+    """
     shown.append(scores[part])
     if not torch.is_grad_enabled():
         return scores
@@ -73,13 +89,37 @@ def _kept(part: tuple[slice, ...], shown: list[Tensor], scores: Tensor) -> Tenso
     return scores
 
 
+class _Memory:
+    """The table of saved embeddings, by the slots that the compiler allocated, and weights as they are handed on."""
+
+    def __init__(self) -> None:
+        self.weights: dict[Value, PrefixTiles] = {}
+        self._tiles: dict[int, Tensor] = {}
+        self._slots: dict[Value, tuple[int, ...]] = {}
+
+    def read(self, value: Value) -> Any:
+        """Return weights, or the tiles of a token value that its slots hold now."""
+        if value in self.weights:
+            return self.weights[value]
+        return [self._tiles[slot] for slot in self._slots[value]]
+
+    def write(self, value: Value, slots: tuple[int, ...], tiles: Tiles) -> None:
+        """Put the tiles of a token value into its slots."""
+        self._slots[value] = slots
+        self._tiles.update(zip(slots, tiles, strict=True))
+
+
 class LiteralExecutor:
     """One run of a program on one batch (the runtime's `LiteralRun`)."""
 
     def __init__(self, model: Simulator, inputs: Inputs, rates: Rates | None):
-        self.model, self.inputs, self.given, self.layout = model, inputs, rates, model.layout
+        self.model = model
+        self.inputs = inputs
+        self.rates = rates
+        self.layout = model.layout
         batch, length = inputs.shape
-        k, device = self.layout.n_prefixes, inputs.input_ids.device
+        k = self.layout.n_prefixes
+        device = inputs.input_ids.device
         self.positions = torch.arange(k + length, device=device).expand(batch, -1)
         self.token_positions = F.pad(inputs.position_ids, (k, 0))
         self.site: SimModule | None = None
@@ -87,61 +127,66 @@ class LiteralExecutor:
         self._masks: dict[Hashable, Tensor] = {}
 
     def run(self, outputs: tuple[str, ...], program: Program | None = None) -> dict[str, Any]:
-        """The named outputs of the model's program, logits ``[B, T, V]`` or weights as `PrefixTiles`, and the named
-        capture points. program: the same ops with other outputs."""
-        program = self.model.program if program is None else program
+        """Return the named outputs of the model's program and the named capture points.
+
+        Logits are ``[B, T, V]``, weights `PrefixTiles`. program: the same ops with other outputs.
+        """
+        if program is None:
+            program = self.model.program
         points = {label: point_of(program, label) for label in outputs}
-        kept, shown = {point.value for point in points.values() if not point.show}, shown_by(points)
-        edits = self.model.edits
-        memory: dict[int, Tensor] = {}
-        slots: dict[Value, tuple[int, ...]] = {}
-        weights: dict[Value, PrefixTiles] = {}
-        found: dict[Value, Tensor] = {}
+        kept = {point.value for point in points.values() if not point.show}
+        shown = shown_by(points)
+        memory = _Memory()
+        results: dict[Value, Any] = {}
         seen: dict[str, Tensor] = {}
         for op in needed_ops(program.ops, (point.value for point in points.values())):
             assert isinstance(op, SimOp)
-            operands: list[Any] = []
-            for value in op.operands:
-                operands.append(weights[value] if value in weights else [memory[slot] for slot in slots[value]])
-            self.site, self.applied = self.model.site(op), [] if op in shown else None
-            result = op.literal(self, *operands)
+            self.site = self.model.site(op)
+            self.applied = None
+            if op in shown:
+                self.applied = []
+            result = op.literal(self, *(memory.read(value) for value in op.operands))
             for label, name in shown.get(op, ()):
                 seen[label] = op.show_literal(name, self.layout, self.applied or ())
-            write = iter(op.write)
-            for value, made in zip(op.results, result if len(op.results) > 1 else (result,), strict=True):
-                if isinstance(made, PrefixTiles):
-                    weights[value] = made
+            if len(op.results) == 1:
+                result = (result,)
+            slots = iter(op.write)
+            for value, computed in zip(op.results, result, strict=True):
+                if isinstance(computed, PrefixTiles):
+                    memory.weights[value] = computed
                 elif value.type.kind == "tokens":
-                    if value in edits or value in kept:
-                        joined = self._joined(value, made)
-                        joined = edits[value](joined) if value in edits else joined
-                        if value in kept:
-                            found[value] = joined
-                        if value in edits or torch.is_grad_enabled():  # what is read later is what is handed out
-                            made = self._cut(joined)
-                    slots[value] = next(write)
-                    memory.update(zip(slots[value], made, strict=True))
+                    tiles = self._edited(value, computed, kept, results)
+                    memory.write(value, next(slots), tiles)
                 else:
-                    found[value] = made
-        results = {**found, **weights}
-        return {label: seen[label] if point.show else results[point.value] for label, point in points.items()}
+                    results[value] = computed
+        results |= memory.weights
+        values = {label: results[point.value] for label, point in points.items() if not point.show}
+        return {label: (values | seen)[label] for label in points}
 
-    def _joined(self, value: Value, tiles: Tiles) -> Tensor:
-        """A token value ``[B, T, width]`` from its tiles."""
-        return torch.cat(tiles, -1)[..., : value.type.width]
-
-    def _cut(self, value: Tensor) -> Tiles:
-        """`_joined` undone."""
-        pitch = self.layout.pitch
-        return list(F.pad(value, (0, -value.shape[-1] % pitch)).split(pitch, -1))
+    def _edited(self, value: Value, tiles: Tiles, kept: set[Value], results: dict[Value, Any]) -> Tiles:
+        """Return a token value's tiles after its edit, if it has one, and put it into `results` if it is to be kept."""
+        edits = self.model.edits
+        if value not in edits and value not in kept:
+            return tiles
+        whole = torch.cat(tiles, -1)[..., : value.type.width]
+        if value in edits:
+            whole = edits[value](whole)
+        if value in kept:
+            results[value] = whole
+        if value in edits or torch.is_grad_enabled():  # what is read later is what is handed out
+            pitch = self.layout.pitch
+            return list(F.pad(whole, (0, -whole.shape[-1] % pitch)).split(pitch, -1))
+        return tiles
 
     def embed(self, slots: Sequence[Tensor], prefix: Tile | None = None) -> Tensor:
         tokens = torch.cat(tuple(slots), -1)
-        k = 0 if isinstance(prefix, Tensor) else self.layout.n_prefixes
-        e = F.pad(tokens, (0, self.layout.d_sim - tokens.shape[-1], k, 0))
+        e = F.pad(tokens, (0, self.layout.d_sim - tokens.shape[-1]))
+        if isinstance(prefix, Tensor):
+            return torch.cat((prefix.to(e.dtype), e), 1)
+        e = F.pad(e, (0, 0, self.layout.n_prefixes, 0))
         if prefix is None:
             return e
-        return torch.cat((prefix.to(e.dtype), e), 1) if isinstance(prefix, Tensor) else prefix(e)
+        return prefix(e)
 
     def apply(self, block: str, e: Tensor, mask: Tensor | None = None, rate: Tensor | None = None) -> Tensor:
         assert self.site is not None
@@ -155,7 +200,9 @@ class LiteralExecutor:
         return e[:, : self.layout.n_prefixes]
 
     def train_mask(self, step: int) -> Tensor:
-        key = "train", step if self.inputs.train.dim() == 3 else 0
+        if self.inputs.train.dim() == 2:  # the same in every step
+            step = 0
+        key = ("train", step)
         if key not in self._masks:
             seen = F.pad(self.inputs.train_mask(step), (self.layout.n_prefixes, 0))
             is_prefix = self.positions < self.layout.n_prefixes
@@ -173,8 +220,11 @@ class LiteralExecutor:
         return torch.diag_embed(F.pad(self.inputs.loss_positions_of(step), (self.layout.n_prefixes, 0)))
 
     def prefix_mask(self) -> Tensor:
-        """``[B, T_sim, T_sim]``: tokens see prefixes. A linear module without a mask reads nothing else, because the
-        values or keys of tokens are zero; in a softmax, scores with them would weigh nevertheless."""
+        """Return ``[B, T_sim, T_sim]``, in which tokens see prefixes.
+
+        A linear module without a mask reads nothing else, because the values or keys of tokens are zero; in a softmax,
+        scores with them would weigh nevertheless.
+        """
         if "prefix" not in self._masks:
             is_prefix = self.positions < self.layout.n_prefixes
             self._masks["prefix"] = ~is_prefix[:, :, None] & is_prefix[:, None, :]
@@ -183,19 +233,25 @@ class LiteralExecutor:
     def token_mask(self, window: int = 0) -> Tensor:
         key = f"token{window}"
         if key not in self._masks:
-            k, length = self.layout.n_prefixes, self.inputs.shape[1]
+            k = self.layout.n_prefixes
+            length = self.inputs.shape[1]
             allowed = self.inputs.allowed & causal_mask(length, self.positions.device, window)
             self._masks[key] = F.pad(allowed, (k, 0, k, 0))
         return self._masks[key]
 
     def rate(self, name: str, step: int) -> Tensor:
-        given = None if self.given is None else self.given.of(name, step)
-        return self.model.rate(name)[step] if given is None else given
+        rate = None
+        if self.rates is not None:
+            rate = self.rates.of(name, step)
+        if rate is None:
+            rate = self.model.rate(name)[step]
+        return rate
 
     def look_up(self, table: str, rows: Tensor) -> Tensor:
-        found = self.model.table(table)[rows]
-        found = found[..., None] if found.dim() == 2 else found
-        return F.pad(found, (0, self.layout.pitch - found.shape[-1]))
+        entries = self.model.table(table)[rows]
+        if entries.dim() == 2:  # one number a row
+            entries = entries[..., None]
+        return F.pad(entries, (0, self.layout.pitch - entries.shape[-1]))
 
     def weights(self, name: str) -> PrefixTiles:
         stored = self.model.prefix(name)
@@ -204,4 +260,6 @@ class LiteralExecutor:
 
     def logits(self, x: Tensor, head: str, bias: str) -> Tensor:
         x = x[..., : self.model.table(head).shape[1]]
-        return F.linear(x, self.model.table(head), self.model.table(bias) if bias else None)
+        if not bias:
+            return F.linear(x, self.model.table(head))
+        return F.linear(x, self.model.table(head), self.model.table(bias))

@@ -18,16 +18,22 @@ class SplitOperation(nn.Module):
 
     def __init__(self, stage: SplitStage):
         super().__init__()
-        self.kind, self.n_heads, self.width = stage.kind, stage.n_heads, stage.width
+        self.kind = stage.kind
+        self.n_heads = stage.n_heads
+        self.width = stage.width
         self.weight = nn.Parameter(torch.empty(stage.weight.shape))
-        self.bias = nn.Parameter(torch.empty(stage.n_results, stage.width)) if stage.bias else None
+        self.bias = None
+        if stage.bias:
+            self.bias = nn.Parameter(torch.empty(stage.n_results, stage.width))
 
     def forward(self, e: Tensor) -> Tensor:
         chunks = e.unflatten(-1, (self.n_heads, self.width))
         weight = self.weight.to(e.dtype)
-        rule = "...hc,cgh->...gc" if self.kind == "dimension" else "...hc,hdc->...hd"
+        rule = {"dimension": "...hc,cgh->...gc", "split": "...hc,hdc->...hd"}[self.kind]
         out = torch.einsum(rule, chunks, weight)
-        return (out if self.bias is None else out + self.bias.to(e.dtype)).flatten(-2)
+        if self.bias is not None:
+            out = out + self.bias.to(e.dtype)
+        return out.flatten(-2)
 
     def extra_repr(self) -> str:
         return f"{self.kind}, n_heads={self.n_heads}, width={self.width}"
@@ -45,7 +51,9 @@ class Zero(nn.Module):
 
 
 def build_split(split: Split, size: int = 0) -> nn.Module:
-    """A chain of split operations; none at all is the identity, None is zero, of that size."""
+    """Return a chain of split operations; none at all is the identity, None is zero, of that size."""
     if split is None:
         return Zero(size)
-    return nn.Sequential(*(SplitOperation(stage) for stage in split)) if split else nn.Identity()
+    if not split:
+        return nn.Identity()
+    return nn.Sequential(*(SplitOperation(stage) for stage in split))
