@@ -16,7 +16,7 @@ from tintc.frontend.graph.trace_model import capture
 from tintc.frontend.importer import import_graph
 from tintc.frontend.rules import default_rules
 from tintc.ir.text import print_program
-from tintc.lowering.passes.assign_layers import assign_roles
+from tintc.lowering.passes.assign_layers import assign_layers
 from tintc.lowering.passes.canonicalise import canonicalise
 from tools.sweep.tiny import tiny_config, tiny_model
 
@@ -29,7 +29,7 @@ def graph(name: str) -> CapturedGraph:
 
 
 def text(captured: CapturedGraph, rules: Any = None) -> str:
-    return print_program(assign_roles(canonicalise(import_graph(captured, rules))))
+    return print_program(assign_layers(canonicalise(import_graph(captured, rules))))
 
 
 @pytest.mark.parametrize("name", TYPES)

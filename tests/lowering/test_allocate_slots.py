@@ -13,9 +13,9 @@ from tintc import compiler as driver
 from tintc.ir import simulator as sim
 from tintc.ir.core import Op, Parameter, Program, Value, tokens
 from tintc.ir.text import print_program
-from tintc.lowering.options import Options
 from tintc.lowering.passes.allocate_slots import allocate_slots
 from tintc.lowering.passes.plan_layout import layout_of
+from tintc.options import Options
 
 
 def check(program: Program) -> None:

@@ -16,7 +16,7 @@ from tintc.ir.auxiliary.interpreter import forward, load
 from tintc.ir.columns import compose
 from tintc.ir.inputs import resolve_inputs
 from tintc.ir.text import parse_program, print_program
-from tintc.lowering.passes.assign_layers import assign_roles
+from tintc.lowering.passes.assign_layers import assign_layers
 from tintc.lowering.passes.canonicalise import canonicalise
 
 
@@ -53,7 +53,7 @@ def canonical(text: str) -> str:
 
 def roles_of(text: str) -> dict[str, str]:
     """Role of every op, by its weight."""
-    ops = [op.attributes() for op in assign_roles(parse_program(text)).ops]
+    ops = [op.attributes() for op in assign_layers(parse_program(text)).ops]
     return {op.get("weight", ""): op.get("role", "") for op in ops}
 
 
@@ -187,4 +187,4 @@ def test_compose_counts_runs_within_runs() -> None:
 def test_golden_texts(name: str, make: Callable[[], PreTrainedModel], golden: Callable[[str, str], None]) -> None:
     imported = import_graph(capture(make()))
     golden(f"{name}.import", print_program(imported))
-    golden(f"{name}.canonical", print_program(assign_roles(canonicalise(imported))))
+    golden(f"{name}.canonical", print_program(assign_layers(canonicalise(imported))))

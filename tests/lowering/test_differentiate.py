@@ -16,8 +16,8 @@ from tintc.ir.core import Program
 from tintc.ir.functions import FiniteDifference
 from tintc.ir.inputs import resolve_inputs
 from tintc.ir.text import parse_program, print_program
-from tintc.lowering.options import Options
 from tintc.lowering.passes.differentiate import differentiate
+from tintc.options import Options
 
 IDS = torch.randint(0, 11, (2, 9), generator=torch.Generator().manual_seed(0))
 

@@ -13,12 +13,12 @@ from tintc.ir import simulator as sim
 from tintc.ir.inputs import resolve_inputs
 from tintc.ir.simulator.interface.interpreter import interpret
 from tintc.ir.text import print_program
-from tintc.lowering.options import Options
 from tintc.lowering.passes.allocate_slots import allocate_slots
 from tintc.lowering.passes.differentiate import differentiate
 from tintc.lowering.passes.eliminate_common import eliminate_common
 from tintc.lowering.passes.plan_layout import plan_layout
 from tintc.lowering.passes.unroll_steps import unroll_steps
+from tintc.options import Options
 
 MAKERS = {"gpt": lambda: gpt_like(layers=2), "parallel": lambda: llama_like(layers=2, parallel=True)}
 OPTIONS = Options(n_steps=2, n_update_layers=1, inner_lr=0.01)

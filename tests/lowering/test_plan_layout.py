@@ -10,11 +10,11 @@ from programs import gpt_like, llama_like
 from tintc.ir import simulator as sim
 from tintc.ir.layout import Layout
 from tintc.ir.text import parse_program, print_program
-from tintc.lowering.options import Options
 from tintc.lowering.passes.differentiate import differentiate
 from tintc.lowering.passes.eliminate_common import eliminate_common
 from tintc.lowering.passes.plan_layout import layout_of, plan_layout
 from tintc.lowering.passes.unroll_steps import unroll_steps
+from tintc.options import Options
 
 
 def lowered(name: str, options: Options) -> sim.SimOp | object:

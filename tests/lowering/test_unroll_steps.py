@@ -8,9 +8,9 @@ from programs import gpt_like, llama_like
 
 from tintc.ir import simulator as sim
 from tintc.ir.text import parse_program, print_program
-from tintc.lowering.options import Options
 from tintc.lowering.passes.differentiate import differentiate
 from tintc.lowering.passes.unroll_steps import unroll_steps
+from tintc.options import Options
 
 
 def test_text(golden: Callable[[str, str], None]) -> None:

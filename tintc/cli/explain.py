@@ -14,7 +14,7 @@ from tintc.frontend.importer import recognise
 from tintc.frontend.source.load import load_auxiliary
 from tintc.ir.auxiliary import AuxOp
 from tintc.ir.core import Program, Value
-from tintc.lowering.passes.assign_layers import assign_roles
+from tintc.lowering.passes.assign_layers import assign_layers
 from tintc.lowering.passes.canonicalise import canonicalise
 
 
@@ -28,7 +28,7 @@ def explain_model(model: str, as_json: bool) -> None:
         source = load_auxiliary(model, values=False)
         graph = capture(source.model, source.max_length, source.provenance["source"])
         found = recognise(graph)
-        program = assign_roles(canonicalise(found.program))
+        program = assign_layers(canonicalise(found.program))
     ops, tensors = ops_of(program, found.rules), tensors_of(graph, program, found.values)
     if as_json:
         print_json({"model": model, "ops": ops, "tensors": tensors})

@@ -17,7 +17,7 @@ from tintc.errors import OptionError
 from tintc.frontend.source.load import load_auxiliary
 from tintc.ir.core import Program
 from tintc.ir.text import parse_program, print_program
-from tintc.lowering.options import Options
+from tintc.options import Options
 from tintc.runtime.artefact.checks import check_config
 from tintc.runtime.artefact.folder import (
     is_artefact,

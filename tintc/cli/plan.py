@@ -15,9 +15,9 @@ from tintc.cli.plan_plot import check_plot, draw
 from tintc.compiler import import_auxiliary, lower_to_modules
 from tintc.frontend.source.load import load_auxiliary
 from tintc.ir.core import Program
-from tintc.lowering.options import Options
 from tintc.lowering.passes.layout_candidates import Candidate, Survey, survey
 from tintc.lowering.passes.plan_layout import plan_layout
+from tintc.options import Options
 
 COLUMNS = {
     "stack": "S",

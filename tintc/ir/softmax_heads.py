@@ -34,7 +34,7 @@ def is_linear(block: Block) -> bool:
     return isinstance(block.spec, AttentionSpec) and block.spec.kind == "linear"
 
 
-def softened(name: str, block: Block, layout: Layout, temperatures: tuple[float, ...]) -> tuple[str, Block]:
+def named_softmax_heads(name: str, block: Block, layout: Layout, temperatures: tuple[float, ...]) -> tuple[str, Block]:
     """Return (name, block) of a block of linear attention by softmax heads; the name has the exponents of its
     constants.
 
@@ -43,10 +43,11 @@ def softened(name: str, block: Block, layout: Layout, temperatures: tuple[float,
     spec = block.spec
     assert isinstance(spec, AttentionSpec)
     exponents = "_".join(repr(math.log2(value)).removesuffix(".0") for value in temperatures)
-    return f"{name}_softmax_{exponents}".replace(".", "p"), Block(soften(spec, layout, *temperatures), block.gate)
+    softmax = to_softmax_heads(spec, layout, *temperatures)
+    return f"{name}_softmax_{exponents}".replace(".", "p"), Block(softmax, block.gate)
 
 
-def soften(spec: AttentionSpec, layout: Layout, varied: float, constant: float, sink: float) -> AttentionSpec:
+def to_softmax_heads(spec: AttentionSpec, layout: Layout, varied: float, constant: float, sink: float) -> AttentionSpec:
     """Return the specification with 2H softmax heads, A before B.
 
     Queries of A are divided by R, those of B and its keys are zero; values go to both. The output's first operation

@@ -1,4 +1,4 @@
-"""`assign_roles`: assign every op its layer, and its role there, by structure alone.
+"""`assign_layers`: assign every op its layer, and its role there, by structure alone.
 
 Layers are counted by attentions; of those that follow each other in the program, attentions that do not need each other
 are of one layer. The boundary d_i, where layer i begins, is the deepest op that lies on every path from layer i - 1's
@@ -31,7 +31,7 @@ PASSED = Norm | Add | Scale | Gate | Select | Activation
 """What may lie between a linear layer and the attention whose operand it makes."""
 
 
-def assign_roles(program: Program) -> Program:
+def assign_layers(program: Program) -> Program:
     """Return the program with `layer` and `role` set on every op, and the attribute ``n_layers``; the one given is left
     alone.
 

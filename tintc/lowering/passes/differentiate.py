@@ -15,12 +15,12 @@ from __future__ import annotations
 from tintc.errors import OptionError, Reason, UnsupportedModelError
 from tintc.ir import auxiliary as aux
 from tintc.ir import simulator as sim
-from tintc.ir.auxiliary.interpreter import GROUPS, descending
+from tintc.ir.auxiliary.interpreter import descending
 from tintc.ir.core import Block, Parameter, Program, Value
 from tintc.ir.names import Names
 from tintc.lowering.builder import Builder
-from tintc.lowering.options import Options
 from tintc.lowering.rules import Layer, Sweep, rule_of
+from tintc.options import GROUPS, Options
 
 Values = dict[Value, Value]
 WeightValues = dict[str, Value]

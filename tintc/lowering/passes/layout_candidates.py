@@ -20,7 +20,7 @@ from tintc.ir import simulator as sim
 from tintc.ir.core import Program
 from tintc.ir.layout import Layout, infeasible
 from tintc.ir.simulator.shared.linear_common import copies_of_bias
-from tintc.lowering.options import Options
+from tintc.options import Options
 
 READ = 16
 """Multiply-adds that take as long as reading one value from memory, on processors of today (roughly)."""

@@ -5,9 +5,9 @@ from __future__ import annotations
 from tintc.ir import auxiliary as aux
 from tintc.ir import simulator as sim
 from tintc.ir.core import Program, Type, Value
-from tintc.lowering.options import Options
 from tintc.lowering.rules.base import Layer, Module, Rule, lowers, stem
 from tintc.lowering.rules.sweep import Sweep
+from tintc.options import Options
 
 
 @lowers(aux.Linear)

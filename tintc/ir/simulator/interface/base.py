@@ -20,7 +20,7 @@ from tintc.ir.layout import Layout
 from tintc.ir.simulator.interface.fused_base import FusedRun
 from tintc.ir.simulator.interface.fused_counts import Deferral, FusedCounts
 from tintc.ir.simulator.interface.literal_base import Applied, LiteralRun
-from tintc.ir.softmax_heads import is_linear, softened
+from tintc.ir.softmax_heads import is_linear, named_softmax_heads
 from tintc.ir.structure import Block, TensorSpec
 
 
@@ -110,7 +110,7 @@ class SimOp(Op):
     origin: the auxiliary value or layer it simulates; phase: forward, loss, backward or descent; step: which pass or
     gradient step; layer: the auxiliary's layer, -1 outside; role: as in the auxiliary dialect. `write` is added by the
     slot allocator: the memory slots of each token result, one per tile. `softmax` is added by calibration where linear
-    attention is realised by softmax heads: their constants, see `tintc.ir.softmax_heads.softened`.
+    attention is realised by softmax heads: their constants, see `tintc.ir.softmax_heads.named_softmax_heads`.
     """
 
     origin: str = ""
@@ -269,7 +269,7 @@ class SimOp(Op):
         right = len(self.softmax) == 3 and all(value > 0 for value in self.softmax)
         self.expect(right, "the constants of softmax heads are three positive numbers")
         return {
-            name: softened(name, block, layout, self.softmax) if is_linear(block) else (name, block)
+            name: named_softmax_heads(name, block, layout, self.softmax) if is_linear(block) else (name, block)
             for name, block in blocks.items()
         }
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from tintc.ir.core import Value, register
 from tintc.ir.layout import Layout
-from tintc.ir.losses import LOSSES, PLAIN, LogitMap, loss_gradient
+from tintc.ir.losses import PLAIN, LogitMap, loss_gradient
 from tintc.ir.simulator.interface.base import Interpretation
 from tintc.ir.simulator.interface.fused_base import FusedRun, at_least_fp32, widening
 from tintc.ir.simulator.interface.fused_counts import FusedCounts
@@ -18,6 +18,7 @@ from tintc.ir.simulator.interface.literal_base import LiteralRun, Tiles
 from tintc.ir.simulator.ops.logits import HeadOp
 from tintc.ir.simulator.shared.loss_modules import loss_blocks, loss_slot
 from tintc.ir.structure import Block
+from tintc.options import LOSSES
 
 CHUNK = 1024
 """Positions whose scores exist at one time in fused execution."""

@@ -1,4 +1,5 @@
-"""`soften`: realise linear attention by softmax heads, their constants calibrated on a text (Theorem C.2).
+"""`calibrate_softmax_heads`: realise linear attention by softmax heads (Theorem C.2), their constants calibrated on a
+text.
 
 See construction.md, section 12. Every module gets R of its own, from the scores s that it has on the text: it balances
 the root mean square of the truncation ``s^2 / 2R`` against the rounding ``u R``: ``R = mean(s^4)^(1/4) / sqrt(2u)``. To
@@ -47,7 +48,9 @@ def check_precise(dtype: torch.dtype) -> None:
         )
 
 
-def soften(program: Program, source: Mapping[str, Tensor], lr: float, dtype: torch.dtype, ids: Tensor) -> Program:
+def calibrate_softmax_heads(
+    program: Program, source: Mapping[str, Tensor], lr: float, dtype: torch.dtype, ids: Tensor
+) -> Program:
     """Return the program with `softmax` on every op that has linear attention, and the attribute ``softmax_unit``.
 
     program: planned, with memory slots; source: the auxiliary's tensors; dtype: of the simulator; ids ``[T]``: the
