@@ -223,11 +223,12 @@ def opt(
         bool, typer.Option("--time-passes", help="Print the seconds of each pass on standard error.")
     ] = False,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="File to write (default: print it).")] = None,
+    json: Json = False,
 ) -> None:
     """Run passes of the compiler on a program, and print the program that they give."""
     from tintc.cli.opt import run_opt
 
-    run_opt(path, options, passes, print_ir_after, time_passes, output)
+    run_opt(path, options, passes, print_ir_after, time_passes, output, json)
 
 
 @app.command()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
 
 import pytest
 import torch
@@ -22,11 +21,6 @@ from tintc.options import Options
 
 MAKERS = {"gpt": lambda: gpt_like(layers=2), "parallel": lambda: llama_like(layers=2, parallel=True)}
 OPTIONS = Options(n_steps=2, n_update_layers=1, inner_lr=0.01)
-
-
-def test_text(golden: Callable[[str, str], None]) -> None:
-    program, _ = gpt_like(layers=2)
-    golden("sim_eliminate_common_gpt", print_program(eliminate_common(unroll_steps(differentiate(program, OPTIONS)))))
 
 
 @pytest.mark.parametrize("name", MAKERS)

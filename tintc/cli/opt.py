@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from tintc.cli.console import silence_libraries, stages
+from tintc.cli.console import print_json, silence_libraries, stages
 from tintc.errors import InputError, OptionError
 from tintc.frontend.graph.trace_model import capture
 from tintc.frontend.importer import import_graph
@@ -23,7 +23,13 @@ from tintc.options import Options
 
 
 def run_opt(
-    path: str, options: dict[str, Any], names: str | None, print_after: str | None, timed: bool, output: Path | None
+    path: str,
+    options: dict[str, Any],
+    names: str | None,
+    print_after: str | None,
+    timed: bool,
+    output: Path | None,
+    as_json: bool,
 ) -> None:
     """Run passes on a program's text or on the program of a model, and print or write the program they give.
 
@@ -34,10 +40,12 @@ def run_opt(
     chosen = Options(**options)
     passes = PIPELINE if names is None else passes_named(names)
     printed = printed_after(passes, print_after)
+    times: list[dict[str, Any]] = []
 
     def observe(one: Pass, program: Program, seconds: float) -> None:
         if one.name in printed:
             print(f"// after {one.name}\n{print_program(program)}", file=sys.stderr)
+        times.append({"name": one.name, "seconds": seconds})
         if timed:
             print(f"{seconds:9.3f} s  {one.name}", file=sys.stderr)
 
@@ -49,10 +57,12 @@ def run_opt(
             program = import_graph(capture(source.model, source.max_length, source.provenance["source"]))
             chosen = replace(chosen, max_length=source.max_length)
     text = print_program(run_passes(passes, program, chosen, observe))
-    if output is None:
-        print(text, end="")
-    else:
+    if output is not None:
         write(output, text)
+    if as_json:
+        print_json({"passes": times, "program": text})
+    elif output is None:
+        print(text, end="")
 
 
 def printed_after(passes: Sequence[Pass], names: str | None) -> set[str]:
