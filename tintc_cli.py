@@ -142,14 +142,19 @@ def configure(
     """Set what is said on standard error besides mistakes."""
     if quiet and verbose:
         raise typer.BadParameter("--quiet and --verbose exclude each other.")
-    level = logging.ERROR if quiet else logging.INFO if verbose else logging.WARNING
+    level = logging.WARNING
+    if quiet:
+        level = logging.ERROR
+    if verbose:
+        level = logging.INFO
     context.with_resource(reported(level))
 
 
 @contextmanager
 def reported(level: int) -> Iterator[None]:
-    """What `tintc` logs, from this level on, as lines on standard error."""
-    logger, handler = logging.getLogger("tintc"), Lines(level)
+    """Print what `tintc` logs, from this level on, as lines on standard error."""
+    logger = logging.getLogger("tintc")
+    handler = Lines(level)
     before = logger.level
     logger.addHandler(handler)
     logger.setLevel(level)
@@ -161,14 +166,16 @@ def reported(level: int) -> Iterator[None]:
 
 
 class Lines(logging.Handler):
-    """Warnings as such; stages with the seconds since the command began."""
+    """Print warnings as such, and stages with the seconds since the command began."""
 
     def __init__(self, level: int) -> None:
         super().__init__(level)
         self.start = time.monotonic()
 
     def emit(self, record: logging.LogRecord) -> None:
-        shown = "warning: " if record.levelno >= logging.WARNING else f"{time.monotonic() - self.start:7.2f} s  "
+        shown = f"{time.monotonic() - self.start:7.2f} s  "
+        if record.levelno >= logging.WARNING:
+            shown = "warning: "
         print(f"{shown}{record.getMessage()}", file=sys.stderr)
 
 
@@ -399,8 +406,11 @@ def families(
 
 
 def main() -> NoReturn:
-    """The console script. A user's mistake is one sentence and exit code 2, a simulator that `verify` finds at fault
-    exit code 1; anything else keeps its traceback."""
+    """Run the console script.
+
+    A user's mistake is one sentence and exit code 2, a simulator that `verify` finds at fault exit code 1; anything
+    else keeps its traceback.
+    """
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(TERMINATED))
     try:
         app(prog_name="tintc", standalone_mode=True)

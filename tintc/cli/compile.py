@@ -28,7 +28,9 @@ def compile_model(
     silence_libraries()
     check_output(output, force)
     chosen = Options(**options)
-    text = None if calibration is None else read_text(None, calibration)
+    text = None
+    if calibration is not None:
+        text = read_text(None, calibration)
     start = time.perf_counter()
     with stages():
         sim = tintc.compile(

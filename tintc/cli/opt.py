@@ -38,7 +38,9 @@ def run_opt(
     """
     silence_libraries()
     chosen = Options(**options)
-    passes = PIPELINE if names is None else passes_named(names)
+    passes = PIPELINE
+    if names is not None:
+        passes = passes_named(names)
     printed = printed_after(passes, print_after)
     times: list[dict[str, Any]] = []
 

@@ -46,4 +46,6 @@ def choose_layout(program: Program, options: Options, max_length: int) -> Layout
 
 
 def _tiled(op: Op, layout: Layout) -> Op:
-    return op.planned(layout) if isinstance(op, sim.SimOp) else op
+    if isinstance(op, sim.SimOp):
+        return op.planned(layout)
+    return op

@@ -42,6 +42,14 @@ def check_choices(config: Mapping[str, Any], what: str) -> None:
             )
 
 
+def _config_of(loaded: Any) -> Any:
+    """Return the configuration of what transformers loads: itself, or the first of a pair with the arguments
+    that it had no use for."""
+    if isinstance(loaded, tuple):
+        return loaded[0]
+    return loaded
+
+
 class TintConfig(PretrainedConfig):
     """Configuration of a TinT simulator.
 
@@ -114,31 +122,33 @@ class TintConfig(PretrainedConfig):
             setattr(self, name, value)
 
     def to_dict(self) -> dict[str, Any]:
-        found = super().to_dict()
-        found.pop("program", None)
-        found.pop("auxiliary", None)
-        return found
+        values = super().to_dict()
+        values.pop("program", None)
+        values.pop("auxiliary", None)
+        return values
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, **kwargs: Any) -> Any:
-        """As transformers', and with what lies beside it."""
+        """Return what transformers' own method does, with what lies beside it read."""
         hub = {key: kwargs[key] for key in HUB_ARGUMENTS if key in kwargs}
-        found: Any = super().from_pretrained(pretrained_model_name_or_path, **kwargs)
-        (found[0] if isinstance(found, tuple) else found).read_beside(pretrained_model_name_or_path, hub)
-        return found
+        loaded: Any = super().from_pretrained(pretrained_model_name_or_path, **kwargs)
+        _config_of(loaded).read_beside(pretrained_model_name_or_path, hub)
+        return loaded
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
-        """As transformers', and, called by its Auto classes, which say where they have it from, with what lies beside
-        it there."""
+        """Return what transformers' own method does.
+
+        Its Auto classes say where they have it from; then what lies beside it there is read too.
+        """
         path = kwargs.get("name_or_path")
-        found: Any = super().from_dict(config_dict, **kwargs)
-        config = found[0] if isinstance(found, tuple) else found
+        loaded: Any = super().from_dict(config_dict, **kwargs)
+        config = _config_of(loaded)
         if path is not None:
             config.read_beside(path, {})
             if not os.path.isdir(path) and text_digest(config.program or "") != config.digests.get("program"):
                 config.program = config.auxiliary = None  # of another revision than the configuration
-        return found
+        return loaded
 
     def read_beside(self, path: str | os.PathLike[str], hub: dict[str, Any]) -> None:
         """Read `program` and `auxiliary`, which stay None where they cannot be read."""
