@@ -52,7 +52,8 @@ def run_text(
         print_json(evaluation.to_json())
     else:
         shown = {name: value for name, value in evaluation.to_json().items() if name not in ("hint", "rates")}
-        print_table(f"{path} on {'the text' if file in (None, STDIN) else file}", shown | {"rates": _by_rate(evaluation)})
+        name = "the text" if file in (None, STDIN) else file
+        print_table(f"{path} on {name}", shown | {"rates": _by_rate(evaluation)})
     for note in _notes(evaluation, options.get("partial", False)):
         print(note, file=sys.stderr)
 
