@@ -10,17 +10,18 @@ import logging
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import wraps
 from importlib.metadata import version
+from importlib.util import module_from_spec, spec_from_file_location
+from inspect import Parameter, signature
 from pathlib import Path
-from typing import Annotated, Literal, NoReturn
+from typing import Annotated, Any, Literal, NoReturn, Optional, get_type_hints
 
 import typer
 
 OK, FAILED, MISTAKE, INTERRUPTED, TERMINATED = 0, 1, 2, 130, 143
-DESCEND = "values,out,ffn,norm-bias"
-"""`tintc.lowering.options.DEFAULT_DESCEND`, whose import would take seconds."""
 
 app = typer.Typer(
     name="tintc",
@@ -33,32 +34,93 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on sta
 Model = Annotated[
     str, typer.Argument(metavar="MODEL", help="A model folder, a .gguf file, or the id of a model on the hub.")
 ]
-Steps = Annotated[int, typer.Option(help="Simulated gradient steps.")]
-UpdateLayers = Annotated[int | None, typer.Option(help="Top layers that are updated (default: all).")]
-Descend = Annotated[
-    str, typer.Option(metavar="<names>", help="Parameter groups that are updated; norm-gain is one more.")
-]
-Semantics = Annotated[
-    Literal["exact", "paper-code"],
-    typer.Option(
-        metavar="<name>", help="Which definition to follow: exact, or paper-code, the authors' implementation."
-    ),
-]
-HeadWidth = Annotated[int | None, typer.Option(help="Width of a head (default: the least that will do).")]
-Heads = Annotated[int | None, typer.Option(help="Heads of an embedding (default: the least that will do).")]
-MaxLength = Annotated[int | None, typer.Option(help="Longest text (default: the model's, at most 2048).")]
-Reuse = Annotated[
-    Literal["none", "layer"], typer.Option(help="Which modules share structural tensors: none, or all layers'.")
-]
 Executor = Annotated[
     Literal["auto", "fused", "literal"],
     typer.Option(metavar="<name>", help="How it is executed: fused, literal, or auto, fused where that is exact."),
 ]
-Dtype = Literal["float32", "bfloat16", "float64"]
 ComputeIn = Annotated[
-    Dtype | None,
+    Literal["float32", "bfloat16", "float64"] | None,
     typer.Option(metavar="<type>", help="Compute in float32, bfloat16 or float64 (default: the stored type)."),
 ]
+
+
+Chosen = dict[str, Any]
+"""Options of a compilation, by name; `with_options` puts the command line's own in their place."""
+
+
+def options_module() -> Any:
+    """Return `tintc.options` without importing the package, which would take seconds."""
+    name = "tintc.options"
+    if name not in sys.modules:
+        spec = spec_from_file_location(name, Path(__file__).parent / "tintc" / "options.py")
+        assert spec is not None and spec.loader is not None
+        sys.modules[name] = module_from_spec(spec)
+        spec.loader.exec_module(sys.modules[name])
+    return sys.modules[name]
+
+
+def with_options(wanted: Callable[[Any], bool]) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Return a decorator that gives a command the options of a compilation, each as a parameter.
+
+    The command takes them as one dictionary, `options`. wanted: which ones, by what `tintc.options` says about them.
+    """
+    module = options_module()
+    names = [name for name, about in module.ABOUT.items() if wanted(about)]
+
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        @wraps(command)
+        def called(**values: Any) -> None:
+            options = {}
+            for name in names:
+                options[name] = values.pop(name)
+                short = values.pop(short_form(name), None)
+                if short is not None:
+                    options[name] = short
+            command(options=options, **values)
+
+        parameters: list[Parameter] = []
+        for one in signature(command, eval_str=True).parameters.values():
+            if one.name == "options":
+                parameters += [parameter for name in names for parameter in option_parameters(module, name)]
+            else:
+                parameters.append(one)
+        keywords = [one.replace(kind=Parameter.KEYWORD_ONLY) for one in parameters]
+        called.__signature__ = signature(command).replace(parameters=keywords)  # pyright: ignore[reportAttributeAccessIssue]
+        called.__annotations__ = {one.name: one.annotation for one in keywords}
+        return called
+
+    return decorate
+
+
+def short_form(name: str) -> str:
+    """Return the name of the parameter that takes an option by its short form."""
+    return f"{name}_in_short"
+
+
+def option_parameters(module: Any, name: str) -> list[Parameter]:
+    """Return the parameters of a command for one option of a compilation: one, and a hidden one for a short form.
+
+    Both in one would make the column of names so wide that help at 80 columns cuts it.
+    """
+    about = module.ABOUT[name]
+    kind = get_type_hints(module.Options)[name]
+    default = getattr(module.Options, name)
+    metavar = None
+    if about.choices:
+        kind = Literal[about.choices]
+        metavar = "<name>"
+    if default is None:
+        kind = Optional[kind]  # noqa: UP045, which wants an operator that a Literal made at run time does not have
+    text = about.help
+    if about.short:
+        text += f" Short form: --{about.short}"
+    shown = typer.Option(f"--{name.replace('_', '-')}", help=text, metavar=metavar)
+    parameters = [Parameter(name, Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[kind, shown])]
+    if about.short:
+        hidden = typer.Option(f"--{about.short}", hidden=True)
+        annotation = Annotated[kind | None, hidden]
+        parameters.append(Parameter(short_form(name), Parameter.KEYWORD_ONLY, default=None, annotation=annotation))
+    return parameters
 
 
 def show_version(wanted: bool) -> None:
@@ -80,14 +142,19 @@ def configure(
     """Set what is said on standard error besides mistakes."""
     if quiet and verbose:
         raise typer.BadParameter("--quiet and --verbose exclude each other.")
-    level = logging.ERROR if quiet else logging.INFO if verbose else logging.WARNING
+    level = logging.WARNING
+    if quiet:
+        level = logging.ERROR
+    if verbose:
+        level = logging.INFO
     context.with_resource(reported(level))
 
 
 @contextmanager
 def reported(level: int) -> Iterator[None]:
-    """What `tintc` logs, from this level on, as lines on standard error."""
-    logger, handler = logging.getLogger("tintc"), Lines(level)
+    """Print what `tintc` logs, from this level on, as lines on standard error."""
+    logger = logging.getLogger("tintc")
+    handler = Lines(level)
     before = logger.level
     logger.addHandler(handler)
     logger.setLevel(level)
@@ -99,58 +166,25 @@ def reported(level: int) -> Iterator[None]:
 
 
 class Lines(logging.Handler):
-    """Warnings as such; stages with the seconds since the command began."""
+    """Print warnings as such, and stages with the seconds since the command began."""
 
     def __init__(self, level: int) -> None:
         super().__init__(level)
         self.start = time.monotonic()
 
     def emit(self, record: logging.LogRecord) -> None:
-        shown = "warning: " if record.levelno >= logging.WARNING else f"{time.monotonic() - self.start:7.2f} s  "
+        shown = f"{time.monotonic() - self.start:7.2f} s  "
+        if record.levelno >= logging.WARNING:
+            shown = "warning: "
         print(f"{shown}{record.getMessage()}", file=sys.stderr)
 
 
 @app.command("compile")
+@with_options(lambda about: True)
 def compile_(
     model: Model,
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder to write.")],
-    steps: Steps = 1,
-    update_layers: UpdateLayers = None,
-    lr: Annotated[
-        float,
-        typer.Option(
-            help="Learning rate. The gradient is a sum over train tokens, not a mean: the step grows with their "
-            "number, so longer texts want a smaller rate."
-        ),
-    ] = 1e-4,
-    loss: Annotated[Literal["ce", "quad", "mse"], typer.Option(help="Loss on the train tokens.")] = "ce",
-    descend: Descend = DESCEND,
-    semantics: Semantics = "exact",
-    stack: Annotated[int | None, typer.Option(help="Weight rows in one prefix (default: the cheapest).")] = None,
-    shards: Annotated[int | None, typer.Option(help="Parts of a weight row (default: the cheapest).")] = None,
-    head_width: HeadWidth = None,
-    heads: Heads = None,
-    max_length: MaxLength = None,
-    fd_step: Annotated[float | None, typer.Option(help="Step of the finite differences (default: 0.001).")] = None,
-    difference: Annotated[
-        Literal["fixed", "token"] | None,
-        typer.Option(
-            metavar="<name>",
-            help="How it is chosen: fixed, one; token, one per token (default: token; with paper-code: fixed).",
-        ),
-    ] = None,
-    reuse: Reuse = "layer",
-    dtype: Annotated[
-        Dtype | None,
-        typer.Option(
-            metavar="<type>",
-            help="Type that is stored and computed in: float32, bfloat16, which halves the folder and rounds the "
-            "update, or float64 (default: float32, or float64 where the model is).",
-        ),
-    ] = None,
-    linear_attention: Annotated[
-        Literal["linear", "softmax"], typer.Option(help="Heads of the linear modules; softmax runs literally only.")
-    ] = "linear",
+    options: Chosen,
     calibration_text: Annotated[
         Path | None, typer.Option(help="A UTF-8 file to calibrate softmax heads on (default: a built-in one).")
     ] = None,
@@ -161,40 +195,14 @@ def compile_(
     """Compile MODEL into a simulator and write it to a folder."""
     from tintc.cli.compile import compile_model
 
-    options = {
-        "n_steps": steps,
-        "n_update_layers": update_layers,
-        "inner_lr": lr,
-        "loss": loss,
-        "descend": descend,
-        "semantics": semantics,
-        "stack": stack,
-        "shards": shards,
-        "head_width": head_width,
-        "heads": heads,
-        "max_length": max_length,
-        "fd_step": fd_step,
-        "fd_scheme": difference,
-        "reuse": reuse,
-        "dtype": dtype,
-        "linear_attention": linear_attention,
-    }
     compile_model(model, output, options, calibration_text, max_shard_size, force, json)
 
 
 @app.command()
+@with_options(lambda about: about.plans)
 def plan(
     model: Model,
-    steps: Steps = 1,
-    update_layers: UpdateLayers = None,
-    descend: Descend = DESCEND,
-    semantics: Semantics = "exact",
-    stack: Annotated[int | None, typer.Option(help="Weight rows in one prefix (default: any).")] = None,
-    shards: Annotated[int | None, typer.Option(help="Parts of a weight row (default: any).")] = None,
-    head_width: HeadWidth = None,
-    heads: Heads = None,
-    max_length: MaxLength = None,
-    reuse: Reuse = "layer",
+    options: Chosen,
     png: Annotated[Path | None, typer.Option(help="Also draw the trade-off into this file.")] = None,
     every: Annotated[bool, typer.Option("--all", help="List layouts that others beat in everything too.")] = False,
     json: Json = False,
@@ -202,19 +210,32 @@ def plan(
     """Show the layouts a MODEL's simulator could have, what each costs, and the one that compile takes."""
     from tintc.cli.plan import plan_model
 
-    options = {
-        "n_steps": steps,
-        "n_update_layers": update_layers,
-        "descend": descend,
-        "semantics": semantics,
-        "stack": stack,
-        "shards": shards,
-        "head_width": head_width,
-        "heads": heads,
-        "max_length": max_length,
-        "reuse": reuse,
-    }
     plan_model(model, options, png, every, json)
+
+
+@app.command()
+@with_options(lambda about: True)
+def opt(
+    path: Annotated[str, typer.Argument(metavar="PROGRAM|MODEL", help="A program's text (.tint), or a model.")],
+    options: Chosen,
+    passes: Annotated[
+        str | None,
+        typer.Option("--passes", "-p", metavar="<names>", help="Passes, with commas between (default: all)."),
+    ] = None,
+    print_ir_after: Annotated[
+        str | None,
+        typer.Option(metavar="<names>", help="Print the program after these passes, or all, on standard error."),
+    ] = None,
+    time_passes: Annotated[
+        bool, typer.Option("--time-passes", help="Print the seconds of each pass on standard error.")
+    ] = False,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="File to write (default: print it).")] = None,
+    json: Json = False,
+) -> None:
+    """Run passes of the compiler on a program, and print the program that they give."""
+    from tintc.cli.opt import run_opt
+
+    run_opt(path, options, passes, print_ir_after, time_passes, output, json)
 
 
 @app.command()
@@ -385,8 +406,11 @@ def families(
 
 
 def main() -> NoReturn:
-    """The console script. A user's mistake is one sentence and exit code 2, a simulator that `verify` finds at fault
-    exit code 1; anything else keeps its traceback."""
+    """Run the console script.
+
+    A user's mistake is one sentence and exit code 2, a simulator that `verify` finds at fault exit code 1; anything
+    else keeps its traceback.
+    """
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(TERMINATED))
     try:
         app(prog_name="tintc", standalone_mode=True)

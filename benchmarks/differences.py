@@ -27,8 +27,8 @@ from tintc.compiler import calibration_ids
 from tintc.frontend.graph.trace_model import capture
 from tintc.frontend.source.load import load_auxiliary
 from tintc.ir.auxiliary.interpreter import view
-from tintc.ir.functions import SCHEMES
 from tintc.ir.inputs import resolve_inputs
+from tintc.options import SCHEMES
 from tintc.reference import Approximations, tune
 from tintc.reference.approximations import DESCENDS
 from tintc.reference.simulated_gradients import first_step, simulated_gradients

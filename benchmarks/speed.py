@@ -33,7 +33,7 @@ import shapes
 from peer import Peer
 
 import tintc
-from tintc.lowering.options import DEFAULT_FD_STEP
+from tintc.options import Options
 from tintc.runtime.load import write_artefact
 from tintc.runtime.model.causal_lm import TintForCausalLM
 
@@ -79,7 +79,7 @@ def seconds(run: Callable[[], Any]) -> float:
     return time.perf_counter() - start
 
 
-def compiled_model(auxiliary: Path, case: Case, fd_step: float = DEFAULT_FD_STEP) -> TintForCausalLM:
+def compiled_model(auxiliary: Path, case: Case, fd_step: float = Options.fd_step) -> TintForCausalLM:
     model = shapes.load(auxiliary)
     layers = max(1, round(case.layers * model.config.num_hidden_layers))
     return tintc.compile(
@@ -133,7 +133,7 @@ def line(name: str, case: Case, taken: dict[str, list[float]], errors: tuple[flo
 def agreement(auxiliary: Path, case: Case, found: Tensor, ids: Tensor) -> tuple[float, float]:
     """How far explicit descent with detached scores is from the simulation, as a part of the update: that of `found`,
     and one whose finite differences have a tenth of the step."""
-    finer = compiled_model(auxiliary, case, DEFAULT_FD_STEP / 10)
+    finer = compiled_model(auxiliary, case, Options.fd_step / 10)
     peer = Peer(shapes.load(auxiliary), finer.program, RATE).detach_scores()
     wanted = peer.run(ids, TRAIN)
     with torch.no_grad():

@@ -20,7 +20,7 @@ from tintc.ir.inputs import resolve_inputs
 from tintc.ir.simulator.interface.interpreter import interpret
 from tintc.ir.text import print_program
 from tintc.lowering.emission.emit import emit
-from tintc.lowering.options import Options
+from tintc.options import Options
 from tintc.runtime.artefact.config import TintConfig
 from tintc.runtime.model.causal_lm import TintForCausalLM
 

@@ -8,8 +8,6 @@ import math
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
-from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -282,14 +280,3 @@ def test_help_hides_nothing() -> None:
 def test_help_needs_no_torch() -> None:
     program = "import sys, tintc_cli; assert not {'torch', 'transformers', 'tintc'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=True)
-
-
-@pytest.mark.parametrize("command", [tintc_cli.compile_, tintc_cli.plan])
-def test_defaults_are_those_of_python(command: Callable[..., None]) -> None:
-    """The command's module repeats them, because importing the package takes seconds."""
-    said = {name: one.default for name, one in signature(command).parameters.items()}
-    wanted = {name: one.default for name, one in signature(tintc.compile).parameters.items()}
-    names = {"steps": "n_steps", "update_layers": "n_update_layers", "lr": "inner_lr", "difference": "fd_scheme"}
-    shared = {name: names.get(name, name) for name in said if names.get(name, name) in wanted and name != "output"}
-    assert len(shared) > 8
-    assert {name: said[name] for name in shared} == {name: wanted[python] for name, python in shared.items()}

@@ -56,6 +56,7 @@ CASES: dict[str, tuple[str, Case]] = {
     "inspect --params": ("params", lambda model, sim, out: (sim, "--params")),
     "inspect --roles": ("roles", lambda model, sim, out: (sim, "--roles", "*mlp*")),
     "inspect --ir": ("program", lambda model, sim, out: (sim, "--ir", "sim")),
+    "opt": ("opt", lambda model, sim, out: (model, "-p", "canonicalise")),
     "run": ("run", lambda model, sim, out: (sim, "--text", STORY, "--block-size", 16)),
     "generate": ("generate", lambda model, sim, out: (sim, "--text", STORY[:20], "--max-new-tokens", 2)),
     "verify": ("verify", lambda model, sim, out: (sim, model, "--length", 16)),

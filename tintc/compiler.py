@@ -5,14 +5,13 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Mapping
-from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from tintc.errors import InputError
+from tintc.errors import InputError, OptionError
 from tintc.frontend.agreement import check_agreement
 from tintc.frontend.graph.trace_model import capture
 from tintc.frontend.importer import import_graph
@@ -21,15 +20,9 @@ from tintc.frontend.source.sample import sample
 from tintc.ir.core import Program
 from tintc.ir.text import print_program
 from tintc.lowering.emission.emit import emit, specs, stored_dtype
-from tintc.lowering.options import DEFAULT_DESCEND, DEFAULT_FD_STEP, Options
-from tintc.lowering.passes.allocate_slots import allocate_slots
-from tintc.lowering.passes.assign_layers import assign_roles
-from tintc.lowering.passes.canonicalise import canonicalise
-from tintc.lowering.passes.differentiate import differentiate
-from tintc.lowering.passes.eliminate_common import eliminate_common
-from tintc.lowering.passes.plan_layout import plan_layout
-from tintc.lowering.passes.softmax_heads import TOKENS, check_precise, soften
-from tintc.lowering.passes.unroll_steps import unroll_steps
+from tintc.lowering.passes.calibrate_softmax_heads import TOKENS, calibrate_softmax_heads, check_precise
+from tintc.lowering.pipeline import AUXILIARY_PASSES, SIMULATOR_PASSES, run_passes
+from tintc.options import Options, takes_options
 from tintc.progress import progress as shown_stages
 from tintc.runtime.artefact.beside import text_digest
 from tintc.runtime.artefact.checks import of_program, options_digest
@@ -48,24 +41,10 @@ if TYPE_CHECKING:
 logger = logging.getLogger("tintc")
 
 
+@takes_options
 def compile(
     model_or_path: PreTrainedModel | str | os.PathLike[str],
-    n_steps: int = 1,
-    n_update_layers: int | None = None,
-    inner_lr: float = 1e-4,
-    loss: str = "ce",
-    descend: str = DEFAULT_DESCEND,
-    semantics: str = "exact",
-    stack: int | None = None,
-    shards: int | None = None,
-    head_width: int | None = None,
-    heads: int | None = None,
-    max_length: int | None = None,
-    fd_step: float | None = None,
-    fd_scheme: str | None = None,
-    reuse: str = "layer",
-    dtype: torch.dtype | str | None = None,
-    linear_attention: str = "linear",
+    options: Options,
     calibration: str | Tensor | None = None,
     output: str | os.PathLike[str] | None = None,
     max_shard_size: str | int = MAX_SHARD_SIZE,
@@ -74,77 +53,69 @@ def compile(
 ) -> TintForCausalLM:
     """Compile a decoder into a TinT simulator.
 
-    model_or_path: a transformers model, a local folder, a hub id or a GGUF file. n_steps: simulated gradient steps;
-    n_update_layers: top layers that are updated (None: all); inner_lr: learning rate of gradients summed over train
-    tokens; loss ``ce``, ``quad`` or ``mse``; descend: the groups of parameters that are updated, with commas between
-    (``values``, ``out``, ``ffn``, ``norm-bias``, ``norm-gain``); semantics ``exact`` or ``paper-code`` (the authors'
-    implementation); stack, shards: weight rows per prefix and parts of a row (None: the cheapest); head_width, heads:
-    width and number of the simulator's heads (None: the least that will do); max_length: longest text in tokens (None:
-    the model's, at most 2048); fd_step: step of the finite differences (None: 1e-3); fd_scheme: how it is chosen,
-    ``fixed`` or ``token`` (None: token in ``exact``); reuse: which modules share structural tensors, ``layer`` (those
-    of all layers, so that they are stored once) or ``none``; dtype: what it
-    stores and computes in (None: float32, or float64 where the model is; bfloat16 rounds the update);
-    linear_attention: ``linear``, or ``softmax``: every linear head as two softmax heads and a sink; calibration: a text
-    or token ids ``[T]`` from which the constants of softmax heads are taken (None: a built-in text).
+    model_or_path: a transformers model, a local folder, a hub id or a GGUF file. The options are keywords, or one
+    `tintc.options.Options`:
 
-    output: a folder to write the simulator to, tensor by tensor and in one atomic step, instead of building it in
-    memory; what is returned is loaded from it and lies in its mapped files. max_shard_size: of the files there; force:
-    replace what is there. progress: show the stages on standard error, as they begin.
+    {options}
+
+    calibration: a text or token ids ``[T]`` from which the constants of softmax heads are taken (None: a built-in
+    text). output: a folder to write the simulator to, tensor by tensor and in one atomic step, instead of building it
+    in memory; what is returned is loaded from it and lies in its mapped files. max_shard_size: of the files there;
+    force: replace what is there. progress: show the stages on standard error, as they begin.
 
     Raises `ModelError` if the model cannot be read, or computes something else than its graph was read as;
     `UnsupportedModelError` listing every operation no rule takes; `OptionError` for options out of range; and
     `ArtefactError` if the output cannot be written.
     """
-    options = Options(
-        n_steps=n_steps,
-        n_update_layers=n_update_layers,
-        inner_lr=inner_lr,
-        loss=loss,
-        descend=descend,
-        semantics=semantics,
-        stack=stack,
-        shards=shards,
-        head_width=head_width,
-        heads=heads,
-        max_length=max_length,
-        fd_step=DEFAULT_FD_STEP if fd_step is None else fd_step,
-        fd_scheme=fd_scheme,
-        reuse=reuse,
-        linear_attention=linear_attention,
-    )
-    with shown_stages() if progress else nullcontext():
-        return _compile(model_or_path, options, dtype, calibration, output, max_shard_size, force)
+    shard_size = parse_size(max_shard_size)
+    check_request(options, calibration, output, force)
+    with shown_stages(progress):
+        logger.info("loading the model")
+        source = load_auxiliary(model_or_path, options.max_length)
+        dtype = dtype_of(options, source)
+        logger.info("capturing and importing its graph")
+        auxiliary = import_auxiliary(source)
+        logger.info("comparing its program with the model")
+        tensors = source.weights.read_sparingly(auxiliary.tensors)
+        with source.weights.sparing(source.model):
+            check_agreement(source.provenance["source"], source.model, auxiliary.program, tensors, source.max_length)
+        logger.info("lowering to simulator modules")
+        program = lower(auxiliary.program, options, source.max_length)
+        if options.linear_attention == "softmax":
+            logger.info("calibrating softmax heads")
+            ids = calibration_ids(source, calibration)
+            program = calibrate_softmax_heads(program, tensors, options.inner_lr, dtype, ids)
+        source.weights.release()
+        if output is None:
+            logger.info("emitting tensors")
+            return assemble(program, auxiliary, source, options, dtype)
+        logger.info("writing %s", output)
+        config, planned = streamed_tensors(program, auxiliary, source, options, dtype)
+        write_streamed(output, config, planned, source.tokenizer, shard_size, force, source.weights.release)
+        return load(output)
 
 
-def _compile(
-    model_or_path: PreTrainedModel | str | os.PathLike[str],
-    options: Options,
-    dtype: torch.dtype | str | None,
-    calibration: str | Tensor | None,
-    output: str | os.PathLike[str] | None,
-    max_shard_size: str | int,
-    force: bool,
-) -> TintForCausalLM:
-    """All stages, the checks that need no model first."""
-    kind, shard_size = as_dtype(dtype), parse_size(max_shard_size)
-    options.check_calibration(calibration is not None)
+def check_request(
+    options: Options, calibration: str | Tensor | None, output: str | os.PathLike[str] | None, force: bool
+) -> None:
+    """Raise what can be raised before the long work: `OptionError` for a calibration text of which nothing would be
+    made, `ArtefactError` for a folder that cannot be written."""
+    if calibration is not None and options.linear_attention != "softmax":
+        raise OptionError(
+            "A calibration text is for softmax heads (--linear-attention softmax); choose them, or leave the text out."
+        )
     if output is not None:
         check_output(output, force)
-    logger.info("loading the model")
-    source = load_auxiliary(model_or_path, options.max_length)
+
+
+def dtype_of(options: Options, source: AuxiliarySource) -> torch.dtype:
+    """Return the dtype that the simulator stores and computes in; raise `OptionError` if softmax heads need another."""
     if problem := source.provenance.get(TOKENIZER_PROBLEM):
         logger.warning("The simulator gets no tokenizer, because the model's cannot be read: %s", problem)
-    kind = kind or source.dtype
+    dtype = as_dtype(options.dtype) or source.dtype
     if options.linear_attention == "softmax":
-        check_precise(kind)
-    auxiliary, program = to_modules(source, options, kind, calibration)
-    if output is None:
-        logger.info("emitting tensors")
-        return assemble(program, auxiliary, source, options, kind)
-    logger.info("writing %s", output)
-    config, tensors = plan(program, auxiliary, source, options, kind)
-    write_streamed(output, config, tensors, source.tokenizer, shard_size, force, source.weights.release)
-    return load(output)
+        check_precise(dtype)
+    return dtype
 
 
 @dataclass(frozen=True)
@@ -155,57 +126,37 @@ class Auxiliary:
     tensors: Mapping[str, Tensor]
 
 
-def to_modules(
-    source: AuxiliarySource, options: Options, dtype: torch.dtype, calibration: str | Tensor | None
-) -> tuple[Auxiliary, Program]:
-    """The stages from a model to a simulator program."""
-    logger.info("capturing and importing its graph")
-    auxiliary = import_auxiliary(source)
-    tensors = source.weights.read_sparingly(auxiliary.tensors)
-    logger.info("comparing its program with the model")
-    with source.weights.sparing(source.model):
-        check_agreement(source.provenance["source"], source.model, auxiliary.program, tensors, source.max_length)
-    ids = calibration_ids(source, calibration) if options.linear_attention == "softmax" else None
-    logger.info("lowering to simulator modules")
-    program = lower(auxiliary.program, options, source.max_length)
-    if ids is not None:
-        logger.info("calibrating softmax heads")
-        program = soften(program, tensors, options.inner_lr, dtype, ids)
-    source.weights.release()
-    return auxiliary, program
-
-
 def import_auxiliary(source: AuxiliarySource) -> Auxiliary:
-    """Capture, import, canonicalise and assign roles."""
-    captured = capture(source.model, source.max_length, source.provenance["source"])
-    program = import_graph(captured)
-    program = canonicalise(program)
-    return Auxiliary(assign_roles(program), captured.tensors)
+    """Capture the model's graph, import it, and bring it into canonical form, with layers assigned."""
+    graph = capture(source.model, source.max_length, source.provenance["source"])
+    program = import_graph(graph)
+    return Auxiliary(run_passes(AUXILIARY_PASSES, program, Options()), graph.tensors)
 
 
 def lower(auxiliary: Program, options: Options, max_length: int) -> Program:
-    """Auxiliary program -> straight-line simulator program with layout and memory slots."""
-    program = lower_to_modules(auxiliary, options)
-    program = plan_layout(program, options, max_length)
-    return allocate_slots(program)
+    """Return the straight-line simulator program of an auxiliary, with layout and memory slots."""
+    return run_passes(SIMULATOR_PASSES, auxiliary, replace(options, max_length=max_length))
+
+
+def lower_to_modules(auxiliary: Program, options: Options) -> Program:
+    """Return the straight-line simulator program of an auxiliary that has no layout yet."""
+    before_layout = [one for one in SIMULATOR_PASSES if one.name not in ("plan-layout", "allocate-slots")]
+    return run_passes(before_layout, auxiliary, options)
 
 
 def calibration_ids(source: AuxiliarySource, calibration: str | Tensor | None) -> Tensor:
-    """Token ids ``[T]`` of the calibration text, as many as are used. Raises `InputError` for ids out of range."""
-    length, vocab_size = min(TOKENS, source.max_length), source.model.config.get_text_config().vocab_size
+    """Return token ids ``[T]`` of the calibration text, as many as are used.
+
+    Raises `InputError` for ids out of range.
+    """
+    length = min(TOKENS, source.max_length)
+    vocab_size = source.model.config.get_text_config().vocab_size
     if not isinstance(calibration, Tensor):
         calibration = sample(source.tokenizer, vocab_size, length, calibration)
     ids = calibration.flatten()[:length]
     if len(ids) < 2 or not (int(ids.min()) >= 0 and int(ids.max()) < vocab_size):
         raise InputError(f"The calibration text needs at least two tokens, with ids from 0 to {vocab_size - 1}.")
     return ids
-
-
-def lower_to_modules(auxiliary: Program, options: Options) -> Program:
-    """Auxiliary program -> straight-line simulator program that has no layout yet."""
-    program = differentiate(auxiliary, options)
-    program = unroll_steps(program)
-    return eliminate_common(program)
 
 
 def assemble(
@@ -227,27 +178,28 @@ def assemble(
     return sim.eval()
 
 
-def plan(
+def streamed_tensors(
     program: Program, auxiliary: Auxiliary, source: AuxiliarySource, options: Options, dtype: torch.dtype
 ) -> tuple[TintConfig, dict[str, LazyTensor]]:
-    """What `assemble` builds, as a configuration and tensors that are yet to be computed."""
+    """Return (configuration, tensors by name) of the model that `assemble` builds; the tensors are yet to be
+    computed."""
     config = configure(program, source, options)
-    config.auxiliary, config.dtype = print_program(auxiliary.program), dtype
-    found = specs(program, auxiliary.tensors, options.inner_lr).items()
-    return config, {name: LazyTensor(spec.shape, stored_dtype(name, dtype), spec.build) for name, spec in found}
+    config.auxiliary = print_program(auxiliary.program)
+    config.dtype = dtype
+    tensors = {
+        name: LazyTensor(spec.shape, stored_dtype(name, dtype), spec.build)
+        for name, spec in specs(program, auxiliary.tensors, options.inner_lr).items()
+    }
+    return config, tensors
 
 
 def configure(program: Program, source: AuxiliarySource, options: Options) -> TintConfig:
+    """Return the configuration of a simulator, with digests of its program and of the recorded options."""
     text = print_program(program)
     config = TintConfig(
         program=text,
         **of_program(program),
-        inner_lr=options.inner_lr,
-        loss=options.loss,
-        descend=options.descend,
-        fd_scheme=options.difference.scheme,
-        fd_step=options.fd_step,
-        linear_attention=options.linear_attention,
+        **options.recorded("config"),
         provenance=source.provenance,
         bos_token_id=source.bos_token_id,
         eos_token_id=source.eos_token_id,

@@ -37,6 +37,10 @@ class IRError(TintcError):
     """A program text does not parse or does not verify; the message names the op and both shapes."""
 
 
+class PassError(IRError):
+    """A pass of the compiler was given, or gives, a program that does not verify; the message names the pass."""
+
+
 @dataclass(frozen=True)
 class Reason:
     """One thing the compiler cannot take.

@@ -1,4 +1,4 @@
-"""The stages of long work, which are logged as they begin, for people to see."""
+"""Showing the stages of long work, which are logged as they begin."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ LOGGER = logging.getLogger("tintc")
 
 
 class _Stages(logging.Handler):
-    """Hands on the stages that are logged, and prints warnings."""
+    """Hand on the stages that are logged, and print warnings."""
 
     def __init__(self, console: Console, show: Callable[[str], object]):
         super().__init__(logging.INFO)
@@ -43,16 +43,21 @@ def heard(console: Console, show: Callable[[str], object]) -> Iterator[None]:
 
 @contextmanager
 def spinner() -> Iterator[None]:
-    """The stage that runs, beside a spinner on standard error."""
+    """Show the stage that runs, beside a spinner on standard error."""
     console = Console(stderr=True)
     with console.status("starting") as status, heard(console, status.update):
         yield
 
 
 @contextmanager
-def progress() -> Iterator[None]:
-    """The stage that runs, on standard error: beside a spinner on a terminal, else as lines with the seconds so far."""
-    console, start = Console(stderr=True, highlight=False, soft_wrap=True), time.monotonic()
+def progress(wanted: bool = True) -> Iterator[None]:
+    """Show the stage that runs on standard error: beside a spinner on a terminal, else as lines with the seconds so
+    far. wanted: False shows nothing."""
+    if not wanted:
+        yield
+        return
+    console = Console(stderr=True, highlight=False, soft_wrap=True)
+    start = time.monotonic()
     if console.is_terminal:
         with spinner():
             yield

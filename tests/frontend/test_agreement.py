@@ -24,7 +24,7 @@ from tintc.ir.auxiliary.interpreter import forward, load
 from tintc.ir.core import Program
 from tintc.ir.inputs import resolve_inputs
 from tintc.ir.text import parse_program, print_program
-from tintc.lowering.passes.assign_layers import assign_roles
+from tintc.lowering.passes.assign_layers import assign_layers
 from tintc.lowering.passes.canonicalise import canonicalise
 from tintc.reference.captured import run_captured
 
@@ -38,7 +38,7 @@ SIZES |= {"vocab_size": 53, "max_position_embeddings": 32}
 def agree(model: PreTrainedModel, batch: int = 3, length: int = 13) -> Program:
     graph = capture(model)
     imported = import_graph(graph)
-    program = assign_roles(canonicalise(imported))
+    program = assign_layers(canonicalise(imported))
     text = print_program(program)
     assert print_program(parse_program(text)) == text
     ids = token_ids(batch, length)
@@ -97,7 +97,7 @@ def test_half_precision_weights_are_taken_as_they_are() -> None:
 def test_stored_models(shared: Path, folder: str) -> None:
     source = load_auxiliary(shared / folder)
     graph = capture(source.model, source.max_length)
-    program = assign_roles(canonicalise(import_graph(graph)))
+    program = assign_layers(canonicalise(import_graph(graph)))
     ids = token_ids(2, 19)
     with torch.no_grad():
         logits = forward(program, load(program, graph.tensors), resolve_inputs(ids))

@@ -17,7 +17,7 @@ from tintc.frontend.importer import import_graph
 from tintc.ir.auxiliary.interpreter import forward, load
 from tintc.ir.core import Program
 from tintc.ir.inputs import resolve_inputs
-from tintc.lowering.passes.assign_layers import assign_roles
+from tintc.lowering.passes.assign_layers import assign_layers
 from tintc.lowering.passes.canonicalise import canonicalise
 from tintc.reference.captured import run_captured
 
@@ -30,7 +30,7 @@ def imported(model_type: str, attention: str = "sdpa", tolerance: float = 1e-8, 
     """The program, checked without and with padding on the left."""
     model = build(model_type, attention, **options)
     graph = capture(model)
-    program = assign_roles(canonicalise(import_graph(graph)))
+    program = assign_layers(canonicalise(import_graph(graph)))
     tensors, ids = load(program, graph.tensors), token_ids(2, 13)
     padding = torch.ones(2, 13, dtype=torch.long)
     padding[0, :4] = 0

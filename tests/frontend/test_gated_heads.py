@@ -19,7 +19,7 @@ from tintc.ir.auxiliary import AuxOp
 from tintc.ir.auxiliary.interpreter import forward, load
 from tintc.ir.core import Program
 from tintc.ir.inputs import resolve_inputs
-from tintc.lowering.passes.assign_layers import assign_roles
+from tintc.lowering.passes.assign_layers import assign_layers
 from tintc.lowering.passes.canonicalise import canonicalise
 from tintc.reference.captured import run_captured
 
@@ -54,7 +54,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 def imported(model: nn.Module) -> Program:
     """The canonical program, checked against the exported graph."""
     graph = capture(model)
-    program = assign_roles(canonicalise(import_graph(graph)))
+    program = assign_layers(canonicalise(import_graph(graph)))
     ids = token_ids(2, 11, VOCAB)
     found = forward(program, load(program, graph.tensors), resolve_inputs(ids))
     assert relative(found, run_captured(graph, ids)) < 1e-9

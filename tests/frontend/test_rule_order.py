@@ -18,7 +18,7 @@ from tintc.frontend.importer import import_graph, recognise
 from tintc.frontend.rule import NOT_MINE, Rule
 from tintc.frontend.rules import RULES, default_rules
 from tintc.ir.text import print_program
-from tintc.lowering.passes.assign_layers import assign_roles
+from tintc.lowering.passes.assign_layers import assign_layers
 from tintc.lowering.passes.canonicalise import canonicalise
 from tools.sweep.tiny import tiny_config, tiny_model
 
@@ -53,7 +53,7 @@ def graph(name: str) -> CapturedGraph:
 
 
 def text(captured: CapturedGraph, rules: Any = None) -> str:
-    return print_program(assign_roles(canonicalise(import_graph(captured, rules))))
+    return print_program(assign_layers(canonicalise(import_graph(captured, rules))))
 
 
 def overlaps(captured: CapturedGraph) -> set[tuple[str, str]]:

@@ -20,7 +20,7 @@ from tintc.ir.auxiliary import Activation, Attention, Linear, PositionEmbedding,
 from tintc.ir.auxiliary.interpreter import forward, load
 from tintc.ir.core import Program
 from tintc.ir.inputs import resolve_inputs
-from tintc.lowering.passes.assign_layers import assign_roles
+from tintc.lowering.passes.assign_layers import assign_layers
 from tintc.lowering.passes.canonicalise import canonicalise
 from tintc.reference.captured import run_captured
 
@@ -295,7 +295,7 @@ class Clipped(Decoder):
 
 
 def test_clipped_queries_keys_and_values() -> None:
-    program = assign_roles(canonicalise(imported(Clipped(-0.3, 0.3))))
+    program = assign_layers(canonicalise(imported(Clipped(-0.3, 0.3))))
     assert [op.role for op in program.ops if isinstance(op, Linear)] == ["query", "key", "value"]
     assert [op.fn for op in program.ops if isinstance(op, Activation)] == ["hardtanh"] * 3
     assert sorted(op.factor for op in program.ops if isinstance(op, Scale)) == pytest.approx([0.3] * 3 + [1 / 0.3] * 3)

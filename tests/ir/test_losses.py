@@ -9,8 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from tintc.ir.losses import LOSSES, PLAIN, LogitMap, loss_gradient
+from tintc.ir.losses import PLAIN, LogitMap, loss_gradient
 from tintc.ir.simulator.ops import loss_gradient as module
+from tintc.options import LOSSES
 
 MAPS = [PLAIN, LogitMap(scale=0.3), LogitMap(softcap=2.0), LogitMap(scale=-1.7, softcap=0.8)]
 

@@ -14,9 +14,9 @@ from tintc.ir import auxiliary as aux
 from tintc.ir import simulator as sim
 from tintc.ir.core import Block, Op, Parameter, Program, Type, Value, logits, tokens
 from tintc.ir.text import parse_program, print_program
-from tintc.lowering.options import Options
 from tintc.lowering.passes.differentiate import differentiate
 from tintc.lowering.passes.unroll_steps import unroll_steps
+from tintc.options import Options
 
 NAMES = st.from_regex(r"[A-Za-z_][A-Za-z0-9_.\-]{0,12}", fullmatch=True)
 FLOATS = st.floats(allow_nan=False, allow_infinity=False, min_value=1e-300, max_value=1e300)

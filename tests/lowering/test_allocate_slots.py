@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
-import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from programs import gpt_like, llama_like
@@ -12,10 +9,9 @@ from programs import gpt_like, llama_like
 from tintc import compiler as driver
 from tintc.ir import simulator as sim
 from tintc.ir.core import Op, Parameter, Program, Value, tokens
-from tintc.ir.text import print_program
-from tintc.lowering.options import Options
 from tintc.lowering.passes.allocate_slots import allocate_slots
 from tintc.lowering.passes.plan_layout import layout_of
+from tintc.options import Options
 
 
 def check(program: Program) -> None:
@@ -38,12 +34,6 @@ def check(program: Program) -> None:
             assert [memory[slot] for slot in place[value]] == [(value, i) for i in range(len(place[value]))]
     used = {slot for slots in place.values() for slot in slots}
     assert used == set(range(program.attributes["memory_slots"]))
-
-
-@pytest.mark.parametrize("name", ["gpt", "parallel"])
-def test_text(name: str, golden: Callable[[str, str], None]) -> None:
-    program, _ = gpt_like(layers=1) if name == "gpt" else llama_like(layers=1, parallel=True)
-    golden(f"sim_allocate_slots_{name}", print_program(driver.lower(program, Options(), 24)))
 
 
 @settings(max_examples=12, deadline=None, derandomize=True)

@@ -14,11 +14,11 @@ from tintc.ir.core import Program
 from tintc.ir.layout import Layout
 from tintc.ir.simulator.ops.linear_forward import forward_block
 from tintc.ir.structure import block_tensors
-from tintc.lowering.options import Options
 from tintc.lowering.passes.differentiate import differentiate
 from tintc.lowering.passes.eliminate_common import eliminate_common
 from tintc.lowering.passes.layout_candidates import MOST, READ, Demands, Survey, module_parameters, module_work, survey
 from tintc.lowering.passes.unroll_steps import unroll_steps
+from tintc.options import Options
 
 PRIMES = st.sampled_from([2, 3, 5, 7, 11, 13, 17, 19, 23])
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
 
 import pytest
 import torch
@@ -13,20 +12,15 @@ from tintc.ir import simulator as sim
 from tintc.ir.inputs import resolve_inputs
 from tintc.ir.simulator.interface.interpreter import interpret
 from tintc.ir.text import print_program
-from tintc.lowering.options import Options
 from tintc.lowering.passes.allocate_slots import allocate_slots
 from tintc.lowering.passes.differentiate import differentiate
 from tintc.lowering.passes.eliminate_common import eliminate_common
 from tintc.lowering.passes.plan_layout import plan_layout
 from tintc.lowering.passes.unroll_steps import unroll_steps
+from tintc.options import Options
 
 MAKERS = {"gpt": lambda: gpt_like(layers=2), "parallel": lambda: llama_like(layers=2, parallel=True)}
 OPTIONS = Options(n_steps=2, n_update_layers=1, inner_lr=0.01)
-
-
-def test_text(golden: Callable[[str, str], None]) -> None:
-    program, _ = gpt_like(layers=2)
-    golden("sim_eliminate_common_gpt", print_program(eliminate_common(unroll_steps(differentiate(program, OPTIONS)))))
 
 
 @pytest.mark.parametrize("name", MAKERS)

@@ -9,8 +9,8 @@ from programs import gpt_like, llama_like
 from tintc import compiler as driver
 from tintc.errors import ModelError
 from tintc.lowering.emission.emit import blocks_of, emit, specs
-from tintc.lowering.options import Options
 from tintc.lowering.passes.plan_layout import layout_of
+from tintc.options import Options
 
 MAKERS = {"gpt": gpt_like, "llama": llama_like}
 

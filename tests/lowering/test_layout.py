@@ -12,10 +12,10 @@ from tintc.errors import OptionError
 from tintc.ir import simulator as sim
 from tintc.ir.core import Program
 from tintc.ir.layout import Layout
-from tintc.lowering.options import Options
 from tintc.lowering.passes.differentiate import differentiate
 from tintc.lowering.passes.plan_layout import layout_of, plan_layout
 from tintc.lowering.passes.unroll_steps import unroll_steps
+from tintc.options import Options
 
 
 @pytest.mark.parametrize(

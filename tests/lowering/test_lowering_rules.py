@@ -9,9 +9,9 @@ import pytest
 from tintc.ir import auxiliary as aux
 from tintc.ir.text import parse_program
 from tintc.lowering import rules
-from tintc.lowering.options import Options
 from tintc.lowering.passes.differentiate import differentiate
 from tintc.lowering.rules.base import RULES
+from tintc.options import Options
 
 PRODUCT = """aux.program {n_layers=1, vocab_size=4, width=2}
 

@@ -7,7 +7,7 @@ import pytest
 from tintc.errors import UnsupportedModelError
 from tintc.ir.auxiliary import AuxOp
 from tintc.ir.text import parse_program
-from tintc.lowering.passes.assign_layers import assign_roles
+from tintc.lowering.passes.assign_layers import assign_layers
 
 
 class Text:
@@ -48,7 +48,7 @@ class Text:
         """(op, layer, role) of every op in the program that ends in a head on x."""
         head = self.op("logits", x, attributes='weight="t"', type_="logits<5>")
         body = "\n".join(["aux.program {}", *self.parameters, *self.lines, f"return logits = {head}"])
-        program = assign_roles(parse_program(body))
+        program = assign_layers(parse_program(body))
         found = [op for op in program.ops if isinstance(op, AuxOp)]
         return [(op.opname.removeprefix("aux."), op.layer, op.role) for op in found]
 

@@ -26,9 +26,9 @@ from tintc.frontend.graph.trace_model import capture
 from tintc.frontend.source.load import load_auxiliary
 from tintc.ir.auxiliary.interpreter import view
 from tintc.ir.inputs import resolve_inputs
-from tintc.ir.losses import LOSSES
 from tintc.ir.simulator.interface.interpreter import interpret
 from tintc.ir.simulator.interface.semantics import Weights
+from tintc.options import LOSSES
 from tintc.reference import Approximations, Difference, Tuned, tune
 from tintc.reference.approximations import DESCENDS, GROUPS
 from tintc.reference.simulated_gradients import first_step

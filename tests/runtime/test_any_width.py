@@ -15,7 +15,8 @@ from programs import check_agreement, gpt_like, llama_like, simulator, three_way
 
 from tintc.errors import OptionError
 from tintc.ir.auxiliary.interpreter import Descent
-from tintc.lowering.options import Options
+from tintc.ir.functions import FiniteDifference
+from tintc.options import Options
 
 CONDITIONS = re.compile(
     r"must be at least the width|must divide the slot width|must be at least K|must be at least S \* S'|"
@@ -33,7 +34,7 @@ def agree(llama: bool, width: int, heads: int, d_ff: int, semantics: str, stack:
     except OptionError as error:
         return str(error)
     ids = torch.randint(0, 11, (2, 7), generator=torch.Generator().manual_seed(0))
-    descent = Descent(1e-2, semantics=semantics, difference=options.difference)
+    descent = Descent(1e-2, semantics=semantics, difference=FiniteDifference(options.scheme, options.fd_step))
     check_agreement(three_ways(sim, program, tensors, ids, descent))
     return repr(sim.layout)
 

@@ -24,9 +24,9 @@ from tintc.ir.inputs import Inputs, resolve_inputs
 from tintc.ir.simulator.interface.interpreter import interpret
 from tintc.ir.simulator.interface.semantics import Weights
 from tintc.lowering.emission.emit import emit
-from tintc.lowering.options import Options
-from tintc.lowering.passes.assign_layers import assign_roles
+from tintc.lowering.passes.assign_layers import assign_layers
 from tintc.lowering.passes.canonicalise import canonicalise
+from tintc.options import Options
 from tintc.reference.captured import run_captured
 
 MODELS = {
@@ -74,7 +74,7 @@ def gradients(program: Program, tensors: dict[str, Tensor], inputs: Inputs) -> d
 @pytest.mark.parametrize("name", MODELS)
 def test_gradients_tend_to_autograd_s(name: str, loss: str) -> None:
     graph = capture(MODELS[name]())
-    auxiliary = assign_roles(canonicalise(import_graph(graph)))
+    auxiliary = assign_layers(canonicalise(import_graph(graph)))
     ids = token_ids(1, 12)
     inputs = resolve_inputs(ids, train_mask=torch.tensor([[1] * 8 + [0] * 4]))
     right = explicit(graph, ids, inputs, loss)

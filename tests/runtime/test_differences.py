@@ -13,7 +13,7 @@ import tintc
 from tintc.errors import OptionError
 from tintc.ir.functions import FiniteDifference
 from tintc.ir.inputs import resolve_inputs
-from tintc.lowering.options import Options
+from tintc.options import Options
 from tintc.reference.simulated_gradients import simulated_gradients
 
 IDS = token_ids(2, 9)

@@ -24,8 +24,8 @@ from tiny_models import gpt2, llama, opt, token_ids
 
 import tintc
 from tintc.ir.auxiliary.interpreter import Descent
-from tintc.ir.losses import LOSSES
-from tintc.lowering.options import Options
+from tintc.ir.functions import FiniteDifference
+from tintc.options import LOSSES, Options
 
 MODELS: dict[str, Any] = {
     "gpt2": lambda: gpt2(n_heads=3, head_dim=6),
@@ -56,7 +56,7 @@ def agree(name: str, ids: torch.Tensor | None = None, inner_lr: torch.Tensor | N
         chosen.n_update_layers,
         chosen.loss,
         chosen.semantics,
-        chosen.difference,
+        FiniteDifference(chosen.scheme, chosen.fd_step),
     )
     ids = token_ids(2, 11) if ids is None else ids
     sim = auxiliary.compile(**options)
@@ -168,5 +168,5 @@ def test_gpt_like_by_hand_in_every_semantics() -> None:
     for semantics in ("exact", "paper-code"):
         chosen = Options(semantics=semantics)
         sim = simulator(program, tensors, semantics=semantics, inner_lr=1e-3)
-        descent = Descent(1e-3, semantics=semantics, difference=chosen.difference)
+        descent = Descent(1e-3, semantics=semantics, difference=FiniteDifference(chosen.scheme, chosen.fd_step))
         check_agreement(three_ways(sim, program, tensors, ids, descent))

@@ -11,8 +11,9 @@ from programs import check_agreement, gpt_like, llama_like, relative_to_update, 
 
 from tintc.errors import OptionError
 from tintc.frontend.graph.trace_model import capture
-from tintc.ir.auxiliary.interpreter import GROUPS, Descent, view
+from tintc.ir.auxiliary.interpreter import Descent, view
 from tintc.ir.inputs import resolve_inputs
+from tintc.options import GROUPS
 from tintc.reference import Approximations, tune
 from tintc.reference.simulated_gradients import simulated_gradients
 from tools.sweep.tiny import tiny_model

@@ -20,13 +20,12 @@ from tintc.ir import simulator as sim
 from tintc.ir.core import Op, Parameter, Program, Type, Value, tokens
 from tintc.ir.inputs import resolve_inputs
 from tintc.ir.layout import Layout
-from tintc.ir.losses import LOSSES
 from tintc.ir.simulator.interface.base import SimOp
 from tintc.ir.simulator.interface.literal_base import PrefixTiles
 from tintc.ir.simulator.interface.semantics import Interpretation, Weights
-from tintc.lowering.options import Options
 from tintc.lowering.passes.allocate_slots import allocate_slots
 from tintc.lowering.passes.plan_layout import plan_layout
+from tintc.options import LOSSES, Options
 from tintc.runtime.execution.literal.executor import LiteralExecutor
 
 LENGTH, VOCAB = 6, 9

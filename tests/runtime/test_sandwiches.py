@@ -21,8 +21,8 @@ from tintc.ir.simulator.ops.linear_descent import descent_block
 from tintc.ir.simulator.ops.linear_forward import forward_block
 from tintc.ir.simulator.shared.linear_common import heads_to_rows, rows_to_heads
 from tintc.ir.structure import AttentionSpec, Split, SplitStage, TensorSpec
-from tintc.lowering.options import Options
 from tintc.lowering.passes.layout_candidates import survey
+from tintc.options import Options
 from tintc.runtime.execution.literal.split import build_split
 
 PROGRAMS = {

@@ -26,7 +26,7 @@ from tintc.analysis.report import parameter_report
 from tintc.errors import ModelError, OptionError
 from tintc.evaluation.perplexity import evaluate_blocks
 from tintc.ir.functions import sink_softmax
-from tintc.lowering.passes.softmax_heads import soften
+from tintc.lowering.passes.calibrate_softmax_heads import calibrate_softmax_heads
 from tintc.runtime.execution.literal.attention import TintAttention
 from tintc.runtime.load import load, write_artefact
 from tintc.runtime.model.causal_lm import TintForCausalLM
@@ -78,7 +78,7 @@ def pair(name: str, dtype: torch.dtype = torch.float64, **chosen: Any) -> tuple[
     made, lr = family(name), 0.02
     linear = made.compile(dtype=dtype, inner_lr=lr, **chosen)
     ids = torch.randint(0, 53, (20,), generator=torch.Generator().manual_seed(1))
-    program = soften(linear.program, made.auxiliary.tensors, lr, dtype, ids)
+    program = calibrate_softmax_heads(linear.program, made.auxiliary.tensors, lr, dtype, ids)
     options = tintc.compiler.Options(inner_lr=lr, linear_attention="softmax", **chosen)
     softmax = tintc.compiler.assemble(program, made.auxiliary, made.source, options, dtype)
     softmax.executor = "literal"
@@ -210,7 +210,7 @@ def test_perplexity_of_a_trained_model() -> None:
     linear = made.compile(max_length=48, dtype=torch.float32, **options)
     assert made.source.tokenizer is not None
     ids = torch.tensor(made.source.tokenizer(STORY)["input_ids"][:48])
-    program = soften(linear.program, made.auxiliary.tensors, 1e-4, torch.float32, ids)
+    program = calibrate_softmax_heads(linear.program, made.auxiliary.tensors, 1e-4, torch.float32, ids)
     chosen = tintc.compiler.Options(**options, linear_attention="softmax")
     softmax = tintc.compiler.assemble(program, made.auxiliary, made.source, chosen, torch.float32)
     linear.executor = "fused"

@@ -17,20 +17,9 @@ from tintc.errors import ArtefactError
 from tintc.ir.core import Program
 from tintc.lowering.emission.emit import specs
 from tintc.lowering.passes.plan_layout import layout_of
+from tintc.options import Options
 
-OPTIONS = (
-    "n_steps",
-    "n_update_layers",
-    "inner_lr",
-    "loss",
-    "descend",
-    "semantics",
-    "fd_scheme",
-    "fd_step",
-    "reuse",
-    "linear_attention",
-    "train_fraction",
-)
+OPTIONS = (*Options().recorded(), "train_fraction")
 """Fields of `TintConfig` that the summary shows."""
 
 

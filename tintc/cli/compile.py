@@ -11,7 +11,7 @@ from tintc.analysis.report import sizes
 from tintc.cli.console import print_json, print_table, silence_libraries, stages
 from tintc.cli.run import read_text
 from tintc.evaluation.perplexity import peak_rss_bytes
-from tintc.lowering.options import Options
+from tintc.options import Options
 from tintc.runtime.artefact.folder import check_output
 
 
@@ -27,14 +27,14 @@ def compile_model(
     """Compile and write; whatever can be checked before the long work is checked before it."""
     silence_libraries()
     check_output(output, force)
-    check_options(options)
-    text = None if calibration is None else read_text(None, calibration)
+    chosen = Options(**options)
+    text = None
+    if calibration is not None:
+        text = read_text(None, calibration)
     start = time.perf_counter()
     with stages():
-        sim = tintc.compile(
-            model, **options, calibration=text, output=output, max_shard_size=max_shard_size, force=force
-        )
-    found = {
+        sim = tintc.compile(model, chosen, calibration=text, output=output, max_shard_size=max_shard_size, force=force)
+    facts = {
         "output": str(output),
         "seconds": time.perf_counter() - start,
         "peak_rss_bytes": peak_rss_bytes(),
@@ -44,12 +44,6 @@ def compile_model(
         **sizes(sim.program),
     }
     if as_json:
-        print_json(found)
+        print_json(facts)
     else:
-        print_table(f"Compiled {model}", found)
-
-
-def check_options(options: dict[str, Any]) -> None:
-    """Raise `OptionError` for values that no model could make right."""
-    unset = ("dtype",) if options["fd_step"] is not None else ("dtype", "fd_step")
-    Options(**{name: value for name, value in options.items() if name not in unset})
+        print_table(f"Compiled {model}", facts)

@@ -21,7 +21,7 @@ WIDEST = 100_000
 
 
 def silence_libraries() -> None:
-    """No warnings and progress bars but our own."""
+    """Silence warnings and progress bars but our own."""
     warnings.filterwarnings("ignore")
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
@@ -29,12 +29,12 @@ def silence_libraries() -> None:
 
 
 def print_json(values: Mapping[str, Any]) -> None:
-    """One JSON object, on one line."""
+    """Print one JSON object, on one line."""
     print(json.dumps(values, allow_nan=False))
 
 
 def print_table(title: str, rows: Mapping[str, Any]) -> None:
-    """Names and values; nested mappings are indented below their name."""
+    """Print names and values; nested mappings are indented below their name."""
     table = Table(show_header=False, box=None)
     table.add_column(style="bold")
     table.add_column(overflow="fold")
@@ -49,30 +49,34 @@ def print_table(title: str, rows: Mapping[str, Any]) -> None:
 
 
 def print_rows(title: str, header: Sequence[str], rows: Iterable[Sequence[Any]], bold: int = -1) -> None:
-    """A table with a header; numbers stand at the right. bold: index of a row to show in bold."""
+    """Print a table with a header; numbers stand at the right. bold: index of a row to show in bold."""
     table = Table(box=None, header_style="bold", pad_edge=False)
     rows = [list(row) for row in rows]
     for column, name in enumerate(header):
-        numbers = all(isinstance(row[column], int | float) for row in rows)
-        table.add_column(name, justify="right" if numbers else "left", overflow="fold")
-    for index, row in enumerate(rows):
-        table.add_row(*map(_shown, row), style="bold" if index == bold else None)
+        table.add_column(name, overflow="fold")
+        if all(isinstance(row[column], int | float) for row in rows):
+            table.columns[-1].justify = "right"
+    for row in rows:
+        table.add_row(*map(_shown, row))
+    if 0 <= bold < len(rows):
+        table.rows[bold].style = "bold"
     _print(title, table)
 
 
 def print_lines(lines: Iterable[str]) -> None:
-    """Remarks below a table, in the paler type of a terminal."""
+    """Print remarks below a table, in the paler type of a terminal."""
     Console(highlight=False, soft_wrap=True, markup=False).print(*lines, sep="\n", style="dim")
 
 
 def _print(title: str, table: Table) -> None:
-    """A table's own title would be broken at the table's width, paths and all."""
+    # A table's own title would be broken at the table's width, paths and all.
     Console().print(title, style="italic", markup=False, highlight=False, soft_wrap=True)
     show(table)
 
 
 def show(table: Table) -> None:
-    """A table on standard output. Where that is no terminal it is as wide as what it holds, and nothing is broken."""
+    """Print a table on standard output. Where that is no terminal it is as wide as what it holds, and nothing is
+    broken."""
     console = Console()
     if console.is_terminal:
         console.print(table, markup=False)
@@ -84,19 +88,24 @@ def show(table: Table) -> None:
 
 
 def _shown(value: Any) -> str:
+    if isinstance(value, list | tuple):
+        return ", ".join(map(str, value))
     if isinstance(value, bool) or not isinstance(value, int | float):
-        return ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
-    return f"{value:,}" if isinstance(value, int) else f"{value:.6g}"
+        return str(value)
+    if isinstance(value, int):
+        return f"{value:,}"
+    return f"{value:.6g}"
 
 
 def shows_progress() -> bool:
-    """Whether standard error is a terminal that nobody asked to be quiet."""
+    """Return True if standard error is a terminal that nobody asked to be quiet."""
     return Console(stderr=True).is_terminal and LOGGER.isEnabledFor(logging.WARNING)
 
 
 @contextmanager
 def stages() -> Iterator[None]:
-    """A spinner with the stage that runs, where standard error is a terminal; with --verbose its lines say it."""
+    """Show the stage that runs beside a spinner, where standard error is a terminal; with --verbose its lines say
+    it."""
     if LOGGER.isEnabledFor(logging.INFO):
         yield
         LOGGER.info("done")
@@ -107,7 +116,7 @@ def stages() -> Iterator[None]:
 
 @contextmanager
 def block_progress() -> Iterator[Any]:
-    """A function of (done, total) that moves a bar, where standard error is a terminal."""
+    """Yield a function of (done, total) that moves a bar, where standard error is a terminal."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True, disable=not shows_progress()) as progress:
         task = progress.add_task("blocks", total=None)

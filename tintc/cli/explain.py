@@ -14,12 +14,12 @@ from tintc.frontend.importer import recognise
 from tintc.frontend.source.load import load_auxiliary
 from tintc.ir.auxiliary import AuxOp
 from tintc.ir.core import Program, Value
-from tintc.lowering.passes.assign_layers import assign_roles
-from tintc.lowering.passes.canonicalise import canonicalise
+from tintc.lowering.pipeline import AUXILIARY_PASSES, run_passes
+from tintc.options import Options
 
 
 def explain_model(model: str, as_json: bool) -> None:
-    """For each op of the model's program the rule that made it, and for each of its tensors where it went.
+    """Print for each op of the model's program the rule that made it, and for each of its tensors where it went.
 
     Raises `UnsupportedModelError`, which says why no rule took an operation.
     """
@@ -27,9 +27,10 @@ def explain_model(model: str, as_json: bool) -> None:
     with stages():
         source = load_auxiliary(model, values=False)
         graph = capture(source.model, source.max_length, source.provenance["source"])
-        found = recognise(graph)
-        program = assign_roles(canonicalise(found.program))
-    ops, tensors = ops_of(program, found.rules), tensors_of(graph, program, found.values)
+        recognised = recognise(graph)
+        program = run_passes(AUXILIARY_PASSES, recognised.program, Options())
+    ops = ops_of(program, recognised.rules)
+    tensors = tensors_of(graph, program, recognised.values)
     if as_json:
         print_json({"model": model, "ops": ops, "tensors": tensors})
         return
@@ -40,7 +41,7 @@ def explain_model(model: str, as_json: bool) -> None:
 
 
 def ops_of(program: Program, rules: dict[str, str]) -> list[dict[str, Any]]:
-    """Every op in order. What canonicalisation makes of several keeps the name of the last."""
+    """Return every op in order. What canonicalisation makes of several keeps the name of the last."""
     return [
         {
             "value": op.result.name,
@@ -55,41 +56,48 @@ def ops_of(program: Program, rules: dict[str, str]) -> list[dict[str, Any]]:
 
 
 def tensors_of(graph: CapturedGraph, program: Program, values: Mapping[Node, Value]) -> list[dict[str, Any]]:
-    """Every parameter and buffer of the model: the program's parameters made of it, and the ops that read them; of one
-    that gave a rule its numbers (a factor, angles, a mask), what that rule made of it."""
+    """Return every parameter and buffer of the model: the program's parameters made of it, and the ops that read them;
+    of one that gave a rule its numbers (a factor, angles, a mask), what that rule made of it."""
     readers: dict[str, list[str]] = {}
     for op in program.ops:
         if isinstance(op, AuxOp):
             for part, name in op.parameters().items():
                 parameter = program.parameters[name]
                 source = graph.origins.get(parameter.source, parameter.source)
-                computed = ", computed" if source != parameter.source else ""
-                some = ", some rows" if parameter.rows is not None else ""
-                readers.setdefault(source, []).append(f"{part} of {op.result.name}{some}{computed}")
+                reader = f"{part} of {op.result.name}"
+                if parameter.rows is not None:
+                    reader += ", some rows"
+                if source != parameter.source:
+                    reader += ", computed"
+                readers.setdefault(source, []).append(reader)
     evaluated = evaluated_in(graph, values)
     described = []
     for name, first in graph.aliases.items():
         becomes = readers.get(first) or evaluated.get(first) or ["nothing that the logits need"]
-        more = f" (and {len(becomes) - 3} more)" if len(becomes) > 3 else ""
-        tied = f"tied to {first}: " if name != first else ""
-        text = tied + "; ".join(becomes[:3]) + more
+        text = "; ".join(becomes[:3])
+        if name != first:
+            text = f"tied to {first}: {text}"
+        if len(becomes) > 3:
+            text += f" (and {len(becomes) - 3} more)"
         described.append({"name": name, "shape": list(graph.tensors[first].shape), "becomes": text})
     return described
 
 
 def evaluated_in(graph: CapturedGraph, values: Mapping[Node, Value]) -> dict[str, list[str]]:
-    """For every tensor the values of the program that some rule made of a node behind it in the graph."""
+    """Return for every tensor the values of the program that some rule made of a node behind it in the graph."""
     reached: dict[str, list[str]] = {}
     for placeholder, tensor in graph.names.items():
-        stack, seen, found = [placeholder], {placeholder}, set[Node]()
+        stack = [placeholder]
+        seen = {placeholder}
+        recognised: set[Node] = set()
         while stack:
             node = stack.pop()
             if node in values:
-                found.add(node)
+                recognised.add(node)
                 continue
             users = [user for user in node.users if user not in seen]
             seen.update(users)
             stack.extend(users)
-        ordered = sorted(found, key=graph.order.__getitem__)
+        ordered = sorted(recognised, key=graph.order.__getitem__)
         reached.setdefault(tensor, []).extend(f"numbers in {values[node].name}" for node in ordered)
     return reached

@@ -18,7 +18,7 @@ from tintc.reference.family_table import (
 
 
 def show_families(model_type: str | None, as_json: bool) -> None:
-    """The sweep's result: what compiles, and why the rest does not; of one type, every reason and place."""
+    """Show the sweep's result: what compiles, and why the rest does not; of one type, every reason and place."""
     silence_libraries()
     data = read_data()
     if model_type is not None:

@@ -34,20 +34,26 @@ def generate_text(
 ) -> None:
     """Adapt to a prompt, or take a state, and continue it; `options` are the command's."""
     silence_libraries()
-    choice, content = _choice(options), read_text(text, file)
+    choice = _choice(options)
+    content = read_text(text, file)
     with stages():
         sim = load(path, executor=executor, device=device, dtype=dtype)
         ids = prompt_ids(path, sim.tokenizer, content, options["chat"])[None].to(sim.device)
         training = _training(sim, ids, options)
     console = Console(highlight=False, soft_wrap=True, markup=False)
     streams = not as_json and options["beams"] == 1
-    shown = content + "\n" if options["chat"] else content
-    streamer = _Terminal(sim.tokenizer, console, shown) if streams else None
+    shown = content
+    if options["chat"]:
+        shown += "\n"
+    streamer = None
+    if streams:
+        streamer = _Terminal(sim.tokenizer, console, shown)
     start = time.perf_counter()
     with torch.no_grad(), without_nan_warning():
-        found = sim.generate(ids, streamer=streamer, **training, **choice)
-    seconds, new = time.perf_counter() - start, found[0, ids.shape[1] :]
-    written = _continuation(sim.tokenizer, ids[0], found[0])
+        whole = sim.generate(ids, streamer=streamer, **training, **choice)[0]
+    seconds = time.perf_counter() - start
+    new = whole[ids.shape[1] :]
+    written = _continuation(sim.tokenizer, ids[0], whole)
     if as_json:
         print_json(
             {
@@ -66,36 +72,41 @@ def generate_text(
 
 
 def prompt_ids(path: str, tokenizer: Any, text: str, chat: bool) -> Tensor:
-    """Token ids ``[T]`` of a prompt; of a chat's, those that the template makes of one message, an answer begun."""
+    """Return token ids ``[T]`` of a prompt; of a chat's, those that the template makes of one message, an answer
+    begun."""
     if not chat:
         return tokenise(path, tokenizer, text)
     if getattr(tokenizer, "chat_template", None) is None:
         raise OptionError(f"The tokenizer of {path} has no chat template, so it is no chat model's; leave out --chat.")
     message = {"role": "user", "content": text}
-    found = tokenizer.apply_chat_template([message], add_generation_prompt=True, return_dict=True)
-    return torch.tensor(found["input_ids"], dtype=torch.long)
+    encoded = tokenizer.apply_chat_template([message], add_generation_prompt=True, return_dict=True)
+    return torch.tensor(encoded["input_ids"], dtype=torch.long)
 
 
 def _training(sim: TintForCausalLM, ids: Tensor, options: dict[str, Any]) -> dict[str, Any]:
-    """How the prompt is trained on, or the state that stands in place of that; a state is saved where that is asked."""
-    lr, fraction, file = options["lr"], options["train_fraction"], options["state"]
+    """Return the arguments of `generate` that say how the prompt is trained on, or the state that stands in place of
+    that; a state is saved where that is asked."""
+    lr = options["lr"]
+    fraction = options["train_fraction"]
+    file = options["state"]
     if file is not None:
         if lr is not None or fraction is not None or options["save_state"] is not None:
             raise OptionError("A state is adapted already: leave out --lr, --train-fraction and --save-state.")
         return {"state": AdaptedState.load(file, sim)}
-    given: dict[str, Any] = {"inner_lr": lr}
+    training: dict[str, Any] = {"inner_lr": lr}
     if fraction is not None:
-        given["train_mask"] = resolve_inputs(ids, train_fraction=fraction).train
+        training["train_mask"] = resolve_inputs(ids, train_fraction=fraction).train
     if options["save_state"] is None:
-        return given
+        return training
     check_longest(ids.shape[1] + options["max_new_tokens"], sim.layout.max_length)  # before anything is written
-    state = sim.adapt(ids, **given)
+    state = sim.adapt(ids, **training)
     state.save(options["save_state"])
     return {"state": state}
 
 
 def _choice(options: dict[str, Any]) -> dict[str, Any]:
-    """How tokens are chosen, as transformers' `generate` takes it: greedily unless something says how to sample."""
+    """Return how tokens are chosen, as transformers' `generate` takes it: greedily unless something says how to
+    sample."""
     temperature, top_k, top_p, beams = (options[name] for name in ("temperature", "top_k", "top_p", "beams"))
     for name, value, fits, rule in (
         ("max new tokens", options["max_new_tokens"], lambda n: n >= 1, "at least 1"),
@@ -109,27 +120,31 @@ def _choice(options: dict[str, Any]) -> dict[str, Any]:
     if options["seed"] is not None:
         torch.manual_seed(options["seed"])
     sampling = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
-    given = {name: value for name, value in sampling.items() if value is not None}
-    if given and top_k is None:
-        given["top_k"] = 0  # all: transformers would take the 50 likeliest
-    return {"max_new_tokens": options["max_new_tokens"], "num_beams": beams, "do_sample": bool(given)} | given
+    chosen = {name: value for name, value in sampling.items() if value is not None}
+    if chosen and top_k is None:
+        chosen["top_k"] = 0  # all: transformers would take the 50 likeliest
+    return {"max_new_tokens": options["max_new_tokens"], "num_beams": beams, "do_sample": bool(chosen)} | chosen
 
 
 def _continuation(tokenizer: Any, prompt: Tensor, whole: Tensor) -> str:
-    """What the tokens after the prompt add to its text: a first word decoded alone would lose the space before it."""
+    """Return what the tokens after the prompt add to its text: a first word decoded alone would lose the space before
+    it."""
     before, text = (tokenizer.decode(ids, skip_special_tokens=True) for ids in (prompt, whole))
-    return text[len(before) :] if text.startswith(before) else tokenizer.decode(whole[len(prompt) :])
+    if text.startswith(before):
+        return text[len(before) :]
+    return tokenizer.decode(whole[len(prompt) :])
 
 
 class _Terminal(TextStreamer):
-    """Shows the text as it is written, word by word, the prompt before it."""
+    """Show the text as it is written, word by word, the prompt before it."""
 
     def __init__(self, tokenizer: Any, console: Console, prompt: str):
         super().__init__(tokenizer, skip_prompt=True, skip_special_tokens=True)
-        self.console, self.prompt = console, prompt
+        self.console = console
+        self.prompt = prompt
 
     def put(self, value: Tensor) -> None:
-        """The prompt comes first; it is kept so that what follows is decoded as its continuation."""
+        """Keep the prompt, which comes first, so that what follows is decoded as its continuation."""
         if not self.next_tokens_are_prompt:
             super().put(value)
             return
@@ -140,4 +155,6 @@ class _Terminal(TextStreamer):
     def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
         self.console.print(self.prompt, style="dim", end="")
         self.prompt = ""
-        self.console.print(text, end="\n" if stream_end else "")
+        self.console.print(text, end="")
+        if stream_end:
+            self.console.print()

@@ -17,7 +17,7 @@ from tintc.errors import OptionError
 from tintc.frontend.source.load import load_auxiliary
 from tintc.ir.core import Program
 from tintc.ir.text import parse_program, print_program
-from tintc.lowering.options import Options
+from tintc.options import Options
 from tintc.runtime.artefact.checks import check_config
 from tintc.runtime.artefact.folder import (
     is_artefact,
@@ -34,7 +34,7 @@ PAPERS = "opt"
 
 @dataclass(frozen=True)
 class Subject:
-    """What is looked into: a model, or a compiled simulator, which does not hold the auxiliary's program.
+    """The subject of `inspect`: a model, or a compiled simulator, which does not hold the auxiliary's program.
 
     facts: what is known besides the program; simulator: makes or gives the simulator's program.
     """
@@ -88,22 +88,27 @@ def _program(path: str, subject: Subject, ir: str) -> Program:
 
 
 def holds_simulator(path: str) -> bool:
-    """Whether a local folder is, or says it is, a compiled simulator."""
+    """Return True if a local folder is, or says it is, a compiled simulator."""
     return is_artefact(path) or says_simulator(path)
 
 
 def read_artefact(path: str) -> Subject:
-    """An artefact's program and configuration, checked against the headers of its weight files; reads no weights."""
-    (text, program), config = read_program(path), read_config(path)
+    """Return an artefact's program and configuration, checked against the headers of its weight files; reads no
+    weights."""
+    text, program = read_program(path)
+    config = read_config(path)
     check_config(path, config, program)
     check_file(path, program, edited=is_edited(text, config.get("digests", {})))
     facts = {name: config.get(name) for name in OPTIONS} | {"provenance": config.get("provenance", {})}
-    auxiliary = read_auxiliary(path)
-    return Subject("simulator", facts, None if auxiliary is None else parse_program(auxiliary), lambda: program)
+    stored = read_auxiliary(path)
+    auxiliary = None
+    if stored is not None:
+        auxiliary = parse_program(stored)
+    return Subject("simulator", facts, auxiliary, lambda: program)
 
 
 def read_model(path: str) -> Subject:
-    """A model as the compiler sees it, with the simulator that default options give."""
+    """Return a model as the compiler sees it, with the simulator that default options give."""
     source = load_auxiliary(path, values=False)
     auxiliary = import_auxiliary(source).program
     simulator = partial(lower, auxiliary, Options(), source.max_length)

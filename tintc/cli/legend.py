@@ -30,5 +30,5 @@ MEANINGS = {
 
 
 def print_legend(terms: Iterable[str]) -> None:
-    """Those of the terms that have a meaning to be told, a line each."""
+    """Print the meanings of those terms that have one, a line each."""
     print_lines([f"{term}: {MEANINGS[term]}" for term in dict.fromkeys(terms) if term in MEANINGS])

@@ -15,8 +15,9 @@ READS_ARGUMENTS = ("lm_eval._cli", "lm_eval.config", "lm_eval.evaluator")
 
 
 def with_device(arguments: Sequence[str]) -> list[str]:
-    """The arguments, with the device cpu where there is no GPU and nobody names one: lm_eval's default is cuda:0."""
-    at = 1 if arguments and arguments[0] == "run" else 0
+    """Return the arguments, with the device cpu where there is no GPU and nobody names one: lm_eval's default is
+    cuda:0."""
+    at = int(bool(arguments) and arguments[0] == "run")
     runs = at < len(arguments) - 1 and arguments[at].startswith("-")
     named = any(argument.startswith(("--device", "--config", "-C")) for argument in arguments)
     if not runs or named or torch.cuda.is_available():
@@ -36,7 +37,8 @@ def run_harness(arguments: Sequence[str]) -> None:
     from tintc.evaluation.processes import left
 
     assert harness.TintLM, "importing the module has registered it"
-    given, sys.argv = sys.argv, ["tintc lm-eval", *with_device(arguments)]
+    before = sys.argv
+    sys.argv = ["tintc lm-eval", *with_device(arguments)]
     try:
         cli_evaluate()
     except ValueError as error:
@@ -45,5 +47,5 @@ def run_harness(arguments: Sequence[str]) -> None:
             raise
         raise OptionError(f"lm-evaluation-harness says: {error}") from error
     finally:
-        sys.argv = given
+        sys.argv = before
         left()

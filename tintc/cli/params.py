@@ -15,7 +15,8 @@ TOTALS = ("forward", "backward", "descent", "total")
 
 
 def print_modules(rows: Sequence[dict[str, Any]]) -> None:
-    """Counts by kind, layer and phase; layers whose counts are all the same share a row, which then holds their sum."""
+    """Print counts by kind, layer and phase; layers whose counts are all the same share a row, which then holds their
+    sum."""
     groups: dict[tuple[Any, ...], list[dict[str, Any]]] = defaultdict(list)
     for row in rows:
         inside = row["layer"] is not None and row["layer"] >= 0
@@ -31,7 +32,7 @@ def print_modules(rows: Sequence[dict[str, Any]]) -> None:
 
 
 def _layers(layers: Sequence[int | None]) -> str:
-    """``0-3,5``; ``outside``; ``shared``."""
+    """Return ``0-3,5``, ``outside`` or ``shared``."""
     if layers[0] is None:
         return "shared"
     numbers = [layer for layer in layers if layer is not None]
@@ -41,7 +42,7 @@ def _layers(layers: Sequence[int | None]) -> str:
 
 
 def print_paper(paper: Sequence[dict[str, Any]]) -> None:
-    """The published totals, each beside the table's."""
+    """Print the published totals, each beside the table's."""
     rows = [
         (row["name"], *(f"{row['published'][name]:.1f} / {row['table'][name]:.2f}" for name in TOTALS)) for row in paper
     ]

@@ -15,9 +15,9 @@ from tintc.cli.plan_plot import check_plot, draw
 from tintc.compiler import import_auxiliary, lower_to_modules
 from tintc.frontend.source.load import load_auxiliary
 from tintc.ir.core import Program
-from tintc.lowering.options import Options
 from tintc.lowering.passes.layout_candidates import Candidate, Survey, survey
 from tintc.lowering.passes.plan_layout import plan_layout
+from tintc.options import Options
 
 COLUMNS = {
     "stack": "S",
@@ -46,30 +46,33 @@ def plan_model(model: str, options: dict[str, Any], png: Path | None, every: boo
     with stages():
         source = load_auxiliary(model, chosen.max_length, values=False)
         program = lower_to_modules(import_auxiliary(source).program, chosen)
-        found = survey(program, chosen, source.max_length)
-        taken = found.chosen
-        listed = found.feasible if every else found.frontier()
-        listed = listed if taken in listed else [taken, *listed]
+        layouts = survey(program, chosen, source.max_length)
+        taken = layouts.chosen
+        listed = layouts.frontier()
+        if every:
+            listed = layouts.feasible
+        if taken not in listed:
+            listed = [taken, *listed]
         rows = [describe(program, chosen, candidate, taken) for candidate in listed]
         if png is not None:
-            draw(found, png, model)
+            draw(layouts, png, model)
     shown = {
         "d_aux": taken.layout.d_aux,
         "max_length": taken.layout.max_length,
         "semantics": chosen.semantics,
         "chosen": rows[listed.index(taken)],
-        "reason": explain(found, chosen),
+        "reason": explain(layouts, chosen),
     }
     if as_json:
-        print_json(shown | {"candidates": rows, "refused": [refusal(candidate) for candidate in found.refused]})
+        print_json(shown | {"candidates": rows, "refused": [refusal(candidate) for candidate in layouts.refused]})
         return
     print_rows(f"Layouts for {model}", list(COLUMNS.values()), map(_cells, rows), bold=listed.index(taken))
-    print_table("", {"chosen": shown["reason"], "no layouts": summarise(found.refused)})
+    print_table("", {"chosen": shown["reason"], "no layouts": summarise(layouts.refused)})
     print_legend(heading.partition(",")[0] for heading in COLUMNS.values())
 
 
 def describe(program: Program, options: Options, candidate: Candidate, taken: Candidate) -> dict[str, Any]:
-    """One row.
+    """Return one row.
 
     padding: share of a slot that is padding; text_left: positions for text in a simulator that is as long as the
     longest text; table, unrolled, unique: the three parameter counts; work: estimated multiply-adds of one literal run
@@ -102,12 +105,15 @@ def _cells(row: dict[str, Any]) -> list[str]:
     return [str(shown[name]) for name in COLUMNS]
 
 
-def explain(found: Survey, options: Options) -> str:
-    """Why the chosen layout was chosen, in a sentence."""
-    taken, layout = found.chosen, found.chosen.layout
-    others = sorted((c for c in found.feasible if c is not taken), key=lambda candidate: candidate.cost)
+def explain(layouts: Survey, options: Options) -> str:
+    """Return why the chosen layout was chosen, in a sentence."""
+    taken = layouts.chosen
+    layout = taken.layout
+    others = sorted((c for c in layouts.feasible if c is not taken), key=lambda candidate: candidate.cost)
     fixed = any((options.stack, options.shards, options.head_width, options.heads))
-    among = f"the cheapest of {len(found.feasible)} feasible layouts" + (" with what the options fix" if fixed else "")
+    among = f"the cheapest of {len(layouts.feasible)} feasible layouts"
+    if fixed:
+        among += " with what the options fix"
     if others:
         second = others[0]
         percent = 100 * (second.cost / taken.cost - 1)
@@ -115,10 +121,11 @@ def explain(found: Survey, options: Options) -> str:
     slots = taken.demands.slots(layout)
     needs = f"{slots} slots of width {layout.pitch} are read together"
     rows = f"{layout.main_heads} heads hold weight rows"
-    bias = f" and {layout.shards} the bias" if taken.demands.has_bias else ""
+    if taken.demands.has_bias:
+        rows += f" and {layout.shards} the bias"
     return (
         f"S = {layout.stack}, S' = {layout.shards} is {among}: K = {layout.n_prefixes} prefixes, and D_sim = "
-        f"{layout.d_sim}, in which {needs} and {rows}{bias}."
+        f"{layout.d_sim}, in which {needs} and {rows}."
     )
 
 
@@ -128,7 +135,7 @@ def refusal(candidate: Candidate) -> dict[str, Any]:
 
 
 def summarise(refused: Sequence[Candidate]) -> str:
-    """Every condition that some pair breaks, with the first such pair."""
+    """Return every condition that some pair breaks, with the first such pair."""
     groups: dict[str, list[tuple[Candidate, str]]] = {}
     for candidate in refused:
         for sentence in candidate.broken:
@@ -136,6 +143,8 @@ def summarise(refused: Sequence[Candidate]) -> str:
     parts = []
     for members in groups.values():
         candidate, sentence = members[0]
-        pairs = f"{len(members)} pairs, such as " if len(members) > 1 else ""
+        pairs = ""
+        if len(members) > 1:
+            pairs = f"{len(members)} pairs, such as "
         parts.append(f"{pairs}S = {candidate.layout.stack}, S' = {candidate.layout.shards}: {sentence}")
     return ". ".join(parts) + "." if parts else "none"

@@ -25,8 +25,8 @@ def check_plot(png: Path) -> None:
         raise OptionError(f"Cannot write {png}: it must be a file in a folder that exists.")
 
 
-def draw(found: Survey, png: Path, title: str) -> None:
-    """Prefixes K against D_sim and against estimated work, coloured by S'.
+def draw(layouts: Survey, png: Path, title: str) -> None:
+    """Draw prefixes K against D_sim and against estimated work, coloured by S'.
 
     A line joins the layouts that no other beats, with their S and S' (those of one K together); the chosen one is a
     star.
@@ -36,12 +36,12 @@ def draw(found: Survey, png: Path, title: str) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
-    taken = found.chosen
+    taken = layouts.chosen
     figure, axes = plt.subplots(1, 2, figsize=(11, 4.5), constrained_layout=True)
     panels = (("D_sim", lambda c: c.layout.d_sim), ("multiply-adds of a literal run", lambda c: c.work))
-    front = sorted(_shown(found, found.frontier()), key=lambda c: (c.layout.n_prefixes, -c.work))
+    front = sorted(_shown(layouts, layouts.frontier()), key=lambda c: (c.layout.n_prefixes, -c.work))
     for axis, (label, value) in zip(axes, panels, strict=True):
-        for shards, points in _by_shards(_shown(found, found.feasible)).items():
+        for shards, points in _by_shards(_shown(layouts, layouts.feasible)).items():
             axis.plot([c.layout.n_prefixes for c in points], [value(c) for c in points], "o", label=f"S' = {shards}")
         axis.plot([c.layout.n_prefixes for c in front], [value(c) for c in front], "-", color="grey", zorder=0)
         for prefixes, same in groupby(front, key=lambda c: c.layout.n_prefixes):
@@ -65,9 +65,9 @@ def draw(found: Survey, png: Path, title: str) -> None:
         plt.close(figure)
 
 
-def _shown(found: Survey, candidates: Iterable[Candidate]) -> list[Candidate]:
-    limit = DEAREST * found.chosen.cost
-    return [c for c in candidates if (c.cost <= limit and c.layout.shards <= MOST_SHARDS) or c is found.chosen]
+def _shown(layouts: Survey, candidates: Iterable[Candidate]) -> list[Candidate]:
+    limit = DEAREST * layouts.chosen.cost
+    return [c for c in candidates if (c.cost <= limit and c.layout.shards <= MOST_SHARDS) or c is layouts.chosen]
 
 
 def _by_shards(candidates: Iterable[Candidate]) -> dict[int, list[Candidate]]:

@@ -13,7 +13,7 @@ from tintc.ir.core import Program
 
 
 def chosen_roles(program: Program, pattern: str) -> list[dict[str, Any]]:
-    """The roles whose module or parameter matches, as plain values; `OptionError` if none does."""
+    """Return the roles whose module or parameter matches, as plain values; `OptionError` if none does."""
     rows = [r for r in Roles(program) if fnmatchcase(r.site, pattern) or fnmatchcase(r.parameter, pattern)]
     if not rows:
         raise OptionError(f"No module and no parameter matches {pattern!r}; pass '*' for all, or a part between '*'s.")
@@ -21,30 +21,43 @@ def chosen_roles(program: Program, pattern: str) -> list[dict[str, Any]]:
 
 
 def print_roles(title: str, roles: list[dict[str, Any]]) -> None:
-    """Module by module, a line for each head: its parameter, what it reads, what it writes."""
+    """Print module by module, a line for each head: its parameter, what it reads, what it writes."""
     print(title)
     site = ""
     for role in roles:
         if role["site"] != site:
             site = role["site"]
             print(site)
-        who = "gate" if role["phase"] == "gate" else f"head {role['head']}" if role["head"] >= 0 else role["block"]
-        parts = [_parameter(role), ", ".join(map(_place, role["reads"])), ", ".join(map(_place, role["writes"]))]
-        print(f"  {who}: {' -> '.join(part for part in parts[1:] if part)}" + (f"  ({parts[0]})" if parts[0] else ""))
+        places = (", ".join(map(_place, role[side])) for side in ("reads", "writes"))
+        line = f"  {_who(role)}: {' -> '.join(filter(None, places))}"
+        if role["parameter"]:
+            line += f"  ({_parameter(role)})"
+        print(line)
+
+
+def _who(role: dict[str, Any]) -> str:
+    if role["phase"] == "gate":
+        return "gate"
+    if role["head"] >= 0:
+        return f"head {role['head']}"
+    return role["block"]
 
 
 def _parameter(role: dict[str, Any]) -> str:
     inside = ", ".join(_runs(runs) for runs in (role["rows"], role["columns"]) if runs)
-    return f"{role['parameter']}[{inside}]" if role["parameter"] else ""
+    return f"{role['parameter']}[{inside}]"
 
 
 def _place(place: dict[str, Any]) -> str:
-    """``query tokens 0: value[0:16]``."""
-    slot = "" if place["slot"] < 0 else f" {place['slot']}"
-    held = f": {place['of']}[{_runs(place['numbers'])}]" if place["of"] else ""
-    return f"{place['as_']} {place['at']}{slot}{held}".strip()
+    """Return ``query tokens 0: value[0:16]``."""
+    text = f"{place['as_']} {place['at']}"
+    if place["slot"] >= 0:
+        text += f" {place['slot']}"
+    if place["of"]:
+        text += f": {place['of']}[{_runs(place['numbers'])}]"
+    return text.strip()
 
 
 def _runs(runs: StridedRuns) -> str:
-    """As Python writes slices."""
+    """Return runs as Python writes slices."""
     return " ".join(f"{start}:{stop}" + (f":{step}" if step > 1 else "") for start, stop, step in runs)

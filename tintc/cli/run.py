@@ -46,20 +46,21 @@ def run_text(
             sim = load(path, executor=executor, device=together.device or device, dtype=dtype)
             ids = tokenise(path, sim.tokenizer, content, special=options.get("bos", True))
         with block_progress() as progress, without_nan_warning():
-            found = evaluate_blocks(sim, ids, on_block=progress, processes=together, **options)
+            evaluation = evaluate_blocks(sim, ids, on_block=progress, processes=together, **options)
     if not together.main:
         return
     if as_json:
-        print_json(found.to_json())
+        print_json(evaluation.to_json())
     else:
-        shown = {name: value for name, value in found.to_json().items() if name not in ("hint", "rates")}
-        print_table(f"{path} on {'the text' if file in (None, STDIN) else file}", shown | {"rates": _by_rate(found)})
-    for note in _notes(found, options.get("partial", False)):
+        shown = {name: value for name, value in evaluation.to_json().items() if name not in ("hint", "rates")}
+        name = "the text" if file in (None, STDIN) else file
+        print_table(f"{path} on {name}", shown | {"rates": _by_rate(evaluation)})
+    for note in _notes(evaluation, options.get("partial", False)):
         print(note, file=sys.stderr)
 
 
 def learning_rates(text: str | None) -> dict[str, Any]:
-    """What `--lr` says, as `evaluate_blocks` takes it: a number, or several separated by commas."""
+    """Return what `--lr` says, as `evaluate_blocks` takes it: a number, or several separated by commas."""
     if text is None:
         return {"inner_lr": None}
     try:
@@ -68,28 +69,33 @@ def learning_rates(text: str | None) -> dict[str, Any]:
         raise OptionError(
             f"The learning rate is {text!r}; pass a number, or several separated by commas, such as 1e-5,1e-4."
         ) from error
-    return {"inner_lr": rates[0]} if len(rates) == 1 else {"rates": rates}
+    if len(rates) == 1:
+        return {"inner_lr": rates[0]}
+    return {"rates": rates}
 
 
-def _by_rate(found: Evaluation) -> dict[str, Any]:
-    """Perplexities of several rates, by rate."""
-    rates = found.rates or []
+def _by_rate(evaluation: Evaluation) -> dict[str, Any]:
+    """Return perplexities of several rates, by rate."""
+    rates = evaluation.rates or []
     return {f"{one['inner_lr']:g}": "not finite" if (p := one["perplexity_after"]) is None else p for one in rates}
 
 
-def _notes(found: Evaluation, partial: bool) -> list[str]:
-    """What to say beside the result."""
-    left, notes = found.tokens_left_out, []
+def _notes(evaluation: Evaluation, partial: bool) -> list[str]:
+    """Return what to say beside the result."""
+    notes: list[str] = []
+    left = evaluation.tokens_left_out
     if left:
-        tokens = f"note: {left} token{'s' if left > 1 else ''} at the end"
-        why = f"are too few for a block, with {found.opening_tokens} in front," if partial else "make no whole block"
-        advice = "" if partial else "; --partial scores them as a shorter one if they are enough"
-        notes.append(f"{tokens} {why} and are left out{advice}.")
-    return notes if found.hint is None else [*notes, f"hint: {found.hint}"]
+        why = "make no whole block and are left out; --partial scores them as a shorter one if they are enough"
+        if partial:
+            why = f"are too few for a block, with {evaluation.opening_tokens} in front, and are left out"
+        notes.append(f"note: {left} token{'s' if left > 1 else ''} at the end {why}.")
+    if evaluation.hint is not None:
+        notes.append(f"hint: {evaluation.hint}")
+    return notes
 
 
 def read_text(text: str | None, file: Path | None) -> str:
-    """The text of the one option that was given; of standard input if the file is ``-``."""
+    """Return the text of the one option that is there; of standard input if the file is ``-``."""
     if (text is None) == (file is None):
         raise OptionError("Pass the text either with --text or with --file, and not with both.")
     if text is not None:
@@ -111,9 +117,10 @@ def read_text(text: str | None, file: Path | None) -> str:
 
 
 def tokenise(path: str, tokenizer: Any, text: str, special: bool = True) -> Tensor:
-    """Token ids ``[n]`` as the tokenizer gives them: those of Llama and Gemma begin a text with a token of its own.
+    """Return token ids ``[n]`` as the tokenizer gives them: those of Llama and Gemma begin a text with a token of its
+    own.
 
-    special: whether with such tokens.
+    special: False leaves such tokens out.
     """
     if tokenizer is None:
         problem = read_config(path).get("provenance", {}).get(TOKENIZER_PROBLEM)

@@ -38,7 +38,7 @@ def verify_artefact(
     every: bool,
     as_json: bool,
 ) -> bool:
-    """Print how far the simulator is from the reference; whether it does what its options say."""
+    """Print how far the simulator is from the reference; return True if it does what its options say."""
     silence_libraries()
     start = time.perf_counter()
     content = PROBE if file is None else read_text(None, file)
@@ -59,7 +59,7 @@ def verify_artefact(
 
 
 def probe(path: str, sim: TintForCausalLM, text: str, wanted: int | None, is_default: bool) -> Tensor:
-    """The first tokens of the text; of a simulator without tokenizer, numbers that are the same every time."""
+    """Return the first tokens of the text; of a simulator without tokenizer, numbers that are the same every time."""
     length = min(LENGTH, sim.layout.max_length) if wanted is None else wanted
     if length > sim.layout.max_length:
         raise OptionError(f"The length is {length}; this simulator was compiled for at most {sim.layout.max_length}.")
@@ -72,7 +72,7 @@ def probe(path: str, sim: TintForCausalLM, text: str, wanted: int | None, is_def
 
 
 def show(path: str, model: str, verdict: Verdict, every: bool) -> None:
-    """A table of the parameters farthest off, and the verdict."""
+    """Print a table of the parameters farthest off, and the verdict."""
     console = Console()
     names = sorted(verdict.parameters, key=lambda name: -verdict.parameters[name].error)
     shown = list(verdict.parameters) if every else names[:WORST]
@@ -103,6 +103,8 @@ def show(path: str, model: str, verdict: Verdict, every: bool) -> None:
     )
 
 
-def _cells(found: Compared) -> list[str]:
-    cosines = [f"{value:.6f}" for value in (found.cosine, found.cosine_autograd)]
-    return [cosines[0], f"{found.error:.2e}", f"{found.allowed:.2e}", cosines[1], f"{found.error_autograd:.2e}"]
+def _cells(compared: Compared) -> list[str]:
+    cosine = f"{compared.cosine:.6f}"
+    to_autograd = f"{compared.cosine_autograd:.6f}"
+    error_to_autograd = f"{compared.error_autograd:.2e}"
+    return [cosine, f"{compared.error:.2e}", f"{compared.allowed:.2e}", to_autograd, error_to_autograd]

@@ -70,9 +70,6 @@ def rms(g: Tensor) -> Tensor:
     return square_root(g.square().mean(-1, keepdim=True))
 
 
-SCHEMES = ("fixed", "token")
-
-
 @dataclass(frozen=True)
 class FiniteDifference:
     """The choice of a first-order step (paper Defs. F.3, G.3; construction.md, section 6.1).

@@ -7,9 +7,6 @@ from dataclasses import dataclass
 import torch.nn.functional as F
 from torch import Tensor
 
-LOSSES = ("ce", "quad", "mse")
-"""Cross-entropy of the next token, and the quadratic and mean-square losses of Remark H.2."""
-
 
 @dataclass(frozen=True)
 class LogitMap:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from tintc.errors import OptionError
-from tintc.ir.functions import SCHEMES
+from tintc.options import SCHEMES
 
 DESCENDS = frozenset({"values", "out", "ffn", "norm-bias"})
 """Parameter groups that a simulator updates unless told otherwise (construction.md, section 10)."""

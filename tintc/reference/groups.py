@@ -11,7 +11,7 @@ from torch import Tensor
 from tintc.errors import OptionError
 from tintc.ir.auxiliary import AuxOp, Linear, Norm
 from tintc.ir.core import Parameter, Program
-from tintc.lowering.passes.assign_layers import assign_roles
+from tintc.lowering.passes.assign_layers import assign_layers
 from tintc.lowering.passes.canonicalise import canonicalise
 from tintc.reference.approximations import Approximations
 
@@ -37,7 +37,7 @@ class Member:
 
 def members(program: Program) -> Iterator[Member]:
     """Every parameter of the layers and of the final norm, from an imported program."""
-    program = assign_roles(canonicalise(program))
+    program = assign_layers(canonicalise(program))
     width, parameters = program.attributes["width"], program.parameters
     for op in program.ops:
         if isinstance(op, Linear) and op.role in LINEAR:
@@ -61,7 +61,7 @@ def layer_parameters(
     origins: of constants that are computed from one parameter, its name; tensors: the model's parameters by name.
     Raises `OptionError` if the model has fewer layers.
     """
-    program = assign_roles(canonicalise(program))
+    program = assign_layers(canonicalise(program))
     ops = [op for op in program.ops if isinstance(op, AuxOp)]
     n_layers = check_layers(n_update_layers, max((op.layer for op in ops), default=-1) + 1)
     found: set[str] = set()

@@ -15,7 +15,7 @@ from tintc.frontend.importer import import_graph
 from tintc.frontend.source.load import AuxiliarySource
 from tintc.ir.text import print_program
 from tintc.lowering.emission.emit import emit
-from tintc.lowering.passes.assign_layers import assign_roles
+from tintc.lowering.passes.assign_layers import assign_layers
 from tintc.lowering.passes.canonicalise import canonicalise
 from tintc.runtime.artefact.folder import files_of, read_auxiliary
 from tintc.runtime.artefact.safetensors_writer import NAMES
@@ -28,7 +28,7 @@ NAMED = {name: dtype for dtype, name in NAMES.items()}
 def check_program(path: str, graph: CapturedGraph, source: AuxiliarySource) -> None:
     """Raise `ModelError` unless the artefact was made from a model with this program."""
     text = read_auxiliary(path)
-    if text is not None and text != print_program(assign_roles(canonicalise(import_graph(graph)))):
+    if text is not None and text != print_program(assign_layers(canonicalise(import_graph(graph)))):
         raise ModelError(
             f"{path} was not compiled from {source.provenance['source']}: their programs differ. Pass the model it was "
             "compiled from, or compile again."

@@ -27,9 +27,9 @@ from tintc.frontend.importer import import_graph
 from tintc.frontend.source.load import AuxiliarySource, load_auxiliary
 from tintc.ir.auxiliary.interpreter import forward, load, view
 from tintc.ir.inputs import resolve_inputs
-from tintc.lowering.options import Options
-from tintc.lowering.passes.assign_layers import assign_roles
+from tintc.lowering.passes.assign_layers import assign_layers
 from tintc.lowering.passes.canonicalise import canonicalise
+from tintc.options import Options
 from tintc.reference.approximations import Approximations
 from tintc.reference.captured import run_captured
 from tintc.reference.simulated_gradients import simulated_gradients
@@ -98,7 +98,7 @@ def _check(outcome: Outcome, options: dict[str, Any]) -> None:
     outcome.stage = "capture"
     graph = capture(source.model, source.max_length, outcome.model_type)
     outcome.stage = "import"
-    program = assign_roles(canonicalise(import_graph(graph)))
+    program = assign_layers(canonicalise(import_graph(graph)))
     outcome.features = features_of(program)
     auxiliary = driver.Auxiliary(program, graph.tensors)
     outcome.stage = "probe"

@@ -20,12 +20,9 @@ from tintc.ir.functions import FiniteDifference
 from tintc.ir.inputs import Inputs
 from tintc.ir.lazy import Lazy
 from tintc.ir.losses import loss_gradient
+from tintc.options import DESCENDS
 
 EXACT = FiniteDifference("token", 1e-3)
-GROUPS = ("values", "out", "ffn", "norm-bias", "norm-gain")
-"""Groups of parameters that can descend."""
-DESCENDS = frozenset(GROUPS) - {"norm-gain"}
-"""Those that do unless told otherwise."""
 
 
 @dataclass(frozen=True)

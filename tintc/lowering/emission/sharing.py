@@ -17,8 +17,8 @@ from tintc.ir.core import Program
 from tintc.ir.names import Names
 from tintc.ir.simulator import SimOp
 from tintc.ir.structure import AttentionSpec, Positions, StructuralBlock
-from tintc.lowering.options import REUSE, Options
 from tintc.lowering.passes.plan_layout import layout_of
+from tintc.options import REUSE, Options
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""`assign_roles`: assign every op its layer, and its role there, by structure alone.
+"""`assign_layers`: assign every op its layer, and its role there, by structure alone.
 
 Layers are counted by attentions; of those that follow each other in the program, attentions that do not need each other
 are of one layer. The boundary d_i, where layer i begins, is the deepest op that lies on every path from layer i - 1's
@@ -31,8 +31,8 @@ PASSED = Norm | Add | Scale | Gate | Select | Activation
 """What may lie between a linear layer and the attention whose operand it makes."""
 
 
-def assign_roles(program: Program) -> Program:
-    """Return the program with `layer` and `role` set on every op, and the attribute ``n_layers``; the one given is left
+def assign_layers(program: Program) -> Program:
+    """Return the program with `layer` and `role` set on every op, and the attribute ``n_layers``; its argument is left
     alone.
 
     Linear layers: query, key, value, output, ffn; projection outside the layers. Norms: layer, or qk between a query or
@@ -92,34 +92,34 @@ class _Flow:
     def paths_from(self, root: Op) -> dict[Op, frozenset[Op]]:
         """Return the ops that every path from `root` to an op passes, both ends included, for every op that `root`
         leads to."""
-        found: dict[Op, frozenset[Op]] = {root: frozenset({root})}
+        passed: dict[Op, frozenset[Op]] = {root: frozenset({root})}
         for op in self.ops[self.order[root] + 1 :]:
-            reached = [found[source] for source in self.sources(op) if source in found]
+            reached = [passed[source] for source in self.sources(op) if source in passed]
             if reached:
-                found[op] = frozenset.intersection(*reached) | {op}
-        return found
+                passed[op] = frozenset.intersection(*reached) | {op}
+        return passed
 
     def passed(self, roots: Sequence[Op], goals: Sequence[Op]) -> list[Op]:
         """Return the ops that every path from a root to a goal passes, in order, goals aside; none unless every root
         leads to every goal."""
         paths = [self.paths_from(root) for root in roots]
-        if not paths or any(goal not in found for found in paths for goal in goals):
+        if not paths or any(goal not in before for before in paths for goal in goals):
             return []
-        common = frozenset.intersection(*(found[goal] for found in paths for goal in goals))
+        common = frozenset.intersection(*(before[goal] for before in paths for goal in goals))
         return sorted(common - set(goals), key=self.order.__getitem__)
 
     def before_attention(self, value: Value) -> set[int]:
         """Return the indices of the attention operands that a value feeds, other linear layers aside; -1 for any other
         use."""
-        found: set[int] = set()
+        operands: set[int] = set()
         for user in self.users.get(value, []):
             if isinstance(user, Attention):
-                found.update(at for at, operand in enumerate(user.operands) if operand is value)
+                operands.update(at for at, operand in enumerate(user.operands) if operand is value)
             elif isinstance(user, PASSED):
-                found |= self.before_attention(user.result)
+                operands |= self.before_attention(user.result)
             else:
-                found.add(-1)
-        return found or {-1}
+                operands.add(-1)
+        return operands or {-1}
 
     def after_attention(self, value: Value) -> bool:
         """Return True if a value is an attention's result, or made of such alone; gates may come from elsewhere."""
@@ -158,7 +158,10 @@ def _starts(flow: _Flow) -> list[Op]:
     reasons: list[Reason] = []
     starts: list[Op] = []
     for index, group in enumerate(flow.groups):
-        before: Sequence[Op] = flow.groups[index - 1] if index else _embeddings(flow, group)
+        if index:
+            before = flow.groups[index - 1]
+        else:
+            before = _embeddings(flow, group)
         common = flow.passed(before, (*group, flow.head))
         if common:
             starts.append(common[-1])
@@ -189,7 +192,7 @@ def _end(flow: _Flow, starts: list[Op]) -> Op:
     if sums:
         return sums[-1]
     inner = [op for op in after if not isinstance(op, Norm)]
-    return inner[-1] if inner else starts[-1]
+    return (inner or starts)[-1]
 
 
 def _role(flow: _Flow, op: AuxOp, layer: int) -> str:
@@ -210,4 +213,7 @@ def _linear_role(flow: _Flow, op: Linear, layer: int) -> str:
     feeds = flow.before_attention(op.result)
     if feeds == {-1}:
         return "output" if flow.after_attention(op.operands[0]) else "ffn"
-    return "mixed" if -1 in feeds else OPERANDS[max(feeds)]  # what makes values too gets their gradient alone
+    if -1 in feeds:
+        return "mixed"
+    # A layer that makes values besides queries or keys gets the gradient of the values alone.
+    return OPERANDS[max(feeds)]

@@ -21,6 +21,7 @@ Sigmoids outside of a product that remain have no place in a simulator and are r
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -45,7 +46,7 @@ from tintc.lowering.passes.fold_selects import fold_selects
 
 
 def canonicalise(program: Program) -> Program:
-    """Return the program in canonical form; the one given is left alone.
+    """Return the program in canonical form; its argument is left alone.
 
     Raises `UnsupportedModelError` for sigmoids that no rule removes, and for logits that are not the result of a linear
     layer.
@@ -61,7 +62,8 @@ def canonicalise(program: Program) -> Program:
 
 def fuse_gates(program: Program) -> bool:
     """Fuse one product with the activation that makes a factor. Return True if there was one."""
-    producers, users = program.producers(), program.users()
+    producers = program.producers()
+    users = program.users()
     for index, op in enumerate(program.ops):
         if not isinstance(op, Multiply):
             continue
@@ -81,7 +83,8 @@ def _is_alone(act: Activation, users: dict[Value, list[Op]]) -> bool:
 
 def other_products(program: Program) -> bool:
     """Turn one product of other values into a gate. Return True if there was one."""
-    producers, users = program.producers(), program.users()
+    producers = program.producers()
+    users = program.users()
     for index, op in enumerate(program.ops):
         if not isinstance(op, Multiply):
             continue
@@ -101,7 +104,8 @@ def join_equal_selects(program: Program) -> bool:
     for op in program.ops:
         if isinstance(op, Select):
             first = known.setdefault((op.operands[0], op.columns), op.result)
-            again |= {op.result: first} if first is not op.result else {}
+            if first is not op.result:
+                again[op.result] = first
     program.ops = [
         replace(op, operands=substitute(op.operands, again)) for op in program.ops if not again.keys() & set(op.results)
     ]
@@ -121,9 +125,12 @@ def merge_selects(program: Program) -> bool:
 
 def lift_selects(program: Program) -> bool:
     """Swap one scale or activation with the selects that read it. Return True if there was one."""
-    producers, users = program.producers(), program.users()
+    producers = program.producers()
+    users = program.users()
     for index, op in enumerate(program.ops):
-        inner = producers[op.operands[0]] if isinstance(op, Select) else None
+        if not isinstance(op, Select):
+            continue
+        inner = producers[op.operands[0]]
         if not isinstance(inner, Scale | Activation) or inner.result in program.outputs.values():
             continue
         if isinstance(inner, Activation) and inner.fn in GATES_ONLY:
@@ -166,8 +173,11 @@ def make_logits(program: Program) -> bool:
 
     Of ``a tanh(b (E x))`` the soft cap c is a, since ``c tanh(z / c)`` has ``z = a b E x``.
     """
-    output, producers, users = program.outputs["logits"], program.producers(), program.users()
-    value, factors = output, [1.0]
+    output = program.outputs["logits"]
+    producers = program.producers()
+    users = program.users()
+    value = output
+    factors = [1.0]
     while isinstance(op := producers[value], Scale | Activation):
         if isinstance(op, Scale):
             factors[-1] *= op.factor
@@ -182,7 +192,10 @@ def make_logits(program: Program) -> bool:
     if not isinstance(op, Linear) or users.get(output) or len(factors) > 2 or (capped and factors[0] <= 0):
         return False
     result = Value(output.name, logits(output.type.width))
-    scale, softcap = (factors[0] * factors[1], factors[0]) if capped else (factors[0], 0.0)
+    scale = math.prod(factors)
+    softcap = 0.0
+    if capped:
+        softcap = factors[0]
     program.ops[program.ops.index(op)] = Logits(
         operands=op.operands, results=(result,), weight=op.weight, bias=op.bias, scale=scale, softcap=softcap
     )
@@ -249,6 +262,9 @@ def _too_wide(op: Embedding | Logits, width: int) -> list[Reason]:
 
     They may be narrower (OPT-350m's are), since a slot holds what is as wide as the stream.
     """
-    wide = (op.operands[0] if isinstance(op, Logits) else op.result).type.width
+    (value,) = op.operands or op.results
+    wide = value.type.width
+    if wide <= width:
+        return []
     why = f"its table is {wide} wide, more than the {width} of the residual stream"
-    return [Reason(op.opname, op.result.name, why)] if wide > width else []
+    return [Reason(op.opname, op.result.name, why)]

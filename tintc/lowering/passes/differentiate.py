@@ -15,12 +15,12 @@ from __future__ import annotations
 from tintc.errors import OptionError, Reason, UnsupportedModelError
 from tintc.ir import auxiliary as aux
 from tintc.ir import simulator as sim
-from tintc.ir.auxiliary.interpreter import GROUPS, descending
+from tintc.ir.auxiliary.interpreter import descending
 from tintc.ir.core import Block, Parameter, Program, Value
 from tintc.ir.names import Names
 from tintc.lowering.builder import Builder
-from tintc.lowering.options import Options
 from tintc.lowering.rules import Sweep, WeightGroup, rule_of
+from tintc.options import GROUPS, Options
 
 Values = dict[Value, Value]
 WeightValues = dict[str, Value]
@@ -38,12 +38,17 @@ def differentiate(program: Program, options: Options) -> Program:
 
 class _Differentiation:
     def __init__(self, program: Program, options: Options):
-        self.program, self.options, self.names = program, options, Names()
+        self.program = program
+        self.options = options
+        self.names = Names()
         self.n_layers = program.attributes["n_layers"]
         self.update_layers = options.update_layers(self.n_layers)
         self.ops = [op for op in program.ops if isinstance(op, aux.AuxOp)]
-        found = {op: rule_of(op).layer(program, op, options) for op in self.ops}
-        self.layers: dict[aux.AuxOp, WeightGroup] = {op: layer for op, layer in found.items() if layer is not None}
+        self.layers: dict[aux.AuxOp, WeightGroup] = {}
+        for op in self.ops:
+            layer = rule_of(op).layer(program, op, options)
+            if layer is not None:
+                self.layers[op] = layer
         self._refuse_unlike()
         self.updated = {op for op in self.layers if self.updates(op)}
 
@@ -70,9 +75,10 @@ class _Differentiation:
         stored: WeightValues = {}
         for op, layer in self.layers.items():
             if layer.name not in stored:
-                made = start.emit(sim.StoredWeights, (), (layer.type,), origin=layer.name, name=layer.name)
-                stored[layer.name] = made.result
-                made.layer, made.role = op.layer, op.role
+                weights = start.emit(sim.StoredWeights, (), (layer.type,), origin=layer.name, name=layer.name)
+                stored[layer.name] = weights.result
+                weights.layer = op.layer
+                weights.role = op.role
         if not self.updated:
             raise OptionError(
                 f"Nothing would descend: this model has no parameters of {self.options.descend} in the layers that are "
@@ -125,16 +131,17 @@ class _Differentiation:
 
     def forward(self, builder: Builder, weights: WeightValues, values: Values | None = None) -> Value:
         """Emit the decoder with the given weights; return the logits and fill `values` (auxiliary -> simulator)."""
-        values = {} if values is None else values
+        if values is None:
+            values = {}
         for op in self.ops:
             operands = tuple(values[operand] for operand in op.operands)
             if op in self.layers:
                 operands = (weights[self.layers[op].name], *operands)
             cls, attributes = rule_of(op).forward(op)
-            made = builder.emit(
+            emitted = builder.emit(
                 cls, operands, (op.result.type,), origin=op.result.name, layer=op.layer, role=op.role, **attributes
             )
-            values[op.result] = made.result
+            values[op.result] = emitted.result
         return values[self.program.outputs["logits"]]
 
     def backward(self, builder: Builder, weights: WeightValues, values: Values) -> WeightValues:

@@ -40,6 +40,8 @@ def _key(op: Op) -> Hashable:
     The step is a part of it for ops that read what belongs to their step, and outside of forward passes, where only the
     step's train tokens are run.
     """
-    step = op.step if isinstance(op, SimOp) and (op.STEP_DEPENDENT or op.phase != "forward") else 0
+    step = 0
+    if isinstance(op, SimOp) and (op.STEP_DEPENDENT or op.phase != "forward"):
+        step = op.step
     attributes = tuple((name, value) for name, value in op.attributes().items() if name not in PROVENANCE)
     return op.opname, op.operands, attributes, step

@@ -31,11 +31,14 @@ def fold_selects(program: Program) -> bool:
         groups = _sharing_rows(ordered, fixed)
         if not _is_layer(groups[0], fixed) and _rows(groups[0]) == ((0, op.result.type.width),):
             continue
-        made: list[Op] = []
+        layers: list[Op] = []
         for group in groups:
             suffix = _suffix(users, group[0], ordered.index(group[0]))
-            made += [_layer(program, op, group[0], suffix)] if _is_layer(group, fixed) else _common(program, op, group)
-        program.ops[index : index + 1] = made
+            if _is_layer(group, fixed):
+                layers.append(_layer(program, op, group[0], suffix))
+            else:
+                layers += _common(program, op, group)
+        program.ops[index : index + 1] = layers
         program.ops = [kept for kept in program.ops if kept not in parts]
         return True
     return False
@@ -69,13 +72,13 @@ def _is_layer(group: Sequence[Select], fixed: set[Select]) -> bool:
 
 def _rows(group: Sequence[Select]) -> Runs:
     """Return all rows that some parts take, each once, in order."""
-    found: list[tuple[int, int]] = []
+    runs: list[tuple[int, int]] = []
     for start, stop in _taken(*group):
-        if found and start <= found[-1][1]:
-            found[-1] = (found[-1][0], max(stop, found[-1][1]))
+        if runs and start <= runs[-1][1]:
+            runs[-1] = (runs[-1][0], max(stop, runs[-1][1]))
         else:
-            found.append((start, stop))
-    return tuple(found)
+            runs.append((start, stop))
+    return tuple(runs)
 
 
 def _common(program: Program, op: Linear, group: Sequence[Select]) -> list[Op]:
@@ -88,17 +91,21 @@ def _common(program: Program, op: Linear, group: Sequence[Select]) -> list[Op]:
 
 def _within(columns: Runs, rows: Runs) -> Runs:
     """Return columns, each inside of one of the runs `rows`, counted among those."""
-    found: list[tuple[int, int]] = []
+    shifted: list[tuple[int, int]] = []
     for a, b in columns:
-        shift = 0 if a < 0 else sum(min(stop, a) - start for start, stop in rows if start <= a) - a
-        found.append((a + shift, b + shift))
-    return tuple(found)
+        shift = 0
+        if a >= 0:
+            shift = sum(min(stop, a) - start for start, stop in rows if start <= a) - a
+        shifted.append((a + shift, b + shift))
+    return tuple(shifted)
 
 
 def _layer(program: Program, op: Linear, part: Select, suffix: str) -> Linear:
     """Return the rows of a linear layer that a select takes, as a layer of its own."""
     weight = _view(program, op.weight, part.columns, suffix)
-    bias = _view(program, op.bias, part.columns, suffix) if op.bias else ""
+    bias = ""
+    if op.bias:
+        bias = _view(program, op.bias, part.columns, suffix)
     return Linear(operands=op.operands, results=part.results, weight=weight, bias=bias)
 
 
@@ -109,7 +116,8 @@ def _view(program: Program, name: str, rows: Runs, suffix: str) -> str:
     count = sum(stop - start for start, stop in taken)
     wanted = Parameter(old.source, (count, *old.shape[1:]), old.transpose, taken)
     stem, _, last = name.rpartition(".")
-    alias, number = ".".join(filter(None, (stem, suffix, last))), 1
+    alias = ".".join(filter(None, (stem, suffix, last)))
+    number = 1
     while program.parameters.setdefault(alias, wanted) != wanted:
         number += 1
         alias = ".".join(filter(None, (stem, f"{suffix}{number}", last)))

@@ -20,7 +20,7 @@ from tintc.ir import simulator as sim
 from tintc.ir.core import Program
 from tintc.ir.layout import Layout, infeasible
 from tintc.ir.simulator.shared.linear_common import copies_of_bias
-from tintc.lowering.options import Options
+from tintc.options import Options
 
 READ = 16
 """Multiply-adds that take as long as reading one value from memory, on processors of today (roughly)."""
@@ -145,8 +145,12 @@ class Survey:
 def survey(program: Program, options: Options, max_length: int) -> Survey:
     """Return every pair of S and S' up to `MOST`, or the ones that `options` fix, as candidates."""
     demands = Demands.of(program)
-    stacks = [options.stack] if options.stack else range(1, max(MOST, options.shards or 0) + 1)
-    shards = [options.shards] if options.shards else range(1, max(MOST, options.stack or 0) + 1)
+    stacks: Sequence[int] = range(1, max(MOST, options.shards or 0) + 1)
+    shards: Sequence[int] = range(1, max(MOST, options.stack or 0) + 1)
+    if options.stack:
+        stacks = [options.stack]
+    if options.shards:
+        shards = [options.shards]
     return Survey(tuple(candidate(demands, s, part, options, max_length) for s in stacks for part in shards))
 
 
@@ -162,7 +166,8 @@ def candidate(demands: Demands, stack: int, shards: int, options: Options, max_l
     d_h = options.head_width or -(-demands.width // (shards * step)) * step
     layout = Layout(demands.width, stack, shards, d_h, options.heads or 1, max_length)
     if not options.heads:
-        heads = max(stack * shards + (shards if demands.has_bias else 0), demands.slots(layout) * shards)
+        # A bool counts as 0 or 1: biases need heads of their own.
+        heads = max(stack * shards + shards * demands.has_bias, demands.slots(layout) * shards)
         # Heads of every width must also fill D_sim = H_sim * d_h.
         whole = unit // math.gcd(unit, d_h)
         layout = Layout(demands.width, stack, shards, d_h, -(-heads // whole) * whole, max_length)
@@ -176,12 +181,14 @@ def candidate(demands: Demands, stack: int, shards: int, options: Options, max_l
 def module_work(layout: Layout) -> int:
     """Return the multiply-adds of one linear module: six split stages, five of them dimension-wise, and two score
     products."""
-    length, d_sim = layout.sim_seq_len, layout.d_sim
+    length = layout.sim_seq_len
+    d_sim = layout.d_sim
     return length * d_sim * (layout.d_h + 5 * layout.n_heads) + 2 * length**2 * d_sim
 
 
 def module_parameters(layout: Layout) -> int:
     """Return the parameters of one linear module with bias, by its shapes ("lean" in construction.md, section 11)."""
-    d_sim, heads = layout.d_sim, layout.n_heads
+    d_sim = layout.d_sim
+    heads = layout.n_heads
     stages = 5 * d_sim * heads + d_sim * layout.d_h + 6 * d_sim
     return stages + 3 * layout.sim_seq_len * layout.d_h + 3 * heads

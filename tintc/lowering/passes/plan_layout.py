@@ -12,8 +12,8 @@ from tintc.errors import IRError
 from tintc.ir import simulator as sim
 from tintc.ir.core import Op, Program
 from tintc.ir.layout import Layout
-from tintc.lowering.options import Options
 from tintc.lowering.passes.layout_candidates import survey
+from tintc.options import Options
 
 
 def plan_layout(program: Program, options: Options, max_length: int) -> Program:
@@ -46,4 +46,6 @@ def choose_layout(program: Program, options: Options, max_length: int) -> Layout
 
 
 def _tiled(op: Op, layout: Layout) -> Op:
-    return op.with_tiles(layout) if isinstance(op, sim.SimOp) else op
+    if isinstance(op, sim.SimOp):
+        return op.with_tiles(layout)
+    return op

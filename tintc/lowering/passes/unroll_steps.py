@@ -19,7 +19,8 @@ SUFFIXES = {"forward": "f", "loss": "g", "backward": "g", "descent": "w"}
 def unroll_steps(program: Program) -> Program:
     """Return the program without `sim.repeat`; every op carries its step."""
     program.verify()
-    names, ops = Names(), []
+    names = Names()
+    ops: list[Op] = []
     mapping: dict[Value, Value] = {}
     step = 0
     for op in program.ops:
@@ -41,7 +42,9 @@ def _copy(op: Op, mapping: dict[Value, Value], names: Names, step: int) -> Op:
     """Return the op for one step, with operands and results renamed; add its results to `mapping`."""
     assert isinstance(op, sim.SimOp)
     # The descent of step s makes the weights after s + 1 steps.
-    suffix = "w0" if isinstance(op, sim.StoredWeights) else f"{SUFFIXES[op.phase]}{step + (op.phase == 'descent')}"
+    suffix = f"{SUFFIXES[op.phase]}{step + (op.phase == 'descent')}"
+    if isinstance(op, sim.StoredWeights):
+        suffix = "w0"
     results = tuple(Value(names.fresh(f"{op.origin}.{suffix}"), result.type) for result in op.results)
     operands = substitute(op.operands, mapping)
     mapping.update(zip(op.results, results, strict=True))

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
 from tintc.ir.auxiliary import AuxOp
 from tintc.ir.core import Program, Type, Value
 from tintc.ir.simulator import SimOp
-from tintc.lowering.options import Options
+from tintc.options import Options
 
 if TYPE_CHECKING:
     from tintc.lowering.rules.sweep import Sweep

@@ -8,8 +8,8 @@ from tintc.ir import simulator as sim
 from tintc.ir.auxiliary import AuxOp
 from tintc.ir.core import Type, Value
 from tintc.lowering.builder import Builder
-from tintc.lowering.options import Options
 from tintc.lowering.rules.base import WeightGroup
+from tintc.options import Options
 
 
 class Sweep:
@@ -46,8 +46,7 @@ class Sweep:
 
     def difference(self) -> dict[str, Any]:
         """Return the attributes of a module that takes a finite difference."""
-        difference = self.options.difference
-        return {"scheme": difference.scheme, "fd_step": difference.eps}
+        return {"scheme": self.options.scheme, "fd_step": self.options.fd_step}
 
     def emit(
         self,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from jinja2 import Environment, StrictUndefined
 
+from tintc.options import ABOUT
 from tintc.runtime.artefact.config import TintConfig
 
 TEMPLATE = """---
@@ -25,14 +26,10 @@ config.n_update_layers }} of {{ config.num_hidden_layers }} layers, and predicts
 
 | option | value |
 |---|---|
-| semantics | {{ config.semantics }} |
-| loss | {{ config.loss }} |
-| parameters that descend | {{ config.descend }} |
-| learning rate (gradients summed over train tokens) | {{ config.inner_lr }} |
-| finite differences | {{ config.fd_scheme }}, step {{ config.fd_step }} |
-| structural tensors shared by | {{ config.reuse }} |
+{% for name, about in options.items() if about.title -%}
+| {{ about.title }} | {{ config[name] }} |
+{% endfor -%}
 | longest text | {{ config.max_position_embeddings }} tokens |
-| linear attention | {{ config.linear_attention }} heads |
 | simulator width | {{ config.d_sim }} ({{ config.n_sim_heads }} heads), {{ config.n_prefixes }} prefix embeddings |
 | stacking S, shards S' | {{ config.stack }}, {{ config.shards }} |
 {% for key, value in config.provenance.items() | sort -%}
@@ -82,11 +79,12 @@ licence.
 def model_card(config: TintConfig, has_tokenizer: bool = True, edited: bool = False) -> str:
     """Return the card as Markdown; the same arguments give the same text.
 
-    edited: whether the structural tensors are not the compiler's own.
+    edited: True if the structural tensors are not the compiler's own.
     """
     environment = Environment(undefined=StrictUndefined, keep_trailing_newline=True, autoescape=False)
     return environment.from_string(TEMPLATE).render(
         config=config,
+        options=ABOUT,
         source=config.provenance.get("source") or "an auxiliary model",
         share=f"{100 * config.train_fraction:g}",
         has_tokenizer=has_tokenizer,

@@ -20,11 +20,12 @@ from tintc.ir.simulator.ops.gate_forward import GateForward
 from tintc.ir.text import parse_program
 from tintc.lowering.emission.sharing import reuse_of
 from tintc.lowering.passes.plan_layout import layout_of
+from tintc.options import Options
 from tintc.runtime.artefact.beside import text_digest
 from tintc.runtime.artefact.config import TintConfig
 from tintc.runtime.artefact.folder import first_line, read_program
 
-RECORDED = ("inner_lr", "loss", "descend", "fd_scheme", "fd_step", "linear_attention")
+RECORDED = tuple(Options().recorded("config"))
 """Options that stand in the configuration only to be read: what they did is in the program's ops and in the tensors."""
 
 

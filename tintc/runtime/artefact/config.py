@@ -10,14 +10,15 @@ from transformers import PretrainedConfig
 
 from tintc.errors import ArtefactError
 from tintc.hub import MODEL_TYPE
-from tintc.ir.functions import SCHEMES
 from tintc.ir.structure import SATURATED
-from tintc.lowering.options import DEFAULT_DESCEND, DEFAULT_FD_STEP, REUSE
+from tintc.options import ABOUT, Options
 from tintc.runtime.artefact.beside import AUXILIARY_FILE, HUB_ARGUMENTS, text_beside, text_digest
 from tintc.runtime.artefact.staging import PROGRAM_FILE
 
 FORMAT_VERSION = 1
-CHOICES = {"fd_scheme": SCHEMES, "reuse": REUSE, "gate_scale": (SATURATED,)}
+OPTIONS = Options().recorded()
+"""The options that a configuration states, with their defaults."""
+CHOICES = {name: ABOUT[name].choices for name in OPTIONS if ABOUT[name].choices} | {"gate_scale": (SATURATED,)}
 """What fields may say; earlier versions of tintc had more choices."""
 
 
@@ -33,11 +34,20 @@ def check_format(version: Any, what: str) -> None:
 def check_choices(config: Mapping[str, Any], what: str) -> None:
     """Raise `ArtefactError` for a simulator that was compiled with what this version of tintc does not do."""
     for name, choices in CHOICES.items():
-        if config.get(name, choices[0]) not in choices:
+        value = config.get(name)
+        if value is not None and value not in choices:
             raise ArtefactError(
-                f"{what} was compiled with {name} {config[name]!r}, which this version of tintc does not have; compile "
+                f"{what} was compiled with {name} {value!r}, which this version of tintc does not have; compile "
                 "the model again."
             )
+
+
+def _config_of(loaded: Any) -> Any:
+    """Return the configuration of what transformers loads: itself, or the first of a pair with the arguments
+    that it had no use for."""
+    if isinstance(loaded, tuple):
+        return loaded[0]
+    return loaded
 
 
 class TintConfig(PretrainedConfig):
@@ -46,11 +56,9 @@ class TintConfig(PretrainedConfig):
     hidden_size, num_hidden_layers, vocab_size, max_position_embeddings: the auxiliary's width, layers and vocabulary,
     and the longest text the simulator was compiled for; num_attention_heads, num_key_value_heads, head_dim,
     intermediate_size: of its widest layers; use_cache: what `generate` does unless told otherwise. d_sim, n_sim_heads,
-    n_prefixes, stack, shards: the simulator's own (see `Layout`). n_steps, n_update_layers, inner_lr, loss, descend,
-    semantics, fd_scheme, fd_step: options of the simulated descent (descend: groups of parameters, with commas
-    between); reuse: which modules share structural tensors; linear_attention: ``linear``, or ``softmax`` for softmax
-    heads in its place; train_fraction: share of a text that is trained on when no mask is given. provenance: what was
-    compiled, and with what; digests: sha256 of the structural tensors and of the program, as the compiler wrote them.
+    n_prefixes, stack, shards: the simulator's own (see `Layout`). train_fraction: share of a text that is trained on
+    when no mask is given. provenance: what was compiled, and with what; digests: sha256 of the structural tensors and
+    of the program, as the compiler wrote them. The options that are recorded (`tintc.options`) are fields too.
 
     `program` is the simulator's program as text, `auxiliary` the auxiliary's it was made from. They are stored beside
     the configuration (``program.tint``, ``auxiliary.tint``), not in it, and read with it where they are there.
@@ -74,16 +82,6 @@ class TintConfig(PretrainedConfig):
         n_prefixes: int = 0,
         stack: int = 0,
         shards: int = 0,
-        n_steps: int = 1,
-        n_update_layers: int = 0,
-        inner_lr: float = 1e-4,
-        loss: str = "ce",
-        descend: str = DEFAULT_DESCEND,
-        semantics: str = "exact",
-        fd_scheme: str = "token",
-        fd_step: float = DEFAULT_FD_STEP,
-        linear_attention: str = "linear",
-        reuse: str = "layer",
         train_fraction: float = 0.5,
         provenance: dict[str, Any] | None = None,
         digests: dict[str, str] | None = None,
@@ -91,7 +89,7 @@ class TintConfig(PretrainedConfig):
         **kwargs: Any,
     ):
         check_format(format_version, "The configuration")
-        check_choices({"fd_scheme": fd_scheme, "reuse": reuse, **kwargs}, "The simulator")
+        check_choices(kwargs, "The simulator")
         kwargs.pop("gate_scale", None)  # written by earlier versions
         self.program: str | None = kwargs.pop("program", None)
         self.auxiliary: str | None = kwargs.pop("auxiliary", None)
@@ -109,16 +107,8 @@ class TintConfig(PretrainedConfig):
         self.n_prefixes = n_prefixes
         self.stack = stack
         self.shards = shards
-        self.n_steps = n_steps
-        self.n_update_layers = n_update_layers
-        self.inner_lr = inner_lr
-        self.loss = loss
-        self.descend = descend
-        self.semantics = semantics
-        self.fd_scheme = fd_scheme
-        self.fd_step = fd_step
-        self.linear_attention = linear_attention
-        self.reuse = reuse
+        for name, default in OPTIONS.items():
+            setattr(self, name, kwargs.pop(name, default))
         self.train_fraction = train_fraction
         self.provenance = provenance or {}
         self.digests = digests or {}
@@ -142,7 +132,7 @@ class TintConfig(PretrainedConfig):
         """Read a configuration as transformers does, and the programs beside it."""
         hub = {key: kwargs[key] for key in HUB_ARGUMENTS if key in kwargs}
         result: Any = super().from_pretrained(pretrained_model_name_or_path, **kwargs)
-        _config_in(result).read_beside(pretrained_model_name_or_path, hub)
+        _config_of(result).read_beside(pretrained_model_name_or_path, hub)
         return result
 
     @classmethod
@@ -151,7 +141,7 @@ class TintConfig(PretrainedConfig):
         where they have it from."""
         path = kwargs.get("name_or_path")
         result: Any = super().from_dict(config_dict, **kwargs)
-        config = _config_in(result)
+        config = _config_of(result)
         if path is not None:
             config.read_beside(path, {})
             if not os.path.isdir(path) and text_digest(config.program or "") != config.digests.get("program"):
@@ -165,10 +155,3 @@ class TintConfig(PretrainedConfig):
             self.auxiliary = text_beside(path, AUXILIARY_FILE, **hub)
         except UnicodeDecodeError:
             self.program = self.auxiliary = None
-
-
-def _config_in(result: Any) -> TintConfig:
-    """Return the configuration in what transformers returns: it alone, or with the arguments that were not used."""
-    if isinstance(result, tuple):
-        return result[0]
-    return result

@@ -12,7 +12,7 @@ from torch import Tensor
 from tintc.ir.core import Value, register
 from tintc.ir.functions import at_least_fp32
 from tintc.ir.layout import Layout
-from tintc.ir.losses import LOSSES, PLAIN, LogitMap, loss_gradient
+from tintc.ir.losses import PLAIN, LogitMap, loss_gradient
 from tintc.ir.simulator.interface.cost_model import CostModel
 from tintc.ir.simulator.interface.fused_base import FusedRun
 from tintc.ir.simulator.interface.fused_kernels import widening
@@ -21,6 +21,7 @@ from tintc.ir.simulator.interface.semantics import Interpretation
 from tintc.ir.simulator.ops.logits import HeadOp
 from tintc.ir.simulator.shared.loss_modules import loss_blocks, loss_slot
 from tintc.ir.structure import StructuralBlock
+from tintc.options import LOSSES
 
 CHUNK = 1024
 """Positions whose scores exist at one time in fused execution."""

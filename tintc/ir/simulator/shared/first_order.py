@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from tintc.ir.core import Op
-from tintc.ir.functions import SCHEMES, at_least_fp32
+from tintc.ir.functions import at_least_fp32
 from tintc.ir.layout import Layout
 from tintc.ir.simulator.interface.literal_base import LiteralRun, Tiles
 from tintc.ir.structure import (
@@ -34,6 +34,7 @@ from tintc.ir.structure import (
     TensorSpec,
     chunk_map,
 )
+from tintc.options import SCHEMES
 
 
 def check_scheme(op: Op, scheme: str, step: float) -> None:

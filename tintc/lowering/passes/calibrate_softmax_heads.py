@@ -1,4 +1,5 @@
-"""`soften`: realise linear attention by softmax heads, their constants calibrated on a text (Theorem C.2).
+"""`calibrate_softmax_heads`: realise linear attention by softmax heads (Theorem C.2), their constants calibrated on a
+text.
 
 See construction.md, section 12. Every module gets R of its own, from the scores s that it has on the text: it balances
 the root mean square of the truncation ``s^2 / 2R`` against the rounding ``u R``: ``R = mean(s^4)^(1/4) / sqrt(2u)``. To
@@ -47,22 +48,28 @@ def check_precise(dtype: torch.dtype) -> None:
         )
 
 
-def soften(program: Program, source: Mapping[str, Tensor], lr: float, dtype: torch.dtype, ids: Tensor) -> Program:
+def calibrate_softmax_heads(
+    program: Program, source: Mapping[str, Tensor], lr: float, dtype: torch.dtype, ids: Tensor
+) -> Program:
     """Return the program with `softmax` on every op that has linear attention, and the attribute ``softmax_unit``.
 
     program: planned, with memory slots; source: the auxiliary's tensors; dtype: of the simulator; ids ``[T]``: the
     calibration text, whose first half is trained on. Raises `OptionError` where training blows up on it.
     """
     check_precise(dtype)
-    layout, unit = layout_of(program), torch.finfo(dtype).eps / 2
-    sink, constant = _power(layout.sim_seq_len / unit), _power((2 * unit) ** -0.5)
+    layout = layout_of(program)
+    unit = torch.finfo(dtype).eps / 2
+    sink = _power(layout.sim_seq_len / unit)
+    constant = _power((2 * unit) ** -0.5)
     sizes = score_sizes(program, source, lr, dtype, ids)
     ops: list[Op] = []
     for op in program.ops:
         assert isinstance(op, sim.SimOp)
         if any(is_linear(block) for block in op.structure(layout).values()):
             size = sizes.get(op, 0.0)
-            varied = _power(size * (2 * unit) ** -0.5) if size else constant
+            varied = constant
+            if size:
+                varied = _power(size * (2 * unit) ** -0.5)
             op = replace(op, softmax=(varied, constant, sink))
         ops.append(op)
     attributes = program.attributes | {"softmax_unit": unit}
@@ -74,19 +81,19 @@ def score_sizes(
 ) -> dict[Op, float]:
     """Return `mean_size` of every op's linear heads on a text, by the interpreter."""
     layout = layout_of(program)
-    found: dict[Op, float] = {}
+    sizes: dict[Op, float] = {}
 
     def watch(op: sim.SimOp, run: Interpretation, operands: tuple[Any, ...]) -> None:
-        found[op] = mean_size(op.scores(layout, run, *operands))
+        sizes[op] = mean_size(op.scores(layout, run, *operands))
 
     stored = {name: spec for name, spec in specs(program, source, lr).items() if not name.startswith("structure.")}
     tensors = Lazy(stored, lambda name: stored[name].build())
     inputs = resolve_inputs(ids[None], semantics=program.attributes["semantics"])
     with torch.no_grad():
         interpret(program, tensors, inputs, watch=watch, dtype=dtype)
-    if not all(math.isfinite(size) for size in found.values()):
+    if not all(math.isfinite(size) for size in sizes.values()):
         raise OptionError(f"The learning rate {lr} is too large for the calibration text; choose a smaller one.")
-    return found
+    return sizes
 
 
 def mean_size(scores: Iterable[Tensor]) -> float:
@@ -94,16 +101,23 @@ def mean_size(scores: Iterable[Tensor]) -> float:
 
     It is 0 if all are zero, and not finite if some are not.
     """
-    largest, total, count = 0.0, 0.0, 0  # total in units of largest^4, so that no power over- or underflows
+    largest = 0.0
+    total = 0.0  # in units of largest^4, so that no power over- or underflows
+    count = 0
     for s in scores:
-        top = float(s.abs().max()) if s.numel() else 0.0
+        if not s.numel():
+            continue
+        top = float(s.abs().max())
         if not math.isfinite(top):
             return top
         if top:
             scale = max(top, largest)
             total = total * (largest / scale) ** 4 + float((s / top).pow(4).sum()) * (top / scale) ** 4
-            largest, count = scale, count + int(s.count_nonzero())
-    return largest * (total / count) ** 0.25 if count else 0.0
+            largest = scale
+            count += int(s.count_nonzero())
+    if not count:
+        return 0.0
+    return largest * (total / count) ** 0.25
 
 
 def _power(value: float) -> float:

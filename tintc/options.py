@@ -1,0 +1,287 @@
+"""The options of a compilation, each written once.
+
+A field of `Options`, with its default and what `About` says of it, makes an argument of `tintc.compile`, an option of
+the commands `compile`, `plan` and `opt`, a field of the stored configuration, and a row of the model card and of the
+reports. To add an option, add a field here and read it in the pass that it is for.
+
+Nothing of tintc is imported when this module is: the command reads it before it imports the package, which takes
+seconds.
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Callable
+from dataclasses import Field, dataclass, field, fields, replace
+from functools import wraps
+from numbers import Integral
+from typing import Any, TypeVar
+
+LOSSES = ("ce", "quad", "mse")
+"""Cross-entropy of the next token, and the quadratic and mean-square losses of Remark H.2."""
+GROUPS = ("values", "out", "ffn", "norm-bias", "norm-gain")
+"""Groups of parameters that can descend."""
+DESCENDS = frozenset(GROUPS) - {"norm-gain"}
+"""Those that do unless told otherwise."""
+SCHEMES = ("fixed", "token")
+"""How the step of a finite difference is chosen."""
+SEMANTICS = ("exact", "paper-code")
+REUSE = ("none", "layer")
+LINEAR_ATTENTION = ("linear", "softmax")
+DTYPES = ("float32", "bfloat16", "float64")
+
+Check = Callable[[Any], str | None]
+"""A function from a value to what is wrong with it, as the rest of a sentence; None if nothing is."""
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class About:
+    """The facts about one option besides its name, type and default.
+
+    help: a sentence for the command line and for `help(tintc.compile)`; short: a shorter name that the command line
+    takes too; choices: the only values allowed; check: its objections to a value; noun, verdict: for errors, the
+    option's name, and the words for a value that is none of the choices; record: ``config`` or ``program`` if the
+    stored configuration states the option, as the only place that does or as the program's attribute does; title: its
+    row in the model card; plans: True if the layout depends on it, so that `tintc plan` takes it.
+    """
+
+    help: str
+    short: str = ""
+    choices: tuple[str, ...] = ()
+    check: Check | None = None
+    noun: str = ""
+    verdict: str = "is unknown"
+    record: str = ""
+    title: str = ""
+    plans: bool = True
+
+
+def option(default: Any, help: str, **facts: Any) -> Any:
+    """Return a field of `Options` with this default and these facts."""
+    return field(default=default, metadata={"about": About(help, **facts)})
+
+
+def at_least_one(value: Any) -> str | None:
+    """Return an objection to anything but whole numbers from 1 on."""
+    if isinstance(value, Integral) and int(value) >= 1:
+        return None
+    return "it must be at least 1"
+
+
+def finite_rate(value: float) -> str | None:
+    """Return an objection to negative, infinite and undefined rates."""
+    if math.isfinite(value) and value >= 0:
+        return None
+    return "it must be a finite number, zero or more"
+
+
+def between_0_and_1(value: float) -> str | None:
+    """Return an objection to numbers outside the open interval from 0 to 1."""
+    if 0 < value < 1:
+        return None
+    return "it must lie between 0 and 1"
+
+
+@dataclass(frozen=True)
+class Options:
+    """The options of the simulated descent, of the layout and of what is stored."""
+
+    n_steps: int = option(
+        1, "Simulated gradient steps.", short="steps", check=at_least_one, record="program", title="gradient steps"
+    )
+    n_update_layers: int | None = option(
+        None,
+        "Top layers that are updated (default: all).",
+        short="update-layers",
+        record="program",
+        title="top layers that are updated",
+    )
+    inner_lr: float = option(
+        1e-4,
+        "Learning rate. The gradient is a sum over train tokens, not a mean: the step grows with their number, so "
+        "longer texts want a smaller rate.",
+        short="lr",
+        check=finite_rate,
+        noun="learning rate",
+        record="config",
+        title="learning rate (gradients summed over train tokens)",
+        plans=False,
+    )
+    loss: str = option(
+        "ce",
+        "Loss on the train tokens: ce, cross-entropy, or quad and mse, which need no softmax over the vocabulary.",
+        choices=LOSSES,
+        record="config",
+        title="loss",
+        plans=False,
+    )
+    descend: str = option(
+        ",".join(group for group in GROUPS if group in DESCENDS),
+        "Parameter groups that are updated, with commas between; norm-gain is one more.",
+        record="config",
+        title="parameters that descend",
+    )
+    semantics: str = option(
+        "exact",
+        "Which definition to follow: exact, or paper-code, the authors' implementation.",
+        choices=SEMANTICS,
+        record="program",
+        title="semantics",
+    )
+    stack: int | None = option(None, "Weight rows in one prefix (default: the cheapest).", check=at_least_one)
+    shards: int | None = option(None, "Parts of a weight row (default: the cheapest).", check=at_least_one)
+    head_width: int | None = option(None, "Width of a head (default: the least that will do).", check=at_least_one)
+    heads: int | None = option(None, "Heads of an embedding (default: the least that will do).", check=at_least_one)
+    max_length: int | None = option(
+        None, "Longest text, in tokens (default: the model's, at most 2048).", check=at_least_one
+    )
+    fd_scheme: str | None = option(
+        None,
+        "How the step of finite differences is chosen: fixed, one; token, one per token (default: token; with "
+        "paper-code: fixed).",
+        short="difference",
+        choices=SCHEMES,
+        noun="difference",
+        record="config",
+        title="finite differences",
+        plans=False,
+    )
+    fd_step: float = option(
+        1e-3,
+        "Step of the finite differences, relative with exact and absolute with paper-code.",
+        check=between_0_and_1,
+        noun="finite-difference step",
+        record="config",
+        title="step of the finite differences",
+        plans=False,
+    )
+    reuse: str = option(
+        "layer",
+        "Which modules share structural tensors: none, or all layers'.",
+        choices=REUSE,
+        record="program",
+        title="structural tensors shared by",
+    )
+    dtype: str | None = option(
+        None,
+        "Type that is stored and computed in: float32, bfloat16, which halves the folder and rounds the update, or "
+        "float64 (default: float32, or float64 where the model is).",
+        choices=DTYPES,
+        verdict="is not supported",
+        plans=False,
+    )
+    linear_attention: str = option(
+        "linear",
+        "Heads of the linear modules; softmax runs literally only.",
+        choices=LINEAR_ATTENTION,
+        record="config",
+        title="heads of linear attention",
+        plans=False,
+    )
+
+    def __post_init__(self) -> None:
+        if self.dtype is not None:
+            # A torch.dtype is taken too, by its name.
+            object.__setattr__(self, "dtype", str(self.dtype).removeprefix("torch."))
+        for one in fields(self):
+            value = getattr(self, one.name)
+            if value is None and one.default is None:
+                continue
+            objection = objection_to(one, value)
+            if objection is not None:
+                raise option_error(objection)
+        unknown = [group for group in self.descend.split(",") if group not in GROUPS]
+        if unknown:
+            raise option_error(f"The parameter group {unknown[0]!r} is unknown; choose among {', '.join(GROUPS)}.")
+        if self.semantics == "paper-code" and self.fd_scheme not in (None, "fixed"):
+            raise option_error(
+                f"The semantics paper-code has differences of a fixed step; choose exact for {self.fd_scheme}."
+            )
+
+    @property
+    def groups(self) -> frozenset[str]:
+        """Return the groups of parameters that descend."""
+        return frozenset(self.descend.split(","))
+
+    @property
+    def scheme(self) -> str:
+        """Return the finite-difference scheme that is chosen, or that the semantics prescribes (construction.md,
+        section 10)."""
+        prescribed = {"exact": "token", "paper-code": "fixed"}
+        return self.fd_scheme or prescribed[self.semantics]
+
+    def update_layers(self, n_layers: int) -> int:
+        """Return L_up for a model of `n_layers`; raise `OptionError` when the model has fewer."""
+        wanted = self.n_update_layers
+        if wanted is None:
+            wanted = n_layers
+        if not 1 <= wanted <= n_layers:
+            raise option_error(f"Cannot update {wanted} layers: the model has {n_layers}; choose 1 to {n_layers}.")
+        return wanted
+
+    def recorded(self, record: str = "") -> dict[str, Any]:
+        """Return the options that the stored configuration states. record: those of one kind of `About.record`."""
+        wanted = [name for name, about in ABOUT.items() if about.record and record in ("", about.record)]
+        values = {name: getattr(self, name) for name in wanted}
+        if "fd_scheme" in values:
+            values["fd_scheme"] = self.scheme
+        return values
+
+
+def objection_to(one: Field[Any], value: Any) -> str | None:
+    """Return the sentence that refuses a value of an option; None if it is allowed."""
+    about: About = one.metadata["about"]
+    if about.choices and value not in about.choices:
+        noun = about.noun or one.name.replace("_", " ")
+        return f"The {noun} {value!r} {about.verdict}; choose one of {', '.join(about.choices)}."
+    if about.check is None:
+        return None
+    objection = about.check(value)
+    if objection is None:
+        return None
+    return f"The {about.noun or f'option {one.name}'} is {value}; {objection}."
+
+
+def option_error(sentence: str) -> Exception:
+    """Return an `OptionError`. It is imported here because the command reads this module without the package."""
+    from tintc.errors import OptionError
+
+    return OptionError(sentence)
+
+
+ABOUT: dict[str, About] = {one.name: one.metadata["about"] for one in fields(Options)}
+"""Every option, by name."""
+
+
+def takes_options(function: Callable[..., T]) -> Callable[..., T]:
+    """Return a function of (subject, options, ...) that also takes options one by one, by keyword or by position.
+
+    None stands for an option's default. Its signature and docstring name every option; ``{options}`` in the docstring
+    is where they stand.
+    """
+
+    own = list(inspect.signature(function).parameters.values())
+    options = [
+        inspect.Parameter(one.name, own[0].kind, default=one.default, annotation=one.type) for one in fields(Options)
+    ]
+    signature = inspect.Signature([own[0], *options, *own[2:]])
+
+    @wraps(function)
+    def called(*values: Any, **keywords: Any) -> T:
+        chosen = Options()
+        if len(values) > 1 and isinstance(values[1], Options):
+            chosen = values[1]
+            values = (values[0], *values[2:])
+        if "options" in keywords:
+            chosen = keywords.pop("options")
+        arguments = signature.bind(*values, **keywords).arguments
+        settings = {name: arguments.pop(name) for name in ABOUT if name in arguments}
+        chosen = replace(chosen, **{name: value for name, value in settings.items() if value is not None})
+        return function(arguments.pop(own[0].name), chosen, **arguments)
+
+    called.__signature__ = signature  # pyright: ignore[reportAttributeAccessIssue]
+    lines = [f"{name}: {about.help}" for name, about in ABOUT.items()]
+    called.__doc__ = inspect.cleandoc(function.__doc__ or "").replace("{options}", "\n".join(lines))
+    return called
