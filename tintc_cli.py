@@ -6,8 +6,13 @@ which takes seconds; `tintc --help`, completion and mistyped options should not.
 
 from __future__ import annotations
 
+import logging
 import signal
 import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Literal, NoReturn
 
@@ -25,11 +30,20 @@ app = typer.Typer(
 )
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output.")]
-Model = Annotated[str, typer.Argument(help="A model folder, a .gguf file, or the id of a model on the hub.")]
+Model = Annotated[
+    str, typer.Argument(metavar="MODEL", help="A model folder, a .gguf file, or the id of a model on the hub.")
+]
 Steps = Annotated[int, typer.Option(help="Simulated gradient steps.")]
 UpdateLayers = Annotated[int | None, typer.Option(help="Top layers that are updated (default: all).")]
-Descend = Annotated[str, typer.Option(help="Parameter groups that are updated; norm-gain is one more.")]
-Semantics = Annotated[Literal["exact", "paper-code"], typer.Option(help="Which definition to follow.")]
+Descend = Annotated[
+    str, typer.Option(metavar="<names>", help="Parameter groups that are updated; norm-gain is one more.")
+]
+Semantics = Annotated[
+    Literal["exact", "paper-code"],
+    typer.Option(
+        metavar="<name>", help="Which definition to follow: exact, or paper-code, the authors' implementation."
+    ),
+]
 HeadWidth = Annotated[int | None, typer.Option(help="Width of a head (default: the least that will do).")]
 Heads = Annotated[int | None, typer.Option(help="Heads of an embedding (default: the least that will do).")]
 MaxLength = Annotated[int | None, typer.Option(help="Longest text (default: the model's, at most 2048).")]
@@ -37,8 +51,63 @@ Reuse = Annotated[
     Literal["none", "layer"], typer.Option(help="Which modules share structural tensors: none, or all layers'.")
 ]
 Executor = Annotated[
-    Literal["auto", "fused", "literal"], typer.Option(help="How it is executed (auto: fused where that is exact).")
+    Literal["auto", "fused", "literal"],
+    typer.Option(metavar="<name>", help="How it is executed: fused, literal, or auto, fused where that is exact."),
 ]
+Dtype = Literal["float32", "bfloat16", "float64"]
+ComputeIn = Annotated[
+    Dtype | None,
+    typer.Option(metavar="<type>", help="Compute in float32, bfloat16 or float64 (default: the stored type)."),
+]
+
+
+def show_version(wanted: bool) -> None:
+    """Print the installed version and stop, where that is asked for."""
+    if wanted:
+        print(f"tintc {version('tintc')}")
+        raise typer.Exit
+
+
+@app.callback()
+def configure(
+    context: typer.Context,
+    quiet: Annotated[bool, typer.Option("--quiet", help="No progress and no warnings.")] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", help="Stages and timings as lines on standard error.")] = False,
+    _: Annotated[
+        bool, typer.Option("--version", help="Show the version and exit.", is_eager=True, callback=show_version)
+    ] = False,
+) -> None:
+    """Set what is said on standard error besides mistakes."""
+    if quiet and verbose:
+        raise typer.BadParameter("--quiet and --verbose exclude each other.")
+    level = logging.ERROR if quiet else logging.INFO if verbose else logging.WARNING
+    context.with_resource(reported(level))
+
+
+@contextmanager
+def reported(level: int) -> Iterator[None]:
+    """What `tintc` logs, from this level on, as lines on standard error."""
+    logger, handler = logging.getLogger("tintc"), Lines(level)
+    before = logger.level
+    logger.addHandler(handler)
+    logger.setLevel(level)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
+        logger.removeHandler(handler)
+
+
+class Lines(logging.Handler):
+    """Warnings as such; stages with the seconds since the command began."""
+
+    def __init__(self, level: int) -> None:
+        super().__init__(level)
+        self.start = time.monotonic()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        shown = "warning: " if record.levelno >= logging.WARNING else f"{time.monotonic() - self.start:7.2f} s  "
+        print(f"{shown}{record.getMessage()}", file=sys.stderr)
 
 
 @app.command("compile")
@@ -49,7 +118,10 @@ def compile_(
     update_layers: UpdateLayers = None,
     lr: Annotated[
         float,
-        typer.Option(help="Learning rate. Gradients are sums over train tokens, so the step grows with their number."),
+        typer.Option(
+            help="Learning rate. The gradient is a sum over train tokens, not a mean: the step grows with their "
+            "number, so longer texts want a smaller rate."
+        ),
     ] = 1e-4,
     loss: Annotated[Literal["ce", "quad", "mse"], typer.Option(help="Loss on the train tokens.")] = "ce",
     descend: Descend = DESCEND,
@@ -62,11 +134,19 @@ def compile_(
     fd_step: Annotated[float | None, typer.Option(help="Step of the finite differences (default: 0.001).")] = None,
     difference: Annotated[
         Literal["fixed", "token"] | None,
-        typer.Option(help="How it is chosen: one, or per token (default: token; paper-code: fixed)."),
+        typer.Option(
+            metavar="<name>",
+            help="How it is chosen: fixed, one; token, one per token (default: token; with paper-code: fixed).",
+        ),
     ] = None,
     reuse: Reuse = "layer",
     dtype: Annotated[
-        Literal["float32", "bfloat16", "float64"] | None, typer.Option(help="Stored type (default: the model's).")
+        Dtype | None,
+        typer.Option(
+            metavar="<type>",
+            help="Type that is stored and computed in: float32, bfloat16, which halves the folder and rounds the "
+            "update, or float64 (default: float32, or float64 where the model is).",
+        ),
     ] = None,
     linear_attention: Annotated[
         Literal["linear", "softmax"], typer.Option(help="Heads of the linear modules; softmax runs literally only.")
@@ -142,6 +222,9 @@ def inspect(
     path: Annotated[str, typer.Argument(metavar="OUT|MODEL", help="A compiled simulator, or a model to look into.")],
     ir: Annotated[Literal["aux", "sim"] | None, typer.Option(help="Print this program.")] = None,
     params: Annotated[bool, typer.Option("--params", help="Count the parameters.")] = False,
+    paper: Annotated[
+        bool, typer.Option("--paper", help="Count them, beside the paper's totals for OPT (shown for OPT anyway).")
+    ] = False,
     roles: Annotated[
         str | None, typer.Option(metavar="PATTERN", help="Show what the heads of these modules or parameters do.")
     ] = None,
@@ -150,7 +233,7 @@ def inspect(
     """Show a simulator's options and sizes, its program or its parameter counts; of a MODEL, what it would become."""
     from tintc.cli.inspect import inspect_path
 
-    inspect_path(path, ir, params, roles, json)
+    inspect_path(path, ir, params, paper, roles, json)
 
 
 @app.command()
@@ -158,7 +241,9 @@ def run(
     path: Annotated[str, typer.Argument(metavar="OUT", help="A compiled simulator.")],
     text: Annotated[str | None, typer.Option(help="The text to train on and to score.")] = None,
     file: Annotated[Path | None, typer.Option(help="A UTF-8 file with the text; - is standard input.")] = None,
-    train_fraction: Annotated[float, typer.Option(help="Share of each block that is trained on.")] = 0.5,
+    train_fraction: Annotated[
+        float | None, typer.Option(help="Share of each block that is trained on (default: the simulator's).")
+    ] = None,
     block_size: Annotated[
         int | None, typer.Option(help="Tokens in a block, its special tokens included (default: as many as fit).")
     ] = None,
@@ -180,6 +265,7 @@ def run(
     split_steps: Annotated[bool, typer.Option("--split-steps", help="Train each step on a part of its own.")] = False,
     executor: Executor = "auto",
     device: Annotated[Literal["cpu", "cuda"], typer.Option(help="Where it is executed.")] = "cpu",
+    dtype: ComputeIn = None,
     json: Json = False,
 ) -> None:
     """Train on the first part of every block of a text, and score the rest before and after.
@@ -196,7 +282,7 @@ def run(
         "bos": not no_bos,
         "partial": partial,
     } | learning_rates(lr)
-    run_text(path, text, file, options, executor, device, json)
+    run_text(path, text, file, options, executor, device, dtype, json)
 
 
 @app.command(
@@ -214,6 +300,9 @@ def generate(
     path: Annotated[str, typer.Argument(metavar="OUT", help="A compiled simulator.")],
     text: Annotated[str | None, typer.Option(help="The prompt, whose first part is trained on.")] = None,
     file: Annotated[Path | None, typer.Option(help="A UTF-8 file with the prompt; - is standard input.")] = None,
+    chat: Annotated[
+        bool, typer.Option("--chat", help="Put the prompt as a user's message, by the tokenizer's chat template.")
+    ] = False,
     max_new_tokens: Annotated[int, typer.Option(help="Most tokens to write.")] = 64,
     temperature: Annotated[float | None, typer.Option(help="Sample, at this temperature (default: greedy).")] = None,
     top_k: Annotated[int | None, typer.Option(help="Sample among this many of the likeliest tokens.")] = None,
@@ -228,12 +317,14 @@ def generate(
     save_state: Annotated[Path | None, typer.Option(help="Save the adapted weights to this file.")] = None,
     executor: Executor = "auto",
     device: Annotated[Literal["cpu", "cuda"], typer.Option(help="Where it is executed.")] = "cpu",
+    dtype: ComputeIn = None,
     json: Json = False,
 ) -> None:
     """Adapt to a prompt once, and write on with the updated weights."""
     from tintc.cli.generate import generate_text
 
     options = {
+        "chat": chat,
         "max_new_tokens": max_new_tokens,
         "temperature": temperature,
         "top_k": top_k,
@@ -245,27 +336,30 @@ def generate(
         "state": state,
         "save_state": save_state,
     }
-    generate_text(path, text, file, options, executor, device, json)
+    generate_text(path, text, file, options, executor, device, dtype, json)
 
 
 @app.command()
 def verify(
     path: Annotated[str, typer.Argument(metavar="OUT", help="A compiled simulator.")],
-    model: Annotated[str, typer.Argument(help="The model it was compiled from.")],
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="The model it was compiled from.")],
     text: Annotated[
         Path | None,
         typer.Option(help="A UTF-8 file with the probe text; - is standard input (default: a built-in one)."),
     ] = None,
     length: Annotated[int | None, typer.Option(help="Tokens of it that are used (default: 64, or what fits).")] = None,
-    train_fraction: Annotated[float, typer.Option(help="Share of them that is trained on.")] = 0.5,
+    train_fraction: Annotated[
+        float | None, typer.Option(help="Share of them that is trained on (default: the simulator's).")
+    ] = None,
     executor: Executor = "auto",
+    dtype: ComputeIn = None,
     every: Annotated[bool, typer.Option("--all", help="Show every parameter, not only those farthest off.")] = False,
     json: Json = False,
 ) -> None:
     """Compare a simulator with explicit fine-tuning of MODEL; exit code 1 if it does not do what its options say."""
     from tintc.cli.verify import verify_artefact
 
-    if not verify_artefact(path, model, text, length, train_fraction, executor, every, json):
+    if not verify_artefact(path, model, text, length, train_fraction, executor, dtype, every, json):
         raise typer.Exit(FAILED)
 
 
@@ -280,7 +374,7 @@ def explain(model: Model, json: Json = False) -> None:
 @app.command()
 def families(
     model_type: Annotated[
-        str | None, typer.Argument(metavar="[TYPE]", help="Only this type (model_type in config.json), in full.")
+        str | None, typer.Argument(metavar="TYPE", help="Only this type (model_type in config.json), in full.")
     ] = None,
     json: Json = False,
 ) -> None:

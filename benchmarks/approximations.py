@@ -75,8 +75,8 @@ class Sums:
             a, b = found.gradients[0][name].flatten(), right.flatten()
             products = torch.stack([a @ b, a @ a, b @ b, (a - b).square().sum()])
             self.layers[layer_of[name]] += products
-        self.losses[0] += held_out_loss(found.before, ids, train)
-        self.losses[1] += held_out_loss(found.after, ids, train)
+        self.losses[0] += held_out_loss(found.logits_before, ids, train)
+        self.losses[1] += held_out_loss(found.logits, ids, train)
 
     def cosine(self, layer: int | None = None) -> float:
         ab, aa, bb, _ = self._of(layer)

@@ -8,11 +8,27 @@ from pathlib import Path
 import pytest
 import torch
 
+TRANSFORMERS_MARKERS = (
+    "accelerate_tests",
+    "flash_attn_test",
+    "flash_attn_3_test",
+    "flash_attn_4_test",
+    "generate",
+    "torch_compile_test",
+    "torch_export_test",
+)
+"""Marks that transformers' own tests have, see ``runtime/test_transformers_mixins.py``."""
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--update-golden", action="store_true", help="rewrite golden texts with what the passes give now")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Without them `--strict-markers` refuses transformers' tests."""
+    for name in TRANSFORMERS_MARKERS:
+        config.addinivalue_line("markers", f"{name}: transformers' own")
 
 
 @pytest.fixture(autouse=True, scope="session")

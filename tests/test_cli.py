@@ -145,7 +145,8 @@ def test_standard_input(command: Command, compiled: Path, tmp_path: Path, monkey
 
 
 def test_softmax_heads(command: Command, model: Path, tmp_path: Path) -> None:
-    """Calibrated on a file; the counts are those of the tensors, and `verify` allows what the heads are off."""
+    """Calibrated on a file; the counts are those of the tensors. `verify` allows what the heads are off, as long as the
+    update still points where it should: in fp64, and of this model not in fp32."""
     out, text = tmp_path / "sim", tmp_path / "story.txt"
     text.write_text(STORY, encoding="utf-8")
     options = ("--linear-attention", "softmax", "--calibration-text", text, "--max-length", 16, "--update-layers", 1)
@@ -154,8 +155,13 @@ def test_softmax_heads(command: Command, model: Path, tmp_path: Path) -> None:
     assert command("inspect", out, "--json").json["linear_attention"] == "softmax"
     found = command("inspect", out, "--params", "--json").json["parameters"]["unique"]
     assert found == sum(tensor.numel() for tensor in load_file(out / "model.safetensors").values())
+    short = command("verify", out, model, "--json").json
+    assert not short["ok"] and short["update_cosine"] < 0.99, short["problems"]
+    assert all("points elsewhere" in problem and "--dtype float64" in problem for problem in short["problems"])
+    assert command("compile", model, "-o", out, *options, "--dtype", "float64", "--force").code == 0
     verified = command("verify", out, model, "--json")
-    assert verified.code == 0 and verified.json["executor"] == "literal", verified.err
+    assert verified.code == 0 and verified.json["executor"] == "literal", verified.out
+    assert verified.json["update_cosine"] > 0.999
     refused = command("run", out, "--text", STORY, "--executor", "fused")
     assert refused.code == 2 and "softmax heads" in refused.err
 
@@ -191,7 +197,10 @@ def test_params_for_people(command: Command, compiled: Path) -> None:
     (total,) = (line for line in shown if line[:1] == ["all"])
     found = command("inspect", compiled, "--params", "--json").json["parameters"]
     assert total[1:] == [f"{found[count]:,}" for count in ("table", "unrolled", "unique")]
-    assert ["OPT-2.7b", "7.4", "/", "7.39"] in [line[:4] for line in shown]
+    assert not any("OPT" in line[0] for line in shown if line), "this is no OPT"
+    beside = [line.split() for line in command("inspect", compiled, "--paper").out.splitlines()]
+    assert ["OPT-2.7b", "7.4", "/", "7.39"] in [line[:4] for line in beside]
+    assert all(line in beside for line in shown), "and all that --params shows"
 
 
 def test_roles_are_shown_and_stored(command: Command, compiled: Path) -> None:
@@ -222,7 +231,7 @@ def test_programs_are_printed(command: Command, compiled: Path, model: Path) -> 
 
 def test_summary_for_people(command: Command, compiled: Path) -> None:
     shown = command("inspect", compiled)
-    assert "semantics" in shown.out and "exact" in shown.out
+    assert "semantics" in shown.out and "exact" in shown.out and "linear_backward" in shown.out
     assert command("run", compiled, "--text", STORY).out.count("perplexity") == 2
 
 

@@ -114,7 +114,7 @@ def test_explicit_fine_tuning_agrees(model: Imported, few: str) -> None:
     with torch.no_grad():
         found = sim(IDS, return_before=True, **given)
     keep = slice(3, None) if few == "padded" else slice(None)
-    assert relative_to_update(found.logits[:, keep], tuned.after[:, keep], tuned.before[:, keep]) < 1e-9
+    assert relative_to_update(found.logits[:, keep], tuned.logits[:, keep], tuned.logits_before[:, keep]) < 1e-9
     if few == "single":
         apart = [tune(graph, ids, torch.ones_like(ids)).gradients[0] for ids in pieces()]
         for name, gradient in tuned.gradients[0].items():
@@ -141,7 +141,7 @@ def test_positions_as_the_graph_has_them_move_nothing() -> None:
     """So ALiBi, whose positions cannot be moved, takes a mask that hides no token."""
     graph, train = capture(tiny_model("mpt").double()), torch.arange(IDS.shape[1])[None] < 6
     plain, masked = (tune(graph, IDS, train, attention_mask=mask) for mask in (None, torch.ones_like(IDS)))
-    assert relative_to_update(masked.after, plain.after, plain.before) < 1e-9
+    assert relative_to_update(masked.logits, plain.logits, plain.logits_before) < 1e-9
     with pytest.raises(OptionError, match="no position embedding"):
         tune(graph, IDS, train, position_ids=(torch.arange(IDS.shape[1]) // 2)[None])
 

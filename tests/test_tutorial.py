@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from command import ROOT, Command, make_command
+from tiny_models import relative
 
 MODEL = ROOT.parent / "shared" / "models" / "stories260K"
 DATA = ROOT.parent / "shared" / "data" / "classification" / "sst2"
@@ -43,6 +45,11 @@ def check(seen: dict[str, Any]) -> None:
     """What the text says of what the blocks have done."""
     out, half, held_out = seen["out"], seen["half"], seen["held_out"]
     assert held_out(out.logits, half) < held_out(out.logits_before, half)
+    exact = seen["exact"]
+    assert relative(exact.logits_before, out.logits_before) < 1e-4, "the same model, in fp64"
+    assert 0.5 < float(torch.cosine_similarity(*seen["updates"], dim=0)) < 0.99
+    assert exact.losses[1] < exact.losses[0] and held_out(exact.logits, half) > held_out(out.logits, half)
+    assert len(exact.gradients) == 2 and not any("embed" in name for name in exact.gradients[0])
     assert not seen["gentle"].logits.equal(out.logits)
     assert not any(seen[name].logits.equal(seen["gentle"].logits) for name in ("slower", "top"))
     check_few_shot(seen)

@@ -92,8 +92,8 @@ def test_figures_are_those_of_the_reference(command: Command, stored: Path, mode
     tuned = tune(tiny_models.gpt2(), ids, mask, inner_lr=1e-2)
     with torch.no_grad():
         after = sim(ids, train_mask=mask, return_before=True).logits.double()
-    update = (tuned.after - tuned.before).norm()
-    assert found["update_error"] == pytest.approx(float((after - tuned.after).norm() / update), rel=1e-6)
+    update = (tuned.logits - tuned.logits_before).norm()
+    assert found["update_error"] == pytest.approx(float((after - tuned.logits).norm() / update), rel=1e-6)
     assert (found["tokens"], found["train_tokens"]) == (16, 11)
 
 
@@ -101,7 +101,8 @@ def test_table_for_people(command: Command, stored: Path, models: dict[str, Path
     (tmp_path / "story.txt").write_text(STORY, encoding="utf-8")
     shown = command("verify", stored, models["gpt2"], "--text", tmp_path / "story.txt", "--all")
     assert shown.code == 0 and shown.err == ""
-    assert "cosine" in shown.out and "does what its options say" in shown.out
+    assert "to autograd: cosine" in shown.out and "to exact" not in shown.out
+    assert "does what its options say" in shown.out
 
 
 def test_without_tokenizer_any_tokens_do(command: Command, tmp_path: Path) -> None:

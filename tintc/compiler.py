@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -29,12 +30,15 @@ from tintc.lowering.passes.eliminate_common import eliminate_common
 from tintc.lowering.passes.plan_layout import plan_layout
 from tintc.lowering.passes.softmax_heads import TOKENS, check_precise, soften
 from tintc.lowering.passes.unroll_steps import unroll_steps
+from tintc.progress import progress as shown_stages
+from tintc.runtime.artefact.beside import text_digest
 from tintc.runtime.artefact.checks import of_program, options_digest
 from tintc.runtime.artefact.config import TintConfig
-from tintc.runtime.artefact.folder import as_dtype, check_output, load, structure_digest, text_digest
+from tintc.runtime.artefact.folder import as_dtype, check_output, load, structure_digest
 from tintc.runtime.artefact.safetensors_writer import MAX_SHARD_SIZE, Planned, parse_size
 from tintc.runtime.artefact.streaming import write_streamed
 from tintc.runtime.model.causal_lm import TintForCausalLM
+from tintc.runtime.model.precision import warn_if_short
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -64,6 +68,7 @@ def compile(
     output: str | os.PathLike[str] | None = None,
     max_shard_size: str | int = MAX_SHARD_SIZE,
     force: bool = False,
+    progress: bool = False,
 ) -> TintForCausalLM:
     """Compile a decoder into a TinT simulator.
 
@@ -75,13 +80,14 @@ def compile(
     width and number of the simulator's heads (None: the least that will do); max_length: longest text in tokens (None:
     the model's, at most 2048); fd_step: step of the finite differences (None: 1e-3); fd_scheme: how it is chosen,
     ``fixed`` or ``token`` (None: token in ``exact``); reuse: which modules share structural tensors, ``layer`` (those
-    of all layers, so that they are stored once) or ``none``; dtype: of the simulator (None: the model's);
+    of all layers, so that they are stored once) or ``none``; dtype: what it
+    stores and computes in (None: float32, or float64 where the model is; bfloat16 rounds the update);
     linear_attention: ``linear``, or ``softmax``: every linear head as two softmax heads and a sink; calibration: a text
     or token ids ``[T]`` from which the constants of softmax heads are taken (None: a built-in text).
 
     output: a folder to write the simulator to, tensor by tensor and in one atomic step, instead of building it in
     memory; what is returned is loaded from it and lies in its mapped files. max_shard_size: of the files there; force:
-    replace what is there.
+    replace what is there. progress: show the stages on standard error, as they begin.
 
     Raises `ModelError` if the model cannot be read, or computes something else than its graph was read as;
     `UnsupportedModelError` listing every operation no rule takes; `OptionError` for options out of range; and
@@ -104,7 +110,8 @@ def compile(
         reuse=reuse,
         linear_attention=linear_attention,
     )
-    return _compile(model_or_path, options, dtype, calibration, output, max_shard_size, force)
+    with shown_stages() if progress else nullcontext():
+        return _compile(model_or_path, options, dtype, calibration, output, max_shard_size, force)
 
 
 def _compile(
@@ -213,6 +220,7 @@ def assemble(
     sim.zero_absent_terms()
     config.dtype = dtype
     sim.trust()
+    warn_if_short(dtype)
     sim.tokenizer = source.tokenizer
     return sim.eval()
 

@@ -54,9 +54,15 @@ def test_a_model_in_memory() -> None:
     assert source.max_length == 7 and source.provenance["source"] == "LlamaForCausalLM"
 
 
-def test_the_checkpoints_dtype_is_kept(tmp_path: Path) -> None:
-    llama(n_layers=1).bfloat16().save_pretrained(tmp_path)
-    assert load_auxiliary(tmp_path).dtype == torch.bfloat16
+@pytest.mark.parametrize(
+    ("stored", "compiled"),
+    [(torch.float16, torch.float32), (torch.bfloat16, torch.float32), (torch.float64, torch.float64)],
+)
+def test_a_simulator_is_at_least_float32(tmp_path: Path, stored: torch.dtype, compiled: torch.dtype) -> None:
+    """Unless told otherwise; the model is read as it is stored."""
+    llama(n_layers=1).to(stored).save_pretrained(tmp_path)
+    source = load_auxiliary(tmp_path)
+    assert (source.dtype, source.model.dtype) == (compiled, stored)
 
 
 def test_no_such_place(tmp_path: Path) -> None:

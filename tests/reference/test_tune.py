@@ -4,6 +4,7 @@ plain autograd on the eager model. fp64; 1e-9 of the update where nothing else i
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -84,8 +85,8 @@ def test_with_all_approximations_it_is_the_simulator(name: str, loss: str, seman
     tuned = tune(graph(name), IDS, mask, **options)
     before, after = logits["logits_before"], logits["logits"]
     assert float((after - before).norm()) > 0 and len(gradients) > 10
-    assert relative_to_update(tuned.after, after, before) < 1e-9
-    assert float((tuned.before - before).norm() / (after - before).norm()) < 1e-9
+    assert relative_to_update(tuned.logits, after, before) < 1e-9
+    assert float((tuned.logits_before - before).norm() / (after - before).norm()) < 1e-9
     seen = {source: torch.zeros_like(tensor) for source, tensor in tuned.gradients[0].items()}
     for name, right in gradients.items():
         parameter = sim.program.parameters[name]
@@ -114,8 +115,8 @@ def test_with_none_it_is_autograd(make: Callable[..., PreTrainedModel], toleranc
     model, ids = make().double(), IDS[:1]
     tuned = tune(model, ids, torch.ones_like(ids), inner_lr=LR, approximations=NONE)
     before, after, gradients = stepped(model, ids, LR)
-    assert relative_to_update(tuned.after, after, before) < tolerance
-    assert float((tuned.before - before).norm() / (after - before).norm()) < tolerance
+    assert relative_to_update(tuned.logits, after, before) < tolerance
+    assert float((tuned.logits_before - before).norm() / (after - before).norm()) < tolerance
     assert set(tuned.gradients[0]) == set(gradients)
     size = flat(gradients).norm()
     for name, gradient in gradients.items():
@@ -130,7 +131,7 @@ def test_each_switch_is_its_own() -> None:
     switches = {"scores": True, "norms": token, "activations": token, "groups": DESCENDS, "train_tokens": True}
     for name, value in switches.items():
         found = tune(graph("gpt2"), IDS, MIDDLE, approximations=Approximations(**{name: value}))
-        assert relative(found.before, exact.before) < 1e-12
+        assert relative(found.logits_before, exact.logits_before) < 1e-12
         shared = set(found.gradients[0]) & set(exact.gradients[0])
         assert not all(torch.equal(found.gradients[0][key], exact.gradients[0][key]) for key in shared), name
         if name in ("norms", "activations"):
@@ -170,6 +171,65 @@ def test_groups_and_layers() -> None:
         tune(graph("gpt2"), IDS, PREFIX, n_update_layers=4)
 
 
+@pytest.mark.parametrize("name", ["gpt2", "llama", "gemma3_text", "qwen3", "phi"])
+def test_the_exact_gradient_of_the_same_layers(name: str) -> None:
+    """All parameters of the top layer and of the final norm, query norms and computed gains among them; their gradients
+    are those of the whole model's."""
+    whole = capture(tiny_model(name))
+    everything = tune(whole, IDS, PREFIX, approximations=NONE).gradients[0]
+    found = tune(whole, IDS, PREFIX, n_update_layers=1, approximations=NONE).gradients[0]
+    places = [re.search(r"(?:layers|h)\.(\d+)\.", key) for key in everything]
+    last = max(int(place[1]) for place in places if place)
+    of_layer = {key for key, place in zip(everything, places, strict=True) if place and int(place[1]) == last}
+    assert len(of_layer) > 5 and of_layer < found.keys()
+    others = found.keys() - of_layer
+    assert others and all("norm" in key or "ln_f" in key for key in others), others
+    assert all(torch.equal(gradient, everything[key]) for key, gradient in found.items())
+    with pytest.raises(OptionError, match=f"choose 1 to {last + 1}"):
+        tune(whole, IDS, PREFIX, n_update_layers=last + 2, approximations=NONE)
+
+
+def test_the_readmes_three_lines() -> None:
+    """The exact gradient of the top layers, as README has it."""
+    text = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+    (block,) = re.findall(r"^```python\n(from tintc\.reference import .*?)^```", text, re.MULTILINE | re.DOTALL)
+    seen: dict[str, Any] = {"model": gpt2(n_layers=4), "ids": IDS}
+    exec(block, seen)
+    assert len([line for line in block.splitlines() if line]) == 3
+    names = seen["exact"].gradients[0]
+    assert any(".h.1.attn.c_attn" in name for name in names) and not any(".h.0." in name for name in names)
+    assert seen["exact"].logits.shape == (*IDS.shape, 53)
+
+
+@pytest.mark.parametrize(
+    "groups", ["ffn,norm-gain", ["ffn", "norm-gain"], ("ffn", "norm-gain"), (one for one in ("norm-gain", "ffn"))]
+)
+def test_groups_are_named_in_any_way(groups: Any) -> None:
+    given = Approximations(groups=groups)
+    assert given == Approximations(groups=frozenset({"ffn", "norm-gain"})) and hash(given)
+    found = tune(graph("gpt2"), IDS, PREFIX, approximations=given).gradients[0]
+    assert all("mlp" in key or "ln" in key for key in found)
+
+
+def test_groups_that_do_not_exist() -> None:
+    for groups in ("ffn,gates", ["gates"], "ffn, values"):
+        with pytest.raises(OptionError, match=r"is unknown; choose among .*values"):
+            Approximations(groups=groups)
+
+
+def test_fields_are_those_of_a_simulators_output() -> None:
+    """The old names still work, and say so. Without a mask the first half of each text is trained on, as there."""
+    found, padding = tune(graph("gpt2"), IDS), (torch.arange(LENGTH) > 2).expand(2, -1)
+    assert torch.equal(found.logits, tune(graph("gpt2"), IDS, torch.arange(LENGTH).expand(2, -1) < 5).logits)
+    padded = tune(graph("gpt2"), IDS, attention_mask=padding)
+    right = resolve_inputs(IDS, None, None, padding).train
+    assert torch.equal(padded.logits, tune(graph("gpt2"), IDS, right, attention_mask=padding).logits)
+    with pytest.warns(DeprecationWarning, match="called logits_before now"):
+        assert found.before is found.logits_before
+    with pytest.warns(DeprecationWarning, match="called logits now"):
+        assert found.after is found.logits
+
+
 def test_the_authors_bias_rule_counts_a_bias_once_per_tile() -> None:
     """Width 16, feed-forward 45: three tiles."""
     with_rule, without = (
@@ -199,14 +259,14 @@ def test_losses_and_masks_of_every_step() -> None:
         both.gradients[0]["model.decoder.layers.0.fc1.weight"],
         tune(graph("opt"), IDS, PREFIX, inner_lr=LR).gradients[0]["model.decoder.layers.0.fc1.weight"],
     )
-    logits = both.before[0]
+    logits = both.logits_before[0]
     targets = F.cross_entropy(logits[:-1], IDS[0, 1:], reduction="none")
     assert float(both.losses[0, 0]) == pytest.approx(float(targets[:5].sum()))
     label = torch.zeros(2, LENGTH)
     label[:, 4] = 1
     assert float(tune(graph("opt"), IDS, PREFIX, loss_mask=label).losses[0, 0]) == pytest.approx(float(targets[3]))
     still = tune(graph("opt"), IDS, torch.arange(LENGTH).expand(2, -1) < 1, inner_lr=LR)
-    assert torch.equal(still.before, still.after)
+    assert torch.equal(still.logits_before, still.logits)
     with pytest.raises(InputError, match="do not fit"):
         tune(graph("opt"), IDS, PREFIX[:, :4])
 
@@ -215,7 +275,7 @@ def test_what_needs_no_recognition_runs_on_any_graph() -> None:
     """A mask computed from the tokens is refused by the importer, and is no obstacle to autograd or to detached
     scores."""
     first = capture(tiny_model("doge"))
-    assert tune(first, IDS, PREFIX, approximations=Approximations(scores=True)).after.isfinite().all()
+    assert tune(first, IDS, PREFIX, approximations=Approximations(scores=True)).logits.isfinite().all()
     with pytest.raises(UnsupportedModelError):
         tune(first, IDS, PREFIX)
 
@@ -230,8 +290,8 @@ def test_paper_code_is_the_authors(shared: Path, folder: str, case: int) -> None
         stored[f"{case}.{name}"] for name in ("input_ids", "train_mask", "logits_before", "logits_after")
     )
     found = golden(place, ids, mask, options)
-    assert relative_to_update(found.after, after, before) < 1e-9
-    assert float((found.before - before).norm() / (after - before).norm()) < 1e-9
+    assert relative_to_update(found.logits, after, before) < 1e-9
+    assert float((found.logits_before - before).norm() / (after - before).norm()) < 1e-9
 
 
 @cache

@@ -15,7 +15,7 @@ import pytest
 import tiny_models
 import torch
 from command import ROOT, STORY, Command, contents, make_command, simulator_folder
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 import tintc
@@ -296,6 +296,6 @@ def test_transformers_alone_does_not_know_it(stored: Path, monkeypatch: pytest.M
         AutoModelForCausalLM.from_pretrained(stored)
 
 
-def test_a_configuration_alone_is_no_simulator(stored: Path) -> None:
+def test_a_configuration_without_its_program_is_no_simulator() -> None:
     with pytest.raises(ArtefactError, match=r"without a program; load the folder with tintc\.load"):
-        AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(stored))
+        AutoModelForCausalLM.from_config(tintc.TintConfig())

@@ -43,7 +43,7 @@ def test_explicit_fine_tuning_agrees(name: str, descend: str) -> None:
     chosen = replace(Approximations.of(), groups=frozenset(descend.split(",")))
     options = {"n_steps": 2, "n_update_layers": 2, "inner_lr": 0.02}
     tuned = tune(capture(family(name).source.model), ids, mask, approximations=chosen, **options)
-    assert relative_to_update(found.logits, tuned.after, tuned.before) < 1e-9
+    assert relative_to_update(found.logits, tuned.logits, tuned.logits_before) < 1e-9
     gains = [key for key in sim.program.parameters if key.endswith(".gain")]
     for executor in ("fused", "literal"):
         sim.executor = executor

@@ -87,7 +87,7 @@ def test_explicit_fine_tuning_agrees(name: str) -> None:
     masks = torch.rand(3, 2, 12, generator=torch.Generator().manual_seed(2)) < 0.6
     found = run(sim, ids, train_mask=masks, return_before=True)
     tuned = tune(capture(family(name).source.model), ids, masks, n_steps=3, inner_lr=0.02)
-    assert relative_to_update(found.logits, tuned.after, tuned.before) < 1e-9
+    assert relative_to_update(found.logits, tuned.logits, tuned.logits_before) < 1e-9
 
 
 def test_parts_of_a_batch_keep_their_masks() -> None:

@@ -7,7 +7,7 @@ import os
 from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError, safe_open
 
@@ -17,6 +17,9 @@ from tintc.errors import ArtefactError
 from tintc.ir.core import Program
 from tintc.lowering.emission.emit import specs
 from tintc.lowering.passes.plan_layout import layout_of
+
+if TYPE_CHECKING:
+    from tintc.runtime.model.causal_lm import TintForCausalLM
 
 OPTIONS = (
     "n_steps",
@@ -58,6 +61,26 @@ def summary(program: Program) -> dict[str, Any]:
     """Sizes, and how many modules of which kind the program has."""
     kinds = Counter(op.opname for op in program.ops)
     return sizes(program) | {"modules": dict(sorted(kinds.items()))}
+
+
+def described(sim: TintForCausalLM) -> str:
+    """Return ten lines: what was compiled, what it does with a text, its sizes, how it runs."""
+    config, layout, attributes = sim.config, sim.layout, sim.program.attributes
+    steps = f"{config.n_steps} step{'' if config.n_steps == 1 else 's'}"
+    count = sum(math.prod(spec.shape) for spec in specs(sim.program).values())
+    lines = (
+        f"simulates: {config.provenance.get('source', 'an auxiliary model')}, {attributes['n_layers']} layers of width "
+        f"{layout.d_aux}, {attributes['vocab_size']} tokens",
+        f"descent: {steps} on the top {attributes['n_update_layers']} layers, {config.descend}",
+        f"rate and loss: {config.inner_lr:g}, {config.loss}, semantics {config.semantics}",
+        f"differences: {config.fd_scheme}, step {config.fd_step:g}",
+        f"texts: up to {layout.max_length} tokens, of which {config.train_fraction:g} is trained on by default",
+        f"layout: S {layout.stack}, S' {layout.shards}, K {layout.n_prefixes} prefixes, D_sim {layout.d_sim}, "
+        f"{layout.n_heads} heads",
+        f"size: {count:,} stored values, {len(sim.program.ops)} modules",
+        f"runs: {sim.executor} in {str(sim.dtype).removeprefix('torch.')} on {sim.device}",
+    )
+    return "\n".join((f"{type(sim).__name__}(", *(f"  {line}" for line in lines), ")"))
 
 
 def parameter_report(program: Program) -> dict[str, Any]:

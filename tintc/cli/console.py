@@ -6,7 +6,7 @@ import json
 import logging
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import transformers
@@ -14,7 +14,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-LOGGER = logging.getLogger("tintc")
+from tintc.progress import LOGGER, spinner
+
 WIDEST = 100_000
 """Characters in a line where no terminal says how many it has."""
 
@@ -59,6 +60,11 @@ def print_rows(title: str, header: Sequence[str], rows: Iterable[Sequence[Any]],
     _print(title, table)
 
 
+def print_lines(lines: Iterable[str]) -> None:
+    """Remarks below a table, in the paler type of a terminal."""
+    Console(highlight=False, soft_wrap=True, markup=False).print(*lines, sep="\n", style="dim")
+
+
 def _print(title: str, table: Table) -> None:
     """A table's own title would be broken at the table's width, paths and all."""
     Console().print(title, style="italic", markup=False, highlight=False, soft_wrap=True)
@@ -83,44 +89,26 @@ def _shown(value: Any) -> str:
     return f"{value:,}" if isinstance(value, int) else f"{value:.6g}"
 
 
-class _Status(logging.Handler):
-    """Shows the compiler's stages, which it logs, beside a spinner, and its warnings above it."""
-
-    def __init__(self, console: Console, show: Any):
-        super().__init__(logging.INFO)
-        self.console = console
-        self.show = show
-
-    def emit(self, record: logging.LogRecord) -> None:
-        if record.levelno >= logging.WARNING:
-            self.console.print(record.getMessage(), markup=False, highlight=False)
-        else:
-            self.show(record.getMessage())
+def shows_progress() -> bool:
+    """Whether standard error is a terminal that nobody asked to be quiet."""
+    return Console(stderr=True).is_terminal and LOGGER.isEnabledFor(logging.WARNING)
 
 
 @contextmanager
 def stages() -> Iterator[None]:
-    """A spinner with the stage that runs, where standard error is a terminal."""
-    console = Console(stderr=True)
-    if not console.is_terminal:
+    """A spinner with the stage that runs, where standard error is a terminal; with --verbose its lines say it."""
+    if LOGGER.isEnabledFor(logging.INFO):
         yield
-        return
-    with console.status("starting") as status:
-        handler, level = _Status(console, status.update), LOGGER.level
-        LOGGER.addHandler(handler)
-        LOGGER.setLevel(logging.INFO)
-        try:
+        LOGGER.info("done")
+    else:
+        with spinner() if shows_progress() else nullcontext():
             yield
-        finally:
-            LOGGER.removeHandler(handler)
-            LOGGER.setLevel(level)
 
 
 @contextmanager
 def block_progress() -> Iterator[Any]:
     """A function of (done, total) that moves a bar, where standard error is a terminal."""
-    console = Console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+    with Progress(*columns, console=Console(stderr=True), transient=True, disable=not shows_progress()) as progress:
         task = progress.add_task("blocks", total=None)
         yield lambda done, total: progress.update(task, completed=done, total=total)

@@ -29,18 +29,20 @@ def generate_text(
     options: dict[str, Any],
     executor: str,
     device: str,
+    dtype: str | None,
     as_json: bool,
 ) -> None:
     """Adapt to a prompt, or take a state, and continue it; `options` are the command's."""
     silence_libraries()
     choice, content = _choice(options), read_text(text, file)
     with stages():
-        sim = load(path, executor=executor, device=device)
-        ids = tokenise(path, sim.tokenizer, content)[None].to(sim.device)
+        sim = load(path, executor=executor, device=device, dtype=dtype)
+        ids = prompt_ids(path, sim.tokenizer, content, options["chat"])[None].to(sim.device)
         training = _training(sim, ids, options)
     console = Console(highlight=False, soft_wrap=True, markup=False)
     streams = not as_json and options["beams"] == 1
-    streamer = _Terminal(sim.tokenizer, console, content) if streams else None
+    shown = content + "\n" if options["chat"] else content
+    streamer = _Terminal(sim.tokenizer, console, shown) if streams else None
     start = time.perf_counter()
     with torch.no_grad(), unsaid():
         found = sim.generate(ids, streamer=streamer, **training, **choice)
@@ -59,8 +61,19 @@ def generate_text(
             }
         )
     elif not streams:
-        console.print(content, style="dim", end="")
+        console.print(shown, style="dim", end="")
         console.print(written)
+
+
+def prompt_ids(path: str, tokenizer: Any, text: str, chat: bool) -> Tensor:
+    """Token ids ``[T]`` of a prompt; of a chat's, those that the template makes of one message, an answer begun."""
+    if not chat:
+        return tokenise(path, tokenizer, text)
+    if getattr(tokenizer, "chat_template", None) is None:
+        raise OptionError(f"The tokenizer of {path} has no chat template, so it is no chat model's; leave out --chat.")
+    message = {"role": "user", "content": text}
+    found = tokenizer.apply_chat_template([message], add_generation_prompt=True, return_dict=True)
+    return torch.tensor(found["input_ids"], dtype=torch.long)
 
 
 def _training(sim: TintForCausalLM, ids: Tensor, options: dict[str, Any]) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from typing import Any
 
 from tintc.analysis.report import OPTIONS, check_file, parameter_report, summary
 from tintc.cli.console import print_json, print_table, silence_libraries, stages
+from tintc.cli.legend import print_legend
 from tintc.cli.params import print_modules, print_paper
 from tintc.cli.roles import chosen_roles, print_roles
 from tintc.compiler import import_auxiliary, lower
@@ -27,6 +28,9 @@ from tintc.runtime.artefact.folder import (
     says_simulator,
 )
 
+PAPERS = "opt"
+"""The type of the models whose parameters the paper counts."""
+
 
 @dataclass(frozen=True)
 class Subject:
@@ -41,12 +45,12 @@ class Subject:
     simulator: Callable[[], Program]
 
 
-def inspect_path(path: str, ir: str | None, params: bool, roles: str | None, as_json: bool) -> None:
-    """Print what was asked for, or a summary if nothing was."""
+def inspect_path(path: str, ir: str | None, params: bool, paper: bool, roles: str | None, as_json: bool) -> None:
+    """Print what was asked for, or a summary if nothing was. paper: counts, and the paper's beside them."""
     silence_libraries()
     with stages():
         subject = read_artefact(path) if holds_simulator(path) else read_model(path)
-        shown = parameter_report(subject.simulator()) if params else {}
+        shown = parameter_report(subject.simulator()) if params or paper else {}
         if roles is not None:
             shown |= {"roles": chosen_roles(subject.simulator(), roles)}
         if ir is not None:
@@ -56,16 +60,19 @@ def inspect_path(path: str, ir: str | None, params: bool, roles: str | None, as_
         print_json(shown)
         return
     text = shown.pop("program", "")
-    rows, paper = shown.pop("modules", None), shown.pop("paper", None)
+    published = shown.pop("paper", None)
+    counts = None if published is None else shown.pop("modules")
     if "roles" in shown:
         print_roles(f"{subject.kind} {path}", shown.pop("roles"))
         if not shown:
             return
     if shown.pop("ir", None) is None or shown:
         print_table(f"{subject.kind} {path}", shown)
-    if rows is not None and paper is not None:
-        print_modules(rows)
-        print_paper(paper)
+        print_legend((*shown, *shown.get("parameters", ())))
+    if counts is not None:
+        print_modules(counts)
+    if published is not None and (paper or subject.facts["provenance"].get("model_type") == PAPERS):
+        print_paper(published)
     print(text, end="")
 
 

@@ -30,7 +30,7 @@ def run_harness(arguments: Sequence[str]) -> None:
         from lm_eval.__main__ import cli_evaluate
     except ImportError as error:
         raise OptionError(
-            f"tintc lm-eval needs lm-evaluation-harness ({error}); install it with: pip install 'tintc[eval]'."
+            f"tintc lm-eval needs lm-evaluation-harness ({error}); install it with: pip install lm_eval."
         ) from error
     from tintc.evaluation import lm_eval_model as harness
     from tintc.evaluation.processes import left

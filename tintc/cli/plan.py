@@ -10,6 +10,7 @@ from typing import Any
 
 from tintc.analysis.parameter_counts import count_parameters
 from tintc.cli.console import print_json, print_rows, print_table, silence_libraries, stages
+from tintc.cli.legend import print_legend
 from tintc.cli.plan_plot import check_plot, draw
 from tintc.compiler import import_auxiliary, lower_to_modules
 from tintc.frontend.source.load import load_auxiliary
@@ -64,6 +65,7 @@ def plan_model(model: str, options: dict[str, Any], png: Path | None, every: boo
         return
     print_rows(f"Layouts for {model}", list(COLUMNS.values()), map(_cells, rows), bold=listed.index(taken))
     print_table("", {"chosen": shown["reason"], "no layouts": summarise(found.refused)})
+    print_legend(heading.partition(",")[0] for heading in COLUMNS.values())
 
 
 def describe(program: Program, options: Options, candidate: Candidate, taken: Candidate) -> dict[str, Any]:

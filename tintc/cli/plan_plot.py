@@ -20,9 +20,7 @@ MOST_SHARDS = 8
 def check_plot(png: Path) -> None:
     """Raise `OptionError` where a picture cannot be drawn or written."""
     if importlib.util.find_spec("matplotlib") is None:
-        raise OptionError(
-            "--png needs matplotlib, which is not installed: pip install 'tintc[plot]', or leave out --png."
-        )
+        raise OptionError("--png needs matplotlib, which is not installed: pip install matplotlib, or leave out --png.")
     if not png.parent.is_dir() or png.is_dir():
         raise OptionError(f"Cannot write {png}: it must be a file in a folder that exists.")
 

@@ -23,7 +23,14 @@ STDIN = Path("-")
 
 
 def run_text(
-    path: str, text: str | None, file: Path | None, options: dict[str, Any], executor: str, device: str, as_json: bool
+    path: str,
+    text: str | None,
+    file: Path | None,
+    options: dict[str, Any],
+    executor: str,
+    device: str,
+    dtype: str | None,
+    as_json: bool,
 ) -> None:
     """Score a text before and after the update; `options` are those of `evaluate_blocks`. Processes that a launcher has
     started share the blocks, and the first of them prints."""
@@ -31,11 +38,11 @@ def run_text(
     if file == STDIN and launched() > 1:
         raise OptionError("Several processes cannot share standard input; pass a file of its own with --file.")
     content = read_text(text, file)
-    if options["block_size"] is not None:
+    if options["block_size"] is not None and options["train_fraction"] is not None:
         train_tokens(options["block_size"], options["train_fraction"])
     with processes(device) as together:
         with stages():
-            sim = load(path, executor=executor, device=together.device or device)
+            sim = load(path, executor=executor, device=together.device or device, dtype=dtype)
             ids = tokenise(path, sim.tokenizer, content, special=options.get("bos", True))
         with block_progress() as progress, unsaid():
             found = evaluate_blocks(sim, ids, on_block=progress, processes=together, **options)

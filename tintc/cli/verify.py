@@ -32,8 +32,9 @@ def verify_artefact(
     model: str,
     file: Path | None,
     length: int | None,
-    train_fraction: float,
+    train_fraction: float | None,
     executor: str,
+    dtype: str | None,
     every: bool,
     as_json: bool,
 ) -> bool:
@@ -41,12 +42,14 @@ def verify_artefact(
     silence_libraries()
     start = time.perf_counter()
     content = PROBE if file is None else read_text(None, file)
-    train_tokens(LENGTH if length is None else length, train_fraction)
+    if train_fraction is not None:
+        train_tokens(LENGTH if length is None else length, train_fraction)
     with stages():
-        sim = load(path, executor=executor)
+        sim = load(path, executor=executor, dtype=dtype)
         ids = probe(path, sim, content, length, is_default=file is None)
         source = load_auxiliary(model)
-        verdict = verify(path, sim, source, ids, train_tokens(len(ids), train_fraction))
+        fraction = sim.config.train_fraction if train_fraction is None else train_fraction
+        verdict = verify(path, sim, source, ids, train_tokens(len(ids), fraction))
     facts = {"output": path, "model": model, "seconds": time.perf_counter() - start, "peak_rss_bytes": peak_rss_bytes()}
     if as_json:
         print_json(facts | verdict.to_json())
@@ -76,7 +79,7 @@ def show(path: str, model: str, verdict: Verdict, every: bool) -> None:
     title = f"Gradients of {path} beside explicit fine-tuning of {model}"
     table = Table(title=title, title_justify="left", box=None)
     table.add_column("parameter", overflow="fold")
-    for head in ("cosine", "error", "allowed", "to exact: cosine", "error"):
+    for head in ("cosine", "error", "allowed", "to autograd: cosine", "error"):
         table.add_column(head, justify="right")
     for name in shown:
         table.add_row(name, *_cells(verdict.parameters[name]))
@@ -87,7 +90,8 @@ def show(path: str, model: str, verdict: Verdict, every: bool) -> None:
     allowed = verdict.tolerances
     console.print(
         f"logits before: error {verdict.logits_before_error:.2e} (allowed {allowed.logits:g})\n"
-        f"logits after:  error {verdict.logits_after_error:.2e}; {verdict.update_error:.2e} of the update\n"
+        f"logits after:  error {verdict.logits_after_error:.2e}; {verdict.update_error:.2e} of the update, cosine "
+        f"{verdict.update_cosine:.6f}\n"
         f"{verdict.tokens} tokens, {verdict.train_tokens} of them trained on; {verdict.executor} in {verdict.dtype}, "
         f"reference in {verdict.reference_dtype}",
         highlight=False,
@@ -100,5 +104,5 @@ def show(path: str, model: str, verdict: Verdict, every: bool) -> None:
 
 
 def _cells(found: Compared) -> list[str]:
-    cosines = [f"{value:.6f}" for value in (found.cosine, found.cosine_exact)]
-    return [cosines[0], f"{found.error:.2e}", f"{found.allowed:.2e}", cosines[1], f"{found.error_exact:.2e}"]
+    cosines = [f"{value:.6f}" for value in (found.cosine, found.cosine_autograd)]
+    return [cosines[0], f"{found.error:.2e}", f"{found.allowed:.2e}", cosines[1], f"{found.error_autograd:.2e}"]

@@ -2,7 +2,7 @@
 
     tintc lm-eval --model tint --model_args pretrained=OUT,inner_lr=1e-4 --tasks TASK
 
-Importing this module registers it; only this module needs `lm_eval` (``pip install 'tintc[eval]'``).
+Importing this module registers it; only this module needs `lm_eval` (the extra ``eval``).
 """
 
 from __future__ import annotations

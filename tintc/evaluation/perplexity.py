@@ -78,7 +78,7 @@ def evaluate_blocks(
     input_ids: Tensor,
     block_size: int | None = None,
     max_blocks: int | None = None,
-    train_fraction: float = 0.5,
+    train_fraction: float | None = None,
     inner_lr: GivenRates = None,
     split_steps: bool = False,
     on_block: Callable[[int, int], None] | None = None,
@@ -92,7 +92,8 @@ def evaluate_blocks(
     input_ids ``[n]``. Each block is a text of its own: the first ``floor(train_fraction * block_size)`` tokens are
     trained on, the others are scored. block_size None: the whole text, or the longest the simulator takes. bos: every
     block begins with the special tokens that `sim.tokenizer` begins a text with, which count in block_size and are not
-    scored; False: blocks are pieces of `input_ids` as they are. partial: score a shorter block at the end too. inner_lr
+    scored; False: blocks are pieces of `input_ids` as they are. partial: score a shorter block at the end too.
+    train_fraction None: the simulator's own. inner_lr
     None: the stored rates; else as in a forward pass of one text. rates: several rates to compare, in its place.
     split_steps: every step trains on a part of its own of the train tokens. on_block is called with (done, total).
     processes: those that share the blocks; sums are taken in the order of the blocks, so that every process finds what
@@ -101,9 +102,10 @@ def evaluate_blocks(
     Raises `InputError` for texts that are too short, or that training blows up on; `OptionError` for options out of
     range.
     """
+    fraction = sim.config.train_fraction if train_fraction is None else train_fraction
     opening = opening_of(sim.tokenizer) if bos else ()
     limit = sim.layout.max_length
-    blocks = cut_blocks(input_ids, limit, block_size, max_blocks, train_fraction, opening, partial)
+    blocks = cut_blocks(input_ids, limit, block_size, max_blocks, fraction, opening, partial)
     if rates is not None and not rates:
         raise OptionError("There is no learning rate to compare; pass at least one in rates.")
     for rate in [inner_lr] if rates is None else rates:
@@ -134,7 +136,7 @@ def evaluate_blocks(
         blocks=len(blocks),
         block_size=blocks.size,
         train_tokens=trained,
-        train_fraction=train_fraction,
+        train_fraction=fraction,
         inner_lr=_shown(tried[best]),
         executor=sim.last_executor,
         device=str(sim.device),

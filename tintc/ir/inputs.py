@@ -154,11 +154,12 @@ def _attention(mask: Tensor | None, shape: tuple[int, ...], device: torch.device
     )
 
 
-def check_ids(input_ids: object) -> None:
-    """Raise `InputError` unless these are token ids, ``[B, T]``."""
-    kind = input_ids.dtype if isinstance(input_ids, Tensor) and input_ids.dim() == 2 else None
-    if kind is None or kind.is_floating_point or kind == torch.bool:
-        raise InputError("input_ids must be a [batch, length] tensor of integers.")
+def check_ids(input_ids: object) -> Tensor:
+    """The same. Raises `InputError` unless these are token ids, ``[B, T]``."""
+    given = input_ids if isinstance(input_ids, Tensor) and input_ids.dim() == 2 else None
+    if given is not None and not given.dtype.is_floating_point and given.dtype != torch.bool:
+        return given
+    raise InputError("input_ids must be a [batch, length] tensor of integers.")
 
 
 def check_tensor(name: str, given: object) -> None:

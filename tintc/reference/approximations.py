@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import torch
@@ -63,7 +63,8 @@ class Approximations:
 
     scores: attention probabilities are constants of the differentiation (Def. E.3); norms, activations: their
     derivative by finite differences (Defs. F.3, G.3), None: exact; groups: the only parameters that descend, of the
-    layers that are updated, None: all parameters of the model; train_tokens: a parameter's gradient sums over train
+    layers that are updated, as names or one string with commas between; None: all parameters of these layers, or of the
+    whole model where no number of layers is given; train_tokens: a parameter's gradient sums over train
     tokens alone, although earlier tokens may influence the loss too; tiled_bias: the authors' code keeps the bias of a
     linear layer whose input is m model widths wide m times, and updates every copy, so that its gradient counts m
     times (construction.md, section 10).
@@ -72,12 +73,16 @@ class Approximations:
     scores: bool = False
     norms: Difference | None = None
     activations: Difference | None = None
-    groups: frozenset[str] | None = None
+    groups: Iterable[str] | None = None
     train_tokens: bool = False
     tiled_bias: bool = False
 
     def __post_init__(self) -> None:
-        unknown = sorted((self.groups or frozenset()) - GROUPS)
+        if self.groups is None:
+            return
+        names = self.groups.split(",") if isinstance(self.groups, str) else self.groups
+        object.__setattr__(self, "groups", frozenset(names))  # whatever it was, and hashable
+        unknown = sorted(frozenset(self.groups) - GROUPS)
         if unknown:
             raise OptionError(
                 f"The parameter group {unknown[0]!r} is unknown; choose among {', '.join(sorted(GROUPS))}."

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from tintc.errors import OptionError
-from tintc.ir.auxiliary import Linear, Norm
+from tintc.ir.auxiliary import AuxOp, Linear, Norm
 from tintc.ir.core import Parameter, Program
 from tintc.lowering.passes.assign_layers import assign_roles
 from tintc.lowering.passes.canonicalise import canonicalise
@@ -53,6 +53,32 @@ def members(program: Program) -> Iterator[Member]:
                     yield Member(parameters[name], group, layer)
 
 
+def layer_parameters(
+    program: Program, origins: Mapping[str, str], tensors: Mapping[str, Tensor], n_update_layers: int
+) -> set[str]:
+    """Names of all parameters of the top layers and of the final norm, queries, keys and gains among them.
+
+    origins: of constants that are computed from one parameter, its name; tensors: the model's parameters by name.
+    Raises `OptionError` if the model has fewer layers.
+    """
+    program = assign_roles(canonicalise(program))
+    ops = [op for op in program.ops if isinstance(op, AuxOp)]
+    n_layers = check_layers(n_update_layers, max((op.layer for op in ops), default=-1) + 1)
+    found: set[str] = set()
+    for op in ops:
+        if op.layer >= n_layers - n_update_layers or op.role == "final":
+            sources = [program.parameters[name].source for name in op.parameters().values()]
+            found |= {origins.get(source, source) for source in sources}
+    return found & tensors.keys()
+
+
+def check_layers(wanted: int, n_layers: int) -> int:
+    """The number of layers that a model has; `OptionError` unless so many of them can be updated."""
+    if not 1 <= wanted <= n_layers:
+        raise OptionError(f"Cannot update {wanted} layers: the model has {n_layers}; choose 1 to {n_layers}.")
+    return n_layers
+
+
 def factors(
     program: Program, tensors: dict[str, Tensor], approximations: Approximations, n_update_layers: int | None
 ) -> dict[str, Tensor]:
@@ -64,11 +90,10 @@ def factors(
     everything = list(members(program))
     n_layers = 1 + max((member.layer for member in everything), default=-1)
     wanted = n_layers if n_update_layers is None else n_update_layers
-    if not 1 <= wanted <= n_layers:
-        raise OptionError(f"Cannot update {wanted} layers: the model has {n_layers}; choose 1 to {n_layers}.")
+    check_layers(wanted, n_layers)
+    groups = frozenset(approximations.groups or ())
     for member in everything:
-        chosen = approximations.groups is not None and member.group in approximations.groups
-        if chosen and (member.layer < 0 or member.layer >= n_layers - wanted):
+        if member.group in groups and (member.layer < 0 or member.layer >= n_layers - wanted):
             name = member.where.source
             if name not in tensors:
                 raise OptionError(

@@ -18,7 +18,11 @@ from tintc.lowering.emission.emit import emit
 from tintc.lowering.passes.assign_layers import assign_roles
 from tintc.lowering.passes.canonicalise import canonicalise
 from tintc.runtime.artefact.folder import files_of, read_auxiliary
+from tintc.runtime.artefact.safetensors_writer import NAMES
 from tintc.runtime.model.causal_lm import TintForCausalLM
+
+NAMED = {name: dtype for dtype, name in NAMES.items()}
+"""Types by the names that weight files have for them."""
 
 
 def check_program(path: str, graph: CapturedGraph, source: AuxiliarySource) -> None:
@@ -36,7 +40,7 @@ def stored_problems(path: str, sim: TintForCausalLM, graph: CapturedGraph, sourc
     missing = sorted({p.source for p in sim.program.parameters.values()} - set(graph.tensors))
     if missing:
         raise ModelError(f"{source.provenance['source']} has no tensor {missing[0]}, from which {path} was compiled.")
-    expected = emit(sim.program, graph.tensors, sim.config.inner_lr, sim.dtype)
+    expected = emit(sim.program, graph.tensors, sim.config.inner_lr, dtype_of(path))
     stored = _stored(files_of(path))
     weights, changed = 0, []
     for name, tensor in expected:
@@ -53,6 +57,13 @@ def stored_problems(path: str, sim: TintForCausalLM, graph: CapturedGraph, sourc
         return []
     more = ", ..." if len(changed) > 3 else ""
     return [f"{len(changed)} stored tensors are not those that the compiler makes: {', '.join(changed[:3])}{more}"]
+
+
+def dtype_of(path: str) -> torch.dtype:
+    """The type that an artefact's weights are stored in, which a simulator loaded from it need not compute in."""
+    stored = _stored(files_of(path))
+    name = next(name for name in stored if _is_weight(name))
+    return NAMED[stored[name].get_slice(name).get_dtype()]
 
 
 def _is_weight(name: str) -> bool:

@@ -10,6 +10,7 @@ Every text of a batch is trained and run on its own: a simulator keeps updated w
 from __future__ import annotations
 
 import math
+import warnings
 import weakref
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -26,7 +27,7 @@ from tintc.frontend.importer import Recognised, recognise
 from tintc.ir.auxiliary import Linear
 from tintc.reference.approximations import Approximations
 from tintc.reference.captured import Override, detached_scores, run_nodes
-from tintc.reference.groups import factors
+from tintc.reference.groups import factors, layer_parameters
 from tintc.reference.placed import masked_scores, moved_positions
 from tintc.reference.regions import difference_regions
 
@@ -38,23 +39,38 @@ Tensors = dict[str, Tensor]
 
 @dataclass(frozen=True)
 class Tuned:
-    """What `tune` found.
+    """What `tune` found, by the names that a simulator's output has.
 
-    before, after: logits ``[B, T, V]`` of the model and of what it was tuned to; gradients: for every step, the update
+    logits_before, logits: ``[B, T, V]``, of the model and of what it was tuned to (`before` and `after` are their old
+    names); gradients: for every step, the update
     over minus the learning rate of each parameter that descends, by its name in the model, ``[B, *shape]``; rows of a
     tensor that do not descend are zero; losses ``[N, B]``: the summed loss in which each step begins.
     """
 
-    before: Tensor
-    after: Tensor
+    logits_before: Tensor
+    logits: Tensor
     gradients: tuple[Tensors, ...]
     losses: Tensor
+
+    @property
+    def before(self) -> Tensor:
+        """`logits_before`; warns."""
+        return self._renamed("before", "logits_before")
+
+    @property
+    def after(self) -> Tensor:
+        """`logits`; warns."""
+        return self._renamed("after", "logits")
+
+    def _renamed(self, old: str, new: str) -> Tensor:
+        warnings.warn(f"Tuned.{old} is called {new} now, as in a simulator's output.", DeprecationWarning, stacklevel=3)
+        return getattr(self, new)
 
 
 def tune(
     model: nn.Module | CapturedGraph,
     input_ids: Tensor,
-    train_mask: Tensor,
+    train_mask: Tensor | None = None,
     *,
     loss_mask: Tensor | None = None,
     attention_mask: Tensor | None = None,
@@ -70,12 +86,14 @@ def tune(
     """Fine-tune a decoder on the train tokens of each text, and predict with the result; the model stays as it was.
 
     model: a transformers model, or what `capture` made of one; input_ids ``[B, T]``; train_mask ``[B, T]`` or, for
-    different tokens in each step, ``[N, B, T]``, non-zero is true; loss_mask ``[B, T]`` over target tokens;
+    different tokens in each step, ``[N, B, T]``, non-zero is true (None: the first half of the tokens of each text that
+    are not padding, as a simulator takes unless told otherwise); loss_mask ``[B, T]`` over target tokens;
     attention_mask ``[B, T]`` (padding, which is not trained on either) or ``[B, T, T]`` (who may see whom, besides
     causality); position_ids ``[B, T]``, less than T (None: counting tokens that are not padding); n_update_layers: top
-    layers that descend (None: all); loss ``ce``, ``quad`` or ``mse`` (Remark H.2), summed over tokens; semantics:
-    ``exact`` counts position i if tokens i and i + 1 are train tokens, ``paper-code`` if i + 1 is; approximations None:
-    those of a simulator with these semantics. With fewer than two train tokens nothing is trained.
+    layers that descend (None: all, and embeddings and head too where `approximations` name no groups); loss ``ce``,
+    ``quad`` or ``mse`` (Remark H.2), summed over tokens; semantics: ``exact`` counts position i if tokens i and i + 1
+    are train tokens, ``paper-code`` if i + 1 is; approximations None: those of a simulator with these semantics. With
+    fewer than two train tokens nothing is trained.
 
     Raises `OptionError` and `InputError` for what does not fit, `UnsupportedModelError` if an approximation needs to
     know the graph's parts and they are not recognised.
@@ -84,6 +102,7 @@ def tune(
     chosen = Approximations.of(semantics) if approximations is None else approximations
     _check(loss, n_steps, inner_lr)
     valid, sees, positions = _placed(input_ids, attention_mask, position_ids)
+    train_mask = first_half(valid) if train_mask is None else train_mask
     train = _masks(train_mask, valid, n_steps)
     counts = _counted(train, loss_mask, input_ids, semantics)
     tuning = _Tuning(graph, chosen, n_update_layers, loss, dtype)
@@ -130,6 +149,11 @@ def _placed(
             f"{(*ids.shape, ids.shape[-1])}."
         )
     return valid, nothing if sees is None else list(sees != 0), nothing if positions is None else list(positions)
+
+
+def first_half(valid: Tensor) -> Tensor:
+    """The first half, rounded down, of every text's tokens that are not padding: ``[B, T]`` bool of the same."""
+    return valid & (valid.long().cumsum(-1) <= valid.sum(-1, keepdim=True) // 2)
 
 
 def _masks(mask: Tensor, valid: Tensor, n_steps: int) -> Tensor:
@@ -190,7 +214,9 @@ class _Tuning:
         if approximations.groups is not None:
             self.factors = factors(self.recognised().program, self.parameters, approximations, n_update_layers)
         elif n_update_layers is not None:
-            raise OptionError("n_update_layers needs groups of parameters that descend; name them, or leave it out.")
+            program = self.recognised().program
+            names = layer_parameters(program, graph.origins, self.parameters, n_update_layers)
+            self.factors = {name: torch.ones((), dtype=dtype) for name in floats if name in names}
         else:
             self.factors = {name: torch.ones((), dtype=dtype) for name in floats}
         self.overrides: dict[Node, Override] = {}

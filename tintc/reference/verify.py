@@ -5,10 +5,10 @@ Three things are compared, on a probe text:
 - every stored tensor with the one that compiling the model again gives, bit for bit;
 - logits before and after the simulated descent with those of `tune` under the same options;
 - the gradient of the first step, parameter by parameter, with that of `tune` (and, to show what the approximations
-  cost, with exact autograd).
+  cost, with autograd's, which has none).
 
 The simulator computes in its own dtype, the reference in fp64 where memory allows; `Tolerances` says how far apart they
-may be.
+may be. Whatever the dtype, the update has to point where the reference's does: `LEAST_COSINE`.
 """
 
 from __future__ import annotations
@@ -31,12 +31,14 @@ from tintc.ir.auxiliary.interpreter import view
 from tintc.ir.inputs import resolve_inputs
 from tintc.reference.approximations import Approximations, Difference
 from tintc.reference.simulated_gradients import simulated_gradients
-from tintc.reference.stored import check_program, stored_problems
+from tintc.reference.stored import check_program, dtype_of, stored_problems
 from tintc.reference.tune import Tuned, tune
 from tintc.runtime.artefact.config import TintConfig
 from tintc.runtime.model.causal_lm import TintForCausalLM
 
 LOGGER = logging.getLogger("tintc")
+LEAST_COSINE = 0.99
+"""Of the logits' update, and of all gradients together, to the reference's."""
 COPIES = 6
 """How many times the model's size the reference takes."""
 
@@ -72,12 +74,12 @@ class Tolerances:
 
 @dataclass(frozen=True)
 class Compared:
-    """A simulated gradient beside the reference's, with the same approximations and without any."""
+    """A simulated gradient beside the reference's, with the same approximations, and beside autograd's, without any."""
 
     cosine: float
     error: float
-    cosine_exact: float
-    error_exact: float
+    cosine_autograd: float
+    error_autograd: float
     allowed: float
     size: float
 
@@ -85,13 +87,15 @@ class Compared:
 @dataclass(frozen=True)
 class Verdict:
     """What `verify` found. problems: sentences, none if the simulator does what its options say; gradient: all
-    parameters together; errors as in `Tolerances`, that of the update relative to the update."""
+    parameters together; errors as in `Tolerances`, that of the update relative to the update; update_cosine: of the
+    logits' update to the reference's."""
 
     problems: list[str]
     tolerances: Tolerances
     logits_before_error: float
     logits_after_error: float
     update_error: float
+    update_cosine: float
     gradient: Compared
     parameters: dict[str, Compared]
     executor: str
@@ -105,8 +109,12 @@ class Verdict:
         return not self.problems
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values; numbers that are not finite are null."""
-        return {"ok": self.ok, **_finite(asdict(self))}
+        """Plain values; numbers that are not finite are null. cosine_exact, error_exact: what cosine_autograd and
+        error_autograd were called before."""
+        found = {"ok": self.ok, **_finite(asdict(self))}
+        for shown in (found["gradient"], *found["parameters"].values()):
+            shown |= {"cosine_exact": shown["cosine_autograd"], "error_exact": shown["error_autograd"]}
+        return found
 
 
 def _finite(value: Any) -> Any:
@@ -133,29 +141,34 @@ def verify(path: str, sim: TintForCausalLM, source: AuxiliarySource, ids: Tensor
     executor = sim.last_executor
     made = simulated_gradients(sim, resolve_inputs(ids[None].to(sim.device), mask, semantics=sim.config.semantics))
     config = sim.config
-    tolerances = Tolerances.of(sim.dtype, config.fd_scheme, config.linear_attention)
+    shortest = max(sim.dtype, dtype_of(path), key=lambda kind: torch.finfo(kind).eps)
+    tolerances = Tolerances.of(shortest, config.fd_scheme, config.linear_attention)
     dtype = reference_dtype(source)
     LOGGER.info("fine-tuning the model with the same approximations")
     tuned = _tuned(graph, config, ids, mask, _approximations(sim), config.n_steps, dtype)
-    if not bool(tuned.after.isfinite().all()):
+    if not bool(tuned.logits.isfinite().all()):
         raise InputError(f"The learning rate {config.inner_lr} is too large for this text; pass another with --text.")
-    LOGGER.info("fine-tuning the model exactly")
+    LOGGER.info("fine-tuning the model by autograd alone")
     plain = replace(_approximations(sim), scores=False, norms=None, activations=None, tiled_bias=False)
     exact = _tuned(graph, config, ids, mask, plain, 1, dtype)
     stays = [name for name in made if sim.program.parameters[name].source not in tuned.gradients[0]]
     products = {name: _products(sim, name, g, tuned, exact) for name, g in made.items() if name not in stays}
     parameters = _compare(products, tolerances)
-    before, after = _apart(out.logits_before, tuned.before), _apart(out.logits, tuned.after)
-    update = float((tuned.after - tuned.before).norm())
+    before, after = _apart(out.logits_before, tuned.logits_before), _apart(out.logits, tuned.logits)
+    update = float((tuned.logits - tuned.logits_before).norm())
+    gradient = _compared(torch.stack(list(products.values())).sum(0), tolerances.gradient)
+    cosine = _update_cosine(out.logits - out.logits_before, tuned) if update else 1.0
     problems += _numeric_problems(tolerances, before, after, update, tuned, parameters)
+    problems += _direction_problems(sim.dtype, cosine, gradient.cosine)
     problems += _other_parameters(sim, tuned, list(products), stays)
     return Verdict(
         problems=problems,
         tolerances=tolerances,
-        logits_before_error=before / float(tuned.before.norm()),
-        logits_after_error=after / float(tuned.after.norm()),
+        logits_before_error=before / float(tuned.logits_before.norm()),
+        logits_after_error=after / float(tuned.logits.norm()),
         update_error=after / update if update else 0.0,
-        gradient=_compared(torch.stack(list(products.values())).sum(0), tolerances.gradient),
+        update_cosine=cosine,
+        gradient=gradient,
         parameters=parameters,
         executor=executor,
         dtype=str(sim.dtype).removeprefix("torch."),
@@ -234,13 +247,32 @@ def _apart(found: Tensor, right: Tensor) -> float:
     return float((found.to("cpu", right.dtype) - right.cpu()).norm())
 
 
+def _update_cosine(update: Tensor, tuned: Tuned) -> float:
+    """Of the logits' update ``[1, T, V]`` to the reference's."""
+    right = (tuned.logits - tuned.logits_before).cpu()
+    return float(torch.cosine_similarity(update.to("cpu", right.dtype).flatten(), right.flatten(), dim=0))
+
+
+def _direction_problems(dtype: torch.dtype, logits: float, gradient: float) -> Iterator[str]:
+    name = str(dtype).removeprefix("torch.")
+    longer = "" if dtype == torch.float64 else f"; {name} may be too short for it, compile with --dtype float64"
+    if dtype == torch.bfloat16:
+        longer = f"; {name} is too short for it, pass --dtype float32, or compile without --dtype"
+    for what, cosine in (("the update of the logits", logits), ("the gradient", gradient)):
+        if not cosine >= LEAST_COSINE:
+            yield (
+                f"{what} points elsewhere: its cosine to the reference's is {cosine:.3f}, less than "
+                f"{LEAST_COSINE}{longer}"
+            )
+
+
 def _numeric_problems(
     tolerances: Tolerances, before: float, after: float, update: float, tuned: Tuned, parameters: dict[str, Compared]
 ) -> Iterator[str]:
-    size = float(tuned.before.norm())
+    size = float(tuned.logits_before.norm())
     if not before <= tolerances.logits * size:
         yield f"the logits before the update are {before / size:.2g} off, relatively; {tolerances.logits:g} is allowed"
-    allowed = tolerances.logits * float(tuned.after.norm()) + tolerances.gradient * update
+    allowed = tolerances.logits * float(tuned.logits.norm()) + tolerances.gradient * update
     if not after <= allowed:
         yield f"the logits after the update are {after:.3g} off; {allowed:.3g} is allowed (the update is {update:.3g})"
     wrong = [name for name, found in parameters.items() if not found.error <= found.allowed]

@@ -35,7 +35,7 @@ class AuxiliarySource:
 
     tokenizer: None if there is none beside the weights that can be read; weights: the mapped files that the model's
     weights lie in, none for a model that was in memory; provenance: where it came from, plain JSON values, the same for
-    the same input on every machine.
+    the same input on every machine; dtype: float32, or the checkpoint's where that is longer.
     """
 
     model: PreTrainedModel
@@ -86,15 +86,12 @@ def load_auxiliary(
     provenance = _provenance(model, name, kind)
     if tokenizer_problem:
         provenance[TOKENIZER_PROBLEM] = tokenizer_problem
-    dtype = model.dtype
-    if dtype == torch.float16:  # its exponents are too few for gradients
-        dtype = torch.float32
     return AuxiliarySource(
         model=model,
         tokenizer=tokenizer,
         provenance=provenance,
         max_length=_length(name, longest_sequence(config), max_length),
-        dtype=dtype,
+        dtype=torch.promote_types(torch.float32, model.dtype),
         bos_token_id=getattr(config, "bos_token_id", None),
         eos_token_id=getattr(config, "eos_token_id", None),
         pad_token_id=getattr(config, "pad_token_id", None),

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from tintc.runtime.artefact.folder import text_digest
+from tintc.runtime.artefact.beside import text_digest
 
 if TYPE_CHECKING:
     from tintc.runtime.model.causal_lm import TintForCausalLM

@@ -45,8 +45,9 @@ literally only, module by module.
 {% endif -%}
 ## How to load it
 
-`pip install tintc`, and `import tintc` before anything else: transformers alone does not know the type `tint` and says
-that it does not recognize the architecture. No remote code is run.
+Install the package tintc from its source (`pip install .` in a checkout), and `import tintc` before anything else:
+transformers alone does not know the type `tint` and says that it does not recognize the architecture. No remote code is
+run.
 
 ```python
 import tintc

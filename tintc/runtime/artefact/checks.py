@@ -9,11 +9,20 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-from tintc.errors import ArtefactError
+import torch
+from safetensors import SafetensorError
+
+from tintc.errors import ArtefactError, OptionError
 from tintc.ir.core import Program
+from tintc.ir.simulator.ops.activation_forward import ActivationForward
+from tintc.ir.simulator.ops.attention_forward import AttentionForward
+from tintc.ir.simulator.ops.gate_forward import GateForward
+from tintc.ir.text import parse_program
 from tintc.lowering.emission.sharing import reuse_of
 from tintc.lowering.passes.plan_layout import layout_of
-from tintc.runtime.artefact.folder import text_digest
+from tintc.runtime.artefact.beside import text_digest
+from tintc.runtime.artefact.config import TintConfig
+from tintc.runtime.artefact.folder import first_line, read_program
 
 RECORDED = ("inner_lr", "loss", "descend", "fd_scheme", "fd_step", "linear_attention")
 """Options that stand in the configuration only to be read: what they did is in the program's ops and in the tensors."""
@@ -27,6 +36,7 @@ def of_program(program: Program) -> dict[str, Any]:
         "hidden_size": layout.d_aux,
         "num_hidden_layers": attributes["n_layers"],
         "max_position_embeddings": layout.max_length,
+        **_widths(program),
         "d_sim": layout.d_sim,
         "n_sim_heads": layout.n_heads,
         "n_prefixes": layout.n_prefixes,
@@ -39,6 +49,19 @@ def of_program(program: Program) -> dict[str, Any]:
     return found | {name: attributes[name] for name in ("n_update_layers",) if name in attributes}
 
 
+def _widths(program: Program) -> dict[str, int]:
+    """Sizes of the auxiliary's widest attention and feed-forward layers, by the names transformers has for them."""
+    attentions = [op for op in program.ops if isinstance(op, AttentionForward)]
+    hidden = [op.result.type.width for op in program.ops if isinstance(op, ActivationForward | GateForward)]
+    sizes = {
+        "num_attention_heads": [op.n_heads for op in attentions],
+        "num_key_value_heads": [op.n_kv_heads for op in attentions],
+        "head_dim": [op.head_dim for op in attentions],
+        "intermediate_size": hidden,
+    }
+    return {name: max(found, default=0) for name, found in sizes.items()}
+
+
 def options_digest(config: Mapping[str, Any]) -> str:
     """Of the recorded options."""
     return text_digest(json.dumps([config.get(name) for name in RECORDED]))
@@ -47,7 +70,7 @@ def options_digest(config: Mapping[str, Any]) -> str:
 def check_config(path: str | os.PathLike[str], config: Mapping[str, Any], program: Program) -> None:
     """Raise `ArtefactError` if a configuration is not that of its program, or its recorded options were changed."""
     for name, value in of_program(program).items():
-        if config.get(name, value) != value:
+        if config.get(name) not in (None, value):
             raise ArtefactError(
                 f"The configuration of {path} says {name} {config[name]!r} and its program {value!r}; put {value!r} "
                 "back, or compile the model again with the options you want."
@@ -92,3 +115,38 @@ def unreported() -> Iterator[None]:
         yield
     finally:
         logger.removeFilter(other)
+
+
+def program_of(
+    path: str | os.PathLike[str] | None, config: TintConfig | None, tensors: Mapping[str, Any], hub: Mapping[str, Any]
+) -> tuple[str, Program]:
+    """The program to load, as text and parsed: of the folder, or of the configuration where there is no folder but a
+    state dict. Raises `OptionError` where there is neither."""
+    if path is not None:
+        return read_program(path, **hub)
+    text = None if config is None else config.program
+    if text is None or not tensors:
+        raise OptionError(
+            "Without a folder a simulator is made of config=, with its program, and state_dict=; pass both, or the "
+            "folder."
+        )
+    return text, parse_program(text)
+
+
+@contextmanager
+def explained_loading(path: object, variant: str | None) -> Iterator[None]:
+    """Raises `ArtefactError` for what transformers has against the block, with the advice that helps."""
+    if torch.get_default_device().type == "meta":
+        raise OptionError(
+            "A simulator is not loaded onto the device meta, which holds no values; load it outside of "
+            "torch.device('meta'), or make an empty one by AutoModelForCausalLM.from_config there."
+        )
+    try:
+        yield
+    except (SafetensorError, OSError, RuntimeError) as error:
+        advice = "Compile the model again."
+        if variant is not None:
+            advice = "Leave variant out: a simulator has one set of weights; dtype says what to convert them to."
+        elif isinstance(error, RuntimeError) or getattr(error, "errno", None) is not None:
+            advice = "Mend that, and load it again."
+        raise ArtefactError(f"{path} cannot be loaded: {first_line(error)}. {advice}") from error

@@ -15,13 +15,13 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 from transformers import AutoTokenizer
-from transformers.utils.hub import cached_file
 
 from tintc.analysis.head_roles import Roles
 from tintc.errors import ArtefactError, IRError, OptionError, TintcError
 from tintc.hub import MODEL_TYPE, why_missing
 from tintc.ir.core import Program
 from tintc.ir.text import parse_program
+from tintc.runtime.artefact.beside import AUXILIARY_FILE, file_beside, text_beside, text_digest
 from tintc.runtime.artefact.card import model_card
 from tintc.runtime.artefact.config import FORMAT_VERSION, TintConfig, check_choices, check_format
 from tintc.runtime.artefact.staging import PROGRAM_FILE, staged
@@ -29,7 +29,6 @@ from tintc.runtime.artefact.staging import PROGRAM_FILE, staged
 if TYPE_CHECKING:
     from tintc.runtime.model.causal_lm import TintForCausalLM
 
-AUXILIARY_FILE = "auxiliary.tint"
 CARD_FILE = "README.md"
 ROLES_FILE = "roles.json"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
@@ -68,10 +67,6 @@ def structure_digest(tensors: Iterable[tuple[str, Tensor]]) -> str:
     return digest.hexdigest()
 
 
-def text_digest(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
 def is_edited(program: str, digests: Mapping[str, str]) -> bool:
     """Whether a program's text is not what the compiler wrote, whose digests stand in the configuration."""
     return text_digest(program) != digests.get("program")
@@ -96,16 +91,15 @@ def read_auxiliary(path: str | os.PathLike[str], **hub: Any) -> str | None:
 
 
 def _read_text(path: str | os.PathLike[str], name: str, **hub: Any) -> str | None:
-    found = _file(path, name, **hub)
     try:
-        return None if found is None else Path(found).read_text(encoding="utf-8")
+        return text_beside(path, name, **hub)
     except UnicodeDecodeError as error:
         raise ArtefactError(f"{path}/{name} is damaged: it is not UTF-8. Compile the model again.") from error
 
 
 def files_of(path: str | os.PathLike[str], **hub: Any) -> Path:
     """The local folder that holds an artefact's files, which for a hub id is transformers' cache."""
-    found = _file(path, "config.json", **hub)
+    found = file_beside(path, "config.json", **hub)
     assert found is not None, "read_program has checked that the folder is an artefact"
     return Path(found).parent
 
@@ -113,13 +107,6 @@ def files_of(path: str | os.PathLike[str], **hub: Any) -> Path:
 def is_artefact(path: str | os.PathLike[str]) -> bool:
     """Whether a local folder is a compiled simulator."""
     return (Path(path) / PROGRAM_FILE).is_file()
-
-
-def _file(path: str | os.PathLike[str], name: str, **hub: Any) -> str | None:
-    try:
-        return cached_file(str(path), name, **hub)
-    except (OSError, ValueError):
-        return None
 
 
 def says_simulator(path: str | os.PathLike[str]) -> bool:
@@ -143,7 +130,7 @@ def read_config(path: str | os.PathLike[str], **hub: Any) -> dict[str, Any]:
     why = None if Path(path).exists() else why_missing(str(path), **hub)
     if why is not None:
         raise ArtefactError(f"There is no folder {path}, and {why}; check the path, or the connection.")
-    found = _file(path, "config.json", **hub)
+    found = file_beside(path, "config.json", **hub)
     if found is None:
         raise ArtefactError(f"{path} is not a compiled simulator: it has no config.json. Check the path.")
     try:
@@ -162,7 +149,7 @@ def read_config(path: str | os.PathLike[str], **hub: Any) -> dict[str, Any]:
 
 def read_tokenizer(path: str | os.PathLike[str], **hub: Any) -> Any:
     """The tokenizer stored with an artefact, local or on the hub; None if there is none."""
-    if _file(path, "tokenizer_config.json", **hub) is None:
+    if file_beside(path, "tokenizer_config.json", **hub) is None:
         return None
     try:
         return AutoTokenizer.from_pretrained(path, trust_remote_code=False, **hub)
@@ -190,8 +177,8 @@ def load(
     """A compiled simulator, ready to run.
 
     executor: ``auto``, ``fused`` or ``literal``; device: where it runs (default cpu); dtype: torch dtype or its name,
-    to convert to (default: as stored). Raises `ArtefactError` if the folder is missing or damaged, `OptionError` for a
-    device or dtype that cannot be had.
+    to convert to and compute in (default: as stored; bfloat16 rounds the update, and is warned of). Raises
+    `ArtefactError` if the folder is missing or damaged, `OptionError` for a device or dtype that cannot be had.
     """
     from tintc.runtime.model.causal_lm import TintForCausalLM
 

@@ -7,15 +7,15 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import Cache
 from transformers.utils.generic import ModelOutput, can_return_tuple
 
+from tintc.analysis.report import described
 from tintc.errors import ArtefactError, InputError, OptionError
 from tintc.ir import simulator as sim
 from tintc.ir.core import Op, Program
-from tintc.ir.inputs import Inputs, matching, resolve_inputs
+from tintc.ir.inputs import Inputs, check_ids, matching, resolve_inputs
 from tintc.ir.layout import Layout
 from tintc.ir.structure import AttentionSpec, VocabularySpec
 from tintc.ir.text import parse_program
@@ -23,15 +23,17 @@ from tintc.lowering.emission.emit import blocks_of, check_complete, specs
 from tintc.lowering.emission.sharing import placement, sites
 from tintc.lowering.passes.plan_layout import layout_of
 from tintc.runtime.adaptation.state import AdaptedState
-from tintc.runtime.artefact.checks import check_config, check_tensors, unreported
-from tintc.runtime.artefact.config import TintConfig
-from tintc.runtime.artefact.folder import (
-    files_of,
-    first_line,
-    is_edited,
-    read_auxiliary,
-    read_program,
+from tintc.runtime.artefact.beside import HUB_ARGUMENTS
+from tintc.runtime.artefact.checks import (
+    check_config,
+    check_tensors,
+    explained_loading,
+    of_program,
+    program_of,
+    unreported,
 )
+from tintc.runtime.artefact.config import TintConfig
+from tintc.runtime.artefact.folder import files_of, is_edited, read_auxiliary, structure_digest
 from tintc.runtime.execution.fused.batches import run_fused
 from tintc.runtime.execution.fused.plan import Plan
 from tintc.runtime.execution.literal.attention import TintAttention
@@ -43,14 +45,22 @@ from tintc.runtime.model.activations import Observed, OnDemand
 from tintc.runtime.model.devices import one_device
 from tintc.runtime.model.finite import check_weights, tell_of_logits
 from tintc.runtime.model.generation import TintGenerationMixin, check_kept
-from tintc.runtime.model.precision import in_its_own_dtype
+from tintc.runtime.model.precision import in_its_own_dtype, warn_if_short
 from tintc.runtime.model.saving import SavedModel
 from tintc.runtime.model.structure import check_executor
 from tintc.runtime.model.training import next_token_loss
-from tintc.runtime.model.unsupported import Refusals, refuse_float16
+from tintc.runtime.model.unsupported import (
+    WRAPPED,
+    NoField,
+    Refusals,
+    check_cache,
+    check_own,
+    refuse_arguments,
+    refuse_float16,
+    where_it_can_run,
+)
 
 NOT_COMPILED = "a simulator is a program of its own, which its executors run; torch.compile leaves it as it is"
-HUB_ARGUMENTS = ("revision", "token", "cache_dir", "subfolder", "local_files_only", "force_download")
 
 
 @dataclass
@@ -60,17 +70,26 @@ class TintOutput(ModelOutput):
     loss: mean next-token cross-entropy of `labels` under `logits`; logits ``[B, T, V]`` after the update;
     logits_before: of the unchanged auxiliary, None unless asked for. past_key_values: the cache, if one is used.
     hidden_states: after the update, as transformers has them, L + 1 tensors ``[B, T, D]``: embeddings, residual
-    streams, and last what the head reads; attentions: L tensors ``[B, H, T, T]``; both also before the update.
+    streams, and last what the head reads; attentions: L tensors ``[B, H, T, T]``; both also before the update. As a
+    tuple it ends with those after the update, as transformers' outputs do.
     """
 
     loss: Tensor | None = None
     logits: Tensor | None = None
     logits_before: Tensor | None = None
     past_key_values: Cache | None = None
-    hidden_states: tuple[Tensor, ...] | None = None
-    attentions: tuple[Tensor, ...] | None = None
     hidden_states_before: tuple[Tensor, ...] | None = None
     attentions_before: tuple[Tensor, ...] | None = None
+    hidden_states: tuple[Tensor, ...] | None = None
+    attentions: tuple[Tensor, ...] | None = None
+
+    @property
+    def last_hidden_state(self) -> Tensor:
+        """Raises `NoField`."""
+        raise NoField(
+            "A simulator has no base model with a last_hidden_state (TRL's trainers ask for one); use transformers' "
+            "Trainer with sim.trainable('prefixes'), or hidden_states[-1] of output_hidden_states=True."
+        )
 
 
 class TintForCausalLM(Observed, Refusals, SavedModel, TintGenerationMixin):
@@ -88,8 +107,11 @@ class TintForCausalLM(Observed, Refusals, SavedModel, TintGenerationMixin):
     main_input_name = "input_ids"
     _keep_in_fp32_modules_strict = ["rates", "rotary"]  # noqa: RUF012 - read by transformers
 
-    def __init__(self, config: TintConfig, program: Program | None = None):
-        """program: what `config.program` says, if it has been parsed already."""
+    def __init__(self, config: TintConfig, program: Program | None = None, **unknown: Any):
+        """program: what `config.program` says, if it has been parsed already; unknown: what `from_pretrained` and
+        `from_config` were given and nobody knows."""
+        if unknown:
+            raise OptionError(f"A simulator is not loaded with an argument {next(iter(unknown))!r}; leave it out.")
         super().__init__(config)
         if config.program is None:
             raise ArtefactError("The configuration comes without a program; load the folder with tintc.load instead.")
@@ -101,6 +123,9 @@ class TintForCausalLM(Observed, Refusals, SavedModel, TintGenerationMixin):
         self._refer_to_shared()
         self._observe()
         self._start()
+        kinds = {"rates": self.rates, "rotary": self.rotary}
+        precise = [name for name, kind in kinds.items() if any(True for _ in kind.parameters())]
+        self._keep_in_fp32_modules_strict = precise  # transformers warns of kinds that are empty
         self.post_init()
 
     def _build(self) -> None:
@@ -129,35 +154,65 @@ class TintForCausalLM(Observed, Refusals, SavedModel, TintGenerationMixin):
             place_module(self.sites, self._sites[op], SimModule(op, names))
 
     @classmethod
-    def from_pretrained(cls, path: Any, *args: Any, executor: str = "auto", **kwargs: Any) -> Any:
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: Any, *args: Any, executor: str = "auto", **kwargs: Any
+    ) -> Any:
         """A compiled simulator from a folder or the hub, as `transformers` loads models.
 
         executor: ``auto``, ``fused`` or ``literal``. Raises `ArtefactError` if the folder is not a simulator, is
         damaged, or lacks or has extra tensors (extra ones are left out if its program was edited); transformers' own
-        keyword arguments pass through (`device_map`: of one device; `dtype`: float32, bfloat16 or float64).
+        keyword arguments pass through (`device_map`: of one device; `dtype`: float32, bfloat16 or float64), and what
+        the configuration has may be given by name. With None for the folder, `config` and `state_dict` say all.
         """
         check_executor(executor)
+        path: Any = pretrained_model_name_or_path
         kwargs["device_map"] = one_device(kwargs.get("device_map"))
+        config, given = kwargs.pop("config", None), kwargs.get("state_dict") or {}
         hub = {key: kwargs[key] for key in HUB_ARGUMENTS if key in kwargs}
-        text, program = read_program(path, **hub)
+        text, program = program_of(path, config, given, hub)
         check_complete(program)
-        config = kwargs.pop("config", None) or TintConfig.from_pretrained(path, **hub)
+        config = config or TintConfig.from_pretrained(path, **hub)
+        for name in kwargs.keys() & config.to_dict().keys() - {"dtype", "torch_dtype"}:
+            setattr(config, name, kwargs.pop(name))
         check_config(path, config.to_dict(), program)
-        config.program, config.auxiliary = text, read_auxiliary(path, **hub)
+        config.complete(of_program(program))
+        config.program = text
+        if path is not None:
+            config.auxiliary = read_auxiliary(path, **hub)
         wants_info = kwargs.pop("output_loading_info", False)
         kwargs |= {"config": config, "program": program, "output_loading_info": True, "ignore_mismatched_sizes": True}
-        try:
-            with unreported():
-                loaded: Any = super().from_pretrained(path, *args, **kwargs)
-        except (SafetensorError, OSError, RuntimeError) as error:
-            raise ArtefactError(f"{path} cannot be loaded: {first_line(error)}. Compile the model again.") from error
+        with unreported(), explained_loading(path, kwargs.get("variant")):
+            loaded: Any = super().from_pretrained(path, *args, **kwargs)
         sim, info = loaded
-        check_tensors(path, info, edited=is_edited(text, config.digests))
+        check_tensors(path or "The state dict", info, edited=is_edited(text, config.digests))
         sim.zero_absent_terms()
-        sim.executor, sim._tokenizer_source = executor, (path, hub)
-        sim.check_against(files_of(path, **hub))
-        check_weights(path, sim.named_parameters())
+        sim.executor = executor
+        sim._tokenizer_source = None if path is None else (path, hub)
+        if path is not None:
+            sim.check_against(files_of(path, **hub))
+            check_weights(path, sim.named_parameters())
+        elif structure_digest(given.items()) == config.digests.get("structure"):
+            sim.trust()
+        warn_if_short(sim.dtype)
         return (sim, info) if wants_info else sim
+
+    @classmethod
+    def _from_config(cls, config: TintConfig, **kwargs: Any) -> Any:
+        """A simulator of the configuration's program. What the compiler emits is there, and the rates; the auxiliary's
+        tensors are zero, as no configuration holds them."""
+        sim: Any = super()._from_config(config, **kwargs)
+        if sim.device.type != "meta":
+            known = specs(sim.program, lr=config.inner_lr)
+            with torch.no_grad():
+                for name, parameter in sim.named_parameters():
+                    compiled = name.startswith(("structure.", "rates."))
+                    parameter.copy_(known[name].build()) if compiled else parameter.zero_()
+            sim.zero_absent_terms()
+            sim.trust()
+        return sim
+
+    def __repr__(self) -> str:
+        return described(self)
 
     def _refer_to_shared(self) -> None:
         """Tell the blocks where the tensors are that they read and do not own."""
@@ -196,7 +251,8 @@ class TintForCausalLM(Observed, Refusals, SavedModel, TintGenerationMixin):
 
     def prefix(self, name: str) -> Prefix:
         module = self._module(f"prefixes.{name}")
-        assert isinstance(module, Prefix)
+        if not isinstance(module, Prefix):
+            raise OptionError(WRAPPED.format(name=f"prefixes.{name}"))
         return module
 
     def rate(self, name: str) -> nn.Parameter:
@@ -210,6 +266,7 @@ class TintForCausalLM(Observed, Refusals, SavedModel, TintGenerationMixin):
 
     def _parameter(self, name: str) -> nn.Parameter:
         module, leaf = owner(self, name)
+        check_own(module, name)
         return getattr(module, leaf)
 
     def _module(self, name: str) -> nn.Module:
@@ -217,11 +274,12 @@ class TintForCausalLM(Observed, Refusals, SavedModel, TintGenerationMixin):
         return getattr(module, leaf)
 
     @torch.compiler.disable(reason=NOT_COMPILED)
+    @where_it_can_run
     @in_its_own_dtype
     @can_return_tuple
     def forward(
         self,
-        input_ids: Tensor,
+        input_ids: Tensor | None = None,
         train_mask: Tensor | None = None,
         loss_mask: Tensor | None = None,
         attention_mask: Tensor | None = None,
@@ -237,6 +295,8 @@ class TintForCausalLM(Observed, Refusals, SavedModel, TintGenerationMixin):
         num_items_in_batch: Tensor | int | None = None,
         output_hidden_states: bool | None = None,
         output_attentions: bool | None = None,
+        shift_labels: Tensor | None = None,
+        **unknown: Any,
     ) -> TintOutput:
         """Train the auxiliary on the text's train tokens and predict with the result, all in this pass.
 
@@ -250,29 +310,36 @@ class TintForCausalLM(Observed, Refusals, SavedModel, TintGenerationMixin):
         layers (-1: the final norm), and ``"default"``, to such rates; layers without one take the stored. max_batch:
         examples that fused execution runs at a time, ``auto``: as many as memory takes; None: all, refused if memory
         will not take them. num_items_in_batch: what the labels' summed losses are divided by (default: their number).
-        output_hidden_states, output_attentions, return_dict: as
-        in transformers. Raises `InputError` for ids out of range, texts too long and shapes that do not fit.
+        shift_labels ``[B, T]``: in place of labels, each at the position before it. output_hidden_states,
+        output_attentions, return_dict: as in transformers. Raises `InputError` for ids out of range, texts too long and
+        shapes that do not fit.
 
         use_cache: return in `past_key_values` what tokens after these need, the updated weights included; given that
         again, input_ids are the new tokens alone, and nothing is trained. state: predict with the weights that `adapt`
         has returned, and train nothing. logits_to_keep: give logits of that many last tokens (0: of all). Autocast
-        changes nothing: load in the dtype to compute in.
+        changes nothing: load in the dtype to compute in. unknown: other models' arguments, refused unless None.
         """
         check_kept(logits_to_keep)
+        cached, length = bool(use_cache) or past_key_values is not None or state is not None, 0
+        if isinstance(input_ids, Tensor):
+            length = input_ids.shape[-1]
+        refuse_arguments(unknown, length, cached)
+        ids, past = check_ids(input_ids), check_cache(past_key_values)
         more: dict[str, tuple[Tensor, ...]] = {}
         given = {"train_mask": train_mask, "loss_mask": loss_mask, "inner_lr": inner_lr, "max_batch": max_batch}
-        if use_cache or past_key_values is not None or state is not None:
+        if cached:
             self._refuse_points(output_hidden_states, output_attentions)
             given |= {"attention_mask": attention_mask, "position_ids": position_ids, "return_before": return_before}
-            found, cache = self._go_on(input_ids, past_key_values, state, use_cache, logits_to_keep, given)
+            found, cache = self._go_on(ids, past, state, use_cache, logits_to_keep, given)
         else:
-            inputs = self._inputs(input_ids, train_mask, loss_mask, attention_mask, position_ids)
+            inputs = self._inputs(ids, train_mask, loss_mask, attention_mask, position_ids)
             outputs, cache = ("logits_before", "logits") if return_before else ("logits",), None
             asked = OnDemand.of(self.config, output_hidden_states, output_attentions)
             found = self._execute(inputs, inner_lr, (*outputs, *asked.labels(self.program)), max_batch)
             more = asked.fields(self.program, found)
             found = {label: found[label][:, -logits_to_keep:] for label in outputs}
-        loss = None
+        loss, shifted = None, shift_labels is not None
+        labels = shift_labels if shifted else labels
         if labels is not None:
             logits = found["logits"]
             if logits_to_keep and isinstance(labels, Tensor) and labels.shape != logits.shape[:2]:
@@ -281,7 +348,7 @@ class TintForCausalLM(Observed, Refusals, SavedModel, TintGenerationMixin):
                     f"{tuple(logits.shape[:2])}: pass the labels of the kept tokens, or leave logits_to_keep out."
                 )
             targets = matching("labels", labels, tuple(logits.shape[:2]), logits.device)
-            loss = next_token_loss(logits, targets, num_items_in_batch)
+            loss = next_token_loss(logits, targets, num_items_in_batch, shifted)
         tell_of_logits(self, found["logits"])
         before = found.get("logits_before")
         return TintOutput(loss=loss, logits=found["logits"], logits_before=before, past_key_values=cache, **more)

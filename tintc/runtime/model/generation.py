@@ -26,6 +26,7 @@ from tintc.runtime.adaptation.state import AdaptedState, state_of
 from tintc.runtime.execution.rates import GivenRates, Rates
 from tintc.runtime.model.finite import RefuseNaN
 from tintc.runtime.model.precision import in_its_own_dtype
+from tintc.runtime.model.unsupported import ARGUMENTS, check_cache, refuse_options, where_it_can_run
 
 TRAINING = ("train_mask", "loss_mask", "inner_lr", "max_batch")
 """What a forward pass takes that says how to train."""
@@ -86,6 +87,7 @@ class TintGenerationMixin(GenerationMixin):
         return continuation_of(self.program)
 
     @torch.no_grad()
+    @where_it_can_run
     @in_its_own_dtype
     def adapt(
         self: Any,
@@ -112,15 +114,13 @@ class TintGenerationMixin(GenerationMixin):
     def _go_on(
         self: Any,
         input_ids: Tensor,
-        cache: Cache | None,
+        cache: TintCache | None,
         state: AdaptedState | None,
         use_cache: bool | None,
         keep: int,
         given: Mapping[str, Any],
     ) -> tuple[dict[str, Tensor], Cache | None]:
         """A forward pass with a cache or a state; `given`: its masks, positions and how to train."""
-        if cache is not None and not isinstance(cache, TintCache):
-            raise OptionError("A simulator goes on from the past_key_values that it has returned, and from no others.")
         if given["return_before"] or given["max_batch"] is not None:
             raise OptionError("return_before and max_batch cannot be combined with a cache or a state; leave them out.")
         state = None if state is None else state_of(state, self)
@@ -169,6 +169,10 @@ class TintGenerationMixin(GenerationMixin):
                 "prompt_lookup_num_tokens for drafts from the prompt."
             )
         past: Any = kwargs.get("past_key_values")
+        check_cache(past)
+        for name in ARGUMENTS:
+            if kwargs.get(name) is not None:
+                raise InputError(ARGUMENTS[name])
         adapted = kwargs.get("state") is not None or (past is not None and past.get_seq_length() > 0)
         if adapted and any(value is not None for value in asked.values()):
             raise OptionError("The weights are adapted already, so train_mask, loss_mask and inner_lr are left out.")
@@ -189,8 +193,12 @@ class TintGenerationMixin(GenerationMixin):
         input_ids: Tensor,
         training: Training | None = None,
         is_first_iteration: bool = False,
+        tokenizer: Any = None,
+        assistant_tokenizer: Any = None,
         **kwargs: Any,
     ) -> dict[str, Any]:
+        """Arguments of the next forward pass. The tokenizers, which transformers hands on to here, are of use to
+        `generate` alone."""
         generation: Any = super()
         found = generation.prepare_inputs_for_generation(input_ids, is_first_iteration=is_first_iteration, **kwargs)
         past = kwargs.get("past_key_values")
@@ -224,18 +232,7 @@ class TintGenerationMixin(GenerationMixin):
     ) -> None:
         """An empty cache of ours, where one is used."""
         check_longest(generation_config.max_length, self.layout.max_length)
-        if generation_config.guidance_scale not in (None, 1):
-            raise OptionError(
-                "Guidance compares with a text that has not been adapted to; leave out guidance_scale, which a "
-                "simulator cannot follow."
-            )
-        if generation_config.prefill_chunk_size is not None:
-            raise OptionError("A simulator reads its prompt in one piece; leave out prefill_chunk_size.")
-        if generation_config.cache_implementation not in (None, "dynamic"):
-            raise OptionError(
-                f"The cache {generation_config.cache_implementation!r} has no place for adapted weights; leave out "
-                "cache_implementation."
-            )
+        refuse_options(generation_config)
         if model_kwargs.get("past_key_values") is None and self._choose_executor() == "literal":
             generation_config.use_cache = False
         if model_kwargs.get("past_key_values") is None and generation_config.use_cache:

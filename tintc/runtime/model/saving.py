@@ -13,7 +13,8 @@ from transformers import PreTrainedTokenizerBase
 
 from tintc.errors import ArtefactError, OptionError
 from tintc.ir.text import print_program
-from tintc.runtime.artefact.folder import AUXILIARY_FILE, check_space, explained, read_tokenizer, write_texts
+from tintc.runtime.artefact.beside import AUXILIARY_FILE
+from tintc.runtime.artefact.folder import check_space, explained, read_tokenizer, write_texts
 from tintc.runtime.artefact.staging import merged, staged
 from tintc.runtime.model.training import TrainableModel
 from tintc.runtime.model.unsupported import refuse_float16

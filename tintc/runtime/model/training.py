@@ -16,13 +16,18 @@ KINDS = ("tables", "prefixes", "rates", "rotary", "structure")
 """Kinds of parameters, which are the first parts of their names."""
 
 
-def next_token_loss(logits: Tensor, labels: Tensor, num_items_in_batch: Tensor | int | None = None) -> Tensor:
+def next_token_loss(
+    logits: Tensor, labels: Tensor, num_items_in_batch: Tensor | int | None = None, shifted: bool = False
+) -> Tensor:
     """Mean cross-entropy of every label under the logits of the position before it; -100 is ignored.
 
-    logits ``[B, T, V]``, labels ``[B, T]``. num_items_in_batch: what the sum is divided by in place of the number of
-    labels; `Trainer` passes it where it accumulates gradients.
+    logits ``[B, T, V]``, labels ``[B, T]``; shifted: whether each label stands at the position before it already.
+    num_items_in_batch: what the sum is divided by in place of the number of labels; `Trainer` passes it where it
+    accumulates gradients.
     """
-    scores, targets = at_least_fp32(logits[:, :-1].flatten(0, 1)), labels[:, 1:].flatten()
+    if not shifted:
+        logits, labels = logits[:, :-1], labels[:, 1:]
+    scores, targets = at_least_fp32(logits.flatten(0, 1)), labels.flatten().long()
     if num_items_in_batch is None:
         return F.cross_entropy(scores, targets, ignore_index=-100)
     count = torch.as_tensor(num_items_in_batch, device=scores.device)

@@ -194,6 +194,14 @@ class SimOp(Op):
         """Return the one of `shows` called `name`, from the operands of the fused form."""
         raise NotImplementedError(self.opname)
 
+    def fused_showing(self, run: FusedRun, shown: Mapping[str, Tensor], *operands: Any) -> Any:
+        """The fused form that reads what `show_fused` has given where it can, by name, so that autograd gets there."""
+        return self.fused(run, *operands)
+
+    def shown_scores(self, layout: Layout) -> tuple[slice, ...] | None:
+        """Which of the scores ``[B, H, T_sim, T_sim]`` of its attention `show_literal` shows; None if none."""
+        return None
+
     def show_literal(self, name: str, layout: Layout, applied: Sequence[Applied]) -> Tensor:
         """Return the one of `shows` called `name`, from what the blocks of the literal form gave, in their order."""
         raise NotImplementedError(self.opname)

@@ -33,7 +33,7 @@ class PrefixTiles:
 @dataclass(frozen=True)
 class Applied:
     """One application of a block in literal execution. new ``[B, T_sim, D_sim]``: what its gate lets pass of what it
-    gave, before the rate; scores ``[B, H, T_sim, T_sim]``: of its attention."""
+    gave, before the rate; scores: of its attention, those that `SimOp.shown_scores` names."""
 
     new: Tensor
     rate: Tensor | None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -81,11 +81,21 @@ class AttentionForward(AttentionOp):
             found[:, :, rows, :stop] = weights
         return found
 
+    def fused_showing(self, run: FusedRun, shown: Mapping[str, Tensor], *operands: Tensor) -> Tensor:
+        (weights,) = shown.values()
+        values = split_heads(operands[2], self.n_kv_heads).repeat_interleave(self.n_heads // self.n_kv_heads, 1)
+        return merge_heads(weights @ values)
+
+    def shown_scores(self, layout: Layout) -> tuple[slice, ...]:
+        """Return the places of the text's own scores: query head h is TinT head h, and prefixes are hidden."""
+        tokens = slice(layout.n_prefixes, None)
+        return slice(None), slice(self.n_heads), tokens, tokens
+
     def show_literal(self, name: str, layout: Layout, applied: Sequence[Applied]) -> Tensor:
-        """Return the scores of TinT heads h < n_heads, which are query heads h, between tokens; prefixes are hidden."""
+        """Return the scores that `shown_scores` has cut out."""
         (scores,) = (one.scores for one in applied)
         assert scores is not None
-        return scores[:, : self.n_heads, layout.n_prefixes :, layout.n_prefixes :]
+        return scores
 
     def multiply_adds(self, counts: FusedCounts, *operands: Value) -> int:
         """Count every query with the keys up to its own."""

@@ -61,8 +61,9 @@ class Reading:
 
 
 def stored_parts(model: TintForCausalLM, name: str) -> Mapping[str, Tensor]:
-    """The stored tensors of a layer by part, as the parameters they are."""
-    return dict(model.prefix(name).named_parameters(recurse=False))
+    """The stored tensors of a layer by part, as the parameters they are, or as they are parametrised."""
+    prefix = model.prefix(name)
+    return {part: getattr(prefix, part) for part in prefix.parts}
 
 
 def _once(known: dict[Hashable, Tensor], key: Hashable, make: Callable[[], Tensor]) -> Tensor:

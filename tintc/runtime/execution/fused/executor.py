@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -40,11 +41,14 @@ class FusedExecutor(Reading):
         seen: dict[str, Tensor] = {}
         shown, edits = self.plan.shown, self.model.edits
         for op, operands, read, last in self.plan.steps:
+            visible: dict[str, Tensor] = {}
             if op in shown:
                 given = [_cut(values[value], read) for value in operands]
-                seen |= {label: op.show_fused(name, self, *given) for label, name in shown[op]}
+                visible = {name: op.show_fused(name, self, *given) for name in {name for _, name in shown[op]}}
+                seen |= {label: visible[name] for label, name in shown[op]}
                 del given
-            result = op.fused(self, *(_cut(values[value], read) for value in operands))
+            form = partial(op.fused_showing, self, visible) if visible and self.recorded else partial(op.fused, self)
+            result = form(*(_cut(values[value], read) for value in operands))
             if edits and op.results[0] in edits:
                 result = edits[op.results[0]](result)
             if len(op.results) == 1:

@@ -29,7 +29,7 @@ def joined(model: TintForCausalLM, names: Sequence[str]) -> tuple[Tensor, Tensor
     if any(layer.weight.shape[:2].numel() != layer.holds.dims[0] for layer in layers):
         return None
     weight = one_piece([layer.weight for layer in layers]).flatten(0, 1)
-    biased = "bias" in dict(layers[0].named_parameters(recurse=False))
+    biased = "bias" in layers[0].parts
     return weight, one_piece([layer.bias for layer in layers]) if biased else None
 
 

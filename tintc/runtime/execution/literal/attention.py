@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -67,14 +69,14 @@ class TintAttention(nn.Module):
         positions: Tensor,
         mask: Tensor | None = None,
         token_positions: Tensor | None = None,
-        keep: list[Tensor] | None = None,
+        keep: Callable[[Tensor], Tensor] | None = None,
     ) -> Tensor:
         """``e [B, T_sim, D_sim]``, ``positions [B, T_sim]`` indices -> ``[B, T_sim, D_sim]``.
 
         mask ``[B, T_sim, T_sim]``: multiplies linear and sink scores, excludes softmax scores where zero; None is all
         ones.
         token_positions ``[B, T_sim]``: the auxiliary's position ids; given, q and k of a rotary attention are rotated.
-        keep: receives the scores ``[B, H, T_sim, T_sim]`` that weigh the values.
+        keep: receives the scores ``[B, H, T_sim, T_sim]`` that weigh the values, and gives those to weigh them with.
         """
         q, k, v = (self._heads(letter, e, positions) for letter in "qkv")
         inv_freq, gain, query_scale, sinks = (self.vector(key) for key in SCORE_VECTORS)
@@ -98,7 +100,7 @@ class TintAttention(nn.Module):
         if self.kind == "sink":
             scores = sink_softmax(scores, self.sink, self.sim_seq_len - e.shape[1])
         if keep is not None:
-            keep.append(scores)
+            scores = keep(scores)
         out = (scores.transpose(-1, -2) if self.transpose else scores) @ v
         return self.w_o(out.transpose(1, 2).flatten(-2))
 

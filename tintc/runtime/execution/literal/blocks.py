@@ -143,7 +143,7 @@ class Prefix(nn.Module):
 
     def __init__(self, kind: Type, shapes: dict[str, tuple[int, ...]], tiles: tuple[int, int], layout: Layout):
         super().__init__()
-        self.holds, self.tiles, self.layout = kind, tiles, layout
+        self.holds, self.tiles, self.layout, self.parts = kind, tiles, layout, tuple(shapes)
         for part, shape in shapes.items():
             setattr(self, part, nn.Parameter(torch.empty(shape)))
         self.bias_copies = copies_of_bias(kind)

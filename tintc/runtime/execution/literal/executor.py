@@ -43,22 +43,34 @@ class SimModule(nn.Module):
 
     def forward(self, e: Tensor, block: str, machine: Machine, mask: Tensor | None, rate: Tensor | None) -> Tensor:
         module, gate = machine.model.block(self.blocks[block])
-        scores: list[Tensor] = []
+        shown: list[Tensor] = []
         if isinstance(module, TintAttention):
             mask = machine.prefix_mask() if mask is None and module.kind == "sink" else mask
-            keep = None if machine.applied is None else scores
+            part = None if machine.applied is None else self.op.shown_scores(machine.layout)
+            keep = None if part is None else partial(_kept, part, shown)
             new = module(e, machine.positions, mask, machine.token_positions, keep)
         else:
             new = module(e)
         if machine.applied is not None:
             given = gate.taken(new, machine.positions) if isinstance(gate, PositionGate) else new
-            machine.applied.append(Applied(given, rate, scores[0] if scores else None))
+            machine.applied.append(Applied(given, rate, shown[0] if shown else None))
         if rate is not None:
             new = new * rate.to(new.dtype).reshape(-1, 1, 1)
         return new if gate is None else gate(e, new, machine.positions)
 
     def extra_repr(self) -> str:
         return self.op.opname
+
+
+def _kept(part: tuple[slice, ...], shown: list[Tensor], scores: Tensor) -> Tensor:
+    """Keep a part of the scores to be shown; the scores to go on with, which read that very part where autograd records
+    it."""
+    shown.append(scores[part])
+    if not torch.is_grad_enabled():
+        return scores
+    scores = scores.clone()
+    scores[part] = shown[0]
+    return scores
 
 
 class Machine:
@@ -100,10 +112,13 @@ class Machine:
                 if isinstance(made, PrefixTiles):
                     weights[value] = made
                 elif value.type.kind == "tokens":
-                    if value in edits:
-                        made = self._cut(edits[value](self._joined(value, made)))
-                    if value in kept:
-                        found[value] = self._joined(value, made)
+                    if value in edits or value in kept:
+                        joined = self._joined(value, made)
+                        joined = edits[value](joined) if value in edits else joined
+                        if value in kept:
+                            found[value] = joined
+                        if value in edits or torch.is_grad_enabled():  # what is read later is what is handed out
+                            made = self._cut(joined)
                     slots[value] = next(write)
                     memory.update(zip(slots[value], made, strict=True))
                 else:

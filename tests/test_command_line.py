@@ -1,0 +1,130 @@
+"""The command around its commands: help that is whole at 80 columns, the version, how much is said; chats; progress."""
+
+from __future__ import annotations
+
+import re
+from inspect import signature
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin
+
+import pytest
+import tiny_models
+import torch
+import typer.rich_utils
+from command import STORY, Command, make_command, model_folder, tokenizer
+from typer.main import get_command
+
+import tintc
+import tintc_cli
+
+TEMPLATE = "{% for m in messages %}the {{ m['content'] }} on{% endfor %}{% if add_generation_prompt %} a{% endif %}"
+COMMANDS: Any = get_command(tintc_cli.app)
+FUNCTIONS = {
+    one.name or one.callback.__name__: one.callback for one in tintc_cli.app.registered_commands if one.callback
+}
+
+
+def values_of(annotation: Any) -> set[object]:
+    """What an option may be, if it is one of a few."""
+    if get_origin(annotation) is Literal:
+        return set(get_args(annotation))
+    return {value for part in get_args(annotation) for value in values_of(part)}
+
+
+@pytest.fixture
+def command(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Command:
+    return make_command(monkeypatch, capfd)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return model_folder(tmp_path_factory.mktemp("model") / "tiny", tiny_models.gpt2(n_layers=1))
+
+
+@pytest.fixture(scope="module")
+def sim(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("compiled") / "sim"
+    tintc.compile(model, inner_lr=1e-2, output=out)
+    return out
+
+
+@pytest.mark.parametrize("name", [name for name in COMMANDS.commands if name != "lm-eval"])
+def test_help_is_whole_at_80_columns(command: Command, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """No name, value or default is cut or broken."""
+    monkeypatch.setattr(typer.rich_utils, "MAX_WIDTH", 80)
+    shown = command(name, "--help")
+    assert shown.code == 0 and "…" not in shown.out and max(map(len, shown.out.splitlines())) <= 80
+    words = set(re.split(r"[^\w.,/+-]+", shown.out)) | set(re.split(r"[^\w.+-]+", shown.out))
+    wanted: set[str] = set()
+    for one in signature(FUNCTIONS[name], eval_str=True).parameters.values():
+        wanted |= {value for value in values_of(one.annotation) if isinstance(value, str)}
+        if isinstance(one.default, str | int | float) and not isinstance(one.default, bool):
+            wanted.add(str(one.default))
+    wanted |= {name for one in COMMANDS.commands[name].params for name in one.opts if name.startswith("-")}
+    assert "--json" in wanted and wanted <= words, wanted - words
+
+
+def test_version(command: Command) -> None:
+    shown = command("--version")
+    assert (shown.code, shown.out, shown.err) == (0, f"tintc {tintc.__version__}\n", "")
+
+
+def test_verbose_says_stages_with_times(command: Command, model: Path, tmp_path: Path) -> None:
+    found = command("--verbose", "compile", model, "-o", tmp_path / "sim", "--json")
+    lines = found.err.splitlines()
+    assert found.json["dtype"] == "float32" and len(lines) > 4
+    assert all(re.fullmatch(r" *\d+\.\d\d s  \S.*", line) for line in lines), lines
+    assert "loading the model" in lines[0] and lines[-1].endswith("done")
+    seconds = [float(line.split()[0]) for line in lines]
+    assert seconds == sorted(seconds)
+
+
+def test_quiet_says_nothing(command: Command, sim: Path) -> None:
+    """Not even a warning; mistakes are said."""
+    bf16 = ("run", sim, "--text", STORY, "--block-size", 16, "--dtype", "bfloat16")
+    assert command(*bf16).err.startswith("warning: ")
+    quiet = command("--quiet", *bf16)
+    assert (quiet.code, quiet.err) == (0, "")
+    assert command("--quiet", "run", sim, "--text", "").err.startswith("error: ")
+    both = command("--quiet", "--verbose", "families")
+    assert both.code == 2 and "exclude each other" in both.err
+
+
+def test_python_shows_progress_when_asked(model: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    tintc.compile(model)
+    assert capfd.readouterr().err == ""
+    tintc.compile(model, progress=True)
+    found = capfd.readouterr()
+    assert found.out == "" and "loading the model" in found.err and found.err.splitlines()[-1].endswith("done")
+
+
+def test_chat_applies_the_template(command: Command, model: Path, sim: Path, tmp_path: Path) -> None:
+    refused = command("generate", sim, "--text", "cat", "--chat")
+    assert refused.code == 2 and "no chat template" in refused.err and len(refused.err.splitlines()) == 1
+    chatting = tokenizer()
+    chatting.chat_template = TEMPLATE
+    chatting.save_pretrained(model)
+    tintc.compile(model, inner_lr=1e-2, output=tmp_path / "chat")
+    made = command("generate", tmp_path / "chat", "--text", "cat sat", "--chat", "--max-new-tokens", 4, "--json")
+    ids = torch.tensor([chatting("the cat sat on a")["input_ids"]])
+    wanted = tintc.load(tmp_path / "chat").generate(ids, max_new_tokens=4, do_sample=False)[0, 5:]
+    assert made.json["prompt_tokens"] == 5 and made.json["ids"] == wanted.tolist()
+    shown = command("generate", tmp_path / "chat", "--text", "cat sat", "--chat", "--max-new-tokens", 4)
+    assert shown.out.splitlines()[0] == "cat sat" and shown.code == 0
+
+
+def test_a_simulator_prints_in_ten_lines(sim: Path) -> None:
+    lines = repr(tintc.load(sim)).splitlines()
+    assert len(lines) == 10 and lines[0] == "TintForCausalLM("
+    text = "\n".join(lines)
+    assert all(part in text for part in ("tiny, 1 layers of width 32", "1 step", "0.01, ce", "float32 on cpu"))
+
+
+def test_tables_explain_themselves(command: Command, model: Path, sim: Path) -> None:
+    """Every heading of `plan` that is a letter or a count; of `inspect` the terms that it shows."""
+    plan = command("plan", model).out
+    for term in ("S", "S'", "K", "d_h", "D_sim", "work", "cost", "table", "unrolled", "unique", "text left"):
+        assert re.search(rf"^{re.escape(term)}: \w+", plan, re.MULTILINE), term
+    summary = command("inspect", sim).out
+    assert "memory_slots: values" in summary and "sim_seq_len: positions" in summary and "unique:" not in summary
+    assert "unique: parameters as stored" in command("inspect", sim, "--params").out

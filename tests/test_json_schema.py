@@ -1,0 +1,88 @@
+"""What the commands print with --json is what docs/json.md describes."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny_models
+from command import ROOT, STORY, Command, make_command, model_folder
+from jsonschema import Draft202012Validator
+from typer.main import get_command
+
+import tintc
+import tintc_cli
+
+
+@pytest.fixture
+def command(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Command:
+    return make_command(monkeypatch, capfd)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return model_folder(tmp_path_factory.mktemp("model") / "tiny", tiny_models.gpt2(n_layers=1))
+
+
+@pytest.fixture(scope="module")
+def sim(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("compiled") / "sim"
+    tintc.compile(model, inner_lr=1e-2, output=out)
+    return out
+
+
+@pytest.fixture(scope="module")
+def schema() -> dict[str, Any]:
+    (text,) = re.findall(r"```json\n(.*?)```", (ROOT / "docs" / "json.md").read_text(encoding="utf-8"), re.DOTALL)
+    found = json.loads(text)
+    Draft202012Validator.check_schema(found)
+    return found
+
+
+def faults(schema: dict[str, Any], name: str, value: object) -> list[str]:
+    return [error.message for error in Draft202012Validator(schema | {"$ref": f"#/$defs/{name}"}).iter_errors(value)]
+
+
+Case = Callable[[Path, Path, Path], tuple[object, ...]]
+CASES: dict[str, tuple[str, Case]] = {
+    "compile": ("compile", lambda model, sim, out: (model, "-o", out)),
+    "plan": ("plan", lambda model, sim, out: (model,)),
+    "inspect": ("summary", lambda model, sim, out: (sim,)),
+    "inspect a model": ("summary", lambda model, sim, out: (model,)),
+    "inspect --params": ("params", lambda model, sim, out: (sim, "--params")),
+    "inspect --roles": ("roles", lambda model, sim, out: (sim, "--roles", "*mlp*")),
+    "inspect --ir": ("program", lambda model, sim, out: (sim, "--ir", "sim")),
+    "run": ("run", lambda model, sim, out: (sim, "--text", STORY, "--block-size", 16)),
+    "generate": ("generate", lambda model, sim, out: (sim, "--text", STORY[:20], "--max-new-tokens", 2)),
+    "verify": ("verify", lambda model, sim, out: (sim, model, "--length", 16)),
+    "explain": ("explain", lambda model, sim, out: (model,)),
+    "families": ("families", lambda model, sim, out: ()),
+    "families of one": ("families", lambda model, sim, out: ("doge",)),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_it_is_as_described(
+    command: Command, schema: dict[str, Any], model: Path, sim: Path, tmp_path: Path, case: str
+) -> None:
+    name, arguments = CASES[case]
+    found = command(case.split()[0], *arguments(model, sim, tmp_path / "out"), "--json")
+    assert found.code == 0, found.err
+    assert faults(schema, name, found.json) == []
+    assert faults(schema, case.split()[0], found.json) == [], "by the command's own name too"
+
+
+def test_every_command_is_described(schema: dict[str, Any]) -> None:
+    commands: Any = get_command(tintc_cli.app)
+    with_json = {name for name, one in commands.commands.items() if any("--json" in p.opts for p in one.params)}
+    assert with_json and with_json <= schema["$defs"].keys() and {case.split()[0] for case in CASES} == with_json
+
+
+def test_what_is_not_as_described_is_found(command: Command, schema: dict[str, Any], sim: Path) -> None:
+    found = command("generate", sim, "--text", STORY[:20], "--max-new-tokens", 2, "--json").json
+    assert faults(schema, "generate", found | {"ids": "none"}) and faults(schema, "generate", found | {"more": 1})
+    assert faults(schema, "generate", {name: value for name, value in found.items() if name != "seconds"})
