@@ -38,27 +38,29 @@ def _first_descents(program: Program) -> dict[str, SimOp]:
 
 @torch.no_grad()
 def simulated_gradients(model: TintForCausalLM, inputs: Inputs) -> Gradients:
-    """Gradients of the first step for one text, by ``<layer>.<part>``, in the dtype of the simulator.
+    """Return gradients of the first step for one text, by ``<layer>.<part>``, in the dtype of the simulator.
 
     inputs: of batch size one. Whatever executor the model would choose is the one that runs.
     """
-    descents, made = _first_descents(model.program), first_step(model.program)
-    with _asked_for(model, made):
-        found: dict[str, Any] = dict(model._execute(inputs, LARGE, tuple(made), None))
+    descents = _first_descents(model.program)
+    updated = first_step(model.program)
+    with _asked_for(model, updated):
+        weights: dict[str, Any] = dict(model._execute(inputs, LARGE, tuple(updated), None))
     gradients: Gradients = {}
-    for name, value in made.items():
+    for name, value in updated.items():
         stored = stored_parts(model, name)
-        for part, new in matrices(found[name], value.type, model.layout).items():
+        for part, new in matrices(weights[name], value.type, model.layout).items():
             if part in descents[name].descending():
                 old = stored[part]
-                old = old.flatten(0, 1)[: new.shape[0]] if part == "weight" else old
+                if part == "weight":
+                    old = old.flatten(0, 1)[: new.shape[0]]
                 gradients[f"{name}.{part}"] = (old - new) / LARGE
     return gradients
 
 
 @contextmanager
 def _asked_for(model: TintForCausalLM, values: Mapping[str, Value]) -> Iterator[None]:
-    """The model with these weights among its program's outputs, updates carried out."""
+    """Run with these weights among its program's outputs, updates carried out."""
     program, update, plans = model.program, model.update, model.plans
     outputs = program.outputs
     program.outputs, model.update, model.plans = outputs | dict(values), "materialised", {}
