@@ -213,9 +213,10 @@ def _attention(
         group = query.shape[1] // key.shape[1]
         key = key.repeat_interleave(group, 1)
         value = value.repeat_interleave(group, 1)
-    if scale is None:
-        scale = query.shape[-1] ** -0.5
-    scores = query @ key.transpose(-1, -2) * scale
+    factor: float = query.shape[-1] ** -0.5
+    if scale is not None:
+        factor = scale
+    scores = query @ key.transpose(-1, -2) * factor
     if is_causal:
         attn_mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()
     if attn_mask is not None:
