@@ -28,7 +28,7 @@ QUERY, PAD = -1, -2
 
 
 def single(demonstrations: Sequence[Sequence[int]], queries: Sequence[int]) -> dict[str, Tensor]:
-    """Every demonstration, and the query, sees only itself; positions restart in each of them.
+    """Let every demonstration, and the query, see only itself; positions restart in each of them.
 
     demonstrations: the lengths, in tokens, of the demonstrations of each text of the batch; queries: the length of each
     text's query. Shorter texts are padded on the right. The loss leaves out the first token of each demonstration,
@@ -45,7 +45,7 @@ def single(demonstrations: Sequence[Sequence[int]], queries: Sequence[int]) -> d
 
 
 def multi(demonstrations: Sequence[Sequence[int]], queries: Sequence[int]) -> dict[str, Tensor]:
-    """Plain causal attention and positions: each demonstration sees those before it, and the query all of them.
+    """Give plain causal attention and positions: each demonstration sees those before it, and the query all of them.
 
     Arguments and result as in `single`; the loss counts every demonstration's tokens.
     """
@@ -62,7 +62,7 @@ def few_shot(
     loss: Literal["label", "full"] = "label",
     separator: str = "\n\n",
 ) -> BatchEncoding:
-    """What a simulator takes for a few-shot prompt: train on the demonstrations, predict what follows the query.
+    """Return what a simulator takes for a few-shot prompt: train on the demonstrations, predict what follows the query.
 
     demonstrations: pairs of a text and its label, which follows the text as it is written (so one of them has the space
     between them); query: a text whose label is wanted. format ``single``: each begins as the tokenizer begins a text,
@@ -83,26 +83,32 @@ def few_shot(
     if format == "multi":
         joined = [part for text, label in demonstrations for part in (text, label, separator)]
         pieces = _pieces(tokenizer, [*joined, query])
-        found = [pieces[at : at + 3] for at in range(0, len(pieces), 3)]
+        segments = [pieces[at : at + 3] for at in range(0, len(pieces), 3)]
+        opened = segments[:1]
     else:
-        found = [_pieces(tokenizer, one) for one in parts]
-    _check_pieces(parts, found)
+        segments = [_pieces(tokenizer, texts) for texts in parts]
+        opened = segments
+    _check_pieces(parts, segments)
     opening = opening_of(tokenizer)
-    for one in found if format == "single" else found[:1]:
-        one[0] = [*opening, *one[0]]
-    lengths = [sum(map(len, one)) for one in found]
-    masks = (single if format == "single" else multi)([lengths[:-1]], [lengths[-1]])
-    ids = [token for one in found for piece in one for token in piece]
-    masks["loss_mask"] &= _targets(found, len(opening), format, loss)
-    kept = masks if format == "single" else {name: masks[name] for name in ("train_mask", "loss_mask")}
-    return BatchEncoding({"input_ids": torch.tensor([ids])} | kept)
+    for segment in opened:
+        segment[0] = [*opening, *segment[0]]
+    lengths = [sum(map(len, segment)) for segment in segments]
+    ids = [token for segment in segments for piece in segment for token in piece]
+    targets = _targets(segments, [len(opening) * (index < len(opened)) for index in range(len(segments))], loss)
+    if format == "multi":
+        plain = multi([lengths[:-1]], [lengths[-1]])
+        masks = {"train_mask": plain["train_mask"], "loss_mask": plain["loss_mask"]}
+    else:
+        masks = single([lengths[:-1]], [lengths[-1]])
+    masks["loss_mask"] &= targets
+    return BatchEncoding({"input_ids": torch.tensor([ids])} | masks)
 
 
-def _targets(found: Sequence[Sequence[Sequence[int]]], opening: int, format: str, loss: str) -> Tensor:
-    """``[1, T]``: tokens that the loss may count. No opening does."""
+def _targets(segments: Sequence[Sequence[Sequence[int]]], openings: Sequence[int], loss: str) -> Tensor:
+    """Return ``[1, T]``, True for tokens that the loss may count. openings: tokens of each segment's opening, none of
+    which does."""
     targets: list[bool] = []
-    for index, pieces in enumerate(found):
-        begins = opening if format == "single" or index == 0 else 0
+    for pieces, begins in zip(segments, openings, strict=True):
         for place, piece in enumerate(pieces):
             counts = loss == "full" or place == 1
             targets += [counts and (place > 0 or at >= begins) for at in range(len(piece))]
@@ -110,7 +116,7 @@ def _targets(found: Sequence[Sequence[Sequence[int]]], opening: int, format: str
 
 
 def _pieces(tokenizer: Any, parts: Sequence[str]) -> list[list[int]]:
-    """The tokens of a text that is made of parts, by part.
+    """Return the tokens of a text that is made of parts, by part.
 
     The text is tokenised whole. A part ends with the last token that is also there when the text ends with the part:
     a token across the border belongs to the next part.
@@ -119,25 +125,29 @@ def _pieces(tokenizer: Any, parts: Sequence[str]) -> list[list[int]]:
     def tokens(text: str) -> list[int]:
         return [*tokenizer(text, add_special_tokens=False)["input_ids"]]
 
-    whole, ends = tokens("".join(parts)), [0]
+    whole = tokens("".join(parts))
+    ends = [0]
     for count in range(1, len(parts)):
         ends.append(max(ends[-1], _common(tokens("".join(parts[:count])), whole)))
     return [whole[start:end] for start, end in pairwise([*ends, len(whole)])]
 
 
 def _common(some: Sequence[int], others: Sequence[int]) -> int:
-    """How many first tokens are the same."""
+    """Return how many first tokens are the same."""
     pairs = zip(some, others, strict=False)
     return next((at for at, (a, b) in enumerate(pairs) if a != b), min(len(some), len(others)))
 
 
-def _check_pieces(parts: Sequence[Sequence[str]], found: Sequence[Sequence[Sequence[int]]]) -> None:
+def _check_pieces(parts: Sequence[Sequence[str]], segments: Sequence[Sequence[Sequence[int]]]) -> None:
     """Raise `InputError` unless there are texts, and tokens for every label and the query."""
-    for number, ((text, *_), pieces) in enumerate(zip(parts, found, strict=True), 1):
-        what = "The query" if number == len(found) else f"Demonstration {number}"
-        if not text or (number == len(found) and not pieces[0]):
+    for number, ((text, *_), pieces) in enumerate(zip(parts, segments, strict=True), 1):
+        is_query = number == len(segments)
+        what = f"Demonstration {number}"
+        if is_query:
+            what = "The query"
+        if not text or (is_query and not pieces[0]):
             raise InputError(f"{what} has no tokens; pass a text that is not empty.")
-        if number < len(found) and not pieces[1]:
+        if not is_query and not pieces[1]:
             raise InputError(f"{what} has a label without tokens; pass one that is not empty.")
 
 
@@ -153,7 +163,7 @@ def _masks(owner: Tensor, sees: Tensor) -> dict[str, Tensor]:
 
 
 def _segments(demonstrations: Sequence[Sequence[int]], queries: Sequence[int]) -> tuple[Tensor, Tensor]:
-    """``[B, T]``: the demonstration that each token belongs to, `QUERY` or `PAD`; and where that segment starts."""
+    """Return the demonstration of each token, `QUERY` or `PAD`, and where its segment starts, ``[B, T]``."""
     if len(demonstrations) != len(queries) or not queries:
         raise InputError(
             f"There are demonstrations for {len(demonstrations)} texts and {len(queries)} queries; pass the lengths of "
@@ -168,6 +178,7 @@ def _segments(demonstrations: Sequence[Sequence[int]], queries: Sequence[int]) -
     for row, (text, query) in enumerate(zip(demonstrations, queries, strict=True)):
         at = 0
         for name, length in (*enumerate(text), (QUERY, query), (PAD, max(totals) - totals[row])):
-            owner[row, at : at + length], starts[row, at : at + length] = name, at
+            owner[row, at : at + length] = name
+            starts[row, at : at + length] = at
             at += length
     return owner, starts

@@ -26,16 +26,16 @@ class Block:
 
     @property
     def train_mask(self) -> Tensor:
-        """``[1, T]``."""
+        """Return ``[1, T]`` bool."""
         return (torch.arange(len(self.ids)) < self.train_tokens)[None]
 
     @property
     def scored(self) -> int:
-        """How many tokens are scored."""
+        """Return how many tokens are scored."""
         return len(self.ids) - self.start
 
     def step_masks(self, n_steps: int) -> Tensor:
-        """``[N, 1, T]``: the train tokens cut into N parts, one for each step, that differ by at most one."""
+        """Return ``[N, 1, T]``: the train tokens cut into N parts, one for each step, that differ by at most one."""
         ends = torch.arange(n_steps + 1) * self.train_tokens // n_steps
         if int(ends.diff().min()) < 2:
             raise OptionError(
@@ -48,9 +48,11 @@ class Block:
 
 @dataclass(frozen=True)
 class Blocks:
-    """What a text was cut into. size: tokens of a whole block, the last may be shorter; opening: tokens that each
-    begins with, which are counted; left_out: tokens at the text's end that make no block (0 where a maximum of blocks
-    was reached)."""
+    """The blocks that a text was cut into.
+
+    size: tokens of a whole block, the last may be shorter; opening: tokens that each begins with, which are counted;
+    left_out: tokens at the text's end that make no block (0 where a maximum of blocks was reached).
+    """
 
     blocks: tuple[Block, ...]
     size: int
@@ -76,7 +78,7 @@ def cut_blocks(
     opening: Sequence[int] = (),
     partial: bool = False,
 ) -> Blocks:
-    """`input_ids [n]` as blocks of `block_size` tokens (None: the whole text, or the longest that is taken).
+    """Return `input_ids [n]` as blocks of `block_size` tokens (None: the whole text, or the longest that is taken).
 
     opening: what every block begins with, counted in its size; where the text begins with it already it is not doubled.
     partial: keep a shorter block at the end, if it is long enough. Raises `InputError` for texts that are too short,
@@ -86,11 +88,14 @@ def cut_blocks(
         raise InputError(f"The text must be one row of token ids, not of shape {tuple(input_ids.shape)}.")
     begin = torch.tensor(opening, dtype=input_ids.dtype, device=input_ids.device)
     text = _without(input_ids, begin)
-    length, shortest = len(begin) + len(text), SHORTEST + max(0, len(begin) - 1)
+    length = len(begin) + len(text)
+    shortest = SHORTEST + max(0, len(begin) - 1)
     if length < shortest:
-        found = "is empty" if length == 0 else f"has only {length} token{'s' if length > 1 else ''}"
-        raise InputError(f"The text {found}; pass at least {shortest} tokens.")
-    size = min(length, max_length) if block_size is None else block_size
+        amount = {0: "is empty", 1: "has only 1 token"}.get(length, f"has only {length} tokens")
+        raise InputError(f"The text {amount}; pass at least {shortest} tokens.")
+    size = block_size
+    if size is None:
+        size = min(length, max_length)
     train_tokens(size, train_fraction, shortest)
     if size > max_length:
         raise OptionError(f"The block size is {size}; this simulator was compiled for at most {max_length} tokens.")
@@ -99,7 +104,7 @@ def cut_blocks(
     if max_blocks is not None and max_blocks < 1:
         raise OptionError(f"The number of blocks is {max_blocks}; it must be at least 1.")
     pieces = [*text.split(size - len(begin))]
-    rest = len(pieces[-1]) if len(pieces[-1]) < size - len(begin) else 0
+    rest = len(pieces[-1]) % (size - len(begin))
     if rest and not (partial and _is_enough(len(begin) + rest, train_fraction, shortest)):
         pieces.pop()
     else:
@@ -113,7 +118,7 @@ def cut_blocks(
 
 
 def _without(ids: Tensor, begin: Tensor) -> Tensor:
-    """A text without what it begins with."""
+    """Return a text without what it begins with."""
     while len(begin) and torch.equal(ids[: len(begin)], begin):
         ids = ids[len(begin) :]
     return ids
@@ -129,7 +134,7 @@ def _is_enough(size: int, fraction: float, shortest: int) -> bool:
 
 
 def train_tokens(size: int, fraction: float, shortest: int = SHORTEST) -> int:
-    """How many of a block's tokens are trained on; `OptionError` unless some are, and some are left."""
+    """Return how many of a block's tokens are trained on; raise `OptionError` unless some are, and some are left."""
     if size < shortest:
         raise OptionError(f"The block size is {size}; it must be at least {shortest} tokens.")
     if not 0 < fraction < 1:

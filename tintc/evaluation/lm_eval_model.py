@@ -96,12 +96,16 @@ class TintLM(TemplateLM):
         self.tokenizer = self.sim.tokenizer
         if self.tokenizer is None:
             raise ArtefactError(f"{pretrained} has no tokenizer, which lm_eval needs; compile a folder that has one.")
-        fraction = self.sim.config.train_fraction if train_fraction is None else train_fraction
-        self.train_fraction = options.fraction(fraction)
-        self.inner_lr = None if inner_lr is None else options.rate(inner_lr)
+        if train_fraction is None:
+            train_fraction = self.sim.config.train_fraction
+        self.train_fraction = options.fraction(train_fraction)
+        self.inner_lr = None
+        if inner_lr is not None:
+            self.inner_lr = options.rate(inner_lr)
         self.batch_size = options.batch(batch_size, max_batch_size)
-        limit = self.sim.layout.max_length
-        self.max_length = limit if max_length is None else min(options.length(max_length), limit)
+        self.max_length = self.sim.layout.max_length
+        if max_length is not None:
+            self.max_length = min(options.length(max_length), self.max_length)
         self.add_bos_token = add_bos_token
         self._device = self.sim.device
 
@@ -111,7 +115,7 @@ class TintLM(TemplateLM):
 
     @property
     def prefix_token_id(self) -> int:
-        """What an empty context stands for."""
+        """Return the token that stands for an empty context."""
         for token in (self.tokenizer.bos_token_id, self.tokenizer.eos_token_id):
             if token is not None:
                 return token
@@ -122,9 +126,11 @@ class TintLM(TemplateLM):
         return str(self.tokenizer.name_or_path).replace("/", "__")
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: Any) -> list[int]:
-        special = self.add_bos_token if add_special_tokens is None else add_special_tokens
-        if add_special_tokens is None and special is not False:
-            special = not has_bos_prefix(string, self.tokenizer.bos_token)
+        special = add_special_tokens
+        if special is None:
+            special = self.add_bos_token
+            if special is not False:
+                special = not has_bos_prefix(string, self.tokenizer.bos_token)
         return self.tokenizer.encode(string, add_special_tokens=special)
 
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
@@ -139,13 +145,13 @@ class TintLM(TemplateLM):
         self, requests: list[tuple[tuple[str, str], list[int], list[int]]], disable_tqdm: bool = False, **others: Any
     ) -> list[tuple[float, bool]]:
         texts = [self._text(context, continuation) for _, context, continuation in requests]
-        found = self._score(texts, disable_tqdm)
-        for (request, *_), answer in zip(requests, found, strict=True):
+        answers = self._score(texts, disable_tqdm)
+        for (request, *_), answer in zip(requests, answers, strict=True):
             self.cache_hook.add_partial("loglikelihood", request, answer)
-        return found
+        return answers
 
     def _text(self, context: Sequence[int], continuation: Sequence[int]) -> Scored:
-        """Context and continuation, cut on the left to what the simulator takes; its last token is only predicted."""
+        """Return context and continuation, cut on the left to what is taken; the last token is only predicted."""
         if len(continuation) > self.max_length:
             raise InputError(
                 f"A continuation has {len(continuation)} tokens; this simulator was compiled for at most "
@@ -159,8 +165,8 @@ class TintLM(TemplateLM):
 
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
         texts: list[list[Scored]] = [[*self._windows(request.args[0])] for request in requests]
-        found = iter(self._score([window for windows in texts for window in windows], disable_tqdm))
-        totals = [sum(next(found)[0] for _ in windows) for windows in texts]
+        answers = iter(self._score([window for windows in texts for window in windows], disable_tqdm))
+        totals = [sum(next(answers)[0] for _ in windows) for windows in texts]
         for request, total in zip(requests, totals, strict=True):
             self.cache_hook.add_partial("loglikelihood_rolling", request.args, total)
         return totals
@@ -172,7 +178,7 @@ class TintLM(TemplateLM):
             yield Scored(tokens, int(self.train_fraction * len(given)), len(tokens) - len(predicted))
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
-        """Contexts that are to be continued in the same way are run together."""
+        """Return continuations; contexts that are to be continued in the same way are run together."""
         asked: list[Any] = [request.args for request in requests]  # a context and how it is continued
         alike: dict[str, list[int]] = {}
         for index, (_, how) in enumerate(asked):
@@ -191,11 +197,11 @@ class TintLM(TemplateLM):
                         progress.update(1)
         return [written[index] for index in range(len(requests))]
 
-    def _written(self, contexts: list[list[int]], given: dict[str, Any]) -> list[str]:
-        """What follows contexts, after training on all of each that fits; up to the first of the strings that stop."""
-        how: dict[str, Any] = {**normalize_gen_kwargs(given, NEW_TOKENS)}
-        count, end = how.pop("max_gen_toks"), self.tokenizer.eos_token
-        until = handle_stop_sequences(how.pop("until", None), eos=end)
+    def _written(self, contexts: list[list[int]], arguments: dict[str, Any]) -> list[str]:
+        """Return what follows contexts, after training on all of each that fits, up to the first string that stops."""
+        how: dict[str, Any] = {**normalize_gen_kwargs(arguments, NEW_TOKENS)}
+        count = how.pop("max_gen_toks")
+        until = handle_stop_sequences(how.pop("until", None), eos=self.tokenizer.eos_token)
         if not how["do_sample"]:
             how = {name: value for name, value in how.items() if name not in ("temperature", "top_p", "top_k")}
         if count > self.max_length - SHORTEST:
@@ -207,33 +213,35 @@ class TintLM(TemplateLM):
         length = prompts["input_ids"].shape[1]
         stop = stop_sequences_criteria(self.tokenizer, until, length, len(contexts))
         ends = {"stopping_criteria": stop, "pad_token_id": self.tokenizer.eos_token_id}
-        found = self.sim.generate(**prompts, inner_lr=self.inner_lr, max_new_tokens=count, **ends, **how)
-        texts = self.tokenizer.batch_decode(found[:, length:], skip_special_tokens=True)
+        tokens = self.sim.generate(**prompts, inner_lr=self.inner_lr, max_new_tokens=count, **ends, **how)
+        texts = self.tokenizer.batch_decode(tokens[:, length:], skip_special_tokens=True)
         return [postprocess_generated_text(text, until, None) for text in texts]
 
     def _prompts(self, contexts: list[list[int]]) -> dict[str, Tensor]:
-        """Contexts as a batch, padded on the left; those that are too short to be trained on are filled up."""
-        rows = [torch.tensor([self.prefix_token_id] * (SHORTEST - len(one)) + one) for one in contexts]
-        trained = torch.tensor([[len(one) >= SHORTEST] for one in contexts])
+        """Return contexts as a batch, padded on the left; those that are too short to be trained on are filled up."""
+        rows = [torch.tensor([self.prefix_token_id] * (SHORTEST - len(context)) + context) for context in contexts]
+        trained = torch.tensor([[len(context) >= SHORTEST] for context in contexts])
         ids, valid = (
-            torch.nn.utils.rnn.pad_sequence(given, batch_first=True, padding_side="left")
-            for given in (rows, [torch.ones_like(row) for row in rows])
+            torch.nn.utils.rnn.pad_sequence(tensors, batch_first=True, padding_side="left")
+            for tensors in (rows, [torch.ones_like(row) for row in rows])
         )
-        found = {"input_ids": ids, "attention_mask": valid, "train_mask": valid * trained}
-        return {name: tensor.to(self.sim.device) for name, tensor in found.items()}
+        batch = {"input_ids": ids, "attention_mask": valid, "train_mask": valid * trained}
+        return {name: tensor.to(self.sim.device) for name, tensor in batch.items()}
 
     def all_gather(self, tensor: Tensor) -> Tensor:
-        return torch.cat([torch.atleast_1d(one) for one in self.processes.gathered([tensor])])
+        return torch.cat([torch.atleast_1d(part) for part in self.processes.gathered([tensor])])
 
     def gather_object(self, obj: Any, dst: int = 0) -> list[Any] | None:
-        found = self.processes.gathered([obj])
-        return found if self._rank == dst else None
+        objects = self.processes.gathered([obj])
+        if self._rank != dst:
+            return None
+        return objects
 
     def barrier(self) -> None:
         self.processes.wait()
 
     def _score(self, texts: Sequence[Scored], quiet: bool) -> list[tuple[float, bool]]:
-        """Log-likelihood of the scored part of every text, and whether it is what greedy decoding gives.
+        """Return the log-likelihood of the scored part of every text, and whether it is what greedy decoding gives.
 
         Texts that differ in their last token alone are run once.
         """
@@ -253,9 +261,10 @@ class TintLM(TemplateLM):
 
     @torch.no_grad()
     def _run(self, runs: Iterable[tuple[tuple[int, ...], int]]) -> tuple[Tensor, Tensor]:
-        """Log-probabilities ``[B, T, V]`` before and after the update; texts are padded on the right."""
+        """Return log-probabilities ``[B, T, V]`` before and after the update; texts are padded on the right."""
         rows = [torch.tensor(tokens) for tokens, _ in runs]
-        lengths, trained = torch.tensor([len(row) for row in rows]), torch.tensor([count for _, count in runs])
+        lengths = torch.tensor([len(row) for row in rows])
+        trained = torch.tensor([count for _, count in runs])
         ids = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
         places = torch.arange(ids.shape[1])
         out = self.sim(
@@ -270,7 +279,10 @@ class TintLM(TemplateLM):
 
 
 def _answer(text: Scored, before: Tensor, after: Tensor) -> tuple[float, bool]:
-    """before, after ``[T, V]``: log-probabilities at every position of the text's tokens but the last."""
+    """Return a text's log-likelihood, and whether greedy decoding gives it.
+
+    before, after ``[T, V]``: log-probabilities at every position of the text's tokens but the last.
+    """
     targets = torch.tensor(text.tokens[text.start :])
     places = torch.arange(text.start, len(text.tokens))
     scores = torch.where((places < text.trained)[:, None], before[places - 1], after[places - 1])

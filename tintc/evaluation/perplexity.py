@@ -37,7 +37,7 @@ ROUNDING = 1e-6
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What `evaluate_blocks` found.
+    """The result of `evaluate_blocks`.
 
     perplexity_before, perplexity_after: of the test tokens of all blocks together, under the unchanged auxiliary and
     after the update; tokens_scored: their number; processes: how many shared the blocks; seconds: wall clock of the
@@ -66,11 +66,11 @@ class Evaluation:
     rates: list[dict[str, float | None]] | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """Its fields; `rates` only where several were asked for."""
-        found = asdict(self)
+        """Return its fields; `rates` only where several were asked for."""
+        values = asdict(self)
         if self.rates is None:
-            del found["rates"]
-        return found
+            del values["rates"]
+        return values
 
 
 def evaluate_blocks(
@@ -102,16 +102,24 @@ def evaluate_blocks(
     Raises `InputError` for texts that are too short, or that training blows up on; `OptionError` for options out of
     range.
     """
-    fraction = sim.config.train_fraction if train_fraction is None else train_fraction
-    opening = opening_of(sim.tokenizer) if bos else ()
+    fraction = train_fraction
+    if fraction is None:
+        fraction = sim.config.train_fraction
+    opening: Sequence[int] = ()
+    if bos:
+        opening = opening_of(sim.tokenizer)
     limit = sim.layout.max_length
     blocks = cut_blocks(input_ids, limit, block_size, max_blocks, fraction, opening, partial)
     if rates is not None and not rates:
         raise OptionError("There is no learning rate to compare; pass at least one in rates.")
-    for rate in [inner_lr] if rates is None else rates:
+    compared: Sequence[GivenRates] = [inner_lr]
+    if rates is not None:
+        compared = rates
+    for rate in compared:
         sim.resolve_rates(rate, 1)
-    own, start = processes.share(len(blocks)), time.perf_counter()
-    steps = sim.program.attributes["n_steps"] if split_steps else 0
+    own = processes.share(len(blocks))
+    start = time.perf_counter()
+    steps = sim.program.attributes["n_steps"] * split_steps
     losses: list[list[float]] = []
     for index in own:
         losses.append(_losses(sim, blocks, index, steps, inner_lr, rates))
@@ -120,7 +128,10 @@ def evaluate_blocks(
     before, *after = (sum(column) for column in zip(*processes.gathered(losses), strict=True))
     used = processes.gathered([(time.perf_counter() - start, peak_rss_bytes())])
     scored = sum(block.scored for block in blocks)
-    tried = [sim.config.inner_lr if inner_lr is None else inner_lr] if rates is None else [*rates]
+    tried: list[Any] = [sim.config.inner_lr if rate is None else rate for rate in compared]
+    by_rate = None
+    if rates is not None:
+        by_rate = [_of_rate(rate, loss, scored) for rate, loss in zip(rates, after, strict=True)]
     best = min(range(len(tried)), key=lambda index: (math.isnan(after[index]), after[index]))
     trained = blocks[0].train_tokens
     perplexity_before = perplexity(before, scored, "the auxiliary model does not fit this text")
@@ -144,17 +155,22 @@ def evaluate_blocks(
         opening_tokens=blocks.opening,
         tokens_left_out=blocks.left_out,
         hint=_hint(perplexity_before, perplexity_after, tried, trained),
-        rates=None if rates is None else [_of_rate(*one, scored) for one in zip(rates, after, strict=True)],
+        rates=by_rate,
     )
 
 
 def _losses(
     sim: TintForCausalLM, blocks: Blocks, index: int, steps: int, inner_lr: GivenRates, rates: Sequence[float] | None
 ) -> list[float]:
-    """A block's loss before the update, and after the update at each rate. steps: among which its train tokens are
-    split (0: they are not)."""
+    """Return a block's loss before the update, and after the update at each rate.
+
+    steps: among which its train tokens are split (0: they are not).
+    """
     block = blocks[index]
-    ids, mask = block.ids[None].to(sim.device), block.step_masks(steps) if steps else block.train_mask
+    ids = block.ids[None].to(sim.device)
+    mask = block.train_mask
+    if steps:
+        mask = block.step_masks(steps)
 
     def score(logits: Tensor) -> float:
         return held_out_loss(logits, ids, block.start)
@@ -168,7 +184,7 @@ def _losses(
 
 
 def _hint(before: float, after: float, tried: Sequence[Any], train_tokens: int) -> str | None:
-    """What to say of an update that made it worse."""
+    """Return what to say of an update that made it worse, None if it did not."""
     if after <= before * (1 + ROUNDING):
         return None
     why = (
@@ -183,24 +199,29 @@ def _hint(before: float, after: float, tried: Sequence[Any], train_tokens: int) 
 
 
 def _shown(rate: Any) -> Any:
-    """A rate as numbers, lists and mappings of these."""
+    """Return a rate as numbers, lists and mappings of these."""
     if isinstance(rate, Tensor):
         return rate.tolist()
-    return {str(layer): _shown(one) for layer, one in rate.items()} if isinstance(rate, Mapping) else rate
+    if isinstance(rate, Mapping):
+        return {str(layer): _shown(number) for layer, number in rate.items()}
+    return rate
 
 
 def _of_rate(rate: float, loss: float, count: int) -> dict[str, float | None]:
-    return {"inner_lr": rate, "perplexity_after": math.exp(loss / count) if loss / count < HIGHEST else None}
+    after = None
+    if loss / count < HIGHEST:
+        after = math.exp(loss / count)
+    return {"inner_lr": rate, "perplexity_after": after}
 
 
 def held_out_loss(logits: Tensor, ids: Tensor, start: int) -> float:
-    """Summed cross-entropy of the targets at positions ``>= start``; logits ``[B, T, V]``, ids ``[B, T]``."""
+    """Return the summed cross-entropy of targets at positions ``>= start``; logits ``[B, T, V]``, ids ``[B, T]``."""
     scored = at_least_fp32(logits[:, start - 1 : -1].flatten(0, 1))
     return float(F.cross_entropy(scored, ids[:, start:].flatten(), reduction="sum"))
 
 
 def perplexity(loss: float, count: int, cause: str) -> float:
-    """exp of the mean loss; raises `InputError`, with the likely cause, when it is not a finite number."""
+    """Return exp of the mean loss; raise `InputError`, with the likely cause, when it is not a finite number."""
     mean = loss / count
     if not mean < HIGHEST:
         raise InputError(f"The perplexity is not a finite number: {cause}.")
@@ -208,11 +229,15 @@ def perplexity(loss: float, count: int, cause: str) -> float:
 
 
 def peak_rss_bytes() -> int:
-    """Largest resident memory of this process so far. Linux's own mark of it: `ru_maxrss` starts from the size of the
-    process that started this one."""
+    """Return the largest resident memory of this process so far.
+
+    Linux's own mark of it: `ru_maxrss` starts from the size of the process that started this one.
+    """
     try:
         lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
         return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
     except (OSError, StopIteration):
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        return peak if sys.platform == "darwin" else peak * 1024
+        if sys.platform == "darwin":
+            return peak
+        return peak * 1024

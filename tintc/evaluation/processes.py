@@ -18,7 +18,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Processes:
-    """Which of how many this is, and the device that it computes on (None: the one that was asked for)."""
+    """A process among those that evaluate: which of how many, and its device (None: the one that was asked for)."""
 
     index: int = 0
     count: int = 1
@@ -26,32 +26,36 @@ class Processes:
 
     @property
     def main(self) -> bool:
-        """Whether this one prints."""
+        """Return True if this one prints."""
         return self.index == 0
 
     def share(self, items: int) -> range:
-        """The items that are this process's: every `count`-th."""
+        """Return the items that are this process's: every `count`-th."""
         return range(self.index, items, self.count)
 
     def gathered(self, own: Iterable[T]) -> list[T]:
-        """What all of them found, in the order of the items that they share: `own` is what this one found for its
-        share, in order. Every process must call it, and gets the same."""
-        parts: list[list[T]] = gather_object([[*own]]) if self.count > 1 else [[*own]]
+        """Return the results of all processes in the order of the items that they share.
+
+        own: this process's, for its share, in order. Every process must call it, and gets the same.
+        """
+        if self.count == 1:
+            return [*own]
+        parts: list[list[T]] = gather_object([[*own]])
         return [part[at] for at in range(len(parts[0])) for part in parts if at < len(part)]
 
     def wait(self) -> None:
-        """Until all have come here."""
+        """Return when all have come here."""
         if self.count > 1:
             torch.distributed.barrier()
 
 
 def launched() -> int:
-    """How many processes a launcher says it has started; 1 if there is none."""
+    """Return how many processes a launcher says it has started; 1 if there is none."""
     return get_int_from_env(SIZES, 1)
 
 
 def joined(device: str) -> Processes:
-    """This process among those that a launcher has started; alone if none has. `left` undoes it."""
+    """Return this process among those that a launcher has started; alone if none has. `left` undoes it."""
     if launched() <= 1:
         return Processes()
     state = PartialState(cpu=device == "cpu")
@@ -59,14 +63,14 @@ def joined(device: str) -> Processes:
 
 
 def left() -> None:
-    """No longer joined with others."""
+    """Part from the others."""
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         PartialState().destroy_process_group()
 
 
 @contextmanager
 def processes(device: str) -> Iterator[Processes]:
-    """Joined with the others that a launcher has started; alone if none has."""
+    """Join the others that a launcher has started; alone if none has."""
     try:
         yield joined(device)
     finally:

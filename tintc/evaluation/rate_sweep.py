@@ -32,23 +32,24 @@ Score = Callable[[Tensor], float]
 def sweep(
     sim: TintForCausalLM, ids: Tensor, train_mask: Tensor, rates: Sequence[float], score: Score
 ) -> tuple[float, list[float]]:
-    """What `score` says of the logits ``[1, T, V]`` before the update, and after the update at each rate.
+    """Return what `score` says of the logits ``[1, T, V]`` before the update, and after the update at each rate.
 
     ids ``[1, T]``; train_mask ``[1, T]`` or ``[N, 1, T]``.
     """
     if _is_shared(sim):
         return _shared(sim, ids, train_mask, rates, score)
     inputs = sim.resolve(ids, train_mask)
-    before, after = 0.0, []
-    for rate in rates:
-        found = sim.execute(inputs, rate, ("logits", "logits_before")[: 1 if after else 2], None)
-        before = before if after else score(found["logits_before"])
-        after.append(score(found["logits"]))
+    outputs = ("logits", "logits_before")
+    results = sim.execute(inputs, rates[0], outputs, None)
+    before = score(results["logits_before"])
+    after = [score(results["logits"])]
+    for rate in rates[1:]:
+        after.append(score(sim.execute(inputs, rate, outputs[:1], None)["logits"]))
     return before, after
 
 
 def _is_shared(sim: TintForCausalLM) -> bool:
-    """Whether one backward pass serves all rates. Captures and edits are of whole runs."""
+    """Return True if one backward pass serves all rates. Captures and edits are of whole runs."""
     watched = sim._captures or sim._edited
     return sim.program.attributes["n_steps"] == 1 and not watched and sim.choose_executor() == "fused"
 
@@ -59,22 +60,27 @@ def _shared(
     labels = {f"updated.{value.name}": value for value in sim.continuation.updated}
     outputs = {"logits_before": sim.program.outputs["logits_before"]} | labels
     inputs = sim.resolve(ids, train_mask)
-    found = run_together(sim, replace(sim.program, outputs=outputs), inputs, sim.resolve_rates(1.0, 1))
-    before, base = score(found.pop("logits_before")), base_weights(sim)
+    results = run_together(sim, replace(sim.program, outputs=outputs), inputs, sim.resolve_rates(1.0, 1))
+    before = score(results.pop("logits_before"))
+    base = base_weights(sim)
     after = []
     for rate in rates:
-        weights = {value: _between(base[value], found[label], rate) for label, value in labels.items()}
+        weights = {value: _between(base[value], results[label], rate) for label, value in labels.items()}
         state = AdaptedState(sim, weights, 1).settled()
         after.append(score(predict(sim, ids, None, None, state, None, 0)))
     return before, after
 
 
-def _between(base: FusedWeights, made: FusedWeights, rate: float) -> FusedWeights:
-    """The weights at a rate, from those without update and those at rate 1."""
+def _between(base: FusedWeights, updated: FusedWeights, rate: float) -> FusedWeights:
+    """Return the weights at a rate, from those without update and those at rate 1."""
 
-    def part(one: Tensor | None, other: Tensor | None) -> Tensor | None:
-        return other if one is None or other is None else torch.lerp(one.expand_as(other), other, rate)
+    def part(start: Tensor | None, end: Tensor | None) -> Tensor | None:
+        if start is None or end is None:
+            return end
+        return torch.lerp(start.expand_as(end), end, rate)
 
-    pending = tuple(replace(update, rate=update.rate * rate) for update in made.pending)
-    weight = made.weight if pending else part(base.weight, made.weight)
-    return FusedWeights(weight, part(base.bias, made.bias), pending)
+    pending = tuple(replace(update, rate=update.rate * rate) for update in updated.pending)
+    weight = updated.weight
+    if not pending:
+        weight = part(base.weight, updated.weight)
+    return FusedWeights(weight, part(base.bias, updated.bias), pending)

@@ -36,14 +36,18 @@ def run_captured(
     keep_casts: bool = False,
     detach_attention: bool = False,
 ) -> Tensor:
-    """Logits ``[B, T, V]`` of the graph for ``input_ids [B, T]``, differentiable with respect to `parameters`.
+    """Return logits ``[B, T, V]`` of the graph for ``input_ids [B, T]``, differentiable with respect to `parameters`.
 
     parameters: tensors by name, tied names included, in place of the captured ones. Every float is in `dtype`;
     keep_casts leaves the graph in its own dtypes instead. detach_attention makes attention probabilities constants of
     the differentiation (paper Def. E.3), whether attention is fused or a softmax written out.
     """
-    overrides = detached_scores(captured) if detach_attention else {}
-    wide = None if keep_casts else dtype
+    overrides: dict[Node, Override] = {}
+    if detach_attention:
+        overrides = detached_scores(captured)
+    wide: torch.dtype | None = dtype
+    if keep_casts:
+        wide = None
     return run_nodes(captured, input_ids, (captured.logits,), parameters, wide, overrides)[0]
 
 
@@ -56,12 +60,12 @@ def run_nodes(
     overrides: Mapping[Node, Override] | None = None,
     train: Tensor | None = None,
 ) -> tuple[Tensor, ...]:
-    """Values of the wanted nodes, as `run_captured` describes; dtype None keeps the graph's own casts.
+    """Return values of the wanted nodes, as `run_captured` describes; dtype None keeps the graph's own casts.
 
     train ``[T]`` bool: the tokens through whose rows parameters receive gradients (None: all). The others see the same
     parameters as constants.
     """
-    given = {captured.aliases.get(name, name): tensor for name, tensor in (parameters or {}).items()}
+    replaced = {captured.aliases.get(name, name): tensor for name, tensor in (parameters or {}).items()}
     overrides = overrides or {}
     order = _needed(captured, wanted, overrides)
     last_use = {source: node for node in order for source in _inputs(node, overrides)}
@@ -70,7 +74,7 @@ def run_nodes(
         if node.op == "placeholder":
             if node in captured.names:
                 name = captured.names[node]
-                values[node] = _widened(given.get(name, captured.tensors[name]), dtype)
+                values[node] = _widened(replaced.get(name, captured.tensors[name]), dtype)
             continue
         values[node] = _value(captured, node, values, dtype, overrides, train)
         for source in _inputs(node, overrides):
@@ -80,20 +84,22 @@ def run_nodes(
 
 
 def _inputs(node: Node, overrides: Mapping[Node, Override]) -> tuple[Node, ...]:
-    return overrides[node].inputs if node in overrides else tuple(node.all_input_nodes)
+    if node in overrides:
+        return overrides[node].inputs
+    return tuple(node.all_input_nodes)
 
 
 def _needed(captured: CapturedGraph, wanted: tuple[Node, ...], overrides: Mapping[Node, Override]) -> list[Node]:
-    """The nodes that the wanted ones depend on, in graph order."""
-    found: set[Node] = set()
+    """Return the nodes that the wanted ones depend on, in graph order."""
+    needed: set[Node] = set()
     stack = list(wanted)
     while stack:
         node = stack.pop()
-        if node not in found:
-            found.add(node)
+        if node not in needed:
+            needed.add(node)
             stack.extend(_inputs(node, overrides))
     return sorted(
-        (node for node in found if node.op == "placeholder" or opname(node) not in CHECKS),
+        (node for node in needed if node.op == "placeholder" or opname(node) not in CHECKS),
         key=captured.order.__getitem__,
     )
 
@@ -107,11 +113,15 @@ def _value(
     train: Tensor | None,
 ) -> Any:
     def compute(lookup: Lookup) -> Any:
-        return overrides[node](lookup, dtype) if node in overrides else execute(node, lookup, dtype)
+        if node in overrides:
+            return overrides[node](lookup, dtype)
+        return execute(node, lookup, dtype)
 
     def constant(source: Node) -> Any:
         value = values[source]
-        return value.detach() if source not in captured.live and isinstance(value, Tensor) else value
+        if source not in captured.live and isinstance(value, Tensor):
+            return value.detach()
+        return value
 
     if train is None or node not in captured.live or not _differentiates(captured, node, values, overrides):
         return compute(values.__getitem__)
@@ -121,33 +131,36 @@ def _value(
 def _differentiates(
     captured: CapturedGraph, node: Node, values: Mapping[Node, Any], overrides: Mapping[Node, Override]
 ) -> bool:
-    """Whether some parameter that wants a gradient enters at this node."""
+    """Return True if some parameter that wants a gradient enters at this node."""
     sources = (values[source] for source in _inputs(node, overrides) if source not in captured.live)
     return any(isinstance(value, Tensor) and value.requires_grad for value in sources)
 
 
 def _widened(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
-    return tensor.to(dtype) if dtype is not None and tensor.is_floating_point() else tensor
+    if dtype is not None and tensor.is_floating_point():
+        return tensor.to(dtype)
+    return tensor
 
 
 SOFTMAX = ("softmax", "_softmax")
 
 
 def detached_scores(captured: CapturedGraph) -> dict[Node, Override]:
-    """Overrides that make attention probabilities constants (paper Def. E.3), fused or written out."""
-    found: dict[Node, Override] = {}
+    """Return overrides that make attention probabilities constants (paper Def. E.3), fused or written out."""
+    detached: dict[Node, Override] = {}
     normalised = {node.args[0] for node in captured.module.graph.nodes if opname(node) in SOFTMAX}
     for node in captured.module.graph.nodes:
         if opname(node) == "scaled_dot_product_attention":
-            found[node] = _DetachedAttention(node)
+            detached[node] = _DetachedAttention(node)
         elif opname(node) in SOFTMAX or (opname(node) == "logsumexp" and node.args[0] in normalised):
-            found[node] = _DetachedSoftmax(node)  # the sum of the exponentials is in the gate of an attention sink
-    return found
+            detached[node] = _DetachedSoftmax(node)  # the sum of the exponentials is in the gate of an attention sink
+    return detached
 
 
 class _DetachedSoftmax:
     def __init__(self, node: Node):
-        self.node, self.inputs = node, tuple(node.all_input_nodes)
+        self.node = node
+        self.inputs = tuple(node.all_input_nodes)
 
     def __call__(self, lookup: Lookup, dtype: torch.dtype | None) -> Tensor:
         return execute(self.node, lookup, dtype).detach()
@@ -159,7 +172,7 @@ class _DetachedAttention(_DetachedSoftmax):
 
 
 def attention_of(node: Node, lookup: Lookup, detached: bool, sees: Tensor | None = None) -> Tensor:
-    """The value of a `scaled_dot_product_attention`, its probabilities as constants or not; sees: as in
+    """Return the value of a `scaled_dot_product_attention`, its probabilities as constants or not; sees: as in
     `seen_softmax`."""
     args: Any = map_arg(node.args, lookup)
     kwargs: Any = map_arg(node.kwargs, lookup)
@@ -171,8 +184,10 @@ EXCLUDED = -1e30
 
 
 def seen_softmax(scores: Tensor, sees: Tensor | None) -> Tensor:
-    """Probabilities ``[..., T, T]`` over the keys that a query sees, ``sees [T, T]`` bool besides the graph's own mask;
-    zeros where it sees none. sees None: the softmax."""
+    """Return probabilities ``[..., T, T]`` over the keys that a query sees; zeros where it sees none.
+
+    sees: ``[T, T]`` bool, besides the graph's own mask; None: the softmax.
+    """
     if sees is None:
         return scores.softmax(-1)
     both = sees.to(scores.device).expand(scores.shape) & (scores > EXCLUDED)
@@ -193,14 +208,23 @@ def _attention(
     detached: bool,
     sees: Tensor | None,
 ) -> Tensor:
-    """`scaled_dot_product_attention` written out; heads ``[B, H, T, d]``."""
+    """Return `scaled_dot_product_attention`, written out; heads ``[B, H, T, d]``."""
     if enable_gqa:
         group = query.shape[1] // key.shape[1]
-        key, value = key.repeat_interleave(group, 1), value.repeat_interleave(group, 1)
-    scores = query @ key.transpose(-1, -2) * (query.shape[-1] ** -0.5 if scale is None else scale)
+        key = key.repeat_interleave(group, 1)
+        value = value.repeat_interleave(group, 1)
+    factor: float = query.shape[-1] ** -0.5
+    if scale is not None:
+        factor = scale
+    scores = query @ key.transpose(-1, -2) * factor
     if is_causal:
         attn_mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()
     if attn_mask is not None:
-        scores = scores.masked_fill(~attn_mask, -torch.inf) if attn_mask.dtype == torch.bool else scores + attn_mask
+        if attn_mask.dtype == torch.bool:
+            scores = scores.masked_fill(~attn_mask, -torch.inf)
+        else:
+            scores = scores + attn_mask
     weights = seen_softmax(scores, sees)
-    return (weights.detach() if detached else weights) @ value
+    if detached:
+        weights = weights.detach()
+    return weights @ value

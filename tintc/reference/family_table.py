@@ -1,4 +1,4 @@
-"""What the sweep over model types has found (`tintc/families.json`), read and told."""
+"""The table of model types that the sweep writes (`tintc/families.json`), read and told."""
 
 from __future__ import annotations
 
@@ -25,26 +25,29 @@ Data = dict[str, Any]
 
 
 def read_data() -> Data:
-    """What the last sweep found. Raises `ArtefactError` if there has been none."""
+    """Return what the last sweep wrote. Raises `ArtefactError` if there has been none."""
     if not DATA.exists():
         raise ArtefactError(f"There is no {DATA.name}, which a sweep writes; run `make sweep` in a checkout of tintc.")
     return json.loads(DATA.read_text(encoding="utf-8"))
 
 
 def families_of(data: Data, model_type: str) -> list[dict[str, Any]]:
-    """A type and its variants. Raises `OptionError` for a type that no sweep has seen."""
-    found = [family for family in data["families"] if family["type"] == model_type]
-    if not found:
+    """Return a type and its variants. Raises `OptionError` for a type that no sweep has seen."""
+    entries = [family for family in data["families"] if family["type"] == model_type]
+    if not entries:
         near = difflib.get_close_matches(model_type, {family["type"] for family in data["families"]})
-        meant = f"did you mean {' or '.join(near)}? " if near else ""
+        meant = ""
+        if near:
+            meant = f"did you mean {' or '.join(near)}? "
         raise OptionError(
             f"{model_type} is not among the types that were checked: {meant}`tintc families` lists them by the "
             "model_type of their config.json."
         )
-    return found
+    return entries
 
 
 def summary(data: Data) -> str:
+    """Return how many of the dense types, of their variants and of the others passed, as a sentence."""
     families = data["families"]
     variants = [family for family in families if family["variant"] and family["dense"]]
     others = [family for family in families if not (family["variant"] or family["dense"])]
@@ -56,7 +59,9 @@ def summary(data: Data) -> str:
     )
     parts = [f"{passed} of {total} {what}" for passed, total, what in counts if total]
     unchecked = len(others) - len(checked)
-    more = f" (of {unchecked} more no tiny model could be made)" if unchecked else ""
+    more = ""
+    if unchecked:
+        more = f" (of {unchecked} more no tiny model could be made)"
     return f"Passed: {', '.join(parts)}{more}."
 
 
@@ -65,22 +70,23 @@ def _passed(families: list[dict[str, Any]]) -> int:
 
 
 def is_unchecked(family: dict[str, Any]) -> bool:
-    """Whether the compiler never saw the type, because transformers made no tiny model of it."""
+    """Return True if the compiler never saw the type, because transformers made no tiny model of it."""
     return family["stage"] == "build"
 
 
 def shown_reasons(family: dict[str, Any]) -> str:
-    """The first distinct reasons why a type does not compile, without their places."""
+    """Return the first distinct reasons why a type does not compile, without their places."""
     if is_unchecked(family):
         return f"not checked: no tiny model could be made ({'; '.join(family['reasons']).rstrip(':')})"
-    reasons = map(_described, family["reasons"])
-    distinct = list(dict.fromkeys(reason.why if isinstance(reason, Reason) else reason for reason in reasons))
-    more = f" (and {len(distinct) - SHOWN} more)" if len(distinct) > SHOWN else ""
+    distinct = list(dict.fromkeys(_why(_described(reason)) for reason in family["reasons"]))
+    more = ""
+    if len(distinct) > SHOWN:
+        more = f" (and {len(distinct) - SHOWN} more)"
     return "; ".join(distinct[:SHOWN]) + more
 
 
 def all_reasons(family: dict[str, Any]) -> list[str]:
-    """Every reason, with operation and module; the same in several layers is one line."""
+    """Return every reason, with operation and module; the same in several layers is one line."""
     if is_unchecked(family):
         return [shown_reasons(family)]
     reasons = [_described(reason) for reason in family["reasons"]]
@@ -88,8 +94,14 @@ def all_reasons(family: dict[str, Any]) -> list[str]:
     return [*sentences, *fold(reason for reason in reasons if isinstance(reason, Reason))]
 
 
+def _why(reason: Reason | str) -> str:
+    if isinstance(reason, Reason):
+        return reason.why
+    return reason
+
+
 def _described(reason: str) -> Reason | str:
-    """What the sweep wrote down of a refusal; of one without a place, what a table needs to say of it."""
+    """Return a refusal as the reason that the sweep wrote down; one without a place as a sentence for the table."""
     if placed := PLACED.fullmatch(reason):
         return Reason(*placed.groups())
     if CRASHED.match(reason):
@@ -99,5 +111,5 @@ def _described(reason: str) -> Reason | str:
 
 
 def name_of(family: dict[str, Any]) -> str:
-    """The type, and the variant if it is one."""
-    return f"{family['type']}, {family['variant']}" if family["variant"] else family["type"]
+    """Return the type, and the variant if it is one."""
+    return ", ".join(filter(None, (family["type"], family["variant"])))

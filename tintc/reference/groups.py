@@ -1,4 +1,4 @@
-"""Which parameters descend: the rows of a model's tensors that each group of a layer's parameters names."""
+"""The parameters that descend: the rows of a model's tensors that each group of a layer's parameters names."""
 
 from __future__ import annotations
 
@@ -30,15 +30,17 @@ class Member:
     copies: int = 1
 
     def rows(self, tensor: Tensor) -> list[Tensor]:
-        """Views of the parts of ``tensor``, or of anything of its shape, that belong to the group."""
-        tensor = tensor.T if self.where.transpose else tensor
+        """Return views of the parts of ``tensor``, or of anything of its shape, that belong to the group."""
+        if self.where.transpose:
+            tensor = tensor.T
         return [tensor[start:stop] for start, stop in self.where.rows or ((0, tensor.shape[0]),) if start >= 0]
 
 
 def members(program: Program) -> Iterator[Member]:
-    """Every parameter of the layers and of the final norm, from an imported program."""
+    """Yield every parameter of the layers and of the final norm, from an imported program."""
     program = assign_layers(canonicalise(program))
-    width, parameters = program.attributes["width"], program.parameters
+    width = program.attributes["width"]
+    parameters = program.parameters
     for op in program.ops:
         if isinstance(op, Linear) and op.role in LINEAR:
             group = LINEAR[op.role]
@@ -47,7 +49,9 @@ def members(program: Program) -> Iterator[Member]:
                 copies = -(-parameters[op.weight].shape[1] // width)
                 yield Member(parameters[op.bias], group, op.layer, copies)
         elif isinstance(op, Norm) and op.role in ("layer", "final"):
-            layer = op.layer if op.role == "layer" else -1
+            layer = -1
+            if op.role == "layer":
+                layer = op.layer
             for name, group in ((op.weight, "norm-gain"), (op.bias, "norm-bias")):
                 if name:
                     yield Member(parameters[name], group, layer)
@@ -56,7 +60,7 @@ def members(program: Program) -> Iterator[Member]:
 def layer_parameters(
     program: Program, origins: Mapping[str, str], tensors: Mapping[str, Tensor], n_update_layers: int
 ) -> set[str]:
-    """Names of all parameters of the top layers and of the final norm, queries, keys and gains among them.
+    """Return the names of all parameters of the top layers and of the final norm, queries, keys and gains among them.
 
     origins: of constants that are computed from one parameter, its name; tensors: the model's parameters by name.
     Raises `OptionError` if the model has fewer layers.
@@ -64,16 +68,16 @@ def layer_parameters(
     program = assign_layers(canonicalise(program))
     ops = [op for op in program.ops if isinstance(op, AuxOp)]
     n_layers = check_layers(n_update_layers, max((op.layer for op in ops), default=-1) + 1)
-    found: set[str] = set()
+    names: set[str] = set()
     for op in ops:
         if op.layer >= n_layers - n_update_layers or op.role == "final":
             sources = [program.parameters[name].source for name in op.parameters().values()]
-            found |= {origins.get(source, source) for source in sources}
-    return found & tensors.keys()
+            names |= {origins.get(source, source) for source in sources}
+    return names & tensors.keys()
 
 
 def check_layers(wanted: int, n_layers: int) -> int:
-    """The number of layers that a model has; `OptionError` unless so many of them can be updated."""
+    """Return the number of layers that a model has; raise `OptionError` unless so many of them can be updated."""
     if not 1 <= wanted <= n_layers:
         raise OptionError(f"Cannot update {wanted} layers: the model has {n_layers}; choose 1 to {n_layers}.")
     return n_layers
@@ -82,14 +86,16 @@ def check_layers(wanted: int, n_layers: int) -> int:
 def factors(
     program: Program, tensors: dict[str, Tensor], approximations: Approximations, n_update_layers: int | None
 ) -> dict[str, Tensor]:
-    """What gradients are multiplied by, for the tensors that descend: 1, 0 for rows that stay, m for tiled biases.
+    """Return the factors of the gradients of tensors that descend: 1, 0 for rows that stay, m for tiled biases.
 
     n_update_layers None: all. Raises `OptionError` if the model has fewer layers, or computes a gain that descends.
     """
-    found: dict[str, Tensor] = {}
+    factors: dict[str, Tensor] = {}
     everything = list(members(program))
     n_layers = 1 + max((member.layer for member in everything), default=-1)
-    wanted = n_layers if n_update_layers is None else n_update_layers
+    wanted = n_update_layers
+    if wanted is None:
+        wanted = n_layers
     check_layers(wanted, n_layers)
     groups = frozenset(approximations.groups or ())
     for member in everything:
@@ -100,7 +106,10 @@ def factors(
                     f"The gain {name.removeprefix('constant.')} is computed from a parameter, and explicit fine-tuning "
                     "does not descend on such gains; leave out norm-gain."
                 )
-            factor = found.setdefault(name, torch.zeros_like(tensors[name], dtype=torch.int16))
-            for part in member.rows(factor):
-                part.fill_(member.copies if approximations.tiled_bias else 1)
-    return found
+            factor = factors.setdefault(name, torch.zeros_like(tensors[name], dtype=torch.int16))
+            copies = 1
+            if approximations.tiled_bias:
+                copies = member.copies
+            for rows in member.rows(factor):
+                rows.fill_(copies)
+    return factors

@@ -22,22 +22,22 @@ from tintc.reference.captured import SOFTMAX, Lookup, Override, attention_of, se
 
 
 def masked_scores(captured: CapturedGraph, overrides: Mapping[Node, Override], sees: Tensor) -> dict[Node, Override]:
-    """Attention that also obeys ``sees [T, T]`` bool; overrides: what stands in place of its nodes already."""
-    found: dict[Node, Override] = {}
+    """Return overrides by which attention also obeys ``sees [T, T]`` bool. overrides: those that it has already."""
+    masked: dict[Node, Override] = {}
     normalised = {node.args[0] for node in captured.module.graph.nodes if opname(node) in SOFTMAX}
     for node in captured.module.graph.nodes:
         detached = node in overrides
         if opname(node) == "scaled_dot_product_attention":
-            found[node] = _MaskedAttention(node, sees, detached)
+            masked[node] = _MaskedAttention(node, sees, detached)
         elif opname(node) in SOFTMAX:
-            found[node] = _MaskedSoftmax(node, sees, detached)
+            masked[node] = _MaskedSoftmax(node, sees, detached)
         elif opname(node) == "logsumexp" and node.args[0] in normalised:
-            found[node] = _MaskedSum(node, sees, detached)
-    return found
+            masked[node] = _MaskedSum(node, sees, detached)
+    return masked
 
 
 def moved_positions(captured: CapturedGraph, positions: Tensor) -> dict[Node, Override]:
-    """Everything that depends on a token's position, at ``positions [T]``, each less than T.
+    """Return overrides that put everything that depends on a token's position at ``positions [T]``, each less than T.
 
     Raises `OptionError` if the graph has positions in another form, such as a bias of the scores.
     """
@@ -45,22 +45,27 @@ def moved_positions(captured: CapturedGraph, positions: Tensor) -> dict[Node, Ov
         raise InputError(f"position_ids must be from 0 to {len(positions) - 1}, the length of the text less one.")
     if torch.equal(positions, torch.arange(len(positions)).to(positions)):
         return {}
-    found: dict[Node, Override] = {}
+    moved: dict[Node, Override] = {}
     behind: set[Node] = set()
     for node in captured.module.graph.nodes:
-        dim = None if behind.intersection(node.all_input_nodes) else _dimension(captured, node)
+        follows = bool(behind.intersection(node.all_input_nodes))
+        dim = None
+        if not follows:
+            dim = _dimension(captured, node)
         if dim is not None:
-            found[node] = _Moved(node, positions, dim)
-        if node not in captured.live and (dim is not None or behind.intersection(node.all_input_nodes)):
+            moved[node] = _Moved(node, positions, dim)
+        if node not in captured.live and (dim is not None or follows):
             behind.add(node)  # is where it belongs already
-    if not found:
+    if not moved:
         raise OptionError("This model has no position embedding, learned or rotary, for position_ids to move.")
-    return found
+    return moved
 
 
 def _dimension(captured: CapturedGraph, node: Node) -> int | None:
-    """The dimension that counts positions of a node that depends on these and on no token, and is looked up in a table,
-    an angle, or added to or multiplied with a value of the tokens; None for any other node, scores' biases among them.
+    """Return the dimension of a node that counts positions, or None.
+
+    Such a node depends on positions and on no token, and is looked up in a table, an angle, or added to or multiplied
+    with a value of the tokens. Biases of scores are none.
     """
     if opname(node) == "embedding" and node.args[1] not in captured.live:
         return -2
@@ -74,14 +79,19 @@ def _dimension(captured: CapturedGraph, node: Node) -> int | None:
     if short is None or long is None or not node.meta["val"].is_floating_point():
         return None
     varied = [at - len(short) for at, sizes in enumerate(zip(short, long, strict=True)) if sizes == (5, 7)]
-    return varied[0] if len(varied) == 1 and varied[0] < -1 else None
+    if len(varied) == 1 and varied[0] < -1:
+        return varied[0]
+    return None
 
 
 class _Moved:
     """Rows of ``[..., T, d]`` (`dim`: which dimension is T's) where the positions say."""
 
     def __init__(self, node: Node, positions: Tensor, dim: int):
-        self.node, self.positions, self.dim, self.inputs = node, positions, dim, tuple(node.all_input_nodes)
+        self.node = node
+        self.positions = positions
+        self.dim = dim
+        self.inputs = tuple(node.all_input_nodes)
 
     def __call__(self, lookup: Lookup, dtype: torch.dtype | None) -> Tensor:
         value: Tensor = execute(self.node, lookup, dtype)
@@ -92,7 +102,10 @@ class _MaskedAttention:
     """A row that may see nothing gives zeros."""
 
     def __init__(self, node: Node, sees: Tensor, detached: bool):
-        self.node, self.sees, self.detached, self.inputs = node, sees, detached, tuple(node.all_input_nodes)
+        self.node = node
+        self.sees = sees
+        self.detached = detached
+        self.inputs = tuple(node.all_input_nodes)
 
     def __call__(self, lookup: Lookup, dtype: torch.dtype | None) -> Tensor:
         return attention_of(self.node, lookup, self.detached, self.sees)
@@ -102,7 +115,10 @@ class _MaskedSoftmax:
     """The same for a softmax written out over scores ``[B, H, T, T]``."""
 
     def __init__(self, node: Node, sees: Tensor, detached: bool):
-        self.node, self.sees, self.detached, self.inputs = node, sees, detached, tuple(node.all_input_nodes)
+        self.node = node
+        self.sees = sees
+        self.detached = detached
+        self.inputs = tuple(node.all_input_nodes)
 
     def __call__(self, lookup: Lookup, dtype: torch.dtype | None) -> Tensor:
         source: Any = self.node.args[0]
@@ -110,7 +126,9 @@ class _MaskedSoftmax:
         # A sink's column stands after the last key's, and every query sees it.
         sees = F.pad(self.sees, (0, scores.shape[-1] - self.sees.shape[-1]), value=True)
         weights = seen_softmax(scores, sees)
-        return weights.detach() if self.detached else weights
+        if self.detached:
+            weights = weights.detach()
+        return weights
 
 
 class _MaskedSum(_MaskedSoftmax):
@@ -121,4 +139,6 @@ class _MaskedSum(_MaskedSoftmax):
         scores: Tensor = lookup(source)
         dims: Any = self.node.args[1:]
         total = scores.masked_fill(~self.sees.to(scores.device), -torch.inf).logsumexp(*dims)
-        return total.detach() if self.detached else total
+        if self.detached:
+            total = total.detach()
+        return total

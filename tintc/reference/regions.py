@@ -60,8 +60,11 @@ class Region:
             return values[self.root]
 
         y: Any = _FirstOrder.apply(outside[self.source], f, self.difference, self.is_norm)
-        y = y * outside[self.gains[0]] if self.gains else y
-        return y + outside[self.biases[0]] if self.biases else y
+        if self.gains:
+            y = y * outside[self.gains[0]]
+        if self.biases:
+            y = y + outside[self.biases[0]]
+        return y
 
 
 class _FirstOrder(torch.autograd.Function):
@@ -71,27 +74,31 @@ class _FirstOrder(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, f: Callable[[Tensor], Tensor], difference: Difference, is_norm: bool) -> Tensor:
         ctx.save_for_backward(x)
-        ctx.f, ctx.difference, ctx.is_norm = f, difference, is_norm
+        ctx.f = f
+        ctx.difference = difference
+        ctx.is_norm = is_norm
         return f(x)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None]:
-        (x,), (g,) = ctx.saved_tensors, gradients
-        f, is_norm = ctx.f, ctx.is_norm
-        return ctx.difference.along(lambda z: f(z).reshape(x.shape), x, g.reshape(x.shape), is_norm), None, None, None
+        (x,) = ctx.saved_tensors
+        (g,) = gradients
+        pulled = ctx.difference.along(lambda z: ctx.f(z).reshape(x.shape), x, g.reshape(x.shape), ctx.is_norm)
+        return pulled, None, None, None
 
 
 def difference_regions(
-    graph: CapturedGraph, found: Recognised, norms: Difference | None, activations: Difference | None
+    graph: CapturedGraph, recognised: Recognised, norms: Difference | None, activations: Difference | None
 ) -> dict[Node, Region]:
-    """Overrides for the norms and activations of a recognised graph; None leaves a kind to autograd."""
-    producers, parameters = found.program.producers(), found.program.parameters
+    """Return overrides for the norms and activations of a recognised graph; None leaves a kind to autograd."""
+    producers = recognised.program.producers()
+    parameters = recognised.program.parameters
     regions: dict[Node, Region] = {}
-    for node, value in found.values.items():
+    for node, value in recognised.values.items():
         op = producers[value]
         if isinstance(op, Norm) and norms is not None:
             gain, bias = (parameters[name].source if name else "" for name in (op.weight, op.bias))
-            regions[node] = Region(graph, node, found.inputs[node][0], norms, gain, bias)
+            regions[node] = Region(graph, node, recognised.inputs[node][0], norms, gain, bias)
         elif isinstance(op, Activation) and activations is not None:
-            regions[node] = Region(graph, node, found.inputs[node][0], activations, None, None)
+            regions[node] = Region(graph, node, recognised.inputs[node][0], activations, None, None)
     return regions

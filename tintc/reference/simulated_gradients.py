@@ -40,26 +40,29 @@ def _first_descents(program: Program) -> dict[str, SimOp]:
 
 @torch.no_grad()
 def simulated_gradients(model: TintForCausalLM, inputs: Inputs) -> Gradients:
-    """Gradients of the first step for one text, by ``<layer>.<part>``, in the dtype of the simulator.
+    """Return gradients of the first step for one text, by ``<layer>.<part>``, in the dtype of the simulator.
 
     inputs: of batch size one. Whatever executor the model would choose is the one that runs.
     """
     descents = _first_descents(model.program)
-    made = first_step(model.program)
-    program = replace(model.program, outputs=dict(made))
+    updated = first_step(model.program)
+    program = replace(model.program, outputs=dict(updated))
     rates = model.resolve_rates(LARGE, 1)
     results = execute_program(model, program, inputs, rates, model.choose_executor())
     gradients: Gradients = {}
-    for name, value in made.items():
+    for name, value in updated.items():
         stored = stored_parts(model, name)
         for part, new in unpack_weights(_complete(results[name]), value.type, model.layout).items():
             if part in descents[name].updated_parts():
                 old = stored[part]
-                old = old.flatten(0, 1)[: new.shape[0]] if part == "weight" else old
+                if part == "weight":
+                    old = old.flatten(0, 1)[: new.shape[0]]
                 gradients[f"{name}.{part}"] = (old - new) / LARGE
     return gradients
 
 
 def _complete(weights: Any) -> Any:
     """Return weights with their updates carried out, if fused execution has left these pending."""
-    return materialised(weights) if isinstance(weights, FusedWeights) else weights
+    if isinstance(weights, FusedWeights):
+        return materialised(weights)
+    return weights

@@ -36,13 +36,17 @@ def check_program(path: str, graph: CapturedGraph, source: AuxiliarySource) -> N
 
 
 def stored_problems(path: str, sim: TintForCausalLM, graph: CapturedGraph, source: AuxiliarySource) -> list[str]:
-    """Stored tensors that compiling again does not give. Raises `ModelError` if most weights are others."""
+    """Return a problem for stored tensors that compiling again does not give.
+
+    Raises `ModelError` if most weights are others.
+    """
     missing = sorted({p.source for p in sim.program.parameters.values()} - set(graph.tensors))
     if missing:
         raise ModelError(f"{source.provenance['source']} has no tensor {missing[0]}, from which {path} was compiled.")
     expected = emit(sim.program, graph.tensors, sim.config.inner_lr, dtype_of(path))
     stored = _stored(files_of(path))
-    weights, changed = 0, []
+    weights = 0
+    changed: list[str] = []
     for name, tensor in expected:
         weights += _is_weight(name)
         if name not in stored or not _same(stored[name].get_tensor(name), tensor):
@@ -55,12 +59,14 @@ def stored_problems(path: str, sim: TintForCausalLM, graph: CapturedGraph, sourc
         )
     if not changed:
         return []
-    more = ", ..." if len(changed) > 3 else ""
+    more = ""
+    if len(changed) > 3:
+        more = ", ..."
     return [f"{len(changed)} stored tensors are not those that the compiler makes: {', '.join(changed[:3])}{more}"]
 
 
 def dtype_of(path: str) -> torch.dtype:
-    """The type that an artefact's weights are stored in, which a simulator loaded from it need not compute in."""
+    """Return the type that an artefact's weights are stored in; a simulator loaded from it may compute in another."""
     stored = _stored(files_of(path))
     name = next(name for name in stored if _is_weight(name))
     return NAMED[stored[name].get_slice(name).get_dtype()]
@@ -71,7 +77,7 @@ def _is_weight(name: str) -> bool:
 
 
 def _stored(folder: Path) -> dict[str, Any]:
-    """The open file that holds each tensor; tensors are read one at a time."""
+    """Return the open file that holds each tensor; tensors are read one at a time."""
     files = [safe_open(file, framework="pt") for file in sorted(folder.glob("*.safetensors"))]
     return {name: file for file in files for name in file.keys()}  # noqa: SIM118 - not a dict
 

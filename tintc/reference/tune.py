@@ -98,16 +98,21 @@ def tune(
     Raises `OptionError` and `InputError` for what does not fit, `UnsupportedModelError` if an approximation needs to
     know the graph's parts and they are not recognised.
     """
-    graph = model if isinstance(model, CapturedGraph) else capture(model)
-    chosen = Approximations.of(semantics) if approximations is None else approximations
+    if isinstance(model, CapturedGraph):
+        graph = model
+    else:
+        graph = capture(model)
+    if approximations is None:
+        approximations = Approximations.of(semantics)
     _check(loss, n_steps, inner_lr)
     valid, sees, positions = _placed(input_ids, attention_mask, position_ids)
-    train_mask = first_half(valid) if train_mask is None else train_mask
+    if train_mask is None:
+        train_mask = first_half(valid)
     train = _masks(train_mask, valid, n_steps)
-    counts = _counted(train, loss_mask, input_ids, semantics)
-    tuning = _Tuning(graph, chosen, n_update_layers, loss, dtype)
+    loss_positions = _loss_positions(train, loss_mask, input_ids, semantics)
+    tuning = _Tuning(graph, approximations, n_update_layers, loss, dtype)
     rows = [
-        tuning.run(_Text(ids, train[:, index], counts[:, index], sees[index], positions[index]), inner_lr)
+        tuning.run(_Text(ids, train[:, index], loss_positions[:, index], sees[index], positions[index]), inner_lr)
         for index, ids in enumerate(input_ids.to(graph.input_ids.meta["val"].device))
     ]
     gradients = tuple(
@@ -134,30 +139,40 @@ def _check(loss: str, n_steps: int, inner_lr: float) -> None:
 def _placed(
     ids: Tensor, mask: Tensor | None, positions: Tensor | None
 ) -> tuple[Tensor, Sequence[Tensor | None], Sequence[Tensor | None]]:
-    """``[B, T]``, the tokens that are not padding; who sees whom and at which positions, text by text, or None."""
-    valid, nothing = torch.ones(ids.shape, dtype=torch.bool), [None] * len(ids)
+    """Return the tokens that are not padding, masks and positions.
+
+    ``[B, T]`` bool, and for each text who sees whom ``[T, T]`` and positions ``[T]``, None where the graph's own hold.
+    """
+    valid = torch.ones(ids.shape, dtype=torch.bool)
     if positions is not None and positions.shape != ids.shape:
         raise InputError(f"position_ids has shape {tuple(positions.shape)}; it must have that of input_ids.")
     sees = mask
     if mask is not None and mask.shape == ids.shape:
         valid = mask != 0
         sees = valid[:, None, :].expand(*ids.shape, ids.shape[1])
-        positions = (valid.long().cumsum(1) - 1).clamp(min=0) if positions is None else positions
+        if positions is None:
+            positions = (valid.long().cumsum(1) - 1).clamp(min=0)
     elif mask is not None and mask.shape != (*ids.shape, ids.shape[-1]):
         raise InputError(
             f"attention_mask has shape {tuple(mask.shape)}; it must be that of input_ids, or "
             f"{(*ids.shape, ids.shape[-1])}."
         )
-    return valid, nothing if sees is None else list(sees != 0), nothing if positions is None else list(positions)
+    own_sees: Sequence[Tensor | None] = [None] * len(ids)
+    own_positions: Sequence[Tensor | None] = own_sees
+    if sees is not None:
+        own_sees = list(sees != 0)
+    if positions is not None:
+        own_positions = list(positions)
+    return valid, own_sees, own_positions
 
 
 def first_half(valid: Tensor) -> Tensor:
-    """The first half, rounded down, of every text's tokens that are not padding: ``[B, T]`` bool of the same."""
+    """Return the first half, rounded down, of every text's tokens that are not padding: ``[B, T]`` bool of the same."""
     return valid & (valid.long().cumsum(-1) <= valid.sum(-1, keepdim=True) // 2)
 
 
 def _masks(mask: Tensor, valid: Tensor, n_steps: int) -> Tensor:
-    """The train mask as ``[N, B, T]`` bool, without padding; rows with fewer than two train tokens are emptied."""
+    """Return the train mask as ``[N, B, T]`` bool, without padding; rows of fewer than two train tokens are emptied."""
     if valid.dim() != 2 or mask.shape not in (valid.shape, (n_steps, *valid.shape)):
         raise InputError(
             f"input_ids {tuple(valid.shape)} and train_mask {tuple(mask.shape)} do not fit; pass [B, T] and [B, T], or "
@@ -167,12 +182,16 @@ def _masks(mask: Tensor, valid: Tensor, n_steps: int) -> Tensor:
     return train & (train.sum(-1, keepdim=True) >= 2)
 
 
-def _counted(train: Tensor, loss_mask: Tensor | None, ids: Tensor, semantics: str) -> Tensor:
-    """Positions whose loss counts, ``[N, B, T]``; the last one never does, for want of a target."""
-    target = train if loss_mask is None else train & (loss_mask != 0).expand_as(ids)
-    counts = torch.zeros_like(train)
-    counts[..., :-1] = target[..., 1:] if semantics == "paper-code" else target[..., 1:] & train[..., :-1]
-    return counts
+def _loss_positions(train: Tensor, loss_mask: Tensor | None, ids: Tensor, semantics: str) -> Tensor:
+    """Return the positions whose loss counts, ``[N, B, T]``; the last one never does, for want of a target."""
+    target = train
+    if loss_mask is not None:
+        target = train & (loss_mask != 0).expand_as(ids)
+    positions = torch.zeros_like(train)
+    positions[..., :-1] = target[..., 1:]
+    if semantics != "paper-code":
+        positions[..., :-1] &= train[..., :-1]
+    return positions
 
 
 @dataclass(frozen=True)
@@ -182,7 +201,7 @@ class _Text:
 
     ids: Tensor
     train: Tensor
-    counts: Tensor
+    loss_positions: Tensor
     sees: Tensor | None
     positions: Tensor | None
 
@@ -208,7 +227,10 @@ class _Tuning:
         loss: str,
         dtype: torch.dtype,
     ):
-        self.graph, self.approximations, self.loss, self.dtype = graph, approximations, loss, dtype
+        self.graph = graph
+        self.approximations = approximations
+        self.loss = loss
+        self.dtype = dtype
         floats = [name for name in sorted(graph.parameter_names) if graph.tensors[name].is_floating_point()]
         self.parameters = {name: graph.tensors[name].to(dtype) for name in floats}
         if approximations.groups is not None:
@@ -223,8 +245,8 @@ class _Tuning:
         if approximations.scores:
             self.overrides |= detached_scores(graph)
         if approximations.norms is not None or approximations.activations is not None:
-            found = self.recognised()
-            self.overrides |= difference_regions(graph, found, approximations.norms, approximations.activations)
+            parts = self.recognised()
+            self.overrides |= difference_regions(graph, parts, approximations.norms, approximations.activations)
 
     def recognised(self) -> Recognised:
         if self.graph not in _RECOGNISED:
@@ -232,12 +254,17 @@ class _Tuning:
         return _RECOGNISED[self.graph]
 
     def run(self, text: _Text, inner_lr: float) -> _Row:
-        parameters, before, gradients, losses = dict(self.parameters), None, [], []
-        ids, overrides = text.ids, self.placed(text)
-        for trained, counted in zip(text.train, text.counts, strict=True):
+        parameters = dict(self.parameters)
+        before: Tensor | None = None
+        gradients: list[Tensors] = []
+        losses: list[Tensor] = []
+        ids = text.ids
+        overrides = self.placed(text)
+        for trained, counted in zip(text.train, text.loss_positions, strict=True):
             masks = trained.to(ids.device), counted.to(ids.device)
             logits, loss, gradient = self.step(parameters, ids, *masks, overrides)
-            before = logits if before is None else before
+            if before is None:
+                before = logits
             parameters |= {name: parameters[name] - inner_lr * g for name, g in gradient.items()}
             gradients.append(gradient)
             losses.append(loss)
@@ -247,51 +274,60 @@ class _Tuning:
         return _Row(before, after[0], gradients, torch.stack(losses))
 
     def placed(self, text: _Text) -> dict[Node, Override]:
-        """The approximations, with the text's own masks and positions."""
-        found = dict(self.overrides)
+        """Return the approximations, with the text's own masks and positions."""
+        overrides = dict(self.overrides)
         if text.sees is not None:
-            found |= masked_scores(self.graph, self.overrides, text.sees)
+            overrides |= masked_scores(self.graph, self.overrides, text.sees)
         if text.positions is not None:
-            found |= moved_positions(self.graph, text.positions)
-        return found
+            overrides |= moved_positions(self.graph, text.positions)
+        return overrides
 
     @torch.enable_grad()
     def step(
-        self, parameters: Tensors, ids: Tensor, train: Tensor, counts: Tensor, overrides: Mapping[Node, Override]
+        self, parameters: Tensors, ids: Tensor, train: Tensor, positions: Tensor, overrides: Mapping[Node, Override]
     ) -> tuple[Tensor, Tensor, Tensors]:
-        """Logits ``[T, V]``, summed loss and gradients at the given parameters."""
+        """Return logits ``[T, V]``, summed loss and gradients at these parameters. positions: whose loss counts."""
         leaves = {name: parameters[name].detach().requires_grad_() for name in self.factors}
-        only = train if self.approximations.train_tokens and not _is_prefix(train) else None
-        wanted = (self.graph.logits, self.head()[0]) if self.loss == "mse" else (self.graph.logits,)
-        found = run_nodes(self.graph, ids[None], wanted, parameters | leaves, self.dtype, overrides, only)
-        total = self.summed_loss(found, ids)[counts[:-1]].sum()
-        if not total.requires_grad or not counts.any():
-            return found[0][0].detach(), total.detach(), {name: torch.zeros_like(leaf) for name, leaf in leaves.items()}
+        only = None
+        if self.approximations.train_tokens and not _is_prefix(train):
+            only = train
+        wanted: tuple[Node, ...] = (self.graph.logits,)
+        if self.loss == "mse":
+            wanted = (self.graph.logits, self.head()[0])
+        values = run_nodes(self.graph, ids[None], wanted, parameters | leaves, self.dtype, overrides, only)
+        total = self.summed_loss(values, ids)[positions[:-1]].sum()
+        if not total.requires_grad or not positions.any():
+            return (
+                values[0][0].detach(),
+                total.detach(),
+                {name: torch.zeros_like(leaf) for name, leaf in leaves.items()},
+            )
         pulled = torch.autograd.grad(total, list(leaves.values()), allow_unused=True, materialize_grads=True)
         gradients = {name: g * self.factors[name] for name, g in zip(leaves, pulled, strict=True)}
-        return found[0][0].detach(), total.detach(), gradients
+        return values[0][0].detach(), total.detach(), gradients
 
-    def summed_loss(self, found: tuple[Tensor, ...], ids: Tensor) -> Tensor:
-        """The loss at every position but the last, ``[T - 1]`` (Appendix H, Remark H.2)."""
-        logits, targets = found[0][0, :-1], ids[1:]
+    def summed_loss(self, values: tuple[Tensor, ...], ids: Tensor) -> Tensor:
+        """Return the loss at every position but the last, ``[T - 1]`` (Appendix H, Remark H.2)."""
+        logits = values[0][0, :-1]
+        targets = ids[1:]
         if self.loss == "ce":
             return F.cross_entropy(logits, targets, reduction="none")
         if self.loss == "quad":  # its gradient with respect to the head's input x is E^T (E x + b) - e_next
             return logits.square().sum(-1) / 2 - logits.gather(1, targets[:, None])[:, 0]
         rows = self.parameters[self.head()[1]][targets]
-        return (found[1].reshape(len(ids), -1)[:-1] - rows).square().sum(-1) / 2
+        return (values[1].reshape(len(ids), -1)[:-1] - rows).square().sum(-1) / 2
 
     def head(self) -> tuple[Node, str]:
-        """The node that the language-model head reads, and the head's matrix."""
-        found = self.recognised()
-        node = next(node for node, value in found.values.items() if value is found.program.outputs["logits"])
-        op = found.program.producers()[found.values[node]]
+        """Return the node that the language-model head reads, and the head's matrix."""
+        parts = self.recognised()
+        node = next(node for node, value in parts.values.items() if value is parts.program.outputs["logits"])
+        op = parts.program.producers()[parts.values[node]]
         if not isinstance(op, Linear):
             raise OptionError("The loss mse needs logits that are a linear function of the last layer; choose ce.")
-        return found.inputs[node][0], found.program.parameters[op.weight].source
+        return parts.inputs[node][0], parts.program.parameters[op.weight].source
 
 
 def _is_prefix(train: Tensor) -> bool:
-    """Whether no token before a train token is left out. Then no other token receives a gradient, by causality."""
+    """Return True if no token before a train token is left out: no other then receives a gradient, by causality."""
     count = int(train.sum())
     return bool(train[:count].all())

@@ -65,11 +65,14 @@ class Tolerances:
         models are 0.007 off, the update up to 0.04, and a parameter's gradient 0.01, where ReLUs switch up to 0.16.
         """
         if linear_attention == "softmax":
-            return cls(1e-5, 1e-3, 1e-5) if dtype == torch.float64 else cls(5e-2, 0.3, 1e-2)
+            if dtype == torch.float64:
+                return cls(1e-5, 1e-3, 1e-5)
+            return cls(5e-2, 0.3, 1e-2)
         if dtype == torch.float64:
             return cls(1e-9, 1e-6, 1e-9)
         if dtype == torch.float32:
-            return cls(1e-4, 1e-2 if scheme == "token" else 0.3, 1e-5)
+            gradient = {"token": 1e-2, "fixed": 0.3}
+            return cls(1e-4, gradient[scheme], 1e-5)
         return cls(3e-2, 0.2, 2e-2)
 
 
@@ -87,7 +90,7 @@ class Compared:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What `verify` found. problems: sentences, none if the simulator does what its options say; gradient: all
+    """The result of `verify`. problems: sentences, none if the simulator does what its options say; gradient: all
     parameters together; errors as in `Tolerances`, that of the update relative to the update; update_cosine: of the
     logits' update to the reference's."""
 
@@ -110,18 +113,22 @@ class Verdict:
         return not self.problems
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values; numbers that are not finite are null. cosine_exact, error_exact: what cosine_autograd and
-        error_autograd were called before."""
-        found = {"ok": self.ok, **_finite(asdict(self))}
-        for shown in (found["gradient"], *found["parameters"].values()):
+        """Return plain values; numbers that are not finite are null.
+
+        cosine_exact, error_exact: the former names of cosine_autograd and error_autograd.
+        """
+        values = {"ok": self.ok, **_finite(asdict(self))}
+        for shown in (values["gradient"], *values["parameters"].values()):
             shown |= {"cosine_exact": shown["cosine_autograd"], "error_exact": shown["error_autograd"]}
-        return found
+        return values
 
 
 def _finite(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _finite(inner) for key, inner in value.items()}
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
 
 
 def verify(path: str, sim: TintForCausalLM, source: AuxiliarySource, ids: Tensor, train: int) -> Verdict:
@@ -140,7 +147,7 @@ def verify(path: str, sim: TintForCausalLM, source: AuxiliarySource, ids: Tensor
     with torch.no_grad():
         out = sim(ids[None].to(sim.device), train_mask=mask, return_before=True)
     executor = sim.last_executor
-    made = simulated_gradients(sim, resolve_inputs(ids[None].to(sim.device), mask, semantics=sim.config.semantics))
+    simulated = simulated_gradients(sim, resolve_inputs(ids[None].to(sim.device), mask, semantics=sim.config.semantics))
     config = sim.config
     shortest = max(sim.dtype, dtype_of(path), key=lambda kind: torch.finfo(kind).eps)
     tolerances = Tolerances.of(shortest, config.fd_scheme, config.linear_attention)
@@ -152,13 +159,18 @@ def verify(path: str, sim: TintForCausalLM, source: AuxiliarySource, ids: Tensor
     LOGGER.info("fine-tuning the model by autograd alone")
     plain = replace(_approximations(sim), scores=False, norms=None, activations=None, tiled_bias=False)
     exact = _tuned(graph, config, ids, mask, plain, 1, dtype)
-    stays = [name for name in made if sim.program.parameters[name].source not in tuned.gradients[0]]
-    products = {name: _products(sim, name, g, tuned, exact) for name, g in made.items() if name not in stays}
+    stays = [name for name in simulated if sim.program.parameters[name].source not in tuned.gradients[0]]
+    products = {name: _products(sim, name, g, tuned, exact) for name, g in simulated.items() if name not in stays}
     parameters = _compare(products, tolerances)
-    before, after = _apart(out.logits_before, tuned.logits_before), _apart(out.logits, tuned.logits)
+    before = _apart(out.logits_before, tuned.logits_before)
+    after = _apart(out.logits, tuned.logits)
     update = float((tuned.logits - tuned.logits_before).norm())
     gradient = _compared(torch.stack(list(products.values())).sum(0), tolerances.gradient)
-    cosine = _update_cosine(out.logits - out.logits_before, tuned) if update else 1.0
+    update_error = 0.0
+    cosine = 1.0
+    if update:
+        update_error = after / update
+        cosine = _update_cosine(out.logits - out.logits_before, tuned)
     problems += _numeric_problems(tolerances, before, after, update, tuned, parameters)
     problems += _direction_problems(sim.dtype, cosine, gradient.cosine)
     problems += _other_parameters(sim, tuned, list(products), stays)
@@ -167,7 +179,7 @@ def verify(path: str, sim: TintForCausalLM, source: AuxiliarySource, ids: Tensor
         tolerances=tolerances,
         logits_before_error=before / float(tuned.logits_before.norm()),
         logits_after_error=after / float(tuned.logits.norm()),
-        update_error=after / update if update else 0.0,
+        update_error=update_error,
         update_cosine=cosine,
         gradient=gradient,
         parameters=parameters,
@@ -180,9 +192,11 @@ def verify(path: str, sim: TintForCausalLM, source: AuxiliarySource, ids: Tensor
 
 
 def reference_dtype(source: AuxiliarySource) -> torch.dtype:
-    """fp64, or fp32 for a model too large for that."""
+    """Return fp64, or fp32 for a model too large for that."""
     size = sum(tensor.numel() for tensor in source.model.parameters())
-    return torch.float64 if COPIES * size * 8 <= psutil.virtual_memory().available else torch.float32
+    if COPIES * size * 8 <= psutil.virtual_memory().available:
+        return torch.float64
+    return torch.float32
 
 
 def _approximations(sim: TintForCausalLM) -> Approximations:
@@ -215,49 +229,62 @@ def _tuned(
 
 
 def _products(sim: TintForCausalLM, name: str, gradient: Tensor, tuned: Tuned, exact: Tuned) -> Tensor:
-    """Of a parameter's gradient g: ``<g, g>``, then ``<r, r>``, ``<g, r>``, ``|g - r|^2`` with r the reference's
-    gradient of the same rows, and the same three with the exact one."""
+    """Return seven products of a parameter's gradient g.
+
+    ``<g, g>``, then ``<r, r>``, ``<g, r>``, ``|g - r|^2`` with r the reference's gradient of the same rows, and the
+    same three with the exact one.
+    """
     parameter = sim.program.parameters[name]
-    found: list[Tensor] = []
+    products: list[Tensor] = []
     for other in (tuned, exact):
         right = view(parameter, other.gradients[0][parameter.source][0]).cpu()
         own = gradient.to("cpu", right.dtype)
-        found += [right.square().sum(), (own * right).sum(), (own - right).square().sum()]
-    return torch.stack([gradient.double().square().sum().cpu(), *found]).double()
+        products += [right.square().sum(), (own * right).sum(), (own - right).square().sum()]
+    return torch.stack([gradient.double().square().sum().cpu(), *products]).double()
 
 
 def _compare(products: dict[str, Tensor], tolerances: Tolerances) -> dict[str, Compared]:
-    total = float(sum(found[1] for found in products.values())) ** 0.5
+    total = float(sum(numbers[1] for numbers in products.values())) ** 0.5
     compared = {}
-    for name, found in products.items():
-        size = float(found[1]) ** 0.5
-        compared[name] = _compared(found, tolerances.gradient + (tolerances.floor * total / size if size else 0.0))
+    for name, numbers in products.items():
+        size = float(numbers[1]) ** 0.5
+        allowed = tolerances.gradient
+        if size:
+            allowed += tolerances.floor * total / size
+        compared[name] = _compared(numbers, allowed)
     return compared
 
 
 def _compared(products: Tensor, allowed: float) -> Compared:
     own, *others = products.tolist()
-    cosines, errors = [], []
+    cosines: list[float] = []
+    errors: list[float] = []
     for size, both, apart in (others[:3], others[3:]):
-        cosines.append(both / (own * size) ** 0.5 if own and size else float(own == size))
-        errors.append((apart / size) ** 0.5 if size else own**0.5)
+        if own and size:
+            cosines.append(both / (own * size) ** 0.5)
+        else:
+            cosines.append(float(own == size))
+        # Beside a gradient that is zero an error has nothing to be relative to.
+        errors.append((apart / (size or 1.0)) ** 0.5)
     return Compared(cosines[0], errors[0], cosines[1], errors[1], allowed, others[0] ** 0.5)
 
 
-def _apart(found: Tensor, right: Tensor) -> float:
-    return float((found.to("cpu", right.dtype) - right.cpu()).norm())
+def _apart(logits: Tensor, right: Tensor) -> float:
+    return float((logits.to("cpu", right.dtype) - right.cpu()).norm())
 
 
 def _update_cosine(update: Tensor, tuned: Tuned) -> float:
-    """Of the logits' update ``[1, T, V]`` to the reference's."""
+    """Return the cosine of the logits' update ``[1, T, V]`` to the reference's."""
     right = (tuned.logits - tuned.logits_before).cpu()
     return float(torch.cosine_similarity(update.to("cpu", right.dtype).flatten(), right.flatten(), dim=0))
 
 
 def _direction_problems(dtype: torch.dtype, logits: float, gradient: float) -> Iterator[str]:
     name = str(dtype).removeprefix("torch.")
-    longer = "" if dtype == torch.float64 else f"; {name} may be too short for it, compile with --dtype float64"
-    if dtype == torch.bfloat16:
+    longer = f"; {name} may be too short for it, compile with --dtype float64"
+    if dtype == torch.float64:
+        longer = ""
+    elif dtype == torch.bfloat16:
         longer = f"; {name} is too short for it, pass --dtype float32, or compile without --dtype"
     for what, cosine in (("the update of the logits", logits), ("the gradient", gradient)):
         if not cosine >= LEAST_COSINE:
@@ -276,24 +303,26 @@ def _numeric_problems(
     allowed = tolerances.logits * float(tuned.logits.norm()) + tolerances.gradient * update
     if not after <= allowed:
         yield f"the logits after the update are {after:.3g} off; {allowed:.3g} is allowed (the update is {update:.3g})"
-    wrong = [name for name, found in parameters.items() if not found.error <= found.allowed]
+    wrong = [name for name, compared in parameters.items() if not compared.error <= compared.allowed]
     if wrong:
         worst = max(wrong, key=lambda name: parameters[name].error)
-        found = parameters[worst]
+        compared = parameters[worst]
         yield (
             f"the gradients of {len(wrong)} of {len(parameters)} parameters are off, most that of {worst}: "
-            f"{found.error:.2g}, relatively; {found.allowed:.2g} is allowed"
+            f"{compared.error:.2g}, relatively; {compared.allowed:.2g} is allowed"
         )
 
 
-def _other_parameters(sim: TintForCausalLM, tuned: Tuned, made: list[str], stays: list[str]) -> Iterator[str]:
-    """Parameters that the options say descend and that the program leaves alone, and the other way round."""
+def _other_parameters(sim: TintForCausalLM, tuned: Tuned, updated: list[str], stays: list[str]) -> Iterator[str]:
+    """Yield a problem for parameters that the options say descend and the program leaves alone, and the reverse."""
     if stays:
         yield f"the program updates {len(stays)} parameters that its options say stay, {stays[0]} among them"
     left = {name: gradient[0].clone() for name, gradient in tuned.gradients[0].items()}
-    for name in made:
+    for name in updated:
         parameter = sim.program.parameters[name]
-        tensor = left[parameter.source].T if parameter.transpose else left[parameter.source]
+        tensor = left[parameter.source]
+        if parameter.transpose:
+            tensor = tensor.T
         for start, stop in parameter.rows or ((0, tensor.shape[0]),):
             tensor[max(start, 0) : stop] = 0
     names = [name for name, gradient in left.items() if bool(gradient.any())]

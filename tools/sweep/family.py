@@ -50,7 +50,7 @@ STEP = 1e-6
 
 @dataclass
 class Outcome:
-    """What came of one configuration of one type.
+    """The outcome of one configuration of one type.
 
     stage: where it ended (``build``, ``capture``, ``import``, ``lower``, ``logits``, ``gradient``, ``executors``), or
     ``passed``; reasons: sentences, of a failure; errors: the largest of each check.
@@ -78,7 +78,8 @@ class _Wrong(Exception):
 
 def check_family(model_type: str, variant: str = "", **options: Any) -> Outcome:
     """Compile the tiny model of that type and run every check; never raises for what is wrong with a type."""
-    outcome, start = Outcome(model_type, variant), time.perf_counter()
+    outcome = Outcome(model_type, variant)
+    start = time.perf_counter()
     try:
         _check(outcome, options)
     except UnsupportedModelError as error:
@@ -146,12 +147,12 @@ def _double_by_default() -> Iterator[None]:
 
 
 def _check_gradient(outcome: Outcome, graph: CapturedGraph, sim: TintForCausalLM, ids: Tensor) -> None:
-    """Every parameter that descends, beside autograd of the whole graph, one text at a time."""
+    """Check every parameter that descends, beside autograd of the whole graph, one text at a time."""
     mask = torch.arange(ids.shape[1])[None] < ids.shape[1] // 2
-    found = simulated_gradients(sim, resolve_inputs(ids, mask))
+    simulated = simulated_gradients(sim, resolve_inputs(ids, mask))
     right = tune(graph, ids, mask, inner_lr=LR, approximations=Approximations(scores=True)).gradients[0]
     total = torch.stack([gradient.norm() for gradient in right.values()]).norm()
-    for name, gradient in found.items():
+    for name, gradient in simulated.items():
         parameter = sim.program.parameters[name]
         wanted = view(parameter, right[parameter.source][0])
         error = float((gradient - wanted).norm() / (wanted.norm() + 1e-3 * total))
@@ -160,11 +161,12 @@ def _check_gradient(outcome: Outcome, graph: CapturedGraph, sim: TintForCausalLM
 
 @torch.no_grad()
 def _check_executors(outcome: Outcome, sim: TintForCausalLM, ids: Tensor) -> None:
-    found = {}
+    outputs = {}
     for executor in ("literal", "fused"):
         with _executor(sim, executor) as run:
-            found[executor] = run(ids, return_before=True)
-    literal, fused = found["literal"], found["fused"]
+            outputs[executor] = run(ids, return_before=True)
+    literal = outputs["literal"]
+    fused = outputs["fused"]
     size = (literal.logits - literal.logits_before).norm()
     if not size > 0:
         raise _Wrong("the update changes nothing")
@@ -187,5 +189,5 @@ def _record(outcome: Outcome, name: str, error: float, allowed: float, of: str =
         raise _Wrong(f"the check {name}{of} is {error:.2g} off, relatively; {allowed:g} is allowed")
 
 
-def _relative(found: Tensor, right: Tensor) -> float:
-    return float((found - right).abs().max() / right.abs().max())
+def _relative(value: Tensor, right: Tensor) -> float:
+    return float((value - right).abs().max() / right.abs().max())

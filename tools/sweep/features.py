@@ -26,7 +26,7 @@ class Features:
 
 
 def features_of(program: Program) -> Features:
-    """The features of a program whose roles are assigned."""
+    """Return the features of a program whose roles are assigned."""
     ops = [op for op in program.ops if isinstance(op, AuxOp)]
     return Features(_norms(ops), _positions(ops, program), _attention(ops), _feed_forward(ops))
 
@@ -34,18 +34,22 @@ def features_of(program: Program) -> Features:
 def _norms(ops: list[AuxOp]) -> str:
     norms = [op for op in ops if isinstance(op, Norm)]
     kinds = _listed(NAMES.get(op.kind, op.kind) for op in norms if op.role != "qk")
-    return f"{kinds}, on q and k" if any(op.role == "qk" for op in norms) else kinds
+    if any(op.role == "qk" for op in norms):
+        kinds += ", on q and k"
+    return kinds
 
 
 def _positions(ops: list[AuxOp], program: Program) -> str:
-    words = ["table"] if any(isinstance(op, PositionEmbedding) for op in ops) else []
+    words: list[str] = []
+    if any(isinstance(op, PositionEmbedding) for op in ops):
+        words.append("table")
     for op in ops:
         if not isinstance(op, Attention):
             continue
         frequencies = getattr(op, "inv_freq", "")
         if frequencies:
             part = 2 * program.parameters[frequencies].shape[0] < op.head_dim
-            words.append(f"rotary, {op.rotary_style}{', part of a head' if part else ''}")
+            words.append(f"rotary, {op.rotary_style}" + ", part of a head" * part)
         if getattr(op, "slopes", ()):
             words.append("ALiBi")
     return _listed(words) or "none"
@@ -55,7 +59,11 @@ def _attention(ops: list[AuxOp]) -> str:
     words = []
     for op in ops:
         if isinstance(op, Attention):
-            kind = "multi-head" if op.n_kv_heads == op.n_heads else "grouped" if op.n_kv_heads > 1 else ONE_KEY_HEAD
+            kind = "grouped"
+            if op.n_kv_heads == op.n_heads:
+                kind = "multi-head"
+            elif op.n_kv_heads == 1:
+                kind = ONE_KEY_HEAD
             more = [word for key, word in SCORES.items() if getattr(op, key)]
             words.append(" + ".join([kind, *more]))
     return _listed(words)

@@ -80,7 +80,7 @@ def write_tables(data: Data) -> None:
 
 
 def to_markdown(data: Data) -> str:
-    """The page: what passes, then what is refused and why."""
+    """Return the page: what passes, then what is refused and why."""
     checked = " and ".join(f"{batch} x {length}" for batch, length in SHAPES)
     lines = [
         "# What compiles",

@@ -48,7 +48,7 @@ def main() -> int:
 
 
 def all_jobs(only: list[str] | None = None) -> list[Job]:
-    """Every registered type, and the variants of each; of the types in `only`, if any are given."""
+    """Return every registered type, and the variants of each; of the types in `only`, if any are given."""
     from tools.sweep.tiny import registered_types
     from tools.sweep.variants import VARIANTS
 
@@ -61,7 +61,9 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--only", nargs="+", metavar="TYPE", help="check these types, and write nothing")
     parser.add_argument("--fresh", action="store_true", help="forget what an interrupted sweep has done")
     parser.add_argument("--no-write", action="store_true", help="leave the tables as they are")
-    parser.add_argument("--describe", action="store_true", help="check nothing, and write what was found in new words")
+    parser.add_argument(
+        "--describe", action="store_true", help="check nothing, and write the stored outcomes in new words"
+    )
     return parser.parse_args()
 
 

@@ -67,12 +67,12 @@ PARTIAL = 0.4
 
 
 def registered_types() -> list[str]:
-    """Every model type for which transformers registers a causal language model."""
+    """Return every model type for which transformers registers a causal language model."""
     return sorted(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
 
 
 def tiny_config(model_type: str, **options: Any) -> PretrainedConfig:
-    """A small configuration of that type; `options` are set on top, nested ones merged.
+    """Return a small configuration of that type; `options` are set on top, nested ones merged.
 
     Raises whatever the configuration class raises for it.
     """
@@ -82,7 +82,7 @@ def tiny_config(model_type: str, **options: Any) -> PretrainedConfig:
 
 
 def tiny_model(model_type: str, seed: int = 0, **options: Any) -> PreTrainedModel:
-    """A model of that type as `random_model` makes it."""
+    """Return a model of that type as `random_model` makes it."""
     config = tiny_config(model_type, **options)
     try:
         return random_model(config, seed)
@@ -93,8 +93,10 @@ def tiny_model(model_type: str, seed: int = 0, **options: Any) -> PreTrainedMode
 
 
 def random_model(config: PretrainedConfig, seed: int = 0, attention: str = "sdpa") -> PreTrainedModel:
-    """A model with random weights, biases and gains included, which start as zeros and ones. Same arguments, same
-    weights."""
+    """Return a model with random weights, biases and gains included, which start as zeros and ones.
+
+    Same arguments, same weights.
+    """
     torch.manual_seed(seed)
     model = AutoModelForCausalLM.from_config(config, attn_implementation=attention)
     with torch.no_grad():
@@ -105,25 +107,27 @@ def random_model(config: PretrainedConfig, seed: int = 0, attention: str = "sdpa
 
 def _small(default: PretrainedConfig) -> dict[str, Any]:
     known = default.to_dict()
-    found: dict[str, Any] = {name: size for size, names in SIZES.items() for name in names if name in known}
-    found |= {name: token for name, token in TOKENS.items() if name in known}
+    sizes: dict[str, Any] = {name: size for size, names in SIZES.items() for name in names if name in known}
+    sizes |= {name: token for name, token in TOKENS.items() if name in known}
     if known.get("sliding_window") is not None:
-        found["sliding_window"] = WINDOW
+        sizes["sliding_window"] = WINDOW
     kinds = list(dict.fromkeys(known.get("layer_types") or ()))
     if len(kinds) > 1:  # as many layers as `SIZES` says, of different kinds
-        found["layer_types"] = list(LAYERS) if set(LAYERS) <= set(kinds) else kinds[:2]
+        sizes["layer_types"] = kinds[:2]
+        if set(LAYERS) <= set(kinds):
+            sizes["layer_types"] = list(LAYERS)
     if "qk_rope_head_dim" in known:
-        found |= {name: size for name, size in LATENT.items() if name in known}
-    found |= _rotary(known)
+        sizes |= {name: size for name, size in LATENT.items() if name in known}
+    sizes |= _rotary(known)
     for name in default.sub_configs:
         inner = getattr(default, name, None)
         if isinstance(inner, PretrainedConfig):
-            found[name] = _small(inner)
-    return found
+            sizes[name] = _small(inner)
+    return sizes
 
 
 def _rotary(known: Mapping[str, Any]) -> dict[str, Any]:
-    """The default's rotary parameters, with a share of the head that is an even number of its coordinates."""
+    """Return the default's rotary parameters, with a share of the head that is an even number of its coordinates."""
     parameters = known.get("rope_parameters")
     if not isinstance(parameters, dict):
         return {}
@@ -144,8 +148,10 @@ def _rotary(known: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _merged(base: Mapping[str, Any], more: Mapping[str, Any]) -> dict[str, Any]:
-    found = dict(base)
+    merged = dict(base)
     for key, value in more.items():
-        inner = found.get(key)
-        found[key] = _merged(inner, value) if isinstance(inner, dict) and isinstance(value, dict) else value
-    return found
+        inner = merged.get(key)
+        if isinstance(inner, dict) and isinstance(value, dict):
+            value = _merged(inner, value)
+        merged[key] = value
+    return merged

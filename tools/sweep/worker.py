@@ -20,6 +20,8 @@ capture(tiny_model("llama"))
 
 
 def check(model_type: str, variant: str) -> dict[str, Any]:
-    """The outcome of one configuration, as plain values."""
-    options = VARIANTS[model_type][variant] if variant else {}
+    """Return the outcome of one configuration, as plain values."""
+    options: dict[str, Any] = {}
+    if variant:
+        options = VARIANTS[model_type][variant]
     return check_family(model_type, variant, **options).to_json()
