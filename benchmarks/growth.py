@@ -32,8 +32,7 @@ from peer import Peer
 
 import tintc
 from tintc.runtime.execution.fused import Sizes, make_plan
-from tintc.runtime.execution.fused.costs import multiply_adds
-from tintc.runtime.execution.fused.memory import peak_bytes
+from tintc.runtime.execution.fused.costs import multiply_adds, peak_bytes
 from tintc.runtime.model.causal_lm import TintForCausalLM
 
 RATE = 1e-5

@@ -21,7 +21,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 import tintc
 from tintc.errors import ArtefactError, OptionError, TintcError
 from tintc.runtime.artefact.card import model_card
-from tintc.runtime.model.causal_lm import saving
+from tintc.runtime.model import saving
 
 IDS = tiny_models.token_ids(2, 12, vocab=22)
 
@@ -198,7 +198,7 @@ def test_killed_while_saving(folder: Path) -> None:
     before = contents(folder)
     lines = (
         "import os, signal, sys, tintc",
-        "from tintc.runtime import saving",
+        "from tintc.runtime.model import saving",
         "saving.write_texts = lambda *_, **__: os.kill(os.getpid(), signal.SIGKILL)",
         "tintc.load(sys.argv[1]).save_pretrained(sys.argv[1], max_shard_size='20KB')",
     )

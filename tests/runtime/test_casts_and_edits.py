@@ -74,7 +74,7 @@ def test_a_program_without_layout_says_so() -> None:
 
 def test_mistakes_in_the_call_are_said() -> None:
     sim = compiled()
-    with pytest.raises(TypeError, match="learning_rate"):
+    with pytest.raises(InputError, match="learning_rate"):
         sim(IDS, learning_rate=3)
     with pytest.raises(InputError, match="labels"):
         sim(IDS, labels=IDS[:, :4])

@@ -40,7 +40,7 @@ def arranged(point: str) -> str:
     return "\n".join(
         [
             "import os, signal, tintc",
-            "from tintc.runtime import shards, staging, stream",
+            "from tintc.runtime.artefact import safetensors_writer as shards, staging, streaming as stream",
             *(at[indent:] for at in lines),
         ]
     )

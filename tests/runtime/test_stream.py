@@ -100,7 +100,7 @@ def test_output_exists(model: Path, tmp_path: Path) -> None:
 def test_loading_maps(model: Path, tmp_path: Path) -> None:
     """What a loaded simulator holds lies in its files."""
     sim = tintc.compile(model, output=tmp_path / "sim")
-    held = [p for name in ("tables", "prefixes") for p in sim._modules[name].parameters()]
+    held = [p for name in ("tables", "prefixes") for p in getattr(sim, name).parameters()]
     assert held and all(MappedWeights([tensor]).nbytes for tensor in held)
 
 
