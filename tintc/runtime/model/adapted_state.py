@@ -6,7 +6,6 @@ import os
 from typing import Any
 
 from tintc.runtime.adaptation.continuation import AdaptiveSimulator
-from tintc.runtime.adaptation.export_hf import export_model
 from tintc.runtime.adaptation.state import AdaptedWeights
 from tintc.runtime.adaptation.state_file import read_state, write_state
 
@@ -38,4 +37,6 @@ class AdaptedState(AdaptedWeights):
         `OptionError` if the simulator's stored weights have changed since. Prefixes that were trained before go with
         the update; trained tables do not.
         """
+        from tintc.runtime.adaptation.export_hf import export_model  # which needs the frontend, as nothing else here
+
         export_model(self.example(example), path, model)
