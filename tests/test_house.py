@@ -15,6 +15,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "tintc"
+UPSTAIRS = ("tintc.runtime", "tintc.evaluation", "tintc.reference")
 BELOW = {
     "tintc.ir": (
         "tintc.frontend",

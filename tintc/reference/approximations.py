@@ -44,7 +44,7 @@ class Difference:
 
 
 def norm_scale(f: Callable[[Tensor], Tensor], x: Tensor, y: Tensor, unit: Tensor) -> Tensor:
-    """What a norm f without gain and bias divides by at x, read off ``y = f(x)``: ``[..., D] -> [..., 1]``.
+    """Return what a norm f without gain and bias divides x by, from ``y = f(x)``: ``[..., D] -> [..., 1]``.
 
     ``y = x / c`` gives ``<x, y> = c <y, y>``. So does LayerNorm's ``y = (x - mu) / c``, whose entries add up to zero:
     ``<x, y> = <x - mu, y>``. Where y is zero, the same is asked of a tiny vector along `unit`, added to x.
