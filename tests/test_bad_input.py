@@ -84,7 +84,8 @@ def test_broken_models(command: Command, model: Path, tmp_path: Path, case: str)
     damage, says = BROKEN_MODELS[case]
     damage(model)
     refuses(command, "compile", model, "-o", tmp_path / "sim", "--json", says=says)
-    refuses(command, "inspect", model, "--params", "--json", says=says)
+    if case not in ("no weights", "NaN"):  # a look at a model does not need its numbers
+        refuses(command, "inspect", model, "--params", "--json", says=says)
     assert {path.name for path in tmp_path.iterdir()} <= {"model"}
 
 

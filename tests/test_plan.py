@@ -107,11 +107,12 @@ def test_hollow_models_are_captured_as_whole_ones(make: Callable[[], PreTrainedM
 
 
 def test_a_mixture_without_weights_is_refused_in_a_sentence(command: Command, tmp_path: Path) -> None:
+    """The obstacle first, in words; the places it was met at may follow."""
     tiny_config("qwen3_moe").save_pretrained(tmp_path)
     for name in ("plan", "explain", "inspect"):
-        found = command(name, tmp_path)
-        assert found.code == 2 and len(found.err.splitlines()) == 1, found.err
-        assert "it has a mixture of experts" in found.err
+        result = command(name, tmp_path)
+        assert result.code == 2 and "it has a mixture of experts" in result.err.splitlines()[0], result.err
+        assert "Traceback" not in result.err and len(result.err.splitlines()) < 9
 
 
 def test_a_simulator_is_not_planned(command: Command, tmp_path: Path) -> None:

@@ -49,8 +49,7 @@ def randomise(module: TintAttention) -> None:
         for tensor in (*module.parameters(), *module.buffers()):
             tensor.copy_(randn(*tensor.shape))
         for letter in "qkv":
-            for name in ("p", "lam"):
-                tensor = getattr(module, f"{name}_{letter}")
+            for tensor in (module.position_matrix(letter), getattr(module, f"lam_{letter}")):
                 tensor.copy_(randn(*tensor.shape))
 
 

@@ -26,7 +26,7 @@ def compiled() -> TintForCausalLM:
 def test_terms_the_construction_leaves_out_count_as_structure() -> None:
     sim = compiled()
     assert sim.choose_executor() == "fused"
-    sim.get_parameter("structure.linear_backward.p_q").data.add_(1)
+    sim.get_buffer("structure.linear_backward.p_q").data.add_(1)
     assert sim.choose_executor() == "literal"
 
 

@@ -285,7 +285,7 @@ def test_the_plan_leaves_out_what_nobody_needs() -> None:
     sim = compiled("gpt2", n_update_layers=1)
     run(sim, token_ids(1, 12))
     run(sim, token_ids(1, 12), return_before=True)
-    alone, both = (plan for key, plan in sim.plans.items() if key[1].length == 12 and key[1].batch == 1)
+    alone, both = (plan for plan in sim.plans.values() if plan.sizes.length == 12 and plan.sizes.batch == 1)
     first = {op: length for op, length in alone.lengths.items() if op.phase == "forward" and op.layer == 2}
     assert set(first.values()) == {6, 12} and set(both.lengths.values()) == {6, 12}
     assert len(alone.ops) < len(both.ops)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from tintc.evaluation.blocks import train_tokens
 from tintc.evaluation.perplexity import Evaluation, evaluate_blocks
 from tintc.evaluation.processes import launched, processes
 from tintc.frontend.source.load import TOKENIZER_PROBLEM
+from tintc.progress import LOGGER
 from tintc.runtime.artefact.folder import read_config
 from tintc.runtime.load import load
 from tintc.runtime.model.finite import without_nan_warning
@@ -55,8 +57,9 @@ def run_text(
         shown = {name: value for name, value in evaluation.to_json().items() if name not in ("hint", "rates")}
         name = "the text" if file in (None, STDIN) else file
         print_table(f"{path} on {name}", shown | {"rates": _by_rate(evaluation)})
-    for note in _notes(evaluation, options.get("partial", False)):
-        print(note, file=sys.stderr)
+    if LOGGER.isEnabledFor(logging.WARNING):
+        for note in _notes(evaluation, options.get("partial", False)):
+            print(note, file=sys.stderr)
 
 
 def learning_rates(text: str | None) -> dict[str, Any]:

@@ -88,9 +88,14 @@ class StructuralModel(SimulatorModules):
         self.last_executor = ""
         self._softened = any(op.softmax for op in self.program.ops if isinstance(op, SimOp))
         self._warnings_given = set[str]()
-        self._built_modules = tuple(self.modules())
+        self._built_modules = self._executed_modules()
         self._checked: tuple[Snapshot, bool] | None = None
         self._freeze_structure()
+
+    def _executed_modules(self) -> tuple[nn.Module, ...]:
+        """Return the modules whose work fused execution does by algebra; prefixes and tables are only read, so that a
+        parametrisation may stand there."""
+        return (*self.structure.modules(), *self.sites.modules())
 
     def _freeze_structure(self) -> None:
         """Have structural tensors ask for no gradients, which is how a simulator begins (see `trainable`)."""
@@ -135,7 +140,7 @@ class StructuralModel(SimulatorModules):
             return f"{hooked or 'the simulator itself'} carries a hook, or another forward"
         if torch_module._has_any_global_hook():
             return "hooks are registered for every module (torch.nn.modules.module.register_module_forward_hook)"
-        if tuple(modules.values()) != self._built_modules:
+        if self._executed_modules() != self._built_modules:
             return "modules were added to it, or replaced"
         waiting = torch.is_grad_enabled() and any(p.requires_grad for p in self._structure_parameters().values())
         if waiting and self.executor == "auto":
