@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 import tintc
 from tintc.errors import ArtefactError, OptionError
 from tintc.frontend.source.load import load_auxiliary
-from tintc.frontend.source.mapped import MAPS, MappedWeights
+from tintc.mapped import MAPS, MappedWeights
 from tintc.runtime.artefact.safetensors_writer import INDEX, parse_size
 from tintc.runtime.load import write_artefact
 

@@ -22,11 +22,11 @@ from tintc.errors import ModelError, OptionError
 from tintc.frontend.graph.trace_model import LONGEST, PROCESS_LOCK, longest_sequence
 from tintc.frontend.source.failures import check_report, first_sentence, why_not_loaded
 from tintc.frontend.source.kinds import check_kind, not_a_model, simulator_sentence, unwrapped
-from tintc.frontend.source.mapped import MappedWeights
 from tintc.frontend.source.places import Place, configuration, find_place, has_weights
 from tintc.frontend.source.weightless import weightless_model
 from tintc.hub import MODEL_TYPE
 from tintc.ir.finite import is_finite
+from tintc.mapped import MappedWeights
 
 
 @dataclass(frozen=True)

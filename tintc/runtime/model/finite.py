@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +14,7 @@ from transformers import LogitsProcessor
 from tintc.errors import ArtefactError, InputError
 from tintc.ir.finite import is_finite
 from tintc.ir.simulator.interface.fused_base import FusedWeights
+from tintc.mapped import MappedWeights
 
 if TYPE_CHECKING:
     from tintc.runtime.model.structure import StructuralModel
@@ -25,11 +26,16 @@ BLOWN_UP = (
 logger = logging.getLogger("tintc")
 
 
-def check_weights(path: Any, tensors: Iterable[tuple[str, Tensor]]) -> None:
-    """Raise `ArtefactError` for the first tensor that has NaN or infinite values."""
-    for name, tensor in tensors:
+def check_weights(path: Any, tensors: Mapping[str, Tensor]) -> None:
+    """Raise `ArtefactError` for the first tensor that has NaN or infinite values.
+
+    Tensors that lie in mapped files are given back once they were looked at, so that a look costs no memory.
+    """
+    mapped = MappedWeights(tensors.values())
+    for name, tensor in tensors.items():
         if tensor.is_floating_point() and not tensor.is_meta and not is_finite(tensor):
             raise ArtefactError(f"{path} has NaN or infinite values in {name}. Compile the model again.")
+        mapped.release()
 
 
 def warn_of_logits(sim: StructuralModel, logits: Tensor) -> None:

@@ -80,7 +80,7 @@ class Source:
         if self.path is not None:
             sim.read_tokenizer_from(self.path, self.hub)
             sim.check_against(files_of(self.path, **self.hub))
-            check_weights(self.path, sim.named_parameters())
+            check_weights(self.path, dict(sim.named_parameters()))
         elif structure_digest(self.tensors.items()) == self.config.digests.get("structure"):
             sim.trust()
         warn_if_short(sim.dtype)
