@@ -143,3 +143,14 @@ def test_what_is_no_prompt(change: dict[str, Any], says: str) -> None:
         with pytest.raises((InputError, OptionError), match=says):
             arguments: dict[str, Any] = {"format": format} | given_ones
             masks.few_shot(MERGING, **arguments)
+
+
+@pytest.mark.parametrize("demonstrations", [["a", "b"], [("a film", 1)], [("a", "b", "c")]])
+def test_what_is_no_demonstration(demonstrations: Any) -> None:
+    with pytest.raises(InputError, match="pass a pair of strings"):
+        masks.few_shot(command.tokenizer(), demonstrations, "q")
+
+
+def test_no_tokenizer() -> None:
+    with pytest.raises(InputError, match="There is no tokenizer"):
+        masks.few_shot(None, [("a cat", " sat")], "q")

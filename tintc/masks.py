@@ -54,6 +54,15 @@ def multi(demonstrations: Sequence[Sequence[int]], queries: Sequence[int]) -> di
     return _masks(owner, is_pad[:, :, None] == is_pad[:, None, :])
 
 
+def _is_pair(demonstration: Any) -> bool:
+    """Return True for a text and its label."""
+    try:
+        text, label = demonstration
+    except (TypeError, ValueError):
+        return False
+    return isinstance(text, str) and isinstance(label, str) and not isinstance(demonstration, str)
+
+
 def few_shot(
     tokenizer: Any,
     demonstrations: Sequence[tuple[str, str]],
@@ -71,7 +80,8 @@ def few_shot(
     label's.
 
     Returns ``input_ids``, ``train_mask`` and ``loss_mask [1, T]``, for ``single`` also ``attention_mask [1, T, T]`` and
-    ``position_ids [1, T]``: ``sim(**tintc.masks.few_shot(...))``. Raises `InputError` for texts without tokens, and
+    ``position_ids [1, T]``: ``sim(**tintc.masks.few_shot(...))``. Raises `InputError` for texts without tokens and
+    for what is no pair of strings, and
     `OptionError` for another format or loss.
     """
     for name, value, known in (("format", format, FORMATS), ("loss", loss, LOSSES)):
@@ -79,6 +89,11 @@ def few_shot(
             raise OptionError(f"The {name} is {value!r}; choose one of {', '.join(known)}.")
     if not demonstrations:
         raise InputError("There are no demonstrations; pass at least one pair of a text and its label.")
+    for demonstration in demonstrations:
+        if not _is_pair(demonstration):
+            raise InputError(f"A demonstration is {demonstration!r}; pass a pair of strings, a text and its label.")
+    if not callable(tokenizer):
+        raise InputError("There is no tokenizer; pass sim.tokenizer, or the one of the model it was compiled from.")
     parts = [[*demonstration] for demonstration in demonstrations] + [[query]]
     if format == "multi":
         joined = [part for text, label in demonstrations for part in (text, label, separator)]

@@ -99,7 +99,7 @@ def read_artefact(path: str) -> Subject:
     config = read_config(path)
     check_config(path, config, program)
     check_file(path, program, edited=is_edited(text, config.get("digests", {})))
-    facts = {name: config.get(name) for name in OPTIONS} | {"provenance": config.get("provenance", {})}
+    facts = {name: config.get(name) for name in (*OPTIONS, "dtype")} | {"provenance": config.get("provenance", {})}
     stored = read_auxiliary(path)
     auxiliary = None
     if stored is not None:

@@ -56,7 +56,9 @@ def run_text(
     else:
         shown = {name: value for name, value in evaluation.to_json().items() if name not in ("hint", "rates")}
         name = "the text" if file in (None, STDIN) else file
-        print_table(f"{path} on {name}", shown | {"rates": _by_rate(evaluation)})
+        if evaluation.rates:
+            shown["rates"] = _by_rate(evaluation)
+        print_table(f"{path} on {name}", shown)
     if LOGGER.isEnabledFor(logging.WARNING):
         for note in _notes(evaluation, options.get("partial", False)):
             print(note, file=sys.stderr)
