@@ -15,6 +15,7 @@ from tintc.cli.console import print_json, silence_libraries, stages
 from tintc.cli.run import read_text, tokenise
 from tintc.errors import OptionError
 from tintc.ir.inputs import resolve_inputs
+from tintc.progress import LOGGER
 from tintc.runtime.load import load
 from tintc.runtime.model.adapted_state import AdaptedState
 from tintc.runtime.model.causal_lm import TintForCausalLM
@@ -37,6 +38,7 @@ def generate_text(
     choice = _choice(options)
     content = read_text(text, file)
     with stages():
+        LOGGER.info("loading the simulator")
         sim = load(path, executor=executor, device=device, dtype=dtype)
         ids = prompt_ids(path, sim.tokenizer, content, options["chat"])[None].to(sim.device)
         training = _training(sim, ids, options)
@@ -49,6 +51,7 @@ def generate_text(
     if streams:
         streamer = _Terminal(sim.tokenizer, console, shown)
     start = time.perf_counter()
+    LOGGER.info("adapting to the prompt, and writing")
     with torch.no_grad(), without_nan_warning():
         whole = sim.generate(ids, streamer=streamer, **training, **choice)[0]
     seconds = time.perf_counter() - start

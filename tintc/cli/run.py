@@ -45,8 +45,10 @@ def run_text(
         train_tokens(options["block_size"], options["train_fraction"])
     with processes(device) as together:
         with stages():
+            LOGGER.info("loading the simulator")
             sim = load(path, executor=executor, device=together.device or device, dtype=dtype)
             ids = tokenise(path, sim.tokenizer, content, special=options.get("bos", True))
+        LOGGER.info("running the blocks")
         with block_progress() as progress, without_nan_warning():
             evaluation = evaluate_blocks(sim, ids, on_block=progress, processes=together, **options)
     if not together.main:
