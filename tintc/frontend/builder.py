@@ -11,7 +11,7 @@ from torch.fx import Node
 from tintc.frontend.graph.captured import CapturedGraph
 from tintc.ir.auxiliary import Concat, Select
 from tintc.ir.auxiliary.base import AuxOp
-from tintc.ir.columns import Runs
+from tintc.ir.columns import runs_of
 from tintc.ir.core import Parameter, Program, Type, Value, tokens
 from tintc.ir.names import Names
 
@@ -45,7 +45,7 @@ class Builder:
         """Return the columns of a value; the value itself if they are all of its columns in order."""
         if list(columns) == list(range(value.type.width)):
             return value
-        return self.emit(Select, node, (value,), tokens(len(columns)), hint, columns=as_runs(columns))
+        return self.emit(Select, node, (value,), tokens(len(columns)), hint, columns=runs_of(columns))
 
     def parameter(self, name: str, transpose: bool = False) -> str:
         """Declare that the program reads a tensor, and return the parameter's name.
@@ -64,14 +64,3 @@ class Builder:
     def _name(self, node: Node, hint: str) -> str:
         words = [word for word in (self.graph.path(node), hint) if word]
         return self._names.fresh(FORBIDDEN.sub("_", ".".join(words)) or "value")
-
-
-def as_runs(columns: Sequence[int]) -> Runs:
-    """Return columns as runs: ``[4, 5, 6, 0, 1]`` as ``((4, 7), (0, 2))``."""
-    runs: list[tuple[int, int]] = []
-    for column in columns:
-        if runs and runs[-1][1] == column:
-            runs[-1] = (runs[-1][0], column + 1)
-        else:
-            runs.append((column, column + 1))
-    return tuple(runs)
