@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from command import Command, make_command
 
 TRANSFORMERS_MARKERS = (
     "accelerate_tests",
@@ -57,3 +58,9 @@ def shared() -> Path:
     if not SHARED.is_dir():
         pytest.skip(f"{SHARED} is not here; it holds pretrained models and the authors' outputs")
     return SHARED
+
+
+@pytest.fixture
+def command(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Command:
+    """``command("compile", folder, ...)`` runs `tintc` in this process."""
+    return make_command(monkeypatch, capfd)

@@ -18,17 +18,11 @@ from command import (
     change_weights,
     contents,
     finished,
-    make_command,
     model_folder,
     process,
 )
 
 import tintc
-
-
-@pytest.fixture
-def command(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Command:
-    return make_command(monkeypatch, capfd)
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import tiny_models
 import torch
-from command import ROOT, STORY, Command, Result, contents, make_command, model_folder
+from command import ROOT, STORY, Command, Result, contents, model_folder
 from safetensors.torch import load_file
 from tokenizers.processors import TemplateProcessing
 from typer.main import get_command
@@ -23,11 +23,6 @@ import tintc
 import tintc_cli
 from tintc.errors import TintcError
 from tintc.ir.text import parse_program
-
-
-@pytest.fixture
-def command(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Command:
-    return make_command(monkeypatch, capfd)
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ import pytest
 import tiny_models
 import torch
 import typer.rich_utils
-from command import STORY, Command, make_command, model_folder, tokenizer
+from command import STORY, Command, model_folder, tokenizer
 from typer.main import get_command
 
 import tintc
@@ -29,11 +29,6 @@ def values_of(annotation: Any) -> set[object]:
     if get_origin(annotation) is Literal:
         return set(get_args(annotation))
     return {value for part in get_args(annotation) for value in values_of(part)}
-
-
-@pytest.fixture
-def command(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Command:
-    return make_command(monkeypatch, capfd)
 
 
 @pytest.fixture(scope="module")

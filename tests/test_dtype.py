@@ -8,18 +8,13 @@ from pathlib import Path
 import pytest
 import tiny_models
 import torch
-from command import STORY, Command, make_command, model_folder
+from command import STORY, Command, model_folder
 
 import tintc
 
 IDS = tiny_models.token_ids(1, 16, vocab=23)
 LEAST = 0.9999
 """Cosine that two updates in float32 have at least; that of bfloat16 stays below 0.99 at this rate."""
-
-
-@pytest.fixture
-def command(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Command:
-    return make_command(monkeypatch, capfd)
 
 
 @pytest.fixture(scope="module")

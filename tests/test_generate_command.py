@@ -6,17 +6,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from command import STORY, Command, make_command, model_folder
+from command import STORY, Command, model_folder
 
 import tintc
 from tintc.runtime.model.adapted_state import AdaptedState
 
 PROMPT = " ".join(STORY.split()[:12])
-
-
-@pytest.fixture
-def command(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Command:
-    return make_command(monkeypatch, capfd)
 
 
 @pytest.fixture(scope="module")

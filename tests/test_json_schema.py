@@ -10,17 +10,12 @@ from typing import Any
 
 import pytest
 import tiny_models
-from command import ROOT, STORY, Command, make_command, model_folder
+from command import ROOT, STORY, Command, model_folder
 from jsonschema import Draft202012Validator
 from typer.main import get_command
 
 import tintc
 import tintc_cli
-
-
-@pytest.fixture
-def command(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Command:
-    return make_command(monkeypatch, capfd)
 
 
 @pytest.fixture(scope="module")

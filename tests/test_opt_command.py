@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import tiny_models
-from command import Command, make_command, model_folder
+from command import Command, model_folder
 from programs import gpt_like
 
 import tintc
@@ -15,11 +15,6 @@ from tintc.lowering.pipeline import PIPELINE, passes_named, run_passes
 from tintc.options import Options
 
 NAMES = [one.name for one in PIPELINE]
-
-
-@pytest.fixture
-def command(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Command:
-    return make_command(monkeypatch, capfd)
 
 
 @pytest.fixture(scope="module")

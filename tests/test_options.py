@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import tiny_models
 import torch
-from command import ROOT, Command, make_command, model_folder
+from command import ROOT, Command, model_folder
 from typer.main import get_command
 
 import tintc
@@ -23,11 +23,6 @@ from tintc.runtime.artefact.card import model_card
 from tintc.runtime.artefact.checks import RECORDED
 
 COMMANDS: Any = get_command(tintc_cli.app)
-
-
-@pytest.fixture
-def command(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Command:
-    return make_command(monkeypatch, capfd)
 
 
 def test_python_takes_every_option() -> None:

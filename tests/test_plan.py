@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import tiny_models
-from command import Command, make_command, model_folder
+from command import Command, model_folder
 from transformers import PreTrainedModel
 
 import tintc
@@ -19,11 +19,6 @@ from tintc.frontend.importer import import_graph
 from tintc.frontend.source.weightless import weightless_model
 from tintc.ir.text import print_program
 from tools.sweep.tiny import tiny_config
-
-
-@pytest.fixture
-def command(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Command:
-    return make_command(monkeypatch, capfd)
 
 
 @pytest.fixture(scope="module")

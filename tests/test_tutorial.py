@@ -9,17 +9,12 @@ from typing import Any
 
 import pytest
 import torch
-from command import ROOT, Command, make_command
+from command import ROOT, Command
 from tiny_models import relative
 
 MODEL = ROOT.parent / "shared" / "models" / "stories260K"
 DATA = ROOT.parent / "shared" / "data" / "classification" / "sst2"
 BLOCK = re.compile(r"^```(python|sh)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-
-
-@pytest.fixture
-def command(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Command:
-    return make_command(monkeypatch, capfd)
 
 
 @pytest.mark.filterwarnings("error:Converting a tensor")

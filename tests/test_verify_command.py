@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import tiny_models
 import torch
-from command import STORY, Command, make_command, model_folder
+from command import STORY, Command, model_folder
 from safetensors.torch import load_file, save_file
 
 import tintc
@@ -20,11 +20,6 @@ from tintc.reference import tune
 
 MODELS = {"gpt2": tiny_models.gpt2, "opt": tiny_models.opt, "llama": tiny_models.llama}
 Tensors = dict[str, torch.Tensor]
-
-
-@pytest.fixture
-def command(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Command:
-    return make_command(monkeypatch, capfd)
 
 
 @pytest.fixture(scope="module")

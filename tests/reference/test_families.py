@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from command import Command, make_command
+from command import Command
 
 from tintc.reference.family_table import DATA, Data, read_data, shown_reasons, summary
 from tools.sweep.family import Outcome, check_family
@@ -19,11 +19,6 @@ from tools.sweep.tiny import registered_types, tiny_config
 from tools.sweep.variants import DENSE, DOZEN, VARIANTS
 
 ROOT = Path(__file__).parents[2]
-
-
-@pytest.fixture
-def command(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Command:
-    return make_command(monkeypatch, capfd)
 
 
 @pytest.mark.parametrize(("model_type", "variant"), DOZEN)

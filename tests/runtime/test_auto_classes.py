@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import tiny_models
 import torch
-from command import ROOT, STORY, Command, contents, make_command, simulator_folder
+from command import ROOT, STORY, contents, simulator_folder
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
@@ -35,11 +35,6 @@ def stored(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def folder(stored: Path, tmp_path: Path) -> Path:
     """A folder that the test may change."""
     return Path(shutil.copytree(stored, tmp_path / "sim"))
-
-
-@pytest.fixture
-def command(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Command:
-    return make_command(monkeypatch, capfd)
 
 
 def logits(sim: Any) -> torch.Tensor:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from command import STORY, Command, change_config, change_weights, make_command, simulator_folder
+from command import STORY, Command, change_config, change_weights, simulator_folder
 from transformers import AutoConfig, AutoModelForCausalLM
 
 import tintc
@@ -27,11 +27,6 @@ def stored(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def folder(stored: Path, tmp_path: Path) -> Path:
     """A folder that the test may change."""
     return Path(shutil.copytree(stored, tmp_path / "sim"))
-
-
-@pytest.fixture
-def command(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Command:
-    return make_command(monkeypatch, capfd)
 
 
 def change_program(folder: Path, old: str, new: str) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from command import Command, make_command
+from command import Command
 from fused_cases import check_fused, family, relative_to_update, run, token_ids
 
 from tintc import load
@@ -32,12 +32,6 @@ from tintc.lowering.emission.sharing import placement
 from tintc.options import REUSE, Options
 from tintc.runtime.load import write_artefact
 from tintc.runtime.model.causal_lm import TintForCausalLM
-
-
-@pytest.fixture
-def command(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Command:
-    return make_command(monkeypatch, capfd)
-
 
 IDS = token_ids(2, 9)
 LAYERS, STEPS, UPDATED = 3, 2, 2
