@@ -15,6 +15,7 @@ from torch import Tensor
 from tintc.runtime.adaptation.continuation import AdaptiveSimulator
 from tintc.runtime.artefact.beside import text_digest
 from tintc.runtime.execution.fused.packed_linear import pack_weights
+from tintc.runtime.execution.watched import place_of, sample_of
 
 SAMPLED, GLANCED = 4096, 16
 """Numbers of each tensor that a simulator is known by, and that a glance at it takes in."""
@@ -25,7 +26,7 @@ def fingerprint(sim: AdaptiveSimulator) -> str:
     digest = hashlib.sha256(text_digest(sim.config.program or "").encode())
     for kind in (sim.tables, sim.prefixes):
         for name, parameter in kind.named_parameters():
-            digest.update(name.encode() + _some(parameter, SAMPLED).cpu().float().numpy().tobytes())
+            digest.update(name.encode() + sample_of(parameter, SAMPLED).cpu().float().numpy().tobytes())
     return digest.hexdigest()
 
 
@@ -56,23 +57,12 @@ class WeightsSnapshot:
 
 
 def _places(sim: AdaptiveSimulator) -> tuple[tuple[int, int], ...]:
-    return tuple((tensor.data_ptr(), _version(tensor)) for tensor in _stored(sim))
-
-
-def _version(tensor: Tensor) -> int:
-    if tensor.is_inference():
-        return 0
-    return tensor._version
+    return tuple(map(place_of, _stored(sim)))
 
 
 def _numbers(sim: AdaptiveSimulator) -> Tensor:
-    return torch.cat([_some(tensor, GLANCED) for tensor in _stored(sim)])
+    return torch.cat([sample_of(tensor, GLANCED) for tensor in _stored(sim)])
 
 
 def _stored(sim: AdaptiveSimulator) -> Iterator[Tensor]:
     return (tensor for kind in (sim.tables, sim.prefixes) for tensor in kind.parameters())
-
-
-def _some(tensor: Tensor, count: int) -> Tensor:
-    flat = tensor.detach().flatten()
-    return flat[:: max(1, flat.numel() // count)]

@@ -29,6 +29,7 @@ from tintc.runtime.artefact.config import TintConfig
 from tintc.runtime.artefact.folder import DTYPES, as_dtype
 from tintc.runtime.artefact.structure_file import stored_structure, structure_digest
 from tintc.runtime.execution.module_tree import Container
+from tintc.runtime.execution.watched import place_of, sample_of
 from tintc.runtime.model.modules import SimulatorModules
 
 EXECUTORS = ("auto", "fused", "literal")
@@ -52,29 +53,18 @@ def check_executor(executor: str) -> None:
 class Snapshot:
     """Tensors as they are at one moment: their names and places, and a sample of their numbers."""
 
-    places: tuple[tuple[str, int, int, torch.dtype], ...]
+    places: tuple[tuple[str, tuple[int, int], torch.dtype], ...]
     sample: Tensor
 
     @classmethod
     def of(cls, tensors: dict[str, Tensor]) -> Snapshot:
         """Return the snapshot of tensors on one device; cheap enough for every run."""
-        places = tuple((name, t.data_ptr(), _version(t), t.dtype) for name, t in tensors.items())
-        return cls(places, torch.cat([_sampled(tensor) for tensor in tensors.values()]))
+        places = tuple((name, place_of(tensor), tensor.dtype) for name, tensor in tensors.items())
+        return cls(places, torch.cat([sample_of(tensor, SAMPLED) for tensor in tensors.values()]))
 
     def same(self, other: Snapshot) -> bool:
         """Return whether nothing was seen to change between two snapshots."""
         return self.places == other.places and torch.equal(self.sample, other.sample)
-
-
-def _version(tensor: Tensor) -> int:
-    if tensor.is_inference():
-        return 0
-    return tensor._version
-
-
-def _sampled(tensor: Tensor) -> Tensor:
-    flat = tensor.detach().flatten()
-    return flat[:: max(1, flat.numel() // SAMPLED)]
 
 
 class StructuralModel(SimulatorModules):
