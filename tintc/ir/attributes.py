@@ -93,8 +93,10 @@ def _depth(value: Any) -> int:
 
 
 def is_a(value: Any, kind: str) -> bool:
-    """Return True if a JSON value is what a field's annotation says: ``int``, ``float``, ``str``, or a tuple of such as
-    a list."""
+    """Return True if a JSON value is what a field's annotation says: ``int``, ``float``, ``str``, ``bool``, or a tuple
+    of such as a list."""
+    if kind == "bool":
+        return isinstance(value, bool)
     if not kind.startswith("tuple["):
         return isinstance(value, KINDS[kind]) and not isinstance(value, bool)
     if not isinstance(value, list):

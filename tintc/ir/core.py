@@ -13,17 +13,19 @@ from typing import Any, ClassVar, TypeVar
 
 from tintc.errors import IRError
 
-TYPE_KINDS = ("tokens", "logits", "linear", "norm")
+TYPE_KINDS = ("tokens", "routed", "logits", "linear", "norm", "experts")
 
 
 @dataclass(frozen=True)
 class Type:
     """The type of a value. `kind` names it, `dims` are its fixed sizes (batch and length are always dynamic).
 
-    Kinds: ``tokens`` (dims = width: one vector per token), ``logits`` (dims = vocabulary), ``linear`` (dims = dout,
-    din; the weights of a linear layer as a value), ``norm`` (dims = width; gain and bias of a norm as a value). `parts`
-    says which tensors a weight value carries besides a linear layer's matrix: ``bias`` (``bias4``: four times, a
-    quarter each), and of a norm ``gain``, or ``vector`` for a gain that prefixes hold as a vector.
+    Kinds: ``tokens`` (dims = width: one vector per token), ``routed`` (dims = experts, chosen, width: one vector for
+    every token and each expert that it has chosen), ``logits`` (dims = vocabulary), ``linear`` (dims = dout, din; the
+    weights of a linear layer as a value), ``experts`` (dims = experts, dout, din; those of a linear layer for each
+    expert), ``norm`` (dims = width; gain and bias of a norm as a value). `parts` says which tensors a weight value
+    carries besides a linear layer's matrix: ``bias`` (``bias4``: four times, a quarter each), and of a norm ``gain``,
+    or ``vector`` for a gain that prefixes hold as a vector.
     """
 
     kind: str
@@ -132,14 +134,16 @@ class Parameter:
     """A tensor of the auxiliary model, as a view of a tensor that its checkpoint stores.
 
     source: name in the checkpoint (or ``constant.*`` for a tensor the importer derived); shape: after the view;
-    transpose: the checkpoint stores it as ``[in, out]``; rows: runs ``(start, stop)`` of output rows taken, after the
-    transposition; None means all.
+    transpose: the checkpoint stores it as ``[in, out]``; rows: runs ``(start, stop)`` or ``(start, stop, step)`` of
+    output rows taken, after the transposition; None means all. stacked: the first dimension counts experts, and the
+    rest of the view is of each.
     """
 
     source: str
     shape: tuple[int, ...]
     transpose: bool = False
-    rows: tuple[tuple[int, int], ...] | None = None
+    rows: tuple[tuple[int, ...], ...] | None = None
+    stacked: bool = False
 
 
 @dataclass(eq=False)

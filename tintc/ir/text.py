@@ -51,6 +51,8 @@ def _parameter_line(name: str, parameter: Parameter) -> str:
         attributes["transpose"] = True
     if parameter.rows is not None:
         attributes["rows"] = parameter.rows
+    if parameter.stacked:
+        attributes["stacked"] = True
     return f"parameter @{name} {{{print_attributes(attributes)}}} : {shape}"
 
 
@@ -136,18 +138,20 @@ class _Parser:
         if match[1] in program.parameters:
             raise self.fail(f"the parameter @{match[1]} stands there twice")
         attributes = self.attributes(match[2])
-        if not set(attributes) <= {"source", "transpose", "rows"} or "source" not in attributes:
-            raise self.fail("a parameter has 'source' and may have 'transpose' and 'rows'")
-        if not isinstance(attributes["source"], str) or not isinstance(attributes.get("transpose", False), bool):
-            raise self.fail("the source of a parameter is a string, and 'transpose' is true or false")
+        if not set(attributes) <= {"source", "transpose", "rows", "stacked"} or "source" not in attributes:
+            raise self.fail("a parameter has 'source' and may have 'transpose', 'rows' and 'stacked'")
+        flags = [attributes.get(name, False) for name in ("transpose", "stacked")]
+        if not isinstance(attributes["source"], str) or not all(isinstance(flag, bool) for flag in flags):
+            raise self.fail("the source of a parameter is a string, and 'transpose' and 'stacked' are true or false")
         rows = attributes.get("rows")
-        if rows is not None and not is_a(rows, "tuple[tuple[int, int], ...]"):
-            raise self.fail("the rows of a parameter are pairs [start, stop]")
+        if rows is not None and not _is_rows(rows):
+            raise self.fail("the rows of a parameter are runs [start, stop] or [start, stop, step]")
         program.parameters[match[1]] = Parameter(
             source=attributes["source"],
             shape=_sizes(match[3]),
-            transpose=attributes.get("transpose", False),
+            transpose=flags[0],
             rows=as_tuples(rows),
+            stacked=flags[1],
         )
         self.at += 1
 
@@ -250,6 +254,13 @@ class _Parser:
             raise self.fail("expected '}'")
         self.at += 1
         return Block(arguments, ops, yields)
+
+
+def _is_rows(rows: Any) -> bool:
+    """Return True for a list of runs of two or three integers, the third of which, a step, is above zero."""
+    if not is_a(rows, "tuple[tuple[int, ...], ...]"):
+        return False
+    return all(len(run) == 2 or (len(run) == 3 and run[2] > 0) for run in rows)
 
 
 def _names(text: str | None) -> list[str]:

@@ -4,6 +4,7 @@ from tintc.ir.auxiliary.attention import Attention
 from tintc.ir.auxiliary.base import AuxOp, Context
 from tintc.ir.auxiliary.columns import Concat, Select
 from tintc.ir.auxiliary.elementwise import Activation, Add, Gate, Multiply, Scale
+from tintc.ir.auxiliary.experts import Combine, Experts, Route, Spread
 from tintc.ir.auxiliary.linear import Linear, Logits
 from tintc.ir.auxiliary.norm import Norm
 from tintc.ir.auxiliary.tables import Constant, Embedding, PositionEmbedding
@@ -13,16 +14,20 @@ __all__ = [
     "Add",
     "Attention",
     "AuxOp",
+    "Combine",
     "Concat",
     "Constant",
     "Context",
     "Embedding",
+    "Experts",
     "Gate",
     "Linear",
     "Logits",
     "Multiply",
     "Norm",
     "PositionEmbedding",
+    "Route",
     "Scale",
     "Select",
+    "Spread",
 ]

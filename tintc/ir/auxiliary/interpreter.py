@@ -19,6 +19,7 @@ from tintc.ir.core import Parameter, Program, Value
 from tintc.ir.functions import FiniteDifference
 from tintc.ir.inputs import Inputs
 from tintc.ir.lazy import Lazy
+from tintc.ir.liveness import last_reads
 from tintc.ir.losses import loss_gradient
 from tintc.options import DESCENDS
 
@@ -44,17 +45,18 @@ class Descent:
 def view(parameter: Parameter, tensor: Tensor) -> Tensor:
     """Return the checkpoint's `tensor` as the parameter sees it: transposed, then rows selected."""
     if parameter.transpose:
-        tensor = tensor.transpose(0, 1)
+        tensor = tensor.transpose(-2, -1)
     if parameter.rows is not None:
-        tensor = torch.cat([_run(tensor, start, stop) for start, stop in parameter.rows])
+        dim = int(parameter.stacked)
+        tensor = torch.cat([_run(tensor, dim, *run) for run in parameter.rows], dim)
     return tensor
 
 
-def _run(tensor: Tensor, start: int, stop: int) -> Tensor:
-    """Return the rows from start to stop; zeros for negative numbers."""
+def _run(tensor: Tensor, dim: int, start: int, stop: int, step: int = 1) -> Tensor:
+    """Return the rows from start to stop, counted in dimension `dim`; zeros for negative numbers."""
     if start < 0:
-        return tensor.new_zeros(stop - start, *tensor.shape[1:])
-    return tensor[start:stop]
+        return tensor.new_zeros(*tensor.shape[:dim], stop - start, *tensor.shape[dim + 1 :])
+    return tensor[(slice(None),) * dim + (slice(start, stop, step),)]
 
 
 def load(program: Program, source: Mapping[str, Tensor], dtype: torch.dtype = torch.float64) -> dict[str, Tensor]:
@@ -76,7 +78,15 @@ def loading(
 
 def forward(program: Program, tensors: Mapping[str, Tensor], inputs: Inputs) -> Tensor:
     """Return the decoder's logits ``[B, T, V]``."""
-    return _values(program, Context(tensors, inputs, EXACT))[program.outputs["logits"]]
+    context = Context(tensors, inputs, EXACT)
+    last = last_reads(program.ops, program.outputs.values())
+    values: dict[Value, Tensor] = {}
+    for op in program.ops:
+        assert isinstance(op, AuxOp)
+        values[op.result] = op.evaluate(context, *(values[operand] for operand in op.operands))
+        for value in last[op]:
+            del values[value]
+    return values[program.outputs["logits"]]
 
 
 def descending(op: AuxOp, n_layers: int, n_update_layers: int, groups: frozenset[str]) -> set[str]:

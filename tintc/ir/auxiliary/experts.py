@@ -1,0 +1,137 @@
+"""Mixtures of experts: a router's weights, and linear layers of which every token uses those of its own experts.
+
+A mixture is ``y_t = sum_e r_te W2_e act(W1_e x_t)``. Between its two sums stand *routed* values, one vector for every
+token and every expert that it has chosen::
+
+    %r = aux.route(%z)             weights, zero where an expert is not chosen
+    %x = aux.spread(%r, %tokens)   a token's vector, for each of its experts
+    %h = aux.experts(%r, %x)       each expert's own linear layer; then activations and gates, as anywhere
+    %y = aux.combine(%r, %h)       the weighted sum over a token's experts
+
+Here they are ``[B, T, E, width]`` and zero where the expert is not chosen. The choice and its weights count as
+constants of the backward pass, as attention's scores do, so that every expert is a set of ordinary linear layers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from tintc.ir.auxiliary.base import AuxOp, Context, Pulled
+from tintc.ir.core import register
+from tintc.ir.routed import check_routed
+from tintc.ir.router import RouterOptions, routing_weights
+
+
+@register("aux.route")
+@dataclass(eq=False, kw_only=True)
+class Route(RouterOptions, AuxOp):
+    """(z) -> r, ``[B, T, E]``: the weights of a token's experts from a router's logits, zero for all other experts."""
+
+    def parameters(self) -> dict[str, str]:
+        return self.vectors()
+
+    def evaluate(self, context: Context, z: Tensor) -> Tensor:
+        return routing_weights(self, z, {key: context.parameter(name) for key, name in self.vectors().items()})
+
+    def pullback(self, context: Context, dy: Tensor, z: Tensor) -> Pulled:
+        """Return nothing: routing counts as a constant."""
+        return (None,), {}
+
+
+@register("aux.spread")
+@dataclass(eq=False, kw_only=True)
+class Spread(AuxOp):
+    """(r, x) -> x_t for every expert that token t has chosen; with `weighted`, ``r_te x_t``."""
+
+    weighted: bool = False
+
+    def verify(self) -> None:
+        self.expect(len(self.operands) == 2, "takes the routing and x")
+        check_routed(self, self.operands[0], self.result)
+        x = self.operands[1].type
+        self.expect(x.kind == "tokens" and x.width == self.result.type.width, f"spreads {x} to {self.result.type}")
+
+    def evaluate(self, context: Context, r: Tensor, x: Tensor) -> Tensor:
+        return _factor(r, self.weighted) * x[..., None, :]
+
+    def pullback(self, context: Context, dy: Tensor, r: Tensor, x: Tensor) -> Pulled:
+        """Return ``dx = sum_e dy_e`` over a token's experts, weighted as x was."""
+        return (None, (_factor(r, self.weighted) * dy).sum(-2)), {}
+
+
+@register("aux.combine")
+@dataclass(eq=False, kw_only=True)
+class Combine(AuxOp):
+    """(r, y) -> ``sum_e r_te y_te``; without `weighted`, the plain sum over the experts that token t has chosen."""
+
+    weighted: bool = True
+
+    def verify(self) -> None:
+        self.expect(len(self.operands) == 2, "takes the routing and y")
+        check_routed(self, *self.operands)
+        y = self.operands[1].type
+        same = self.result.type.kind == "tokens" and y.width == self.result.type.width
+        self.expect(same, f"combines {y} to {self.result.type}")
+
+    def evaluate(self, context: Context, r: Tensor, y: Tensor) -> Tensor:
+        return (_factor(r, self.weighted) * y).sum(-2)
+
+    def pullback(self, context: Context, dy: Tensor, r: Tensor, y: Tensor) -> Pulled:
+        """Return ``dy_e = r_te dy_t``: nothing for experts that are not chosen."""
+        return (None, _factor(r, self.weighted) * dy[..., None, :]), {}
+
+
+@register("aux.experts")
+@dataclass(eq=False, kw_only=True)
+class Experts(AuxOp):
+    """(r, x) -> ``W_e x_te + b_e`` for every expert e that token t has chosen; ``W [E, dout, din]``, ``b [E, dout]`` or
+    none. The layers of all experts descend with the group of feed-forward layers."""
+
+    GROUPS: ClassVar[Mapping[str, Mapping[str, str]]] = {"ffn": dict.fromkeys(("weight", "bias"), "ffn")}
+
+    weight: str
+    bias: str = ""
+
+    def verify(self) -> None:
+        self.expect(len(self.operands) == 2, "takes the routing and x")
+        check_routed(self, *self.operands)
+        check_routed(self, self.operands[0], self.result)
+
+    def evaluate(self, context: Context, r: Tensor, x: Tensor) -> Tensor:
+        weight = context.parameter(self.weight)
+        bias = context.optional(self.bias)
+        used = _used(r)
+        shape = (*x.shape[:3], weight.shape[-2])
+        product = x[:, :, used].transpose(1, 2) @ weight[..., used, :, :].transpose(-1, -2)
+        if bias is not None:
+            product = product + bias[..., used, None, :]
+        y = x.new_zeros(shape).index_copy(2, used, product.transpose(1, 2))
+        return y * _factor(r, weighted=False)
+
+    def pullback(self, context: Context, dy: Tensor, r: Tensor, x: Tensor) -> Pulled:
+        """Return ``dx_e = W_e^T dy_e``, and over train tokens ``dW_e = sum dy_e x_e^T``, ``db_e = sum dy_e``."""
+        used = _used(r)
+        weight = context.parameter(self.weight)[..., used, :, :]
+        dx = torch.zeros_like(x).index_copy(2, used, (dy[:, :, used].transpose(1, 2) @ weight).transpose(1, 2))
+        summed = (dy * context.train[..., None]).transpose(1, 2)
+        gradients = {self.weight: summed.transpose(-1, -2) @ x.transpose(1, 2)}
+        if self.bias:
+            gradients[self.bias] = summed.sum(2)
+        return (None, dx), gradients
+
+
+def _factor(r: Tensor, weighted: bool) -> Tensor:
+    """Return ``[B, T, E, 1]``: the routing weights, or one for every expert that is chosen."""
+    if not weighted:
+        r = (r != 0).to(r.dtype)
+    return r[..., None]
+
+
+def _used(r: Tensor) -> Tensor:
+    """Return the experts that any token has chosen, in order."""
+    return (r != 0).flatten(0, 1).any(0).nonzero()[:, 0]
