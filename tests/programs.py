@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import Any
 
@@ -15,8 +15,9 @@ from tintc.frontend.source.load import AuxiliarySource, load_auxiliary
 from tintc.ir import auxiliary as aux
 from tintc.ir.auxiliary.interpreter import Descent, simulate
 from tintc.ir.auxiliary.interpreter import load as load_parameters
-from tintc.ir.core import Parameter, Program, Value, logits, tokens
+from tintc.ir.core import Parameter, Program, Type, Value, logits, tokens
 from tintc.ir.inputs import resolve_inputs
+from tintc.ir.routed import routed
 from tintc.ir.simulator.interface.interpreter import interpret
 from tintc.ir.text import print_program
 from tintc.lowering.emission.emit import emit
@@ -89,6 +90,41 @@ class Sketch:
             act = self.add(aux.Activation, f"{name}.act", width, up, fn="gelu_tanh")
         return self.linear(f"{name}.down", act, self.width, "ffn")
 
+    def routed(self, cls: type[aux.AuxOp], name: str, kind: Type, *operands: Value, **attributes: Any) -> Value:
+        result = Value(name, kind)
+        self.ops.append(cls(operands=operands, results=(result,), layer=self.layer, **attributes))
+        return result
+
+    def experts(self, name: str, r: Value, x: Value, dout: int) -> Value:
+        count, chosen, din = x.type.dims
+        weight = self.stacked(f"{name}.weight", count, dout, din)
+        bias = ""
+        if self.bias:
+            bias = self.stacked(f"{name}.bias", count, dout)
+        kind = routed(count, chosen, dout)
+        return self.routed(aux.Experts, name, kind, r, x, weight=weight, bias=bias, role="ffn")
+
+    def stacked(self, name: str, *shape: int) -> str:
+        self.parameter(name, *shape)
+        self.parameters[name] = replace(self.parameters[name], stacked=True)
+        return name
+
+    def mixture(
+        self, name: str, x: Value, width: int, experts: int, scaled_input: bool = False, **router: Any
+    ) -> Value:
+        """Experts of `width`, gated by SiLU; scaled_input: their input is weighed and not their output."""
+        weight = self.parameter(f"{name}.router.weight", experts, x.type.width)
+        z = self.add(aux.Linear, f"{name}.logits", experts, x, weight=weight, role="router")
+        vectors = {key: self.parameter(f"{name}.{key}", experts) for key in ("bias", "gains") if router.pop(key, False)}
+        r = self.add(aux.Route, f"{name}.r", experts, z, **router, **vectors)
+        kind = routed(experts, router["chosen"], self.width)
+        spread = self.routed(aux.Spread, f"{name}.spread", kind, r, x, weighted=scaled_input)
+        up = self.experts(f"{name}.up", r, spread, width)
+        gate = self.experts(f"{name}.gate", r, spread, width)
+        act = self.routed(aux.Gate, f"{name}.act", up.type, up, gate, fn="silu")
+        down = self.experts(f"{name}.down", r, act, self.width)
+        return self.add(aux.Combine, name, self.width, r, down, weighted=not scaled_input)
+
     def sum(self, name: str, a: Value, b: Value) -> Value:
         return self.add(aux.Add, name, self.width, a, b)
 
@@ -135,6 +171,30 @@ def llama_like(
         mid = make.sum(f"{stem}.mid", x, mixed)
         source = normed if parallel else make.norm(f"{stem}.ln2", mid)
         x = make.sum(f"{stem}.out", mid, make.feed_forward(f"{stem}.ffn", source, d_ff, True))
+    make.layer = -1
+    return make.finish(make.norm("lnf", x, "final"), vocab, layers)
+
+
+def mixture_like(
+    width: int = 12,
+    heads: int = 3,
+    layers: int = 2,
+    vocab: int = 11,
+    d_ff: int = 7,
+    experts: int = 5,
+    biases: bool = False,
+    seed: int = 0,
+    **router: Any,
+) -> tuple[Program, dict[str, Tensor]]:
+    """`llama_like` with a mixture of experts in place of every feed-forward part; router: options of `aux.route`."""
+    make = Sketch(width, seed, bias=biases, norm_kind="rms")
+    rotary = make.parameter("inv_freq", width // heads // 2, scale=1.0)
+    x = make.embedding("wte", vocab)
+    for make.layer in range(layers):
+        stem = f"h.{make.layer}"
+        mid = make.sum(f"{stem}.mid", x, make.attention(f"{stem}.attn", make.norm(f"{stem}.ln1", x), heads, 1, rotary))
+        mixed = make.mixture(f"{stem}.experts", make.norm(f"{stem}.ln2", mid), d_ff, experts, **router)
+        x = make.sum(f"{stem}.out", mid, mixed)
     make.layer = -1
     return make.finish(make.norm("lnf", x, "final"), vocab, layers)
 

@@ -13,7 +13,8 @@ from typing import Any, ClassVar, TypeVar
 
 from tintc.errors import IRError
 
-TYPE_KINDS = ("tokens", "routed", "logits", "linear", "norm", "experts")
+WEIGHT_KINDS = ("linear", "experts", "norm")
+TYPE_KINDS = ("tokens", "routed", "logits", *WEIGHT_KINDS)
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,18 @@ class Type:
     def width(self) -> int:
         """Return the size of the last dimension."""
         return self.dims[-1]
+
+    @property
+    def per_token(self) -> int:
+        """Return how many numbers a token has: its width, once for every expert that it has chosen."""
+        if self.kind == "routed":
+            return self.dims[1] * self.dims[2]
+        return self.width
+
+    @property
+    def is_weights(self) -> bool:
+        """Return True for the weights of a layer as a value."""
+        return self.kind in WEIGHT_KINDS
 
 
 def tokens(width: int) -> Type:

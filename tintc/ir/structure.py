@@ -14,6 +14,7 @@ from torch import Tensor
 
 from tintc.ir.layout import Layout
 from tintc.ir.losses import LogitMap
+from tintc.ir.router import RouterOptions
 
 
 @dataclass(frozen=True)
@@ -145,7 +146,25 @@ class VocabularySpec:
     width: int
 
 
-BlockSpec = AttentionSpec | LinearSpec | GroupNormSpec | ActivationSpec | ProductSpec | VocabularySpec
+@dataclass(frozen=True)
+class RouterSpec:
+    """A router: the logits of `experts` in the first slots become their weights; the other slots pass.
+
+    options: says how, and names the tables that it reads.
+    """
+
+    options: RouterOptions
+    experts: int
+
+
+@dataclass(frozen=True)
+class ChosenSpec:
+    """Slot 0 becomes one wherever it is not zero; the other slots pass."""
+
+
+BlockSpec = (
+    AttentionSpec | LinearSpec | GroupNormSpec | ActivationSpec | ProductSpec | VocabularySpec | RouterSpec | ChosenSpec
+)
 
 
 @dataclass(frozen=True)

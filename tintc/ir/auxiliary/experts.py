@@ -18,12 +18,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
 from torch import Tensor
 
 from tintc.ir.auxiliary.base import AuxOp, Context, Pulled
 from tintc.ir.core import register
-from tintc.ir.routed import check_routed
+from tintc.ir.routed import (
+    apply_experts,
+    apply_experts_transposed,
+    check_routed,
+    expert_gradients,
+    factors,
+)
 from tintc.ir.router import RouterOptions, routing_weights
 
 
@@ -57,11 +62,11 @@ class Spread(AuxOp):
         self.expect(x.kind == "tokens" and x.width == self.result.type.width, f"spreads {x} to {self.result.type}")
 
     def evaluate(self, context: Context, r: Tensor, x: Tensor) -> Tensor:
-        return _factor(r, self.weighted) * x[..., None, :]
+        return factors(r, self.weighted) * x[..., None, :]
 
     def pullback(self, context: Context, dy: Tensor, r: Tensor, x: Tensor) -> Pulled:
         """Return ``dx = sum_e dy_e`` over a token's experts, weighted as x was."""
-        return (None, (_factor(r, self.weighted) * dy).sum(-2)), {}
+        return (None, (factors(r, self.weighted) * dy).sum(-2)), {}
 
 
 @register("aux.combine")
@@ -79,11 +84,11 @@ class Combine(AuxOp):
         self.expect(same, f"combines {y} to {self.result.type}")
 
     def evaluate(self, context: Context, r: Tensor, y: Tensor) -> Tensor:
-        return (_factor(r, self.weighted) * y).sum(-2)
+        return (factors(r, self.weighted) * y).sum(-2)
 
     def pullback(self, context: Context, dy: Tensor, r: Tensor, y: Tensor) -> Pulled:
         """Return ``dy_e = r_te dy_t``: nothing for experts that are not chosen."""
-        return (None, _factor(r, self.weighted) * dy[..., None, :]), {}
+        return (None, factors(r, self.weighted) * dy[..., None, :]), {}
 
 
 @register("aux.experts")
@@ -103,35 +108,12 @@ class Experts(AuxOp):
         check_routed(self, self.operands[0], self.result)
 
     def evaluate(self, context: Context, r: Tensor, x: Tensor) -> Tensor:
-        weight = context.parameter(self.weight)
-        bias = context.optional(self.bias)
-        used = _used(r)
-        shape = (*x.shape[:3], weight.shape[-2])
-        product = x[:, :, used].transpose(1, 2) @ weight[..., used, :, :].transpose(-1, -2)
-        if bias is not None:
-            product = product + bias[..., used, None, :]
-        y = x.new_zeros(shape).index_copy(2, used, product.transpose(1, 2))
-        return y * _factor(r, weighted=False)
+        return apply_experts(context.parameter(self.weight), context.optional(self.bias), r, x)
 
     def pullback(self, context: Context, dy: Tensor, r: Tensor, x: Tensor) -> Pulled:
         """Return ``dx_e = W_e^T dy_e``, and over train tokens ``dW_e = sum dy_e x_e^T``, ``db_e = sum dy_e``."""
-        used = _used(r)
-        weight = context.parameter(self.weight)[..., used, :, :]
-        dx = torch.zeros_like(x).index_copy(2, used, (dy[:, :, used].transpose(1, 2) @ weight).transpose(1, 2))
-        summed = (dy * context.train[..., None]).transpose(1, 2)
-        gradients = {self.weight: summed.transpose(-1, -2) @ x.transpose(1, 2)}
+        weight, bias = expert_gradients(dy, x, context.train)
+        gradients = {self.weight: weight}
         if self.bias:
-            gradients[self.bias] = summed.sum(2)
-        return (None, dx), gradients
-
-
-def _factor(r: Tensor, weighted: bool) -> Tensor:
-    """Return ``[B, T, E, 1]``: the routing weights, or one for every expert that is chosen."""
-    if not weighted:
-        r = (r != 0).to(r.dtype)
-    return r[..., None]
-
-
-def _used(r: Tensor) -> Tensor:
-    """Return the experts that any token has chosen, in order."""
-    return (r != 0).flatten(0, 1).any(0).nonzero()[:, 0]
+            gradients[self.bias] = bias
+        return (None, apply_experts_transposed(context.parameter(self.weight), r, dy)), gradients

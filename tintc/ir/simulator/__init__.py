@@ -16,6 +16,11 @@ from tintc.ir.simulator.ops.linear_descent import LinearDescent
 from tintc.ir.simulator.ops.linear_forward import LinearForward
 from tintc.ir.simulator.ops.logits import Logits
 from tintc.ir.simulator.ops.loss_gradient import LossGradient
+from tintc.ir.simulator.ops.mixtures.combine import Combine, Spread
+from tintc.ir.simulator.ops.mixtures.experts_backward import ExpertsBackward
+from tintc.ir.simulator.ops.mixtures.experts_descent import ExpertsDescent
+from tintc.ir.simulator.ops.mixtures.experts_forward import ExpertsForward
+from tintc.ir.simulator.ops.mixtures.route import Route
 from tintc.ir.simulator.ops.norm_backward import NormBackward
 from tintc.ir.simulator.ops.norm_descent import NormDescent
 from tintc.ir.simulator.ops.norm_forward import NormForward
@@ -30,8 +35,12 @@ __all__ = [
     "Add",
     "AttentionBackward",
     "AttentionForward",
+    "Combine",
     "Constant",
     "Embedding",
+    "ExpertsBackward",
+    "ExpertsDescent",
+    "ExpertsForward",
     "GateBackward",
     "GateForward",
     "LinearBackward",
@@ -44,9 +53,11 @@ __all__ = [
     "NormForward",
     "PositionEmbedding",
     "Repeat",
+    "Route",
     "Scale",
     "Select",
     "SelectBackward",
     "SimOp",
+    "Spread",
     "StoredWeights",
 ]

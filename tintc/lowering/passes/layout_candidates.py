@@ -17,9 +17,9 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 from tintc.ir import simulator as sim
-from tintc.ir.core import Program
+from tintc.ir.core import Program, Type
 from tintc.ir.layout import Layout, infeasible
-from tintc.ir.simulator.shared.linear_common import copies_of_bias
+from tintc.ir.simulator.shared.linear_common import copies_of_bias, matrix_sides
 from tintc.options import Options
 
 READ = 16
@@ -34,21 +34,21 @@ class Demands:
 
     width: of the residual stream; head_dims: widths of attention heads; has_bias: whether any weights hold a bias;
     whole_width: whether slots may not be padded (`paper-code` cuts feed-forwards into tiles of the width); uses: how
-    often the modules read weights of each shape; ops: one op of every kind and shape.
+    often the modules read weights of each type; ops: one op of every kind and shape.
     """
 
     width: int
     head_dims: frozenset[int]
     has_bias: bool
     whole_width: bool
-    uses: Mapping[tuple[int, ...], int]
+    uses: Mapping[Type, int]
     ops: Sequence[sim.SimOp]
 
     @classmethod
     def of(cls, program: Program) -> Demands:
         """Return the demands of a program."""
         ops = [op for op in program.ops if isinstance(op, sim.SimOp)]
-        weights = [value.type for op in ops for value in op.operands if value.type.kind in ("linear", "norm")]
+        weights = [value.type for op in ops for value in op.operands if value.type.is_weights]
         stored = [op.result.type for op in ops if isinstance(op, sim.StoredWeights)]
         kinds: dict[tuple[object, ...], sim.SimOp] = {}
         for op in ops:
@@ -59,7 +59,7 @@ class Demands:
             head_dims=frozenset().union(*(op.head_dims() for op in ops)),
             has_bias=any(copies_of_bias(kind) > 0 for kind in stored),
             whole_width=program.attributes["semantics"] == "paper-code",
-            uses=Counter(kind.dims for kind in weights),
+            uses=Counter(weights),
             ops=tuple(kinds.values()),
         )
 
@@ -69,7 +69,16 @@ class Demands:
 
     def applications(self, layout: Layout) -> int:
         """Return how often a module is applied to a weight tile in one run of the program."""
-        return sum(count * layout.tiles(dims[0]) * layout.tiles(dims[-1]) for dims, count in self.uses.items())
+        return sum(count * _tiles(layout, kind) for kind, count in self.uses.items())
+
+
+def _tiles(layout: Layout, weights: Type) -> int:
+    """Return the number of weight tiles, of all experts together."""
+    dout, din = matrix_sides(weights)
+    experts = 1
+    if weights.kind == "experts":
+        experts = weights.dims[0]
+    return experts * layout.tiles(dout) * layout.tiles(din)
 
 
 @dataclass(frozen=True)

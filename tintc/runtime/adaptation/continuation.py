@@ -146,7 +146,7 @@ def _as_stored(sim: AdaptiveSimulator, op: SimOp) -> FusedWeights:
 
 
 def _is_weights(value: Value) -> bool:
-    return value.type.kind in ("linear", "norm")
+    return value.type.is_weights
 
 
 def _layer(value: Value, producers: Mapping[Value, Any]) -> str:
@@ -155,6 +155,14 @@ def _layer(value: Value, producers: Mapping[Value, Any]) -> str:
     while op.stored_weight() is None:
         op = producers[op.identity_operand()]
     return op.stored_weight()
+
+
+def _regrouped(x: Tensor, batch: int) -> Tensor:
+    """Return ``[batch, B n / batch, ...]`` of ``x [B, n, ...]``; a view if all experts of a token read one vector."""
+    sizes = (batch, x.shape[0] * x.shape[1] // batch)
+    if x.dim() == 4 and x.stride(2) == 0:
+        return x[:, :, 0].reshape(*sizes, -1)[:, :, None].expand(-1, -1, x.shape[2], -1)
+    return x.reshape(*sizes, *x.shape[2:])
 
 
 class ContinuedRun(FusedRunBase):
@@ -211,9 +219,8 @@ class ContinuedRun(FusedRunBase):
         folded = list(operands)
         for place, x in enumerate(operands):
             if isinstance(x, Tensor):
-                folded[place] = x.reshape(self.examples, -1, x.shape[-1])
-        y = op.fused(self, *folded)
-        return y.reshape(rows, -1, y.shape[-1])
+                folded[place] = _regrouped(x, self.examples)
+        return _regrouped(op.fused(self, *folded), rows)
 
     def rate(self, name: str, step: int) -> Tensor | float:
         raise AssertionError("nothing descends after the last step")

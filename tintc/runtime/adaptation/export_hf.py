@@ -21,6 +21,7 @@ from tintc.errors import ArtefactError, ModelError
 from tintc.frontend.source.load import load_auxiliary
 from tintc.ir.auxiliary.interpreter import view
 from tintc.ir.core import Parameter
+from tintc.ir.simulator.shared.linear_common import main_part
 from tintc.runtime.adaptation.continuation import AdaptiveSimulator, weights_by_layer
 from tintc.runtime.adaptation.state import AdaptedWeights
 from tintc.runtime.artefact.folder import write_tokenizer, writing
@@ -92,7 +93,7 @@ def _put_back(state: AdaptedWeights, model: PreTrainedModel) -> None:
     constants: list[tuple[Parameter, Tensor, Tensor]] = []
     for layer, (kind, old) in weights_by_layer(sim).items():
         new = updated.get(layer, old)
-        main = {"linear": "weight", "norm": "gain"}[kind.kind]
+        main = main_part(kind)
         for part, after, before in ((main, new.weight, old.weight), ("bias", new.bias, old.bias)):
             parameter = sim.program.parameters.get(f"{layer}.{part}")
             if after is None or before is None or parameter is None:

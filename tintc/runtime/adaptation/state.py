@@ -11,8 +11,10 @@ from torch import Tensor
 
 from tintc.errors import OptionError
 from tintc.ir.core import Value
-from tintc.ir.simulator.interface.fused_base import FusedWeights
+from tintc.ir.simulator.interface.fused_base import FusedWeights, Pending
 from tintc.ir.simulator.ops.linear_descent import materialise
+from tintc.ir.simulator.shared.grouped import carried_out
+from tintc.ir.simulator.shared.linear_common import bias_dims
 from tintc.runtime.adaptation.continuation import AdaptiveSimulator, stored_weights
 from tintc.runtime.adaptation.fingerprint import WeightsSnapshot, fingerprint
 from tintc.runtime.execution.fused.available import available_bytes
@@ -79,12 +81,13 @@ class AdaptedWeights:
         """Return the same, its updates carried out where that makes the next tokens cheaper and there is memory for it.
 
         A token's time is that of reading weights. Pending, an update of t tokens costs ``t (din + dout)`` more of each
-        example; carried out, every example has weights of its own to read.
+        example; carried out, every example has weights of its own to read. Those of experts stay pending: a token reads
+        few of them.
         """
         left = int(HEADROOM * available_bytes(self.sim.device))
         weights: dict[Value, FusedWeights] = {}
         for value, w in self.weights.items():
-            if w.pending and w.weight is not None:
+            if w.pending and w.weight is not None and value.type.kind == "linear":
                 dout, din = w.weight.shape[-2:]
                 pending = self.examples * sum(update.x.shape[1] for update in w.pending) * (din + dout)
                 carried = self.examples * dout * din
@@ -111,8 +114,8 @@ class AdaptedWeights:
 
         weights = {}
         for value, w in self.weights.items():
-            pending = tuple(replace(update, dy=update.dy[chosen], x=update.x[chosen]) for update in w.pending)
-            weights[value] = FusedWeights(take(w.weight, _dims(value)), take(w.bias, 1), pending)
+            pending = tuple(_rows_of(update, chosen) for update in w.pending)
+            weights[value] = FusedWeights(take(w.weight, _dims(value)), take(w.bias, bias_dims(value.type)), pending)
         return self._with(weights, len(chosen))
 
     def example(self, index: int) -> Self:
@@ -175,8 +178,19 @@ def materialised(w: FusedWeights) -> FusedWeights:
     updates = w.pending
     w = replace(w, pending=())
     for update in updates:
-        w = materialise(w, update, overwrite=True)
+        if update.experts is not None:
+            w = carried_out(w, update)
+        else:
+            w = materialise(w, update, overwrite=True)
     return w
+
+
+def _rows_of(update: Pending, chosen: Tensor) -> Pending:
+    """Return an update of the examples that `chosen` names."""
+    experts = update.experts
+    if experts is not None:
+        experts = experts[chosen]
+    return replace(update, dy=update.dy[chosen], x=update.x[chosen], experts=experts)
 
 
 def _rename_sources(values: Mapping[str, Value], w: FusedWeights) -> FusedWeights:
@@ -192,9 +206,9 @@ def _without_batch(value: Value, w: FusedWeights) -> FusedWeights:
             return tensor
         return tensor[0]
 
-    return replace(w, weight=plain(w.weight, _dims(value)), bias=plain(w.bias, 1))
+    return replace(w, weight=plain(w.weight, _dims(value)), bias=plain(w.bias, bias_dims(value.type)))
 
 
 def _dims(value: Value) -> int:
     """Return the number of dimensions of the weight, or gain, of one example."""
-    return {"linear": 2, "norm": 1}[value.type.kind]
+    return len(value.type.dims)

@@ -1,7 +1,8 @@
 """A state as one safetensors file: updated weights, or what a pending update is made of, by layer.
 
 ``<layer>.weight`` (or ``.gain``) and ``<layer>.bias`` with the examples first; for a pending update ``<layer>.dy.<k>``
-``[E, t, dout]``, the learning rate in it, and ``inputs.<value>`` ``[E, t, din]``, which layers of one input share. The
+``[E, t, dout]``, the learning rate in it, and ``inputs.<value>`` ``[E, t, din]``, which layers of one input share; of a
+mixture's layers also ``experts.<value>`` ``[E, t]``, the expert of every vector, of which some may share an input. The
 metadata say which simulator it belongs to.
 """
 
@@ -24,6 +25,7 @@ from tintc.errors import ArtefactError
 from tintc.ir.core import Value
 from tintc.ir.finite import is_finite
 from tintc.ir.simulator.interface.fused_base import FusedWeights, Pending
+from tintc.ir.simulator.shared.linear_common import bias_dims, main_part
 from tintc.runtime.adaptation.continuation import AdaptiveSimulator, base_weights
 from tintc.runtime.adaptation.fingerprint import WeightsSnapshot, fingerprint
 from tintc.runtime.adaptation.state import AdaptedWeights
@@ -79,10 +81,12 @@ def _tensors(state: AdaptedWeights) -> tuple[dict[str, Tensor], dict[str, list[t
         for k, update in enumerate(w.pending):
             tensors[f"{layer}.dy.{k}"] = update.dy * update.rate
             tensors[f"inputs.{update.source.name}"] = update.x
+            if update.experts is not None:
+                # Layers share one tensor, and a file may not hold a tensor twice.
+                tensors[f"experts.{update.source.name}"] = update.experts.clone()
             pending.setdefault(layer, []).append((update.source.name, update.bias))
         if not w.pending:
-            main = {"linear": "weight", "norm": "gain"}[value.type.kind]
-            parts = {main: w.weight, "bias": w.bias}
+            parts = {main_part(value.type): w.weight, "bias": w.bias}
             tensors |= {f"{layer}.{part}": tensor for part, tensor in parts.items() if tensor is not None}
     return tensors, pending
 
@@ -95,7 +99,7 @@ def read_state(path: str | os.PathLike[str], sim: AdaptiveSimulator) -> AdaptedW
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             _check(path, metadata, sim)
-            tensors = {name: file.get_tensor(name).to(sim.device, sim.dtype) for name in file.keys()}  # noqa: SIM118
+            tensors = {name: _read(file.get_tensor(name), sim) for name in file.keys()}  # noqa: SIM118
         _check_finite(path, tensors)
         return _state(metadata, tensors, sim)
     except FileNotFoundError as error:
@@ -107,6 +111,13 @@ def read_state(path: str | os.PathLike[str], sim: AdaptiveSimulator) -> AdaptedW
         ) from error
     except _DamageError as error:
         raise ArtefactError(f"{path} is damaged: {error}. Adapt again.") from error
+
+
+def _read(tensor: Tensor, sim: AdaptiveSimulator) -> Tensor:
+    """Return a tensor on the simulator's device, in its dtype unless it holds integers."""
+    if tensor.is_floating_point():
+        return tensor.to(sim.device, sim.dtype)
+    return tensor.to(sim.device)
 
 
 def _check_finite(path: Any, tensors: dict[str, Tensor]) -> None:
@@ -135,8 +146,8 @@ def _state(metadata: dict[str, str], tensors: dict[str, Tensor], sim: AdaptiveSi
 
 def _per_example(value: Value, w: FusedWeights) -> bool:
     """Return whether each example has weights of its own here."""
-    dims = {"linear": 2, "norm": 1}[value.type.kind]
-    return bool(w.pending) or any(t is not None and t.dim() > n for t, n in ((w.weight, dims), (w.bias, 1)))
+    sides = ((w.weight, len(value.type.dims)), (w.bias, bias_dims(value.type)))
+    return bool(w.pending) or any(tensor is not None and tensor.dim() > dims for tensor, dims in sides)
 
 
 def _check(path: Any, metadata: dict[str, str], sim: AdaptiveSimulator) -> None:
@@ -194,14 +205,28 @@ class _Layer:
     def updates(self, entries: list[tuple[Value, int]]) -> FusedWeights:
         """Return the stored weights with pending updates."""
         assert self.stored.weight is not None
-        dout, din = self.stored.weight.shape
+        dout, din = self.stored.weight.shape[-2:]
         pending = []
         for k, (source, bias) in enumerate(entries):
             x = self._tensor(f"inputs.{source.name}", (self.examples, -1, din))
-            pending.append(
-                Pending(self._tensor(f"{self.name}.dy.{k}", (self.examples, x.shape[1], dout)), x, source, bias)
-            )
+            length = x.shape[1]
+            experts = None
+            if self.value.type.kind == "experts":
+                experts = self._experts(f"experts.{source.name}", length)
+                length = experts.shape[1]
+            dy = self._tensor(f"{self.name}.dy.{k}", (self.examples, length, dout))
+            pending.append(Pending(dy, x, source, bias, experts=experts))
         return replace(self.stored, pending=tuple(pending))
+
+    def _experts(self, name: str, inputs: int) -> Tensor:
+        """Return the expert of every vector ``[examples, t]``, where t is a multiple of the number of inputs."""
+        experts = self._tensor(name, (self.examples, -1))
+        count = self.value.type.dims[0]
+        if not inputs or not experts.shape[1] or experts.shape[1] % inputs:
+            raise _DamageError(f"{name} has shape {list(experts.shape)}, for {inputs} inputs")
+        if experts.dtype != torch.long or int(experts.min()) < 0 or int(experts.max()) >= count:
+            raise _DamageError(f"{name} does not name experts from 0 to {count - 1}")
+        return experts
 
     def whole(self) -> FusedWeights:
         """Return weights that are written out, each example's or what all of them share."""
@@ -209,7 +234,7 @@ class _Layer:
         parts = kind.parts
         weight = None
         bias = None
-        if kind.kind == "linear":
+        if kind.kind != "norm":
             weight = self._part("weight", self.stored.weight)
         elif {"gain", "vector"} & set(parts):
             weight = self._part("gain", self.stored.weight)

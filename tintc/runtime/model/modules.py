@@ -10,12 +10,12 @@ from tintc.errors import OptionError
 from tintc.ir.core import Op, Program
 from tintc.ir.layout import Layout
 from tintc.ir.simulator import StoredWeights
-from tintc.ir.structure import AttentionSpec, VocabularySpec
+from tintc.ir.structure import AttentionSpec, RouterSpec, VocabularySpec
 from tintc.lowering.emission.emit import blocks_of, specs
 from tintc.lowering.emission.sharing import placement, sites
 from tintc.runtime.execution.fused.packed_linear import shared_inputs
 from tintc.runtime.execution.literal.attention import TintAttention
-from tintc.runtime.execution.literal.blocks import PositionGate, VocabularyMLP, build_block
+from tintc.runtime.execution.literal.blocks import PositionGate, Router, VocabularyMLP, build_block
 from tintc.runtime.execution.literal.executor import SimModule
 from tintc.runtime.execution.literal.prefix import Prefix
 from tintc.runtime.execution.module_tree import Container, FullPrecision, owner, place_module, place_parameter, refer_to
@@ -74,6 +74,8 @@ class SimulatorModules(PreTrainedModel):
                 shared = {"head": f"tables.{spec.head}"}
                 if spec.bias:
                     shared["bias"] = f"tables.{spec.bias}"
+            elif isinstance(module, Router) and isinstance(spec, RouterSpec):
+                shared = {key: f"tables.{vector}" for key, vector in spec.options.vectors().items()}
             else:
                 continue
             module.references = {key: refer_to(self, tensor) for key, tensor in shared.items()}

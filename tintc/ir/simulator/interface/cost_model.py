@@ -31,10 +31,14 @@ class FusedSizes(Protocol):
 
 
 class Deferral(NamedTuple):
-    """An update that fused execution can leave pending. layer: whose; keeps: values it then needs to the end."""
+    """An update that fused execution can leave pending.
+
+    layer: whose; keeps: values it then needs to the end; always: it is never carried out while the program runs.
+    """
 
     layer: str
     keeps: tuple[Value, ...]
+    always: bool = False
 
 
 class PendingUpdate(NamedTuple):
@@ -86,9 +90,9 @@ class FusedCost(Op):
 
     def entries(self, costs: CostModel, result: Value) -> int:
         """Count the entries of one of the results in fused execution, per example."""
-        return costs.lengths[self] * result.type.width
+        return costs.lengths[self] * result.type.per_token
 
     def scratch(self, costs: CostModel, itemsize: int) -> int:
         """Return the bytes per example of what exists only while the fused form runs. itemsize: bytes of a number in
         the dtype."""
-        return itemsize * costs.lengths[self] * self.results[0].type.width
+        return itemsize * costs.lengths[self] * self.results[0].type.per_token

@@ -22,6 +22,7 @@ from tintc.ir.simulator.interface.cost_model import Deferral
 
 if TYPE_CHECKING:
     from tintc.ir.simulator.interface.base import SimOp
+    from tintc.ir.simulator.shared.grouped import Routing
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,8 @@ class Pending:
     """A lazy update: ``dy [B, t, dout]``, zero where nothing is trained, ``x [B, t, din]``; `source` names x in the
     program. rate: minus the learning rate, if it is not multiplied into dy already (then 1).
 
-    bias: how many times the bias receives the step (0 without bias; m in the authors' layout).
+    bias: how many times the bias receives the step (0 without bias; m in the authors' layout). experts ``[B, t]``: of a
+    mixture's layer, the expert that each vector meets; x then has one vector for every ``t / x.shape[1]`` of dy's.
     """
 
     dy: Tensor
@@ -37,12 +39,13 @@ class Pending:
     source: Value
     bias: int
     rate: float = 1.0
+    experts: Tensor | None = None
 
 
 @dataclass(frozen=True)
 class FusedWeights:
-    """Weights of a linear layer (``weight [dout, din]``, or ``[B, dout, din]`` once materialised) or norm (gain in
-    `weight`), and updates not carried out yet."""
+    """Weights of a linear layer (``weight [dout, din]``, or ``[B, dout, din]`` once materialised), of one for each
+    expert (``[E, dout, din]``) or of a norm (gain in `weight`), and updates not carried out yet."""
 
     weight: Tensor | None
     bias: Tensor | None
@@ -83,6 +86,13 @@ class FusedRun(Protocol):
 
     def scores(self, x: Tensor, source: Value, pending: Pending) -> Tensor:
         """Return ``x X^T [B, n, t]``, computed once for all layers that share x and X."""
+        ...
+
+    def routing(self, r: Tensor, source: Value, chosen: int) -> Routing:
+        """Return the experts that tokens chose, from dense weights ``r [B, n, E]``; computed once for all ops.
+
+        source: names r in the program; chosen: how many a token has.
+        """
         ...
 
     def shared(self, op: SimOp, x: Tensor) -> Tensor | None:

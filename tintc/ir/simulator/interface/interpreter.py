@@ -79,7 +79,7 @@ def _in_dtype(tensors: Mapping[str, Tensor], dtype: torch.dtype) -> Mapping[str,
 
 def _makes_weights(op: Op) -> bool:
     """Return True if the op's result are weights."""
-    return len(op.results) == 1 and op.result.type.kind in ("linear", "norm")
+    return len(op.results) == 1 and op.result.type.is_weights
 
 
 def _token_values(values: Iterable[Value], makers: Mapping[Value, Op]) -> Iterator[Value]:

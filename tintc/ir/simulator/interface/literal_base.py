@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 from torch import Tensor
 
@@ -33,6 +33,17 @@ class PrefixTiles:
     """
 
     rows: list[list[Tile]]
+
+
+RoutedTiles = list[Tiles]
+"""A routed value in literal execution: the tiles of every expert's vector, whether a token has chosen it or not."""
+
+
+@dataclass
+class ExpertTiles:
+    """The weights of a linear layer for each expert, in literal execution."""
+
+    each: list[PrefixTiles]
 
 
 @dataclass(frozen=True)
@@ -94,6 +105,8 @@ class LiteralRun(Protocol):
 
     def weights(self, name: str) -> PrefixTiles: ...
 
+    def expert_weights(self, name: str) -> ExpertTiles: ...
+
     def logits(self, x: Tensor, head: str, bias: str) -> Tensor: ...
 
 
@@ -104,6 +117,10 @@ def residual(tiles: Tiles, more: Tiles) -> Tiles:
 
 class LiteralForm(Op):
     """The blocks of an op and how they are applied, tile by tile."""
+
+    ROUTES: ClassVar[bool] = False
+    """True if the op has to do with experts. Any other op acts on the vectors of each expert alike: its literal form is
+    called once for each, with plain `Tiles`."""
 
     def structure(self, layout: Layout) -> dict[str, StructuralBlock]:
         """Return the structural blocks that the literal form applies, by the names it calls them; linear attention is

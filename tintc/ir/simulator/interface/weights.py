@@ -13,7 +13,7 @@ from tintc.ir.layout import Layout
 from tintc.ir.simulator.interface.base import SimOp
 from tintc.ir.simulator.interface.cost_model import CostModel
 from tintc.ir.simulator.interface.fused_base import FusedRun, FusedWeights
-from tintc.ir.simulator.interface.literal_base import LiteralRun, PrefixTiles
+from tintc.ir.simulator.interface.literal_base import ExpertTiles, LiteralRun, PrefixTiles
 from tintc.ir.simulator.interface.semantics import Interpretation, Weights
 from tintc.ir.simulator.interface.storage import Storage
 from tintc.ir.simulator.shared.linear_common import weight_tiles
@@ -21,11 +21,12 @@ from tintc.ir.structure import TensorSpec
 
 
 def stack_rows(weight: Tensor, stack: int) -> Tensor:
-    """Return ``[ceil(dout/S), S, din]`` of ``[dout, din]``: row ``k*S + s`` at ``[k, s]``, zeros beyond dout."""
-    missing = -weight.shape[0] % stack
+    """Return ``[..., ceil(dout/S), S, din]`` of ``[..., dout, din]``: row ``k*S + s`` at ``[k, s]``, zeros beyond
+    dout."""
+    missing = -weight.shape[-2] % stack
     if missing:
         weight = F.pad(weight, (0, 0, 0, missing))
-    return weight.unflatten(0, (-1, stack))
+    return weight.unflatten(-2, (-1, stack))
 
 
 def whole(vector: TensorSpec, width: int) -> TensorSpec:
@@ -40,8 +41,9 @@ def whole(vector: TensorSpec, width: int) -> TensorSpec:
 class StoredWeights(SimOp):
     """The auxiliary's weights as a value: ``prefixes.<name>``, before any update.
 
-    Stored: ``weight [ceil(dout/S), S, din]`` (stacked rows), ``bias [dout]`` of a linear layer; ``gain [D]``,
-    ``bias [D]`` of a norm. `tiles` (added by planning): row and column tiles.
+    Stored: ``weight [ceil(dout/S), S, din]`` (stacked rows), ``bias [dout]`` of a linear layer, with the experts as one
+    more dimension in front if there is one for each; ``gain [D]``, ``bias [D]`` of a norm. `tiles` (added by planning):
+    row and column tiles.
     """
 
     name: str
@@ -49,7 +51,7 @@ class StoredWeights(SimOp):
 
     def verify(self) -> None:
         kind = self.result.type
-        self.expect(not self.operands and kind.kind in ("linear", "norm"), "takes no operand and gives weights")
+        self.expect(not self.operands and kind.is_weights, "takes no operand and gives weights")
 
     def with_tiles(self, layout: Layout) -> StoredWeights:
         return replace(self, tiles=weight_tiles(layout, self.result))
@@ -58,11 +60,11 @@ class StoredWeights(SimOp):
         """Return the stored tensors, from parameters that the program names ``<layer>.<part>``."""
         kind = self.result.type
         tensors: dict[str, TensorSpec] = {}
-        if kind.kind == "linear":
-            dout, din = kind.dims
+        if kind.kind != "norm":
+            *experts, dout, din = kind.dims
             stack = storage.layout.stack
             rows = storage.parameter(f"{self.name}.weight")
-            stacked = TensorSpec((-(-dout // stack), stack, din), lambda: stack_rows(rows.build(), stack))
+            stacked = TensorSpec((*experts, -(-dout // stack), stack, din), lambda: stack_rows(rows.build(), stack))
             tensors[f"prefixes.{self.name}.weight"] = stacked
         for part in kind.parts:
             vector = "bias"
@@ -73,6 +75,8 @@ class StoredWeights(SimOp):
 
     def _vector(self, storage: Storage, part: str) -> TensorSpec:
         vector = storage.parameter(f"{self.name}.{part}")
+        if self.result.type.kind == "experts":
+            return vector
         return whole(vector, self.result.type.dims[0])
 
     def interpret(self, run: Interpretation) -> Weights:
@@ -81,10 +85,16 @@ class StoredWeights(SimOp):
         bias = run.tensors.get(f"{prefix}.bias")
         if kind.kind == "norm":
             return Weights(run.tensors.get(f"{prefix}.gain"), bias)
-        stacked = run.tensors[f"{prefix}.weight"]
-        return Weights(stacked.flatten(0, 1)[: kind.dims[0]], bias)
+        return Weights(self._rows(run.tensors[f"{prefix}.weight"]), bias)
 
-    def literal(self, run: LiteralRun) -> PrefixTiles:
+    def _rows(self, stacked: Tensor) -> Tensor:
+        """Return stacked rows as the matrix that they are, or as that of each expert."""
+        dout = self.result.type.dims[-2]
+        return stacked.flatten(-3, -2)[..., :dout, :]
+
+    def literal(self, run: LiteralRun) -> PrefixTiles | ExpertTiles:
+        if self.result.type.kind == "experts":
+            return run.expert_weights(self.name)
         return run.weights(self.name)
 
     def fused(self, run: FusedRun) -> FusedWeights:
@@ -93,8 +103,7 @@ class StoredWeights(SimOp):
         parts = run.stored(self.name)
         if "weight" not in parts:
             return FusedWeights(parts.get("gain"), parts.get("bias"))
-        weight = parts["weight"].flatten(0, 1)[: self.result.type.dims[0]]
-        return FusedWeights(weight, parts.get("bias"))
+        return FusedWeights(self._rows(parts["weight"]), parts.get("bias"))
 
     def stored_weight(self) -> str:
         return self.name

@@ -52,7 +52,7 @@ class ActivationBackward(SimOp):
         return self.fn, self.operands[1]
 
     def scratch(self, costs: CostModel, itemsize: int) -> int:
-        return DIFFERENCE_BYTES * costs.lengths[self] * self.results[0].type.width
+        return DIFFERENCE_BYTES * costs.lengths[self] * self.results[0].type.per_token
 
     def structure(self, layout: Layout) -> dict[str, StructuralBlock]:
         """Return the blocks of the literal form, by name.

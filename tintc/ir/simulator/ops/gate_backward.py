@@ -57,7 +57,7 @@ class GateBackward(SimOp):
         return act.mul_(dy), du
 
     def scratch(self, costs: CostModel, itemsize: int) -> int:
-        return DIFFERENCE_BYTES * costs.lengths[self] * self.results[0].type.width
+        return DIFFERENCE_BYTES * costs.lengths[self] * self.results[0].type.per_token
 
     def structure(self, layout: Layout) -> dict[str, StructuralBlock]:
         """Return the blocks of the literal form, by name.

@@ -84,6 +84,31 @@ def descent_name(bias: bool) -> str:
     return "linear_descent"
 
 
+def descent_blocks(layout: Layout, copies: int, tiles: tuple[int, int]) -> dict[str, StructuralBlock]:
+    """Return the blocks of a linear layer's descent, by name; the first `copies` of its column tiles hold the bias."""
+    blocks = {}
+    if copies < tiles[1]:
+        blocks[descent_name(bias=False)] = descent_block(layout, main=True, bias=False)
+    if copies:
+        blocks[descent_name(bias=True)] = descent_block(layout, main=True, bias=True)
+    return blocks
+
+
+def descent_tiles(
+    run: LiteralRun, w: PrefixTiles, copies: int, dy: Tiles, x: Tiles, step: int, rate: Tensor
+) -> PrefixTiles:
+    """Return the weights after the step, tile by tile: row tiles read tiles of dy, column tiles those of x."""
+    rows: list[list[Tile]] = []
+    for r, row in enumerate(w.rows):
+        updated: list[Tile] = []
+        for c, tile in enumerate(row):
+            block = descent_name(bias=c < copies)
+            e = run.apply(block, run.embed([dy[r], x[c]], tile), mask=run.train_mask(step), rate=rate)
+            updated.append(run.prefix(e))
+        rows.append(updated)
+    return PrefixTiles(rows)
+
+
 def materialise(w: FusedWeights, update: Pending, overwrite: bool) -> FusedWeights:
     """Return weights with an update carried out: ``[dout, din]`` for one example, else ``[B, dout, din]``.
 
@@ -196,13 +221,7 @@ class LinearDescent(DescentOp):
         return replace(self, tiles=weight_tiles(layout, self.operands[0]))
 
     def structure(self, layout: Layout) -> dict[str, StructuralBlock]:
-        copies = copies_of_bias(self.operands[0].type)
-        blocks = {}
-        if copies < self.tiles[1]:
-            blocks[descent_name(bias=False)] = descent_block(layout, main=True, bias=False)
-        if copies:
-            blocks[descent_name(bias=True)] = descent_block(layout, main=True, bias=True)
-        return blocks
+        return descent_blocks(layout, copies_of_bias(self.operands[0].type), self.tiles)
 
     def slots(self, layout: Layout) -> int:
         return 2
@@ -211,14 +230,5 @@ class LinearDescent(DescentOp):
         return (dy * run.inputs.train_mask(self.step)[..., None],)
 
     def literal(self, run: LiteralRun, w: PrefixTiles, dy: Tiles, x: Tiles) -> PrefixTiles:
-        copies = copies_of_bias(self.operands[0].type)
         rate = run.rate(self.target, self.step) * self.rate_scale
-        rows: list[list[Tile]] = []
-        for r, row in enumerate(w.rows):
-            updated: list[Tile] = []
-            for c, tile in enumerate(row):
-                block = descent_name(bias=c < copies)
-                e = run.apply(block, run.embed([dy[r], x[c]], tile), mask=run.train_mask(self.step), rate=rate)
-                updated.append(run.prefix(e))
-            rows.append(updated)
-        return PrefixTiles(rows)
+        return descent_tiles(run, w, copies_of_bias(self.operands[0].type), dy, x, self.step, rate)

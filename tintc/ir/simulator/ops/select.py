@@ -18,7 +18,8 @@ from tintc.ir.simulator.interface.fused_base import FusedRun
 from tintc.ir.simulator.interface.literal_base import LiteralRun, Tiles
 from tintc.ir.simulator.interface.semantics import Interpretation
 from tintc.ir.simulator.interface.storage import TableCount, split_cost
-from tintc.ir.structure import LinearSpec, SplitStage, StructuralBlock, TensorSpec
+from tintc.ir.simulator.shared.matrix_stages import matrix_stages
+from tintc.ir.structure import LinearSpec, StructuralBlock
 
 
 @cache
@@ -33,49 +34,13 @@ def _places(columns: Runs) -> tuple[tuple[int, int], ...]:
     return tuple(places)
 
 
-def _stages(layout: Layout, entries: list[tuple[int, int]]) -> tuple[SplitStage, ...]:
-    """Return stages that multiply slot 0 by the matrix M ``[P, P]`` that is 1 at `entries` ``(to, from)``, and 0
-    elsewhere.
-
-    Cut M into S' times S' blocks ``M_ji [d_h, d_h]``. Dimension-wise: head (j, i) receives chunk i of slot 0.
-    Split-wise: head (j, i) is multiplied by M_ji. Dimension-wise: chunk j of slot 0 receives the sum of the heads (j,
-    i), which is chunk j of the product; all others become zero. QED.
-    """
-    heads = layout.n_heads
-    d_h = layout.d_h
-    shards = layout.shards
-    square = shards * shards
-
-    def spread() -> Tensor:
-        weight = torch.zeros(square, heads, dtype=torch.float64)
-        weight[torch.arange(square), torch.arange(square) % shards] = 1
-        return weight.expand(d_h, -1, -1).clone()
-
-    def blocks() -> Tensor:
-        weight = torch.zeros(square, d_h, d_h, dtype=torch.float64)
-        for to, source in entries:
-            weight[to // d_h * shards + source // d_h, to % d_h, source % d_h] = 1
-        return weight
-
-    def gather() -> Tensor:
-        weight = torch.zeros(heads, square, dtype=torch.float64)
-        weight[torch.arange(square) // shards, torch.arange(square)] = 1
-        return weight.expand(d_h, -1, -1).clone()
-
-    return (
-        SplitStage("dimension", heads, d_h, TensorSpec((d_h, square, heads), spread), n_out=square),
-        SplitStage("split", square, d_h, TensorSpec((square, d_h, d_h), blocks)),
-        SplitStage("dimension", square, d_h, TensorSpec((d_h, heads, square), gather), n_out=heads),
-    )
-
-
 @dataclass(eq=False, kw_only=True)
 class _Columns(SimOp):
     """A matrix M of zeros and ones, tile by tile.
 
     Claim: tile r of the result is ``sum_c M_rc x_c`` over the tiles c of x, which is the product of M cut into tiles
-    ``[P, P]``. Every term is one chain of `_stages`; a residual connection adds them; tiles of M without any one are
-    left out. QED. It is exact.
+    ``[P, P]``. Every term is one chain of `matrix_stages`; a residual connection adds them; tiles of M without any one
+    are left out. QED. It is exact.
     """
 
     columns: tuple[tuple[int, int], ...]
@@ -90,7 +55,8 @@ class _Columns(SimOp):
             tile = (to // layout.pitch, source // layout.pitch)
             cut.setdefault(tile, []).append((to % layout.pitch, source % layout.pitch))
         return {
-            self._name(*tile): StructuralBlock(LinearSpec(_stages(layout, entries))) for tile, entries in cut.items()
+            self._name(*tile): StructuralBlock(LinearSpec(matrix_stages(layout, entries)))
+            for tile, entries in cut.items()
         }
 
     def _name(self, row: int, column: int) -> str:

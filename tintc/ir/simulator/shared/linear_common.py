@@ -65,14 +65,25 @@ def copies_of_bias(weights: Type) -> int:
     return 0
 
 
+def main_part(weights: Type) -> str:
+    """Return the name of the part that is not a bias."""
+    if weights.kind == "norm":
+        return "gain"
+    return "weight"
+
+
+def bias_dims(weights: Type) -> int:
+    """Return the number of dimensions of a bias: one more where there is one for each expert."""
+    return 1 + (weights.kind == "experts")
+
+
 def unstacked(layout: Layout, weights: Type, tiles: Sequence[Sequence[Tensor]]) -> dict[str, Tensor]:
     """Return the parts of the weights that prefix embeddings ``[B, K, D_sim]``, by row and column tile, hold.
 
-    A linear layer: ``weight [B, dout, din]`` and, if there is one, ``bias [B, dout]``; a norm: ``bias [B, D]`` and,
-    where it is kept as a vector, ``gain [B, D]``. Copies of a bias are added.
+    A linear layer, or one expert's: ``weight [B, dout, din]`` and, if there is one, ``bias [B, dout]``; a norm: ``bias
+    [B, D]`` and, where it is kept as a vector, ``gain [B, D]``. Copies of a bias are added.
     """
-    dout = weights.dims[0]
-    din = weights.dims[-1]
+    dout, din = matrix_sides(weights)
     mains = layout.main_heads * layout.d_h
     end = mains + layout.pitch
     rows: list[Tensor] = []
@@ -84,7 +95,7 @@ def unstacked(layout: Layout, weights: Type, tiles: Sequence[Sequence[Tensor]]) 
         biases.append(F.pad(bias, (0, layout.pitch - bias.shape[-1])))
     weight = torch.cat(rows, 1)
     parts: dict[str, Tensor] = {}
-    if weights.kind == "linear":
+    if weights.kind != "norm":
         parts["weight"] = weight[:, :dout]
     elif "vector" in weights.parts:
         parts["gain"] = weight[:, 0]
@@ -94,9 +105,17 @@ def unstacked(layout: Layout, weights: Type, tiles: Sequence[Sequence[Tensor]]) 
 
 
 def weight_tiles(layout: Layout, weights: Value) -> tuple[int, int]:
-    """Return (row tiles, column tiles) of a linear layer's weights, or of a norm's as a diagonal."""
-    dims = weights.type.dims
-    return layout.tiles(dims[0]), layout.tiles(dims[-1])
+    """Return (row tiles, column tiles) of a linear layer's weights, of one expert's, or of a norm's as a diagonal."""
+    dout, din = matrix_sides(weights.type)
+    return layout.tiles(dout), layout.tiles(din)
+
+
+def matrix_sides(weights: Type) -> tuple[int, int]:
+    """Return dout and din of a linear layer, of one expert's, or of a norm's gain as a diagonal."""
+    if weights.kind == "norm":
+        return weights.width, weights.width
+    dout, din = weights.dims[-2:]
+    return dout, din
 
 
 def forward_scores(layout: Layout, weight: Tensor, x: Tensor) -> Iterator[Tensor]:

@@ -12,6 +12,7 @@ from tintc.ir.core import Value
 from tintc.ir.functions import alibi
 from tintc.ir.inputs import Inputs
 from tintc.ir.simulator.interface.fused_base import Pending
+from tintc.ir.simulator.shared.grouped import Routing
 from tintc.runtime.execution.fused.rotary_cache import RotaryCache
 from tintc.runtime.execution.simulator import Simulator
 
@@ -30,6 +31,7 @@ class FusedRunBase:
         self._rotations = RotaryCache(model, inputs.position_ids)
         self._masks: dict[Hashable, Tensor] = {}
         self._scores: dict[Value, dict[Hashable, Tensor]] = {}
+        self._routings: dict[tuple[Value, tuple[int, ...]], Routing] = {}
 
     def table(self, name: str) -> Tensor:
         return self.model.table(name)
@@ -42,6 +44,12 @@ class FusedRunBase:
         # Rows of one value start at different places of one tensor, which lives as long as the entry does.
         key = (pending.source, x.data_ptr(), x.shape[1], pending.x.shape[1])
         return _once(known, key, lambda: x @ pending.x.transpose(1, 2))
+
+    def routing(self, r: Tensor, source: Value, chosen: int) -> Routing:
+        key = (source, tuple(r.shape))
+        if key not in self._routings:
+            self._routings[key] = Routing.of(r, chosen)
+        return self._routings[key]
 
     def apply_rotary(self, heads: Tensor, inv_freq: str, style: str, start: int = 0) -> Tensor:
         return self._rotations.apply_rotary(heads, inv_freq, style, start)

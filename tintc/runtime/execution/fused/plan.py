@@ -136,7 +136,7 @@ class ExecutionPlan:
     @cached_property
     def carried(self) -> set[Value]:
         """The values that pending updates keep."""
-        return {value for op in self.lazy for value in self.operands(op) if value.type.kind == "tokens"}
+        return {value for op in self.lazy for value in self.operands(op) if value.type.kind in ("tokens", "routed")}
 
     def resolve(self, value: Value) -> Value:
         while value in self.alias:
@@ -220,7 +220,8 @@ def _lazy(plan: ExecutionPlan, update: str) -> set[SimOp]:
         deferral = op.deferral()
         if deferral is not None:
             chains.setdefault(deferral.layer, []).append(op)
-    return {op for chain in chains.values() if update == "lazy" or _prefers_lazy(plan, chain, update) for op in chain}
+    chosen = [chain for chain in chains.values() if update == "lazy" or _prefers_lazy(plan, chain, update)]
+    return {op for chain in chosen for op in chain}
 
 
 def _prefers_lazy(plan: ExecutionPlan, chain: list[SimOp], update: str) -> bool:
@@ -229,6 +230,9 @@ def _prefers_lazy(plan: ExecutionPlan, chain: list[SimOp], update: str) -> bool:
     Lazy: every later product with the layer costs ``n t (din + dout)`` more for each pending step. Materialised: each
     step costs ``t din dout``, and the weights are read and written once per example.
     """
+    deferral = chain[0].deferral()
+    if deferral is not None and deferral.always:
+        return True
     if update != "auto":
         return False
     dout, din = chain[0].result.type.dims

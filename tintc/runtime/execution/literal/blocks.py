@@ -1,4 +1,4 @@
-"""The other blocks: split chains, group norms, activations, products of slots, the vocabulary, gates."""
+"""The other blocks: split chains, group norms, activations, products of slots, the vocabulary, routers, gates."""
 
 from __future__ import annotations
 
@@ -9,13 +9,16 @@ from torch.nn import functional as F
 from tintc.ir.functions import ACTIVATIONS, norm_scale
 from tintc.ir.layout import Layout
 from tintc.ir.losses import hidden
+from tintc.ir.router import routing_weights
 from tintc.ir.structure import (
     ActivationSpec,
     AttentionSpec,
     BlockSpec,
+    ChosenSpec,
     GroupNormSpec,
     LinearSpec,
     ProductSpec,
+    RouterSpec,
     VocabularySpec,
 )
 from tintc.runtime.execution.literal.attention import TintAttention
@@ -113,6 +116,37 @@ class VocabularyMLP(nn.Module):
         return F.pad(y, (0, self.layout.d_sim - self.spec.width, self.layout.n_prefixes, 0))
 
 
+class Router(nn.Module):
+    """A router: the logits in the first slots become the weights of the experts, zero for those not chosen.
+
+    Vectors over the experts, such as a bias of the choice, are tables of the model and only referred to.
+    """
+
+    def __init__(self, spec: RouterSpec, layout: Layout):
+        super().__init__()
+        self.spec, self.pitch = spec, layout.pitch
+        self.references: dict[str, Reference] = {}
+
+    def forward(self, e: Tensor) -> Tensor:
+        experts = self.spec.experts
+        end = -(-experts // self.pitch) * self.pitch
+        vectors = {key: reference.tensor() for key, reference in self.references.items()}
+        weights = routing_weights(self.spec.options, e[..., :experts], vectors)
+        return torch.cat((F.pad(weights, (0, end - experts)), e[..., end:]), -1)
+
+
+class Chosen(nn.Module):
+    """Slot 0 becomes one wherever it is not zero."""
+
+    def __init__(self, layout: Layout):
+        super().__init__()
+        self.pitch = layout.pitch
+
+    def forward(self, e: Tensor) -> Tensor:
+        first = (e[..., : self.pitch] != 0).to(e.dtype)
+        return torch.cat((first, e[..., self.pitch :]), -1)
+
+
 class PositionGate(nn.Module):
     """A gate (construction.md, section 2.3): ``out = tanh(v_old . p) * old + tanh(v_new . p) * new``;
     ``v_old, v_new [T_sim]``."""
@@ -146,3 +180,7 @@ def build_block(spec: BlockSpec, layout: Layout) -> nn.Module:
             return Product(spec, layout)
         case VocabularySpec():
             return VocabularyMLP(spec, layout)
+        case RouterSpec():
+            return Router(spec, layout)
+        case ChosenSpec():
+            return Chosen(layout)

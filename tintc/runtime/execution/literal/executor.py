@@ -20,7 +20,7 @@ from tintc.ir.functions import causal_mask
 from tintc.ir.inputs import Inputs
 from tintc.ir.liveness import needed_ops
 from tintc.ir.simulator import SimOp
-from tintc.ir.simulator.interface.literal_base import Applied, PrefixTiles, Tile, Tiles
+from tintc.ir.simulator.interface.literal_base import Applied, ExpertTiles, PrefixTiles, RoutedTiles, Tile, Tiles
 from tintc.runtime.execution.literal.attention import TintAttention
 from tintc.runtime.execution.literal.blocks import PositionGate
 from tintc.runtime.execution.rates import Rates
@@ -93,20 +93,30 @@ class _Memory:
     """The table of saved embeddings, by the slots that the compiler allocated, and weights as they are handed on."""
 
     def __init__(self) -> None:
-        self.weights: dict[Value, PrefixTiles] = {}
+        self.weights: dict[Value, PrefixTiles | ExpertTiles] = {}
         self._tiles: dict[int, Tensor] = {}
         self._slots: dict[Value, tuple[int, ...]] = {}
 
     def read(self, value: Value) -> Any:
-        """Return weights, or the tiles of a token value that its slots hold now."""
+        """Return weights, or the tiles of a token value, or of each expert's, that its slots hold now."""
         if value in self.weights:
             return self.weights[value]
-        return [self._tiles[slot] for slot in self._slots[value]]
+        tiles = [self._tiles[slot] for slot in self._slots[value]]
+        if value.type.kind != "routed":
+            return tiles
+        count = len(tiles) // value.type.dims[0]
+        return [tiles[start : start + count] for start in range(0, len(tiles), count)]
 
     def write(self, value: Value, slots: tuple[int, ...], tiles: Tiles) -> None:
         """Put the tiles of a token value into its slots."""
         self._slots[value] = slots
         self._tiles.update(zip(slots, tiles, strict=True))
+
+    def write_routed(self, value: Value, slots: tuple[int, ...], experts: RoutedTiles) -> None:
+        """Put the tiles of each expert's vectors into the slots from the one that is named on."""
+        tiles = [tile for of_expert in experts for tile in of_expert]
+        (first,) = slots
+        self.write(value, tuple(range(first, first + len(tiles))), tiles)
 
 
 class LiteralExecutor:
@@ -145,23 +155,34 @@ class LiteralExecutor:
             self.applied = None
             if op in shown:
                 self.applied = []
-            result = op.literal(self, *(memory.read(value) for value in op.operands))
+            result = self._apply(op, [memory.read(value) for value in op.operands])
             for label, name in shown.get(op, ()):
                 seen[label] = op.show_literal(name, self.layout, self.applied or ())
             if len(op.results) == 1:
                 result = (result,)
             slots = iter(op.write)
             for value, computed in zip(op.results, result, strict=True):
-                if isinstance(computed, PrefixTiles):
+                if isinstance(computed, PrefixTiles | ExpertTiles):
                     memory.weights[value] = computed
                 elif value.type.kind == "tokens":
                     tiles = self._edited(value, computed, kept, results)
                     memory.write(value, next(slots), tiles)
+                elif value.type.kind == "routed":
+                    memory.write_routed(value, next(slots), computed)
                 else:
                     results[value] = computed
         results |= memory.weights
         values = {label: results[point.value] for label, point in points.items() if not point.show}
         return {label: (values | seen)[label] for label in points}
+
+    def _apply(self, op: SimOp, operands: list[Any]) -> Any:
+        """Return the results of an op; of one that knows nothing of experts on routed values, for each expert alike."""
+        if op.ROUTES or op.results[0].type.kind != "routed":
+            return op.literal(self, *operands)
+        each = [op.literal(self, *of_expert) for of_expert in zip(*operands, strict=True)]
+        if len(op.results) == 1:
+            return each
+        return tuple(list(of_result) for of_result in zip(*each, strict=True))
 
     def _edited(self, value: Value, tiles: Tiles, kept: set[Value], results: dict[Value, Any]) -> Tiles:
         """Return a token value's tiles after its edit, if it has one, and put it into `results` if it is to be kept."""
@@ -257,6 +278,15 @@ class LiteralExecutor:
         stored = self.model.prefix(name)
         rows, columns = stored.tiles
         return PrefixTiles([[partial(stored, row=r, column=c) for c in range(columns)] for r in range(rows)])
+
+    def expert_weights(self, name: str) -> ExpertTiles:
+        stored = self.model.prefix(name)
+        rows, columns = stored.tiles
+        each = []
+        for expert in range(stored.holds.dims[0]):
+            tiles = [[partial(stored, row=r, column=c, expert=expert) for c in range(columns)] for r in range(rows)]
+            each.append(PrefixTiles(tiles))
+        return ExpertTiles(each)
 
     def logits(self, x: Tensor, head: str, bias: str) -> Tensor:
         x = x[..., : self.model.table(head).shape[1]]

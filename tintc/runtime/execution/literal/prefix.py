@@ -9,17 +9,17 @@ from torch.nn import functional as F
 from tintc.ir.core import Type
 from tintc.ir.layout import Layout
 from tintc.ir.simulator.interface.fused_base import FusedWeights
-from tintc.ir.simulator.interface.literal_base import PrefixTiles
-from tintc.ir.simulator.shared.linear_common import copies_of_bias, unstacked
+from tintc.ir.simulator.interface.literal_base import ExpertTiles, PrefixTiles
+from tintc.ir.simulator.shared.linear_common import bias_dims, copies_of_bias, unstacked
 
 
 class Prefix(nn.Module):
     """The auxiliary's weights as prefix embeddings.
 
-    Holds ``weight [ceil(dout/S), S, din]`` and ``bias [dout]`` of a linear layer, or ``gain [D]`` and ``bias [D]`` of a
-    norm, which stands for the linear layer diag(gain), or is kept as a vector if it descends. `forward` puts one tile
-    into the prefix positions: row s of prefix k at chunk ``s*S'``, or a gain's vector at chunk 0 of prefix 0; the bias
-    at chunk ``S*S'`` of prefix 0.
+    Holds ``weight [ceil(dout/S), S, din]`` and ``bias [dout]`` of a linear layer, both with the experts in front if
+    there is one for each, or ``gain [D]`` and ``bias [D]`` of a norm, which stands for the linear layer diag(gain), or
+    is kept as a vector if it descends. `forward` puts one tile into the prefix positions: row s of prefix k at chunk
+    ``s*S'``, or a gain's vector at chunk 0 of prefix 0; the bias at chunk ``S*S'`` of prefix 0.
     """
 
     weight: Tensor
@@ -36,13 +36,16 @@ class Prefix(nn.Module):
             setattr(self, part, nn.Parameter(torch.empty(shape)))
         self.bias_copies = copies_of_bias(kind)
 
-    def forward(self, e: Tensor, row: int, column: int) -> Tensor:
-        """Return ``e [B, K + T, D_sim]`` with tile (row, column) in its prefix positions."""
-        tile = self._tile(row, column).to(e.dtype)
+    def forward(self, e: Tensor, row: int, column: int, expert: int | None = None) -> Tensor:
+        """Return ``e [B, K + T, D_sim]`` with tile (row, column), of one expert if there are any, in its prefix
+        positions."""
+        tile = self._tile(row, column, expert).to(e.dtype)
         return torch.cat((tile.expand(e.shape[0], -1, -1), e[:, self.layout.n_prefixes :]), 1)
 
-    def _rows(self) -> Tensor:
+    def _rows(self, expert: int | None) -> Tensor:
         """Return ``[K', S, din]``: the stored rows, or the diagonal of a gain."""
+        if expert is not None:
+            return self.weight[expert]
         if self.holds.kind == "linear":
             return self.weight
         (width,) = self.holds.dims
@@ -54,29 +57,35 @@ class Prefix(nn.Module):
         padded = F.pad(torch.diag(diagonal), (0, 0, 0, -width % self.layout.stack))
         return padded.unflatten(0, (-1, self.layout.stack))
 
-    def _tile(self, r: int, c: int) -> Tensor:
+    def _tile(self, r: int, c: int, expert: int | None) -> Tensor:
         layout, k, pitch = self.layout, self.layout.n_prefixes, self.layout.pitch
-        tile = self._rows()[r * k : (r + 1) * k, :, c * pitch : (c + 1) * pitch]
+        tile = self._rows(expert)[r * k : (r + 1) * k, :, c * pitch : (c + 1) * pitch]
         tile = F.pad(tile, (0, pitch - tile.shape[2], 0, 0, 0, k - tile.shape[0]))
         main = tile.flatten(1)
         bias = main.new_zeros(k, layout.d_sim - layout.main_heads * layout.d_h)
         if c < self.bias_copies:
-            part = self.bias[r * pitch : (r + 1) * pitch] / self.bias_copies
+            whole = self.bias
+            if expert is not None:
+                whole = self.bias[expert]
+            part = whole[r * pitch : (r + 1) * pitch] / self.bias_copies
             bias = F.pad(part, (0, bias.shape[1] - part.shape[0]))[None]
             bias = F.pad(bias, (0, 0, 0, k - 1))
         return torch.cat((main, bias), 1)
 
 
 def unpack_weights(
-    weights: FusedWeights | PrefixTiles, kind: Type, layout: Layout, example: int = 0
+    weights: FusedWeights | PrefixTiles | ExpertTiles, kind: Type, layout: Layout, example: int = 0
 ) -> dict[str, Tensor]:
     """Return the parts of one example's weights that can descend, as plain tensors.
 
-    They are ``weight [dout, din]`` of a linear layer, ``gain [D]`` of a norm that holds it as a vector, ``bias`` of
-    either. Fused weights have no pending updates.
+    They are ``weight [dout, din]`` of a linear layer, ``[E, dout, din]`` of one for each expert, ``gain [D]`` of a norm
+    that holds it as a vector, ``bias`` of any. Fused weights have no pending updates.
     """
     if isinstance(weights, FusedWeights):
         parts = _from_fused(weights, kind, example)
+    elif isinstance(weights, ExpertTiles):
+        each = [_from_prefixes(tiles, kind, layout, example) for tiles in weights.each]
+        parts = {part: torch.stack([expert[part] for expert in each]) for part in each[0]}
     else:
         parts = _from_prefixes(weights, kind, layout, example)
     if kind.kind == "norm" and "gain" not in parts:
@@ -88,7 +97,7 @@ def unpack_weights(
 
 def _from_fused(weights: FusedWeights, kind: Type, example: int) -> dict[str, Tensor]:
     """Return the weight and bias of one example; those without a batch dimension are every example's."""
-    dims = {"weight": {"linear": 2, "norm": 1}[kind.kind], "bias": 1}
+    dims = {"weight": len(kind.dims), "bias": bias_dims(kind)}
     parts: dict[str, Tensor] = {}
     for part, tensor in (("weight", weights.weight), ("bias", weights.bias)):
         if tensor is None:

@@ -1,0 +1,86 @@
+"""Mixtures of experts: the router and the sums, exact, and the experts' linear layers (Defs. D.1 to D.3)."""
+
+from __future__ import annotations
+
+from tintc.ir import auxiliary as aux
+from tintc.ir import simulator as sim
+from tintc.ir.core import Program, Type, Value
+from tintc.lowering.rules.base import Module, Rule, WeightGroup, lowers, stem
+from tintc.lowering.rules.sweep import Sweep
+from tintc.options import Options
+
+
+@lowers(aux.Route)
+class RouteRule(Rule[aux.Route]):
+    """Emit no backward pass: the choice of experts and their weights count as constants."""
+
+    def forward(self, op: aux.Route) -> Module:
+        return Module(sim.Route, op.options())
+
+    def carriers(self, op: aux.Route) -> tuple[Value, ...]:
+        return ()
+
+    def backward(self, sweep: Sweep, op: aux.Route, dy: Value) -> None:
+        raise AssertionError("nothing hands a gradient to the routing")
+
+
+@lowers(aux.Spread)
+class SpreadRule(Rule[aux.Spread]):
+    """Emit the sum over a token's experts, the transpose."""
+
+    def forward(self, op: aux.Spread) -> Module:
+        return Module(sim.Spread, {"weighted": op.weighted})
+
+    def carriers(self, op: aux.Spread) -> tuple[Value, ...]:
+        """Return x: the routing receives no gradient."""
+        return op.operands[1:]
+
+    def backward(self, sweep: Sweep, op: aux.Spread, dy: Value) -> None:
+        r, x = op.operands
+        operands = (sweep.values[r], dy)
+        sweep.receive(x, sweep.emit(sim.Combine, op, operands, gives=x.type, weighted=op.weighted))
+
+
+@lowers(aux.Combine)
+class CombineRule(Rule[aux.Combine]):
+    """Emit the gradient for each of a token's experts, the transpose."""
+
+    def forward(self, op: aux.Combine) -> Module:
+        return Module(sim.Combine, {"weighted": op.weighted})
+
+    def carriers(self, op: aux.Combine) -> tuple[Value, ...]:
+        """Return y: the routing receives no gradient."""
+        return op.operands[1:]
+
+    def backward(self, sweep: Sweep, op: aux.Combine, dy: Value) -> None:
+        r, y = op.operands
+        operands = (sweep.values[r], dy)
+        sweep.receive(y, sweep.emit(sim.Spread, op, operands, gives=y.type, weighted=op.weighted))
+
+
+@lowers(aux.Experts)
+class ExpertsRule(Rule[aux.Experts]):
+    """Emit dx where it is wanted, and the descent of weight and bias, of all experts together."""
+
+    def forward(self, op: aux.Experts) -> Module:
+        return Module(sim.ExpertsForward, {})
+
+    def layer(self, program: Program, op: aux.Experts, options: Options) -> WeightGroup:
+        parts = {"weight": op.weight}
+        held: tuple[str, ...] = ()
+        if op.bias:
+            parts["bias"] = op.bias
+            held = ("bias",)
+        return WeightGroup(stem(op.weight), Type("experts", program.parameters[op.weight].shape, held), parts)
+
+    def carriers(self, op: aux.Experts) -> tuple[Value, ...]:
+        """Return x: the routing receives no gradient."""
+        return op.operands[1:]
+
+    def backward(self, sweep: Sweep, op: aux.Experts, dy: Value) -> None:
+        r, x = op.operands
+        routing = sweep.values[r]
+        if x in sweep.wanted:
+            operands = (*sweep.weights_of(op), routing, dy)
+            sweep.receive(x, sweep.emit(sim.ExpertsBackward, op, operands, gives=x.type))
+        sweep.descend(sim.ExpertsDescent, op, (routing, dy, sweep.values[x]))
