@@ -193,7 +193,7 @@ JUNK = [
     # Parameters and outputs.
     ('{source="e"}', "{source=3}", "is a string"),
     ('{source="e"}', '{source="e", transpose=1}', "true or false"),
-    ('{source="e"}', '{source="e", rows=[[0]]}', "pairs [start, stop]"),
+    ('{source="e"}', '{source="e", rows=[[0]]}', "runs [start, stop]"),
     (" : 5x4", ' : 5x4\nparameter @e {source="e"} : 5x4', "@e stands there twice"),
     ("return y = %y", "return y = %y\nreturn y = %x", "'y' stands there twice"),
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from tiny_models import token_ids
 
 from tintc.ir.auxiliary.interpreter import Descent
 from tintc.ir.text import print_program
+from tintc.runtime.model.adapted_state import AdaptedState
 
 ROUTERS: dict[str, dict[str, Any]] = {
     "softmax": {"chosen": 2},
@@ -65,3 +67,70 @@ def test_text_does_not_grow_with_the_number_of_experts() -> None:
         program, tensors = mixture_like(chosen=2, experts=experts, layers=1)
         lengths.add(len(print_program(simulator(program, tensors).program).replace(str(experts), "EE")))
     assert max(lengths) < 1.02 * min(lengths)
+
+
+def test_roles_name_the_expert() -> None:
+    program, tensors = mixture_like(chosen=2, experts=3, layers=1, biases=True)
+    sim = simulator(program, tensors)
+    rows = [role for role in sim.roles() if role.parameter.startswith("h.0.experts.up.weight")]
+    assert {role.parameter for role in rows} == {f"h.0.experts.up.weight[{expert}]" for expert in range(3)}
+    assert {role.phase for role in rows} == {"forward", "backward", "descent"}
+    assert any(place.of.startswith("h.0.experts.act") for role in sim.roles() for place in role.reads)
+
+
+def test_states_and_their_files() -> None:
+    """A state predicts as the run does, in either executor and from a file; a row of it as that row (fp64, 1e-9)."""
+    program, tensors = mixture_like(chosen=2, normalise="sum", biases=True)
+    sim = simulator(program, tensors, inner_lr=0.02, n_steps=2)
+    ids = token_ids(2, 9, 11)
+    with torch.no_grad():
+        right = sim(ids).logits
+    for executor in ("literal", "fused"):
+        sim.executor = executor
+        with torch.no_grad():
+            state = sim.adapt(ids)
+        sim.executor = "fused"
+        with torch.no_grad():
+            torch.testing.assert_close(sim(ids, state=state).logits, right, rtol=0, atol=1e-9)
+            torch.testing.assert_close(sim(ids[1:], state=state.example(1)).logits, right[1:], rtol=0, atol=1e-9)
+
+
+def test_state_file(tmp_path: Path) -> None:
+    program, tensors = mixture_like(chosen=2, normalise="sum", biases=True)
+    sim = simulator(program, tensors, inner_lr=0.02)
+    sim.executor = "fused"
+    ids = token_ids(2, 9, 11)
+    with torch.no_grad():
+        state = sim.adapt(ids)
+        state.save(tmp_path / "state.safetensors")
+        read = AdaptedState.load(tmp_path / "state.safetensors", sim)
+        torch.testing.assert_close(sim(ids, state=read).logits, sim(ids, state=state).logits, rtol=0, atol=1e-12)
+
+
+def test_gradients_of_both_executors_agree() -> None:
+    """Of the logits' square with respect to all weights of experts and the router, through the step (fp64, 1e-9)."""
+    program, tensors = mixture_like(chosen=2, normalise="sum", biases=True)
+    sim = simulator(program, tensors, inner_lr=0.02)
+    found: dict[str, dict[str, torch.Tensor]] = {}
+    for executor in ("literal", "fused"):
+        sim.executor = executor
+        sim.zero_grad()
+        sim(token_ids(2, 9, 11)).logits.square().mean().backward()
+        named = ((name, parameter.grad) for name, parameter in sim.named_parameters() if ".experts." in name)
+        found[executor] = {name: grad.clone() for name, grad in named if grad is not None}
+    assert "prefixes.h.0.experts.router.weight" in found["fused"]
+    for name, grad in found["literal"].items():
+        assert float((found["fused"][name] - grad).norm()) < 1e-9 * float(grad.norm()), name
+
+
+def test_tokens_one_by_one() -> None:
+    """The next token's logits from the cache are those of the whole text under the same weights (fp64, 1e-9)."""
+    program, tensors = mixture_like(chosen=2, normalise="sum")
+    sim = simulator(program, tensors, inner_lr=0.02)
+    sim.executor = "fused"
+    ids = token_ids(2, 9, 11)
+    with torch.no_grad():
+        cache = sim(ids[:, :6], use_cache=True).past_key_values
+        found = sim(ids[:, 6:7], past_key_values=cache, use_cache=True).logits[:, -1]
+        right = sim(ids[:, :7], state=sim.adapt(ids[:, :6])).logits[:, -1]
+    torch.testing.assert_close(found, right, rtol=0, atol=1e-9)

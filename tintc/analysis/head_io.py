@@ -15,9 +15,11 @@ from tintc.ir.structure import (
     ActivationSpec,
     AttentionSpec,
     BlockSpec,
+    ChosenSpec,
     GroupNormSpec,
     LinearSpec,
     ProductSpec,
+    RouterSpec,
     Split,
     SplitStage,
     StructuralBlock,
@@ -192,8 +194,11 @@ def _slots(spec: BlockSpec, layout: Layout) -> tuple[list[int], list[int]]:
             return list(spec.slots), list(spec.slots)
         case ProductSpec():
             return [spec.target, spec.factor], [spec.target]
-        case VocabularySpec():
+        case VocabularySpec() | ChosenSpec():
             return [0], [0]
+        case RouterSpec():
+            inside = list(range(layout.tiles(spec.experts)))
+            return inside, inside
         case LinearSpec():
             pairs = _chunk_pairs(spec.stages)
             at = [width * chunk // layout.pitch for width, chunk in ((spec.stages[0].width, into) for _, into in pairs)]

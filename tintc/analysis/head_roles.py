@@ -24,6 +24,7 @@ from tintc.ir.columns import StridedRuns, strided_runs_of
 from tintc.ir.core import Program, Type, Value
 from tintc.ir.layout import Layout
 from tintc.ir.simulator import SimOp
+from tintc.ir.simulator.shared.linear_common import matrix_sides
 from tintc.lowering.emission.sharing import Placed, placement, sites
 from tintc.lowering.passes.plan_layout import layout_of
 
@@ -36,7 +37,8 @@ class Place:
 
     as_: ``query``, ``key``, ``value`` or ``result``; at: ``tokens``, ``prefixes``, or the tokens that the mask lets it
     see; slot: of the embedding, -1 for all of it (a gate's); of: the value or parameter that stands there (``a + b``
-    for a sum, ``#2`` for what the module's third block made); numbers: of it, rows of a matrix.
+    for a sum, ``#2`` for what the module's third block made, ``a[3]`` for that of expert 3); numbers: of it, rows of a
+    matrix.
     """
 
     as_: str
@@ -52,8 +54,9 @@ class Role:
 
     site: the module, below ``sites``; block: its tensors, below ``structure``; head: its index there, -1 for a block
     without heads or a gate; phase: forward, loss, backward, descent or gate; step: the pass or gradient step; layer: of
-    the auxiliary, -1 outside; parameter: the auxiliary's, as the program names it (empty: none); rows, columns: the
-    part of it (runs ``start, stop, step``; of vectors there are only rows); tile: the weight tile (row, column).
+    the auxiliary, -1 outside; parameter: the auxiliary's, as the program names it (empty: none; ``up.weight[3]`` for
+    that of expert 3); rows, columns: the part of it (runs ``start, stop, step``; of vectors there are only rows); tile:
+    the weight tile (row, column).
     """
 
     site: str
@@ -163,7 +166,7 @@ class Roles:
         return replace(
             base,
             head=head.index,
-            parameter=f"{name}.{part}",
+            parameter=f"{name}.{part}{_of_expert(held.expert)}",
             rows=rows,
             columns=columns,
             tile=tile,
@@ -193,7 +196,10 @@ class Roles:
         numbers = part.numbers
         if len(sources) == 1 and isinstance(sources[0][0], str) and sources[0][0] in self.values:
             name, tile = sources[0]
-            numbers = _shifted(numbers, tile * self.layout.pitch, self.values[str(name)].type.width)
+            kind = self.values[str(name)].type
+            expert, tile = _expert_and_tile(self.layout, kind, tile)
+            named = [f"{name}{_of_expert(expert)}"]
+            numbers = _shifted(numbers, tile * self.layout.pitch, kind.width)
         return Place(part.as_, part.at, part.slot, " + ".join(named), numbers)
 
     def _in_prefix(self, applied: Applied, part: SlotRange) -> Place:
@@ -202,7 +208,13 @@ class Roles:
             return Place(part.as_, part.at, part.slot, "", part.numbers)
         kind = self.values[held.weights].type
         name, rows, _ = held_part(self.layout, kind, held.row, held.column, part)
-        return Place(part.as_, part.at, part.slot, f"{self.names[held.weights]}.{name}" if rows else "", rows)
+        return Place(
+            part.as_,
+            part.at,
+            part.slot,
+            f"{self.names[held.weights]}.{name}{_of_expert(held.expert)}" if rows else "",
+            rows,
+        )
 
     def to_json(self) -> str:
         """Return the compact form; the same program gives the same text."""
@@ -226,8 +238,7 @@ def held_part(
     Prefix k holds row ``k*S + s`` of the tile at slot s, and prefix 0 the bias at slot S; of a norm, rows of the
     diagonal of its gain, or the gain itself at slot 0 of prefix 0.
     """
-    dout = kind.dims[0]
-    din = kind.dims[-1]
+    dout, din = matrix_sides(kind)
     pitch = layout.pitch
     if part.slot == layout.stack:
         biased = any(name.startswith("bias") for name in kind.parts)
@@ -238,11 +249,25 @@ def held_part(
     if "vector" in kind.parts:
         return "gain", columns if part.slot == 0 else (), ()
     rows = _shifted(((part.slot, pitch, layout.stack),), row * pitch, dout)
-    if kind.kind == "linear":
+    if kind.kind != "norm":
         return "weight", rows if columns else (), columns
     diagonal = [range(*run) for run in columns]
     common = [number for run in rows for number in range(*run) if any(number in other for other in diagonal)]
     return "gain", strided_runs_of(common) if "gain" in kind.parts else (), ()
+
+
+def _of_expert(expert: int) -> str:
+    """Return ``[3]`` for expert 3, nothing where there are none."""
+    if expert < 0:
+        return ""
+    return f"[{expert}]"
+
+
+def _expert_and_tile(layout: Layout, kind: Type, tile: int) -> tuple[int, int]:
+    """Return whose tile of a value it is, -1 where there are no experts, and its number among theirs."""
+    if kind.kind != "routed":
+        return -1, tile
+    return divmod(tile, layout.tiles(kind.width))
 
 
 def _shifted(runs: StridedRuns, offset: int, width: int) -> StridedRuns:
@@ -278,6 +303,8 @@ def _compact(applied: Applied, heads: int) -> dict[str, Any]:
     compact: dict[str, Any] = {"block": applied.placed.name, "heads": heads, "slots": application.contents}
     if held is not None:
         compact["tile"] = [held.weights, held.row, held.column]
+        if held.expert >= 0:
+            compact["expert"] = held.expert
     if applied.placed.gate:
         compact["gate"] = applied.placed.gate
     if application.feeds:

@@ -19,6 +19,7 @@ from tintc.ir.core import Program
 from tintc.ir.layout import Layout
 from tintc.ir.simulator.interface.base import SimOp
 from tintc.ir.simulator.interface.storage import TableCount, attention_cost, split_cost
+from tintc.ir.simulator.shared.linear_common import count_tiles
 from tintc.ir.structure import StructuralBlock, TensorSpec, block_tensors, shared_tensors
 from tintc.lowering.emission.emit import specs, storage_of
 from tintc.lowering.emission.sharing import Placed, around, placement, position_kinds, reuse_of
@@ -175,9 +176,10 @@ def unique_count(program: Program) -> int:
 
 
 def prefix_count(program: Program) -> int:
-    """Count the prefix embeddings of all weights: K for every tile."""
-    tiles = (op.tiles for op in program.ops if isinstance(op, sim.StoredWeights))
-    return layout_of(program).n_prefixes * sum(rows * columns for rows, columns in tiles)
+    """Count the prefix embeddings of all weights: K for every tile, of every expert."""
+    layout = layout_of(program)
+    stored = (op.result.type for op in program.ops if isinstance(op, sim.StoredWeights))
+    return layout.n_prefixes * sum(count_tiles(layout, kind) for kind in stored)
 
 
 def _numel(tensors: Iterable[TensorSpec]) -> int:

@@ -16,20 +16,24 @@ import torch
 from tintc.ir.core import Value
 from tintc.ir.layout import Layout
 from tintc.ir.simulator.interface.base import SimOp
-from tintc.ir.simulator.interface.literal_base import PrefixTiles
+from tintc.ir.simulator.interface.literal_base import ExpertTiles, PrefixTiles, literal
 from tintc.ir.simulator.shared.linear_common import weight_tiles
 
 Source = tuple[str | int, int]
-"""A tile of a value, by the value's name, or a slot of what an earlier application gave, by the application's index."""
+"""A tile of a value, by the value's name, or a slot of what an earlier application gave, by the application's index.
+
+Tiles of a routed value are counted through all experts."""
 
 
 @dataclass(frozen=True)
 class Held:
-    """A weight tile in the prefixes. by: the application whose output carries it, if any."""
+    """A weight tile in the prefixes. expert: whose, -1 if there is one layer for all tokens; by: the application whose
+    output carries it, if any."""
 
     weights: str
     row: int
     column: int
+    expert: int = -1
     by: int = -1
 
 
@@ -134,14 +138,17 @@ class TraceRun:
 def applications(op: SimOp, layout: Layout) -> list[Application]:
     """Return the blocks that a module applies, in order."""
     run: Any = TraceRun(layout)
-    results = op.literal(run, *(_operand(value, layout) for value in op.operands))
+    results = literal(op, run, [_operand(value, layout) for value in op.operands])
     if len(op.results) == 1:
         results = (results,)
     for value, tiles in zip(op.results, results, strict=True):
         if isinstance(tiles, PrefixTiles):
-            for held in (tile for row in tiles.rows for tile in row):
-                assert isinstance(held, Held)
-                run.applied[held.by].steps = value.name
+            _note_step(run.applied, value, tiles)
+        elif isinstance(tiles, ExpertTiles):
+            for of_expert in tiles.each:
+                _note_step(run.applied, value, of_expert)
+        elif value.type.kind == "routed":
+            _note(run.applied, value, [tile for of_expert in tiles for tile in of_expert])
         else:
             _note(run.applied, value, tiles)
     return run.applied
@@ -149,13 +156,31 @@ def applications(op: SimOp, layout: Layout) -> list[Application]:
 
 def _operand(value: Value, layout: Layout) -> Any:
     """Return a value as the traced literal form takes it: tiles of token values, or weight tiles."""
-    if value.type.kind == "tokens":
-        return [Named({(value.name, tile)}) for tile in range(layout.tiles(value.type.width))]
+    kind = value.type
+    if kind.kind == "tokens":
+        return [Named({(value.name, tile)}) for tile in range(layout.tiles(kind.width))]
+    if kind.kind == "routed":
+        count = layout.tiles(kind.width)
+        starts = range(0, kind.dims[0] * count, count)
+        return [[Named({(value.name, tile)}) for tile in range(start, start + count)] for start in starts]
+    if kind.kind == "experts":
+        return ExpertTiles([_weight_tiles(value, layout, expert) for expert in range(kind.dims[0])])
+    return _weight_tiles(value, layout, -1)
+
+
+def _weight_tiles(value: Value, layout: Layout, expert: int) -> PrefixTiles:
     rows, columns = weight_tiles(layout, value)
     if "vector" in value.type.parts:
         rows = columns = 1
-    tiles: Any = [[Held(value.name, r, c) for c in range(columns)] for r in range(rows)]
+    tiles: Any = [[Held(value.name, r, c, expert) for c in range(columns)] for r in range(rows)]
     return PrefixTiles(tiles)
+
+
+def _note_step(applied: list[Application], value: Value, tiles: PrefixTiles) -> None:
+    """Note in the applications whose prefixes become weights which weights these are."""
+    for held in (tile for row in tiles.rows for tile in row):
+        assert isinstance(held, Held)
+        applied[held.by].steps = value.name
 
 
 def _note(applied: list[Application], value: Value, tiles: Sequence[Named]) -> None:

@@ -19,7 +19,7 @@ from functools import cached_property
 from tintc.ir import simulator as sim
 from tintc.ir.core import Program, Type
 from tintc.ir.layout import Layout, infeasible
-from tintc.ir.simulator.shared.linear_common import copies_of_bias, matrix_sides
+from tintc.ir.simulator.shared.linear_common import copies_of_bias, count_tiles
 from tintc.options import Options
 
 READ = 16
@@ -69,16 +69,7 @@ class Demands:
 
     def applications(self, layout: Layout) -> int:
         """Return how often a module is applied to a weight tile in one run of the program."""
-        return sum(count * _tiles(layout, kind) for kind, count in self.uses.items())
-
-
-def _tiles(layout: Layout, weights: Type) -> int:
-    """Return the number of weight tiles, of all experts together."""
-    dout, din = matrix_sides(weights)
-    experts = 1
-    if weights.kind == "experts":
-        experts = weights.dims[0]
-    return experts * layout.tiles(dout) * layout.tiles(din)
+        return sum(count * count_tiles(layout, kind) for kind, count in self.uses.items())
 
 
 @dataclass(frozen=True)

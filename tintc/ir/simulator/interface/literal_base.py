@@ -115,6 +115,17 @@ def residual(tiles: Tiles, more: Tiles) -> Tiles:
     return [a + b for a, b in zip(tiles, more, strict=True)]
 
 
+def literal(op: LiteralForm, run: LiteralRun, operands: Sequence[Any]) -> Any:
+    """Return an op's result by literal execution; of one that has nothing to do with experts on routed values, that of
+    each expert alike."""
+    if op.ROUTES or op.results[0].type.kind != "routed":
+        return op.literal(run, *operands)
+    each = [op.literal(run, *of_expert) for of_expert in zip(*operands, strict=True)]
+    if len(op.results) == 1:
+        return each
+    return tuple(list(of_result) for of_result in zip(*each, strict=True))
+
+
 class LiteralForm(Op):
     """The blocks of an op and how they are applied, tile by tile."""
 

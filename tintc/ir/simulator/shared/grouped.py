@@ -45,7 +45,7 @@ class Groups:
 
     @cached_property
     def inverse(self) -> Tensor:
-        """The place of every vector in the order."""
+        """Return the place of every vector in the order."""
         inverse = torch.empty_like(self.order)
         inverse[self.order] = torch.arange(self.order.shape[0], device=self.order.device)
         return inverse
@@ -69,12 +69,12 @@ class Routing:
 
     @cached_property
     def groups(self) -> Groups:
-        """The vectors of all examples by expert."""
+        """Return the vectors of all examples by expert."""
         return Groups.of(self.experts.flatten())
 
     @cached_property
     def examples(self) -> Tensor:
-        """The example of every vector, ``[B n k]``."""
+        """Return the example of every vector, ``[B n k]``."""
         return _examples(self.experts)
 
     def factors(self, weighted: bool) -> Tensor:

@@ -110,6 +110,15 @@ def weight_tiles(layout: Layout, weights: Value) -> tuple[int, int]:
     return layout.tiles(dout), layout.tiles(din)
 
 
+def count_tiles(layout: Layout, weights: Type) -> int:
+    """Return the number of weight tiles, of all experts together."""
+    dout, din = matrix_sides(weights)
+    experts = 1
+    if weights.kind == "experts":
+        experts = weights.dims[0]
+    return experts * layout.tiles(dout) * layout.tiles(din)
+
+
 def matrix_sides(weights: Type) -> tuple[int, int]:
     """Return dout and din of a linear layer, of one expert's, or of a norm's gain as a diagonal."""
     if weights.kind == "norm":

@@ -20,7 +20,15 @@ from tintc.ir.functions import causal_mask
 from tintc.ir.inputs import Inputs
 from tintc.ir.liveness import needed_ops
 from tintc.ir.simulator import SimOp
-from tintc.ir.simulator.interface.literal_base import Applied, ExpertTiles, PrefixTiles, RoutedTiles, Tile, Tiles
+from tintc.ir.simulator.interface.literal_base import (
+    Applied,
+    ExpertTiles,
+    PrefixTiles,
+    RoutedTiles,
+    Tile,
+    Tiles,
+    literal,
+)
 from tintc.runtime.execution.literal.attention import TintAttention
 from tintc.runtime.execution.literal.blocks import PositionGate
 from tintc.runtime.execution.rates import Rates
@@ -155,7 +163,7 @@ class LiteralExecutor:
             self.applied = None
             if op in shown:
                 self.applied = []
-            result = self._apply(op, [memory.read(value) for value in op.operands])
+            result = literal(op, self, [memory.read(value) for value in op.operands])
             for label, name in shown.get(op, ()):
                 seen[label] = op.show_literal(name, self.layout, self.applied or ())
             if len(op.results) == 1:
@@ -174,15 +182,6 @@ class LiteralExecutor:
         results |= memory.weights
         values = {label: results[point.value] for label, point in points.items() if not point.show}
         return {label: (values | seen)[label] for label in points}
-
-    def _apply(self, op: SimOp, operands: list[Any]) -> Any:
-        """Return the results of an op; of one that knows nothing of experts on routed values, for each expert alike."""
-        if op.ROUTES or op.results[0].type.kind != "routed":
-            return op.literal(self, *operands)
-        each = [op.literal(self, *of_expert) for of_expert in zip(*operands, strict=True)]
-        if len(op.results) == 1:
-            return each
-        return tuple(list(of_result) for of_result in zip(*each, strict=True))
 
     def _edited(self, value: Value, tiles: Tiles, kept: set[Value], results: dict[Value, Any]) -> Tiles:
         """Return a token value's tiles after its edit, if it has one, and put it into `results` if it is to be kept."""
@@ -282,11 +281,13 @@ class LiteralExecutor:
     def expert_weights(self, name: str) -> ExpertTiles:
         stored = self.model.prefix(name)
         rows, columns = stored.tiles
-        each = []
-        for expert in range(stored.holds.dims[0]):
-            tiles = [[partial(stored, row=r, column=c, expert=expert) for c in range(columns)] for r in range(rows)]
-            each.append(PrefixTiles(tiles))
-        return ExpertTiles(each)
+
+        def tiles(expert: int) -> PrefixTiles:
+            return PrefixTiles(
+                [[partial(stored, row=r, column=c, expert=expert) for c in range(columns)] for r in range(rows)]
+            )
+
+        return ExpertTiles([tiles(expert) for expert in range(stored.holds.dims[0])])
 
     def logits(self, x: Tensor, head: str, bias: str) -> Tensor:
         x = x[..., : self.model.table(head).shape[1]]
