@@ -41,6 +41,17 @@ def strided_runs_of(numbers: Sequence[int]) -> StridedRuns:
     return tuple(runs)
 
 
+def unit_runs(runs: Iterable[Sequence[int]]) -> Runs:
+    """Return runs, with steps or without, as runs without."""
+    plain: list[tuple[int, int]] = []
+    for start, stop, *step in runs:
+        if step in ([], [1]):
+            plain.append((start, stop))
+        else:
+            plain += [(number, number + 1) for number in range(start, stop, *step)]
+    return tuple(plain)
+
+
 def take(x: Tensor, columns: Runs) -> Tensor:
     """Return the columns of ``x [..., W]`` side by side."""
     zeros = x.new_zeros(*x.shape[:-1], 1)

@@ -94,7 +94,7 @@ class CapturedGraph:
         value = node.meta.get("val")
         if not isinstance(value, Tensor):
             return None
-        ids = self.input_ids.meta["val"].shape
+        ids = self.input_ids.meta["val"].shape[:2]
         sizes = {dim.node.expr: size for dim, size in zip(ids, (batch, length), strict=True)}
         shape: list[int] = []
         for dim in value.shape:

@@ -18,7 +18,7 @@ def obstacles(graph: CapturedGraph) -> tuple[str, ...]:
     """Return the obstacles in a graph, for a first line above the operations that no rule takes."""
     live = [node for node in graph.live if node.op == "call_function"]
     kinds: list[str] = []
-    if any(opname(node) in GROUPED or "expert" in graph.path(node) for node in live):
+    if any(opname(node) in GROUPED for node in live):
         kinds.append(EXPERTS)
     if any(_mixes_tokens(node) for node in live):
         kinds.append(STATE)

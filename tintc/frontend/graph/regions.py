@@ -49,6 +49,13 @@ def push(graph: CapturedGraph, root: Node, values: Mapping[Node, Tensor], batch:
 
     Everything between them must depend on the tokens through the sources alone.
     """
+    return push_all(graph, (root,), values, batch, length)[0]
+
+
+def push_all(
+    graph: CapturedGraph, roots: Sequence[Node], values: Mapping[Node, Tensor], batch: int, length: int
+) -> tuple[Tensor, ...]:
+    """Return the same of several roots. Nodes that do not depend on the tokens may be given other values too."""
     constants = graph.evaluator(batch, length)
     memory: dict[Node, Any] = dict(values)
 
@@ -59,9 +66,10 @@ def push(graph: CapturedGraph, root: Node, values: Mapping[Node, Tensor], batch:
             return graph.stand_in(node, batch, length)
         return constants(node)
 
-    for node in between(graph, root, values):
-        memory[node] = execute(node, lookup, torch.float64)
-    return memory[root]
+    for root in roots:
+        for node in between(graph, root, memory):
+            memory[node] = execute(node, lookup, torch.float64)
+    return tuple(memory[root] for root in roots)
 
 
 def leaves(graph: CapturedGraph, root: Node, crosses: Callable[[Node], bool] | None = None) -> list[Node]:

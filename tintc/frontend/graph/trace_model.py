@@ -13,7 +13,7 @@ import threading
 import traceback
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stderr
+from contextlib import ExitStack, contextmanager, redirect_stderr
 from typing import Any, cast
 
 import torch
@@ -24,6 +24,7 @@ from transformers import masking_utils
 
 from tintc.errors import ModelError
 from tintc.frontend.graph.captured import CapturedGraph
+from tintc.frontend.graph.captured_experts import fill_in, opaque_experts
 from tintc.frontend.graph.functionalize import NeedsRetracing, functionalize, is_inplace
 from tintc.frontend.graph.obstacles import EXPERTS
 
@@ -46,7 +47,11 @@ def capture(model: nn.Module, max_length: int | None = None, name: str | None = 
     device = next(model.parameters()).device
     ids = torch.ones(2, max(2, min(7, limit)), dtype=torch.long, device=device)
     was_training = model.training
-    with torch.no_grad(), PROCESS_LOCK, _without_packing(), _without_cache(model), _preserved(model), _quiet():
+    with ExitStack() as stack:
+        stack.enter_context(PROCESS_LOCK)
+        for context in (torch.no_grad(), _without_packing(), _without_cache(model), _preserved(model), _quiet()):
+            stack.enter_context(context)
+        stack.enter_context(opaque_experts(model))
         try:
             model.eval()
             exported = _export(model, ids)
@@ -56,6 +61,7 @@ def capture(model: nn.Module, max_length: int | None = None, name: str | None = 
             ) from error
         finally:
             model.train(was_training)
+        fill_in(model, exported.graph, name)
     return _describe(model, exported, name, limit)
 
 

@@ -5,6 +5,7 @@ there are no others.
 """
 
 from tintc.frontend.attention.attention_rule import AttentionRule
+from tintc.frontend.experts.experts_rule import ExpertsRule
 from tintc.frontend.rule import Rule
 from tintc.frontend.rules.activations import ActivationRule, ClampRule, MixtureRule, UnknownFunctionRule
 from tintc.frontend.rules.arithmetic import AddRule, ConstantRule, MultiplyRule, ScaleRule, SubtractRule
@@ -18,6 +19,7 @@ RULES: tuple[type[Rule], ...] = (
     PositionEmbeddingRule,
     PositionTableRule,
     AttentionRule,
+    ExpertsRule,
     FusedNormRule,
     WrittenNormRule,
     NormBiasRule,

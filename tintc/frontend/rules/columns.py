@@ -63,16 +63,16 @@ class SelectRule:
 
     def match(self, graph: CapturedGraph, node: Node) -> Match | Fail:
         if opname(node) == "slice":
-            if argument(node, 4, 1) != 1:
-                return Fail("a slice with a step is not supported")
             source = node.args[0]
             dim = argument(node, 1, 0)
             start = argument(node, 2, 0) or 0
+            step = argument(node, 4, 1)
         elif opname(node) == "getitem" and isinstance(node.args[0], Node) and opname(node.args[0]) in SPLITS:
             split = node.args[0]
             source = split.args[0]
             dim = argument(split, 2, 0)
             start = _start(split, node)
+            step = 1
         else:
             return NOT_MINE
         assert isinstance(source, Node)
@@ -83,9 +83,10 @@ class SelectRule:
         first = int(start)
         if first < 0:
             first += source_width
+        columns = range(first, first + step * width, step)
 
         def build(builder: Builder, values: tuple[Value, ...]) -> Value:
-            return builder.select(node, values[0], range(first, first + width), "part")
+            return builder.select(node, values[0], columns, "part")
 
         return Match((source,), build)
 

@@ -18,7 +18,8 @@ from tintc.ir.losses import LogitMap
 class Linear(AuxOp):
     """y = W x + b with ``W [dout, din]``, b optional (empty name).
 
-    Roles: query, key, value, output, ffn (in a layer), projection (outside). The paper updates all but query and key.
+    Roles: query, key, value, output, ffn, router (in a layer), projection (outside). The paper updates all but query
+    and key; a router is a constant of the backward pass.
     """
 
     GROUPS: ClassVar[Mapping[str, Mapping[str, str]]] = {

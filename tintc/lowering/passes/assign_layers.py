@@ -23,7 +23,20 @@ from dataclasses import replace
 from itertools import pairwise
 
 from tintc.errors import Reason, UnsupportedModelError
-from tintc.ir.auxiliary import Activation, Add, Attention, AuxOp, Embedding, Gate, Linear, Norm, Scale, Select
+from tintc.ir.auxiliary import (
+    Activation,
+    Add,
+    Attention,
+    AuxOp,
+    Embedding,
+    Experts,
+    Gate,
+    Linear,
+    Norm,
+    Route,
+    Scale,
+    Select,
+)
 from tintc.ir.core import Op, Program, Value
 
 OPERANDS = ("query", "key", "value")
@@ -35,9 +48,9 @@ def assign_layers(program: Program) -> Program:
     """Return the program with `layer` and `role` set on every op, and the attribute ``n_layers``; its argument is left
     alone.
 
-    Linear layers: query, key, value, output, ffn; projection outside the layers. Norms: layer, or qk between a query or
-    key layer and its attention; embedding before the first layer, final after the last. Raises `UnsupportedModelError`
-    if the attentions do not form a chain.
+    Linear layers: query, key, value, output, ffn, router; projection outside the layers. Those of experts: ffn. Norms:
+    layer, or qk between a query or key layer and its attention; embedding before the first layer, final after the last.
+    Raises `UnsupportedModelError` if the attentions do not form a chain.
     """
     flow = _Flow(program)
     layers = _layers(flow)
@@ -121,6 +134,14 @@ class _Flow:
                 operands.add(-1)
         return operands or {-1}
 
+    def feeds_routing(self, value: Value) -> bool:
+        """Return True if a value reaches the choice of experts and nothing else, what is linear aside."""
+        readers = self.users.get(value, [])
+        return bool(readers) and all(
+            isinstance(user, Route) or (isinstance(user, PASSED | Linear) and self.feeds_routing(user.result))
+            for user in readers
+        )
+
     def after_attention(self, value: Value) -> bool:
         """Return True if a value is an attention's result, or made of such alone; gates may come from elsewhere."""
         op = self.producers[value]
@@ -197,6 +218,10 @@ def _end(flow: _Flow, starts: list[Op]) -> Op:
 
 def _role(flow: _Flow, op: AuxOp, layer: int) -> str:
     """Return the role of an op in its layer, empty for ops that have none."""
+    if isinstance(op, Experts):
+        if layer >= 0:
+            return "ffn"
+        return "projection"
     if isinstance(op, Linear):
         return _linear_role(flow, op, layer)
     if not isinstance(op, Norm):
@@ -210,6 +235,8 @@ def _linear_role(flow: _Flow, op: Linear, layer: int) -> str:
     """Return the role of a linear layer; ``mixed`` if it makes both operands of attention and something else."""
     if layer < 0:
         return "projection"
+    if flow.feeds_routing(op.result):
+        return "router"
     feeds = flow.before_attention(op.result)
     if feeds == {-1}:
         return "output" if flow.after_attention(op.operands[0]) else "ffn"

@@ -6,14 +6,16 @@ from collections.abc import Sequence
 from dataclasses import replace
 from itertools import pairwise
 
-from tintc.ir.auxiliary import Activation, Add, Attention, Gate, Linear, Norm, Scale, Select
-from tintc.ir.columns import Runs, compose
-from tintc.ir.core import Op, Parameter, Program, Value, tokens
+from tintc.ir.auxiliary import Activation, Add, Attention, Experts, Gate, Linear, Norm, Scale, Select
+from tintc.ir.columns import Runs, compose, strided_runs_of, unit_runs
+from tintc.ir.core import Op, Program, Value
 from tintc.lowering.passes.fold_concats import feeds_scores
 
 
 def fold_selects(program: Program) -> bool:
     """Rewrite the selects of one linear layer as layers of their own. Return True if there was such a layer.
+
+    The layers of experts, which read a stack of matrices, are cut alike: each matrix's rows.
 
     ``select(linear(x))`` is a linear layer with those rows of the weight and bias. A row that descends belongs to one
     layer: selects that share rows, or take one twice, become selects of a layer with all their rows. What feeds queries
@@ -24,7 +26,12 @@ def fold_selects(program: Program) -> bool:
     outputs = set(program.outputs.values())
     for index, op in enumerate(program.ops):
         parts = [user for user in users.get(op.results[0], []) if isinstance(user, Select)]
-        if not isinstance(op, Linear) or not parts or op.result in outputs or len(parts) < len(users[op.result]):
+        if (
+            not isinstance(op, Linear | Experts)
+            or not parts
+            or op.result in outputs
+            or len(parts) < len(users[op.result])
+        ):
             continue
         ordered = sorted(parts, key=lambda part: part.columns[0])
         fixed = {part for part in parts if feeds_scores(users, part.result)}
@@ -81,10 +88,12 @@ def _rows(group: Sequence[Select]) -> Runs:
     return tuple(runs)
 
 
-def _common(program: Program, op: Linear, group: Sequence[Select]) -> list[Op]:
+def _common(program: Program, op: Linear | Experts, group: Sequence[Select]) -> list[Op]:
     """Return a layer of the rows that some parts share, and the parts as selects of it."""
     rows = _rows(group)
-    whole = Value(f"{group[0].result.name}.rows", tokens(sum(stop - start for start, stop in rows)))
+    kind = op.result.type
+    width = sum(stop - start for start, stop in rows)
+    whole = Value(f"{group[0].result.name}.rows", replace(kind, dims=(*kind.dims[:-1], width)))
     layer = _layer(program, op, Select(operands=op.operands, results=(whole,), columns=rows), "rows")
     return [layer, *(replace(part, operands=(whole,), columns=_within(part.columns, rows)) for part in group)]
 
@@ -100,21 +109,23 @@ def _within(columns: Runs, rows: Runs) -> Runs:
     return tuple(shifted)
 
 
-def _layer(program: Program, op: Linear, part: Select, suffix: str) -> Linear:
+def _layer(program: Program, op: Linear | Experts, part: Select, suffix: str) -> Op:
     """Return the rows of a linear layer that a select takes, as a layer of its own."""
     weight = _view(program, op.weight, part.columns, suffix)
     bias = ""
     if op.bias:
         bias = _view(program, op.bias, part.columns, suffix)
-    return Linear(operands=op.operands, results=part.results, weight=weight, bias=bias)
+    return replace(op, results=part.results, weight=weight, bias=bias)
 
 
 def _view(program: Program, name: str, rows: Runs, suffix: str) -> str:
     """Declare rows of a parameter under a name of their own and return it; another view of that name gets a number."""
     old = program.parameters[name]
-    taken = compose(old.rows or ((0, old.shape[0]),), rows)
-    count = sum(stop - start for start, stop in taken)
-    wanted = Parameter(old.source, (count, *old.shape[1:]), old.transpose, taken)
+    at = int(old.stacked)
+    count = sum(stop - start for start, stop in rows)
+    taken = _fewest(compose(unit_runs(old.rows or ((0, old.shape[at]),)), rows))
+    shape = (*old.shape[:at], count, *old.shape[at + 1 :])
+    wanted = replace(old, shape=shape, rows=taken)
     stem, _, last = name.rpartition(".")
     alias = ".".join(filter(None, (stem, suffix, last)))
     number = 1
@@ -122,6 +133,15 @@ def _view(program: Program, name: str, rows: Runs, suffix: str) -> str:
         number += 1
         alias = ".".join(filter(None, (stem, f"{suffix}{number}", last)))
     return alias
+
+
+def _fewest(rows: Runs) -> tuple[tuple[int, ...], ...]:
+    """Return the same rows as runs with steps, where these are fewer: every other row is one run."""
+    numbers = [number for run in rows for number in range(*run)]
+    strided = strided_runs_of(numbers)
+    if numbers == sorted(set(numbers)) and len(strided) < len(rows):
+        return strided
+    return rows
 
 
 def _suffix(users: dict[Value, list[Op]], part: Op, position: int) -> str:
