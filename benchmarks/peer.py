@@ -20,7 +20,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from tintc.ir.core import Parameter, Program
-from tintc.ir.simulator import LinearDescent, NormDescent
+from tintc.ir.simulator import ExpertsDescent, LinearDescent, NormDescent
 
 DETACHED = "sdpa_detached_scores"
 
@@ -38,9 +38,8 @@ AttentionMaskInterface.register(DETACHED, sdpa_mask)
 
 def updated(program: Program) -> Iterator[Parameter]:
     """What a simulator's program updates, as views of the checkpoint's tensors."""
-    targets = {
-        op.target: isinstance(op, NormDescent) for op in program.ops if isinstance(op, LinearDescent | NormDescent)
-    }
+    descents = [op for op in program.ops if isinstance(op, LinearDescent | ExpertsDescent | NormDescent)]
+    targets = {op.target: isinstance(op, NormDescent) for op in descents}
     for target, bias_only in targets.items():
         for part in ("bias",) if bias_only else ("weight", "bias"):
             if f"{target}.{part}" in program.parameters:
@@ -51,8 +50,8 @@ def views(tensor: Tensor, parameter: Parameter) -> list[Tensor]:
     """The parts of the checkpoint's tensor that the parameter stands for."""
     if parameter.rows is None:
         return [tensor]
-    axis = 1 if parameter.transpose else 0
-    return [tensor.narrow(axis, start, stop - start) for start, stop in parameter.rows]
+    axis = int(parameter.stacked) + int(parameter.transpose)
+    return [tensor[(slice(None),) * axis + (slice(*run),)] for run in parameter.rows]
 
 
 @dataclass

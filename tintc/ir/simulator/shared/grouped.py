@@ -143,6 +143,27 @@ def _own(w: FusedWeights, routing: Routing) -> tuple[Tensor, Tensor | None, Grou
 Lazy = Callable[[Tensor, Tensor, Pending, Tensor, Tensor, "Tensor | None"], Tensor]
 
 
+@dataclass(frozen=True)
+class _SortedUpdate:
+    """An update whose dY ``[N, dout]`` and X ``[N, din]`` stand by expert. examples ``[N]``: of every vector; spans: of
+    every expert, from where to where."""
+
+    update: Pending
+    dy: Tensor
+    x: Tensor
+    examples: Tensor
+    spans: dict[int, tuple[int, int]]
+
+    @classmethod
+    def of(cls, update: Pending) -> _SortedUpdate:
+        assert update.experts is not None
+        groups = Groups.of(update.experts.flatten())
+        spans = {key: (start, stop) for key, start, stop in groups.spans}
+        examples = _examples(update.experts)[groups.order]
+        dy = update.dy.flatten(0, 1)[groups.order]
+        return cls(update, dy, _inputs_of(update, groups.order), examples, spans)
+
+
 def _by_group(
     w: FusedWeights,
     routing: Routing,
@@ -156,23 +177,23 @@ def _by_group(
     lazy: adds an update, of whose dY and X it gets the vectors of the same weights; its last argument is 1 where two
     vectors are of one example, None if all are.
     """
+    assert w.weight is not None
     vectors = _taken(x, groups.order)
-    updates = [(update, *_sorted(update)) for update in w.pending]
+    updates = [_SortedUpdate.of(update) for update in w.pending]
     examples = routing.examples[groups.order]
-    count = w.weight.shape[-3] if w.weight is not None else 0
+    count = w.weight.shape[-3]
     parts: list[Tensor] = []
     for key, start, stop in groups.spans:
         mine = vectors[start:stop]
         y = product(key, mine)
-        for update, among, spans in updates:
-            if key % count not in spans:
+        for update in updates:
+            if key % count not in update.spans:
                 continue
-            chosen = among.order[slice(*spans[key % count])]
+            met = slice(*update.spans[key % count])
             same = None
             if x.shape[0] > 1:
-                theirs = _examples(update.dy[..., 0])[chosen]
-                same = (examples[start:stop, None] == theirs).to(x.dtype)
-            y = lazy(y, mine, update, update.dy.flatten(0, 1)[chosen], _inputs_of(update, chosen), same)
+                same = (examples[start:stop, None] == update.examples[met]).to(x.dtype)
+            y = lazy(y, mine, update.update, update.dy[met], update.x[met], same)
         parts.append(y)
     return torch.cat(parts)[groups.inverse].unflatten(0, x.shape[:3])
 
@@ -187,13 +208,6 @@ def _taken(x: Tensor, indices: Tensor) -> Tensor:
 def _inputs_of(update: Pending, indices: Tensor) -> Tensor:
     """Return the inputs of an update's vectors by their index among all."""
     return update.x.flatten(0, 1)[indices // (update.dy.shape[1] // update.x.shape[1])]
-
-
-def _sorted(update: Pending) -> tuple[Groups, dict[int, tuple[int, int]]]:
-    """Return the vectors of an update by expert, and the span of each expert."""
-    assert update.experts is not None
-    groups = Groups.of(update.experts.flatten())
-    return groups, {key: (start, stop) for key, start, stop in groups.spans}
 
 
 def carried_out(w: FusedWeights, update: Pending) -> FusedWeights:
