@@ -18,7 +18,7 @@ TRANSFORMERS_MARKERS = (
     "torch_compile_test",
     "torch_export_test",
 )
-"""Marks that transformers' own tests have, see ``runtime/test_transformers_mixins.py``."""
+"""Marks that transformers' own tests have, see ``runtime/model/test_transformers_mixins.py``."""
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
 
