@@ -6,12 +6,12 @@ import json
 import os
 import signal
 import socket
-import subprocess
 import sys
+import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import pytest
 import tiny_models
@@ -68,24 +68,70 @@ def make_command(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[s
     return command
 
 
-def process(*arguments: object, before: str = "") -> subprocess.Popen[str]:
-    """`tintc` in a process of its own; `before` is Python that runs there first.
+@dataclass(frozen=True)
+class Running:
+    """A process forked from this one, and the ends from which its standard output and error are read."""
 
-    SIGINT interrupts it, also where this process ignores it (a job in the background of a shell), which a new process
-    would inherit.
+    pid: int
+    stdout: TextIO
+    stderr: TextIO
+
+    def send(self, number: int) -> None:
+        os.kill(self.pid, number)
+
+    def wait(self) -> int:
+        """Return its exit code, or the signal that ended it with a minus."""
+        _, status = os.waitpid(self.pid, 0)
+        return os.waitstatus_to_exitcode(status)
+
+
+def forked(action: Callable[[], object]) -> Running:
+    """Run that in a process of its own, which has all that is imported here, and leave it with `sys.exit`'s code.
+
+    SIGINT interrupts it, also where this process ignores it (a job in the background of a shell), which a fork
+    inherits. After four minutes it is ended.
     """
-    program = (
-        "import signal, sys; sys.argv[0] = 'tintc'; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
-        f"{before}\nimport tintc_cli; tintc_cli.main()"
-    )
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-c", program, *map(str, arguments)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+    pipes = [os.pipe(), os.pipe()]
+    pid = os.fork()
+    if pid:
+        for _, write in pipes:
+            os.close(write)
+        return Running(pid, *(open(read, encoding="utf-8") for read, _ in pipes))
+    code = 1
+    try:
+        signal.alarm(240)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        for number, (_, write) in enumerate(pipes, 1):
+            os.dup2(write, number)
+        sys.stdout, sys.stderr = os.fdopen(1, "w", closefd=False), os.fdopen(2, "w", closefd=False)
+        os.environ.update({"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"})
+        action()
+        code = 0
+    except SystemExit as stopped:
+        code = int(stopped.code or 0)
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
 
 
-def finished(running: subprocess.Popen[str]) -> Result:
-    out, err = running.communicate(timeout=240)
-    return Result(running.returncode, out, err)
+def process(*arguments: object, before: str = "") -> Running:
+    """`tintc` in a process of its own; `before` is Python that runs there first."""
+
+    def action() -> None:
+        sys.argv = ["tintc", *map(str, arguments)]
+        exec(before, {})
+        tintc_cli.main()
+
+    return forked(action)
+
+
+def finished(running: Running) -> Result:
+    with running.stdout as out, running.stderr as err:
+        texts = out.read(), err.read()
+    return Result(running.wait(), *texts)
 
 
 def simulator_folder(path: Path) -> Path:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import tiny_models
 import torch
-from command import Command, make_command
+from command import Command, contents, make_command, model_folder, simulator_folder
+from exports import fresh_exports, shared_exports
+
+import tintc
 
 TRANSFORMERS_MARKERS = (
     "accelerate_tests",
@@ -18,7 +22,7 @@ TRANSFORMERS_MARKERS = (
     "torch_compile_test",
     "torch_export_test",
 )
-"""Marks that transformers' own tests have, see ``runtime/test_transformers_mixins.py``."""
+"""Marks that transformers' own tests have, see ``runtime/model/test_transformers_mixins.py``."""
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
 
@@ -35,6 +39,19 @@ def pytest_configure(config: pytest.Config) -> None:
 @pytest.fixture(autouse=True, scope="session")
 def _one_thread() -> None:
     torch.set_num_threads(1)  # the models are tiny: more threads only wait for each other
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _one_export_for_all() -> Iterator[None]:
+    with shared_exports():
+        yield
+
+
+@pytest.fixture
+def traced_anew() -> Iterator[None]:
+    """For tests of tracing itself: every model is exported, whatever was exported before."""
+    with fresh_exports():
+        yield
 
 
 @pytest.fixture
@@ -64,3 +81,46 @@ def shared() -> Path:
 def command(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Command:
     """``command("compile", folder, ...)`` runs `tintc` in this process."""
     return make_command(monkeypatch, capfd)
+
+
+@pytest.fixture(scope="session")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """What many tests read and none may change: they change copies. At the end it is looked whether that is so."""
+    base = tmp_path_factory.mktemp("folders")
+    two, one = base / "two-layers", base / "one-layer"
+    tintc.compile(model_folder(two / "tiny"), inner_lr=1e-2).save_pretrained(two / "sim")
+    tintc.compile(model_folder(one / "tiny", tiny_models.gpt2(n_layers=1)), inner_lr=1e-2, output=one / "sim")
+    simulator_folder(base / "llama")
+    before = contents(base)
+    yield base
+    assert contents(base) == before, "a test has changed what all share"
+
+
+@pytest.fixture(scope="session")
+def two_layers(folders: Path) -> Path:
+    """The folder of a GPT-2 with a tokenizer."""
+    return folders / "two-layers" / "tiny"
+
+
+@pytest.fixture(scope="session")
+def two_layers_sim(folders: Path) -> Path:
+    """Its simulator with an inner rate of 0.01, saved from memory."""
+    return folders / "two-layers" / "sim"
+
+
+@pytest.fixture(scope="session")
+def one_layer(folders: Path) -> Path:
+    """The folder of a GPT-2 of one layer with a tokenizer."""
+    return folders / "one-layer" / "tiny"
+
+
+@pytest.fixture(scope="session")
+def one_layer_sim(folders: Path) -> Path:
+    """Its simulator with an inner rate of 0.01, written tensor by tensor."""
+    return folders / "one-layer" / "sim"
+
+
+@pytest.fixture(scope="session")
+def llama_sim(folders: Path) -> Path:
+    """The simulator of a Llama of one layer, whose model lies beside it."""
+    return folders / "llama" / "sim"

@@ -30,17 +30,10 @@ def model(tmp_path: Path) -> Path:
     return model_folder(tmp_path / "model")
 
 
-@pytest.fixture(scope="module")
-def stored(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("stored")
-    tintc.compile(model_folder(folder / "model")).save_pretrained(folder / "sim")
-    return folder / "sim"
-
-
 @pytest.fixture
-def compiled(stored: Path, tmp_path: Path) -> Path:
+def compiled(two_layers_sim: Path, tmp_path: Path) -> Path:
     """A compiled simulator that the test may damage."""
-    return Path(shutil.copytree(stored, tmp_path / "compiled"))
+    return Path(shutil.copytree(two_layers_sim, tmp_path / "compiled"))
 
 
 def refuses(command: Command, *arguments: object, says: str) -> None:
@@ -213,7 +206,8 @@ def test_disk_full(model: Path, compiled: Path, limit: int) -> None:
     """The system refuses files of more than `limit` bytes: at 20 kB the weights fail, at 1 kB smaller files too."""
     before, beside = contents(compiled), {path.name for path in compiled.parent.iterdir()}
     # Python would take the first bytes of its byte code for all of it, and others would import that.
-    full = f"import resource; sys.dont_write_bytecode = True; resource.setrlimit(resource.RLIMIT_FSIZE, ({limit},) * 2)"
+    full = "import resource, sys; sys.dont_write_bytecode = True\n"
+    full += f"resource.setrlimit(resource.RLIMIT_FSIZE, ({limit},) * 2)"
     found = finished(process("compile", model, "-o", compiled, "--force", "--json", before=full))
     assert found.code == 2 and found.out == "", found
     assert found.err.startswith("error: Could not write") and len(found.err.splitlines()) == 1
@@ -244,10 +238,10 @@ def test_interrupted(model: Path, compiled: Path, sent: signal.Signals, code: in
         running = process("compile", model, "-o", compiled, "--force", before=stop_in_writing)
     finally:
         signal.signal(signal.SIGINT, ours)
-    assert running.stdout is not None and running.stdout.readline() == "writing\n"
+    assert running.stdout.readline() == "writing\n"
     assert {path.name for path in compiled.parent.iterdir()} > beside, "it writes to a folder beside"
     time.sleep(0.1)
-    running.send_signal(sent)
+    running.send(sent)
     found = finished(running)
     assert found.code == code and "Traceback" not in found.err, found
     assert contents(compiled) == before and {path.name for path in compiled.parent.iterdir()} == beside

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import math
+import runpy
 import shutil
 import subprocess
 import sys
@@ -14,7 +15,7 @@ from typing import Any
 import pytest
 import tiny_models
 import torch
-from command import ROOT, STORY, Command, Result, contents, model_folder
+from command import ROOT, STORY, Command, Result, contents, finished, forked, model_folder
 from safetensors.torch import load_file
 from tokenizers.processors import TemplateProcessing
 from typer.main import get_command
@@ -25,16 +26,14 @@ from tintc.errors import TintcError
 from tintc.ir.text import parse_program
 
 
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return model_folder(tmp_path_factory.mktemp("model") / "tiny")
+@pytest.fixture
+def model(two_layers: Path) -> Path:
+    return two_layers
 
 
-@pytest.fixture(scope="module")
-def compiled(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    sim, out = tintc.compile(model, inner_lr=1e-2), tmp_path_factory.mktemp("compiled") / "sim"
-    sim.save_pretrained(out)
-    return out
+@pytest.fixture
+def compiled(two_layers_sim: Path) -> Path:
+    return two_layers_sim
 
 
 def test_compile_run_inspect(command: Command, model: Path, tmp_path: Path) -> None:
@@ -259,10 +258,17 @@ def test_a_defect_keeps_its_traceback(command: Command, compiled: Path, monkeypa
     assert not issubclass(ZeroDivisionError, TintcError)
 
 
-@pytest.mark.parametrize("start", [["-m", "tintc_cli"], ["-m", "tintc"]])
-def test_help(start: list[str]) -> None:
-    shown = subprocess.run([sys.executable, *start, "--help"], capture_output=True, text=True, cwd=ROOT, check=True)
-    assert all(name in shown.stdout for name in ("compile", "inspect", "run"))
+@pytest.mark.parametrize("module", ["tintc_cli", "tintc"])
+def test_help(module: str) -> None:
+    """`python -m` runs the command."""
+
+    def action() -> None:
+        sys.argv = ["tintc", "--help"]
+        runpy.run_module(module, run_name="__main__", alter_sys=True)
+
+    shown = finished(forked(action))
+    assert shown.code == 0, shown.err
+    assert all(name in shown.out for name in ("compile", "inspect", "run"))
 
 
 def test_help_hides_nothing() -> None:

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import re
+import shutil
 from inspect import signature
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
 import pytest
-import tiny_models
 import torch
 import typer.rich_utils
-from command import STORY, Command, model_folder, tokenizer
+from command import STORY, Command, tokenizer
 from typer.main import get_command
 
 import tintc
@@ -29,18 +29,6 @@ def values_of(annotation: Any) -> set[object]:
     if get_origin(annotation) is Literal:
         return set(get_args(annotation))
     return {value for part in get_args(annotation) for value in values_of(part)}
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return model_folder(tmp_path_factory.mktemp("model") / "tiny", tiny_models.gpt2(n_layers=1))
-
-
-@pytest.fixture(scope="module")
-def sim(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("compiled") / "sim"
-    tintc.compile(model, inner_lr=1e-2, output=out)
-    return out
 
 
 @pytest.mark.parametrize("name", [name for name in COMMANDS.commands if name != "lm-eval"])
@@ -64,8 +52,8 @@ def test_version(command: Command) -> None:
     assert (shown.code, shown.out, shown.err) == (0, f"tintc {tintc.__version__}\n", "")
 
 
-def test_verbose_says_stages_with_times(command: Command, model: Path, tmp_path: Path) -> None:
-    found = command("--verbose", "compile", model, "-o", tmp_path / "sim", "--json")
+def test_verbose_says_stages_with_times(command: Command, one_layer: Path, tmp_path: Path) -> None:
+    found = command("--verbose", "compile", one_layer, "-o", tmp_path / "sim", "--json")
     lines = found.err.splitlines()
     assert found.json["dtype"] == "float32" and len(lines) > 4
     assert all(re.fullmatch(r" *\d+\.\d\d s  \S.*", line) for line in lines), lines
@@ -74,30 +62,31 @@ def test_verbose_says_stages_with_times(command: Command, model: Path, tmp_path:
     assert seconds == sorted(seconds)
 
 
-def test_quiet_says_nothing(command: Command, sim: Path) -> None:
+def test_quiet_says_nothing(command: Command, one_layer_sim: Path) -> None:
     """Not even a warning; mistakes are said."""
-    bf16 = ("run", sim, "--text", STORY, "--block-size", 16, "--dtype", "bfloat16")
+    bf16 = ("run", one_layer_sim, "--text", STORY, "--block-size", 16, "--dtype", "bfloat16")
     assert command(*bf16).err.startswith("warning: ")
     quiet = command("--quiet", *bf16)
     assert (quiet.code, quiet.err) == (0, "")
-    assert command("--quiet", "run", sim, "--text", "").err.startswith("error: ")
+    assert command("--quiet", "run", one_layer_sim, "--text", "").err.startswith("error: ")
     both = command("--quiet", "--verbose", "families")
     assert both.code == 2 and "exclude each other" in both.err
 
 
-def test_python_shows_progress_when_asked(model: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    tintc.compile(model)
+def test_python_shows_progress_when_asked(one_layer: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    tintc.compile(one_layer)
     assert capfd.readouterr().err == ""
-    tintc.compile(model, progress=True)
+    tintc.compile(one_layer, progress=True)
     found = capfd.readouterr()
     assert found.out == "" and "loading the model" in found.err and found.err.splitlines()[-1].endswith("done")
 
 
-def test_chat_applies_the_template(command: Command, model: Path, sim: Path, tmp_path: Path) -> None:
-    refused = command("generate", sim, "--text", "cat", "--chat")
+def test_chat_applies_the_template(command: Command, one_layer: Path, one_layer_sim: Path, tmp_path: Path) -> None:
+    refused = command("generate", one_layer_sim, "--text", "cat", "--chat")
     assert refused.code == 2 and "no chat template" in refused.err and len(refused.err.splitlines()) == 1
     chatting = tokenizer()
     chatting.chat_template = TEMPLATE
+    model = Path(shutil.copytree(one_layer, tmp_path / "tiny"))
     chatting.save_pretrained(model)
     tintc.compile(model, inner_lr=1e-2, output=tmp_path / "chat")
     made = command("generate", tmp_path / "chat", "--text", "cat sat", "--chat", "--max-new-tokens", 4, "--json")
@@ -108,18 +97,18 @@ def test_chat_applies_the_template(command: Command, model: Path, sim: Path, tmp
     assert shown.out.splitlines()[0] == "cat sat" and shown.code == 0
 
 
-def test_a_simulator_prints_in_ten_lines(sim: Path) -> None:
-    lines = repr(tintc.load(sim)).splitlines()
+def test_a_simulator_prints_in_ten_lines(one_layer_sim: Path) -> None:
+    lines = repr(tintc.load(one_layer_sim)).splitlines()
     assert len(lines) == 10 and lines[0] == "TintForCausalLM("
     text = "\n".join(lines)
     assert all(part in text for part in ("tiny, 1 layers of width 32", "1 step", "0.01, ce", "float32 on cpu"))
 
 
-def test_tables_explain_themselves(command: Command, model: Path, sim: Path) -> None:
+def test_tables_explain_themselves(command: Command, one_layer: Path, one_layer_sim: Path) -> None:
     """Every heading of `plan` that is a letter or a count; of `inspect` the terms that it shows."""
-    plan = command("plan", model).out
+    plan = command("plan", one_layer).out
     for term in ("S", "S'", "K", "d_h", "D_sim", "work", "cost", "table", "unrolled", "unique", "text left"):
         assert re.search(rf"^{re.escape(term)}: \w+", plan, re.MULTILINE), term
-    summary = command("inspect", sim).out
+    summary = command("inspect", one_layer_sim).out
     assert "memory_slots: values" in summary and "sim_seq_len: positions" in summary and "unique:" not in summary
-    assert "unique: parameters as stored" in command("inspect", sim, "--params").out
+    assert "unique: parameters as stored" in command("inspect", one_layer_sim, "--params").out

@@ -9,25 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import tiny_models
-from command import ROOT, STORY, Command, model_folder
+from command import ROOT, STORY, Command
 from jsonschema import Draft202012Validator
 from typer.main import get_command
 
-import tintc
 import tintc_cli
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return model_folder(tmp_path_factory.mktemp("model") / "tiny", tiny_models.gpt2(n_layers=1))
-
-
-@pytest.fixture(scope="module")
-def sim(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("compiled") / "sim"
-    tintc.compile(model, inner_lr=1e-2, output=out)
-    return out
 
 
 @pytest.fixture(scope="module")
@@ -63,10 +49,10 @@ CASES: dict[str, tuple[str, Case]] = {
 
 @pytest.mark.parametrize("case", CASES)
 def test_it_is_as_described(
-    command: Command, schema: dict[str, Any], model: Path, sim: Path, tmp_path: Path, case: str
+    command: Command, schema: dict[str, Any], one_layer: Path, one_layer_sim: Path, tmp_path: Path, case: str
 ) -> None:
     name, arguments = CASES[case]
-    found = command(case.split()[0], *arguments(model, sim, tmp_path / "out"), "--json")
+    found = command(case.split()[0], *arguments(one_layer, one_layer_sim, tmp_path / "out"), "--json")
     assert found.code == 0, found.err
     assert faults(schema, name, found.json) == []
     assert faults(schema, case.split()[0], found.json) == [], "by the command's own name too"
@@ -78,7 +64,7 @@ def test_every_command_is_described(schema: dict[str, Any]) -> None:
     assert with_json and with_json <= schema["$defs"].keys() and {case.split()[0] for case in CASES} == with_json
 
 
-def test_what_is_not_as_described_is_found(command: Command, schema: dict[str, Any], sim: Path) -> None:
-    found = command("generate", sim, "--text", STORY[:20], "--max-new-tokens", 2, "--json").json
+def test_what_is_not_as_described_is_found(command: Command, schema: dict[str, Any], one_layer_sim: Path) -> None:
+    found = command("generate", one_layer_sim, "--text", STORY[:20], "--max-new-tokens", 2, "--json").json
     assert faults(schema, "generate", found | {"ids": "none"}) and faults(schema, "generate", found | {"more": 1})
     assert faults(schema, "generate", {name: value for name, value in found.items() if name != "seconds"})

@@ -5,8 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-import tiny_models
-from command import Command, model_folder
+from command import Command
 from programs import gpt_like
 
 import tintc
@@ -17,11 +16,6 @@ from tintc.options import Options
 NAMES = [one.name for one in PIPELINE]
 
 
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return model_folder(tmp_path_factory.mktemp("model") / "tiny", tiny_models.gpt2(n_layers=1))
-
-
 @pytest.fixture
 def text(tmp_path: Path) -> Path:
     path = tmp_path / "program.tint"
@@ -29,13 +23,13 @@ def text(tmp_path: Path) -> Path:
     return path
 
 
-def test_the_whole_pipeline_is_what_compile_runs(command: Command, model: Path, tmp_path: Path) -> None:
+def test_the_whole_pipeline_is_what_compile_runs(command: Command, one_layer: Path, tmp_path: Path) -> None:
     options = ("--n-steps", 2, "--stack", 2, "--shards", 2)
-    shown = command("opt", model, *options)
+    shown = command("opt", one_layer, *options)
     assert shown.code == 0, shown.err
-    tintc.compile(model, n_steps=2, stack=2, shards=2, output=tmp_path / "sim")
+    tintc.compile(one_layer, n_steps=2, stack=2, shards=2, output=tmp_path / "sim")
     assert shown.out == (tmp_path / "sim" / "program.tint").read_text()
-    assert command("opt", model, *options, "-o", tmp_path / "out.tint").out == ""
+    assert command("opt", one_layer, *options, "-o", tmp_path / "out.tint").out == ""
     assert (tmp_path / "out.tint").read_text() == shown.out
 
 

@@ -52,4 +52,4 @@ def token_ids(batch: int, length: int, vocab: int = 53, seed: int = 1) -> torch.
 
 def relative(a: torch.Tensor, b: torch.Tensor) -> float:
     """Largest difference relative to the largest entry of b."""
-    return float((a - b).abs().max() / b.abs().max())
+    return float((a - b).detach().abs().max() / b.detach().abs().max())

@@ -88,6 +88,7 @@ def test_wrappers_are_taken_off(kind: str) -> None:
     assert type(source.model).__name__ == source.provenance["source"] == "LlamaForCausalLM"
 
 
+@pytest.mark.usefixtures("traced_anew")
 @pytest.mark.parametrize("kind", ["qwen3_vl", "llava"])
 def test_models_of_images_are_captured_as_objects(kind: str) -> None:
     """Without a cache, whatever part of their configuration asks for one; it is left as it was."""

@@ -7,6 +7,7 @@ import sys
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 
+import pytest
 from tiny_models import llama
 from transformers import masking_utils
 
@@ -20,6 +21,7 @@ def state() -> tuple[object, ...]:
     return (masking_utils.find_packed_sequence_indices, sys.stderr, list(warnings.filters), levels)
 
 
+@pytest.mark.usefixtures("traced_anew")
 def test_captures_in_two_threads_do_not_disturb_each_other() -> None:
     models = [llama(n_layers=1) for _ in range(4)]
     before = state()

@@ -64,6 +64,7 @@ def test_a_tied_tensor_may_be_given_by_either_name() -> None:
     assert torch.equal(a, b) and relative(a, run_captured(graph, ids)) > 0.1
 
 
+@pytest.mark.usefixtures("traced_anew")
 def test_capture_leaves_the_model_alone() -> None:
     model = llama(n_layers=1).train()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}

@@ -5,7 +5,7 @@ They are in transformers' source distribution, which has `ModelTesterMixin`; a c
 
     pip download --no-deps --no-binary :all: transformers==VERSION && tar xf transformers-VERSION.tar.gz
     pip install parameterized
-    TRANSFORMERS_SOURCE=transformers-VERSION pytest -m '' tests/runtime/test_transformers_mixins.py
+    TRANSFORMERS_SOURCE=transformers-VERSION pytest -m '' tests/runtime/model/test_transformers_mixins.py
 """
 
 from __future__ import annotations

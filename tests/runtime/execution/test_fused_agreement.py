@@ -26,10 +26,11 @@ NAMES = tuple(FAMILIES)
 TRAIN = torch.tensor([[0, 1, 1, 0, 1, 1, 1, 0, 0, 0, 0, 0], [1, 1, 1, 1, 1, 1, 1, 0, 1, 1, 0, 0]])
 
 
-@pytest.mark.parametrize("semantics", ["exact", "paper-code"])
 @pytest.mark.parametrize("loss", LOSSES)
 @pytest.mark.parametrize("name", NAMES)
-def test_families(name: str, loss: str, semantics: str) -> None:
+def test_families(name: str, loss: str) -> None:
+    """Every pair of family, loss and semantics, though not every three of them."""
+    semantics = ("exact", "paper-code")[(NAMES.index(name) + LOSSES.index(loss)) % 2]
     check_fused(compiled(name, loss=loss, semantics=semantics), token_ids(2, 12))
 
 

@@ -31,7 +31,7 @@ from tintc.runtime.execution.literal.attention import TintAttention
 from tintc.runtime.load import load, write_artefact
 from tintc.runtime.model.causal_lm import TintForCausalLM
 
-STORIES = Path(__file__).parents[3] / "shared" / "models" / "stories260K"
+STORIES = Path(__file__).parents[4] / "shared" / "models" / "stories260K"
 STORY = (
     "Once upon a time, there was a little girl named Lily. She loved to play outside in the park. One day, she saw a "
     "big red ball under a tree. Lily wanted to play with it, but it belonged to a boy named Tom. They threw the ball."

@@ -11,7 +11,6 @@ import accelerate
 import pytest
 import tiny_models
 import torch
-from command import simulator_folder
 from transformers import AutoConfig, AutoModelForCausalLM
 
 import tintc
@@ -22,9 +21,9 @@ IDS = tiny_models.token_ids(2, 12, vocab=22)
 SIZES = {"num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 4, "intermediate_size": 12, "use_cache": True}
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return simulator_folder(tmp_path_factory.mktemp("clients"))
+@pytest.fixture
+def folder(llama_sim: Path) -> Path:
+    return llama_sim
 
 
 def logits(sim: Any) -> torch.Tensor:

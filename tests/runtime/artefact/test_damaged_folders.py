@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from command import STORY, Command, change_config, change_weights, simulator_folder
+from command import STORY, Command, change_config, change_weights
 from transformers import AutoConfig, AutoModelForCausalLM
 
 import tintc
@@ -18,15 +18,10 @@ from tintc.errors import ArtefactError, TintcError
 from tintc.runtime.artefact.config import FORMAT_VERSION
 
 
-@pytest.fixture(scope="module")
-def stored(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return simulator_folder(tmp_path_factory.mktemp("damaged"))
-
-
 @pytest.fixture
-def folder(stored: Path, tmp_path: Path) -> Path:
+def folder(llama_sim: Path, tmp_path: Path) -> Path:
     """A folder that the test may change."""
-    return Path(shutil.copytree(stored, tmp_path / "sim"))
+    return Path(shutil.copytree(llama_sim, tmp_path / "sim"))
 
 
 def change_program(folder: Path, old: str, new: str) -> None:
@@ -128,9 +123,9 @@ def test_damaged_folders_through_every_door(
     assert len(found.err.splitlines()) == 1 and found.out == ""
 
 
-def test_a_folder_of_another_type(command: Command, stored: Path) -> None:
+def test_a_folder_of_another_type(command: Command, llama_sim: Path) -> None:
     """The Auto class loads what it is; everything of ours says what to do."""
-    other = stored.parent / "model"
+    other = llama_sim.parent / "model"
     for read in (tintc.load, tintc.TintForCausalLM.from_pretrained):
         with pytest.raises(ArtefactError, match=r"type 'llama', not a compiled simulator; run 'tintc compile"):
             read(other)

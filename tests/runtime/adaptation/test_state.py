@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 import torch
+from continuations import PADDED, PROMPT, WHOLE, compiled, continued, one_by_one, whole, worst
 from fused_cases import FAMILIES, family, run, token_ids
 from safetensors import safe_open
 from safetensors.torch import save_file
-from test_generation import PADDED, PROMPT, WHOLE, compiled, one_by_one, whole, worst
 from torch import Tensor
 
 import tintc
@@ -20,11 +20,6 @@ from tintc.errors import ArtefactError, InputError, OptionError
 from tintc.runtime.adaptation.cache import TintCache
 from tintc.runtime.model.adapted_state import AdaptedState
 from tintc.runtime.model.causal_lm import TintForCausalLM
-
-
-@torch.no_grad()
-def continued(sim: TintForCausalLM, ids: Tensor, state: AdaptedState, **given: Any) -> Tensor:
-    return sim(ids, state=state, **given).logits
 
 
 @pytest.mark.parametrize("steps", [1, 2])

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import tiny_models
-from command import contents, finished, model_folder, process
+from command import contents, finished, process
 
 import tintc
 from tintc.runtime.artefact.folder import is_artefact
@@ -47,56 +47,52 @@ def arranged(point: str) -> str:
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return model_folder(tmp_path_factory.mktemp("model") / "tiny")
-
-
-@pytest.fixture(scope="module")
-def old(model: Path) -> Path:
-    tintc.compile(model, inner_lr=0.5, output=model.parent / "old")
-    return model.parent / "old"
+def old(two_layers: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("old") / "sim"
+    tintc.compile(two_layers, inner_lr=0.5, output=out)
+    return out
 
 
 SHORT = ("in a weight file",)
 
 
 @pytest.mark.parametrize("point", [p if p in SHORT else pytest.param(p, marks=pytest.mark.slow) for p in POINTS])
-def test_killed(tmp_path: Path, model: Path, old: Path, point: str) -> None:
+def test_killed(tmp_path: Path, two_layers: Path, old: Path, point: str) -> None:
     """The old simulator is there, or the new one; what lies beside it is hidden, and is gone after the next compile."""
     out = Path(shutil.copytree(old, tmp_path / "sim"))
     before = contents(out)
-    running = process("compile", model, "-o", out, "--lr", 0.25, "--force", before=arranged(point))
-    assert running.wait(240) == -signal.SIGKILL
+    running = process("compile", two_layers, "-o", out, "--lr", 0.25, "--force", before=arranged(point))
+    assert finished(running).code == -signal.SIGKILL
     (left,) = [path for path in tmp_path.iterdir() if path != out]
     assert left.name.startswith(".")
     if point == "after the exchange":
         assert tintc.load(out).config.inner_lr == 0.25 and contents(left) == before
     else:
         assert contents(out) == before and is_artefact(left) == (point == "before the renaming")
-    tintc.compile(model, inner_lr=0.75, output=out, force=True)
+    tintc.compile(two_layers, inner_lr=0.75, output=out, force=True)
     assert list(tmp_path.iterdir()) == [out] and tintc.load(out).config.inner_lr == 0.75
 
 
 @pytest.mark.slow
-def test_killed_at_any_time(tmp_path: Path, model: Path) -> None:
+def test_killed_at_any_time(tmp_path: Path, two_layers: Path) -> None:
     """Over as long as a compile takes: there is no simulator, or a whole one."""
     out = tmp_path / "sim"
     start = time.perf_counter()
-    assert finished(process("compile", model, "-o", tmp_path / "first")).code == 0
+    assert finished(process("compile", two_layers, "-o", tmp_path / "first")).code == 0
     whole = time.perf_counter() - start
     shutil.rmtree(tmp_path / "first")
     found = set()
     for tenths in range(1, 13):
-        running = process("compile", model, "-o", out, "--force")
+        running = process("compile", two_layers, "-o", out, "--force")
         time.sleep(whole * tenths / 10)
-        running.kill()
-        running.communicate()
+        running.send(signal.SIGKILL)
+        finished(running)
         found.add(out.exists())
         if out.exists():
             assert tintc.load(out)(tiny_models.token_ids(1, 8)).logits.isfinite().all()
             shutil.rmtree(out)
     assert found == {False, True}
-    tintc.compile(model, output=out)
+    tintc.compile(two_layers, output=out)
     assert list(tmp_path.iterdir()) == [out]
 
 

@@ -11,9 +11,8 @@ from typing import Any
 import pytest
 import torch
 from command import tokenizer
+from continuations import compiled, continued, worst
 from fused_cases import token_ids
-from test_generation import compiled, worst
-from test_state import continued
 from tiny_models import gpt2, llama
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer

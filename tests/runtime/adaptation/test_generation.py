@@ -5,16 +5,16 @@ fp64, 1e-9 of the largest logit; fp32, 1e-4. The train mask is the prompt's thro
 
 from __future__ import annotations
 
-from functools import cache
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
+from attention_programs import VOCAB, decoder
 from command import tokenizer
-from fused_cases import FAMILIES, family, run, token_ids
+from continuations import PADDED, PROMPT, WHOLE, compiled, one_by_one, whole, worst
+from fused_cases import FAMILIES, family, token_ids
 from programs import simulator
-from test_attention_options import VOCAB, decoder
 from tiny_models import gpt2
 from torch import Tensor
 from transformers import DynamicCache, pipeline
@@ -27,44 +27,6 @@ from tintc.runtime.adaptation import prefill
 from tintc.runtime.execution.run import execute_program
 from tintc.runtime.model.causal_lm import TintForCausalLM
 from tools.sweep.tiny import tiny_model
-
-PROMPT, WHOLE = 8, 13
-PADDED = torch.tensor([[1] * PROMPT, [0] * 3 + [1] * (PROMPT - 3)])
-
-
-@cache
-def compiled(name: str, dtype: torch.dtype = torch.float64, **options: Any) -> TintForCausalLM:
-    chosen: dict[str, Any] = {"inner_lr": 0.02} | options
-    sim = family(name).compile(dtype=dtype, **chosen)
-    sim.executor = "fused"
-    return sim
-
-
-def worst(a: Tensor, b: Tensor) -> float:
-    return float((a - b).abs().max() / b.abs().max())
-
-
-def whole(sim: TintForCausalLM, ids: Tensor, mask: Tensor | None = None, **given: Any) -> Tensor:
-    """Logits of the last tokens when the whole text is run, trained on the prompt's train tokens."""
-    train = given.pop("train_mask", None)
-    if train is None:
-        train = resolve_inputs(ids[:, :PROMPT], attention_mask=mask).train
-    train = F.pad(train, (0, ids.shape[1] - PROMPT))
-    seen = None if mask is None else F.pad(mask, (0, ids.shape[1] - PROMPT), value=1)
-    return run(sim, ids, sim.executor, train_mask=train, attention_mask=seen, **given).logits[:, PROMPT - 1 :]
-
-
-@torch.no_grad()
-def one_by_one(sim: TintForCausalLM, ids: Tensor, mask: Tensor | None = None, **given: Any) -> Tensor:
-    """The same with a cache: the prompt, two tokens together, then one at a time."""
-    out = sim(ids[:, :PROMPT], attention_mask=mask, use_cache=True, logits_to_keep=1, **given)
-    found, at = [out.logits], PROMPT
-    for count in (2, *[1] * (ids.shape[1] - PROMPT - 2)):
-        out = sim(ids[:, at : at + count], past_key_values=out.past_key_values)
-        found.append(out.logits)
-        at += count
-    assert out.past_key_values.get_seq_length() == ids.shape[1]
-    return torch.cat(found, 1)
 
 
 def check(sim: TintForCausalLM, ids: Tensor, tolerance: float = 1e-9) -> None:

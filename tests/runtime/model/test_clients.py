@@ -5,6 +5,7 @@ fp32 unless said otherwise; the libraries that are not among the requirements ar
 
 from __future__ import annotations
 
+import shutil
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +15,6 @@ import accelerate
 import pytest
 import tiny_models
 import torch
-from command import simulator_folder
 from programs import import_model
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from torch import Tensor, nn
@@ -30,8 +30,9 @@ UP = "prefixes.model.layers.0.mlp.up_proj"
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return simulator_folder(tmp_path_factory.mktemp("clients"))
+def folder(llama_sim: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """With room beside it."""
+    return Path(shutil.copytree(llama_sim, tmp_path_factory.mktemp("clients") / "sim"))
 
 
 @pytest.fixture(scope="module")

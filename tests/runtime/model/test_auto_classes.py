@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import ast
+import os
 import pkgutil
 import shutil
 import signal
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import tiny_models
 import torch
-from command import ROOT, STORY, contents, simulator_folder
+from command import ROOT, STORY, contents, finished, forked
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
@@ -26,15 +25,10 @@ from tintc.runtime.model import saving
 IDS = tiny_models.token_ids(2, 12, vocab=22)
 
 
-@pytest.fixture(scope="module")
-def stored(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return simulator_folder(tmp_path_factory.mktemp("auto"))
-
-
 @pytest.fixture
-def folder(stored: Path, tmp_path: Path) -> Path:
+def folder(llama_sim: Path, tmp_path: Path) -> Path:
     """A folder that the test may change."""
-    return Path(shutil.copytree(stored, tmp_path / "sim"))
+    return Path(shutil.copytree(llama_sim, tmp_path / "sim"))
 
 
 def logits(sim: Any) -> torch.Tensor:
@@ -75,9 +69,9 @@ def test_importing_tintc_leaves_the_compiler_alone() -> None:
         ({"device_map": "cpu", "dtype": "bfloat16"}, torch.bfloat16),
     ],
 )
-def test_options_of_from_pretrained(stored: Path, options: dict[str, Any], dtype: torch.dtype) -> None:
+def test_options_of_from_pretrained(llama_sim: Path, options: dict[str, Any], dtype: torch.dtype) -> None:
     """As with any model; none of them makes it hold its structural tensors, or run literally."""
-    sim = AutoModelForCausalLM.from_pretrained(stored, **options)
+    sim = AutoModelForCausalLM.from_pretrained(llama_sim, **options)
     assert isinstance(sim, tintc.TintForCausalLM) and not sim.training
     if "device_map" not in options or not torch.cuda.is_available():
         assert logits(sim).dtype == dtype == sim.dtype
@@ -96,14 +90,14 @@ def test_options_of_from_pretrained(stored: Path, options: dict[str, Any], dtype
         ({"inner_lr": 0.5}, "was changed in one of inner_lr, .*pass inner_lr where the simulator runs"),
     ],
 )
-def test_options_that_cannot_be(stored: Path, options: dict[str, Any], says: str) -> None:
+def test_options_that_cannot_be(llama_sim: Path, options: dict[str, Any], says: str) -> None:
     with pytest.raises(TintcError, match=says):
-        AutoModelForCausalLM.from_pretrained(stored, **options)
+        AutoModelForCausalLM.from_pretrained(llama_sim, **options)
 
 
-def test_what_a_simulator_is_not(stored: Path, tmp_path: Path) -> None:
+def test_what_a_simulator_is_not(llama_sim: Path, tmp_path: Path) -> None:
     """Each in a sentence of its own; a tokenizer that could not be saved is refused when it is set."""
-    sim = tintc.load(stored)
+    sim = tintc.load(llama_sim)
     with pytest.raises(ArtefactError, match=r"is not pickled; keep it by sim\.save_pretrained"):
         torch.save(sim, tmp_path / "sim.pt")
     with pytest.raises(OptionError, match="no module of input embeddings"):
@@ -114,13 +108,13 @@ def test_what_a_simulator_is_not(stored: Path, tmp_path: Path) -> None:
     assert sim.tokenizer is None
 
 
-def test_torch_compile_leaves_it_as_it_is(stored: Path) -> None:
+def test_torch_compile_leaves_it_as_it_is(llama_sim: Path) -> None:
     """Both executors run as before: a simulator is no graph for the compiler, and is kept from it."""
     for executor in ("fused", "literal"):
-        sim = tintc.load(stored, executor=executor)
+        sim = tintc.load(llama_sim, executor=executor)
         assert torch.equal(logits(torch.compile(sim)), logits(sim)) and sim.last_executor == executor
     with pytest.raises(Exception, match="a simulator is a program of its own"):
-        torch.compile(tintc.load(stored), fullgraph=True)(IDS)
+        torch.compile(tintc.load(llama_sim), fullgraph=True)(IDS)
 
 
 def test_saving_over_what_was_there(folder: Path) -> None:
@@ -138,11 +132,11 @@ def test_saving_over_what_was_there(folder: Path) -> None:
         assert AutoTokenizer.from_pretrained(folder)("the cat")["input_ids"] == [2, 3]
 
 
-def test_saving_onto_a_file(stored: Path, tmp_path: Path) -> None:
+def test_saving_onto_a_file(llama_sim: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("a letter")
     for path in (tmp_path / "file", tmp_path / "file" / "below"):
         with pytest.raises(ArtefactError, match=r"(is a file; choose another|File exists\..* choose another)"):
-            tintc.load(stored).save_pretrained(path)
+            tintc.load(llama_sim).save_pretrained(path)
     assert contents(tmp_path) == {"file": b"a letter"}
 
 
@@ -191,14 +185,12 @@ def test_killed_while_saving(folder: Path) -> None:
     """The old simulator is there; what lies in it is hidden, and gone after the next save."""
     (folder / "notes.txt").write_text("kept")
     before = contents(folder)
-    lines = (
-        "import os, signal, sys, tintc",
-        "from tintc.runtime.model import saving",
-        "saving.write_texts = lambda *_, **__: os.kill(os.getpid(), signal.SIGKILL)",
-        "tintc.load(sys.argv[1]).save_pretrained(sys.argv[1], max_shard_size='20KB')",
-    )
-    killed = subprocess.run([sys.executable, "-c", "\n".join(lines), folder], cwd=ROOT, capture_output=True)
-    assert killed.returncode == -signal.SIGKILL
+
+    def save_until_killed() -> None:
+        saving.write_texts = lambda *_, **__: os.kill(os.getpid(), signal.SIGKILL)
+        tintc.load(folder).save_pretrained(folder, max_shard_size="20KB")
+
+    assert finished(forked(save_until_killed)).code == -signal.SIGKILL
     (left,) = [path for path in folder.iterdir() if path.is_dir()]
     assert left.name.startswith(".") and len([*left.glob("*.safetensors")]) > 1
     assert {name: data for name, data in contents(folder).items() if left.name not in name} == before
@@ -224,12 +216,12 @@ def test_edits_and_training_survive_saving(folder: Path, tmp_path: Path) -> None
     assert "literally only" in (tmp_path / "edited" / "README.md").read_text()
 
 
-def test_other_processes_write_nothing(stored: Path, tmp_path: Path) -> None:
-    tintc.load(stored).save_pretrained(tmp_path / "rank1", is_main_process=False)
+def test_other_processes_write_nothing(llama_sim: Path, tmp_path: Path) -> None:
+    tintc.load(llama_sim).save_pretrained(tmp_path / "rank1", is_main_process=False)
     assert not list((tmp_path / "rank1").iterdir())
 
 
-def test_the_hub_gets_the_whole_folder(stored: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_hub_gets_the_whole_folder(llama_sim: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """`push_to_hub`, and `save_pretrained` with it: program, tokenizer and our own card too."""
     sent: list[tuple[str, set[str], str, dict[str, Any]]] = []
 
@@ -246,19 +238,19 @@ def test_the_hub_gets_the_whole_folder(stored: Path, tmp_path: Path, monkeypatch
             return "there"
 
     monkeypatch.setattr(saving, "HfApi", Hub)
-    sim = tintc.load(stored)
+    sim = tintc.load(llama_sim)
     assert sim.push_to_hub("sim", commit_message="A simulator") == "there"
     sim.save_pretrained(tmp_path / "other", push_to_hub=True, private=True)
     assert [name for name, *_ in sent] == ["me/sim", "me/other"]
     for _, files, card, _ in sent:
-        assert files == {file.name for file in stored.iterdir()} and "# TinT simulator of" in card
+        assert files == {file.name for file in llama_sim.iterdir()} and "# TinT simulator of" in card
     assert sent[0][3] == {"commit_message": "A simulator"}
 
 
-def test_the_card(stored: Path) -> None:
+def test_the_card(llama_sim: Path) -> None:
     """What it is, of which model, with which options, how it is loaded; the example in it runs."""
-    config = tintc.load(stored).config
-    card = (stored / "README.md").read_text()
+    config = tintc.load(llama_sim).config
+    card = (llama_sim / "README.md").read_text()
     assert (
         card.startswith("---\nlibrary_name: transformers\npipeline_tag: text-generation\n") and "base_model" not in card
     )
@@ -274,7 +266,7 @@ def test_the_card(stored: Path) -> None:
         "tintc.AdaptedState.load",
     ):
         assert said in card, said
-    code = card.partition("```python\n")[2].partition("```")[0].replace("path/to/this/folder", str(stored))
+    code = card.partition("```python\n")[2].partition("```")[0].replace("path/to/this/folder", str(llama_sim))
     found: dict[str, Any] = {}
     exec(code.replace("A text to train on, and to predict the rest of", STORY[:20]), found)
     assert found["out"].logits.shape[-1] == 23
@@ -284,11 +276,11 @@ def test_the_card(stored: Path) -> None:
     assert "AutoTokenizer.from_pretrained" not in bare
 
 
-def test_transformers_alone_does_not_know_it(stored: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_transformers_alone_does_not_know_it(llama_sim: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without `import tintc`: the error that the card prepares for."""
     monkeypatch.delitem(CONFIG_MAPPING._extra_content, "tint")
     with pytest.raises(ValueError, match="`tint` but Transformers does not recognize this architecture"):
-        AutoModelForCausalLM.from_pretrained(stored)
+        AutoModelForCausalLM.from_pretrained(llama_sim)
 
 
 def test_a_configuration_without_its_program_is_no_simulator() -> None:
