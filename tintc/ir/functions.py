@@ -23,6 +23,7 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "silu": F.silu,
     "tanh": torch.tanh,
     "hardtanh": F.hardtanh,
+    "at_most_one": lambda x: x.clamp(max=1),
     "negexp": lambda x: torch.expm1(x.clamp(max=0)) - x.clamp(max=0),
     "identity": torch.clone,
     "sigmoid": torch.sigmoid,

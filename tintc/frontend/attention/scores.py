@@ -12,7 +12,7 @@ from tintc.frontend.attention.sinks import sinks_beside, sinks_of_gate
 from tintc.frontend.graph.captured import CapturedGraph
 from tintc.frontend.graph.elementwise import factor_of
 from tintc.frontend.graph.evaluation import opname
-from tintc.frontend.graph.node_queries import is_noise, peel, scalar, single_sources
+from tintc.frontend.graph.node_queries import PROBES, argument, is_noise, peel, scalar, single_sources
 from tintc.frontend.graph.regions import moves
 from tintc.frontend.rule import Fail
 
@@ -105,7 +105,7 @@ def _written_out(graph: CapturedGraph, node: Node) -> Scores | Fail | None:
     if dim not in (-1, len(softmax.meta["val"].shape) - 1):
         walk.problems.append("its softmax is not over the keys")
     assert isinstance(operand, Node)
-    operand = peel(graph, operand)
+    operand = _without_shift(graph, operand)
     node_below = operand
     sinks = ""
     beside = sinks_beside(graph, operand, softmax, probabilities)
@@ -134,6 +134,19 @@ def _written_out(graph: CapturedGraph, node: Node) -> Scores | Fail | None:
         sinks=sinks,
         softmax_of=operand,
     )
+
+
+def _without_shift(graph: CapturedGraph, operand: Node) -> Node:
+    """Return what a softmax over keys reads, without a number for each query that is subtracted from all scores, such
+    as their maximum: it changes nothing."""
+    operand = peel(graph, operand)
+    shift = argument(operand, 1, None)
+    if opname(operand) != "sub" or operand.kwargs or not isinstance(shift, Node):
+        return operand
+    shapes = [graph.shape(shift, *probe) for probe in PROBES]
+    if any(shape is None or shape[-1:] != (1,) for shape in shapes) or not isinstance(operand.args[0], Node):
+        return operand
+    return peel(graph, operand.args[0])
 
 
 def _through_layout(graph: CapturedGraph, node: Node) -> Node:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,39 +16,40 @@ from tintc.frontend.graph.captured import CapturedGraph
 from tintc.frontend.graph.evaluation import opname
 from tintc.frontend.graph.node_queries import PROBES, constant_name, constant_value, peel, rows_width, scalar
 from tintc.frontend.graph.regions import between, push_all
-from tintc.frontend.rule import Match
-from tintc.frontend.rules.linear import LinearRule
 from tintc.ir.router import RouterOptions
 
+PRODUCTS = frozenset({"linear", "addmm", "mm", "matmul", "bmm", "einsum"})
 LENGTH = 8
 """Tokens of each text on which a region is evaluated."""
 
 
 @dataclass(frozen=True)
 class Routing:
-    """A router that was recognised. logits: the node ``[.., E]`` that it reads; options: its vectors are names of
-    tensors of the graph."""
+    """A router that was recognised. logits: the node ``[.., E]`` that it reads; options: its vectors have names that
+    hold within the region; vectors: by these, the names of tensors of the graph."""
 
     logits: Node
     options: RouterOptions
+    vectors: dict[str, str]
 
 
-def find_routing(graph: CapturedGraph, index: Node, weights: Node, experts: int) -> Routing | None:
+def find_routing(
+    graph: CapturedGraph, index: Node, weights: Node, experts: int, likely: Iterable[RouterOptions] = ()
+) -> Routing | None:
     """Return the routing that chooses ``index [n, k]`` with ``weights [n, k]`` among `experts`; None for one that is
-    not known."""
+    not known. likely: see `options_of`."""
     for logits in _logits(graph, index, weights, experts):
         seen, vectors = _behaviour(graph, logits, index, weights, experts)
-        options = options_of(seen)
+        options = options_of(seen, likely)
         if options is not None:
-            for field, name in options.vectors().items():
-                setattr(options, field, _named(graph, vectors[name]))
-            return Routing(logits, options)
+            names = {name: _named(graph, vectors[name]) for name in options.vectors().values()}
+            return Routing(logits, options, names)
     return None
 
 
 def _logits(graph: CapturedGraph, index: Node, weights: Node, experts: int) -> list[Node]:
     """Return the nodes of E numbers for each token through which alone the routing depends on the tokens, the farthest
-    first: the result of a linear layer, and what is made of it."""
+    first: a product with the router's matrix, and what is made of it."""
     found: list[Node] = []
     pool = {index, weights}
     while pool:
@@ -56,7 +58,7 @@ def _logits(graph: CapturedGraph, index: Node, weights: Node, experts: int) -> l
             node = peel(graph, last)
             if node not in found:
                 found.append(node)
-        if last.op != "call_function" or isinstance(LinearRule().match(graph, last), Match):
+        if last.op != "call_function" or opname(last) in PRODUCTS:
             break
         pool.remove(last)
         pool.update(graph.live_inputs(last))
@@ -96,9 +98,9 @@ def _constants(
                 number = None
                 if not isinstance(value, str):
                     number = scalar(graph, value)
-                if number is not None:
+                if number is not None and math.isfinite(number):
                     numbers[number] = None
-                elif isinstance(value, Node) and value not in graph.live:
+                if number is None and isinstance(value, Node) and value not in graph.live:
                     yield value
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from functools import partial
 
 import torch
@@ -35,6 +36,18 @@ def named_region(graph: CapturedGraph, node: Node) -> tuple[Node, str] | None:
         for name, act in ACTIVATIONS.items():
             if name != "identity" and agrees(y, act(POINTS)):
                 return source, name
+    return None
+
+
+def swish(graph: CapturedGraph, node: Node) -> tuple[Node, float] | None:
+    """Return x and a if the node is ``x * sigmoid(a x)``, of the farthest such x."""
+    at = POINTS.abs().sub(1).abs().argmin()
+    for source in reversed(single_sources(graph, node, partial(_crosses, graph))):
+        source = peel(graph, source)
+        y = probe(graph, node, source)
+        slope = float(torch.logit(y[at] / POINTS[at]) / POINTS[at])
+        if math.isfinite(slope) and slope and agrees(y, POINTS * torch.sigmoid(slope * POINTS)):
+            return source, slope
     return None
 
 

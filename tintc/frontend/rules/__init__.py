@@ -5,12 +5,20 @@ there are no others.
 """
 
 from tintc.frontend.attention.attention_rule import AttentionRule
-from tintc.frontend.experts.experts_rule import ExpertsRule
 from tintc.frontend.rule import Rule
-from tintc.frontend.rules.activations import ActivationRule, ClampRule, MixtureRule, UnknownFunctionRule
-from tintc.frontend.rules.arithmetic import AddRule, ConstantRule, MultiplyRule, ScaleRule, SubtractRule
+from tintc.frontend.rules.activations import ActivationRule, ClampRule, MixtureRule, SwishRule, UnknownFunctionRule
+from tintc.frontend.rules.arithmetic import (
+    AddRule,
+    ConstantRule,
+    MultiplyRule,
+    ScaleRule,
+    SharedFactorRule,
+    ShiftedProductRule,
+    SubtractRule,
+)
 from tintc.frontend.rules.columns import HeadsRule, SelectRule
 from tintc.frontend.rules.embeddings import EmbeddingRule, PositionEmbeddingRule, PositionTableRule
+from tintc.frontend.rules.experts import ExpertsRule
 from tintc.frontend.rules.linear import LinearRule
 from tintc.frontend.rules.norms import FusedNormRule, NormBiasRule, WrittenNormRule
 
@@ -24,6 +32,7 @@ RULES: tuple[type[Rule], ...] = (
     WrittenNormRule,
     NormBiasRule,
     ActivationRule,
+    SwishRule,
     MixtureRule,
     ClampRule,
     LinearRule,
@@ -33,6 +42,8 @@ RULES: tuple[type[Rule], ...] = (
     ConstantRule,
     AddRule,
     SubtractRule,
+    ShiftedProductRule,
+    SharedFactorRule,
     MultiplyRule,
     UnknownFunctionRule,
 )

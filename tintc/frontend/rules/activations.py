@@ -6,13 +6,13 @@ from torch.fx import Node
 
 from tintc.frontend.builder import Builder
 from tintc.frontend.graph.captured import CapturedGraph
-from tintc.frontend.graph.elementwise import elementwise_source, mixture, named_region
+from tintc.frontend.graph.elementwise import elementwise_source, mixture, named_region, swish
 from tintc.frontend.graph.evaluation import opname
 from tintc.frontend.graph.layouts import vector_layout
 from tintc.frontend.graph.node_queries import rows_width, scalar
 from tintc.frontend.rule import NOT_MINE, Fail, Match
 from tintc.ir.auxiliary import Activation, Add, Scale
-from tintc.ir.core import Value, tokens
+from tintc.ir.core import Type, Value, tokens
 from tintc.ir.functions import ACTIVATIONS
 
 
@@ -71,8 +71,27 @@ class MixtureRule:
         return Match((source,), build)
 
 
+class SwishRule:
+    """``x * sigmoid(a x)`` is ``silu(a x) / a`` for any number a -> `aux.scale`, `aux.activation`, `aux.scale`."""
+
+    def match(self, graph: CapturedGraph, node: Node) -> Match | Fail:
+        layout = vector_layout(graph, node)
+        if layout is None:
+            return NOT_MINE
+        region = swish(graph, node)
+        if region is None:
+            return NOT_MINE
+        source, slope = region
+
+        def build(builder: Builder, values: tuple[Value, ...]) -> Value:
+            return _scaled(builder, node, values, tokens(layout.width), "silu", slope)
+
+        return Match((source,), build)
+
+
 class ClampRule:
-    """``clamp(x, -c, c)`` is ``c hardtanh(x / c)`` -> `aux.scale`, `aux.activation`, `aux.scale`."""
+    """``clamp(x, -c, c)`` is ``c hardtanh(x / c)``, and ``clamp(x, max=c)`` the same of the smaller of its argument and
+    1; so is ``clamp(x, min=c)`` with a negative c -> `aux.scale`, `aux.activation`, `aux.scale`."""
 
     def match(self, graph: CapturedGraph, node: Node) -> Match | Fail:
         if opname(node) not in ("clamp", "clip", "hardtanh") or node not in graph.live:
@@ -81,19 +100,31 @@ class ClampRule:
         x = arguments["x"]
         assert isinstance(x, Node)
         width = rows_width(graph, x)
-        low, high = (scalar(graph, arguments.get(name)) for name in ("min", "max"))
-        if width is None or low is None or high is None:
+        limits = [arguments.get(name) for name in ("min", "max")]
+        low, high = (scalar(graph, limit) for limit in limits)
+        if width is None or [low, high].count(None) != limits.count(None):
             return NOT_MINE
-        if not 0 < high == -low:
-            return Fail(f"values are clipped from {low:g} to {high:g}, and only limits c and -c are supported")
+        name = "hardtanh"
+        limit = high
+        if low is None:
+            name = "at_most_one"
+        elif high is None:
+            name = "at_most_one"
+            limit = low
+        if limit is None or limit * (high or -1) <= 0 or (name == "hardtanh" and low != -limit):
+            return Fail(f"values are clipped from {low} to {high}; limits c and -c are supported, or one that leaves 0")
 
         def build(builder: Builder, values: tuple[Value, ...]) -> Value:
-            kind = tokens(width)
-            small = builder.emit(Scale, node, values, kind, "unit", factor=1 / high)
-            clipped = builder.emit(Activation, node, (small,), kind, "clip", fn="hardtanh")
-            return builder.emit(Scale, node, (clipped,), kind, "clipped", factor=high)
+            return _scaled(builder, node, values, tokens(width), name, 1 / limit)
 
         return Match((x,), build)
+
+
+def _scaled(builder: Builder, node: Node, values: tuple[Value, ...], kind: Type, name: str, factor: float) -> Value:
+    """Emit ``f(factor x) / factor`` for the activation f of that name."""
+    small = builder.emit(Scale, node, values, kind, "unit", factor=factor)
+    changed = builder.emit(Activation, node, (small,), kind, name, fn=name)
+    return builder.emit(Scale, node, (changed,), kind, "scaled", factor=1 / factor)
 
 
 class UnknownFunctionRule:

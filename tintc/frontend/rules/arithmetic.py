@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import Tensor
 from torch.fx import Node
 
 from tintc.frontend.builder import Builder
 from tintc.frontend.graph.captured import CapturedGraph
-from tintc.frontend.graph.elementwise import factor_of
+from tintc.frontend.graph.elementwise import factor_of, named_region
 from tintc.frontend.graph.evaluation import opname
 from tintc.frontend.graph.layouts import VectorLayout, vector_layout, vector_with_constant
-from tintc.frontend.graph.node_queries import PROBES, rows_width, scalar, sizes
+from tintc.frontend.graph.node_queries import PROBES, peel, rows_width, scalar, sizes
 from tintc.frontend.rule import NOT_MINE, Fail, Match
-from tintc.ir.auxiliary import Add, Constant, Multiply, Scale
+from tintc.ir.auxiliary import Activation, Add, Constant, Multiply, Scale
 from tintc.ir.auxiliary.base import AuxOp
 from tintc.ir.core import Type, Value, tokens
 
@@ -120,6 +122,76 @@ class MultiplyRule(BinaryRule):
 
     operation = "mul"
     op = Multiply
+
+
+class ShiftedProductRule:
+    """``(x + c) * y`` with a number c is ``x * y + c * y`` -> `aux.multiply`, `aux.scale`, `aux.add`.
+
+    x + c alone has no place in a program: zeros must stay zeros where a value is narrower than its slot.
+    """
+
+    def match(self, graph: CapturedGraph, node: Node) -> Match | Fail:
+        layout = vector_layout(graph, node)
+        if opname(node) != "mul" or node not in graph.live or layout is None:
+            return NOT_MINE
+        for shifted, y in (node.args[:2], node.args[1::-1]):
+            parts = _shift(graph, shifted)
+            if parts is None or not isinstance(y, Node) or y not in graph.live:
+                continue
+            x, number = parts
+            if vector_layout(graph, x) == layout == vector_layout(graph, y):
+                return Match((x, y), partial(self._build, node=node, kind=tokens(layout.width), number=number))
+        return NOT_MINE
+
+    def _build(self, builder: Builder, values: tuple[Value, ...], node: Node, kind: Type, number: float) -> Value:
+        x, y = values
+        product = builder.emit(Multiply, node, (x, y), kind, "multiply")
+        if number != 1:
+            y = builder.emit(Scale, node, (y,), kind, "scale", factor=number)
+        return builder.emit(Add, node, (product, y), kind, "add")
+
+
+class SharedFactorRule:
+    """``a * f(b)`` where b has one number for every token, and f is an activation or nothing -> `aux.select` of b for
+    every column of a, `aux.activation`, `aux.multiply`."""
+
+    def match(self, graph: CapturedGraph, node: Node) -> Match | Fail:
+        if opname(node) != "mul" or node not in graph.live:
+            return NOT_MINE
+        width = rows_width(graph, node)
+        for vector, number in (node.args[:2], node.args[1::-1]):
+            if not isinstance(vector, Node) or not isinstance(number, Node) or not {vector, number} <= graph.live:
+                continue
+            if width is not None and width > 1 and (rows_width(graph, vector), rows_width(graph, number)) == (width, 1):
+                number, fn = named_region(graph, peel(graph, number)) or (number, "")
+                return Match((vector, number), partial(self._build, node=node, width=width, fn=fn))
+        return NOT_MINE
+
+    def _build(self, builder: Builder, values: tuple[Value, ...], node: Node, width: int, fn: str) -> Value:
+        vector, number = values
+        factors = builder.select(node, number, [0] * width, "factors")
+        if fn:
+            factors = builder.emit(Activation, node, (factors,), tokens(width), fn, fn=fn)
+        return builder.emit(Multiply, node, (vector, factors), tokens(width), "multiply")
+
+
+def _shift(graph: CapturedGraph, value: object) -> tuple[Node, float] | None:
+    """Return x and c if the value is ``x + c``, ``c + x`` or ``x - c`` with a number c."""
+    if not isinstance(value, Node):
+        return None
+    value = peel(graph, value)
+    if opname(value) not in ("add", "sub") or value.kwargs:
+        return None
+    x, number = value.args[:2]
+    sign = 1.0
+    if opname(value) == "sub":
+        sign = -1.0
+    elif x not in graph.live:
+        x, number = number, x
+    shift = scalar(graph, number)
+    if not isinstance(x, Node) or x not in graph.live or not shift:
+        return None
+    return x, sign * shift
 
 
 def _row(graph: CapturedGraph, constant: Node, node: Node, layout: VectorLayout) -> Tensor | None:

@@ -11,21 +11,24 @@ from tintc.frontend.graph.captured_experts import CapturedExperts
 from tintc.frontend.graph.node_queries import parameter_vector, peel
 from tintc.frontend.matching import NamedMatch, build_all, match_all
 from tintc.frontend.rule import NOT_MINE, Fail, Match, Rule
-from tintc.frontend.rules.activations import ActivationRule, ClampRule, MixtureRule, UnknownFunctionRule
-from tintc.frontend.rules.arithmetic import AddRule, MultiplyRule, ScaleRule, SubtractRule
+from tintc.frontend.rules.activations import ActivationRule, ClampRule, MixtureRule, SwishRule, UnknownFunctionRule
+from tintc.frontend.rules.arithmetic import AddRule, MultiplyRule, ScaleRule, ShiftedProductRule, SubtractRule
 from tintc.frontend.rules.columns import SelectRule
 from tintc.ir.auxiliary import Combine, Experts, Route, Spread
 from tintc.ir.core import Value, tokens
 from tintc.ir.routed import routed
+from tintc.ir.router import RouterOptions
 
 GATE_RULES: tuple[type[Rule], ...] = (
     ActivationRule,
+    SwishRule,
     MixtureRule,
     ClampRule,
     SelectRule,
     ScaleRule,
     AddRule,
     SubtractRule,
+    ShiftedProductRule,
     MultiplyRule,
     UnknownFunctionRule,
 )
@@ -38,6 +41,7 @@ class ExpertsRule:
 
     def __init__(self) -> None:
         self._gates: dict[CapturedGraph, dict[Node, NamedMatch] | str] = {}
+        self._known: list[RouterOptions] = []
 
     def match(self, graph: CapturedGraph, node: Node) -> Match | Fail:
         experts = node.target
@@ -52,9 +56,11 @@ class ExpertsRule:
         if isinstance(gate, str):
             return Fail(f"the function between the two layers of an expert is not supported: {gate}", inputs=(x,))
         count = graph.tensors[names[0] or ""].shape[0]
-        routing = find_routing(graph, index, weights, count)
+        routing = find_routing(graph, index, weights, count, self._known)
         if routing is None:
             return Fail("routing that tintc does not know: no rule for scores and weights agrees with it", inputs=(x,))
+        if routing.options not in self._known:
+            self._known.append(routing.options)
 
         def build(builder: Builder, values: tuple[Value, ...]) -> Value:
             return _build(builder, node, experts, names, gate, routing, values)
@@ -83,7 +89,7 @@ def _build(
     """Emit all ops of a mixture and return its result."""
     x, z = values
     options = routing.options.attributes()
-    options |= {field: builder.parameter(name) for field, name in routing.options.vectors().items()}
+    options |= {key: builder.parameter(routing.vectors[name]) for key, name in routing.options.vectors().items()}
     weights = builder.emit(Route, node, (z,), tokens(z.type.width), "route", **options)
     count = z.type.width
     chosen = routing.options.chosen
