@@ -7,13 +7,14 @@ load one do without, are imported when they are first asked for.
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
 from tintc import masks
 from tintc.runtime.artefact.config import TintConfig
 from tintc.runtime.load import load
 from tintc.runtime.model.adapted_state import AdaptedState
 from tintc.runtime.model.causal_lm import TintForCausalLM, TintOutput
+from tintc.runtime.model.unsupported import NoBaseModel
 
 if TYPE_CHECKING:
     from tintc import reference
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
 AutoConfig.register(TintConfig.model_type, TintConfig, exist_ok=True)
 AutoModelForCausalLM.register(TintConfig, TintForCausalLM, exist_ok=True)
+AutoModel.register(TintConfig, NoBaseModel, exist_ok=True)
 
 __version__ = "0.1.0"
 __all__ = ["AdaptedState", "TintConfig", "TintForCausalLM", "TintOutput", "compile", "load", "masks", "reference"]
