@@ -40,7 +40,11 @@ from tintc.runtime.model.unsupported import (
     where_it_can_run,
 )
 
-NOT_COMPILED = "a simulator is a program of its own, which its executors run; torch.compile leaves it as it is"
+NOT_COMPILED = (
+    "a simulator is a program of its own, which its executors run: torch.compile leaves it as it is (without "
+    "fullgraph), and torch.export cannot take it; sim.adapt(ids).export(OUT) writes the updated auxiliary, which it can"
+)
+"""Read in the messages of torch.compile(fullgraph=True) and torch.export(strict=True), which ask no one before."""
 
 
 @dataclass

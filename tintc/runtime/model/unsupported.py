@@ -74,6 +74,10 @@ TRANSFORMED = (
     "Fused execution does not work inside the transforms of torch.func; set sim.executor = 'literal', or use "
     "torch.autograd.grad, which works in both executors."
 )
+ADAPTERS = (
+    "Adapters of peft stand in for a model's layers, and a simulator's executors read its tensors by name, without "
+    "calling layers; train sim.trainable('prefixes'), or a parametrisation (torch.nn.utils.parametrize) of low rank."
+)
 WRAPPED = (
     "{name} is inside another library's module, whose forward would never be called (peft's target_parameters, for "
     "one), so that it would be without effect; unwrap it, and train sim.trainable('prefixes') or a parametrisation "
@@ -181,6 +185,16 @@ class UnsupportedFeatures:
             "A simulator has no module of input embeddings, so nothing can be hooked in there (neftune_noise_alpha, "
             "adapters); leave that out, and train sim.tables."
         )
+
+    def add_adapter(self, *_: Any, **__: Any) -> None:
+        raise OptionError(ADAPTERS)
+
+    def load_adapter(self, *_: Any, **__: Any) -> None:
+        raise OptionError(ADAPTERS)
+
+    def __prepare_scriptable__(self) -> Any:
+        """Raise `OptionError`; `torch.jit.script` asks before anything else."""
+        raise OptionError(EXPORTED)
 
     def half(self, *_: Any) -> Any:
         """Raise `OptionError`, before anything is cast."""
