@@ -7,6 +7,7 @@ which takes seconds; `tintc --help`, completion and mistyped options should not.
 from __future__ import annotations
 
 import logging
+import re
 import signal
 import sys
 import time
@@ -325,11 +326,16 @@ def generate(
         bool, typer.Option("--chat", help="Put the prompt as a user's message, by the tokenizer's chat template.")
     ] = False,
     max_new_tokens: Annotated[int, typer.Option(help="Most tokens to write.")] = 64,
-    temperature: Annotated[float | None, typer.Option(help="Sample, at this temperature (default: greedy).")] = None,
+    temperature: Annotated[
+        float | None,
+        typer.Option(help="Sample, at this temperature (default: greedy, unless --top-k or --top-p says to sample)."),
+    ] = None,
     top_k: Annotated[int | None, typer.Option(help="Sample among this many of the likeliest tokens.")] = None,
     top_p: Annotated[float | None, typer.Option(help="Sample among the likeliest with this probability.")] = None,
     beams: Annotated[int, typer.Option(help="Beams; more than one is written at the end, not as it comes.")] = 1,
-    seed: Annotated[int | None, typer.Option(help="Seed of the sampling.")] = None,
+    seed: Annotated[
+        int | None, typer.Option(help="Seed of the sampling; without one, every run samples another text.")
+    ] = None,
     lr: Annotated[float | None, typer.Option(help="Learning rate (default: the stored one).")] = None,
     train_fraction: Annotated[
         float | None, typer.Option(help="Share of the prompt that is trained on (default: the simulator's).")
@@ -405,6 +411,21 @@ def families(
     show_families(model_type, json)
 
 
+USAGE_ERROR: Any = typer.BadParameter.__bases__[0]
+"""What a mistyped command, option or value raises: Click's class, or the copy of it in newer versions of Typer."""
+
+
+def misuse(error: Any) -> str:
+    """Return what is wrong with a command line, in one sentence, and where to read more."""
+    said = " ".join(error.format_message().split()).replace("Value error, ", "").rstrip(".")
+    said = said.replace("Input should be", "it must be").partition(", unable to parse")[0]
+    said = re.sub(r"\. (Did you mean [^?]*\?)$", r" (\1)", said)
+    context = error.ctx
+    if context is None:
+        return f"{said}."
+    return f"{said}; {context.command_path} --help shows what there is."
+
+
 def main() -> NoReturn:
     """Run the console script.
 
@@ -413,9 +434,13 @@ def main() -> NoReturn:
     """
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(TERMINATED))
     try:
-        app(prog_name="tintc", standalone_mode=True)
+        code = app(prog_name="tintc", standalone_mode=False)
     except KeyboardInterrupt:
         sys.exit(INTERRUPTED)
+    except USAGE_ERROR as error:
+        if len(sys.argv) > 1:
+            print(f"error: {misuse(error)}", file=sys.stderr)
+        sys.exit(MISTAKE)
     except Exception as error:
         errors = sys.modules.get("tintc.errors")
         if errors is None or not isinstance(error, errors.TintcError):
@@ -423,7 +448,7 @@ def main() -> NoReturn:
         sys.stdout.flush()
         print(f"error: {error}", file=sys.stderr)
         sys.exit(MISTAKE)
-    sys.exit(OK)
+    sys.exit(code or OK)
 
 
 if __name__ == "__main__":

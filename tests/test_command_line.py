@@ -112,3 +112,47 @@ def test_tables_explain_themselves(command: Command, one_layer: Path, one_layer_
     summary = command("inspect", one_layer_sim).out
     assert "memory_slots: values" in summary and "sim_seq_len: positions" in summary and "unique:" not in summary
     assert "unique: parameters as stored" in command("inspect", one_layer_sim, "--params").out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (("run", "sim", "--executor", "quick"), "'--executor': 'quick' is not one of 'auto', 'fused', 'literal'; "),
+        (("compile", "model", "-o", "sim", "--loss", "l1"), "'--loss': 'l1' is not one of 'ce', 'quad', 'mse'; "),
+        (("run", "sim", "--block-size", "ten"), "'--block-size': it must be a valid integer; tintc run --help"),
+        (("run", "sim", "--blocksize", "10"), "--block-size"),
+        (("rn", "sim"), "'rn' (Did you mean 'run'?); tintc --help"),
+        (("compile",), "Missing argument 'MODEL'; tintc compile --help shows"),
+        (("run", "sim", "--max-blocks"), "'--max-blocks' requires an argument."),
+        (("--quiet", "--verbose", "run"), "exclude each other"),
+    ],
+)
+def test_mistyped_commands_are_told_in_one_sentence(command: Command, arguments: tuple[str, ...], says: str) -> None:
+    """In one line on standard error, without a box."""
+    found = command(*arguments)
+    assert (found.code, found.out) == (2, "") and says in found.err
+    assert found.err.startswith("error: ") and found.err.count("\n") == 1
+
+
+def test_no_command_shows_the_help(command: Command) -> None:
+    found = command()
+    assert (found.code, found.err) == (2, "") and found.out.count("Usage: ") == 1
+
+
+def test_a_config_json_stands_for_its_folder(command: Command, one_layer_sim: Path) -> None:
+    assert command("inspect", one_layer_sim / "config.json", "--json").json == command("inspect", one_layer_sim, "--json").json
+    refused = command("run", one_layer_sim / "config.json", "--text", STORY)
+    assert refused.code == 2 and "is a file and not a compiled simulator; pass the folder" in refused.err
+
+
+def test_the_plan_is_read_where_no_terminal_breaks_lines(command: Command, one_layer: Path) -> None:
+    """In a pipe: no line of more than 100 characters, sentences broken between words."""
+    found = command("plan", one_layer, "--all").out
+    assert max(map(len, found.splitlines())) <= 100 and "\n     " in found
+    sentence = " ".join(found.split())
+    assert "heads hold weight rows. no layouts" in sentence or "the bias. no layouts" in sentence
+
+
+def test_help_says_what_sampling_starts_from(command: Command) -> None:
+    shown = " ".join(command("generate", "--help").out.replace("\u2502", " ").split())
+    assert "Seed of the sampling; without one, every run samples another text." in shown

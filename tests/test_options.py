@@ -72,8 +72,30 @@ def test_options_come_as_keywords_by_position_or_as_one() -> None:
     ]
     assert {name: getattr(configs[0], name) for name in RECORDED} == chosen.recorded("config")
     assert all(config.to_dict() == configs[0].to_dict() for config in configs)
-    with pytest.raises(TypeError, match="n_stepz"):
-        tintc.compile(model, n_stepz=2)
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ("n_stepz", "compile has no argument 'n_stepz'; 'n_steps' is the nearest."),
+        ("n-steps", "'n_steps' is the nearest"),
+        ("lr", "'inner_lr' is the nearest"),
+        ("update_layers", "'n_update_layers' is the nearest"),
+        ("outptu", "'output' is the nearest"),
+        ("colour", "it has model_or_path, n_steps, n_update_layers,"),
+    ],
+)
+def test_a_keyword_that_does_not_exist_is_told_the_nearest(given: str, says: str) -> None:
+    with pytest.raises(OptionError) as caught:
+        tintc.compile(tiny_models.gpt2(n_layers=1), **{given: 2})
+    assert says in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "given", [["values", "ffn"], ("values", "ffn"), {"ffn", "values"}, frozenset(("values", "ffn"))]
+)
+def test_groups_come_as_text_or_as_names(given: Any) -> None:
+    assert Options(descend=given) == Options(descend="values,ffn")
 
 
 def test_the_digest_of_recorded_options_keeps_its_order() -> None:
@@ -93,7 +115,15 @@ def test_configuration_and_card_have_every_recorded_option() -> None:
     ("options", "says"),
     [
         ({"n_steps": 0}, "The option n_steps is 0; it must be at least 1."),
-        ({"stack": 1.5}, "The option stack is 1.5; it must be at least 1."),
+        ({"stack": 1.5}, "The option stack is 1.5; it must be a whole number, at least 1."),
+        ({"n_steps": "2"}, "The option n_steps is 2; it must be a whole number, at least 1."),
+        ({"n_update_layers": 1.5}, "The option n_update_layers is 1.5; it must be a whole number."),
+        ({"inner_lr": [1e-4, 1e-3]}, "it must be one number; where a simulator runs, inner_lr may be one per example"),
+        ({"inner_lr": "1e-4"}, "it must be one number"),
+        ({"fd_step": "small"}, "it must lie between 0 and 1"),
+        ({"descend": ["gates"]}, "The parameter group 'gates' is unknown"),
+        ({"descend": {"ffn", "gates"}}, "The parameter group 'gates' is unknown"),
+        ({"descend": 3}, "pass names of parameter groups, such as 'values,ffn'"),
         ({"loss": "l1"}, "The loss 'l1' is unknown; choose one of ce, quad, mse."),
         ({"dtype": "int8"}, "The dtype 'int8' is not supported; choose one of float32, bfloat16, float64."),
         ({"inner_lr": float("nan")}, "The learning rate is nan; it must be a finite number, zero or more."),

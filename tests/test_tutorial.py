@@ -36,6 +36,21 @@ def test_the_tutorial(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: 
     check(seen)
 
 
+@pytest.mark.skipif(not MODEL.exists(), reason=f"no pretrained model in {MODEL}")
+def test_the_readme(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its Python runs as it stands, block after block, with a model where it says path/to/model."""
+    monkeypatch.chdir(tmp_path)
+    Path("path/to").mkdir(parents=True)
+    Path("path/to/model").symlink_to(MODEL)
+    seen: dict[str, Any] = {}
+    for language, text in BLOCK.findall((ROOT / "README.md").read_text(encoding="utf-8")):
+        assert language == "python"
+        exec(compile(text, "README.md", "exec"), seen)
+    assert seen["guess"].shape == (seen["sim"].config.vocab_size,) and seen["guess"].isfinite().all()
+    assert Path("updated/config.json").exists() and Path("out").exists()
+    assert relative(seen["exact"].logits_before, seen["out"].logits_before) < 1e-4, "the same model, in fp64"
+
+
 def check(seen: dict[str, Any]) -> None:
     """What the text says of what the blocks have done."""
     out, half, held_out = seen["out"], seen["half"], seen["held_out"]
@@ -64,3 +79,5 @@ def check_few_shot(seen: dict[str, Any]) -> None:
     assert seen["sim"].tokenizer.decode(targets).split() == ["bad", "bad", "good", "good"]
     likely = [logits[0, -1].softmax(-1)[targets[[0, -1]]].sum() for logits in (guess.logits_before, guess.logits)]
     assert likely[1] > likely[0]
+    counted = seen["counted"].logits
+    assert counted.shape[1] == few.input_ids.shape[1] and not counted.equal(guess.logits), "all tokens are targets"

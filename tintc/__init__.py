@@ -1,19 +1,21 @@
 """tintc: compiles Hugging Face decoders into TinT simulators (arXiv 2307.01189).
 
-Importing it registers simulators with transformers' Auto classes. The compiler and the reference, which most who only
-load one do without, are imported when they are first asked for.
+Importing it registers simulators with transformers and its Auto classes. The compiler and the reference, which most who
+only load one do without, are imported when they are first asked for.
 """
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from transformers import AutoConfig, AutoModelForCausalLM
+import transformers
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
 from tintc import masks
 from tintc.runtime.artefact.config import TintConfig
 from tintc.runtime.load import load
 from tintc.runtime.model.adapted_state import AdaptedState
 from tintc.runtime.model.causal_lm import TintForCausalLM, TintOutput
+from tintc.runtime.model.unsupported import NoBaseModel
 
 if TYPE_CHECKING:
     from tintc import reference
@@ -21,6 +23,9 @@ if TYPE_CHECKING:
 
 AutoConfig.register(TintConfig.model_type, TintConfig, exist_ok=True)
 AutoModelForCausalLM.register(TintConfig, TintForCausalLM, exist_ok=True)
+AutoModel.register(TintConfig, NoBaseModel, exist_ok=True)
+# `transformers serve` and TRL look there for the class that a folder's config.json names.
+setattr(transformers, TintForCausalLM.__name__, TintForCausalLM)
 
 __version__ = "0.1.0"
 __all__ = ["AdaptedState", "TintConfig", "TintForCausalLM", "TintOutput", "compile", "load", "masks", "reference"]

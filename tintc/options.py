@@ -15,7 +15,7 @@ import math
 from collections.abc import Callable
 from dataclasses import Field, dataclass, field, fields, replace
 from functools import wraps
-from numbers import Integral
+from numbers import Integral, Real
 from typing import Any, TypeVar
 
 LOSSES = ("ce", "quad", "mse")
@@ -63,23 +63,34 @@ def option(default: Any, help: str, **facts: Any) -> Any:
     return field(default=default, metadata={"about": About(help, **facts)})
 
 
+def whole(value: Any) -> str | None:
+    """Return an objection to anything but whole numbers."""
+    if isinstance(value, Integral):
+        return None
+    return "it must be a whole number"
+
+
 def at_least_one(value: Any) -> str | None:
     """Return an objection to anything but whole numbers from 1 on."""
-    if isinstance(value, Integral) and int(value) >= 1:
+    if not isinstance(value, Integral):
+        return "it must be a whole number, at least 1"
+    if int(value) >= 1:
         return None
     return "it must be at least 1"
 
 
-def finite_rate(value: float) -> str | None:
-    """Return an objection to negative, infinite and undefined rates."""
-    if math.isfinite(value) and value >= 0:
+def finite_rate(value: Any) -> str | None:
+    """Return an objection to negative, infinite and undefined rates, and to anything but one number."""
+    if not isinstance(value, Real):
+        return "it must be one number; where a simulator runs, inner_lr may be one per example, step or layer"
+    if math.isfinite(value) and float(value) >= 0:
         return None
     return "it must be a finite number, zero or more"
 
 
-def between_0_and_1(value: float) -> str | None:
+def between_0_and_1(value: Any) -> str | None:
     """Return an objection to numbers outside the open interval from 0 to 1."""
-    if 0 < value < 1:
+    if isinstance(value, Real) and 0 < float(value) < 1:
         return None
     return "it must lie between 0 and 1"
 
@@ -95,6 +106,7 @@ class Options:
         None,
         "Top layers that are updated (default: all).",
         short="update-layers",
+        check=whole,
         record="program",
         title="top layers that are updated",
     )
@@ -185,6 +197,7 @@ class Options:
         if self.dtype is not None:
             # A torch.dtype is taken too, by its name.
             object.__setattr__(self, "dtype", str(self.dtype).removeprefix("torch."))
+        object.__setattr__(self, "descend", joined_groups(self.descend))
         for one in fields(self):
             value = getattr(self, one.name)
             if value is None and one.default is None:
@@ -230,6 +243,17 @@ class Options:
         return values
 
 
+def joined_groups(given: object) -> str:
+    """Return groups of parameters with commas between; a list, tuple or set of names is taken too."""
+    if isinstance(given, str):
+        return given
+    if isinstance(given, set | frozenset):
+        given = [*(group for group in GROUPS if group in given), *sorted(map(str, given - set(GROUPS)))]
+    if isinstance(given, list | tuple) and all(isinstance(name, str) for name in given):
+        return ",".join(given)
+    raise option_error(f"The option descend is {given!r}; pass names of parameter groups, such as 'values,ffn'.")
+
+
 def objection_to(one: Field[Any], value: Any) -> str | None:
     """Return the sentence that refuses a value of an option; None if it is allowed."""
     about: About = one.metadata["about"]
@@ -268,6 +292,12 @@ def takes_options(function: Callable[..., T]) -> Callable[..., T]:
     ]
     signature = inspect.Signature([own[0], *options, *own[2:]])
 
+    def refuse_unknown(keywords: dict[str, Any]) -> None:
+        from tintc import keywords as of_functions
+
+        shorts = {about.short.replace("-", "_"): name for name, about in ABOUT.items() if about.short}
+        of_functions.refuse_unknown(function.__name__, keywords, signature.parameters, shorts)
+
     @wraps(function)
     def called(*values: Any, **keywords: Any) -> T:
         chosen = Options()
@@ -276,6 +306,7 @@ def takes_options(function: Callable[..., T]) -> Callable[..., T]:
             values = (values[0], *values[2:])
         if "options" in keywords:
             chosen = keywords.pop("options")
+        refuse_unknown(keywords)
         arguments = signature.bind(*values, **keywords).arguments
         settings = {name: arguments.pop(name) for name in ABOUT if name in arguments}
         chosen = replace(chosen, **{name: value for name, value in settings.items() if value is not None})

@@ -17,7 +17,7 @@ from tokenizers.processors import TemplateProcessing
 import tintc
 from tintc.errors import InputError, OptionError
 from tintc.evaluation.blocks import Block, cut_blocks
-from tintc.evaluation.perplexity import evaluate_blocks, held_out_loss, perplexity
+from tintc.evaluation.perplexity import _hint, evaluate_blocks, held_out_loss, perplexity
 from tintc.ir.special import opening_of
 from tintc.runtime.execution.fused.batches import run_together
 
@@ -146,16 +146,31 @@ def test_rates_that_are_none(rates: list[float]) -> None:
 
 
 def test_a_hint_where_it_got_worse() -> None:
-    """Of the rate as it was given; of several, of the smallest."""
+    """Of a rate that hardly any model gains from, rates of other orders of magnitude, whatever it was."""
     sim, ids = tintc.compile(tiny_models.gpt2().double()), tiny_models.token_ids(1, 24)[0]
     worse = evaluate_blocks(sim, ids, inner_lr=10.0)
     assert worse.perplexity_after > worse.perplexity_before and worse.hint is not None
-    assert "12 in a block" in worse.hint and worse.hint.endswith("--lr 3,1,0.3.")
+    assert "12 in a block" in worse.hint and worse.hint.endswith("--lr 0.001,0.0001,1e-05,1e-06.")
     several = evaluate_blocks(sim, ids, rates=[10.0, 30.0])
-    assert several.hint is not None and several.hint.endswith("--lr 3,1,0.3.")
+    assert several.hint == worse.hint
     by_layer = evaluate_blocks(sim, ids, inner_lr={"default": 10.0})
     assert by_layer.inner_lr == {"default": 10.0} and str(by_layer.hint).endswith("try smaller learning rates.")
     assert evaluate_blocks(sim, ids, inner_lr=0.0).hint is None
+
+
+@pytest.mark.parametrize(
+    ("after", "tried", "suggested"),
+    [
+        (11.0, [1e-4], "3e-05,1e-05,3e-06"),
+        (1e9, [1e-4], "1e-05,1e-06,1e-07,1e-08"),
+        (1e9, [1e3], "0.001,0.0001,1e-05,1e-06"),
+        (11.0, [1e3, 1e2], "0.001,0.0001,1e-05,1e-06"),
+        (11.0, [1e-3, 2e-5], "6e-06,2e-06,6e-07"),
+    ],
+)
+def test_rates_are_suggested_by_how_far_off_they_were(after: float, tried: list[float], suggested: str) -> None:
+    """A little worse than a perplexity of 10: a little less than the smallest; ruined: other orders of magnitude."""
+    assert str(_hint(10.0, after, tried, 64)).endswith(f"such as --lr {suggested}.")
 
 
 @given(train=st.integers(2, 40), steps=st.integers(1, 9))

@@ -33,6 +33,14 @@ class Plain(nn.Module):
         return self.embed(ids) @ self.embed.weight.T
 
 
+class Holder(nn.Module):
+    """A model as people keep one: in a module of their own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.parts = nn.ModuleDict({"decoder": tiny()})
+
+
 def tiny() -> Any:
     return llama(n_layers=1)
 
@@ -100,6 +108,7 @@ def test_models_of_images_are_captured_as_objects(kind: str) -> None:
 
 OBJECTS: dict[str, tuple[Callable[[], Any], str]] = {
     "plain module": (Plain, "Plain is a torch module and not a transformers model; wrap it in a PreTrainedModel"),
+    "module that holds one": (Holder, r"LlamaForCausalLM, in its attribute parts\.decoder; pass that"),
     "plain module, shared out": (lambda: shared_out(Plain()), "Plain is a torch module"),
     "configuration": (lambda: tiny().config, "LlamaConfig is a configuration, which has no weights"),
     "state dict": (lambda: tiny().state_dict(), "is no model; pass a transformers model, a folder"),
@@ -171,6 +180,17 @@ def test_folders_that_cannot_be_read(folder: Path, tmp_path: Path, kind: str) ->
     assert len(str(refused.value).splitlines()) == 1
     if "quantization_config" in changes:
         assert "quantised by" in str(refused.value) and "model.dequantize()" in str(refused.value)
+
+
+def test_a_folder_of_a_model_without_its_head(tmp_path: Path) -> None:
+    """As AutoModel saves one; a head that is tied to the embeddings is not missing."""
+    model = tiny()
+    model.model.save_pretrained(tmp_path / "part")
+    with pytest.raises(ModelError, match=r"language-model head, lm_head\.weight, .* save a LlamaForCausalLM"):
+        load_auxiliary(tmp_path / "part")
+    tied = llama(n_layers=1, tie_word_embeddings=True)
+    tied.model.save_pretrained(tmp_path / "tied")
+    assert load_auxiliary(tmp_path / "tied").model.get_output_embeddings() is not None
 
 
 def test_a_folder_with_an_adapter(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 
-from tintc.errors import InputError, OptionError, UnsupportedModelError
+from tintc.errors import InputError, ModelError, OptionError, UnsupportedModelError
 from tintc.frontend.graph.captured import CapturedGraph
 from tintc.frontend.graph.trace_model import capture
 from tintc.frontend.source.load import load_auxiliary
@@ -270,6 +270,33 @@ def test_losses_and_masks_of_every_step() -> None:
     assert torch.equal(still.logits_before, still.logits)
     with pytest.raises(InputError, match="do not fit"):
         tune(graph("opt"), IDS, PREFIX[:, :4])
+
+
+def test_a_folder_is_tuned_as_its_model(tmp_path: Path) -> None:
+    """To the last bit: the same graph with the same weights."""
+    model = tiny_model("gpt2")
+    model.save_pretrained(tmp_path / "model")
+    ids = torch.arange(8)[None]
+    found = [tune(given, ids, inner_lr=LR).logits for given in (model, tmp_path / "model", str(tmp_path / "model"))]
+    assert torch.equal(found[0], found[1]) and torch.equal(found[0], found[2])
+
+
+@pytest.mark.parametrize(
+    ("given", "error", "says"),
+    [
+        ({"inner_lr": [1e-4, 1e-3]}, OptionError, "tune takes one number, for every step and text"),
+        ({"inner_lr": torch.tensor([1e-4, 1e-3])}, OptionError, "tune takes one number"),
+        ({"n_steps": 1.5}, OptionError, "n_steps is 1.5; it must be a whole number"),
+        ({"n_step": 2}, OptionError, "tune has no argument 'n_step'; 'n_steps' is the nearest"),
+        ({"model": "no/such/folder/here"}, ModelError, "There is no folder"),
+        ({"model": 3}, ModelError, "A int is no model"),
+        ({"input_ids": [[1, 2, 3]]}, InputError, "input_ids must be"),
+    ],
+)
+def test_mistakes_are_sentences(given: dict[str, Any], error: type[Exception], says: str) -> None:
+    right: dict[str, Any] = {"model": graph("gpt2"), "input_ids": IDS}
+    with pytest.raises(error, match=says):
+        tune(**(right | given))
 
 
 def test_what_needs_no_recognition_runs_on_any_graph() -> None:

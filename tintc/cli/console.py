@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import textwrap
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
@@ -18,6 +19,10 @@ from tintc.progress import LOGGER, spinner
 
 WIDEST = 100_000
 """Characters in a line where no terminal says how many it has."""
+
+
+PARAGRAPH = 84
+"""Characters in a line of sentences there; with the name beside them they are less than 100."""
 
 
 def silence_libraries() -> None:
@@ -66,6 +71,13 @@ def print_rows(title: str, header: Sequence[str], rows: Iterable[Sequence[Any]],
 def print_lines(lines: Iterable[str]) -> None:
     """Print remarks below a table, in the paler type of a terminal."""
     Console(highlight=False, soft_wrap=True, markup=False).print(*lines, sep="\n", style="dim")
+
+
+def paragraph(text: str) -> str:
+    """Return sentences in lines of at most `PARAGRAPH` characters, where no terminal breaks them."""
+    if Console().is_terminal:
+        return text
+    return textwrap.fill(text, PARAGRAPH, break_long_words=False, break_on_hyphens=False)
 
 
 def _print(title: str, table: Table) -> None:

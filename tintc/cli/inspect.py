@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from tintc.analysis.report import OPTIONS, check_file, parameter_report, summary
@@ -48,6 +49,7 @@ class Subject:
 def inspect_path(path: str, ir: str | None, params: bool, paper: bool, roles: str | None, as_json: bool) -> None:
     """Print what was asked for, or a summary if nothing was. paper: counts, and the paper's beside them."""
     silence_libraries()
+    path = folder_of(path)
     with stages():
         subject = read_artefact(path) if holds_simulator(path) else read_model(path)
         shown = parameter_report(subject.simulator()) if params or paper else {}
@@ -85,6 +87,14 @@ def _program(path: str, subject: Subject, ir: str) -> Program:
             "--ir sim."
         )
     return subject.auxiliary
+
+
+def folder_of(path: str) -> str:
+    """Return the folder of a config.json, which stands for it; other paths as they are."""
+    file = Path(path).expanduser()
+    if file.name == "config.json" and file.is_file():
+        return str(file.absolute().parent)
+    return path
 
 
 def holds_simulator(path: str) -> bool:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from tintc.analysis.parameter_counts import count_parameters
-from tintc.cli.console import print_json, print_rows, print_table, silence_libraries, stages
+from tintc.cli.console import paragraph, print_json, print_rows, print_table, silence_libraries, stages
 from tintc.cli.legend import print_legend
 from tintc.cli.plan_plot import check_plot, draw
 from tintc.compiler import import_auxiliary, lower_to_modules
@@ -27,11 +27,11 @@ COLUMNS = {
     "heads": "heads",
     "d_sim": "D_sim",
     "padding": "padding",
-    "text_left": "text left",
-    "table": "table, 1e6",
-    "unrolled": "unrolled, 1e6",
-    "unique": "unique, 1e6",
-    "work": "work, 1e12",
+    "text_left": "text\nleft",
+    "table": "table,\n1e6",
+    "unrolled": "unrolled,\n1e6",
+    "unique": "unique,\n1e6",
+    "work": "work,\n1e12",
     "cost": "cost",
 }
 """Fields of a row and their headings."""
@@ -67,8 +67,8 @@ def plan_model(model: str, options: dict[str, Any], png: Path | None, every: boo
         print_json(shown | {"candidates": rows, "refused": [refusal(candidate) for candidate in layouts.refused]})
         return
     print_rows(f"Layouts for {model}", list(COLUMNS.values()), map(_cells, rows), bold=listed.index(taken))
-    print_table("", {"chosen": shown["reason"], "no layouts": summarise(layouts.refused)})
-    print_legend(heading.partition(",")[0] for heading in COLUMNS.values())
+    print_table("", {"chosen": paragraph(shown["reason"]), "no layouts": paragraph(summarise(layouts.refused))})
+    print_legend(heading.replace("\n", " ").partition(",")[0] for heading in COLUMNS.values())
 
 
 def describe(program: Program, options: Options, candidate: Candidate, taken: Candidate) -> dict[str, Any]:

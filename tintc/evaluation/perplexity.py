@@ -27,8 +27,14 @@ if TYPE_CHECKING:
     from tintc.runtime.model.causal_lm import TintForCausalLM
 
 ALONE = Processes()
-SMALLER = (0.3, 0.1, 0.03)
-"""Of a rate that is too large, what to try."""
+NEAR = (0.3, 0.1, 0.03)
+"""Of a rate that is somewhat too large, what to try: rates that are a little smaller."""
+FAR = (0.1, 0.01, 1e-3, 1e-4)
+"""Of a rate that ruins the model, what to try: other orders of magnitude."""
+RUINED = 2.0
+"""Times the perplexity before the update, from which on the model is ruined."""
+HOPELESS = 1e-2
+"""A rate that hardly any model gains from: of larger ones, what is suggested is smaller than this."""
 HIGHEST = 700
 """Mean loss above which its perplexity is no finite number."""
 ROUNDING = 1e-6
@@ -194,7 +200,11 @@ def _hint(before: float, after: float, tried: Sequence[Any], train_tokens: int) 
     numbers = [rate for rate in tried if isinstance(rate, int | float)]
     if not numbers:
         return f"{why}; try smaller learning rates."
-    smaller = ",".join(f"{min(numbers) * factor:.1g}" for factor in SMALLER)
+    start = min(*numbers, HOPELESS)
+    factors = NEAR
+    if after > RUINED * before or min(numbers) > HOPELESS:
+        factors = FAR
+    smaller = ",".join(f"{start * factor:.1g}" for factor in factors)
     return f"{why}; try smaller learning rates, such as --lr {smaller}."
 
 

@@ -10,10 +10,13 @@ Every text of a batch is trained and run on its own: a simulator keeps updated w
 from __future__ import annotations
 
 import math
+import os
 import warnings
 import weakref
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Real
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -24,7 +27,11 @@ from tintc.errors import InputError, OptionError
 from tintc.frontend.graph.captured import CapturedGraph
 from tintc.frontend.graph.trace_model import capture
 from tintc.frontend.importer import Recognised, recognise
+from tintc.frontend.source.load import load_auxiliary
 from tintc.ir.auxiliary import Linear
+from tintc.ir.inputs import check_ids
+from tintc.keywords import known_keywords
+from tintc.options import at_least_one
 from tintc.reference.approximations import Approximations
 from tintc.reference.captured import Override, detached_scores, run_nodes
 from tintc.reference.groups import factors, layer_parameters
@@ -67,8 +74,9 @@ class Tuned:
         return getattr(self, new)
 
 
+@known_keywords
 def tune(
-    model: nn.Module | CapturedGraph,
+    model: nn.Module | CapturedGraph | str | os.PathLike[str],
     input_ids: Tensor,
     train_mask: Tensor | None = None,
     *,
@@ -85,9 +93,10 @@ def tune(
 ) -> Tuned:
     """Fine-tune a decoder on the train tokens of each text, and predict with the result; the model stays as it was.
 
-    model: a transformers model, or what `capture` made of one; input_ids ``[B, T]``; train_mask ``[B, T]`` or, for
-    different tokens in each step, ``[N, B, T]``, non-zero is true (None: the first half of the tokens of each text that
-    are not padding, as a simulator takes unless told otherwise); loss_mask ``[B, T]`` over target tokens;
+    model: a transformers model, its folder, GGUF file or hub id, or what `capture` made of one; input_ids ``[B, T]``;
+    train_mask ``[B, T]`` or, for different tokens in each step, ``[N, B, T]``, non-zero is true (None: the first half
+    of the tokens of each text that are not padding, as a simulator takes unless told otherwise); loss_mask ``[B, T]``
+    over target tokens;
     attention_mask ``[B, T]`` (padding, which is not trained on either) or ``[B, T, T]`` (who may see whom, besides
     causality); position_ids ``[B, T]``, less than T (None: counting tokens that are not padding); n_update_layers: top
     layers that descend (None: all, and embeddings and head too where `approximations` name no groups); loss ``ce``,
@@ -98,13 +107,16 @@ def tune(
     Raises `OptionError` and `InputError` for what does not fit, `UnsupportedModelError` if an approximation needs to
     know the graph's parts and they are not recognised.
     """
+    _check(loss, n_steps, inner_lr)
+    check_ids(input_ids)
     if isinstance(model, CapturedGraph):
         graph = model
-    else:
+    elif isinstance(model, nn.Module):
         graph = capture(model)
+    else:
+        graph = capture(load_auxiliary(model).model)
     if approximations is None:
         approximations = Approximations.of(semantics)
-    _check(loss, n_steps, inner_lr)
     valid, sees, positions = _placed(input_ids, attention_mask, position_ids)
     if train_mask is None:
         train_mask = first_half(valid)
@@ -127,12 +139,19 @@ def tune(
     )
 
 
-def _check(loss: str, n_steps: int, inner_lr: float) -> None:
+def _check(loss: str, n_steps: Any, inner_lr: Any) -> None:
     if loss not in LOSSES:
         raise OptionError(f"The loss {loss!r} is unknown; choose one of {', '.join(LOSSES)}.")
-    if n_steps < 1:
-        raise OptionError(f"The option steps is {n_steps}; it must be at least 1.")
-    if not (math.isfinite(inner_lr) and inner_lr >= 0):
+    objection = at_least_one(n_steps)
+    if objection is not None:
+        raise OptionError(f"The option n_steps is {n_steps}; {objection}.")
+    if isinstance(inner_lr, Tensor) and inner_lr.numel() == 1:
+        inner_lr = float(inner_lr)
+    if not isinstance(inner_lr, Real):
+        raise OptionError(
+            f"inner_lr is {inner_lr!r}; tune takes one number, for every step and text: call it once for each rate."
+        )
+    if not (math.isfinite(inner_lr) and float(inner_lr) >= 0):
         raise OptionError(f"The learning rate is {inner_lr}; it must be a finite number, zero or more.")
 
 

@@ -9,10 +9,8 @@ from typing import Any
 import pytest
 import torch
 from fused_cases import compiled, relative_to_update, run, token_ids
-from torch import Tensor
 
 from tintc.errors import OptionError
-from tintc.runtime.execution.rates import rates_of
 from tintc.runtime.model.causal_lm import TintForCausalLM
 
 IDS = token_ids(3, 12)
@@ -91,22 +89,6 @@ def test_another_compiled_simulator_is_the_same() -> None:
     assert relative_to_update(found.logits, wanted.logits, wanted.logits_before) < 1e-9
 
 
-def test_one_dimension_is_per_example_first() -> None:
-    """Where B is N; [N, 1] and [1, B] say which."""
-    sim, rate = sim_of("gpt2"), torch.tensor([BIG, SMALL], dtype=torch.float64)
-
-    def resolved(given: Any, batch: int) -> Tensor:
-        found = rates_of(given, sim.program, batch, torch.float64, sim.device).others
-        assert found is not None
-        return found
-
-    example = torch.stack([rate, rate])
-    assert torch.equal(resolved(rate, 2), example) and torch.equal(resolved(rate[None], 2), example)
-    assert torch.equal(resolved(rate[:, None], 2), example.T)
-    assert torch.equal(resolved(rate, 3), rate[:, None].expand(2, 3))
-    assert torch.equal(resolved(BIG, 1), torch.full((2, 1), BIG, dtype=torch.float64))
-
-
 GIVEN: list[Any] = [[BIG, SMALL], torch.tensor([[BIG], [SMALL]]), {2: BIG, "default": [SMALL, BIG]}]
 
 
@@ -157,3 +139,18 @@ def test_rates_that_are_none(given: Any, says: str) -> None:
     for call in (lambda: sim(IDS, inner_lr=given), lambda: sim.generate(IDS, inner_lr=given, max_new_tokens=1)):
         with pytest.raises(OptionError, match=says):
             call()
+
+
+@pytest.mark.parametrize("executor", ["fused", "literal"])
+def test_one_dimension_says_what_it_is_of(executor: str) -> None:
+    """With as many examples as steps it could be of either: the sentence has the spelling of both. fp64."""
+    sim = sim_of("gpt2")
+    with pytest.raises(OptionError, match=r"2 examples and 2 steps; write \[\[r, s, \.\.\.\]\], of shape \(1, 2\)"):
+        sim(IDS[:STEPS], inner_lr=[BIG, 0.0])
+    by_example = run(sim, IDS[:2], executor, inner_lr=[[BIG, 0.0]], return_before=True)
+    moved = (by_example.logits - by_example.logits_before).abs().amax((1, 2))
+    assert float(moved[1]) < 1e-12 < 1e-3 < float(moved[0])
+    by_step = run(sim, IDS[:2], executor, inner_lr=[[BIG], [0.0]])
+    alone = run(sim, IDS[:1], executor, inner_lr=[BIG, 0.0])
+    assert float((by_step.logits[0] - alone.logits[0]).abs().max()) < 1e-12
+    assert float((by_step.logits[1] - by_example.logits[1]).abs().max()) > 1e-3

@@ -14,7 +14,7 @@ import pytest
 import tiny_models
 import torch
 from command import ROOT, STORY, contents, finished, forked
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 import tintc
@@ -281,6 +281,13 @@ def test_transformers_alone_does_not_know_it(llama_sim: Path, monkeypatch: pytes
     monkeypatch.delitem(CONFIG_MAPPING._extra_content, "tint")
     with pytest.raises(ValueError, match="`tint` but Transformers does not recognize this architecture"):
         AutoModelForCausalLM.from_pretrained(llama_sim)
+
+
+def test_there_is_no_model_without_the_head(llama_sim: Path) -> None:
+    """In a sentence of ours, not in a list of all that transformers knows."""
+    for attempt in (lambda: AutoModel.from_pretrained(llama_sim), lambda: AutoModel.from_config(tintc.TintConfig())):
+        with pytest.raises(OptionError, match=r"no model without its language-model head, .* tintc\.load"):
+            attempt()
 
 
 def test_a_configuration_without_its_program_is_no_simulator() -> None:

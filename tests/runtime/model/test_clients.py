@@ -15,6 +15,7 @@ import accelerate
 import pytest
 import tiny_models
 import torch
+import transformers
 from programs import import_model
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from torch import Tensor, nn
@@ -134,6 +135,10 @@ def offloaded(folder: Path, offload: Callable[[Any], Any]) -> Any:
 PLACES: dict[str, tuple[Callable[[TintForCausalLM, Path], Any], str]] = {
     "torch.export": (lambda sim, _: torch.export.export(sim, (IDS,)), "torch.export, ONNX and TorchScript"),
     "TorchScript": (lambda sim, _: torch.jit.trace(sim, (IDS,)), "torch.export, ONNX and TorchScript"),
+    "TorchScript's compiler": (lambda sim, _: torch.jit.script(sim), "torch.export, ONNX and TorchScript"),
+    "peft's adapters": (lambda sim, _: sim.add_adapter(None), r"train sim\.trainable\('prefixes'\)"),
+    "stored adapters": (lambda sim, folder: sim.load_adapter(folder), r"train sim\.trainable\('prefixes'\)"),
+    "peft's prompts": (lambda sim, _: sim.tables(IDS), "only holds modules and tensors"),
     "cpu_offload": (lambda _, folder: offloaded(folder, accelerate.cpu_offload), "tensors are not in memory"),
     "disk_offload": (
         lambda _, folder: offloaded(
@@ -156,6 +161,23 @@ def test_where_it_cannot_run(sim: TintForCausalLM, folder: Path, place: str) -> 
     with pytest.raises(TintcError, match=says) as refused:
         run(sim, folder)
     assert str(refused.value).count(". ") == 0
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_what_asks_no_one_before_has_the_sentence_inside(sim: TintForCausalLM) -> None:
+    """PyTorch's own message comes first, and says why and what to do."""
+    for run in (
+        lambda: torch.export.export(sim, (IDS,), strict=True),
+        lambda: torch.compile(sim, fullgraph=True)(IDS),
+    ):
+        with pytest.raises(Exception, match=r"sim\.adapt\(ids\)\.export\(OUT\) writes the updated auxiliary"):
+            run()
+
+
+def test_transformers_finds_the_class_that_a_folder_names(folder: Path) -> None:
+    """By its name, as `transformers serve` looks for it."""
+    (name,) = tintc.TintConfig.from_pretrained(folder).architectures
+    assert getattr(transformers, name) is TintForCausalLM
 
 
 def test_asking_is_no_error(sim: TintForCausalLM) -> None:

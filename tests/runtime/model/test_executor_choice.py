@@ -281,9 +281,11 @@ def test_casts_stay_the_compiler_s_own(folder: Path, ran: list[str], dtype: torc
 
 
 def test_an_executor_that_is_unknown(sim: TintForCausalLM, folder: Path) -> None:
-    for attempt in (lambda: run(sim, IDS, "quick"), lambda: load(folder, executor="quick")):
+    """Whoever sets it is told at once, and what was set before stays."""
+    for attempt in (lambda: setattr(sim, "executor", "quick"), lambda: load(folder, executor="quick")):
         with pytest.raises(OptionError, match=r"unknown; choose one of auto, fused, literal\."):
             attempt()
+    assert sim.executor == "auto" and run(sim, IDS, "auto").logits.isfinite().all()
 
 
 def test_load_and_from_pretrained_pass_the_executor_on(folder: Path, ran: list[str]) -> None:

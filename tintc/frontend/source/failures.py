@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from transformers import PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
 from tintc.errors import ModelError
@@ -66,9 +67,18 @@ def _no_safetensors(place: Place) -> str:
     )
 
 
-def check_report(name: str, report: Mapping[str, Any]) -> None:
-    """Raise `ModelError` if transformers reports weights that are missing, have other shapes or cannot be read."""
+def check_report(name: str, report: Mapping[str, Any], model: PreTrainedModel) -> None:
+    """Raise `ModelError` if transformers reports weights of a model that are missing, have other shapes or cannot be
+    read."""
     missing = sorted(report["missing_keys"])
+    head = model.get_output_embeddings()
+    if missing and head is not None:
+        of_head = {id(tensor) for tensor in head.parameters()}
+        if all(id(model.get_parameter_or_buffer(key)) in of_head for key in missing):
+            raise ModelError(
+                f"{name} lacks the weights of its language-model head, {listed(missing)}, as a folder does that "
+                f"AutoModel has saved; save a {type(model).__name__}, which has it, and pass that folder."
+            )
     if missing:
         raise ModelError(f"{name} lacks weights that its configuration asks for: {listed(missing)}.")
     misfits = sorted(report["mismatched_keys"])

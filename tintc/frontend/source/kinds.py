@@ -41,15 +41,26 @@ def check_kind(model: Any, name: str) -> PreTrainedModel:
     if quantised(model):
         raise ModelError(quantised_sentence(name, _method(model)))
     if not isinstance(model, PreTrainedModel):
-        raise ModelError(
-            f"{name} is a torch module and not a transformers model; wrap it in a PreTrainedModel whose forward takes "
-            "input_ids, attention_mask and position_ids and returns an object with logits."
-        )
+        raise ModelError(_not_of_transformers(model, name))
     if model.config.is_encoder_decoder:
         raise ModelError(f"{name} reads its prompt with an encoder; tintc compiles causal language models (decoders).")
     if not model.can_generate():
         raise ModelError(_headless(model, name))
     return model
+
+
+def _not_of_transformers(model: nn.Module, name: str) -> str:
+    """Return what to do with a torch module: pass the decoder that it holds, or wrap it."""
+    for place, part in model.named_modules():
+        if isinstance(part, PreTrainedModel) and part.can_generate():
+            return (
+                f"{name} is a torch module that holds a transformers model, {type(part).__name__}, in its attribute "
+                f"{place}; pass that (get_submodule({place!r}))."
+            )
+    return (
+        f"{name} is a torch module and not a transformers model; wrap it in a PreTrainedModel whose forward takes "
+        "input_ids, attention_mask and position_ids and returns an object with logits."
+    )
 
 
 def _headless(model: PreTrainedModel, name: str) -> str:

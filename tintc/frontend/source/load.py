@@ -122,7 +122,7 @@ def _load(place: Place, weightless: bool) -> PreTrainedModel:
     if weightless:
         return loaded
     model, report = loaded
-    check_report(place.name, report)
+    check_report(place.name, report, model)
     return model.eval()
 
 

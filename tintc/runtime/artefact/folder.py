@@ -107,6 +107,8 @@ def read_config(path: str | os.PathLike[str], **hub: Any) -> dict[str, Any]:
         why = why_missing(str(path), **hub)
     if why is not None:
         raise ArtefactError(f"There is no folder {path}, and {why}; check the path, or the connection.")
+    if Path(path).is_file():
+        raise ArtefactError(f"{path} is a file and not a compiled simulator; pass the folder that it is in.")
     file = file_beside(path, "config.json", **hub)
     if file is None:
         raise ArtefactError(f"{path} is not a compiled simulator: it has no config.json. Check the path.")

@@ -9,9 +9,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from tintc.errors import OptionError
+
 
 class Container(nn.Module):
-    """A node that only holds other modules and parameters; it is never called."""
+    """A node that only holds other modules and parameters; whoever calls it is told so."""
+
+    def forward(self, *_: Any, **__: Any) -> Any:
+        raise OptionError(
+            "This part of a simulator only holds modules and tensors, which its executors read, so it is not called "
+            "(prompts and prefixes of peft do that to embeddings); train sim.trainable('tables') or 'prefixes' instead."
+        )
 
 
 class FullPrecision(Container):

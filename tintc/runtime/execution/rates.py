@@ -14,8 +14,8 @@ from tintc.ir.core import Program
 from tintc.ir.simulator import SimOp
 
 Rate = float | Tensor | Sequence[float]
-"""A number; ``[B]``, one per example; ``[N]``, one per step; ``[N, B]``, ``[N, 1]`` or ``[1, B]``. One dimension is per
-example if its length is B, and per step if it is N and not B."""
+"""A number; ``[B]``, one per example; ``[N]``, one per step; ``[N, B]``, ``[N, 1]`` or ``[1, B]``. One dimension is
+refused where B is N, unless both are 1, because it does not say which it is."""
 GivenRates = Rate | Mapping[int | str, Rate] | None
 DEFAULT = "default"
 """The key of a mapping for all layers that it does not name."""
@@ -119,6 +119,11 @@ def _resolved(inner_lr: Any, steps: int, batch: int, dtype: torch.dtype) -> Tens
     except (TypeError, ValueError, RuntimeError) as error:
         raise OptionError(f"inner_lr is {inner_lr!r}; {SHAPES}.") from error
     shape = tuple(rate.shape)
+    if shape == (batch,) == (steps,) and batch > 1:
+        raise OptionError(
+            f"inner_lr has {batch} rates, and there are {batch} examples and {batch} steps; write [[r, s, ...]], of "
+            f"shape (1, {batch}), for one per example, or [[r], [s], ...], of shape ({batch}, 1), for one per step."
+        )
     if shape in ((), (batch,)):
         rate = rate.expand(steps, batch)
     elif shape == (steps,):

@@ -40,7 +40,11 @@ from tintc.runtime.model.unsupported import (
     where_it_can_run,
 )
 
-NOT_COMPILED = "a simulator is a program of its own, which its executors run; torch.compile leaves it as it is"
+NOT_COMPILED = (
+    "a simulator is a program of its own, which its executors run: torch.compile leaves it as it is (without "
+    "fullgraph), and torch.export cannot take it; sim.adapt(ids).export(OUT) writes the updated auxiliary, which it can"
+)
+"""Read in the messages of torch.compile(fullgraph=True) and torch.export(strict=True), which ask no one before."""
 
 
 @dataclass
@@ -190,7 +194,7 @@ class TintForCausalLM(ActivationAccess, UnsupportedFeatures, SavedModel, TintGen
         (padding) or ``[B, T, T]``; masks of any dtype, non-zero is true. position_ids ``[B, T]`` (default: counting
         tokens that are not padding). labels ``[B, T]``: targets of `loss`, -100 is ignored. inner_lr: instead of the
         stored rates a number; ``[B]``, one per example; ``[N]``, one per step; or ``[N, B]``, ``[N, 1]``, ``[1, B]``:
-        one dimension is per example if its length is B, and per step otherwise. Or a mapping from the auxiliary's
+        where B is N and more than 1, pass two dimensions. Or a mapping from the auxiliary's
         layers (-1: the final norm), and ``"default"``, to such rates; layers without one take the stored. max_batch:
         examples that fused execution runs at a time, ``auto``: as many as memory takes; None: all, refused if memory
         will not take them. num_items_in_batch: what the labels' summed losses are divided by (default: their number).

@@ -74,13 +74,23 @@ class StructuralModel(SimulatorModules):
 
     def _start(self) -> None:
         """Set what a new simulator begins with; called once its modules are built, their tensors still empty."""
-        self.executor = "auto"
+        self._executor = "auto"
         self.last_executor = ""
         self._softened = any(op.softmax for op in self.program.ops if isinstance(op, SimOp))
         self._warnings_given = set[str]()
         self._built_modules = self._executed_modules()
         self._checked: tuple[Snapshot, bool] | None = None
         self._freeze_structure()
+
+    @property
+    def executor(self) -> str:
+        """``auto``, ``fused`` or ``literal``; setting another raises `OptionError`."""
+        return self._executor
+
+    @executor.setter
+    def executor(self, executor: str) -> None:
+        check_executor(executor)
+        self._executor = executor
 
     def _executed_modules(self) -> tuple[nn.Module, ...]:
         """Return the modules whose work fused execution does by algebra; prefixes and tables are only read, so that a
@@ -141,7 +151,6 @@ class StructuralModel(SimulatorModules):
 
     def choose_executor(self) -> str:
         """Return ``fused`` or ``literal`` for this run, and say why it is the slow one, each reason once."""
-        check_executor(self.executor)
         reason = None
         if self.executor != "literal":
             reason = self.why_literal()

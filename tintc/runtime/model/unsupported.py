@@ -16,6 +16,7 @@ from torch._functorch.pyfunctorch import retrieve_all_functorch_interpreters
 
 from tintc.errors import ArtefactError, InputError, OptionError
 from tintc.runtime.adaptation.cache import TintCache
+from tintc.runtime.artefact.config import TintConfig
 from tintc.runtime.execution.module_tree import Container
 from tintc.runtime.execution.run import refuse_float16
 
@@ -72,6 +73,10 @@ BATCHED = (
 TRANSFORMED = (
     "Fused execution does not work inside the transforms of torch.func; set sim.executor = 'literal', or use "
     "torch.autograd.grad, which works in both executors."
+)
+ADAPTERS = (
+    "Adapters of peft stand in for a model's layers, and a simulator's executors read its tensors by name, without "
+    "calling layers; train sim.trainable('prefixes'), or a parametrisation (torch.nn.utils.parametrize) of low rank."
 )
 WRAPPED = (
     "{name} is inside another library's module, whose forward would never be called (peft's target_parameters, for "
@@ -155,6 +160,22 @@ class NoField(OptionError, AttributeError):
     """There is no such field; whoever only asks whether there is one is told no."""
 
 
+class NoBaseModel:
+    """The class that `AutoModel` makes of a simulator's configuration: none, which it says."""
+
+    config_class = TintConfig
+
+    @classmethod
+    def from_pretrained(cls, *_: Any, **__: Any) -> Any:
+        """Raise `NoModule`."""
+        raise NoModule(
+            "A simulator has no model without its language-model head, which AutoModel asks for; load it by tintc.load "
+            "or AutoModelForCausalLM, and take hidden_states[-1] of output_hidden_states=True."
+        )
+
+    _from_config = from_pretrained
+
+
 class UnsupportedFeatures:
     """The part of `TintForCausalLM` that refuses."""
 
@@ -164,6 +185,16 @@ class UnsupportedFeatures:
             "A simulator has no module of input embeddings, so nothing can be hooked in there (neftune_noise_alpha, "
             "adapters); leave that out, and train sim.tables."
         )
+
+    def add_adapter(self, *_: Any, **__: Any) -> None:
+        raise OptionError(ADAPTERS)
+
+    def load_adapter(self, *_: Any, **__: Any) -> None:
+        raise OptionError(ADAPTERS)
+
+    def __prepare_scriptable__(self) -> Any:
+        """Raise `OptionError`; `torch.jit.script` asks before anything else."""
+        raise OptionError(EXPORTED)
 
     def half(self, *_: Any) -> Any:
         """Raise `OptionError`, before anything is cast."""

@@ -10,7 +10,7 @@ carried out (*materialised*: per-example weights) or kept as the pair dY, X that
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Collection, Hashable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
@@ -159,8 +159,8 @@ class FusedForm(Op):
         tokens."""
         raise NotImplementedError(self.opname)
 
-    def show_fused(self, name: str, run: FusedRun, *operands: Any) -> Tensor:
-        """Return the one of `extra_capture_points` called `name`, from the operands of the fused form."""
+    def show_fused(self, names: Collection[str], run: FusedRun, *operands: Any) -> dict[str, Tensor]:
+        """Return those of `extra_capture_points` that are called so, by name, from the operands of the fused form."""
         raise NotImplementedError(self.opname)
 
     def fused_showing(self, run: FusedRun, shown: Mapping[str, Tensor], *operands: Any) -> Any:

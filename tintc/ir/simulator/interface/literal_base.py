@@ -5,7 +5,7 @@ Values of tokens and weights are what a transformer holds; a `LiteralRun` has th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
 
@@ -146,9 +146,17 @@ class LiteralForm(Op):
         """Return which of the scores ``[B, H, T_sim, T_sim]`` of its attention `show_literal` shows; None if none."""
         return None
 
-    def show_literal(self, name: str, layout: Layout, applied: Sequence[Applied]) -> Tensor:
-        """Return the one of `extra_capture_points` called `name`, from what the blocks gave, in their order."""
+    def show_literal(self, names: Collection[str], layout: Layout, applied: Sequence[Applied]) -> dict[str, Tensor]:
+        """Return those of `extra_capture_points` that are called so, by name, from what the blocks gave, in their
+        order."""
         raise NotImplementedError(self.opname)
+
+    def literal_showing(
+        self, result: Any, shown: Mapping[str, Tensor], layout: Layout, applied: Sequence[Applied]
+    ) -> Any:
+        """Return the result of the literal form, made from what `show_literal` has given, so that autograd gets
+        there. shown: that, by name."""
+        return result
 
     def slots(self, layout: Layout) -> int:
         """Return the most slots that the literal form needs in one embedding."""

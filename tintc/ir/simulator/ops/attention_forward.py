@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -75,12 +75,12 @@ class AttentionForward(AttentionOp):
     def extra_capture_points(self) -> dict[str, Shape]:
         return {f"layers.{self.layer}.attention": ("B", self.n_heads, "T", "T")}
 
-    def show_fused(self, name: str, run: FusedRun, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    def show_fused(self, names: Collection[str], run: FusedRun, q: Tensor, k: Tensor, v: Tensor) -> dict[str, Tensor]:
         """Return the probabilities ``[B, n_heads, T, T]``, which the fused form itself never has in one piece."""
         probabilities = q.new_zeros(q.shape[0], self.n_heads, q.shape[1], q.shape[1])
         for rows, stop, weights in self.weights_by_rows(run, *self.rotated(run, q, k)):
             probabilities[:, :, rows, :stop] = weights
-        return probabilities
+        return dict.fromkeys(names, probabilities)
 
     def fused_showing(self, run: FusedRun, shown: Mapping[str, Tensor], q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         (weights,) = shown.values()
@@ -92,11 +92,11 @@ class AttentionForward(AttentionOp):
         tokens = slice(layout.n_prefixes, None)
         return slice(None), slice(self.n_heads), tokens, tokens
 
-    def show_literal(self, name: str, layout: Layout, applied: Sequence[Applied]) -> Tensor:
+    def show_literal(self, names: Collection[str], layout: Layout, applied: Sequence[Applied]) -> dict[str, Tensor]:
         """Return the scores that `shown_scores` has cut out."""
         (scores,) = (application.scores for application in applied)
         assert scores is not None
-        return scores
+        return dict.fromkeys(names, scores)
 
     def multiply_adds(self, costs: CostModel, q: Value, k: Value, v: Value) -> int:
         """Count every query with the keys up to its own."""

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 from torch import Tensor
@@ -11,11 +11,11 @@ from torch import Tensor
 from tintc.ir.core import Value
 from tintc.ir.layout import Layout
 from tintc.ir.simulator.interface.base import SimOp
-from tintc.ir.simulator.interface.fused_base import FusedRun
-from tintc.ir.simulator.interface.literal_base import Applied
+from tintc.ir.simulator.interface.fused_base import FusedRun, FusedWeights
+from tintc.ir.simulator.interface.literal_base import Applied, PrefixTiles, Tile
 from tintc.ir.simulator.interface.semantics import Shape
 from tintc.ir.simulator.interface.storage import Storage
-from tintc.ir.simulator.shared.linear_common import unstacked
+from tintc.ir.simulator.shared.linear_common import stacked, unstacked
 from tintc.ir.structure import TensorSpec
 
 
@@ -56,32 +56,97 @@ class DescentOp(SimOp):
             for part, dims in self.updated_parts().items()
         }
 
-    def show_fused(self, name: str, run: FusedRun, *operands: Any) -> Tensor:
-        gradient = self.gradient(name.rpartition(".")[2], run, *operands) * self.rate_scale
-        if name.startswith("gradients."):
-            return gradient
-        rate = run.rate(self.target, self.step)
-        if isinstance(rate, Tensor):
-            rate = _per_example(rate, gradient)
-        return gradient * -rate
+    def show_fused(self, names: Collection[str], run: FusedRun, *operands: Any) -> dict[str, Tensor]:
+        wanted = [part for part in self.updated_parts() if self._names(part).intersection(names)]
+        gradients = {part: self.gradient(part, run, *operands) * self.rate_scale for part in wanted}
+        return self._shown(names, gradients, run.rate(self.target, self.step))
 
-    def show_literal(self, name: str, layout: Layout, applied: Sequence[Applied]) -> Tensor:
-        """Return a gradient or update, ``[B, *part]``.
+    def fused_showing(
+        self, run: FusedRun, shown: Mapping[str, Tensor], w: FusedWeights, *operands: Any
+    ) -> FusedWeights:
+        """Return the weights with the updates that are shown, carried out."""
+        missing = [part for part in self.updated_parts() if not self._names(part).intersection(shown)]
+        unseen = self.show_fused([f"updates.{self.target}.{part}" for part in missing], run, w, *operands)
+        rate = run.rate(self.target, self.step)
+        weight = w.weight
+        bias = w.bias
+        for part in self.updated_parts():
+            update = self._update(part, {**shown, **unseen}, rate)
+            if part == "bias":
+                assert bias is not None
+                bias = bias + update
+            else:
+                assert weight is not None
+                weight = weight + update
+        return replace(w, weight=weight, bias=bias)
+
+    def show_literal(self, names: Collection[str], layout: Layout, applied: Sequence[Applied]) -> dict[str, Tensor]:
+        """Return gradients and updates, ``[B, *part]``, by name.
 
         The module's blocks that have a rate give what is subtracted from the prefixes, one tile after the other.
         """
+        tiles, rate = self._stepped(layout, applied)
+        parts = unstacked(layout, self.operands[0].type, tiles)
+        gradients = {part: parts[part] * -self.rate_scale for part in self.updated_parts()}
+        return self._shown(names, gradients, rate / self.rate_scale)
+
+    def literal_showing(
+        self, result: PrefixTiles, shown: Mapping[str, Tensor], layout: Layout, applied: Sequence[Applied]
+    ) -> PrefixTiles:
+        """Return the prefixes with the updates that are shown in place of those that the blocks have added."""
+        tiles, rate = self._stepped(layout, applied)
+        kind = self.operands[0].type
+        updates = {part: step * _per_example(rate, step) for part, step in unstacked(layout, kind, tiles).items()}
+        for part in self.updated_parts():
+            if self._names(part).intersection(shown):
+                updates[part] = self._update(part, shown, rate / self.rate_scale)
+        rows: list[list[Tile]] = []
+        for r, row in enumerate(tiles):
+            changed: list[Tile] = []
+            for c, step in enumerate(row):
+                added = step * _per_example(rate, step)
+                tile = result.rows[r][c]
+                assert isinstance(tile, Tensor)
+                # The difference is zero but for rounding; gradients of the update that was added cancel in it.
+                changed.append(tile + (stacked(layout, kind, updates, r, c) - added))
+            rows.append(changed)
+        return PrefixTiles(rows)
+
+    def _stepped(self, layout: Layout, applied: Sequence[Applied]) -> tuple[list[list[Tensor]], Tensor]:
+        """Return what the blocks that have a rate gave the prefixes, by row and column tile, and the rate."""
         stepped = [application for application in applied if application.rate is not None]
         tiles = [application.new[:, : layout.n_prefixes] for application in stepped]
         columns = 1
         if len(tiles) > 1:
             columns = layout.tiles(self.operands[0].type.dims[-1])
-        rows = [tiles[start : start + columns] for start in range(0, len(tiles), columns)]
-        summed = unstacked(layout, self.operands[0].type, rows)[name.rpartition(".")[2]]
-        if name.startswith("gradients."):
-            return summed * -self.rate_scale
         rate = stepped[0].rate
         assert rate is not None
-        return summed * _per_example(rate, summed)
+        return [tiles[start : start + columns] for start in range(0, len(tiles), columns)], rate
+
+    def _names(self, part: str) -> frozenset[str]:
+        """Return the names of the points of a part."""
+        return frozenset((f"gradients.{self.target}.{part}", f"updates.{self.target}.{part}"))
+
+    def _shown(
+        self, names: Collection[str], gradients: Mapping[str, Tensor], rate: Tensor | float
+    ) -> dict[str, Tensor]:
+        """Return the points of these names; an update is made from the gradient that is shown beside it."""
+        shown = {f"gradients.{self.target}.{part}": gradient for part, gradient in gradients.items()}
+        for part in gradients:
+            name = f"updates.{self.target}.{part}"
+            if name in names:
+                shown[name] = self._update(part, shown, rate)
+        return {name: shown[name] for name in names}
+
+    def _update(self, part: str, shown: Mapping[str, Tensor], rate: Tensor | float) -> Tensor:
+        """Return the update of a part that is shown, or that the shown gradient makes."""
+        update = shown.get(f"updates.{self.target}.{part}")
+        if update is not None:
+            return update
+        gradient = shown[f"gradients.{self.target}.{part}"]
+        if isinstance(rate, Tensor):
+            rate = _per_example(rate, gradient)
+        return gradient * -rate
 
 
 def _per_example(rate: Tensor, value: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ only prefix 0 holds. A value's coordinate r stands in chunk ``r // d_h``, column
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 
 import torch
@@ -102,6 +102,38 @@ def unstacked(layout: Layout, weights: Type, tiles: Sequence[Sequence[Tensor]]) 
     if copies_of_bias(weights):
         parts["bias"] = torch.cat(biases, -1)[:, :dout]
     return parts
+
+
+def stacked(layout: Layout, weights: Type, parts: Mapping[str, Tensor], row: int, column: int) -> Tensor:
+    """Return one tile of the prefix embeddings, ``[B, K, D_sim]``, that hold these parts: what `unstacked` takes
+    apart. Every copy of a bias has an equal share."""
+    if "weight" in parts:
+        weight = parts["weight"]
+        rows = F.pad(weight, (0, 0, 0, -weight.shape[1] % layout.stack)).unflatten(1, (-1, layout.stack))
+    elif "gain" in parts:
+        rows = F.pad(parts["gain"][:, None, None], (0, 0, 0, layout.stack - 1))
+    else:
+        rows = parts["bias"].new_zeros(len(parts["bias"]), 1, layout.stack, layout.pitch)
+    return prefix_tile(layout, rows, parts.get("bias"), copies_of_bias(weights), row, column)
+
+
+def prefix_tile(layout: Layout, rows: Tensor, bias: Tensor | None, copies: int, r: int, c: int) -> Tensor:
+    """Return the prefix embeddings ``[..., K, D_sim]`` of one tile of ``rows [..., K', S, din]`` and ``bias [...,
+    dout]``.
+
+    Row s of prefix k stands at chunk ``s*S'``, the bias at chunk ``S*S'`` of prefix 0, in the first `copies` tiles of a
+    row, in equal shares.
+    """
+    k = layout.n_prefixes
+    pitch = layout.pitch
+    tile = rows[..., r * k : (r + 1) * k, :, c * pitch : (c + 1) * pitch]
+    tile = F.pad(tile, (0, pitch - tile.shape[-1], 0, 0, 0, k - tile.shape[-3]))
+    main = tile.flatten(-2)
+    width = layout.d_sim - main.shape[-1]
+    if bias is None or c >= copies:
+        return F.pad(main, (0, width))
+    part = bias[..., None, r * pitch : (r + 1) * pitch] / copies
+    return torch.cat((main, F.pad(part, (0, width - part.shape[-1], 0, k - 1))), -1)
 
 
 def weight_tiles(layout: Layout, weights: Value) -> tuple[int, int]:

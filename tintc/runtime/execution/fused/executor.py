@@ -64,8 +64,7 @@ class FusedExecutor(FusedRunBase):
 
     def _show(self, op: SimOp, operands: list[Any]) -> dict[str, Tensor]:
         """Return what capture points show of an op besides its results, by name."""
-        names = {name for _, name in self.plan.shown[op]}
-        return {name: op.show_fused(name, self, *operands) for name in names}
+        return op.show_fused({name for _, name in self.plan.shown[op]}, self, *operands)
 
     def _unseen(self) -> dict[str, Tensor]:
         """Return zeros for what is shown by ops that the plan has left out because there is nothing to train on."""

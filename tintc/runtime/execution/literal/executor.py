@@ -164,8 +164,11 @@ class LiteralExecutor:
             if op in shown:
                 self.applied = []
             result = literal(op, self, [memory.read(value) for value in op.operands])
-            for label, name in shown.get(op, ()):
-                seen[label] = op.show_literal(name, self.layout, self.applied or ())
+            if op in shown:
+                visible = op.show_literal({name for _, name in shown[op]}, self.layout, self.applied or ())
+                seen |= {label: visible[name] for label, name in shown[op]}
+                if torch.is_grad_enabled():
+                    result = op.literal_showing(result, visible, self.layout, self.applied or ())
             if len(op.results) == 1:
                 result = (result,)
             slots = iter(op.write)

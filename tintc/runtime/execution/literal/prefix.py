@@ -10,7 +10,7 @@ from tintc.ir.core import Type
 from tintc.ir.layout import Layout
 from tintc.ir.simulator.interface.fused_base import FusedWeights
 from tintc.ir.simulator.interface.literal_base import ExpertTiles, PrefixTiles
-from tintc.ir.simulator.shared.linear_common import bias_dims, copies_of_bias, unstacked
+from tintc.ir.simulator.shared.linear_common import bias_dims, copies_of_bias, prefix_tile, unstacked
 
 
 class Prefix(nn.Module):
@@ -58,19 +58,12 @@ class Prefix(nn.Module):
         return padded.unflatten(0, (-1, self.layout.stack))
 
     def _tile(self, r: int, c: int, expert: int | None) -> Tensor:
-        layout, k, pitch = self.layout, self.layout.n_prefixes, self.layout.pitch
-        tile = self._rows(expert)[r * k : (r + 1) * k, :, c * pitch : (c + 1) * pitch]
-        tile = F.pad(tile, (0, pitch - tile.shape[2], 0, 0, 0, k - tile.shape[0]))
-        main = tile.flatten(1)
-        bias = main.new_zeros(k, layout.d_sim - layout.main_heads * layout.d_h)
-        if c < self.bias_copies:
-            whole = self.bias
-            if expert is not None:
-                whole = self.bias[expert]
-            part = whole[r * pitch : (r + 1) * pitch] / self.bias_copies
-            bias = F.pad(part, (0, bias.shape[1] - part.shape[0]))[None]
-            bias = F.pad(bias, (0, 0, 0, k - 1))
-        return torch.cat((main, bias), 1)
+        bias = None
+        if self.bias_copies:
+            bias = self.bias
+        if bias is not None and expert is not None:
+            bias = bias[expert]
+        return prefix_tile(self.layout, self._rows(expert), bias, self.bias_copies, r, c)
 
 
 def unpack_weights(

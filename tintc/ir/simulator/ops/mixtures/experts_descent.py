@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -14,7 +14,14 @@ from tintc.ir.layout import Layout
 from tintc.ir.routed import check_experts, expert_gradients
 from tintc.ir.simulator.interface.cost_model import CostModel, Deferral, PendingUpdate
 from tintc.ir.simulator.interface.fused_base import FusedRun, FusedWeights, Pending
-from tintc.ir.simulator.interface.literal_base import Applied, ExpertTiles, LiteralRun, RoutedTiles, Tiles
+from tintc.ir.simulator.interface.literal_base import (
+    Applied,
+    ExpertTiles,
+    LiteralRun,
+    PrefixTiles,
+    RoutedTiles,
+    Tiles,
+)
 from tintc.ir.simulator.interface.semantics import Interpretation, Weights
 from tintc.ir.simulator.ops.linear_descent import descent_blocks, descent_tiles
 from tintc.ir.simulator.ops.mixtures.experts_base import ExpertsOp
@@ -107,12 +114,25 @@ class ExpertsDescent(DescentOp, ExpertsOp):
         each = zip(w.each, dy, x, strict=True)
         return ExpertTiles([descent_tiles(run, tiles, copies, dy_e, x_e, self.step, rate) for tiles, dy_e, x_e in each])
 
-    def show_literal(self, name: str, layout: Layout, applied: Sequence[Applied]) -> Tensor:
-        """Return a gradient or update, ``[B, E, *part]``: the modules of one expert are applied after another's."""
+    def show_literal(self, names: Collection[str], layout: Layout, applied: Sequence[Applied]) -> dict[str, Tensor]:
+        """Return gradients and updates, ``[B, E, *part]``, by name."""
+        each = [super(ExpertsDescent, self).show_literal(names, layout, part) for part in self._by_expert(applied)]
+        return {name: torch.stack([shown[name] for shown in each], 1) for name in names}
+
+    def literal_showing(
+        self, result: ExpertTiles, shown: Mapping[str, Tensor], layout: Layout, applied: Sequence[Applied]
+    ) -> ExpertTiles:
+        changed: list[PrefixTiles] = []
+        for expert, (tiles, part) in enumerate(zip(result.each, self._by_expert(applied), strict=True)):
+            of_expert = {name: tensor[:, expert] for name, tensor in shown.items()}
+            changed.append(super().literal_showing(tiles, of_expert, layout, part))
+        return ExpertTiles(changed)
+
+    def _by_expert(self, applied: Sequence[Applied]) -> list[Sequence[Applied]]:
+        """Return what each expert's modules gave; they are applied after one another's."""
         experts = self.operands[0].type.dims[0]
         share = len(applied) // experts
-        parts = [applied[expert * share : (expert + 1) * share] for expert in range(experts)]
-        return torch.stack([super(ExpertsDescent, self).show_literal(name, layout, part) for part in parts], 1)
+        return [applied[expert * share : (expert + 1) * share] for expert in range(experts)]
 
 
 def _vectors(x: Tensor) -> Tensor:
