@@ -24,6 +24,8 @@ from tintc.errors import InputError, OptionError
 from tintc.frontend.graph.captured import CapturedGraph
 from tintc.frontend.graph.trace_model import capture
 from tintc.frontend.importer import Recognised, recognise
+from tintc.frontend.source.kinds import is_registered
+from tintc.frontend.source.modules import find_length
 from tintc.ir.auxiliary import Linear
 from tintc.reference.approximations import Approximations
 from tintc.reference.captured import Override, detached_scores, run_nodes
@@ -85,10 +87,10 @@ def tune(
 ) -> Tuned:
     """Fine-tune a decoder on the train tokens of each text, and predict with the result; the model stays as it was.
 
-    model: a transformers model, or what `capture` made of one; input_ids ``[B, T]``; train_mask ``[B, T]`` or, for
-    different tokens in each step, ``[N, B, T]``, non-zero is true (None: the first half of the tokens of each text that
-    are not padding, as a simulator takes unless told otherwise); loss_mask ``[B, T]`` over target tokens;
-    attention_mask ``[B, T]`` (padding, which is not trained on either) or ``[B, T, T]`` (who may see whom, besides
+    model: a transformers model, a module that makes logits of token ids, or what `capture` made of one; input_ids
+    ``[B, T]``; train_mask ``[B, T]`` or, for different tokens in each step, ``[N, B, T]``, non-zero is true (None: the
+    first half of the tokens of each text that are not padding, as a simulator takes unless told otherwise); loss_mask ``[B, T]``
+    over target tokens; attention_mask ``[B, T]`` (padding, which is not trained on either) or ``[B, T, T]`` (who may see whom, besides
     causality); position_ids ``[B, T]``, less than T (None: counting tokens that are not padding); n_update_layers: top
     layers that descend (None: all, and embeddings and head too where `approximations` name no groups); loss ``ce``,
     ``quad`` or ``mse`` (Remark H.2), summed over tokens; semantics: ``exact`` counts position i if tokens i and i + 1
@@ -101,7 +103,7 @@ def tune(
     if isinstance(model, CapturedGraph):
         graph = model
     else:
-        graph = capture(model)
+        graph = capture(model, _length(model))
     if approximations is None:
         approximations = Approximations.of(semantics)
     _check(loss, n_steps, inner_lr)
@@ -125,6 +127,13 @@ def tune(
         gradients,
         torch.stack([row.losses for row in rows], 1),
     )
+
+
+def _length(model: nn.Module) -> int | None:
+    """Return the longest text that a module outside transformers takes; None for others, whose configuration says."""
+    if is_registered(model):
+        return None
+    return find_length(model, type(model).__name__, None)
 
 
 def _check(loss: str, n_steps: int, inner_lr: float) -> None:
