@@ -35,6 +35,12 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on sta
 Model = Annotated[
     str, typer.Argument(metavar="MODEL", help="A model folder, a .gguf file, or the id of a model on the hub.")
 ]
+Trusted = Annotated[
+    bool,
+    typer.Option(
+        "--trust-remote-code", help="Run Python code that comes with MODEL, for a model with code of its own."
+    ),
+]
 Executor = Annotated[
     Literal["auto", "fused", "literal"],
     typer.Option(metavar="<name>", help="How it is executed: fused, literal, or auto, fused where that is exact."),
@@ -191,12 +197,13 @@ def compile_(
     ] = None,
     max_shard_size: Annotated[str, typer.Option(help="Largest weight file, such as 500MB.")] = "5GB",
     force: Annotated[bool, typer.Option("--force", help="Replace an existing simulator, in one step.")] = False,
+    trust_remote_code: Trusted = False,
     json: Json = False,
 ) -> None:
     """Compile MODEL into a simulator and write it to a folder."""
     from tintc.cli.compile import compile_model
 
-    compile_model(model, output, options, calibration_text, max_shard_size, force, json)
+    compile_model(model, output, options, calibration_text, max_shard_size, force, trust_remote_code, json)
 
 
 @app.command()
@@ -206,12 +213,13 @@ def plan(
     options: Chosen,
     png: Annotated[Path | None, typer.Option(help="Also draw the trade-off into this file.")] = None,
     every: Annotated[bool, typer.Option("--all", help="List layouts that others beat in everything too.")] = False,
+    trust_remote_code: Trusted = False,
     json: Json = False,
 ) -> None:
     """Show the layouts a MODEL's simulator could have, what each costs, and the one that compile takes."""
     from tintc.cli.plan import plan_model
 
-    plan_model(model, options, png, every, json)
+    plan_model(model, options, png, every, trust_remote_code, json)
 
 
 @app.command()
@@ -231,12 +239,13 @@ def opt(
         bool, typer.Option("--time-passes", help="Print the seconds of each pass on standard error.")
     ] = False,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="File to write (default: print it).")] = None,
+    trust_remote_code: Trusted = False,
     json: Json = False,
 ) -> None:
     """Run passes of the compiler on a program, and print the program that they give."""
     from tintc.cli.opt import run_opt
 
-    run_opt(path, options, passes, print_ir_after, time_passes, output, json)
+    run_opt(path, options, passes, print_ir_after, time_passes, output, trust_remote_code, json)
 
 
 @app.command()
@@ -250,12 +259,13 @@ def inspect(
     roles: Annotated[
         str | None, typer.Option(metavar="PATTERN", help="Show what the heads of these modules or parameters do.")
     ] = None,
+    trust_remote_code: Trusted = False,
     json: Json = False,
 ) -> None:
     """Show a simulator's options and sizes, its program or its parameter counts; of a MODEL, what it would become."""
     from tintc.cli.inspect import inspect_path
 
-    inspect_path(path, ir, params, paper, roles, json)
+    inspect_path(path, ir, params, paper, roles, trust_remote_code, json)
 
 
 @app.command()
@@ -381,21 +391,22 @@ def verify(
     executor: Executor = "auto",
     dtype: ComputeIn = None,
     every: Annotated[bool, typer.Option("--all", help="Show every parameter, not only those farthest off.")] = False,
+    trust_remote_code: Trusted = False,
     json: Json = False,
 ) -> None:
     """Compare a simulator with explicit fine-tuning of MODEL; exit code 1 if it does not do what its options say."""
     from tintc.cli.verify import verify_artefact
 
-    if not verify_artefact(path, model, text, length, train_fraction, executor, dtype, every, json):
+    if not verify_artefact(path, model, text, length, train_fraction, executor, dtype, every, trust_remote_code, json):
         raise typer.Exit(FAILED)
 
 
 @app.command()
-def explain(model: Model, json: Json = False) -> None:
+def explain(model: Model, trust_remote_code: Trusted = False, json: Json = False) -> None:
     """Show which rule took each operation of MODEL's graph, and where each of its tensors went."""
     from tintc.cli.explain import explain_model
 
-    explain_model(model, json)
+    explain_model(model, trust_remote_code, json)
 
 
 @app.command()

@@ -140,7 +140,9 @@ def compared(model: Qwen3MoeForCausalLM, sim: TintForCausalLM, ids: Tensor, roun
 def grown(sim: TintForCausalLM, ids: Tensor, rounds: int) -> list[str]:
     """The table of time and memory by the number of experts that the text can choose among."""
     routers = {
-        name: parameter.detach().clone() for name, parameter in sim.named_parameters() if name.endswith("mlp.gate.weight")
+        name: parameter.detach().clone()
+        for name, parameter in sim.named_parameters()
+        if name.endswith("mlp.gate.weight")
     }
     rows = [["experts in use", "seconds, median", "resident memory above the start, GB"]]
     process = psutil.Process()

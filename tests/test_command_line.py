@@ -140,7 +140,10 @@ def test_no_command_shows_the_help(command: Command) -> None:
 
 
 def test_a_config_json_stands_for_its_folder(command: Command, one_layer_sim: Path) -> None:
-    assert command("inspect", one_layer_sim / "config.json", "--json").json == command("inspect", one_layer_sim, "--json").json
+    assert (
+        command("inspect", one_layer_sim / "config.json", "--json").json
+        == command("inspect", one_layer_sim, "--json").json
+    )
     refused = command("run", one_layer_sim / "config.json", "--text", STORY)
     assert refused.code == 2 and "is a file and not a compiled simulator; pass the folder" in refused.err
 

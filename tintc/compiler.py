@@ -6,17 +6,18 @@ import logging
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from tintc.errors import InputError, OptionError
 from tintc.frontend.agreement import check_agreement
 from tintc.frontend.graph.trace_model import capture
 from tintc.frontend.importer import import_graph
 from tintc.frontend.source.load import TOKENIZER_PROBLEM, AuxiliarySource, load_auxiliary
+from tintc.frontend.source.modules import PADDING
 from tintc.frontend.source.sample import sample
+from tintc.frontend.source.wrappers import TEXT_PATH
 from tintc.ir.core import Program
 from tintc.ir.text import print_program
 from tintc.lowering.emission.emit import emit, specs, stored_dtype
@@ -35,33 +36,34 @@ from tintc.runtime.load import load
 from tintc.runtime.model.causal_lm import TintForCausalLM
 from tintc.runtime.model.precision import warn_if_short
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
-
 logger = logging.getLogger("tintc")
 
 
 @takes_options
 def compile(
-    model_or_path: PreTrainedModel | str | os.PathLike[str],
+    model_or_path: nn.Module | str | os.PathLike[str],
     options: Options,
     calibration: str | Tensor | None = None,
     output: str | os.PathLike[str] | None = None,
     max_shard_size: str | int = MAX_SHARD_SIZE,
     force: bool = False,
     progress: bool = False,
+    vocab_size: int | None = None,
+    trust_remote_code: bool = False,
 ) -> TintForCausalLM:
     """Compile a decoder into a TinT simulator.
 
-    model_or_path: a transformers model, a local folder, a hub id or a GGUF file. The options are keywords, or one
-    `tintc.options.Options`:
+    model_or_path: a transformers model, a local folder, a hub id or a GGUF file; or any module that maps token ids
+    ``[B, T]`` to logits ``[B, T, V]``, a tensor, the first of a tuple or an attribute `logits`. Of a model of images
+    and text the decoder of text is compiled. The options are keywords, or one `tintc.options.Options`:
 
     {options}
 
     calibration: a text or token ids ``[T]`` from which the constants of softmax heads are taken (None: a built-in
     text). output: a folder to write the simulator to, tensor by tensor and in one atomic step, instead of building it
     in memory; what is returned is loaded from it and lies in its mapped files. max_shard_size: of the files there;
-    force: replace what is there. progress: show the stages on standard error, as they begin.
+    force: replace what is there. progress: show the stages on standard error, as they begin. vocab_size: V, which is
+    read off the model unless it is given. trust_remote_code: run Python code that comes with the model.
 
     Raises `ModelError` if the model cannot be read, or computes something else than its graph was read as;
     `UnsupportedModelError` listing every operation no rule takes; `OptionError` for options out of range; and
@@ -71,14 +73,18 @@ def compile(
     check_request(options, calibration, output, force)
     with shown_stages(progress):
         logger.info("loading the model")
-        source = load_auxiliary(model_or_path, options.max_length)
+        source = load_auxiliary(
+            model_or_path, options.max_length, vocab_size=vocab_size, trust_remote_code=trust_remote_code
+        )
         dtype = dtype_of(options, source)
         logger.info("capturing and importing its graph")
         auxiliary = import_auxiliary(source)
         logger.info("comparing its program with the model")
         tensors = source.weights.read_sparingly(auxiliary.tensors)
         with source.weights.sparing(source.model):
-            check_agreement(source.provenance["source"], source.model, auxiliary.program, tensors, source.max_length)
+            name = source.provenance["source"]
+            program = auxiliary.program
+            check_agreement(name, source.model, program, tensors, source.max_length, source.placeholders)
         logger.info("lowering to simulator modules")
         program = lower(auxiliary.program, options, source.max_length)
         if options.linear_attention == "softmax":
@@ -112,6 +118,11 @@ def dtype_of(options: Options, source: AuxiliarySource) -> torch.dtype:
     """Return the dtype that the simulator stores and computes in; raise `OptionError` if softmax heads need another."""
     if problem := source.provenance.get(TOKENIZER_PROBLEM):
         logger.warning("The simulator gets no tokenizer, because the model's cannot be read: %s", problem)
+    if part := source.provenance.get(TEXT_PATH):
+        logger.warning("What is compiled is %s.", part)
+    if padding := source.provenance.get(PADDING):
+        said = (source.provenance["source"], source.vocab_size, source.max_length, padding)
+        logger.warning("%s is run as a module on token ids: %d ids, texts of up to %d tokens, padding %s.", *said)
     dtype = as_dtype(options.dtype) or source.dtype
     if options.linear_attention == "softmax":
         check_precise(dtype)
@@ -150,9 +161,9 @@ def calibration_ids(source: AuxiliarySource, calibration: str | Tensor | None) -
     Raises `InputError` for ids out of range.
     """
     length = min(TOKENS, source.max_length)
-    vocab_size = source.model.config.get_text_config().vocab_size
+    vocab_size = source.vocab_size
     if not isinstance(calibration, Tensor):
-        calibration = sample(source.tokenizer, vocab_size, length, calibration)
+        calibration = sample(source.tokenizer, vocab_size, length, calibration, source.placeholders)
     ids = calibration.flatten()[:length]
     if len(ids) < 2 or not (int(ids.min()) >= 0 and int(ids.max()) < vocab_size):
         raise InputError(f"The calibration text needs at least two tokens, with ids from 0 to {vocab_size - 1}.")
@@ -201,6 +212,7 @@ def configure(program: Program, source: AuxiliarySource, options: Options) -> Ti
         **of_program(program),
         **options.recorded("config"),
         provenance=source.provenance,
+        placeholders=list(source.placeholders),
         bos_token_id=source.bos_token_id,
         eos_token_id=source.eos_token_id,
         pad_token_id=source.pad_token_id,

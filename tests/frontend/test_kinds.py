@@ -22,17 +22,6 @@ from tintc.frontend.source.load import TOKENIZER_PROBLEM, load_auxiliary
 from tools.sweep.tiny import _small, tiny_model
 
 
-class Plain(nn.Module):
-    """A decoder as people write them without transformers."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.embed = nn.Embedding(9, 4)
-
-    def forward(self, ids: torch.Tensor) -> torch.Tensor:
-        return self.embed(ids) @ self.embed.weight.T
-
-
 class Holder(nn.Module):
     """A model as people keep one: in a module of their own."""
 
@@ -107,9 +96,9 @@ def test_models_of_images_are_captured_as_objects(kind: str) -> None:
 
 
 OBJECTS: dict[str, tuple[Callable[[], Any], str]] = {
-    "plain module": (Plain, "Plain is a torch module and not a transformers model; wrap it in a PreTrainedModel"),
+    "no weights": (nn.Identity, "Identity has no weights; pass a module that makes logits"),
+    "no ids": (lambda: shared_out(nn.Linear(3, 3)), r"Linear cannot be run on token ids \[2, 3\]"),
     "module that holds one": (Holder, r"LlamaForCausalLM, in its attribute parts\.decoder; pass that"),
-    "plain module, shared out": (lambda: shared_out(Plain()), "Plain is a torch module"),
     "configuration": (lambda: tiny().config, "LlamaConfig is a configuration, which has no weights"),
     "state dict": (lambda: tiny().state_dict(), "is no model; pass a transformers model, a folder"),
     "nothing": (lambda: None, "A NoneType is no model"),
@@ -159,7 +148,7 @@ FOLDERS: dict[str, tuple[dict[str, Any], str]] = {
     "awq": ({"quantization_config": {"quant_method": "awq", "bits": 4, "group_size": 128}}, "awq"),
     "code": (
         {"model_type": "mine", "auto_map": {"AutoConfig": "a.B", "AutoModelForCausalLM": "a.C"}},
-        "trust_remote_code=True.* pass the model",
+        "code of its own .* pass --trust-remote-code",
     ),
 }
 
@@ -196,12 +185,6 @@ def test_a_folder_of_a_model_without_its_head(tmp_path: Path) -> None:
 def test_a_folder_with_an_adapter(tmp_path: Path) -> None:
     (tmp_path / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": "some/base"}))
     with pytest.raises(ModelError, match=r"adapter .* load some/base, .*merge_and_unload\(\)"):
-        load_auxiliary(tmp_path)
-
-
-def test_a_folder_with_a_model_of_images(tmp_path: Path) -> None:
-    images().save_pretrained(tmp_path)
-    with pytest.raises(ModelError, match=r"images and text.* AutoModelForImageTextToText"):
         load_auxiliary(tmp_path)
 
 

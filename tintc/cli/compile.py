@@ -22,9 +22,13 @@ def compile_model(
     calibration: Path | None,
     max_shard_size: str,
     force: bool,
+    trusted: bool,
     as_json: bool,
 ) -> None:
-    """Compile and write; whatever can be checked before the long work is checked before it."""
+    """Compile and write; whatever can be checked before the long work is checked before it.
+
+    trusted: whether Python code that comes with the model may be run.
+    """
     silence_libraries()
     check_output(output, force)
     chosen = Options(**options)
@@ -33,7 +37,15 @@ def compile_model(
         text = read_text(None, calibration)
     start = time.perf_counter()
     with stages():
-        sim = tintc.compile(model, chosen, calibration=text, output=output, max_shard_size=max_shard_size, force=force)
+        sim = tintc.compile(
+            model,
+            chosen,
+            calibration=text,
+            output=output,
+            max_shard_size=max_shard_size,
+            force=force,
+            trust_remote_code=trusted,
+        )
     facts = {
         "output": str(output),
         "seconds": time.perf_counter() - start,

@@ -18,14 +18,15 @@ from tintc.lowering.pipeline import AUXILIARY_PASSES, run_passes
 from tintc.options import Options
 
 
-def explain_model(model: str, as_json: bool) -> None:
+def explain_model(model: str, trusted: bool, as_json: bool) -> None:
     """Print for each op of the model's program the rule that made it, and for each of its tensors where it went.
 
-    Raises `UnsupportedModelError`, which says why no rule took an operation.
+    trusted: whether Python code that comes with the model may be run. Raises `UnsupportedModelError`, which says why no
+    rule took an operation.
     """
     silence_libraries()
     with stages():
-        source = load_auxiliary(model, values=False)
+        source = load_auxiliary(model, values=False, trust_remote_code=trusted)
         graph = capture(source.model, source.max_length, source.provenance["source"])
         recognised = recognise(graph)
         program = run_passes(AUXILIARY_PASSES, recognised.program, Options())

@@ -46,12 +46,17 @@ class Subject:
     simulator: Callable[[], Program]
 
 
-def inspect_path(path: str, ir: str | None, params: bool, paper: bool, roles: str | None, as_json: bool) -> None:
-    """Print what was asked for, or a summary if nothing was. paper: counts, and the paper's beside them."""
+def inspect_path(
+    path: str, ir: str | None, params: bool, paper: bool, roles: str | None, trusted: bool, as_json: bool
+) -> None:
+    """Print what was asked for, or a summary if nothing was.
+
+    paper: counts, and the paper's beside them; trusted: whether Python code that comes with a model may be run.
+    """
     silence_libraries()
     path = folder_of(path)
     with stages():
-        subject = read_artefact(path) if holds_simulator(path) else read_model(path)
+        subject = read_artefact(path) if holds_simulator(path) else read_model(path, trusted)
         shown = parameter_report(subject.simulator()) if params or paper else {}
         if roles is not None:
             shown |= {"roles": chosen_roles(subject.simulator(), roles)}
@@ -117,9 +122,12 @@ def read_artefact(path: str) -> Subject:
     return Subject("simulator", facts, auxiliary, lambda: program)
 
 
-def read_model(path: str) -> Subject:
-    """Return a model as the compiler sees it, with the simulator that default options give."""
-    source = load_auxiliary(path, values=False)
+def read_model(path: str, trusted: bool) -> Subject:
+    """Return a model as the compiler sees it, with the simulator that default options give.
+
+    trusted: whether Python code that comes with it may be run.
+    """
+    source = load_auxiliary(path, values=False, trust_remote_code=trusted)
     auxiliary = import_auxiliary(source).program
     simulator = partial(lower, auxiliary, Options(), source.max_length)
     return Subject("model", {"provenance": source.provenance}, auxiliary, simulator)

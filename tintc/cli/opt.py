@@ -29,12 +29,13 @@ def run_opt(
     print_after: str | None,
     timed: bool,
     output: Path | None,
+    trusted: bool,
     as_json: bool,
 ) -> None:
     """Run passes on a program's text or on the program of a model, and print or write the program they give.
 
     names: of the passes, with commas between (None: all); print_after: of those after which the program is printed on
-    standard error (``all``: every one).
+    standard error (``all``: every one); trusted: whether Python code that comes with a model may be run.
     """
     silence_libraries()
     chosen = Options(**options)
@@ -55,7 +56,7 @@ def run_opt(
         program = read_program(Path(path))
     else:
         with stages():
-            source = load_auxiliary(path, chosen.max_length, values=False)
+            source = load_auxiliary(path, chosen.max_length, values=False, trust_remote_code=trusted)
             program = import_graph(capture(source.model, source.max_length, source.provenance["source"]))
             chosen = replace(chosen, max_length=source.max_length)
     text = print_program(run_passes(passes, program, chosen, observe))

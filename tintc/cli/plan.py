@@ -37,14 +37,19 @@ COLUMNS = {
 """Fields of a row and their headings."""
 
 
-def plan_model(model: str, options: dict[str, Any], png: Path | None, every: bool, as_json: bool) -> None:
-    """Print the trade-off; with `every`, all feasible layouts and not only those that no other beats."""
+def plan_model(
+    model: str, options: dict[str, Any], png: Path | None, every: bool, trusted: bool, as_json: bool
+) -> None:
+    """Print the trade-off; with `every`, all feasible layouts and not only those that no other beats.
+
+    trusted: whether Python code that comes with the model may be run.
+    """
     silence_libraries()
     chosen = Options(**options)
     if png is not None:
         check_plot(png)
     with stages():
-        source = load_auxiliary(model, chosen.max_length, values=False)
+        source = load_auxiliary(model, chosen.max_length, values=False, trust_remote_code=trusted)
         program = lower_to_modules(import_auxiliary(source).program, chosen)
         layouts = survey(program, chosen, source.max_length)
         taken = layouts.chosen

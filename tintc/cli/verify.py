@@ -36,9 +36,13 @@ def verify_artefact(
     executor: str,
     dtype: str | None,
     every: bool,
+    trusted: bool,
     as_json: bool,
 ) -> bool:
-    """Print how far the simulator is from the reference; return True if it does what its options say."""
+    """Print how far the simulator is from the reference; return True if it does what its options say.
+
+    trusted: whether Python code that comes with the model may be run.
+    """
     silence_libraries()
     start = time.perf_counter()
     content = PROBE if file is None else read_text(None, file)
@@ -47,7 +51,7 @@ def verify_artefact(
     with stages():
         sim = load(path, executor=executor, dtype=dtype)
         ids = probe(path, sim, content, length, is_default=file is None)
-        source = load_auxiliary(model)
+        source = load_auxiliary(model, trust_remote_code=trusted)
         fraction = sim.config.train_fraction if train_fraction is None else train_fraction
         verdict = verify(path, sim, source, ids, train_tokens(len(ids), fraction))
     facts = {"output": path, "model": model, "seconds": time.perf_counter() - start, "peak_rss_bytes": peak_rss_bytes()}
@@ -64,7 +68,7 @@ def probe(path: str, sim: TintForCausalLM, text: str, wanted: int | None, is_def
     if length > sim.layout.max_length:
         raise OptionError(f"The length is {length}; this simulator was compiled for at most {sim.layout.max_length}.")
     if sim.tokenizer is None and is_default:
-        return numbers(sim.config.vocab_size, length)
+        return numbers(sim.config.vocab_size, length, sim.config.placeholders)
     ids = tokenise(path, sim.tokenizer, text)
     if len(ids) < length:
         raise InputError(f"The text has {len(ids)} tokens and {length} are asked for; pass a longer one, or --length.")

@@ -6,7 +6,7 @@ The probe has a length other than the captured one, and padding on either side, 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
@@ -14,6 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from tintc.errors import ModelError
+from tintc.frontend.source.kinds import is_registered
+from tintc.frontend.source.modules import run_on_ids
+from tintc.frontend.source.sample import numbers
 from tintc.ir.auxiliary.interpreter import forward, loading
 from tintc.ir.core import Program
 from tintc.ir.inputs import Inputs, resolve_inputs
@@ -31,20 +34,28 @@ ALLOWED_SHORT = 0.1
 """The same for a half-precision model that computes in its own dtype."""
 
 
-def check_agreement(name: str, model: nn.Module, program: Program, tensors: Mapping[str, Tensor], limit: int) -> None:
+def check_agreement(
+    name: str,
+    model: nn.Module,
+    program: Program,
+    tensors: Mapping[str, Tensor],
+    limit: int,
+    placeholders: Sequence[int] = (),
+) -> None:
     """Compare logits on a probe of at most `limit` tokens; raise `ModelError` if they differ.
 
-    tensors: the sources of the program's parameters. The program runs in fp32 or better, and so does a half-precision
-    model, whose modules are widened one at a time: it takes the memory of the largest. A model whose modules read each
-    other's weights cannot be widened so, and is compared in its own dtype.
+    tensors: the sources of the program's parameters; placeholders: token ids that are left out, for they stand for
+    something else than text. A wrapper is run whole, and a module outside transformers on each text alone. The program
+    runs in fp32 or better, and so does a half-precision model, whose modules are widened one at a time: it takes the
+    memory of the largest. A model whose modules read each other's weights cannot be widened so, and is compared in its
+    own dtype.
     """
     length = min(LENGTH, limit)
     first_weight = next(model.parameters())
     device = first_weight.device
     wide = torch.promote_types(first_weight.dtype, torch.float32)
-    ids = torch.randint(
-        0, program.attributes["vocab_size"], (len(ROWS), length), generator=torch.Generator().manual_seed(0)
-    )
+    vocab_size = program.attributes["vocab_size"]
+    ids = numbers(vocab_size, len(ROWS) * length, placeholders).reshape(len(ROWS), length)
     valid = torch.stack([_valid(length, *pads) for pads in ROWS.values()])
     inputs = resolve_inputs(ids, attention_mask=valid)
     with torch.no_grad():
@@ -118,6 +129,9 @@ def _logits(model: nn.Module, inputs: Inputs, valid: Tensor, wide: torch.dtype |
     wide: the dtype to compute in, None for the model's own.
     """
     device = next(model.parameters()).device
+    if not is_registered(model):
+        with nullcontext() if wide is None else _widened(model, wide):
+            return _each_alone(model, inputs.input_ids, valid)
     arguments: dict[str, Any] = {
         "attention_mask": valid.long().to(device),
         "use_cache": False,
@@ -132,6 +146,17 @@ def _logits(model: nn.Module, inputs: Inputs, valid: Tensor, wide: torch.dtype |
             return model(inputs.input_ids.to(device), **arguments).logits
     finally:
         model.train(was_training)
+
+
+def _each_alone(model: nn.Module, ids: Tensor, valid: Tensor) -> Tensor:
+    """Return a module's logits ``[B, T, V]`` of each text without its padding, where they are zero."""
+    rows: list[Tensor] = []
+    for text, real in zip(ids, valid, strict=True):
+        alone = run_on_ids(model, text[real][None])[0]
+        row = alone.new_zeros(len(text), alone.shape[-1])
+        row[real] = alone
+        rows.append(row)
+    return torch.stack(rows)
 
 
 @contextmanager

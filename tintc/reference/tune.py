@@ -27,7 +27,9 @@ from tintc.errors import InputError, OptionError
 from tintc.frontend.graph.captured import CapturedGraph
 from tintc.frontend.graph.trace_model import capture
 from tintc.frontend.importer import Recognised, recognise
+from tintc.frontend.source.kinds import is_registered
 from tintc.frontend.source.load import load_auxiliary
+from tintc.frontend.source.modules import find_length
 from tintc.ir.auxiliary import Linear
 from tintc.ir.inputs import check_ids
 from tintc.keywords import known_keywords
@@ -93,16 +95,15 @@ def tune(
 ) -> Tuned:
     """Fine-tune a decoder on the train tokens of each text, and predict with the result; the model stays as it was.
 
-    model: a transformers model, its folder, GGUF file or hub id, or what `capture` made of one; input_ids ``[B, T]``;
-    train_mask ``[B, T]`` or, for different tokens in each step, ``[N, B, T]``, non-zero is true (None: the first half
-    of the tokens of each text that are not padding, as a simulator takes unless told otherwise); loss_mask ``[B, T]``
-    over target tokens;
-    attention_mask ``[B, T]`` (padding, which is not trained on either) or ``[B, T, T]`` (who may see whom, besides
-    causality); position_ids ``[B, T]``, less than T (None: counting tokens that are not padding); n_update_layers: top
-    layers that descend (None: all, and embeddings and head too where `approximations` name no groups); loss ``ce``,
-    ``quad`` or ``mse`` (Remark H.2), summed over tokens; semantics: ``exact`` counts position i if tokens i and i + 1
-    are train tokens, ``paper-code`` if i + 1 is; approximations None: those of a simulator with these semantics. With
-    fewer than two train tokens nothing is trained.
+    model: a transformers model, its folder, GGUF file or hub id, a module that makes logits of token ids, or what
+    `capture` made of one; input_ids ``[B, T]``; train_mask ``[B, T]`` or, for different tokens in each step, ``[N, B,
+    T]``, non-zero is true (None: the first half of the tokens of each text that are not padding, as a simulator takes
+    unless told otherwise); loss_mask ``[B, T]`` over target tokens; attention_mask ``[B, T]`` (padding, which is not
+    trained on either) or ``[B, T, T]`` (who may see whom, besides causality); position_ids ``[B, T]``, less than T
+    (None: counting tokens that are not padding); n_update_layers: top layers that descend (None: all, and embeddings
+    and head too where `approximations` name no groups); loss ``ce``, ``quad`` or ``mse`` (Remark H.2), summed over
+    tokens; semantics: ``exact`` counts position i if tokens i and i + 1 are train tokens, ``paper-code`` if i + 1 is;
+    approximations None: those of a simulator with these semantics. With fewer than two train tokens nothing is trained.
 
     Raises `OptionError` and `InputError` for what does not fit, `UnsupportedModelError` if an approximation needs to
     know the graph's parts and they are not recognised.
@@ -112,7 +113,7 @@ def tune(
     if isinstance(model, CapturedGraph):
         graph = model
     elif isinstance(model, nn.Module):
-        graph = capture(model)
+        graph = capture(model, _length(model))
     else:
         graph = capture(load_auxiliary(model).model)
     if approximations is None:
@@ -137,6 +138,13 @@ def tune(
         gradients,
         torch.stack([row.losses for row in rows], 1),
     )
+
+
+def _length(model: nn.Module) -> int | None:
+    """Return the longest text that a module outside transformers takes; None for others, whose configuration says."""
+    if is_registered(model):
+        return None
+    return find_length(model, type(model).__name__, None)
 
 
 def _check(loss: str, n_steps: Any, inner_lr: Any) -> None:

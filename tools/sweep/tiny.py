@@ -22,7 +22,7 @@ SIZES: dict[int, tuple[str, ...]] = {
     1: ("num_key_value_heads", "num_kv_heads"),
     2: (
         *("num_hidden_layers", "n_layer", "n_layers", "num_layers", "num_layers_per_stack", "altup_num_inputs"),
-        *("encoder_layers", "decoder_layers", "num_encoder_layers", "num_decoder_layers"),
+        *("encoder_layers", "decoder_layers", "num_encoder_layers", "num_decoder_layers", "depth"),
     ),
     140: (
         *("intermediate_size", "n_inner", "ffn_dim", "ffn_hidden_size", "dff"),
@@ -140,6 +140,9 @@ def _rotary(known: Mapping[str, Any]) -> dict[str, Any]:
         share = entries.get("partial_rotary_factor")
         if share is not None and int(share * width) % 2:
             entries["partial_rotary_factor"] = PARTIAL
+        if "mrope_section" in entries:  # pairs of coordinates that turn by time, height and width
+            rest = width // 2
+            entries["mrope_section"] = [rest - 2 * (rest // 3), rest // 3, rest // 3]
         if "original_max_position_embeddings" in entries:
             entries["original_max_position_embeddings"] = LENGTH // 2
         return entries

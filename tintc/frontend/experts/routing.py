@@ -59,7 +59,8 @@ def random_vector(experts: int, place: int) -> Tensor:
 def options_of(seen: Behaviour, likely: Iterable[RouterOptions] = ()) -> RouterOptions | None:
     """Return options with which `routing_weights` does what was seen, vectors by their names; None if there are none.
 
-    likely: options that are tried before all others, such as those of other layers. Of options that do the same, the first is taken: scores in the order of `SCORES`, vectors rather than none, no
+    likely: options that are tried before all others, such as those of other layers. Of options that do the same,
+    the first is taken: scores in the order of `SCORES`, vectors rather than none, no
     groups rather than some.
     """
     for options in likely:

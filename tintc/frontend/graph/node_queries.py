@@ -39,7 +39,10 @@ def argument(node: Node, index: int, default: Any) -> Any:
 
 
 def rows_width(graph: CapturedGraph, node: Node) -> int | None:
-    """Return W if the node holds W floats per token, as ``[B, T, W]``, ``[1, T, W]`` or ``[B * T, W]``; else None."""
+    """Return W if the node holds W floats per token; None if it does not.
+
+    Its shape is ``[B, T, W]`` or ``[B * T, W]``, or, the same in every text, ``[1, T, W]`` or ``[T, W]``.
+    """
     value = node.meta.get("val")
     if not isinstance(value, Tensor) or not value.is_floating_point() or value.dim() < 2:
         return None
@@ -48,7 +51,7 @@ def rows_width(graph: CapturedGraph, node: Node) -> int | None:
         return None
     for batch, length in PROBES:
         shape = graph.shape(node, batch, length)
-        if shape is None or shape[:-1] not in ((batch, length), (1, length), (batch * length,)):
+        if shape is None or shape[:-1] not in ((batch, length), (1, length), (length,), (batch * length,)):
             return None
     return width
 

@@ -1,4 +1,4 @@
-"""`capture`: a Hugging Face decoder as an FX graph, by `torch.export`.
+"""`capture`: a decoder as an FX graph, by `torch.export`.
 
 Export is called with token ids alone, batch and length symbolic. What the graph then computes for positions and masks
 is recognised by evaluating it (`CapturedGraph.evaluate`), so that both become inputs of the program.
@@ -6,7 +6,6 @@ is recognised by evaluating it (`CapturedGraph.evaluate`), so that both become i
 
 from __future__ import annotations
 
-import inspect
 import io
 import logging
 import threading
@@ -23,6 +22,7 @@ from torch.fx import Node
 from transformers import masking_utils
 
 from tintc.errors import ModelError
+from tintc.frontend.graph.calling import called_on_ids, longest_sequence, text_config, text_decoder
 from tintc.frontend.graph.captured import CapturedGraph
 from tintc.frontend.graph.captured_experts import fill_in, opaque_experts
 from tintc.frontend.graph.functionalize import NeedsRetracing, functionalize, is_inplace
@@ -43,7 +43,7 @@ def capture(model: nn.Module, max_length: int | None = None, name: str | None = 
     `torch.export` cannot trace the model. One thread at a time captures; others wait.
     """
     name = name or type(model).__name__
-    limit = max_length or min(longest_sequence(model.config) or LONGEST, LONGEST)
+    limit = max_length or min(longest_sequence(text_config(model)) or LONGEST, LONGEST)
     device = next(model.parameters()).device
     ids = torch.ones(2, max(2, min(7, limit)), dtype=torch.long, device=device)
     was_training = model.training
@@ -57,7 +57,8 @@ def capture(model: nn.Module, max_length: int | None = None, name: str | None = 
             exported = _export(model, ids)
         except Exception as error:
             raise ModelError(
-                f"{name} cannot be captured, choose another model or configuration: {_cause(error)}."
+                f"{name} cannot be captured, choose another model or configuration: "
+                f"{_own_failure(model, ids) or _cause(error)}."
             ) from error
         finally:
             model.train(was_training)
@@ -65,22 +66,10 @@ def capture(model: nn.Module, max_length: int | None = None, name: str | None = 
     return _describe(model, exported, name, limit)
 
 
-def longest_sequence(config: Any) -> int | None:
-    """Return the number of positions a configuration names, under any of its names; None if it names none."""
-    for key in ("max_position_embeddings", "n_positions", "max_seq_len", "n_ctx", "max_target_positions"):
-        value = getattr(config, key, None)
-        if isinstance(value, int) and value > 0:
-            return value
-    return None
-
-
 def _export(model: nn.Module, ids: Tensor) -> torch.export.ExportedProgram:
-    options: dict[str, Any] = {}
-    shapes: tuple[Any, ...] = ({0: torch.export.Dim.DYNAMIC, 1: torch.export.Dim.DYNAMIC},)
-    if "use_cache" in inspect.signature(model.forward).parameters:
-        options["use_cache"] = False
-        shapes += (None,)
-    exported = torch.export.export(model, (ids,), options, strict=False, dynamic_shapes=shapes)
+    shapes = ({0: torch.export.Dim.DYNAMIC, 1: torch.export.Dim.DYNAMIC},)
+    with called_on_ids(model):
+        exported = torch.export.export(model, (ids,), strict=False, dynamic_shapes=shapes)
     if not any(map(is_inplace, exported.graph.nodes)):
         return exported
     try:
@@ -139,10 +128,8 @@ def _without_packing() -> Iterator[None]:
 @contextmanager
 def _without_cache(model: nn.Module) -> Iterator[None]:
     """Run without key/value cache: some models take `use_cache` from their configuration alone."""
-    config = cast(Any, model).config
-    configs = [config]
-    if hasattr(config, "get_text_config"):
-        configs.append(config.get_text_config())
+    parts = [model, text_decoder(model)]
+    configs = [text_config(model), *(getattr(part, "config", None) for part in parts)]
     configs = [config for config in configs if getattr(config, "use_cache", None) is not None]
     kept = [config.use_cache for config in configs]
     for config in configs:
@@ -190,10 +177,24 @@ LENGTH_CHANGES = "Constraints violated"
 """Beginning of torch's message about a model whose graph is another for another batch size or length."""
 
 
+def _own_failure(model: nn.Module, ids: Tensor) -> str:
+    """Return why the model itself does not run on token ids, without being traced; empty if it does."""
+    try:
+        with called_on_ids(model):
+            model(ids)
+    except Exception as error:
+        return f"it does not run on token ids alone ({type(error).__name__}: {_first_line(error)})"
+    return ""
+
+
+def _first_line(error: Exception) -> str:
+    message = str(error).strip() or "no message"
+    return message.splitlines()[0].rstrip(".")
+
+
 def _cause(error: Exception) -> str:
     """Return why a model has no graph, in words where torch's own would not help."""
-    message = str(error).strip() or "no message"
-    first = message.splitlines()[0].rstrip(".")
+    first = _first_line(error)
     if any("grouped_mm" in frame.name for frame in traceback.extract_tb(error.__traceback__)):
         return f"it has {EXPERTS}, which tintc does not support"
     if first.startswith(LENGTH_CHANGES):

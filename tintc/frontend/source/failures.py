@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedModel
-from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
 from tintc.errors import ModelError
 from tintc.frontend.source.kinds import method_of, quantised_sentence
 from tintc.frontend.source.places import Place, configuration
+from tintc.frontend.source.trust import code_sentence
 
 OTHER_WEIGHTS = ("pytorch_model*.bin", "*.pth", "*.pt", "*.ckpt", "*.h5", "*.msgpack")
 """Names of files that hold weights and are not read."""
@@ -29,12 +29,9 @@ def why_not_loaded(place: Place, error: Exception) -> str:
     if missing:
         return f"{place.name} needs a package that is not installed: {first_sentence(error)}"
     if "trust_remote_code" in text:
-        return (
-            f"{place.name} has code of its own, which tintc does not run; load it with AutoModelForCausalLM."
-            "from_pretrained(..., trust_remote_code=True) in Python and pass the model."
-        )
+        return code_sentence(place.name)
     if "Unrecognized configuration class" in text:
-        return _no_decoder(place)
+        return f"{place.name} is not a causal language model (decoder); tintc compiles nothing else."
     if not place.local and isinstance(error, OSError):
         return (
             f"There is no folder {place.name}, and no such model can be had from the hub; check the name, the "
@@ -45,15 +42,6 @@ def why_not_loaded(place: Place, error: Exception) -> str:
     if isinstance(error, OSError) and "JSON" in text:
         return f"{place.name} has a broken config.json: it is not valid JSON."
     return f"{place.name} cannot be loaded ({type(error).__name__}): {first_sentence(error)}"
-
-
-def _no_decoder(place: Place) -> str:
-    if configuration(place).get("model_type") in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES:
-        return (
-            f"{place.name} is a model of images and text, which tintc does not load from a folder; load it with "
-            "AutoModelForImageTextToText.from_pretrained in Python and pass the model: its decoder of text is compiled."
-        )
-    return f"{place.name} is not a causal language model (decoder); tintc compiles nothing else."
 
 
 def _no_safetensors(place: Place) -> str:

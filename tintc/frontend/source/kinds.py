@@ -11,6 +11,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from tintc.errors import ModelError
+from tintc.frontend.graph.calling import needed_besides
 from tintc.hub import MODEL_TYPE
 
 PACKED = frozenset({"qweight", "qzeros", "weight_packed"})
@@ -29,8 +30,9 @@ def unwrapped(model: nn.Module) -> nn.Module:
             return model
 
 
-def check_kind(model: Any, name: str) -> PreTrainedModel:
-    """Return the model if it is a decoder with a language-model head; raise `ModelError` with its kind if it is not."""
+def check_kind(model: nn.Module, name: str) -> nn.Module:
+    """Return the model if it is a decoder with a language-model head, or a module outside transformers, which may be
+    one; raise `ModelError` with its kind if it is not."""
     if isinstance(model, PreTrainedModel) and model.config.model_type == MODEL_TYPE:
         raise ModelError(simulator_sentence(name))
     if any(_package(module) == "peft" for module in model.modules()):
@@ -40,27 +42,33 @@ def check_kind(model: Any, name: str) -> PreTrainedModel:
         )
     if quantised(model):
         raise ModelError(quantised_sentence(name, _method(model)))
-    if not isinstance(model, PreTrainedModel):
-        raise ModelError(_not_of_transformers(model, name))
+    if next(model.parameters(), None) is None:
+        raise ModelError(f"{name} has no weights; pass a module that makes logits of token ids.")
+    if not is_registered(model):
+        return model
+    assert isinstance(model, PreTrainedModel)
     if model.config.is_encoder_decoder:
         raise ModelError(f"{name} reads its prompt with an encoder; tintc compiles causal language models (decoders).")
     if not model.can_generate():
         raise ModelError(_headless(model, name))
+    if needed := needed_besides(model):
+        raise ModelError(f"{name} does not run on token ids alone: its forward needs {' and '.join(needed)} too.")
     return model
 
 
-def _not_of_transformers(model: nn.Module, name: str) -> str:
-    """Return what to do with a torch module: pass the decoder that it holds, or wrap it."""
+def held_model(model: nn.Module) -> tuple[str, PreTrainedModel] | None:
+    """Return the transformers decoder that a module holds, with the attribute where it does; None if it holds none."""
     for place, part in model.named_modules():
-        if isinstance(part, PreTrainedModel) and part.can_generate():
-            return (
-                f"{name} is a torch module that holds a transformers model, {type(part).__name__}, in its attribute "
-                f"{place}; pass that (get_submodule({place!r}))."
-            )
-    return (
-        f"{name} is a torch module and not a transformers model; wrap it in a PreTrainedModel whose forward takes "
-        "input_ids, attention_mask and position_ids and returns an object with logits."
-    )
+        if place and isinstance(part, PreTrainedModel) and part.can_generate():
+            return place, part
+    return None
+
+
+def is_registered(model: nn.Module) -> bool:
+    """Return True for a decoder in transformers' own terms, whose forward takes masks and whose configuration has
+    sizes; False for a module of anybody else's, which is known by what it does."""
+    own = type(model).__module__.partition(".")[0] == "transformers"
+    return isinstance(model, PreTrainedModel) and (own or model.can_generate())
 
 
 def _headless(model: PreTrainedModel, name: str) -> str:

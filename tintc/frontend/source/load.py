@@ -16,14 +16,19 @@ from typing import Any, TextIO
 
 import torch
 import transformers
+from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from tintc.errors import ModelError, OptionError
-from tintc.frontend.graph.trace_model import LONGEST, PROCESS_LOCK, longest_sequence
+from tintc.frontend.graph.calling import longest_sequence, text_config
+from tintc.frontend.graph.trace_model import LONGEST, PROCESS_LOCK
 from tintc.frontend.source.failures import check_report, first_sentence, why_not_loaded
-from tintc.frontend.source.kinds import check_kind, not_a_model, simulator_sentence, unwrapped
+from tintc.frontend.source.kinds import check_kind, is_registered, not_a_model, simulator_sentence, unwrapped
+from tintc.frontend.source.modules import PADDING, count_ids, find_length, padding_of
 from tintc.frontend.source.places import Place, configuration, find_place, has_weights
+from tintc.frontend.source.trust import TRUSTED, trusted_code
 from tintc.frontend.source.weightless import weightless_model
+from tintc.frontend.source.wrappers import TEXT_PATH, loader_of, placeholders, text_path
 from tintc.hub import MODEL_TYPE
 from tintc.ir.finite import is_finite
 from tintc.mapped import MappedWeights
@@ -33,27 +38,38 @@ from tintc.mapped import MappedWeights
 class AuxiliarySource:
     """A decoder that is complete, finite and a causal language model.
 
+    model: of transformers, or any module that makes logits of token ids; vocab_size: V; placeholders: token ids that
+    stand for an image or the like, which a decoder of text alone does not take;
     tokenizer: None if there is none beside the weights that can be read; weights: the mapped files that the model's
     weights lie in, none for a model that was in memory; provenance: where it came from, plain JSON values, the same for
     the same input on every machine; dtype: float32, or the checkpoint's where that is longer.
     """
 
-    model: PreTrainedModel
+    model: nn.Module
     tokenizer: Any | None
     provenance: dict[str, Any]
+    vocab_size: int
     max_length: int
     dtype: torch.dtype
     bos_token_id: int | None
     eos_token_id: int | list[int] | None
     pad_token_id: int | None
+    placeholders: tuple[int, ...] = ()
     weights: MappedWeights = field(default_factory=MappedWeights)
 
 
 def load_auxiliary(
-    model_or_path: PreTrainedModel | str | os.PathLike[str], max_length: int | None = None, values: bool = True
+    model_or_path: nn.Module | str | os.PathLike[str],
+    max_length: int | None = None,
+    values: bool = True,
+    vocab_size: int | None = None,
+    trust_remote_code: bool = False,
 ) -> AuxiliarySource:
     """Return the model of a folder or the config.json in it, of a ``.gguf`` file or of a hub id, or one in memory.
 
+    A model of images and text is taken for its decoder of text. A module that is none of transformers' is run on token
+    ids to learn how many there are and how long texts may be. vocab_size: how many there must be (None: any number);
+    trust_remote_code: run Python code that comes with the model.
     max_length None: the configuration's, at most 2048. Weights keep the checkpoint's dtype; only safetensors and GGUF
     files are read. values: whether the weights are needed; if not they are not looked at, and a model without weight
     files has zeros. Raises `ModelError` (missing or broken files, missing, misshapen or non-finite weights, not a
@@ -62,13 +78,13 @@ def load_auxiliary(
     tokenizer = None
     tokenizer_problem = ""
     weights = MappedWeights()
-    if isinstance(model_or_path, torch.nn.Module):
+    if isinstance(model_or_path, nn.Module):
         loaded = unwrapped(model_or_path)
         path = str(getattr(getattr(loaded, "config", None), "name_or_path", ""))
         name = Path(path).name or type(loaded).__name__
         kind = "memory"
     elif isinstance(model_or_path, str | os.PathLike):
-        place = find_place(str(model_or_path))
+        place = find_place(str(model_or_path), trust_remote_code)
         if configuration(place).get("model_type") == MODEL_TYPE:
             raise ModelError(simulator_sentence(place.name))
         name = place.name
@@ -82,19 +98,27 @@ def load_auxiliary(
     model = check_kind(loaded, name)
     if values:
         _check_finite(model, name, weights)
-    config = model.config.get_text_config()
+    config = text_config(model)
     provenance = _provenance(model, name, kind)
-    if tokenizer_problem:
-        provenance[TOKENIZER_PROBLEM] = tokenizer_problem
+    facts = {TOKENIZER_PROBLEM: tokenizer_problem, TRUSTED: trusted_code(model, tokenizer), TEXT_PATH: text_path(model)}
+    if is_registered(model):
+        length = _length(name, longest_sequence(config), max_length)
+        count = _vocabulary(name, config, vocab_size)
+    else:
+        count = count_ids(model, name, vocab_size)
+        length = find_length(model, name, max_length)
+        facts[PADDING] = padding_of(model)
     return AuxiliarySource(
         model=model,
         tokenizer=tokenizer,
-        provenance=provenance,
-        max_length=_length(name, longest_sequence(config), max_length),
-        dtype=torch.promote_types(torch.float32, model.dtype),
+        provenance=provenance | {key: said for key, said in facts.items() if said},
+        vocab_size=count,
+        max_length=length,
+        dtype=torch.promote_types(torch.float32, _dtype(model)),
         bos_token_id=getattr(config, "bos_token_id", None),
         eos_token_id=getattr(config, "eos_token_id", None),
         pad_token_id=getattr(config, "pad_token_id", None),
+        placeholders=placeholders(model),
         weights=weights,
     )
 
@@ -129,13 +153,17 @@ def _load(place: Place, weightless: bool) -> PreTrainedModel:
 def _maker(place: Place, weightless: bool) -> Callable[..., Any]:
     """Return the function that makes the model; if it loads weights, it returns a report with it."""
     if weightless:
-        return partial(weightless_model, AutoConfig.from_pretrained(place.folder, **place.options))
+        config = AutoConfig.from_pretrained(place.folder, **place.options)
+        return partial(weightless_model, config, trust_remote_code=place.trusted)
     options: dict[str, Any] = {"output_loading_info": True, "ignore_mismatched_sizes": True}
     if place.gguf_file:
         options["dtype"] = torch.float32
     else:
         options |= {"dtype": "auto", "use_safetensors": True}
-    return partial(AutoModelForCausalLM.from_pretrained, place.folder, **place.options, **options)
+    loader: Any = AutoModelForCausalLM
+    if not place.gguf_file:
+        loader = loader_of(AutoConfig.from_pretrained(place.folder, **place.options))
+    return partial(loader.from_pretrained, place.folder, **place.options, **options)
 
 
 def _tokenizer(place: Place) -> tuple[Any | None, str]:
@@ -154,7 +182,7 @@ def _tokenizer(place: Place) -> tuple[Any | None, str]:
         return None, ""
 
 
-def _check_finite(model: PreTrainedModel, name: str, weights: MappedWeights) -> None:
+def _check_finite(model: nn.Module, name: str, weights: MappedWeights) -> None:
     """Raise `ModelError` if a weight is not in memory, NaN or infinite."""
     state = model.state_dict()
     if any(tensor.is_meta for tensor in state.values()):
@@ -178,14 +206,27 @@ def _length(name: str, longest: int | None, wanted: int | None) -> int:
     return wanted
 
 
-def _provenance(model: PreTrainedModel, name: str, kind: str) -> dict[str, Any]:
+def _vocabulary(name: str, config: Any, wanted: int | None) -> int:
+    """Return the number of token ids that a configuration says; raise `OptionError` if another is wanted."""
+    if wanted not in (None, config.vocab_size):
+        raise OptionError(f"The vocab_size is {wanted}, and {name} has {config.vocab_size} token ids; leave it out.")
+    return config.vocab_size
+
+
+def _dtype(model: nn.Module) -> torch.dtype:
+    """Return the type of the model's weights, that of the first that is a floating one."""
+    return next(weight.dtype for weight in model.parameters() if weight.is_floating_point())
+
+
+def _provenance(model: nn.Module, name: str, kind: str) -> dict[str, Any]:
+    config: Any = getattr(model, "config", None)
     return {
         "source": name,
         "format": kind,
-        "model_type": model.config.model_type,
-        "architectures": list(model.config.architectures or [type(model).__name__]),
+        "model_type": getattr(config, "model_type", ""),
+        "architectures": list(getattr(config, "architectures", None) or [type(model).__name__]),
         "parameters": sum(tensor.numel() for tensor in model.parameters()),
-        "dtype": str(model.dtype).removeprefix("torch."),
+        "dtype": str(_dtype(model)).removeprefix("torch."),
         "torch": torch.__version__,
         "transformers": transformers.__version__,
     }

@@ -14,12 +14,16 @@ from tintc.hub import why_missing
 
 @dataclass(frozen=True)
 class Place:
-    """The place of a model's files: a folder or hub id, and the GGUF file in it if that is the one to read."""
+    """The place of a model's files: a folder or hub id, and the GGUF file in it if that is the one to read.
+
+    trusted: whether Python code that comes with the model may be run.
+    """
 
     name: str
     folder: str
     gguf_file: str | None
     local: bool
+    trusted: bool = False
 
     @property
     def format(self) -> str:
@@ -29,14 +33,17 @@ class Place:
     @property
     def options(self) -> dict[str, Any]:
         """Return arguments for `from_pretrained`."""
-        options: dict[str, Any] = {"local_files_only": self.local, "trust_remote_code": False}
+        options: dict[str, Any] = {"local_files_only": self.local, "trust_remote_code": self.trusted}
         if self.gguf_file:
             options["gguf_file"] = self.gguf_file
         return options
 
 
-def find_place(text: str) -> Place:
-    """Return the place that a user names by a path or hub id; raise `ModelError` if there is none."""
+def find_place(text: str, trusted: bool = False) -> Place:
+    """Return the place that a user names by a path or hub id; raise `ModelError` if there is none.
+
+    trusted: see `Place`.
+    """
     path = Path(text).expanduser()
     if path.is_file() and path.name == "config.json":
         path = path.absolute().parent
@@ -49,7 +56,7 @@ def find_place(text: str) -> Place:
             if (path / "adapter_config.json").is_file():
                 raise ModelError(adapter_sentence(text, read_json(path / "adapter_config.json")))
             return _gguf_in(path, text)
-        return Place(path.resolve().name, str(path), None, True)
+        return Place(path.resolve().name, str(path), None, True, trusted)
     if text.endswith(".gguf"):
         kind = "file"
         why = "it is not looked for on the hub"
@@ -60,7 +67,7 @@ def find_place(text: str) -> Place:
         raise ModelError(
             f"There is no {kind} {text}, and {why}; pass a folder, a .gguf file or the id of a model on the hub."
         )
-    return Place(text, text, None, False)
+    return Place(text, text, None, False, trusted)
 
 
 def _gguf_in(path: Path, text: str) -> Place:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -21,15 +22,22 @@ belonged to none of them.
 """The text."""
 
 
-def numbers(vocab_size: int, length: int) -> Tensor:
-    """Return token ids ``[length]`` that are the same every time, for models without tokenizer."""
-    return torch.randint(0, vocab_size, (length,), generator=torch.Generator().manual_seed(0))
+def numbers(vocab_size: int, length: int, without: Sequence[int] = ()) -> Tensor:
+    """Return token ids ``[length]`` that are the same every time, for models without tokenizer.
+
+    without: ids that are not among them; the first other id stands in their place.
+    """
+    ids = torch.randint(0, vocab_size, (length,), generator=torch.Generator().manual_seed(0))
+    allowed = next(token for token in range(vocab_size) if token not in without)
+    return ids.masked_fill(torch.isin(ids, torch.tensor(without, dtype=torch.long)), allowed)
 
 
-def sample(tokenizer: Any | None, vocab_size: int, length: int, text: str | None = None) -> Tensor:
+def sample(
+    tokenizer: Any | None, vocab_size: int, length: int, text: str | None = None, without: Sequence[int] = ()
+) -> Tensor:
     """Return at most `length` token ids of the text, or of the built-in one; without tokenizer and text, `numbers`."""
     if tokenizer is None and text is None:
-        return numbers(vocab_size, length)
+        return numbers(vocab_size, length, without)
     if tokenizer is None:
         raise ModelError("The model has no tokenizer, so a calibration text is of no use; pass token ids from Python.")
     if text is None:

@@ -7,16 +7,18 @@ from typing import Any
 import torch
 from accelerate import init_empty_weights
 from torch import nn
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import PreTrainedModel
+
+from tintc.frontend.source.wrappers import loader_of
 
 
-def weightless_model(config: Any, attn_implementation: str) -> PreTrainedModel:
+def weightless_model(config: Any, attn_implementation: str, **options: Any) -> PreTrainedModel:
     """Return a model whose parameters are zeros that take no memory.
 
-    Buffers, which the configuration determines, are computed.
+    Buffers, which the configuration determines, are computed. options: of `from_config`.
     """
     with init_empty_weights(include_buffers=False):
-        model = AutoModelForCausalLM.from_config(config, attn_implementation=attn_implementation)
+        model = loader_of(config).from_config(config, attn_implementation=attn_implementation, **options)
     for module in model.modules():
         for name, parameter in module._parameters.items():
             if parameter is not None:

@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from safetensors.torch import save_file
+from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from tintc.errors import ArtefactError, ModelError
@@ -26,6 +27,8 @@ from tintc.runtime.adaptation.continuation import AdaptiveSimulator, weights_by_
 from tintc.runtime.adaptation.state import AdaptedWeights
 from tintc.runtime.artefact.folder import write_tokenizer, writing
 
+STATE_DICT = "model.safetensors"
+"""The file that a module outside transformers is exported to."""
 CONSTANT = "constant."
 """Begins the names of tensors that the importer has computed."""
 
@@ -40,12 +43,22 @@ def export_model(state: AdaptedWeights, path: str | os.PathLike[str], model: Any
     with torch.no_grad():
         _put_back(state, auxiliary)
     with writing(path, force=False) as folder:
-        auxiliary.save_pretrained(folder)
+        _save(auxiliary, folder)
         if sim.tokenizer is not None:
             write_tokenizer(copy.deepcopy(sim.tokenizer), folder)
 
 
-def auxiliary_of(sim: AdaptiveSimulator, model: Any = None) -> PreTrainedModel:
+def _save(model: nn.Module, folder: Path) -> None:
+    """Write a model: as transformers does, or, for a module that is none of its, as a state dict that
+    `load_state_dict` takes, tied weights under each of their names."""
+    if isinstance(model, PreTrainedModel):
+        model.save_pretrained(folder)
+        return
+    tensors = {name: tensor.detach().clone().contiguous() for name, tensor in model.state_dict().items()}
+    save_file(tensors, folder / STATE_DICT, {"format": "pt"})
+
+
+def auxiliary_of(sim: AdaptiveSimulator, model: Any = None) -> nn.Module:
     """Return a copy of the auxiliary, in the simulator's dtype, whose tensors may be written to.
 
     Raises `ModelError` if it cannot be had.
@@ -72,19 +85,19 @@ def auxiliary_of(sim: AdaptiveSimulator, model: Any = None) -> PreTrainedModel:
             "model=."
         ) from error
     auxiliary: Any = source.model
-    config = auxiliary.config
+    config: Any = getattr(auxiliary, "config", None)
     if getattr(config, "quantization_config", None) is not None:  # of a GGUF file, whose weights are plain by now
         entries = config.to_dict()
         entries.pop("quantization_config")
         plain = AutoModelForCausalLM.from_config(type(config).from_dict(entries))
         plain.load_state_dict(auxiliary.state_dict())
         return plain.to(sim.dtype).eval()
-    if isinstance(model, torch.nn.Module):
+    if isinstance(model, nn.Module):
         auxiliary = copy.deepcopy(auxiliary)
     return auxiliary.to("cpu", sim.dtype)
 
 
-def _put_back(state: AdaptedWeights, model: PreTrainedModel) -> None:
+def _put_back(state: AdaptedWeights, model: nn.Module) -> None:
     """Write every part that is not the model's own: what the update has changed, and what training the simulator's
     prefixes has."""
     sim = state.sim
@@ -117,14 +130,14 @@ class _Target:
     anything did; written: of every tensor the rows that were, by its id.
     """
 
-    model: PreTrainedModel
+    model: nn.Module
     tensors: dict[str, Tensor]
     known: bool = False
     trained: bool = False
     written: dict[int, Tensor] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, model: PreTrainedModel, sim: AdaptiveSimulator) -> _Target:
+    def of(cls, model: nn.Module, sim: AdaptiveSimulator) -> _Target:
         """Return the target of a model; raise `ModelError` if its embeddings or its head are not the simulator's."""
         target = cls(model, dict(model.named_buffers()) | dict(model.named_parameters(remove_duplicate=False)))
         for name, table in sim.tables.named_parameters():
@@ -184,7 +197,8 @@ class _Target:
 
     @property
     def name(self) -> str:
-        return Path(str(getattr(self.model.config, "name_or_path", ""))).name or type(self.model).__name__
+        config = getattr(self.model, "config", None)
+        return Path(str(getattr(config, "name_or_path", ""))).name or type(self.model).__name__
 
 
 def _of_one_head(parameter: Parameter, stored: Tensor) -> Tensor:

@@ -57,8 +57,9 @@ class TintConfig(PretrainedConfig):
     and the longest text the simulator was compiled for; num_attention_heads, num_key_value_heads, head_dim,
     intermediate_size: of its widest layers; use_cache: what `generate` does unless told otherwise. d_sim, n_sim_heads,
     n_prefixes, stack, shards: the simulator's own (see `Layout`). train_fraction: share of a text that is trained on
-    when no mask is given. provenance: what was compiled, and with what; digests: sha256 of the structural tensors and
-    of the program, as the compiler wrote them. The options that are recorded (`tintc.options`) are fields too.
+    when no mask is given. provenance: what was compiled, and with what; placeholders: token ids that stand for an image
+    or the like, which texts may not have; digests: sha256 of the structural tensors and of the program, as the compiler
+    wrote them. The options that are recorded (`tintc.options`) are fields too.
 
     `program` is the simulator's program as text, `auxiliary` the auxiliary's it was made from. They are stored beside
     the configuration (``program.tint``, ``auxiliary.tint``), not in it, and read with it where they are there.
@@ -84,6 +85,7 @@ class TintConfig(PretrainedConfig):
         shards: int = 0,
         train_fraction: float = 0.5,
         provenance: dict[str, Any] | None = None,
+        placeholders: list[int] | None = None,
         digests: dict[str, str] | None = None,
         format_version: int = FORMAT_VERSION,
         **kwargs: Any,
@@ -111,6 +113,7 @@ class TintConfig(PretrainedConfig):
             setattr(self, name, kwargs.pop(name, default))
         self.train_fraction = train_fraction
         self.provenance = provenance or {}
+        self.placeholders = placeholders or []
         self.digests = digests or {}
         self.format_version = format_version
         kwargs.setdefault("tie_word_embeddings", False)

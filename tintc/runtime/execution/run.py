@@ -59,6 +59,18 @@ def refuse_float16(dtype: torch.dtype) -> None:
         raise OptionError(NO_FLOAT16)
 
 
+def _refuse_placeholders(ids: Tensor, placeholders: list[int]) -> None:
+    """Raise `InputError` for ids that stand for an image or the like."""
+    if not placeholders:
+        return
+    found = ids[torch.isin(ids, torch.tensor(placeholders, device=ids.device))]
+    if found.numel():
+        raise InputError(
+            f"Token id {int(found[0])} stands for an image, a video or a sound, and this simulator has the model's "
+            "decoder of text alone; leave such tokens out."
+        )
+
+
 def check_inputs(sim: Simulator, inputs: Inputs, length: int = 0, ops: Iterable[Op] | None = None) -> None:
     """Raise `InputError` or `OptionError` unless the simulator can run these tokens.
 
@@ -80,6 +92,8 @@ def check_inputs(sim: Simulator, inputs: Inputs, length: int = 0, ops: Iterable[
     for token in (int(inputs.input_ids.min()), int(inputs.input_ids.max())):
         if not 0 <= token < sim.config.vocab_size:
             raise InputError(f"Token id {token} is out of range; the vocabulary has {sim.config.vocab_size} entries.")
+    if whole == inputs.shape[1]:  # later tokens are generated ones, which the model reads as they are
+        _refuse_placeholders(inputs.input_ids, sim.config.placeholders)
     if ops is None:
         ops = sim.program.ops
     for op in ops:
