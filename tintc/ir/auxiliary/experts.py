@@ -1,7 +1,7 @@
 """Mixtures of experts: a router's weights, and linear layers of which every token uses those of its own experts.
 
-A mixture is ``y_t = sum_e r_te W2_e act(W1_e x_t)``. Between its two sums stand *routed* values, one vector for every
-token and every expert that it has chosen::
+A mixture is ``y_t = sum_e r_te W2_e act(W1_e x_t)`` (construction.md, section 15). Between its two sums stand *routed*
+values, one vector for every token and every expert that it has chosen::
 
     %r = aux.route(%z)             weights, zero where an expert is not chosen
     %x = aux.spread(%r, %tokens)   a token's vector, for each of its experts

@@ -1,4 +1,4 @@
-"""Mixtures of experts: the router and the sums, exact, and the experts' linear layers (Defs. D.1 to D.3)."""
+"""Mixtures of experts: the router, the sums, and the experts' linear layers (construction.md, section 15)."""
 
 from __future__ import annotations
 

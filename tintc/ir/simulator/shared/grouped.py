@@ -4,7 +4,7 @@ Routed values are ``[B, n, k, width]`` here, one vector for each of the k expert
 of `Routing.experts`. A product sorts all ``B n k`` of them by expert and multiplies each expert's rows with its own
 weights, so that time and memory grow with the experts that are used.
 
-Updates stay pending, as pairs dY, X of the vectors that were trained on::
+Updates stay pending, as pairs dY, X of the vectors that were trained on (construction.md, section 15)::
 
     x W_e'^T + b_e' = x W_e^T + b_e + (x X_e^T + 1) dY_e'         X_e, dY_e': of the tokens that chose expert e
 """
