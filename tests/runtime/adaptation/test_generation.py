@@ -156,6 +156,12 @@ def test_streaming_and_lookup() -> None:
     assert heard.tokens == plain[0].tolist() and heard.ended
     drafted = sim.generate(ids, max_new_tokens=8, do_sample=False, prompt_lookup_num_tokens=3)
     assert torch.equal(drafted, plain)
+    sim.executor = "literal"
+    try:
+        with pytest.raises(OptionError, match="leave out prompt_lookup_num_tokens, or set sim.executor = 'auto'"):
+            sim.generate(ids, max_new_tokens=8, do_sample=False, prompt_lookup_num_tokens=3)
+    finally:
+        sim.executor = "auto"
 
 
 def test_a_cache_goes_on() -> None:

@@ -261,6 +261,11 @@ class TintGenerationMixin(GenerationMixin):
         check_longest(generation_config.max_length, self.layout.max_length)
         refuse_options(generation_config)
         if model_kwargs.get("past_key_values") is None and self.choose_executor() == "literal":
+            if generation_config.prompt_lookup_num_tokens is not None:
+                raise OptionError(
+                    "Drafts are checked with a cache, which literal execution does not have; leave out "
+                    "prompt_lookup_num_tokens, or set sim.executor = 'auto'."
+                )
             generation_config.use_cache = False
         if model_kwargs.get("past_key_values") is None and generation_config.use_cache:
             model_kwargs["past_key_values"] = TintCache(len(self.continuation.mixing))
