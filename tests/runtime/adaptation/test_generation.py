@@ -158,7 +158,7 @@ def test_streaming_and_lookup() -> None:
     assert torch.equal(drafted, plain)
     sim.executor = "literal"
     try:
-        with pytest.raises(OptionError, match="leave out prompt_lookup_num_tokens, or set sim.executor = 'auto'"):
+        with pytest.raises(OptionError, match=r"prompt_lookup_num_tokens, or set sim\.executor = 'auto'"):
             sim.generate(ids, max_new_tokens=8, do_sample=False, prompt_lookup_num_tokens=3)
     finally:
         sim.executor = "auto"
