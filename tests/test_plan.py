@@ -62,7 +62,8 @@ def test_refusals_and_all(command: Command, model: Path) -> None:
 def test_for_people_and_picture(command: Command, model: Path, tmp_path: Path) -> None:
     shown = command("plan", model, "--png", tmp_path / "plan.png")
     assert shown.code == 0 and "feasible layouts" in shown.out and "must be at least K" in " ".join(shown.out.split())
-    heading, first = shown.out.splitlines()[1:3]
+    above, heading, first = shown.out.splitlines()[1:4]
+    assert above.split() == ["text", "table,", "unrolled,", "unique,", "work,"]
     assert heading.startswith("S ") and heading.endswith("  cost"), "nothing is broken where there is no terminal"
     assert first.endswith("1.000")
     assert (tmp_path / "plan.png").read_bytes().startswith(b"\x89PNG")

@@ -121,7 +121,7 @@ def test_masks_and_positions() -> None:
 
 
 def test_inner_lr_overrides_the_stored_rates() -> None:
-    agree("gpt2", inner_lr=torch.tensor([0.03, 0.03], dtype=torch.float64))
+    agree("gpt2", token_ids(3, 11), torch.full((3,), 0.03, dtype=torch.float64))
 
 
 @pytest.mark.parametrize("parallel", [False, True])
