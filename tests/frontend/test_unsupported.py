@@ -47,10 +47,9 @@ def test_places_are_folded_only_where_nothing_is_lost() -> None:
 
 
 def test_a_model_that_takes_its_cache_from_its_configuration_is_captured_without_one() -> None:
-    """So that the reasons given are its mixture of experts, and not the cache; the configuration is left as it was."""
+    """The configuration is left as it was."""
     model = tiny_model("granitemoe")
-    with pytest.raises(UnsupportedModelError, match="experts"):
-        import_graph(capture(model))
+    assert import_graph(capture(model)).outputs
     assert model.config.use_cache is True
 
 
@@ -92,10 +91,9 @@ def test_what_cannot_be_captured_is_said_in_one_sentence(capfd: pytest.CaptureFi
 @pytest.mark.parametrize(
     ("kind", "words"),
     [
-        ("mixtral", "it has a mixture of experts, which tintc does not support; "),
-        ("llama4_text", "it has a mixture of experts, which"),
+        ("llama4_text", "it has a mixture of experts that transformers' interface for experts does not compute, which"),
         ("mamba2", "it has layers that carry a state from token to token (recurrent, state-space"),
-        ("granitemoehybrid", "it has a mixture of experts and layers that carry a state"),
+        ("granitemoehybrid", "it has layers that carry a state"),
     ],
 )
 def test_the_obstacle_comes_first_and_in_words(kind: str, words: str) -> None:

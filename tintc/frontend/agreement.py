@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from tintc.errors import ModelError
+from tintc.frontend.graph.captured_experts import EAGER, experts_computed_by
 from tintc.frontend.source.kinds import is_registered
 from tintc.frontend.source.modules import run_on_ids
 from tintc.frontend.source.sample import numbers
@@ -142,7 +143,7 @@ def _logits(model: nn.Module, inputs: Inputs, valid: Tensor, wide: torch.dtype |
     was_training = model.training
     model.eval()
     try:
-        with nullcontext() if wide is None else _widened(model, wide):
+        with nullcontext() if wide is None else _widened(model, wide), experts_computed_by(model, EAGER):
             return model(inputs.input_ids.to(device), **arguments).logits
     finally:
         model.train(was_training)

@@ -25,7 +25,8 @@ FORBIDDEN = re.compile(r"[^A-Za-z0-9_.\-]")
 class Placed:
     """Where the ops of a program lie in a graph.
 
-    values: the program's value at every node that a rule took; inputs: the nodes whose values that op reads.
+    values: the program's value at every node that a rule took, and at those that were given; inputs: of nodes that a
+    rule took, those whose values its op reads.
     """
 
     values: dict[Node, Value]

@@ -67,7 +67,7 @@ def build_all(
         inputs[node] = tuple(peel(graph, source) for source in match.inputs)
         with builder.made_by(rule):
             values[node] = match.build(builder, tuple(values[source] for source in inputs[node]))
-    return Placed({node: values[node] for node in matches}, inputs)
+    return Placed(values, inputs)
 
 
 def _match(graph: CapturedGraph, node: Node, rules: Sequence[Rule]) -> NamedMatch | Fail:

@@ -61,7 +61,8 @@ def norm_scale(f: Callable[[Tensor], Tensor], x: Tensor, y: Tensor, unit: Tensor
 class Approximations:
     """Switches of `tune`; all off is autograd and gradient descent on every parameter.
 
-    scores: attention probabilities are constants of the differentiation (Def. E.3); norms, activations: their
+    scores: attention probabilities are constants of the differentiation (Def. E.3); router: so are the weights with
+    which a mixture sums its experts' results; norms, activations: their
     derivative by finite differences (Defs. F.3, G.3), None: exact; groups: the only parameters that descend, of the
     layers that are updated, as names or one string with commas between; None: all parameters of these layers, or of the
     whole model where no number of layers is given; train_tokens: a parameter's gradient sums over train
@@ -76,6 +77,7 @@ class Approximations:
     groups: Iterable[str] | None = None
     train_tokens: bool = False
     tiled_bias: bool = False
+    router: bool = False
 
     def __post_init__(self) -> None:
         if self.groups is None:
@@ -94,4 +96,4 @@ class Approximations:
         if semantics not in ("exact", "paper-code"):
             raise OptionError(f"The semantics {semantics!r} is unknown; choose exact or paper-code.")
         difference = Difference("token" if semantics == "exact" else "fixed", step)
-        return cls(True, difference, difference, DESCENDS, True, semantics == "paper-code")
+        return cls(True, difference, difference, DESCENDS, True, semantics == "paper-code", router=True)

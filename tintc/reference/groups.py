@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from tintc.errors import OptionError
-from tintc.ir.auxiliary import AuxOp, Linear, Norm
+from tintc.ir.auxiliary import AuxOp, Experts, Linear, Norm
 from tintc.ir.core import Parameter, Program
 from tintc.lowering.passes.assign_layers import assign_layers
 from tintc.lowering.passes.canonicalise import canonicalise
@@ -32,8 +32,10 @@ class Member:
     def rows(self, tensor: Tensor) -> list[Tensor]:
         """Return views of the parts of ``tensor``, or of anything of its shape, that belong to the group."""
         if self.where.transpose:
-            tensor = tensor.T
-        return [tensor[start:stop] for start, stop in self.where.rows or ((0, tensor.shape[0]),) if start >= 0]
+            tensor = tensor.transpose(-2, -1)
+        before = (slice(None),) * int(self.where.stacked)
+        runs = self.where.rows or ((0, tensor.shape[len(before)]),)
+        return [tensor[(*before, slice(*run))] for run in runs if run[0] >= 0]
 
 
 def members(program: Program) -> Iterator[Member]:
@@ -42,11 +44,13 @@ def members(program: Program) -> Iterator[Member]:
     width = program.attributes["width"]
     parameters = program.parameters
     for op in program.ops:
-        if isinstance(op, Linear) and op.role in LINEAR:
+        if isinstance(op, Linear | Experts) and op.role in LINEAR:
             group = LINEAR[op.role]
             yield Member(parameters[op.weight], group, op.layer)
             if op.bias:
-                copies = -(-parameters[op.weight].shape[1] // width)
+                copies = 1
+                if isinstance(op, Linear):
+                    copies = -(-parameters[op.weight].shape[1] // width)
                 yield Member(parameters[op.bias], group, op.layer, copies)
         elif isinstance(op, Norm) and op.role in ("layer", "final"):
             layer = -1

@@ -8,20 +8,22 @@ for the derivative.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 from torch.fx import Node
 
+from tintc.frontend.builder import Placed
 from tintc.frontend.graph.captured import CapturedGraph
 from tintc.frontend.graph.evaluation import execute
-from tintc.frontend.graph.node_queries import constant_vector
+from tintc.frontend.graph.node_queries import constant_vector, peel
 from tintc.frontend.graph.regions import between
 from tintc.frontend.importer import Recognised
-from tintc.ir.auxiliary import Activation, Norm
+from tintc.ir.auxiliary import Activation, Multiply, Norm, Scale, Select
+from tintc.ir.core import Program
 from tintc.reference.approximations import Difference
-from tintc.reference.captured import Lookup
+from tintc.reference.captured import Lookup, Override
 
 
 class Region:
@@ -48,10 +50,11 @@ class Region:
         self.gains = [node for node in outside if gain and constant_vector(graph, node) == gain]
         self.biases = [node for node in outside if bias and constant_vector(graph, node) == bias]
 
-    def __call__(self, lookup: Lookup, dtype: torch.dtype | None) -> Tensor:
-        outside = {node: lookup(node) for node in self.inputs}  # the run lets go of them before the derivative is due
-        plain = outside | {node: torch.ones_like(outside[node]) for node in self.gains}
-        plain |= {node: torch.zeros_like(outside[node]) for node in self.biases}
+    def function(self, lookup: Lookup, dtype: torch.dtype | None) -> Callable[[Tensor], Tensor]:
+        """Return the region as a function of its source, with gain 1 and bias 0."""
+        plain = {node: lookup(node) for node in self.inputs}  # the run lets go of them before the derivative is due
+        plain |= {node: torch.ones_like(plain[node]) for node in self.gains}
+        plain |= {node: torch.zeros_like(plain[node]) for node in self.biases}
 
         def f(x: Tensor) -> Tensor:
             values: dict[Node, Any] = {**plain, self.source: x}
@@ -59,11 +62,14 @@ class Region:
                 values[node] = execute(node, values.__getitem__, dtype)
             return values[self.root]
 
-        y: Any = _FirstOrder.apply(outside[self.source], f, self.difference, self.is_norm)
+        return f
+
+    def __call__(self, lookup: Lookup, dtype: torch.dtype | None) -> Tensor:
+        y: Any = _FirstOrder.apply(lookup(self.source), self.function(lookup, dtype), self.difference, self.is_norm)
         if self.gains:
-            y = y * outside[self.gains[0]]
+            y = y * lookup(self.gains[0])
         if self.biases:
-            y = y + outside[self.biases[0]]
+            y = y + lookup(self.biases[0])
         return y
 
 
@@ -89,16 +95,76 @@ class _FirstOrder(torch.autograd.Function):
 
 def difference_regions(
     graph: CapturedGraph, recognised: Recognised, norms: Difference | None, activations: Difference | None
-) -> dict[Node, Region]:
+) -> dict[Node, Override]:
     """Return overrides for the norms and activations of a recognised graph; None leaves a kind to autograd."""
+    placed = Placed(recognised.values, recognised.inputs)
+    regions: dict[Node, Override] = {}
+    if activations is not None:
+        regions |= activation_regions(graph, recognised.program, placed, activations)
     producers = recognised.program.producers()
     parameters = recognised.program.parameters
-    regions: dict[Node, Region] = {}
     for node, value in recognised.values.items():
         op = producers[value]
         if isinstance(op, Norm) and norms is not None:
             gain, bias = (parameters[name].source if name else "" for name in (op.weight, op.bias))
             regions[node] = Region(graph, node, recognised.inputs[node][0], norms, gain, bias)
-        elif isinstance(op, Activation) and activations is not None:
-            regions[node] = Region(graph, node, recognised.inputs[node][0], activations, None, None)
     return regions
+
+
+def activation_regions(
+    graph: CapturedGraph, program: Program, placed: Placed, difference: Difference
+) -> dict[Node, Override]:
+    """Return overrides for the activations among the nodes of a graph, or of a gate's, that became ops."""
+    producers = program.producers()
+    regions: dict[Node, Override] = {}
+    for node, sources in placed.inputs.items():
+        op = producers[placed.values[node]]
+        act = op
+        if isinstance(op, Scale | Multiply):
+            act = producers[op.operands[-1]]
+        if not isinstance(act, Activation):
+            continue
+        before = producers[act.operands[0]]
+        if act is op:
+            regions[node] = Region(graph, node, sources[0], difference, None, None)
+        elif isinstance(op, Scale) and isinstance(before, Scale) and before.operands[0] is placed.values[sources[0]]:
+            regions[node] = _Scaled(graph, node, sources[0], difference, before.factor, op.factor)
+        elif (
+            isinstance(op, Multiply) and isinstance(before, Select) and before.operands[0] is placed.values[sources[1]]
+        ):
+            regions[node] = _SharedFactor(graph, node, sources, difference)
+    return regions
+
+
+class _Scaled(Region):
+    """``b f(a x)`` with numbers a and b: the difference is taken of f, at ``a x``."""
+
+    def __init__(self, graph: CapturedGraph, root: Node, source: Node, difference: Difference, a: float, b: float):
+        super().__init__(graph, root, source, difference, None, None)
+        self.a = a
+        self.b = b
+
+    def __call__(self, lookup: Lookup, dtype: torch.dtype | None) -> Tensor:
+        function = self.function(lookup, dtype)
+        f = _FirstOrder.apply(
+            self.a * lookup(self.source), lambda u: function(u / self.a) / self.b, self.difference, False
+        )
+        return self.b * cast(Tensor, f)
+
+
+class _SharedFactor:
+    """``v f(z)`` with one number z for every token: the difference is taken of f at z beside every number of v."""
+
+    def __init__(self, graph: CapturedGraph, root: Node, sources: tuple[Node, ...], difference: Difference):
+        vector, number = sources
+        factors = [node for node in root.all_input_nodes if peel(graph, node) is not vector]
+        self.region = Region(graph, factors[0], number, difference, None, None)
+        self.vector = vector
+        self.inputs = (vector, *self.region.inputs)
+
+    def __call__(self, lookup: Lookup, dtype: torch.dtype | None) -> Tensor:
+        v: Tensor = lookup(self.vector)
+        z: Tensor = lookup(self.region.source)
+        spread = z.reshape(*v.shape[:-1], 1).expand_as(v)
+        function = self.region.function(lookup, dtype)
+        return v * cast(Tensor, _FirstOrder.apply(spread, function, self.region.difference, False))

@@ -36,6 +36,7 @@ from tintc.keywords import known_keywords
 from tintc.options import at_least_one
 from tintc.reference.approximations import Approximations
 from tintc.reference.captured import Override, detached_scores, run_nodes
+from tintc.reference.experts import approximate_experts
 from tintc.reference.groups import factors, layer_parameters
 from tintc.reference.placed import masked_scores, moved_positions
 from tintc.reference.regions import difference_regions
@@ -274,6 +275,8 @@ class _Tuning:
         if approximations.norms is not None or approximations.activations is not None:
             parts = self.recognised()
             self.overrides |= difference_regions(graph, parts, approximations.norms, approximations.activations)
+        if approximations.router or approximations.activations is not None:
+            self.overrides |= approximate_experts(graph, self.recognised, approximations)
 
     def recognised(self) -> Recognised:
         if self.graph not in _RECOGNISED:

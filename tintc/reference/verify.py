@@ -157,7 +157,8 @@ def verify(path: str, sim: TintForCausalLM, source: AuxiliarySource, ids: Tensor
     if not bool(tuned.logits.isfinite().all()):
         raise InputError(f"The learning rate {config.inner_lr} is too large for this text; pass another with --text.")
     LOGGER.info("fine-tuning the model by autograd alone")
-    plain = replace(_approximations(sim), scores=False, norms=None, activations=None, tiled_bias=False)
+    off: dict[str, Any] = dict.fromkeys(("scores", "router", "tiled_bias"), False)
+    plain = replace(_approximations(sim), norms=None, activations=None, **off)
     exact = _tuned(graph, config, ids, mask, plain, 1, dtype)
     stays = [name for name in simulated if sim.program.parameters[name].source not in tuned.gradients[0]]
     products = {name: _products(sim, name, g, tuned, exact) for name, g in simulated.items() if name not in stays}

@@ -22,6 +22,8 @@ from tintc import compiler as driver
 from tintc.errors import TintcError, UnsupportedModelError
 from tintc.frontend.agreement import check_agreement
 from tintc.frontend.graph.captured import CapturedGraph
+from tintc.frontend.graph.captured_experts import EAGER as EAGER_EXPERTS
+from tintc.frontend.graph.captured_experts import experts_computed_by
 from tintc.frontend.graph.trace_model import capture
 from tintc.frontend.importer import import_graph
 from tintc.frontend.source.load import AuxiliarySource, load_auxiliary
@@ -131,7 +133,7 @@ def _check_logits(
     program = auxiliary.program
     logits = forward(program, load(program, auxiliary.tensors), resolve_inputs(ids))
     _record(outcome, "graph", _relative(logits, run_captured(graph, ids)), GRAPH)
-    with _double_by_default():
+    with _double_by_default(), experts_computed_by(model, EAGER_EXPERTS):
         _record(outcome, "eager", _relative(logits, model.double()(ids, use_cache=False).logits), EAGER)
 
 
@@ -150,7 +152,7 @@ def _check_gradient(outcome: Outcome, graph: CapturedGraph, sim: TintForCausalLM
     """Check every parameter that descends, beside autograd of the whole graph, one text at a time."""
     mask = torch.arange(ids.shape[1])[None] < ids.shape[1] // 2
     simulated = simulated_gradients(sim, resolve_inputs(ids, mask))
-    right = tune(graph, ids, mask, inner_lr=LR, approximations=Approximations(scores=True)).gradients[0]
+    right = tune(graph, ids, mask, inner_lr=LR, approximations=Approximations(scores=True, router=True)).gradients[0]
     total = torch.stack([gradient.norm() for gradient in right.values()]).norm()
     for name, gradient in simulated.items():
         parameter = sim.program.parameters[name]

@@ -20,6 +20,8 @@ ROWS = 256
 """Tokens on whose logits regions and options are compared."""
 FEW = 16
 """Tokens after which most options are given up."""
+SMALL = 1e-3
+"""A number of the graph below this may be a term or a floor of a sum of weights."""
 TOLERANCE = 1e-13
 """Relative, of each weight, in fp64: small enough to tell a term of 1e-12 in a sum from a floor of 1e-12."""
 
@@ -59,9 +61,8 @@ def random_vector(experts: int, place: int) -> Tensor:
 def options_of(seen: Behaviour, likely: Iterable[RouterOptions] = ()) -> RouterOptions | None:
     """Return options with which `routing_weights` does what was seen, vectors by their names; None if there are none.
 
-    likely: options that are tried before all others, such as those of other layers. Of options that do the same,
-    the first is taken: scores in the order of `SCORES`, vectors rather than none, no
-    groups rather than some.
+    likely: options that are tried before all others, such as those of other layers. Of options that do the same, the
+    first is taken: scores in the order of `SCORES`, vectors rather than none, no groups rather than some.
     """
     for options in likely:
         if set(options.vectors().values()) <= seen.vectors.keys() and _agrees(_weights(options, seen), seen.weights):
@@ -108,7 +109,7 @@ def _divisors(seen: Behaviour) -> list[int]:
 
 def _weighings(options: RouterOptions, seen: Behaviour) -> Iterator[RouterOptions]:
     """Yield the same choice with the ways to weigh, each with the factor that fits best."""
-    small = sorted(n for n in seen.numbers if 0 < n < 0.1)
+    small = sorted(n for n in seen.numbers if 0 < n < SMALL)
     for gains in (*seen.vectors, ""):
         for normalise in NORMALISATIONS:
             weighed = replace(options, gains=gains, normalise=normalise)
