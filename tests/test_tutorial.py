@@ -36,6 +36,11 @@ def test_the_tutorial(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: 
     check(seen)
 
 
+def test_the_module_in_the_tutorial_is_the_tested_one() -> None:
+    _, _, source = (ROOT / "tests" / "nano_gpt.py").read_text(encoding="utf-8").partition("annotations\n\n")
+    assert source and source in (ROOT / "docs" / "tutorial.md").read_text(encoding="utf-8")
+
+
 def check(seen: dict[str, Any]) -> None:
     """What the text says of what the blocks have done."""
     out, half, held_out = seen["out"], seen["half"], seen["held_out"]
@@ -55,6 +60,11 @@ def check(seen: dict[str, Any]) -> None:
     assert seen["text"].shape[1] == seen["prompt"].shape[1] + 20
     assert seen["losses"][-1] < seen["losses"][0]
     assert Path("sim-trained/config.json").exists() and Path("story.state").exists()
+    assert seen["verdict"].ok
+    with torch.no_grad():
+        after = seen["updated"](seen["nano_ids"])[0]
+        adapted = seen["nano_sim"](seen["nano_ids"], state=seen["nano_state"]).logits
+    assert relative(after, adapted) < 1e-4
 
 
 def check_few_shot(seen: dict[str, Any]) -> None:
