@@ -34,7 +34,7 @@ def moves(node: Node) -> bool:
 
 def is_linear(graph: CapturedGraph, node: Node) -> bool:
     """Return True if the node is a linear function of its live inputs, made without any parameter."""
-    if moves(node) or is_noise(graph, node) or opname(node) == "neg":
+    if moves(node) or is_noise(graph, node) or opname(node) in ("neg", "view_as_complex", "view_as_real"):
         return True
     live = [value for value in node.args[:2] if isinstance(value, Node) and value in graph.live]
     if opname(node) in ("add", "sub"):

@@ -12,7 +12,6 @@ from tintc.frontend.rules.arithmetic import (
     ConstantRule,
     MultiplyRule,
     ScaleRule,
-    SharedFactorRule,
     ShiftedProductRule,
     SubtractRule,
 )
@@ -21,6 +20,7 @@ from tintc.frontend.rules.embeddings import EmbeddingRule, PositionEmbeddingRule
 from tintc.frontend.rules.experts import ExpertsRule
 from tintc.frontend.rules.linear import LinearRule
 from tintc.frontend.rules.norms import FusedNormRule, NormBiasRule, WrittenNormRule
+from tintc.frontend.rules.shared_factors import SharedFactorRule
 
 RULES: tuple[type[Rule], ...] = (
     EmbeddingRule,
