@@ -13,9 +13,11 @@ from torch import Tensor
 
 from tintc.errors import InputError, OptionError
 from tintc.frontend.agreement import check_agreement
+from tintc.frontend.exact_agreement import check_graph
+from tintc.frontend.graph.captured import CapturedGraph
 from tintc.frontend.graph.trace_model import capture
 from tintc.frontend.importer import import_graph
-from tintc.frontend.source.load import TOKENIZER_PROBLEM, AuxiliarySource, load_auxiliary
+from tintc.frontend.source.load import ADAPTER_FATES, ADAPTERS, TOKENIZER_PROBLEM, AuxiliarySource, load_auxiliary
 from tintc.frontend.source.sample import sample
 from tintc.ir.core import Program
 from tintc.ir.text import print_program
@@ -71,12 +73,14 @@ def compile(
     check_request(options, calibration, output, force)
     with shown_stages(progress):
         logger.info("loading the model")
-        source = load_auxiliary(model_or_path, options.max_length)
+        source = load_auxiliary(model_or_path, options.max_length, keep_adapters=options.keep_adapters)
         dtype = dtype_of(options, source)
+        check_adapters(options, source)
         logger.info("capturing and importing its graph")
         auxiliary = import_auxiliary(source)
         logger.info("comparing its program with the model")
         tensors = source.weights.read_sparingly(auxiliary.tensors)
+        check_graph(source.provenance["source"], auxiliary.graph, auxiliary.program, tensors)
         with source.weights.sparing(source.model):
             check_agreement(source.provenance["source"], source.model, auxiliary.program, tensors, source.max_length)
         logger.info("lowering to simulator modules")
@@ -118,19 +122,29 @@ def dtype_of(options: Options, source: AuxiliarySource) -> torch.dtype:
     return dtype
 
 
+def check_adapters(options: Options, source: AuxiliarySource) -> None:
+    """Raise `OptionError` if adapters shall descend and the model has none that are layers of their own."""
+    if "lora" in options.groups and source.provenance.get(ADAPTERS) != ADAPTER_FATES[True]:
+        raise OptionError(
+            "The group lora is of adapters that are kept as layers; pass a model with adapters of peft, and "
+            "keep_adapters=True (--keep-adapters)."
+        )
+
+
 @dataclass(frozen=True)
 class Auxiliary:
-    """An imported decoder: its program, and the tensors that its parameters' sources name."""
+    """An imported decoder: its program, its tensors by the names that parameters have as source, and its graph."""
 
     program: Program
     tensors: Mapping[str, Tensor]
+    graph: CapturedGraph
 
 
 def import_auxiliary(source: AuxiliarySource) -> Auxiliary:
     """Capture the model's graph, import it, and bring it into canonical form, with layers assigned."""
     graph = capture(source.model, source.max_length, source.provenance["source"])
     program = import_graph(graph)
-    return Auxiliary(run_passes(AUXILIARY_PASSES, program, Options()), graph.tensors)
+    return Auxiliary(run_passes(AUXILIARY_PASSES, program, Options()), graph.tensors, graph)
 
 
 def lower(auxiliary: Program, options: Options, max_length: int) -> Program:

@@ -55,7 +55,7 @@ def run_opt(
         program = read_program(Path(path))
     else:
         with stages():
-            source = load_auxiliary(path, chosen.max_length, values=False)
+            source = load_auxiliary(path, chosen.max_length, values=False, keep_adapters=chosen.keep_adapters)
             program = import_graph(capture(source.model, source.max_length, source.provenance["source"]))
             chosen = replace(chosen, max_length=source.max_length)
     text = print_program(run_passes(passes, program, chosen, observe))

@@ -44,7 +44,7 @@ def plan_model(model: str, options: dict[str, Any], png: Path | None, every: boo
     if png is not None:
         check_plot(png)
     with stages():
-        source = load_auxiliary(model, chosen.max_length, values=False)
+        source = load_auxiliary(model, chosen.max_length, values=False, keep_adapters=chosen.keep_adapters)
         program = lower_to_modules(import_auxiliary(source).program, chosen)
         layouts = survey(program, chosen, source.max_length)
         taken = layouts.chosen

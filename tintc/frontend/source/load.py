@@ -16,13 +16,16 @@ from typing import Any, TextIO
 
 import torch
 import transformers
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GgufConfig, PreTrainedModel
 
 from tintc.errors import ModelError, OptionError
 from tintc.frontend.graph.trace_model import LONGEST, PROCESS_LOCK, longest_sequence
+from tintc.frontend.source.adapters import check_peft, is_adapted, resolved, with_adapter
 from tintc.frontend.source.failures import check_report, first_sentence, why_not_loaded
-from tintc.frontend.source.kinds import check_kind, not_a_model, simulator_sentence, unwrapped
+from tintc.frontend.source.gguf_header import check_gguf
+from tintc.frontend.source.kinds import check_kind, method_of, not_a_model, simulator_sentence, unwrapped
 from tintc.frontend.source.places import Place, configuration, find_place, has_weights
+from tintc.frontend.source.quantised import check_packages, dequantised, dequantising
 from tintc.frontend.source.weightless import weightless_model
 from tintc.hub import MODEL_TYPE
 from tintc.ir.finite import is_finite
@@ -50,14 +53,19 @@ class AuxiliarySource:
 
 
 def load_auxiliary(
-    model_or_path: PreTrainedModel | str | os.PathLike[str], max_length: int | None = None, values: bool = True
+    model_or_path: PreTrainedModel | str | os.PathLike[str],
+    max_length: int | None = None,
+    values: bool = True,
+    keep_adapters: bool = False,
 ) -> AuxiliarySource:
     """Return the model of a folder or the config.json in it, of a ``.gguf`` file or of a hub id, or one in memory.
 
-    max_length None: the configuration's, at most 2048. Weights keep the checkpoint's dtype; only safetensors and GGUF
-    files are read. values: whether the weights are needed; if not they are not looked at, and a model without weight
-    files has zeros. Raises `ModelError` (missing or broken files, missing, misshapen or non-finite weights, not a
-    causal language model) and `OptionError` for a `max_length` the model does not have.
+    max_length None: the configuration's, at most 2048. Weights keep the checkpoint's dtype, and quantised ones are made
+    plain numbers; docs/checkpoints.md has every form that is read. values: whether the weights are needed; if not they
+    are not looked at, and a model without weight files has zeros. keep_adapters: leave adapters of peft as layers of
+    their own; otherwise they are merged into the weights. Raises `ModelError` (missing or broken files, missing,
+    misshapen or non-finite weights, a package that is missing, not a causal language model) and `OptionError` for a
+    `max_length` the model does not have.
     """
     tokenizer = None
     tokenizer_problem = ""
@@ -67,25 +75,32 @@ def load_auxiliary(
         path = str(getattr(getattr(loaded, "config", None), "name_or_path", ""))
         name = Path(path).name or type(loaded).__name__
         kind = "memory"
+        adapted = is_adapted(loaded)
+        if adapted:
+            loaded = resolved(loaded, name, keep_adapters, own=False)
     elif isinstance(model_or_path, str | os.PathLike):
         place = find_place(str(model_or_path))
         if configuration(place).get("model_type") == MODEL_TYPE:
             raise ModelError(simulator_sentence(place.name))
         name = place.name
         kind = place.format
+        adapted = place.adapter is not None
         with _quiet():
-            loaded = _load(place, weightless=not (values or has_weights(place)))
+            loaded = _load(place, values, keep_adapters)
             tokenizer, tokenizer_problem = _tokenizer(place)
-        weights = MappedWeights(loaded.state_dict().values())
+        if not adapted:  # else written to
+            weights = MappedWeights(loaded.state_dict().values())
     else:
         raise ModelError(not_a_model(model_or_path))
-    model = check_kind(loaded, name)
+    model = check_kind(loaded, name, keep_adapters)
     if values:
         _check_finite(model, name, weights)
     config = model.config.get_text_config()
     provenance = _provenance(model, name, kind)
     if tokenizer_problem:
         provenance[TOKENIZER_PROBLEM] = tokenizer_problem
+    if adapted:
+        provenance[ADAPTERS] = ADAPTER_FATES[keep_adapters]
     return AuxiliarySource(
         model=model,
         tokenizer=tokenizer,
@@ -101,14 +116,36 @@ def load_auxiliary(
 
 TOKENIZER_PROBLEM = "tokenizer_problem"
 """Key of the provenance's entry that says why the tokenizer beside the weights cannot be read."""
+ADAPTERS = "adapters"
+"""Key of the provenance's entry that says what became of adapters."""
+ADAPTER_FATES = {False: "merged", True: "kept"}
 TOKENIZER_FILES = ("tokenizer*", "vocab*", "*.model", "merges.txt", "*.tiktoken")
 
 
-def _load(place: Place, weightless: bool) -> PreTrainedModel:
-    """Return the model at a place, with its weights or without.
+def _load(place: Place, values: bool, keep_adapters: bool) -> torch.nn.Module:
+    """Return the model at a place, with its adapter if it has one.
 
     Raises `ModelError` for every failure of transformers, and for weights that would be left random.
     """
+    method = method_of(configuration(place).get("quantization_config"))
+    if place.gguf_file is not None:
+        check_gguf(Path(place.folder) / place.gguf_file)
+    weightless = not values and (bool(method) or not has_weights(place))
+    if method and not weightless:
+        check_packages(place.name, method)
+    wants_adapter = place.adapter is not None and (values or keep_adapters)
+    if wants_adapter:
+        check_peft(place.name)
+    base = _base(place, weightless)
+    if method and not weightless:
+        base = dequantised(base, place.name, method)
+    if not wants_adapter or place.adapter is None:
+        return base
+    return resolved(with_adapter(base, place.name, place.adapter), place.name, keep_adapters, own=True)
+
+
+def _base(place: Place, weightless: bool) -> PreTrainedModel:
+    """Return the model at a place, with its weights or without, as transformers loads it."""
     try:
         make = _maker(place, weightless)
         try:
@@ -128,30 +165,40 @@ def _load(place: Place, weightless: bool) -> PreTrainedModel:
 
 def _maker(place: Place, weightless: bool) -> Callable[..., Any]:
     """Return the function that makes the model; if it loads weights, it returns a report with it."""
+    config = AutoConfig.from_pretrained(place.folder, **place.options)
     if weightless:
-        return partial(weightless_model, AutoConfig.from_pretrained(place.folder, **place.options))
-    options: dict[str, Any] = {"output_loading_info": True, "ignore_mismatched_sizes": True}
+        return partial(weightless_model, config)
+    # Files that torch has pickled are read by its weights-only loader, which runs no code.
+    options: dict[str, Any] = {"output_loading_info": True, "ignore_mismatched_sizes": True, "weights_only": True}
+    options |= {"config": config, "dtype": "auto"}
     if place.gguf_file:
-        options["dtype"] = torch.float32
-    else:
-        options |= {"dtype": "auto", "use_safetensors": True}
+        options |= {"dtype": torch.float32, "quantization_config": GgufConfig(dequantize=True)}
+    elif getattr(config, "quantization_config", None) is not None:
+        config.quantization_config = dequantising(config.quantization_config)
     return partial(AutoModelForCausalLM.from_pretrained, place.folder, **place.options, **options)
 
 
 def _tokenizer(place: Place) -> tuple[Any | None, str]:
     """Return the tokenizer beside the weights, and why it cannot be read; None if there is none or it cannot.
 
-    transformers makes an empty tokenizer for some model types when a folder has none; that would only mislead.
+    An adapter's own comes before its base's. transformers makes an empty tokenizer for some model types when a folder
+    has none; that would only mislead.
     """
-    here = place.local and not place.gguf_file
-    if here and not any(glob(f"{escape(place.folder)}/{name}") for name in TOKENIZER_FILES):
+    options = place.options
+    folder = place.folder
+    if place.adapter is not None and _has_tokenizer(place.adapter):
+        folder = place.adapter
+        options = {"local_files_only": True, "trust_remote_code": False}
+    elif place.local and not place.gguf_file and not _has_tokenizer(folder):
         return None, ""
     try:
-        return AutoTokenizer.from_pretrained(place.folder, **place.options), ""
+        return AutoTokenizer.from_pretrained(folder, **options), ""
     except Exception as error:  # of transformers, or of a package that it asks for
-        if here:
-            return None, first_sentence(error)
-        return None, ""
+        return None, first_sentence(error)
+
+
+def _has_tokenizer(folder: str) -> bool:
+    return any(glob(f"{escape(folder)}/{name}") for name in TOKENIZER_FILES)
 
 
 def _check_finite(model: PreTrainedModel, name: str, weights: MappedWeights) -> None:

@@ -18,12 +18,13 @@ from tintc.ir.losses import LogitMap
 class Linear(AuxOp):
     """y = W x + b with ``W [dout, din]``, b optional (empty name).
 
-    Roles: query, key, value, output, ffn (in a layer), projection (outside). The paper updates all but query and key.
+    Roles: query, key, value, output, ffn (in a layer), lora (an adapter's, in a layer, unless it makes queries or keys
+    alone), projection (outside). The paper updates all but query and key.
     """
 
     GROUPS: ClassVar[Mapping[str, Mapping[str, str]]] = {
         role: dict.fromkeys(("weight", "bias"), group)
-        for role, group in (("value", "values"), ("output", "out"), ("ffn", "ffn"))
+        for role, group in (("value", "values"), ("output", "out"), ("ffn", "ffn"), ("lora", "lora"))
     }
 
     weight: str
