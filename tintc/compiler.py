@@ -13,6 +13,7 @@ from torch import Tensor
 
 from tintc.errors import InputError, OptionError
 from tintc.frontend.agreement import check_agreement
+from tintc.frontend.described import describe_model
 from tintc.frontend.exact_agreement import check_graph
 from tintc.frontend.graph.captured import CapturedGraph
 from tintc.frontend.graph.trace_model import capture
@@ -177,8 +178,7 @@ def assemble(
     program: Program, auxiliary: Auxiliary, source: AuxiliarySource, options: Options, dtype: torch.dtype
 ) -> TintForCausalLM:
     """Emit the tensors and build the model that holds them."""
-    config = configure(program, source, options)
-    config.auxiliary = print_program(auxiliary.program)
+    config = configure(program, auxiliary, source, options)
     with torch.device("meta"):
         sim = TintForCausalLM(config)
     state = dict(emit(program, auxiliary.tensors, options.inner_lr, dtype))
@@ -197,8 +197,7 @@ def streamed_tensors(
 ) -> tuple[TintConfig, dict[str, LazyTensor]]:
     """Return (configuration, tensors by name) of the model that `assemble` builds; the tensors are yet to be
     computed."""
-    config = configure(program, source, options)
-    config.auxiliary = print_program(auxiliary.program)
+    config = configure(program, auxiliary, source, options)
     config.dtype = dtype
     tensors = {
         name: LazyTensor(spec.shape, stored_dtype(name, dtype), spec.build)
@@ -207,7 +206,7 @@ def streamed_tensors(
     return config, tensors
 
 
-def configure(program: Program, source: AuxiliarySource, options: Options) -> TintConfig:
+def configure(program: Program, auxiliary: Auxiliary, source: AuxiliarySource, options: Options) -> TintConfig:
     """Return the configuration of a simulator, with digests of its program and of the recorded options."""
     text = print_program(program)
     config = TintConfig(
@@ -220,5 +219,8 @@ def configure(program: Program, source: AuxiliarySource, options: Options) -> Ti
         pad_token_id=source.pad_token_id,
         architectures=["TintForCausalLM"],
     )
+    config.auxiliary = print_program(auxiliary.program)
+    if source.provenance.get(ADAPTERS) != ADAPTER_FATES[True]:  # with layers that transformers' class does not have
+        config.described = describe_model(source.model, auxiliary.graph)
     config.digests = {"program": text_digest(text), "options": options_digest(config.to_dict())}
     return config
