@@ -167,3 +167,17 @@ def test_what_a_simulator_does_not_hold_is_named(tmp_path: Path, monkeypatch: py
         with pytest.raises(ModelError, match=message):
             sim.adapt(token_ids(1, 8)).export(tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_trained_tables_go_with_what_a_simulator_keeps(tmp_path: Path) -> None:
+    """fp32: the table is written as it is."""
+    sim = tintc.compile(gpt2(n_layers=1), inner_lr=0.1)
+    with torch.no_grad():
+        for table in sim.tables.parameters():
+            table.mul_(1.01)
+    text = token_ids(1, 9, seed=3)
+    state = sim.adapt(token_ids(1, 12))
+    state.export(tmp_path / "out")
+    alone = AutoModelForCausalLM.from_pretrained(tmp_path / "out").eval()
+    with torch.no_grad():
+        assert worst(alone(text).logits, continued(sim, text, state)) < 1e-5
