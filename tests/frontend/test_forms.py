@@ -17,6 +17,7 @@ import pytest
 import torch
 from command import change_config, model_folder
 from gguf import GGMLQuantizationType as Quantisation
+from safetensors.torch import save_file
 from tiny_models import llama, relative, token_ids
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
@@ -232,11 +233,50 @@ def test_fp8(tmp_path: Path) -> None:
         state[key] = (tensor / scale).to(torch.float8_e4m3fn)
         state[f"{key}_scale_inv"] = scale.reshape(1, 1)
         expected.state_dict()[key].copy_(state[key].float() * scale)
-    from safetensors.torch import save_file
-
     save_file(state, tmp_path / "model.safetensors", {"format": "pt"})
     change_config(tmp_path, quantization_config={"quant_method": "fp8", "weight_block_size": [64, 64]})
     assert relative(read(tmp_path), logits(expected)) < 1e-6
+
+
+ORDER = {"gptq": range(8), "awq": (0, 2, 4, 6, 1, 3, 5, 7)}
+"""Which of eight numbers of four bits stands where in an int32."""
+
+
+def in_eights(numbers: torch.Tensor, method: str) -> torch.Tensor:
+    """Numbers of four bits ``[..., 8 n]`` as int32 ``[..., n]``."""
+    eights = numbers.long().unflatten(-1, (-1, 8))
+    packed = torch.stack([eights[..., at] << 4 * place for place, at in enumerate(ORDER[method])]).sum(0)
+    return torch.where(packed >= 2**31, packed - 2**32, packed).int()
+
+
+@pytest.mark.parametrize("method", ["gptq", "awq"])
+def test_layers_of_four_bits(tmp_path: Path, method: str) -> None:
+    """fp16; groups of 128 columns with a scale each, and 8 for zero. The weights are the same to the bit."""
+    pytest.importorskip("gptqmodel", reason="pip install optimum gptqmodel")
+    model = llama(n_layers=1, n_kv_heads=4, head_dim=32, d_ff=256).half()
+    state = model.state_dict()
+    stored = {key: tensor for key, tensor in state.items() if "_proj" not in key}
+    for key in state.keys() - stored.keys():
+        groups = state[key].float().unflatten(1, (-1, 128))
+        scales = (groups.abs().amax(-1) / 7).half()
+        codes = (groups / scales[..., None]).round().clamp(-8, 7) + 8
+        state[key].copy_(((codes - 8) * scales[..., None]).flatten(1))
+        codes = codes.flatten(1).T
+        layer = {"scales": scales.T.contiguous()}
+        zeros = torch.full_like(layer["scales"], 8)
+        if method == "gptq":
+            layer |= {"qweight": in_eights(codes.T, method).T.contiguous(), "qzeros": in_eights(zeros - 1, method)}
+            layer["g_idx"] = (torch.arange(len(codes)) // 128).int()
+        else:
+            layer |= {"qweight": in_eights(codes, method), "qzeros": in_eights(zeros, method)}
+        stored |= {f"{key.removesuffix('weight')}{part}": tensor for part, tensor in layer.items()}
+    model.config.save_pretrained(tmp_path)
+    save_file(stored, tmp_path / "model.safetensors", {"format": "pt"})
+    entries = {"quant_method": method, "bits": 4, "group_size": 128, "sym": True, "desc_act": False}
+    entries |= {"gptq": {"checkpoint_format": "gptq"}, "awq": {"format": "gemm", "zero_point": True}}[method]
+    change_config(tmp_path, quantization_config=entries)
+    read = load_auxiliary(tmp_path).model
+    assert all(torch.equal(tensor, state[key]) for key, tensor in read.state_dict().items())
 
 
 class Packed(torch.nn.Module):

@@ -36,6 +36,8 @@ PACKAGES: Mapping[str, tuple[str, ...]] = {
 """What transformers loads a method's checkpoints with, besides what tintc depends on."""
 MODULES = {"amd-quark": "quark", "optimum-quanto": "optimum.quanto"}
 """Modules of packages that are not named like them."""
+BACKENDS = {"awq": "torch_awq", "gptq": "torch"}
+"""Kernels to load a method's layers with: those in plain PyTorch, since others are compiled for minutes first."""
 STEP = 4096
 """Columns of an identity matrix that are multiplied at once."""
 
@@ -59,10 +61,14 @@ def _installed(package: str) -> bool:
 
 
 def dequantising(entries: Any) -> Any:
-    """Return a configuration's entry `quantization_config` with the switch that makes plain weights, if it has one."""
+    """Return a configuration's entry `quantization_config` with the switch that makes plain weights, if it has one, or
+    with the backend that does not have to be fast."""
     if not isinstance(entries, dict):
         return entries
-    kind = AUTO_QUANTIZATION_CONFIG_MAPPING.get(entries.get("quant_method", ""))
+    method = entries.get("quant_method", "")
+    if method in BACKENDS:
+        return entries | {"backend": BACKENDS[method]}
+    kind = AUTO_QUANTIZATION_CONFIG_MAPPING.get(method)
     if kind is None or "dequantize" not in inspect.signature(kind.__init__).parameters:
         return entries
     return entries | {"dequantize": True}
