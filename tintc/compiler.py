@@ -9,14 +9,19 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from tintc.errors import InputError, OptionError
 from tintc.frontend.agreement import check_agreement
+from tintc.frontend.described import describe_model
+from tintc.frontend.exact_agreement import check_graph
+from tintc.frontend.graph.captured import CapturedGraph
 from tintc.frontend.graph.trace_model import capture
 from tintc.frontend.importer import import_graph
-from tintc.frontend.source.load import TOKENIZER_PROBLEM, AuxiliarySource, load_auxiliary
+from tintc.frontend.source.load import ADAPTER_FATES, ADAPTERS, TOKENIZER_PROBLEM, AuxiliarySource, load_auxiliary
 from tintc.frontend.source.modules import PADDING
 from tintc.frontend.source.sample import sample
+from tintc.frontend.source.trust import TRUSTED
 from tintc.frontend.source.wrappers import TEXT_PATH
 from tintc.ir.core import Program
 from tintc.ir.text import print_program
@@ -74,13 +79,19 @@ def compile(
     with shown_stages(progress):
         logger.info("loading the model")
         source = load_auxiliary(
-            model_or_path, options.max_length, vocab_size=vocab_size, trust_remote_code=trust_remote_code
+            model_or_path,
+            options.max_length,
+            vocab_size=vocab_size,
+            trust_remote_code=trust_remote_code,
+            keep_adapters=options.keep_adapters,
         )
         dtype = dtype_of(options, source)
+        check_adapters(options, source)
         logger.info("capturing and importing its graph")
         auxiliary = import_auxiliary(source)
         logger.info("comparing its program with the model")
         tensors = source.weights.read_sparingly(auxiliary.tensors)
+        check_graph(source.provenance["source"], auxiliary.graph, auxiliary.program, tensors)
         with source.weights.sparing(source.model):
             name = source.provenance["source"]
             program = auxiliary.program
@@ -129,19 +140,29 @@ def dtype_of(options: Options, source: AuxiliarySource) -> torch.dtype:
     return dtype
 
 
+def check_adapters(options: Options, source: AuxiliarySource) -> None:
+    """Raise `OptionError` if adapters shall descend and the model has none that are layers of their own."""
+    if "lora" in options.groups and source.provenance.get(ADAPTERS) != ADAPTER_FATES[True]:
+        raise OptionError(
+            "The group lora is of adapters that are kept as layers; pass a model with adapters of peft, and "
+            "keep_adapters=True (--keep-adapters)."
+        )
+
+
 @dataclass(frozen=True)
 class Auxiliary:
-    """An imported decoder: its program, and the tensors that its parameters' sources name."""
+    """An imported decoder: its program, its tensors by the names that parameters have as source, and its graph."""
 
     program: Program
     tensors: Mapping[str, Tensor]
+    graph: CapturedGraph
 
 
 def import_auxiliary(source: AuxiliarySource) -> Auxiliary:
     """Capture the model's graph, import it, and bring it into canonical form, with layers assigned."""
     graph = capture(source.model, source.max_length, source.provenance["source"])
     program = import_graph(graph)
-    return Auxiliary(run_passes(AUXILIARY_PASSES, program, Options()), graph.tensors)
+    return Auxiliary(run_passes(AUXILIARY_PASSES, program, Options()), graph.tensors, graph)
 
 
 def lower(auxiliary: Program, options: Options, max_length: int) -> Program:
@@ -174,8 +195,7 @@ def assemble(
     program: Program, auxiliary: Auxiliary, source: AuxiliarySource, options: Options, dtype: torch.dtype
 ) -> TintForCausalLM:
     """Emit the tensors and build the model that holds them."""
-    config = configure(program, source, options)
-    config.auxiliary = print_program(auxiliary.program)
+    config = configure(program, auxiliary, source, options)
     with torch.device("meta"):
         sim = TintForCausalLM(config)
     state = dict(emit(program, auxiliary.tensors, options.inner_lr, dtype))
@@ -194,8 +214,7 @@ def streamed_tensors(
 ) -> tuple[TintConfig, dict[str, LazyTensor]]:
     """Return (configuration, tensors by name) of the model that `assemble` builds; the tensors are yet to be
     computed."""
-    config = configure(program, source, options)
-    config.auxiliary = print_program(auxiliary.program)
+    config = configure(program, auxiliary, source, options)
     config.dtype = dtype
     tensors = {
         name: LazyTensor(spec.shape, stored_dtype(name, dtype), spec.build)
@@ -204,7 +223,14 @@ def streamed_tensors(
     return config, tensors
 
 
-def configure(program: Program, source: AuxiliarySource, options: Options) -> TintConfig:
+def _can_be_rebuilt(source: AuxiliarySource) -> bool:
+    """Return True if the model is what transformers makes of its configuration and a simulator holds all of its
+    weights: no layers of adapters, no towers for images, no class of anybody else's."""
+    others = {TEXT_PATH, PADDING, TRUSTED}.intersection(source.provenance)
+    return not others and source.provenance.get(ADAPTERS) != ADAPTER_FATES[True]
+
+
+def configure(program: Program, auxiliary: Auxiliary, source: AuxiliarySource, options: Options) -> TintConfig:
     """Return the configuration of a simulator, with digests of its program and of the recorded options."""
     text = print_program(program)
     config = TintConfig(
@@ -218,5 +244,8 @@ def configure(program: Program, source: AuxiliarySource, options: Options) -> Ti
         pad_token_id=source.pad_token_id,
         architectures=["TintForCausalLM"],
     )
+    config.auxiliary = print_program(auxiliary.program)
+    if _can_be_rebuilt(source) and isinstance(source.model, PreTrainedModel):
+        config.described = describe_model(source.model, auxiliary.graph)
     config.digests = {"program": text_digest(text), "options": options_digest(config.to_dict())}
     return config

@@ -20,9 +20,9 @@ from typing import Any, TypeVar
 
 LOSSES = ("ce", "quad", "mse")
 """Cross-entropy of the next token, and the quadratic and mean-square losses of Remark H.2."""
-GROUPS = ("values", "out", "ffn", "norm-bias", "norm-gain")
+GROUPS = ("values", "out", "ffn", "norm-bias", "norm-gain", "lora")
 """Groups of parameters that can descend."""
-DESCENDS = frozenset(GROUPS) - {"norm-gain"}
+DESCENDS = frozenset(GROUPS) - {"norm-gain", "lora"}
 """Those that do unless told otherwise."""
 SCHEMES = ("fixed", "token")
 """How the step of a finite difference is chosen."""
@@ -131,7 +131,7 @@ class Options:
     )
     descend: str = option(
         ",".join(group for group in GROUPS if group in DESCENDS),
-        "Parameter groups that are updated, with commas between; norm-gain is one more.",
+        "Parameter groups that are updated, with commas between; norm-gain and lora are more.",
         record="config",
         title="parameters that descend",
     )
@@ -175,6 +175,10 @@ class Options:
         choices=REUSE,
         record="program",
         title="structural tensors shared by",
+    )
+    keep_adapters: bool = option(
+        False,
+        "Leave adapters of peft as layers of their own, which can descend as the group lora, instead of merging them.",
     )
     dtype: str | None = option(
         None,

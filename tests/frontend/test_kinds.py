@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -143,9 +142,6 @@ def test_a_simulator_is_named_before_it_is_loaded(tmp_path: Path) -> None:
 
 
 FOLDERS: dict[str, tuple[dict[str, Any], str]] = {
-    "bitsandbytes": ({"quantization_config": {"quant_method": "bitsandbytes", "load_in_4bit": True}}, "bitsandbytes"),
-    "gptq": ({"quantization_config": {"quant_method": "gptq", "bits": 4, "group_size": 128}}, "gptq"),
-    "awq": ({"quantization_config": {"quant_method": "awq", "bits": 4, "group_size": 128}}, "awq"),
     "code": (
         {"model_type": "mine", "auto_map": {"AutoConfig": "a.B", "AutoModelForCausalLM": "a.C"}},
         "code of its own .* pass --trust-remote-code",
@@ -167,8 +163,6 @@ def test_folders_that_cannot_be_read(folder: Path, tmp_path: Path, kind: str) ->
     with pytest.raises(ModelError, match=message) as refused:
         load_auxiliary(tmp_path)
     assert len(str(refused.value).splitlines()) == 1
-    if "quantization_config" in changes:
-        assert "quantised by" in str(refused.value) and "model.dequantize()" in str(refused.value)
 
 
 def test_a_folder_of_a_model_without_its_head(tmp_path: Path) -> None:
@@ -179,13 +173,8 @@ def test_a_folder_of_a_model_without_its_head(tmp_path: Path) -> None:
         load_auxiliary(tmp_path / "part")
     tied = llama(n_layers=1, tie_word_embeddings=True)
     tied.model.save_pretrained(tmp_path / "tied")
-    assert load_auxiliary(tmp_path / "tied").model.get_output_embeddings() is not None
-
-
-def test_a_folder_with_an_adapter(tmp_path: Path) -> None:
-    (tmp_path / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": "some/base"}))
-    with pytest.raises(ModelError, match=r"adapter .* load some/base, .*merge_and_unload\(\)"):
-        load_auxiliary(tmp_path)
+    loaded: Any = load_auxiliary(tmp_path / "tied").model
+    assert loaded.get_output_embeddings() is not None
 
 
 def test_a_tokenizer_that_cannot_be_read_is_named(

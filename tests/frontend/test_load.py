@@ -129,11 +129,11 @@ def test_weights_that_are_not_finite(folder: Path, bad: float) -> None:
     assert "model.norm.weight" in refused(folder)
 
 
-def test_pickled_weights_are_named_and_not_read(folder: Path) -> None:
-    torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
+def test_weights_in_other_files_are_named(folder: Path) -> None:
+    torch.save(load_file(folder / "model.safetensors"), folder / "consolidated.pth")
     (folder / "model.safetensors").unlink()
     message = refused(folder)
-    assert "has its weights in pytorch_model.bin" in message and "save_pretrained" in message
+    assert "has its weights in consolidated.pth" in message and "save_pretrained" in message
 
 
 @pytest.mark.parametrize("length", [0, 1, 33])

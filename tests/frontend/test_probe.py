@@ -77,6 +77,8 @@ def test_a_program_that_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
         with pytest.raises(ModelError, match="a text without padding"):
             check_agreement("it", source.model, wrong, auxiliary.tensors, source.max_length)
     wrong = broken(auxiliary.program, Attention, scale=0.5)
-    monkeypatch.setattr(driver, "import_auxiliary", lambda _: driver.Auxiliary(wrong, auxiliary.tensors))
+    monkeypatch.setattr(
+        driver, "import_auxiliary", lambda _: driver.Auxiliary(wrong, auxiliary.tensors, auxiliary.graph)
+    )
     with pytest.raises(ModelError, match="not compiled"):
         tintc.compile(llama())

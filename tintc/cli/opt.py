@@ -56,7 +56,9 @@ def run_opt(
         program = read_program(Path(path))
     else:
         with stages():
-            source = load_auxiliary(path, chosen.max_length, values=False, trust_remote_code=trusted)
+            source = load_auxiliary(
+                path, chosen.max_length, False, trust_remote_code=trusted, keep_adapters=chosen.keep_adapters
+            )
             program = import_graph(capture(source.model, source.max_length, source.provenance["source"]))
             chosen = replace(chosen, max_length=source.max_length)
     text = print_program(run_passes(passes, program, chosen, observe))

@@ -49,7 +49,9 @@ def plan_model(
     if png is not None:
         check_plot(png)
     with stages():
-        source = load_auxiliary(model, chosen.max_length, values=False, trust_remote_code=trusted)
+        source = load_auxiliary(
+            model, chosen.max_length, False, trust_remote_code=trusted, keep_adapters=chosen.keep_adapters
+        )
         program = lower_to_modules(import_auxiliary(source).program, chosen)
         layouts = survey(program, chosen, source.max_length)
         taken = layouts.chosen

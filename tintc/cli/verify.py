@@ -15,7 +15,7 @@ from tintc.cli.run import read_text, tokenise
 from tintc.errors import InputError, OptionError
 from tintc.evaluation.blocks import train_tokens
 from tintc.evaluation.perplexity import peak_rss_bytes
-from tintc.frontend.source.load import load_auxiliary
+from tintc.frontend.source.load import ADAPTER_FATES, ADAPTERS, load_auxiliary
 from tintc.frontend.source.sample import PROBE, numbers
 from tintc.reference.verify import Compared, Verdict, verify
 from tintc.runtime.load import load
@@ -51,7 +51,8 @@ def verify_artefact(
     with stages():
         sim = load(path, executor=executor, dtype=dtype)
         ids = probe(path, sim, content, length, is_default=file is None)
-        source = load_auxiliary(model, trust_remote_code=trusted)
+        kept = sim.config.provenance.get(ADAPTERS) == ADAPTER_FATES[True]
+        source = load_auxiliary(model, trust_remote_code=trusted, keep_adapters=kept)
         fraction = sim.config.train_fraction if train_fraction is None else train_fraction
         verdict = verify(path, sim, source, ids, train_tokens(len(ids), fraction))
     facts = {"output": path, "model": model, "seconds": time.perf_counter() - start, "peak_rss_bytes": peak_rss_bytes()}

@@ -13,7 +13,7 @@ from tintc.options import SCHEMES
 
 DESCENDS = frozenset({"values", "out", "ffn", "norm-bias"})
 """Parameter groups that a simulator updates unless told otherwise (construction.md, section 10)."""
-GROUPS = DESCENDS | {"norm-gain", "queries", "keys"}
+GROUPS = DESCENDS | {"norm-gain", "lora", "queries", "keys"}
 """Groups of a layer's parameters that may be chosen; the final norm's count as the last layer's."""
 
 

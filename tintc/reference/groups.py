@@ -15,7 +15,7 @@ from tintc.lowering.passes.assign_layers import assign_layers
 from tintc.lowering.passes.canonicalise import canonicalise
 from tintc.reference.approximations import Approximations
 
-LINEAR = {"value": "values", "output": "out", "ffn": "ffn", "query": "queries", "key": "keys"}
+LINEAR = {"value": "values", "output": "out", "ffn": "ffn", "query": "queries", "key": "keys", "lora": "lora"}
 """Groups of linear layers by the importer's role."""
 
 

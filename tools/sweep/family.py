@@ -21,6 +21,7 @@ from torch import Tensor
 from tintc import compiler as driver
 from tintc.errors import TintcError, UnsupportedModelError
 from tintc.frontend.agreement import check_agreement
+from tintc.frontend.exact_agreement import check_graph
 from tintc.frontend.graph.captured import CapturedGraph
 from tintc.frontend.graph.captured_experts import EAGER as EAGER_EXPERTS
 from tintc.frontend.graph.captured_experts import experts_computed_by
@@ -103,8 +104,9 @@ def _check(outcome: Outcome, options: dict[str, Any]) -> None:
     outcome.stage = "import"
     program = assign_layers(canonicalise(import_graph(graph)))
     outcome.features = features_of(program)
-    auxiliary = driver.Auxiliary(program, graph.tensors)
+    auxiliary = driver.Auxiliary(program, graph.tensors, graph)
     outcome.stage = "probe"
+    check_graph(outcome.model_type, graph, program, graph.tensors)
     check_agreement(outcome.model_type, source.model, program, graph.tensors, source.max_length)
     outcome.stage = "lower"
     sims = {steps: _simulator(auxiliary, source, Options(n_steps=steps, inner_lr=LR)) for steps in (1, 2)}

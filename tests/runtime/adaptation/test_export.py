@@ -5,6 +5,7 @@ fp64, 1e-9 of the largest logit for GPT-2, else 1e-6, because transformers compu
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,7 @@ def test_exported(name: str, tmp_path: Path) -> None:
         state.export(tmp_path / str(example), model=model, example=example)
         alone = AutoModelForCausalLM.from_pretrained(tmp_path / str(example), dtype="auto").eval()
         assert type(alone) is type(model) and alone.dtype == torch.float64
+        check_exported_without_a_model(state, alone, tmp_path / f"{example} alone", example)
         with torch.no_grad():
             found, unchanged = alone(text).logits, model(text).logits
         right = continued(sim, text, state.example(example))
@@ -55,6 +57,16 @@ def test_exported(name: str, tmp_path: Path) -> None:
         assert worst(unchanged, right) > 1e-4
     assert all(torch.equal(tensor, before[key]) for key, tensor in model.state_dict().items())
     check_trained_and_exported(sim, model, text, tmp_path, sums=name == "gemma2")
+
+
+def check_exported_without_a_model(state: Any, alone: Any, folder: Path, example: int) -> None:
+    """What the simulator keeps gives the same model, tensor by tensor; a gain 1 + w has been rounded."""
+    state.export(folder, example=example)
+    again = AutoModelForCausalLM.from_pretrained(folder, dtype="auto")
+    assert type(again) is type(alone) and again.config.to_diff_dict().keys() == alone.config.to_diff_dict().keys()
+    expected = alone.state_dict()
+    for key, tensor in again.state_dict().items():
+        assert float((tensor - expected[key]).abs().max()) < 1e-14 * max(1.0, float(expected[key].abs().max())), key
 
 
 @torch.no_grad()
@@ -82,6 +94,7 @@ def test_where_the_auxiliary_comes_from(tmp_path: Path, monkeypatch: pytest.Monk
     tokenizer().save_pretrained(tmp_path / "aux")
     sim = tintc.compile(tmp_path / "aux", inner_lr=0.1)
     state = sim.adapt(token_ids(1, 12, 24))
+    sim.config.described = None  # as of an earlier version
     with pytest.raises(ModelError, match=r"compiled from aux, which is not in the current folder; pass its folder"):
         state.export(tmp_path / "out")
     monkeypatch.chdir(tmp_path)
@@ -98,6 +111,7 @@ def test_where_the_auxiliary_comes_from(tmp_path: Path, monkeypatch: pytest.Monk
         state.export("again", model=llama(vocab=24))
     assert not (tmp_path / "again").exists()
     memory = compiled("gpt2").adapt(token_ids(1, 8))
+    monkeypatch.setattr(memory.sim.config, "described", None)
     with pytest.raises(ModelError, match="compiled from a model in memory"):
         memory.export("again")
 
@@ -106,9 +120,63 @@ def test_a_folder_is_not_looked_for_on_the_hub(tmp_path: Path, monkeypatch: pyte
     """A folder's name may be that of another model on the hub; nobody asks there for it."""
     gpt2(vocab=24).save_pretrained(tmp_path / "gpt2")
     state = tintc.compile(tmp_path / "gpt2", inner_lr=0.1).adapt(token_ids(1, 12, 24))
+    state.sim.config.described = None  # as of an earlier version
     monkeypatch.setattr(
         "tintc.runtime.adaptation.export_hf.load_auxiliary", lambda *_: pytest.fail("something was loaded")
     )
     with pytest.raises(ModelError, match="pass its folder, file or id with model="):
         state.export(tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_keeps_what_an_export_needs(tmp_path: Path) -> None:
+    """fp32: the weights are the model's own, so what was not updated is the same to the bit."""
+    model = gpt2(vocab=24)
+    model.save_pretrained(tmp_path / "aux")
+    tintc.compile(tmp_path / "aux", inner_lr=0.1, output=tmp_path / "sim")
+    (tmp_path / "aux" / "config.json").unlink()
+    described = (tmp_path / "sim" / "auxiliary.json").read_text()
+    assert str(tmp_path) not in described
+    sim = tintc.load(tmp_path / "sim")
+    sim.save_pretrained(tmp_path / "again")
+    assert (tmp_path / "again" / "auxiliary.json").read_text() == described
+    state = sim.adapt(token_ids(1, 12, 24))
+    state.export(tmp_path / "out")
+    alone = AutoModelForCausalLM.from_pretrained(tmp_path / "out").eval()
+    text = token_ids(1, 9, 24, seed=3)
+    with torch.no_grad():
+        assert worst(alone(text).logits, continued(sim, text, state)) < 1e-5
+    name = "transformer.wte.weight"
+    assert torch.equal(alone.state_dict()[name], model.state_dict()[name])
+    assert alone.config.n_positions == model.config.n_positions
+
+
+def test_what_a_simulator_does_not_hold_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sim = compiled("gpt2")
+    entries = json.loads(sim.config.described or "")
+    changes: dict[str, tuple[dict[str, Any], str]] = {
+        "a layer more": (
+            {"config": entries["config"] | {"n_layer": entries["config"]["n_layer"] + 1}},
+            r"does not hold transformer\.h\.\d.* and \d+ more .* with model=",
+        ),
+        "another class": ({"class": "MyModel"}, "transformers has no MyModel"),
+    }
+    for change, message in changes.values():
+        monkeypatch.setattr(sim.config, "described", json.dumps(entries | change))
+        with pytest.raises(ModelError, match=message):
+            sim.adapt(token_ids(1, 8)).export(tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_trained_tables_go_with_what_a_simulator_keeps(tmp_path: Path) -> None:
+    """fp32: the table is written as it is."""
+    sim = tintc.compile(gpt2(n_layers=1), inner_lr=0.1)
+    with torch.no_grad():
+        for table in sim.tables.parameters():
+            table.mul_(1.01)
+    text = token_ids(1, 9, seed=3)
+    state = sim.adapt(token_ids(1, 12))
+    state.export(tmp_path / "out")
+    alone = AutoModelForCausalLM.from_pretrained(tmp_path / "out").eval()
+    with torch.no_grad():
+        assert worst(alone(text).logits, continued(sim, text, state)) < 1e-5

@@ -52,7 +52,7 @@ def test_a_folder_of_an_earlier_version(folder: Path, tmp_path: Path) -> None:
 def test_a_program_of_another_revision_is_left_out(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """transformers' Auto classes do not say which revision of a hub's repository they have read."""
     texts = {"program.tint": "another", "auxiliary.tint": "another"}
-    monkeypatch.setattr("tintc.runtime.artefact.config.text_beside", lambda path, name, **hub: texts[name])
+    monkeypatch.setattr("tintc.runtime.artefact.config.text_beside", lambda path, name, **hub: texts.get(name))
     config = json.loads((folder / "config.json").read_text())
     assert tintc.TintConfig.from_dict(config, name_or_path="someone/sim").program is None
     texts["program.tint"] = (folder / "program.tint").read_text()

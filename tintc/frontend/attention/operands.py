@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 import torch
@@ -84,7 +85,7 @@ def find_operand(
     graph: CapturedGraph, root: Node, transposed: bool, regions: Regions
 ) -> tuple[tuple[Node, ...], Operand | str]:
     """Return where to look for further problems, and the operand at `root`, or why it is none."""
-    sources = _sources(graph, root)
+    sources, *others = _sources(graph, root)
     if not sources:
         *_, last = leaves(graph, root) or [root]
         where = graph.where(last)
@@ -97,19 +98,28 @@ def find_operand(
             operand = Operand(sources, regions.read_heads(Region(graph, root, sources, transposed)))
         return operand.sources, operand
     except UnsupportedHeadMap as reason:
+        for fewer in others:
+            with suppress(UnsupportedHeadMap):
+                return fewer, Operand(fewer, regions.read_heads(Region(graph, root, fewer, transposed)))
         return sources, str(reason)
 
 
-def _sources(graph: CapturedGraph, root: Node) -> tuple[Node, ...]:
-    """Return the nearest vectors that are no linear function of others; the last, where one determines the operand."""
+def _sources(graph: CapturedGraph, root: Node) -> tuple[tuple[Node, ...], ...]:
+    """Return what the operand may be cut from, the first choice first.
+
+    That is the nearest vectors that are no linear function of others. Their sum, as of a layer and a low-rank one
+    beside it, is cut from the one vector that determines the operand, which is the second choice.
+    """
     chain = [root, *single_sources(graph, root, lambda node: is_linear(graph, node))]
     vectors = [node for node in chain if vector_layout(graph, node) is not None]
     if vectors and not is_linear(graph, vectors[-1]):
-        return (vectors[-1],)
-    several = leaves(graph, root)
-    if all(vector_layout(graph, node) is not None for node in several):
-        return tuple(several)
-    return tuple(vectors[-1:])
+        return ((vectors[-1],),)
+    several = tuple(leaves(graph, root))
+    if not all(vector_layout(graph, node) is not None for node in several):
+        return (tuple(vectors[-1:]),)
+    if vectors and several != (vectors[-1],):
+        return several, (vectors[-1],)
+    return (several,)
 
 
 def _behind_norm(
@@ -122,7 +132,7 @@ def _behind_norm(
     if norm is None or norm.gain is None or norm.kind != "rms" or norm.eps <= 0:
         return None
     layout = vector_layout(graph, norm.x)
-    inner = _sources(graph, norm.x)
+    inner = _sources(graph, norm.x)[0]
     if layout is None or len(layout.sizes) != 2 or len(inner) != 1 or inner[0] is norm.x or layout.length == 3:
         return None
     rotated = regions.read_heads(Region(graph, norm.x, inner))

@@ -34,7 +34,7 @@ class CapturedGraph:
     name: what messages call the model; tensors: every parameter and buffer under its canonical name, and constants the
     importer derives (``constant.*``); names: placeholder -> canonical name; aliases: every name of a tied tensor ->
     the canonical one, which is the first that the model lists; max_length: the longest sequence the result must serve;
-    origins: constants computed from one parameter -> its name.
+    origins: constants computed from one parameter -> its name; adapters: the parameters that are adapters' own.
     """
 
     name: str
@@ -47,6 +47,7 @@ class CapturedGraph:
     parameter_names: frozenset[str]
     max_length: int
     origins: dict[str, str] = field(default_factory=dict)
+    adapters: frozenset[str] = frozenset()
     _derived: dict[str, int] = field(default_factory=dict)
 
     @cached_property

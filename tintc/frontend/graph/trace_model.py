@@ -28,6 +28,7 @@ from tintc.frontend.graph.captured_experts import fill_in, opaque_experts
 from tintc.frontend.graph.functionalize import NeedsRetracing, functionalize, is_inplace
 from tintc.frontend.graph.multihead import batch_in_front
 from tintc.frontend.graph.obstacles import EXPERTS
+from tintc.frontend.source.adapters import adapter_parameters
 
 LONGEST = 2048
 """Masks and rotary tables are checked up to this length unless a longer one is asked for."""
@@ -99,7 +100,10 @@ def _describe(model: nn.Module, exported: torch.export.ExportedProgram, name: st
     logits = output.args[0][kinds.index(OutputKind.USER_OUTPUT)]  # behind what the model writes into its own buffers
     assert input_ids is not None
     trained = frozenset(aliases[key] for key, _ in model.named_parameters(remove_duplicate=False))
-    return CapturedGraph(name, exported.graph_module, input_ids, logits, tensors, names, aliases, trained, limit)
+    adapters = frozenset(aliases[key] for key in adapter_parameters(model))
+    return CapturedGraph(
+        name, exported.graph_module, input_ids, logits, tensors, names, aliases, trained, limit, adapters=adapters
+    )
 
 
 def _canonical(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]:

@@ -50,7 +50,10 @@ class LinearRule:
             weight = builder.parameter(parts.weight, parts.transpose)
             bias = parts.bias and builder.parameter(parts.bias)
             width = builder.program.parameters[weight].shape[0]
-            return builder.emit(Linear, node, values, tokens(width), weight=weight, bias=bias)
+            role = ""
+            if parts.weight in graph.adapters:
+                role = "lora"
+            return builder.emit(Linear, node, values, tokens(width), weight=weight, bias=bias, role=role)
 
         return Match((parts.x,), build)
 

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 from transformers import PreTrainedModel
 
 from tintc.errors import ModelError
-from tintc.frontend.source.kinds import method_of, quantised_sentence
+from tintc.frontend.source.kinds import method_of
 from tintc.frontend.source.places import Place, configuration
 from tintc.frontend.source.trust import code_sentence
 
-OTHER_WEIGHTS = ("pytorch_model*.bin", "*.pth", "*.pt", "*.ckpt", "*.h5", "*.msgpack")
+OTHER_WEIGHTS = ("*.bin", "*.pth", "*.pt", "*.ckpt", "*.h5", "*.msgpack")
 """Names of files that hold weights and are not read."""
 SHOWN = 3
 """Tensors named in a message before "and n more"."""
@@ -24,8 +25,11 @@ def why_not_loaded(place: Place, error: Exception) -> str:
     text = str(error)
     method = method_of(configuration(place).get("quantization_config"))
     missing = isinstance(error, ImportError) or "is required when loading" in text
-    if method and (missing or method in text):
-        return quantised_sentence(place.name, method)
+    if method:
+        return (
+            f"{place.name} has weights that are quantised by {method}, and transformers cannot load them here: "
+            f"{first_sentence(error)} Pass the model from before it was quantised."
+        )
     if missing:
         return f"{place.name} needs a package that is not installed: {first_sentence(error)}"
     if "trust_remote_code" in text:
@@ -35,10 +39,15 @@ def why_not_loaded(place: Place, error: Exception) -> str:
     if not place.local and isinstance(error, OSError):
         return (
             f"There is no folder {place.name}, and no such model can be had from the hub; check the name, the "
-            "connection, and that its weights are safetensors."
+            "connection, and that it has weights in safetensors or pytorch_model.bin."
         )
     if isinstance(error, OSError) and "no file named" in text:
         return _no_safetensors(place)
+    if "Weights only load failed" in text or isinstance(error, UnpicklingError):
+        return (
+            f"{place.name} cannot be loaded, because its pytorch_model.bin holds more than weights, or is broken; "
+            "tintc runs no code of a checkpoint, so get it again, or its safetensors."
+        )
     if isinstance(error, OSError) and "JSON" in text:
         return f"{place.name} has a broken config.json: it is not valid JSON."
     return f"{place.name} cannot be loaded ({type(error).__name__}): {first_sentence(error)}"
@@ -50,8 +59,8 @@ def _no_safetensors(place: Place) -> str:
     if not others:
         return f"{place.name} has no weights; put model.safetensors beside config.json."
     return (
-        f"{place.name} has its weights in {listed(others)}, and tintc reads safetensors and GGUF alone; convert them "
-        f"with AutoModelForCausalLM.from_pretrained({place.folder!r}).save_pretrained(another folder) in Python."
+        f"{place.name} has its weights in {listed(others)}, and tintc reads safetensors, pytorch_model.bin and GGUF; "
+        f"convert them: AutoModelForCausalLM.from_pretrained({place.folder!r}).save_pretrained(another folder)."
     )
 
 

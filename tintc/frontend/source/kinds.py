@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -30,15 +29,18 @@ def unwrapped(model: nn.Module) -> nn.Module:
             return model
 
 
-def check_kind(model: nn.Module, name: str) -> nn.Module:
+def check_kind(model: nn.Module, name: str, adapters: bool = False) -> nn.Module:
     """Return the model if it is a decoder with a language-model head, or a module outside transformers, which may be
-    one; raise `ModelError` with its kind if it is not."""
+    one; raise `ModelError` with its kind if it is not.
+
+    adapters: whether layers of peft are a part of it.
+    """
     if isinstance(model, PreTrainedModel) and model.config.model_type == MODEL_TYPE:
         raise ModelError(simulator_sentence(name))
-    if any(_package(module) == "peft" for module in model.modules()):
+    if not adapters and any(_package(module) == "peft" for module in model.modules()):
         raise ModelError(
-            f"{name} has adapters of peft, which are no part of the decoder; call merge_and_unload() on the PeftModel "
-            "(PeftModel.from_pretrained(model, adapter) makes one) and pass what it returns."
+            f"{name} has layers of peft outside of a PeftModel; pass the PeftModel (PeftModel.from_pretrained(model, "
+            "adapter) makes one), or what its merge_and_unload() returns."
         )
     if quantised(model):
         raise ModelError(quantised_sentence(name, _method(model)))
@@ -108,15 +110,6 @@ def quantised_sentence(name: str, method: str) -> str:
 def simulator_sentence(name: str) -> str:
     """Return why a simulator is not compiled, and what to do."""
     return f"{name} is a simulator already; pass the model that it was compiled from, or use it as it is."
-
-
-def adapter_sentence(name: str, entries: Mapping[str, Any]) -> str:
-    """Return what to do with a folder that has nothing but an adapter, whose configuration has these entries."""
-    base = entries.get("base_model_name_or_path") or "the model that it was trained for"
-    return (
-        f"{name} is an adapter of peft and not a model; in Python, load {base}, pass PeftModel.from_pretrained(model, "
-        f"{name!r}).merge_and_unload(), or save that and name its folder."
-    )
 
 
 def _is_plain(parameter: Tensor) -> bool:

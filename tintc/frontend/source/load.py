@@ -17,15 +17,25 @@ from typing import Any, TextIO
 import torch
 import transformers
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GgufConfig, PreTrainedModel
 
 from tintc.errors import ModelError, OptionError
 from tintc.frontend.graph.calling import longest_sequence, text_config
 from tintc.frontend.graph.trace_model import LONGEST, PROCESS_LOCK
+from tintc.frontend.source.adapters import check_peft, is_adapted, resolved, with_adapter
 from tintc.frontend.source.failures import check_report, first_sentence, why_not_loaded
-from tintc.frontend.source.kinds import check_kind, is_registered, not_a_model, simulator_sentence, unwrapped
+from tintc.frontend.source.gguf_header import check_gguf
+from tintc.frontend.source.kinds import (
+    check_kind,
+    is_registered,
+    method_of,
+    not_a_model,
+    simulator_sentence,
+    unwrapped,
+)
 from tintc.frontend.source.modules import PADDING, count_ids, find_length, padding_of
 from tintc.frontend.source.places import Place, configuration, find_place, has_weights
+from tintc.frontend.source.quantised import check_packages, dequantised, dequantising
 from tintc.frontend.source.trust import TRUSTED, trusted_code
 from tintc.frontend.source.weightless import weightless_model
 from tintc.frontend.source.wrappers import TEXT_PATH, loader_of, placeholders, text_path
@@ -64,16 +74,18 @@ def load_auxiliary(
     values: bool = True,
     vocab_size: int | None = None,
     trust_remote_code: bool = False,
+    keep_adapters: bool = False,
 ) -> AuxiliarySource:
     """Return the model of a folder or the config.json in it, of a ``.gguf`` file or of a hub id, or one in memory.
 
     A model of images and text is taken for its decoder of text. A module that is none of transformers' is run on token
     ids to learn how many there are and how long texts may be. vocab_size: how many there must be (None: any number);
-    trust_remote_code: run Python code that comes with the model.
-    max_length None: the configuration's, at most 2048. Weights keep the checkpoint's dtype; only safetensors and GGUF
-    files are read. values: whether the weights are needed; if not they are not looked at, and a model without weight
-    files has zeros. Raises `ModelError` (missing or broken files, missing, misshapen or non-finite weights, not a
-    causal language model) and `OptionError` for a `max_length` the model does not have.
+    trust_remote_code: run Python code that comes with the model. max_length None: the configuration's, at most 2048.
+    Weights keep the checkpoint's dtype, and quantised ones are made plain numbers; docs/checkpoints.md has every form
+    that is read. values: whether the weights are needed; if not they are not looked at, and a model without weight
+    files has zeros. keep_adapters: leave adapters of peft as layers of their own; otherwise they are merged into the
+    weights. Raises `ModelError` (missing or broken files, missing, misshapen or non-finite weights, a package that is
+    missing, not a causal language model) and `OptionError` for a `max_length` the model does not have.
     """
     tokenizer = None
     tokenizer_problem = ""
@@ -83,24 +95,31 @@ def load_auxiliary(
         path = str(getattr(getattr(loaded, "config", None), "name_or_path", ""))
         name = Path(path).name or type(loaded).__name__
         kind = "memory"
+        adapted = is_adapted(loaded)
+        if adapted:
+            loaded = resolved(loaded, name, keep_adapters, own=False)
     elif isinstance(model_or_path, str | os.PathLike):
         place = find_place(str(model_or_path), trust_remote_code)
         if configuration(place).get("model_type") == MODEL_TYPE:
             raise ModelError(simulator_sentence(place.name))
         name = place.name
         kind = place.format
+        adapted = place.adapter is not None
         with _quiet():
-            loaded = _load(place, weightless=not (values or has_weights(place)))
+            loaded = _load(place, values, keep_adapters)
             tokenizer, tokenizer_problem = _tokenizer(place)
-        weights = MappedWeights(loaded.state_dict().values())
+        if not adapted:  # else written to
+            weights = MappedWeights(loaded.state_dict().values())
     else:
         raise ModelError(not_a_model(model_or_path))
-    model = check_kind(loaded, name)
+    model = check_kind(loaded, name, keep_adapters)
     if values:
         _check_finite(model, name, weights)
     config = text_config(model)
     provenance = _provenance(model, name, kind)
     facts = {TOKENIZER_PROBLEM: tokenizer_problem, TRUSTED: trusted_code(model, tokenizer), TEXT_PATH: text_path(model)}
+    if adapted:
+        facts[ADAPTERS] = ADAPTER_FATES[keep_adapters]
     if is_registered(model):
         length = _length(name, longest_sequence(config), max_length)
         count = _vocabulary(name, config, vocab_size)
@@ -125,14 +144,36 @@ def load_auxiliary(
 
 TOKENIZER_PROBLEM = "tokenizer_problem"
 """Key of the provenance's entry that says why the tokenizer beside the weights cannot be read."""
+ADAPTERS = "adapters"
+"""Key of the provenance's entry that says what became of adapters."""
+ADAPTER_FATES = {False: "merged", True: "kept"}
 TOKENIZER_FILES = ("tokenizer*", "vocab*", "*.model", "merges.txt", "*.tiktoken")
 
 
-def _load(place: Place, weightless: bool) -> PreTrainedModel:
-    """Return the model at a place, with its weights or without.
+def _load(place: Place, values: bool, keep_adapters: bool) -> torch.nn.Module:
+    """Return the model at a place, with its adapter if it has one.
 
     Raises `ModelError` for every failure of transformers, and for weights that would be left random.
     """
+    method = method_of(configuration(place).get("quantization_config"))
+    if place.gguf_file is not None:
+        check_gguf(Path(place.folder) / place.gguf_file)
+    weightless = not values and (bool(method) or not has_weights(place))
+    if method and not weightless:
+        check_packages(place.name, method)
+    wants_adapter = place.adapter is not None and (values or keep_adapters)
+    if wants_adapter:
+        check_peft(place.name)
+    base = _base(place, weightless)
+    if method and not weightless:
+        base = dequantised(base, place.name, method)
+    if not wants_adapter or place.adapter is None:
+        return base
+    return resolved(with_adapter(base, place.name, place.adapter), place.name, keep_adapters, own=True)
+
+
+def _base(place: Place, weightless: bool) -> PreTrainedModel:
+    """Return the model at a place, with its weights or without, as transformers loads it."""
     try:
         make = _maker(place, weightless)
         try:
@@ -152,34 +193,43 @@ def _load(place: Place, weightless: bool) -> PreTrainedModel:
 
 def _maker(place: Place, weightless: bool) -> Callable[..., Any]:
     """Return the function that makes the model; if it loads weights, it returns a report with it."""
+    config = AutoConfig.from_pretrained(place.folder, **place.options)
     if weightless:
-        config = AutoConfig.from_pretrained(place.folder, **place.options)
         return partial(weightless_model, config, trust_remote_code=place.trusted)
-    options: dict[str, Any] = {"output_loading_info": True, "ignore_mismatched_sizes": True}
-    if place.gguf_file:
-        options["dtype"] = torch.float32
-    else:
-        options |= {"dtype": "auto", "use_safetensors": True}
+    # Files that torch has pickled are read by its weights-only loader, which runs no code.
+    options: dict[str, Any] = {"output_loading_info": True, "ignore_mismatched_sizes": True, "weights_only": True}
+    options |= {"config": config, "dtype": "auto"}
     loader: Any = AutoModelForCausalLM
-    if not place.gguf_file:
-        loader = loader_of(AutoConfig.from_pretrained(place.folder, **place.options))
+    if place.gguf_file:
+        options |= {"dtype": torch.float32, "quantization_config": GgufConfig(dequantize=True)}
+    else:
+        loader = loader_of(config)
+        if getattr(config, "quantization_config", None) is not None:
+            config.quantization_config = dequantising(config.quantization_config)
     return partial(loader.from_pretrained, place.folder, **place.options, **options)
 
 
 def _tokenizer(place: Place) -> tuple[Any | None, str]:
     """Return the tokenizer beside the weights, and why it cannot be read; None if there is none or it cannot.
 
-    transformers makes an empty tokenizer for some model types when a folder has none; that would only mislead.
+    An adapter's own comes before its base's. transformers makes an empty tokenizer for some model types when a folder
+    has none; that would only mislead.
     """
-    here = place.local and not place.gguf_file
-    if here and not any(glob(f"{escape(place.folder)}/{name}") for name in TOKENIZER_FILES):
+    options = place.options
+    folder = place.folder
+    if place.adapter is not None and _has_tokenizer(place.adapter):
+        folder = place.adapter
+        options = {"local_files_only": True, "trust_remote_code": False}
+    elif place.local and not place.gguf_file and not _has_tokenizer(folder):
         return None, ""
     try:
-        return AutoTokenizer.from_pretrained(place.folder, **place.options), ""
+        return AutoTokenizer.from_pretrained(folder, **options), ""
     except Exception as error:  # of transformers, or of a package that it asks for
-        if here:
-            return None, first_sentence(error)
-        return None, ""
+        return None, first_sentence(error)
+
+
+def _has_tokenizer(folder: str) -> bool:
+    return any(glob(f"{escape(folder)}/{name}") for name in TOKENIZER_FILES)
 
 
 def _check_finite(model: nn.Module, name: str, weights: MappedWeights) -> None:

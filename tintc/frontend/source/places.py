@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from tintc.errors import ModelError
-from tintc.frontend.source.kinds import adapter_sentence
 from tintc.hub import why_missing
+
+PICKLED = ("pytorch_model.bin", "pytorch_model.bin.index.json")
+"""Files that torch's weights-only loader reads, and that hold or name all weights of a model."""
+ADAPTER = "adapter_config.json"
 
 
 @dataclass(frozen=True)
 class Place:
     """The place of a model's files: a folder or hub id, and the GGUF file in it if that is the one to read.
 
-    trusted: whether Python code that comes with the model may be run.
+    trusted: whether Python code that comes with the model may be run; adapter: the folder of an adapter of peft, of
+    which this is the base; name: what the user named.
     """
 
     name: str
@@ -24,11 +28,16 @@ class Place:
     gguf_file: str | None
     local: bool
     trusted: bool = False
+    adapter: str | None = None
 
     @property
     def format(self) -> str:
-        """Return the format of the weights: "gguf" or "safetensors"."""
-        return "gguf" if self.gguf_file else "safetensors"
+        """Return the format of the weights: "gguf", "pytorch" (pickled by torch) or "safetensors"."""
+        if self.gguf_file:
+            return "gguf"
+        if self.local and not _any(self.folder, "*.safetensors") and _any(self.folder, *PICKLED):
+            return "pytorch"
+        return "safetensors"
 
     @property
     def options(self) -> dict[str, Any]:
@@ -52,9 +61,9 @@ def find_place(text: str, trusted: bool = False) -> Place:
             raise ModelError(f"{text} is a file and not a GGUF file; pass the folder that holds config.json.")
         return Place(path.name, str(path.parent), path.name, True)
     if path.is_dir():
-        if not (path / "config.json").is_file():
-            if (path / "adapter_config.json").is_file():
-                raise ModelError(adapter_sentence(text, read_json(path / "adapter_config.json")))
+        if (path / ADAPTER).is_file():
+            return _of_adapter(path, text, trusted)
+        if not (path / "config.json").is_file() or _has_gguf_alone(path):
             return _gguf_in(path, text)
         return Place(path.resolve().name, str(path), None, True, trusted)
     if text.endswith(".gguf"):
@@ -70,19 +79,52 @@ def find_place(text: str, trusted: bool = False) -> Place:
     return Place(text, text, None, False, trusted)
 
 
+def _of_adapter(path: Path, text: str, trusted: bool) -> Place:
+    """Return the place of the model that an adapter in a folder is for."""
+    base = read_json(path / ADAPTER).get("base_model_name_or_path")
+    if not isinstance(base, str) or not base:
+        raise ModelError(
+            f"{text} is an adapter of peft that does not say which model it is for; write the model's folder or id as "
+            f"base_model_name_or_path into its {ADAPTER}."
+        )
+    if (Path(base).expanduser() / ADAPTER).is_file():
+        raise ModelError(
+            f"{text} is an adapter for {base}, which is an adapter too; merge that into its base first: "
+            "PeftModel.from_pretrained(model, adapter).merge_and_unload().save_pretrained(folder) in Python."
+        )
+    try:
+        place = find_place(base, trusted)
+    except ModelError as error:
+        raise ModelError(
+            f"{text} is an adapter of peft for {base}, which cannot be had ({str(error).rstrip('.')}); write the "
+            f"model's folder as base_model_name_or_path into its {ADAPTER}."
+        ) from error
+    return replace(place, name=path.resolve().name, adapter=str(path))
+
+
 def _gguf_in(path: Path, text: str) -> Place:
     """Return the only GGUF file in a folder; raise `ModelError` if there is none or are several."""
     files = sorted(path.glob("*.gguf"))
     if not files:
         raise ModelError(f"{text} has no config.json and no GGUF file, pass a model's folder.")
     if len(files) > 1:
-        raise ModelError(f"{text} has no config.json and {len(files)} GGUF files, name the one to read.")
+        raise ModelError(f"{text} has {len(files)} GGUF files, name the one to read: {files[0]}, for instance.")
     return Place(files[0].name, str(path), files[0].name, True)
+
+
+def _has_gguf_alone(path: Path) -> bool:
+    """Return True if a folder has GGUF files and weights in no other form."""
+    return _any(str(path), "*.gguf") and not _any(str(path), "*.safetensors", *PICKLED)
 
 
 def has_weights(place: Place) -> bool:
     """Return True if there are weights on this machine, without asking the hub."""
-    return place.gguf_file is not None or any(Path(place.folder).glob("*.safetensors"))
+    return place.gguf_file is not None or _any(place.folder, "*.safetensors", *PICKLED)
+
+
+def _any(folder: str, *patterns: str) -> bool:
+    """Return True if a folder has a file of one of these patterns."""
+    return any(True for pattern in patterns for _ in Path(folder).glob(pattern))
 
 
 def configuration(place: Place) -> dict[str, Any]:

@@ -18,13 +18,14 @@ from tintc.ir.losses import LogitMap
 class Linear(AuxOp):
     """y = W x + b with ``W [dout, din]``, b optional (empty name).
 
-    Roles: query, key, value, output, ffn, router (in a layer), projection (outside). The paper updates all but query
-    and key; a router is a constant of the backward pass.
+    Roles: query, key, value, output, ffn, router, lora (in a layer; lora is an adapter's, unless it makes queries or
+    keys alone), projection (outside). The paper updates all but query and key; a router is a constant of the backward
+    pass.
     """
 
     GROUPS: ClassVar[Mapping[str, Mapping[str, str]]] = {
         role: dict.fromkeys(("weight", "bias"), group)
-        for role, group in (("value", "values"), ("output", "out"), ("ffn", "ffn"))
+        for role, group in (("value", "values"), ("output", "out"), ("ffn", "ffn"), ("lora", "lora"))
     }
 
     weight: str

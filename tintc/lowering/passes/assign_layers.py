@@ -48,9 +48,9 @@ def assign_layers(program: Program) -> Program:
     """Return the program with `layer` and `role` set on every op, and the attribute ``n_layers``; its argument is left
     alone.
 
-    Linear layers: query, key, value, output, ffn, router; projection outside the layers. Those of experts: ffn. Norms:
-    layer, or qk between a query or key layer and its attention; embedding before the first layer, final after the last.
-    Raises `UnsupportedModelError` if the attentions do not form a chain.
+    Linear layers: query, key, value, output, ffn, router; lora, an adapter's; projection outside the layers. Those of
+    experts: ffn. Norms: layer, or qk between a query or key layer and its attention; embedding before the first layer,
+    final after the last. Raises `UnsupportedModelError` if the attentions do not form a chain.
     """
     flow = _Flow(program)
     layers = _layers(flow)
@@ -238,9 +238,21 @@ def _linear_role(flow: _Flow, op: Linear, layer: int) -> str:
     if flow.feeds_routing(op.result):
         return "router"
     feeds = flow.before_attention(op.result)
+    if op.role == "lora":  # as the importer says, which knows an adapter's layers from others
+        return _adapter_role(flow, op, feeds)
     if feeds == {-1}:
         return "output" if flow.after_attention(op.operands[0]) else "ffn"
     if -1 in feeds:
         return "mixed"
     # A layer that makes values besides queries or keys gets the gradient of the values alone.
     return OPERANDS[max(feeds)]
+
+
+def _adapter_role(flow: _Flow, op: Linear, feeds: set[int]) -> str:
+    """Return the role of one of an adapter's two layers: that of the second, which reads the first alone."""
+    readers = flow.users.get(op.result, [])
+    if all(isinstance(reader, Linear) for reader in readers):
+        feeds = set().union(*(flow.before_attention(reader.results[0]) for reader in readers))
+    if feeds <= {0, 1}:
+        return OPERANDS[max(feeds)]
+    return "lora"

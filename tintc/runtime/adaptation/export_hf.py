@@ -19,11 +19,12 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from tintc.errors import ArtefactError, ModelError
-from tintc.frontend.source.load import load_auxiliary
+from tintc.frontend.source.load import ADAPTER_FATES, ADAPTERS, load_auxiliary
 from tintc.ir.auxiliary.interpreter import view
 from tintc.ir.core import Parameter
 from tintc.ir.simulator.shared.linear_common import main_part
 from tintc.runtime.adaptation.continuation import AdaptiveSimulator, weights_by_layer
+from tintc.runtime.adaptation.rebuilt import rebuilt
 from tintc.runtime.adaptation.state import AdaptedWeights
 from tintc.runtime.artefact.folder import write_tokenizer, writing
 
@@ -61,9 +62,18 @@ def _save(model: nn.Module, folder: Path) -> None:
 def auxiliary_of(sim: AdaptiveSimulator, model: Any = None) -> nn.Module:
     """Return a copy of the auxiliary, in the simulator's dtype, whose tensors may be written to.
 
-    Raises `ModelError` if it cannot be had.
+    model: where to have it from, in place of what the simulator keeps of it; folders of earlier versions keep nothing,
+    and name where it was. Raises `ModelError` if it cannot be had.
     """
     name = str(sim.config.provenance.get("source", ""))
+    described = sim.config.described
+    if model is None and described is not None:
+        return rebuilt(sim, described)
+    if sim.config.provenance.get(ADAPTERS) == ADAPTER_FATES[True]:
+        raise ModelError(
+            "The simulator keeps adapters as layers, which no model of transformers has, so it is not exported; "
+            "compile with the adapters merged."
+        )
     if model is None and (not name or sim.config.provenance.get("format") == "memory"):
         raise ModelError("The simulator was compiled from a model in memory; pass it, or its folder, with model=.")
     if model is None and "/" not in name and not Path(name).exists():

@@ -10,6 +10,7 @@ from typing import Any
 from transformers.utils.hub import cached_file
 
 AUXILIARY_FILE = "auxiliary.tint"
+DESCRIPTION_FILE = "auxiliary.json"
 HUB_ARGUMENTS = ("revision", "token", "cache_dir", "subfolder", "local_files_only", "force_download")
 """Keyword arguments of `from_pretrained` that say which file is meant."""
 

@@ -12,7 +12,7 @@ from tintc.errors import ArtefactError
 from tintc.hub import MODEL_TYPE
 from tintc.ir.structure import SATURATED
 from tintc.options import ABOUT, Options
-from tintc.runtime.artefact.beside import AUXILIARY_FILE, HUB_ARGUMENTS, text_beside, text_digest
+from tintc.runtime.artefact.beside import AUXILIARY_FILE, DESCRIPTION_FILE, HUB_ARGUMENTS, text_beside, text_digest
 from tintc.runtime.artefact.staging import PROGRAM_FILE
 
 FORMAT_VERSION = 1
@@ -61,8 +61,9 @@ class TintConfig(PretrainedConfig):
     or the like, which texts may not have; digests: sha256 of the structural tensors and of the program, as the compiler
     wrote them. The options that are recorded (`tintc.options`) are fields too.
 
-    `program` is the simulator's program as text, `auxiliary` the auxiliary's it was made from. They are stored beside
-    the configuration (``program.tint``, ``auxiliary.tint``), not in it, and read with it where they are there.
+    `program` is the simulator's program as text, `auxiliary` the auxiliary's it was made from, `described` the rest of
+    what is kept of that model, as JSON. They are stored beside the configuration (``program.tint``, ``auxiliary.tint``,
+    ``auxiliary.json``), not in it, and read with it where they are there.
     """
 
     model_type = MODEL_TYPE
@@ -95,6 +96,7 @@ class TintConfig(PretrainedConfig):
         kwargs.pop("gate_scale", None)  # written by earlier versions
         self.program: str | None = kwargs.pop("program", None)
         self.auxiliary: str | None = kwargs.pop("auxiliary", None)
+        self.described: str | None = kwargs.pop("described", None)
         self.vocab_size = vocab_size
         self.hidden_size = hidden_size
         self.num_hidden_layers = num_hidden_layers
@@ -128,6 +130,7 @@ class TintConfig(PretrainedConfig):
         entries = super().to_dict()
         entries.pop("program", None)
         entries.pop("auxiliary", None)
+        entries.pop("described", None)
         return entries
 
     @classmethod
@@ -148,13 +151,16 @@ class TintConfig(PretrainedConfig):
         if path is not None:
             config.read_beside(path, {})
             if not os.path.isdir(path) and text_digest(config.program or "") != config.digests.get("program"):
-                config.program = config.auxiliary = None  # of another revision than the configuration
+                config.program = config.auxiliary = config.described = (
+                    None  # of another revision than the configuration
+                )
         return result
 
     def read_beside(self, path: str | os.PathLike[str], hub: dict[str, Any]) -> None:
-        """Read `program` and `auxiliary`, which stay None where they cannot be read."""
+        """Read `program`, `auxiliary` and `described`, which stay None where they cannot be read."""
         try:
             self.program = text_beside(path, PROGRAM_FILE, **hub)
             self.auxiliary = text_beside(path, AUXILIARY_FILE, **hub)
+            self.described = text_beside(path, DESCRIPTION_FILE, **hub)
         except UnicodeDecodeError:
-            self.program = self.auxiliary = None
+            self.program = self.auxiliary = self.described = None

@@ -19,7 +19,7 @@ from tintc.errors import ArtefactError, IRError, OptionError, TintcError
 from tintc.hub import MODEL_TYPE, why_missing
 from tintc.ir.core import Program
 from tintc.ir.text import parse_program
-from tintc.runtime.artefact.beside import AUXILIARY_FILE, file_beside, text_beside, text_digest
+from tintc.runtime.artefact.beside import AUXILIARY_FILE, DESCRIPTION_FILE, file_beside, text_beside, text_digest
 from tintc.runtime.artefact.card import model_card
 from tintc.runtime.artefact.config import FORMAT_VERSION, TintConfig, check_choices, check_format
 from tintc.runtime.artefact.staging import PROGRAM_FILE, staged
@@ -194,6 +194,8 @@ def write_texts(folder: Path, config: TintConfig, program: str, tokenizer: Any |
     """
     if config.auxiliary is not None:
         (folder / AUXILIARY_FILE).write_text(config.auxiliary, encoding="utf-8")
+    if config.described is not None:
+        (folder / DESCRIPTION_FILE).write_text(config.described, encoding="utf-8")
     (folder / CARD_FILE).write_text(model_card(config, tokenizer is not None, edited), encoding="utf-8")
     (folder / ROLES_FILE).write_text(Roles(parse_program(program)).to_json(), encoding="utf-8")
     if tokenizer is not None:

@@ -19,10 +19,10 @@ if TYPE_CHECKING:
 class Simulator(Protocol):
     """A simulator's program, its tensors by the names that the program gives them, and how to run it.
 
-    tables, prefixes: the modules that hold the auxiliary's tensors. edits: functions that replace token values as soon
-    as they are computed. update: how fused execution keeps updates, one of `UPDATES` in `fused/plan.py`; plans: the
-    last, by sizes; shared_inputs: layers whose products share an input (`fused/packed_linear.py`). Edits and plans are
-    the model's, so no two threads run one simulator at a time.
+    tables, prefixes, rotary: the modules that hold the auxiliary's tensors. edits: functions that replace token values
+    as soon as they are computed. update: how fused execution keeps updates, one of `UPDATES` in `fused/plan.py`; plans:
+    the last, by sizes; shared_inputs: layers whose products share an input (`fused/packed_linear.py`). Edits and plans
+    are the model's, so no two threads run one simulator at a time.
     """
 
     config: TintConfig
@@ -30,6 +30,7 @@ class Simulator(Protocol):
     layout: Layout
     tables: Any
     prefixes: Any
+    rotary: Any
     edits: dict[Value, Callable[[Tensor], Tensor]]
     update: str
     plans: dict[Any, Any]

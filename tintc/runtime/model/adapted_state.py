@@ -31,11 +31,11 @@ class AdaptedState(AdaptedWeights):
     def export(self, path: str | os.PathLike[str], model: Any = None, example: int = 0) -> None:
         """Write the updated model as an ordinary Hugging Face model of the auxiliary's own type.
 
-        model: the auxiliary, as an object, a folder, a GGUF file or a hub id (None: where the simulator says it came
-        from); example: whose weights, of a batch. It is written in the simulator's dtype. Raises `ModelError` if the
-        auxiliary cannot be found or is another, `ArtefactError` if `path` exists or cannot be written, and
-        `OptionError` if the simulator's stored weights have changed since. Prefixes that were trained before go with
-        the update; trained tables do not.
+        model: the auxiliary, as an object, a folder, a GGUF file or a hub id (None: what the simulator keeps of it);
+        example: whose weights, of a batch. It is written in the simulator's dtype. Raises `ModelError` if the
+        simulator does not keep all of the auxiliary, or the one that is passed is another; `ArtefactError` if `path`
+        exists or cannot be written; and `OptionError` if the simulator's stored weights have changed since. Prefixes
+        that were trained before go with the update; so do trained tables, unless a model is passed.
         """
         from tintc.runtime.adaptation.export_hf import export_model  # which needs the frontend, as nothing else here
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from tintc.ir.core import Program
 from tintc.lowering.emission.emit import check_complete
-from tintc.runtime.artefact.beside import HUB_ARGUMENTS
+from tintc.runtime.artefact.beside import DESCRIPTION_FILE, HUB_ARGUMENTS, text_beside
 from tintc.runtime.artefact.checks import check_config, check_tensors, of_program, program_of
 from tintc.runtime.artefact.config import TintConfig
 from tintc.runtime.artefact.folder import files_of, is_edited, read_auxiliary
@@ -56,6 +56,7 @@ class Source:
         config.program = text
         if path is not None:
             config.auxiliary = read_auxiliary(path, **hub)
+            config.described = text_beside(path, DESCRIPTION_FILE, **hub)
         return cls(path, hub, config, program, tensors)
 
     @property

@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerBase
 
 from tintc.errors import ArtefactError, OptionError
 from tintc.ir.text import print_program
-from tintc.runtime.artefact.beside import AUXILIARY_FILE
+from tintc.runtime.artefact.beside import AUXILIARY_FILE, DESCRIPTION_FILE
 from tintc.runtime.artefact.folder import check_space, explained, read_tokenizer, write_texts
 from tintc.runtime.artefact.staging import merged, staged
 from tintc.runtime.execution.run import refuse_float16
@@ -113,7 +113,7 @@ def _place(folder: Path, is_main_process: bool, variant: str | None) -> Iterator
     if not is_main_process:
         yield folder
     elif folder.exists():
-        replaced = [AUXILIARY_FILE]
+        replaced = [AUXILIARY_FILE, DESCRIPTION_FILE]
         if variant is None:
             replaced.extend(WEIGHTS)
         with merged(folder, replaced) as place:

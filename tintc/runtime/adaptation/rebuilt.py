@@ -1,0 +1,100 @@
+"""`rebuilt`: the auxiliary, from nothing but its simulator: its configuration, and the tensors that are kept of it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+import transformers
+from accelerate import init_empty_weights
+from torch import Tensor, nn
+from transformers import GenerationConfig, PreTrainedModel
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+from tintc.errors import ModelError
+from tintc.ir.core import Parameter
+from tintc.runtime.adaptation.continuation import AdaptiveSimulator, weights_by_layer
+
+SHOWN = 3
+"""Tensors named in a message before "and n more"."""
+
+
+def rebuilt(sim: AdaptiveSimulator, described: str) -> PreTrainedModel:
+    """Return the auxiliary as it was before any update, in the simulator's dtype.
+
+    described: what `describe_model` made of it. Raises `ModelError` if the simulator does not hold all of it, or
+    transformers has no such model.
+    """
+    entries: dict[str, Any] = json.loads(described)
+    model: Any = _empty(entries)
+    tensors: dict[str, Tensor] = {}
+    for name, tensor in (*model.named_buffers(), *model.named_parameters(remove_duplicate=False)):
+        tensors[name] = tensor.data
+    with torch.no_grad():
+        for parameter, stored in kept_tensors(sim):
+            made = entries["sums"].get(parameter.source)
+            if made is not None:
+                tensors[made["of"]].copy_((stored.double() - made["plus"]).reshape(tensors[made["of"]].shape))
+            elif parameter.source in tensors:
+                _write(parameter, stored, tensors[parameter.source])
+    missing = [name for name, parameter in model.named_parameters() if bool(parameter.isnan().any())]
+    if missing:
+        more = ""
+        if len(missing) > SHOWN:
+            more = f" and {len(missing) - SHOWN} more"
+        raise ModelError(
+            f"The simulator does not hold {', '.join(missing[:SHOWN])}{more} of its auxiliary, which the logits do not "
+            "need or a rule has made numbers of; pass the auxiliary, or its folder, with model=."
+        )
+    return model.to(sim.dtype).eval()
+
+
+def _empty(entries: dict[str, Any]) -> PreTrainedModel:
+    """Return the model of a description, its parameters NaN in float64, so that what is not written shows."""
+    kind = getattr(transformers, entries["class"], None)
+    config = dict(entries["config"])
+    model_type = config.pop("model_type", None)
+    if kind is None or model_type not in CONFIG_MAPPING:
+        raise ModelError(
+            f"transformers has no {entries['class']}, which the simulator was compiled from; pass it with model=."
+        )
+    with init_empty_weights(include_buffers=False):
+        model: Any = kind._from_config(CONFIG_MAPPING[model_type].from_dict(config))
+    for module in model.modules():
+        for name, parameter in module._parameters.items():
+            if parameter is not None:
+                unknown = torch.full(parameter.shape, torch.nan, dtype=torch.float64)
+                module._parameters[name] = nn.Parameter(unknown, requires_grad=False)
+    model.tie_weights()
+    if entries["generation"] is not None:
+        model.generation_config = GenerationConfig.from_dict(entries["generation"])
+    return model
+
+
+def kept_tensors(sim: AdaptiveSimulator) -> Iterator[tuple[Parameter, Tensor]]:
+    """Yield every tensor that the simulator keeps of its auxiliary, with the parameter that says where it is from."""
+    parameters = sim.program.parameters
+    for group in (sim.tables, sim.rotary):
+        for name, table in group.named_parameters():
+            if name in parameters:
+                yield parameters[name], table.detach().cpu()
+    for layer, (kind, weights) in weights_by_layer(sim).items():
+        main = {"linear": "weight", "norm": "gain"}[kind.kind]
+        for part, stored in ((main, weights.weight), ("bias", weights.bias)):
+            parameter = parameters.get(f"{layer}.{part}")
+            if stored is not None and parameter is not None:
+                yield parameter, stored.detach().cpu().reshape(-1, *parameter.shape)[0]
+
+
+def _write(parameter: Parameter, stored: Tensor, tensor: Tensor) -> None:
+    """Write a parameter's rows into the tensor that it is a view of."""
+    if parameter.transpose:
+        tensor = tensor.transpose(0, 1)
+    at = 0
+    for start, stop in parameter.rows or ((0, parameter.shape[0]),):
+        here = slice(at, at + stop - start)
+        at = here.stop
+        if start >= 0:  # others are rows of zeros, which are not the auxiliary's
+            tensor[start:stop].copy_(stored[here].reshape(tensor[start:stop].shape))
