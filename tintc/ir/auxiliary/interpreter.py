@@ -7,7 +7,7 @@ against these two.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -50,6 +50,24 @@ def view(parameter: Parameter, tensor: Tensor) -> Tensor:
         dim = int(parameter.stacked)
         tensor = torch.cat([_run(tensor, dim, *run) for run in parameter.rows], dim)
     return tensor
+
+
+def viewed_rows(parameter: Parameter, tensor: Tensor) -> Iterator[tuple[slice, Tensor, slice]]:
+    """Yield, run by run, the rows of the checkpoint's tensor that a parameter views: which, the rows themselves, and
+    where they stand among the parameter's own. Rows of zeros are left out: they are not the checkpoint's.
+
+    Rows are counted in dimension 0, or 1 of a stack of experts.
+    """
+    dim = int(parameter.stacked)
+    if parameter.transpose:
+        tensor = tensor.transpose(-2, -1)
+    at = 0
+    for start, stop, *step in parameter.rows or ((0, parameter.shape[dim]),):
+        taken = slice(start, stop, *step)
+        own = slice(at, at + len(range(start, stop, *step)))
+        at = own.stop
+        if start >= 0:
+            yield taken, tensor[(slice(None),) * dim + (taken,)], own
 
 
 def _run(tensor: Tensor, dim: int, start: int, stop: int, step: int = 1) -> Tensor:

@@ -20,7 +20,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from tintc.errors import ArtefactError, ModelError
 from tintc.frontend.source.load import ADAPTER_FATES, ADAPTERS, load_auxiliary
-from tintc.ir.auxiliary.interpreter import view
+from tintc.ir.auxiliary.interpreter import view, viewed_rows
 from tintc.ir.core import Parameter
 from tintc.ir.simulator.shared.linear_common import main_part
 from tintc.runtime.adaptation.continuation import AdaptiveSimulator, weights_by_layer
@@ -171,22 +171,15 @@ class _Target:
     def put(self, parameter: Parameter, after: Tensor, before: Tensor) -> None:
         """Write rows of a view into the tensor that is viewed."""
         tensor = self.viewed(parameter)
-        if parameter.transpose:
-            tensor = tensor.transpose(0, 1)
         key = id(self.tensors[parameter.source])
-        taken = self.written.setdefault(key, torch.zeros(tensor.shape[0], dtype=torch.bool))
-        at = 0
-        for start, stop in parameter.rows or ((0, parameter.shape[0]),):
-            here = slice(at, at + stop - start)
-            at = here.stop
-            if start < 0:  # rows of zeros, which are not the checkpoint's
-                continue
-            rows = tensor[start:stop]
+        taken = self.written.setdefault(key, torch.zeros(max(tensor.shape), dtype=torch.bool))
+        for which, rows, own in viewed_rows(parameter, tensor):
+            here = (slice(None),) * parameter.stacked + (own,)
             old = before[here]
             new = after[here]
             if rows.shape != old.shape:
                 raise self.another(parameter)
-            if bool(taken[start:stop].any()):
+            if bool(taken[which].any()):
                 if not torch.equal(rows, new):
                     raise ModelError(
                         f"The tensor {parameter.source} is used in two places that were updated differently, so the "
@@ -196,7 +189,7 @@ class _Target:
                 if not self.known:
                     raise self.another(parameter)
                 self.trained = True
-            taken[start:stop] = True
+            taken[which] = True
             rows.copy_(new)
 
     def another(self, parameter: Parameter) -> ModelError:

@@ -14,7 +14,9 @@ from transformers import GenerationConfig, PreTrainedModel
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from tintc.errors import ModelError
+from tintc.ir.auxiliary.interpreter import viewed_rows
 from tintc.ir.core import Parameter
+from tintc.ir.simulator.shared.linear_common import main_part
 from tintc.runtime.adaptation.continuation import AdaptiveSimulator, weights_by_layer
 
 SHOWN = 3
@@ -81,8 +83,7 @@ def kept_tensors(sim: AdaptiveSimulator) -> Iterator[tuple[Parameter, Tensor]]:
             if name in parameters:
                 yield parameters[name], table.detach().cpu()
     for layer, (kind, weights) in weights_by_layer(sim).items():
-        main = {"linear": "weight", "norm": "gain"}[kind.kind]
-        for part, stored in ((main, weights.weight), ("bias", weights.bias)):
+        for part, stored in ((main_part(kind), weights.weight), ("bias", weights.bias)):
             parameter = parameters.get(f"{layer}.{part}")
             if stored is not None and parameter is not None:
                 yield parameter, stored.detach().cpu().reshape(-1, *parameter.shape)[0]
@@ -90,11 +91,6 @@ def kept_tensors(sim: AdaptiveSimulator) -> Iterator[tuple[Parameter, Tensor]]:
 
 def _write(parameter: Parameter, stored: Tensor, tensor: Tensor) -> None:
     """Write a parameter's rows into the tensor that it is a view of."""
-    if parameter.transpose:
-        tensor = tensor.transpose(0, 1)
-    at = 0
-    for start, stop in parameter.rows or ((0, parameter.shape[0]),):
-        here = slice(at, at + stop - start)
-        at = here.stop
-        if start >= 0:  # others are rows of zeros, which are not the auxiliary's
-            tensor[start:stop].copy_(stored[here].reshape(tensor[start:stop].shape))
+    for _, rows, own in viewed_rows(parameter, tensor):
+        part = stored[:, own] if parameter.stacked else stored[own]
+        rows.copy_(part.reshape(rows.shape))
