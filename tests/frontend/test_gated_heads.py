@@ -17,6 +17,7 @@ from tintc.frontend.importer import import_graph
 from tintc.ir.auxiliary import AuxOp
 from tintc.ir.auxiliary.interpreter import forward, load
 from tintc.ir.core import Program
+from tintc.ir.functions import ACTIVATIONS
 from tintc.ir.inputs import resolve_inputs
 from tintc.lowering.passes.assign_layers import assign_layers
 from tintc.lowering.passes.canonicalise import canonicalise
@@ -81,6 +82,44 @@ def test_gates_on_heads(place: str) -> None:
     (gate,) = ops(program, "gate")
     assert gate.attributes()["fn"] == "sigmoid"
     assert sorted(op.role for op in ops(program, "linear")) == ["ffn", "key", "output", "query", "value"]
+
+
+@pytest.mark.parametrize("name", ["sigmoid", "softplus"])
+@pytest.mark.parametrize("transposed", [True, False])
+def test_a_number_for_each_head(name: str, transposed: bool) -> None:
+    """Every coordinate of a head is multiplied by the head's own."""
+    function = ACTIVATIONS[name]
+
+    def mix(m: Decoder, q: Tensor, k: Tensor, v: Tensor, x: Tensor) -> Tensor:
+        factors = function(m.gate(x)[..., 3 : 3 + HEADS]).unsqueeze(-1)
+        heads = attend(q, k, v)
+        if transposed:
+            return (heads * factors.transpose(1, 2)).transpose(1, 2).flatten(2)
+        return (heads.transpose(1, 2) * factors).flatten(2)
+
+    (gate,) = ops(imported(Decoder(mix)), "gate")
+    assert gate.attributes()["fn"] == name
+
+
+CLIPPED: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "above": lambda a, b: a.clamp(max=0.3),
+    "below": lambda a, b: a.clamp(min=-0.2),
+    "shifted": lambda a, b: (a + 1) * b,
+    "shifted down": lambda a, b: b * (a - 0.5),
+    "steeper": lambda a, b: a * torch.sigmoid(2.5 * a),
+    "every other column": lambda a, b: torch.cat((b, a), -1)[..., ::2],
+    "by one number a token": lambda a, b: torch.sigmoid(b[..., :1]) * a,
+}
+
+
+@pytest.mark.parametrize("kind", CLIPPED)
+def test_clipped_and_shifted(kind: str) -> None:
+    """What gates of experts need is taken anywhere."""
+
+    def mix(m: Decoder, q: Tensor, k: Tensor, v: Tensor, x: Tensor) -> Tensor:
+        return CLIPPED[kind](attend(q, k, v).transpose(1, 2).flatten(2), m.gate(x))
+
+    imported(Decoder(mix))
 
 
 def test_a_bias_that_the_coordinates_of_a_head_share() -> None:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from tintc.ir.router import GROUP_SCORES, NORMALISATIONS, SCORES, WEIGHINGS, RouterOptions, routing_weights
 
-ROWS = 256
+ROWS = 128
 """Tokens on whose logits regions and options are compared."""
 FEW = 16
 """Tokens after which most options are given up."""
