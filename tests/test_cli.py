@@ -94,7 +94,7 @@ def test_run_with_several_rates(command: Command, compiled: Path) -> None:
     assert (found["inner_lr"], found["perplexity_after"]) == tuple(found["rates"][0].values())
     assert "rates" not in alone[0].json and alone[0].json["hint"] is None and alone[0].err == ""
     assert alone[1].err.startswith("hint: The text is predicted worse") and alone[1].json["hint"] in alone[1].err
-    assert "--lr 3e+01,1e+01,3." in alone[1].err
+    assert "--lr 0.001,0.0001,1e-05,1e-06" in alone[1].err
     table = command("run", compiled, *options, "--lr", "10,100,1e30").out
     assert "not finite" in table and "hint" not in table
 

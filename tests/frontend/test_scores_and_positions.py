@@ -299,7 +299,7 @@ def test_clipped_queries_keys_and_values() -> None:
     assert [op.role for op in program.ops if isinstance(op, Linear)] == ["query", "key", "value"]
     assert [op.fn for op in program.ops if isinstance(op, Activation)] == ["hardtanh"] * 3
     assert sorted(op.factor for op in program.ops if isinstance(op, Scale)) == pytest.approx([0.3] * 3 + [1 / 0.3] * 3)
-    assert "clipped from -1 to 2" in reasons(Clipped(-1.0, 2.0))
+    assert "clipped from -1.0 to 2.0" in reasons(Clipped(-1.0, 2.0))
 
 
 class Expanded(nn.Linear):

@@ -143,11 +143,12 @@ def test_rates_that_are_none(given: Any, says: str) -> None:
 
 @pytest.mark.parametrize("executor", ["fused", "literal"])
 def test_one_dimension_says_what_it_is_of(executor: str) -> None:
-    """With as many examples as steps it could be of either: the sentence has the spelling of both. fp64."""
+    """With as many examples as steps it is of examples; a warning has the spelling of both. fp64."""
     sim = sim_of("gpt2")
-    with pytest.raises(OptionError, match=r"2 examples and 2 steps; write \[\[r, s, \.\.\.\]\], of shape \(1, 2\)"):
-        sim(IDS[:STEPS], inner_lr=[BIG, 0.0])
+    with pytest.warns(UserWarning, match=r"one per example. Write \[\[r, s, \.\.\.\]\], of shape \(1, 2\)"):
+        unclear = run(sim, IDS[:STEPS], executor, inner_lr=[BIG, 0.0])
     by_example = run(sim, IDS[:2], executor, inner_lr=[[BIG, 0.0]], return_before=True)
+    assert torch.equal(unclear.logits, by_example.logits)
     moved = (by_example.logits - by_example.logits_before).abs().amax((1, 2))
     assert float(moved[1]) < 1e-12 < 1e-3 < float(moved[0])
     by_step = run(sim, IDS[:2], executor, inner_lr=[[BIG], [0.0]])

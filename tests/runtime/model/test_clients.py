@@ -15,7 +15,6 @@ import accelerate
 import pytest
 import tiny_models
 import torch
-import transformers
 from programs import import_model
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from torch import Tensor, nn
@@ -175,9 +174,10 @@ def test_what_asks_no_one_before_has_the_sentence_inside(sim: TintForCausalLM) -
 
 
 def test_transformers_finds_the_class_that_a_folder_names(folder: Path) -> None:
-    """By its name, as `transformers serve` looks for it."""
+    """By its name, as `transformers serve` looks for it; in the transformers that tintc has seen, since helpers of its
+    own, which other tests may have called, import it anew."""
     (name,) = tintc.TintConfig.from_pretrained(folder).architectures
-    assert getattr(transformers, name) is TintForCausalLM
+    assert getattr(tintc.transformers, name) is TintForCausalLM
 
 
 def test_asking_is_no_error(sim: TintForCausalLM) -> None:

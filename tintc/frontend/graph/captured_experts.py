@@ -30,14 +30,16 @@ MARK = ("_apply_gate", "has_gate", "has_bias", "has_post_expert_norm", "is_trans
 SIZES = (2, 3)
 """Batch size and length of the vectors on which gates are traced; both are symbolic."""
 
-torch.library.define(
-    "tintc::experts", "(Tensor x, Tensor index, Tensor weights, Tensor[] parameters, int module) -> Tensor"
-)
+SCHEMA = "(Tensor x, Tensor index, Tensor weights, Tensor[] parameters, int module) -> Tensor"
 
 
-@torch.library.register_fake("tintc::experts")
 def _shape(x: Tensor, index: Tensor, weights: Tensor, parameters: list[Tensor], module: int) -> Tensor:
     return torch.empty_like(x)
+
+
+if not hasattr(torch.ops.tintc, "experts"):  # operators outlive a module that is imported anew
+    torch.library.define("tintc::experts", SCHEMA)
+    torch.library.register_fake("tintc::experts", _shape)
 
 
 @dataclass(frozen=True, eq=False)

@@ -136,7 +136,12 @@ def _view(program: Program, name: str, rows: Runs, suffix: str) -> str:
 
 
 def _fewest(rows: Runs) -> tuple[tuple[int, ...], ...]:
-    """Return the same rows as runs with steps, where these are fewer: every other row is one run."""
+    """Return the same rows as runs with steps, where these are fewer: every other row is one run.
+
+    Rows of zeros, whose numbers are negative, stay as they are.
+    """
+    if any(start < 0 for start, _ in rows):
+        return rows
     numbers = [number for run in rows for number in range(*run)]
     strided = strided_runs_of(numbers)
     if numbers == sorted(set(numbers)) and len(strided) < len(rows):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -120,9 +121,11 @@ def _resolved(inner_lr: Any, steps: int, batch: int, dtype: torch.dtype) -> Tens
         raise OptionError(f"inner_lr is {inner_lr!r}; {SHAPES}.") from error
     shape = tuple(rate.shape)
     if shape == (batch,) == (steps,) and batch > 1:
-        raise OptionError(
-            f"inner_lr has {batch} rates, and there are {batch} examples and {batch} steps; write [[r, s, ...]], of "
-            f"shape (1, {batch}), for one per example, or [[r], [s], ...], of shape ({batch}, 1), for one per step."
+        warnings.warn(
+            f"inner_lr has {batch} rates, and there are {batch} examples and {batch} steps; they are taken as one per "
+            f"example. Write [[r, s, ...]], of shape (1, {batch}), to say so, or [[r], [s], ...], of shape ({batch}, "
+            "1), for one per step.",
+            stacklevel=2,
         )
     if shape in ((), (batch,)):
         rate = rate.expand(steps, batch)
