@@ -48,7 +48,7 @@ def _show_all(families: list[dict[str, Any]]) -> None:
 
 def _show_one(families: list[dict[str, Any]]) -> None:
     for row in families:
-        kind = "dense" if row["dense"] else "other"
+        kind = row["kind"]
         if row["passed"]:
             parts = {column.replace("_", "-"): row[column] for column in COLUMNS}
             print_table(f"{name_of(row)} ({kind}) compiles", parts)

@@ -19,6 +19,14 @@ CRASHED = re.compile(r"\w*(Error|Exception): ")
 """What begins with the type of an exception that is not ours."""
 ANY_KEY_HEADS = "grouped or multi-head"
 """Attention of a type whose configuration says how many heads have keys and values of their own."""
+KINDS = {
+    "dense": "dense decoder types",
+    "experts": "types with experts",
+    "mixers": "types with other token mixers",
+    "other": "other types",
+}
+"""Kinds of types, with the words that a summary has for them. What has other mixers is counted there, with experts or
+without."""
 COLUMNS = ("norms", "positions", "attention", "feed_forward")
 
 Data = dict[str, Any]
@@ -47,16 +55,18 @@ def families_of(data: Data, model_type: str) -> list[dict[str, Any]]:
 
 
 def summary(data: Data) -> str:
-    """Return how many of the dense types, of their variants and of the others passed, as a sentence."""
+    """Return how many of the types of each kind, and of the dense ones' variants, passed, as a sentence."""
     families = data["families"]
     variants = [family for family in families if family["variant"] and family["dense"]]
     others = [family for family in families if not (family["variant"] or family["dense"])]
     checked = [family for family in others if not is_unchecked(family)]
-    counts = (
+    counts = [
         (data["dense_passed"], data["dense"], "dense decoder types"),
         (_passed(variants), len(variants), "variants of theirs"),
-        (_passed(checked), len(checked), "other types"),
-    )
+    ]
+    for kind, words in KINDS.items():
+        of_kind = [family for family in checked if family["kind"] == kind]
+        counts.append((_passed(of_kind), len(of_kind), words))
     parts = [f"{passed} of {total} {what}" for passed, total, what in counts if total]
     unchecked = len(others) - len(checked)
     more = ""

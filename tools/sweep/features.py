@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from tintc.ir.auxiliary import Activation, Attention, AuxOp, Gate, Norm, PositionEmbedding
+from tintc.ir.auxiliary import Activation, Attention, AuxOp, Gate, Norm, PositionEmbedding, Route
 from tintc.ir.core import Program
 
 SCORES = {"window": "window", "soft_cap": "softcap", "query_scale": "scaled by position", "sinks": "sinks"}
@@ -70,8 +70,24 @@ def _attention(ops: list[AuxOp]) -> str:
 
 
 def _feed_forward(ops: list[AuxOp]) -> str:
-    gates = [f"gated {op.fn}" for op in ops if isinstance(op, Gate)]
-    return _listed(gates + [op.fn for op in ops if isinstance(op, Activation)])
+    gates = [f"gated {op.fn}" for op in ops if isinstance(op, Gate) and not _is_routed(op)]
+    plain = [op.fn for op in ops if isinstance(op, Activation) and not _is_routed(op)]
+    return _listed([*gates, *plain, *_experts(ops)])
+
+
+def _is_routed(op: AuxOp) -> bool:
+    return op.result.type.kind == "routed"
+
+
+def _experts(ops: list[AuxOp]) -> list[str]:
+    """Return what the experts are, and how they are chosen."""
+    words = [f"experts, gated {op.fn}" for op in ops if isinstance(op, Gate) and _is_routed(op)]
+    words += [f"experts, {op.fn}" for op in ops if isinstance(op, Activation) and _is_routed(op)]
+    for op in ops:
+        if isinstance(op, Route):
+            parts = [op.scores, "with a bias" * bool(op.bias), "in groups" * (op.groups > 1)]
+            words.append("chosen by " + " ".join(filter(None, parts)))
+    return words
 
 
 def _listed(words: Iterable[str]) -> str:

@@ -15,6 +15,7 @@ from tintc.reference.family_table import (
     ANY_KEY_HEADS,
     COLUMNS,
     DATA,
+    KINDS,
     Data,
     is_unchecked,
     name_of,
@@ -23,6 +24,7 @@ from tintc.reference.family_table import (
 )
 from tools.sweep.family import EAGER, EXECUTORS, GRADIENT, GRAPH, SHAPES
 from tools.sweep.features import ONE_KEY_HEAD
+from tools.sweep.kinds import kind_of
 from tools.sweep.notes import WHY, WRAPPERS
 from tools.sweep.variants import DENSE
 
@@ -39,6 +41,7 @@ def to_data(outcomes: list[dict[str, Any]]) -> Data:
                 "type": outcome["model_type"],
                 "variant": outcome["variant"],
                 "dense": outcome["model_type"] in DENSE,
+                "kind": kind_of(outcome["model_type"]),
                 "passed": outcome["stage"] == "passed",
                 "stage": outcome["stage"],
                 "reasons": outcome["reasons"],
@@ -59,7 +62,8 @@ def to_data(outcomes: list[dict[str, Any]]) -> Data:
 
 def described_anew(data: Data) -> Data:
     """Return the same outcomes with the types' features in today's words."""
-    return data | {"families": list(map(_in_general, data["families"]))}
+    families = [family | {"kind": kind_of(family["type"])} for family in data["families"]]
+    return data | {"families": list(map(_in_general, families))}
 
 
 def _in_general(family: dict[str, Any]) -> dict[str, Any]:
@@ -97,22 +101,26 @@ def to_markdown(data: Data) -> str:
         f"step and after two; all in fp64, on batches of {checked} tokens.",
         "",
         "**Dense** are decoders of text in which softmax attention and a feed-forward that every token takes follow "
-        "each other (`DENSE` in `tools/sweep/variants.py`). **Other** is what else transformers registers as a "
-        "causal language model: mixtures of experts, recurrent and hybrid models, encoders, decoders that read an "
-        "encoder, and models of images or sound, of which the language model is checked, on token ids alone. A type "
-        "has the kinds of layers that its default configuration has; options that change the graph are variants, "
-        "in rows of their own.",
+        "each other (`DENSE` in `tools/sweep/variants.py`). **Types with experts** have feed-forward layers of which a "
+        "token takes a few; here eight, two for a token, in one of two layers or in both. **Types with other token "
+        "mixers** have recurrences or convolutions, with experts or without. **Other** is what else transformers "
+        "registers as a causal language model: encoders, decoders that read an encoder, and models of images or "
+        "sound, of which the language model is checked, on token ids alone. A type has the kinds of layers that its "
+        "default configuration has; options that change the graph are variants, in rows of their own.",
     ]
-    for title, dense in (("Dense decoders that pass", True), ("Other types that pass", False)):
-        rows = [family for family in data["families"] if family["passed"] and family["dense"] is dense]
+    titles = {kind: words[0].upper() + words[1:] for kind, words in KINDS.items()}
+    for kind, title in titles.items():
+        rows = [family for family in data["families"] if family["passed"] and family["kind"] == kind]
         cells = [(name_of(row), *(row[column] for column in COLUMNS)) for row in rows]
-        lines += _table(title, ("type", *(column.replace("_", "-") for column in COLUMNS)), cells)
+        lines += _table(f"{title} that pass", ("type", *(column.replace("_", "-") for column in COLUMNS)), cells)
     failed = [family for family in data["families"] if not family["passed"]]
     refused = [family for family in failed if not is_unchecked(family)]
-    for title, dense in (("Dense decoders that do not pass", True), ("Other types, refused", False)):
-        rows = [family for family in refused if family["dense"] is dense]
+    for kind, title in titles.items():
+        rows = [family for family in refused if family["kind"] == kind]
         lines += _table(
-            title, ("type", "ends at", "why"), [(name_of(row), row["stage"], shown_reasons(row)) for row in rows]
+            f"{title}, refused",
+            ("type", "ends at", "why"),
+            [(name_of(row), row["stage"], shown_reasons(row)) for row in rows],
         )
         for row in rows:
             if row["type"] in WHY:

@@ -36,6 +36,18 @@ SIZES: dict[int, tuple[str, ...]] = {
     WINDOW: ("window_size",),
 }
 """Odd widths: 3 heads of 20 that share one key head, a feed-forward of 140."""
+EXPERTS: dict[str, Any] = {
+    **dict.fromkeys(("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts"), 8),
+    **dict.fromkeys(("num_experts_per_tok", "moe_k", "num_experts_per_token", "top_k_experts", "moe_topk"), 2),
+    **dict.fromkeys(("moe_intermediate_size", "shared_expert_intermediate_size", "expert_ffn_hidden_size"), 28),
+    "n_group": 2,
+    "topk_group": 1,
+    "first_k_dense_replace": 1,
+    "moe_layer_start_index": 1,
+    "mlp_only_layers": [],
+    "decoder_sparse_step": 1,
+}
+"""Eight small experts, two for a token, from the second of two layers on, where a configuration has such numbers."""
 NEEDS: dict[str, dict[str, Any]] = {
     "bamba": {"mamba_n_heads": 4, "mamba_d_head": 30},
     "codegen": {"n_embd": 80, "n_head": 4},  # projections are cut for four devices
@@ -46,11 +58,10 @@ NEEDS: dict[str, dict[str, Any]] = {
     },
     "diffllama": {"hidden_size": 80, "num_attention_heads": 4, "num_key_value_heads": 2},
     "gemma3n_text": {"num_kv_shared_layers": 0},
-    "gemma4_text": {"global_head_dim": 40},
     "gemma4_unified_text": {"global_head_dim": 40},
     "gpt_neo": {"attention_types": [[["global", "local"], 1]]},
     "granitemoehybrid": {"mamba_n_heads": 4, "mamba_d_head": 30},
-    "deepseek_v2": {"num_experts_per_tok": 2},
+    "gemma4_text": {"global_head_dim": 40, "enable_moe_block": True},
     "hrm_text": {"H_cycles": 2, "L_cycles": 2},
     "mamba2": {"num_heads": 4, "head_dim": 30, "n_groups": 1},
     "qwen4_exp": {
@@ -109,6 +120,7 @@ def _small(default: PretrainedConfig) -> dict[str, Any]:
     known = default.to_dict()
     sizes: dict[str, Any] = {name: size for size, names in SIZES.items() for name in names if name in known}
     sizes |= {name: token for name, token in TOKENS.items() if name in known}
+    sizes |= {name: size for name, size in EXPERTS.items() if known.get(name) is not None}
     if known.get("sliding_window") is not None:
         sizes["sliding_window"] = WINDOW
     kinds = list(dict.fromkeys(known.get("layer_types") or ()))
