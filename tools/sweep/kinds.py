@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from functools import cache
 from typing import Any
 
+import huggingface_hub
 import transformers
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
@@ -27,7 +28,11 @@ def kind_of(model_type: str) -> str:
         return "dense"
     if _has_mixers(model_type):
         return "mixers"
-    if _has_experts(CONFIG_MAPPING[model_type]().to_dict()):
+    try:
+        config = CONFIG_MAPPING[model_type]().to_dict()
+    except (ValueError, TypeError, huggingface_hub.errors.StrictDataclassError):  # some defaults contradict themselves
+        return "other"
+    if _has_experts(config):
         return "experts"
     return "other"
 
@@ -35,8 +40,9 @@ def kind_of(model_type: str) -> str:
 def _has_experts(config: Mapping[str, Any]) -> bool:
     """Return True if the configuration, or one inside of it, counts experts."""
     inner = [value for value in config.values() if isinstance(value, dict)]
-    counts = [config.get(name) for name in EXPERT_COUNTS]
-    return any(isinstance(count, int) and count > 1 for count in counts) or any(map(_has_experts, inner))
+    # A default of None is of types that have no experts unless told how many.
+    counts = [config[name] for name in EXPERT_COUNTS if name in config]
+    return any(count is None or count > 1 for count in counts) or any(map(_has_experts, inner))
 
 
 def _has_mixers(model_type: str) -> bool:
