@@ -27,6 +27,8 @@ from tintc.frontend.graph.captured import CapturedGraph
 from tintc.frontend.graph.captured_experts import fill_in, opaque_experts
 from tintc.frontend.graph.functionalize import NeedsRetracing, functionalize, is_inplace
 from tintc.frontend.graph.obstacles import EXPERTS
+from tintc.frontend.mixers.ops import fill_in as fill_in_mixers
+from tintc.frontend.mixers.registry import mixers_as_nodes
 
 LONGEST = 2048
 """Masks and rotary tables are checked up to this length unless a longer one is asked for."""
@@ -52,6 +54,7 @@ def capture(model: nn.Module, max_length: int | None = None, name: str | None = 
         for context in (torch.no_grad(), _without_packing(), _without_cache(model), _preserved(model), _quiet()):
             stack.enter_context(context)
         stack.enter_context(opaque_experts(model))
+        stack.enter_context(mixers_as_nodes(model))
         try:
             model.eval()
             exported = _export(model, ids)
@@ -63,6 +66,7 @@ def capture(model: nn.Module, max_length: int | None = None, name: str | None = 
         finally:
             model.train(was_training)
         fill_in(model, exported.graph, name)
+        fill_in_mixers(exported.graph)
     return _describe(model, exported, name, limit)
 
 

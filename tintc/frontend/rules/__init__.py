@@ -20,6 +20,7 @@ from tintc.frontend.rules.columns import HeadsRule, SelectRule
 from tintc.frontend.rules.embeddings import EmbeddingRule, PositionEmbeddingRule, PositionTableRule
 from tintc.frontend.rules.experts import ExpertsRule
 from tintc.frontend.rules.linear import LinearRule
+from tintc.frontend.rules.mixers import ConvolutionRule, PointwiseRule, RecurrenceRule
 from tintc.frontend.rules.norms import FusedNormRule, NormBiasRule, WrittenNormRule
 
 RULES: tuple[type[Rule], ...] = (
@@ -28,6 +29,9 @@ RULES: tuple[type[Rule], ...] = (
     PositionTableRule,
     AttentionRule,
     ExpertsRule,
+    RecurrenceRule,
+    ConvolutionRule,
+    PointwiseRule,
     FusedNormRule,
     WrittenNormRule,
     NormBiasRule,
