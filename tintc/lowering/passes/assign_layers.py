@@ -7,7 +7,8 @@ attentions (at first: from the token embeddings that attention 0 needs) to layer
 the logits: the residual stream's value that the layer reads. Layer i holds what follows d_i and leads to d_{i+1},
 except what leads past d_{i+1} too and is not needed by layer i's attentions: that serves several layers, and is of
 none. The end of the last layer is found by counting: as many ops as on every path from the attentions of the layer
-before it to its end are on every path from its own; a single layer ends at the last sum.
+before it to its end are on every path from its own, or, where layers mix tokens in several ways, as many after the last
+sum; a single layer ends at the last sum.
 
     embed = d_0 --+-- norm - attention --+              +-- norm - ffn --+
                   |                      |              |                |
@@ -236,15 +237,23 @@ def _embeddings(flow: _Flow, group: Sequence[Op]) -> list[Op]:
 def _end(flow: _Flow, starts: list[Op]) -> Op:
     """Return the last layer's end, among the ops that every path from its attentions to the logits passes."""
     after = flow.passed(flow.groups[-1], (flow.head,))
-    if len(starts) > 1:
-        length = len(flow.passed(flow.groups[-2], starts[-1:]))
-        if length < len(after):
-            return after[length]
     sums = [op for op in after if isinstance(op, Add)]
+    if len(starts) > 1:
+        before = [*flow.passed(flow.groups[-2], starts[-1:]), starts[-1]]
+        place = len(before) - 1
+        if sums and not all(isinstance(op, Attention) for group in flow.groups for op in group):
+            place += _last_sum(after) - _last_sum(before)
+        if place < len(after):
+            return after[place]
     if sums:
         return sums[-1]
     inner = [op for op in after if not isinstance(op, Norm)]
     return (inner or starts)[-1]
+
+
+def _last_sum(ops: Sequence[Op]) -> int:
+    """Return the place of the last sum; 0 if there is none."""
+    return max((place for place, op in enumerate(ops) if isinstance(op, Add)), default=0)
 
 
 def _role(flow: _Flow, op: AuxOp, layer: int) -> str:
