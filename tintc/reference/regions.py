@@ -51,8 +51,8 @@ class Region:
         self.layout: VectorLayout | None = None
         if not self.is_norm:
             self.layout = vector_layout(graph, source)
-        self.gains = [node for node in outside if gain and constant_vector(graph, node) == gain]
-        self.biases = [node for node in outside if bias and constant_vector(graph, node) == bias]
+        self.gains = [node for node in outside if gain and _is(graph, node, gain)]
+        self.biases = [node for node in outside if bias and _is(graph, node, bias)]
 
     def function(self, lookup: Lookup, dtype: torch.dtype | None) -> Callable[[Tensor], Tensor]:
         """Return the region as a function of its source, with gain 1 and bias 0."""
@@ -81,6 +81,11 @@ class Region:
         """Return f(x), whose derivative is a difference with a step for every token, or head where a norm has them."""
         result: Any = _FirstOrder.apply(x, f, self.difference, self.is_norm, self.layout)
         return result
+
+
+def _is(graph: CapturedGraph, node: Node, name: str) -> bool:
+    """Return True if a node is the tensor of that name, or the parameter that the importer has made it of."""
+    return constant_vector(graph, node) in (name, graph.origins.get(name, name))
 
 
 class _FirstOrder(torch.autograd.Function):

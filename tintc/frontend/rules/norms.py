@@ -66,6 +66,8 @@ class WrittenNormRule:
             return Fail(NO_VECTOR)
         if gain is None:
             return Fail("the norm's gain is computed, and not from one parameter", inputs=(norm.x,))
+        if gain and layout.groups > 1 and graph.tensors[gain].shape == (layout.width,):  # after the heads are merged
+            gain = graph.derive_from(gain, graph.tensors[gain].reshape(layout.groups, -1))
         if gain and not layout.fits(graph.tensors[gain].shape):
             return Fail("the norm's gain is not one number for each coordinate", inputs=(norm.x,))
         if gain and layout.groups == 1 and graph.tensors[gain].dim() > 1:  # of one head, ``[1, d]``
