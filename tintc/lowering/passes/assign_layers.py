@@ -145,9 +145,12 @@ class _Flow:
         common = frozenset.intersection(*(before[goal] for before in paths for goal in goals))
         return sorted(common - set(goals), key=self.order.__getitem__)
 
-    def before_attention(self, value: Value) -> set[int]:
-        """Return what a value serves attentions as, other linear layers aside, those that make constants of a
-        recurrence alone excepted; `OTHER` for any other use."""
+    def before_attention(self, value: Value, summed: bool = False) -> set[int]:
+        """Return what a value serves attentions as; `OTHER` for any other use.
+
+        Linear layers end the search, except those that make constants of a recurrence alone, if no sum comes before
+        them (summed): it may be with the residual stream.
+        """
         uses: set[int] = set()
         for user in self.users.get(value, []):
             operands = [at for at, operand in enumerate(user.operands) if operand is value]
@@ -158,8 +161,8 @@ class _Flow:
             elif isinstance(user, Convolution) and self.mixes(user):
                 uses.add(VALUE)
             elif isinstance(user, PASSED):
-                uses |= self.before_attention(user.result)
-            elif isinstance(user, Linear) and self.before_attention(user.result) <= CONSTANT:
+                uses |= self.before_attention(user.result, summed or isinstance(user, Add))
+            elif isinstance(user, Linear) and not summed and self.before_attention(user.result) <= CONSTANT:
                 uses |= self.before_attention(user.result)
             else:
                 uses.add(OTHER)
