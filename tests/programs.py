@@ -125,6 +125,38 @@ class Sketch:
         down = self.experts(f"{name}.down", r, act, self.width)
         return self.add(aux.Combine, name, self.width, r, down, weighted=not scaled_input)
 
+    def recurrence(
+        self, name: str, x: Value, heads: int, key_heads: int, convolved: bool = True, **options: Any
+    ) -> Value:
+        """A recurrence whose queries, keys and values go through one convolution, with its gates and its output."""
+        d = self.width // heads
+        keys = key_heads * 3
+        mixed = self.linear(f"{name}.v", x, heads * d, "value")
+        queries = self.linear(f"{name}.qk", x, 2 * keys, "key")
+        if convolved:
+            mixed, queries = (self.convolved(value) for value in (mixed, queries))
+        halves = [((0, keys),), ((keys, 2 * keys),)]
+        q, k = (self.add(aux.Select, f"{name}.{i}", keys, queries, columns=c) for i, c in enumerate(halves))
+        decays = heads * 3 if options.get("by_coordinate") else heads
+        raw = self.linear(f"{name}.a", x, decays, "gate")
+        shift = self.parameter(f"{name}.dt_bias", decays)
+        gain = self.parameter(f"{name}.decay", decays)
+        self.tensors[gain] = -self.tensors[gain].abs()
+        g = self.add(aux.Pointwise, f"{name}.g", decays, raw, fn="softplus", shift=shift, gain=gain)
+        strength = self.linear(f"{name}.b", x, heads, "gate")
+        beta = self.add(aux.Pointwise, f"{name}.beta", heads, strength, fn="sigmoid")
+        shape = {"n_heads": heads, "n_key_heads": key_heads, "key_dim": 3, "value_dim": d}
+        if options.pop("skip", False):
+            options["skip"] = self.parameter(f"{name}.D", heads)
+        y = self.add(aux.Recurrence, f"{name}.mix", heads * d, q, k, mixed, g, beta, **shape, **options)
+        return self.linear(f"{name}.o", y, self.width, "output")
+
+    def convolved(self, x: Value) -> Value:
+        weight = self.parameter(f"{x.name}.conv", x.type.width, 4)
+        bias = self.parameter(f"{x.name}.conv_bias", x.type.width) if self.bias else ""
+        y = self.add(aux.Convolution, f"{x.name}.conv", x.type.width, x, weight=weight, bias=bias)
+        return self.add(aux.Activation, f"{x.name}.act", x.type.width, y, fn="silu")
+
     def sum(self, name: str, a: Value, b: Value) -> Value:
         return self.add(aux.Add, name, self.width, a, b)
 
@@ -197,6 +229,25 @@ def mixture_like(
         x = make.sum(f"{stem}.out", mid, mixed)
     make.layer = -1
     return make.finish(make.norm("lnf", x, "final"), vocab, layers)
+
+
+def hybrid_like(
+    width: int = 12, heads: int = 4, vocab: int = 11, d_ff: int = 20, bias: bool = False, seed: int = 0, **options: Any
+) -> tuple[Program, dict[str, Tensor]]:
+    """Two layers, one of a recurrence and one of attention; options: of `aux.recurrence`."""
+    make = Sketch(width, seed, bias=bias, norm_kind="rms")
+    x = make.embedding("wte", vocab)
+    for make.layer in range(2):
+        stem = f"h.{make.layer}"
+        normed = make.norm(f"{stem}.ln1", x)
+        if make.layer:
+            mixed = make.attention(f"{stem}.attn", normed, heads, 1)
+        else:
+            mixed = make.recurrence(f"{stem}.mixer", normed, heads, **options)
+        mid = make.sum(f"{stem}.mid", x, mixed)
+        x = make.sum(f"{stem}.out", mid, make.feed_forward(f"{stem}.ffn", make.norm(f"{stem}.ln2", mid), d_ff, True))
+    make.layer = -1
+    return make.finish(make.norm("lnf", x, "final"), vocab, 2)
 
 
 def build(

@@ -16,9 +16,12 @@ from tintc.ir.structure import (
     AttentionSpec,
     BlockSpec,
     ChosenSpec,
+    ConvolutionSpec,
     GroupNormSpec,
     LinearSpec,
+    PointwiseSpec,
     ProductSpec,
+    RecurrenceSpec,
     RouterSpec,
     Split,
     SplitStage,
@@ -194,11 +197,14 @@ def _slots(spec: BlockSpec, layout: Layout) -> tuple[list[int], list[int]]:
             return list(spec.slots), list(spec.slots)
         case ProductSpec():
             return [spec.target, spec.factor], [spec.target]
-        case VocabularySpec() | ChosenSpec():
+        case VocabularySpec() | ChosenSpec() | ConvolutionSpec() | PointwiseSpec():
             return [0], [0]
         case RouterSpec():
             inside = list(range(layout.tiles(spec.experts)))
             return inside, inside
+        case RecurrenceSpec():
+            inside = list(range(spec.starts[-1]))
+            return inside, list(range(layout.tiles(spec.options.n_heads * spec.options.value_dim)))
         case LinearSpec():
             pairs = _chunk_pairs(spec.stages)
             at = [width * chunk // layout.pitch for width, chunk in ((spec.stages[0].width, into) for _, into in pairs)]

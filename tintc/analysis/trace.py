@@ -122,6 +122,9 @@ class TraceRun:
     def token_mask(self, window: int = 0) -> str:
         return "earlier tokens"
 
+    def real_tokens(self) -> float:
+        return 1.0
+
     def next_mask(self) -> str:
         return "the next token"
 

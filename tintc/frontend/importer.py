@@ -15,7 +15,7 @@ from tintc.frontend.graph.obstacles import obstacles
 from tintc.frontend.matching import build_all, match_all
 from tintc.frontend.rule import Rule
 from tintc.frontend.rules import default_rules
-from tintc.ir.auxiliary import Attention, Embedding, Linear
+from tintc.ir.auxiliary import Attention, Embedding, Linear, Recurrence
 from tintc.ir.core import Program, Value
 
 
@@ -59,14 +59,14 @@ def recognise(graph: CapturedGraph, rules: Sequence[Rule] | None = None) -> Reco
 
 
 def _width(program: Program) -> int:
-    """Return the width of the residual stream: of what the first attention's output projection makes.
+    """Return the width of the residual stream: of what the first attention's or recurrence's output projection makes.
 
-    Of a decoder without any attention, which is refused later, it is the width of the token embedding.
+    Of a decoder without either it is the width of the token embedding.
     """
     behind: set[Value] = set()
     for op in program.ops:
         if isinstance(op, Linear) and behind.intersection(op.operands):
             return op.result.type.width
-        if isinstance(op, Attention) or behind.intersection(op.operands):
+        if isinstance(op, Attention | Recurrence) or behind.intersection(op.operands):
             behind.update(op.results)
     return next(op.result.type.width for op in program.ops if type(op) is Embedding)

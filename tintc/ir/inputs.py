@@ -55,6 +55,16 @@ class Inputs:
             allowed = allowed[:, :1]
         return bool(allowed.all())
 
+    @property
+    def real_tokens(self) -> Tensor:
+        """Return the tokens that are no padding, ``[B, T]`` bool: those that see themselves."""
+        return self.allowed.diagonal(dim1=1, dim2=2)
+
+    @cached_property
+    def only_padding(self) -> bool:
+        """Return True if padding alone is masked: who sees a token does not depend on who looks."""
+        return self.plain or bool((self.allowed == self.real_tokens[:, None, :]).all())
+
     def rows(self, start: int, stop: int) -> Inputs:
         """Return the inputs of examples start ... stop - 1 of the batch."""
         return self._taken(slice(start, stop))

@@ -14,6 +14,8 @@ from torch import Tensor
 
 from tintc.ir.layout import Layout
 from tintc.ir.losses import LogitMap
+from tintc.ir.pointwise import PointwiseOptions
+from tintc.ir.recurrence import RecurrenceOptions
 from tintc.ir.router import RouterOptions
 
 
@@ -162,8 +164,54 @@ class ChosenSpec:
     """Slot 0 becomes one wherever it is not zero; the other slots pass."""
 
 
+@dataclass(frozen=True)
+class RecurrenceSpec:
+    """An attention whose scores become the matrix of a recurrence before they weigh values.
+
+    options: how; starts: the slot at which each operand begins, in their order, and the first slot after the last;
+    transposed: whether the matrix is.
+    """
+
+    options: RecurrenceOptions
+    starts: tuple[int, ...]
+    transposed: bool
+
+
+@dataclass(frozen=True)
+class ConvolutionSpec:
+    """A convolution of slot 0 over the tokens, for tile number `tile` of a value, of which it has `width` channels.
+
+    weight, bias: names of tables; transposed: whether later tokens are read and the bias is left out.
+    """
+
+    weight: str
+    bias: str
+    tile: int
+    width: int
+    transposed: bool
+
+
+@dataclass(frozen=True)
+class PointwiseSpec:
+    """A function of the first coordinates of slot 0, which holds coordinates `start` to `end` of a value."""
+
+    options: PointwiseOptions
+    start: int
+    end: int
+
+
 BlockSpec = (
-    AttentionSpec | LinearSpec | GroupNormSpec | ActivationSpec | ProductSpec | VocabularySpec | RouterSpec | ChosenSpec
+    AttentionSpec
+    | LinearSpec
+    | GroupNormSpec
+    | ActivationSpec
+    | ProductSpec
+    | VocabularySpec
+    | RouterSpec
+    | ChosenSpec
+    | RecurrenceSpec
+    | ConvolutionSpec
+    | PointwiseSpec
 )
 
 

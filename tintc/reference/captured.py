@@ -16,6 +16,7 @@ from torch.fx.node import map_arg
 
 from tintc.frontend.graph.captured import CapturedGraph
 from tintc.frontend.graph.evaluation import CHECKS, execute, opname
+from tintc.frontend.mixers.ops import recurrence_of_tokens
 
 Lookup = Callable[[Node], Any]
 
@@ -146,12 +147,15 @@ SOFTMAX = ("softmax", "_softmax")
 
 
 def detached_scores(captured: CapturedGraph) -> dict[Node, Override]:
-    """Return overrides that make attention probabilities constants (paper Def. E.3), fused or written out."""
+    """Return overrides that make attention probabilities constants (paper Def. E.3), fused or written out, and the
+    matrices of recurrences."""
     detached: dict[Node, Override] = {}
     normalised = {node.args[0] for node in captured.module.graph.nodes if opname(node) in SOFTMAX}
     for node in captured.module.graph.nodes:
         if opname(node) == "scaled_dot_product_attention":
             detached[node] = _DetachedAttention(node)
+        elif node.target is recurrence_of_tokens:
+            detached[node] = _DetachedRecurrence(node)
         elif opname(node) in SOFTMAX or (opname(node) == "logsumexp" and node.args[0] in normalised):
             detached[node] = _DetachedSoftmax(node)  # the sum of the exponentials is in the gate of an attention sink
     return detached
@@ -164,6 +168,18 @@ class _DetachedSoftmax:
 
     def __call__(self, lookup: Lookup, dtype: torch.dtype | None) -> Tensor:
         return execute(self.node, lookup, dtype).detach()
+
+
+class _DetachedRecurrence(_DetachedSoftmax):
+    """Only the values are not constants."""
+
+    def __call__(self, lookup: Lookup, dtype: torch.dtype | None) -> Tensor:
+        arguments: Any = map_arg(self.node.args, lookup)
+        q, k, v, g, beta, skip, *options = arguments
+        q, k, g, beta = (value.detach() for value in (q, k, g, beta))
+        if skip is not None:
+            skip = skip.detach()
+        return recurrence_of_tokens(q, k, v, g, beta, skip, *options)
 
 
 class _DetachedAttention(_DetachedSoftmax):

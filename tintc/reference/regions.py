@@ -17,7 +17,7 @@ from torch.fx import Node
 from tintc.frontend.builder import Placed
 from tintc.frontend.graph.captured import CapturedGraph
 from tintc.frontend.graph.evaluation import execute
-from tintc.frontend.graph.layouts import vector_layout
+from tintc.frontend.graph.layouts import VectorLayout, vector_layout
 from tintc.frontend.graph.node_queries import constant_vector
 from tintc.frontend.graph.regions import between
 from tintc.frontend.importer import Recognised
@@ -49,8 +49,11 @@ class Region:
         outside = [value for node in self.nodes for value in node.all_input_nodes if value not in {source, *self.nodes}]
         self.inputs = (source, *dict.fromkeys(outside))
         self.is_norm = gain is not None
-        self.gains = [node for node in outside if gain and constant_vector(graph, node) == gain]
-        self.biases = [node for node in outside if bias and constant_vector(graph, node) == bias]
+        self.layout: VectorLayout | None = None
+        if not self.is_norm:
+            self.layout = vector_layout(graph, source)
+        self.gains = [node for node in outside if gain and _is(graph, node, gain)]
+        self.biases = [node for node in outside if bias and _is(graph, node, bias)]
 
     def function(self, lookup: Lookup, dtype: torch.dtype | None) -> Callable[[Tensor], Tensor]:
         """Return the region as a function of its source, with gain 1 and bias 0."""
@@ -67,12 +70,22 @@ class Region:
         return f
 
     def __call__(self, lookup: Lookup, dtype: torch.dtype | None) -> Tensor:
-        y: Any = _FirstOrder.apply(lookup(self.source), self.function(lookup, dtype), self.difference, self.is_norm)
+        y: Any = self.differentiated(lookup(self.source), self.function(lookup, dtype))
         if self.gains:
             y = y * lookup(self.gains[0])
         if self.biases:
             y = y + lookup(self.biases[0])
         return y
+
+    def differentiated(self, x: Tensor, f: Callable[[Tensor], Tensor]) -> Tensor:
+        """Return f(x), whose derivative is a difference with a step for every token, or head where a norm has them."""
+        result: Any = _FirstOrder.apply(x, f, self.difference, self.is_norm, self.layout)
+        return result
+
+
+def _is(graph: CapturedGraph, node: Node, name: str) -> bool:
+    """Return True if a node is the tensor of that name, or the parameter that the importer has made it of."""
+    return constant_vector(graph, node) in (name, graph.origins.get(name, name))
 
 
 class _FirstOrder(torch.autograd.Function):
@@ -80,19 +93,39 @@ class _FirstOrder(torch.autograd.Function):
     symmetric."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, f: Callable[[Tensor], Tensor], difference: Difference, is_norm: bool) -> Tensor:
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        f: Callable[[Tensor], Tensor],
+        difference: Difference,
+        is_norm: bool,
+        layout: VectorLayout | None,
+    ) -> Tensor:
         ctx.save_for_backward(x)
+        ctx.layout = layout
         ctx.f = f
         ctx.difference = difference
         ctx.is_norm = is_norm
         return f(x)
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None]:
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None, None]:
         (x,) = ctx.saved_tensors
         (g,) = gradients
-        pulled = ctx.difference.along(lambda z: ctx.f(z).reshape(x.shape), x, g.reshape(x.shape), ctx.is_norm)
-        return pulled, None, None, None
+        g = g.reshape(x.shape)
+        layout = ctx.layout
+        if layout is None or layout.is_rows:
+            pulled = ctx.difference.along(lambda z: ctx.f(z).reshape(x.shape), x, g, ctx.is_norm)
+            return pulled, None, None, None, None
+
+        def rows(value: Tensor) -> Tensor:
+            return layout.take(value.reshape(x.shape), 1, value.numel() // layout.width)
+
+        def f(z: Tensor) -> Tensor:
+            return rows(ctx.f(layout.place(z, tuple(x.shape))))
+
+        pulled = ctx.difference.along(f, rows(x), rows(g), ctx.is_norm)
+        return layout.place(pulled, tuple(x.shape)), None, None, None, None
 
 
 def difference_regions(
@@ -146,10 +179,7 @@ class _Scaled(Region):
 
     def __call__(self, lookup: Lookup, dtype: torch.dtype | None) -> Tensor:
         function = self.function(lookup, dtype)
-        f = _FirstOrder.apply(
-            self.a * lookup(self.source), lambda u: function(u / self.a) / self.b, self.difference, False
-        )
-        return self.b * cast(Tensor, f)
+        return self.b * self.differentiated(self.a * lookup(self.source), lambda u: function(u / self.a) / self.b)
 
 
 class _SharedFactors:
@@ -171,5 +201,5 @@ class _SharedFactors:
             batch = 1  # one text at a time
         spread = self.source_layout.take(lookup(self.factors.source), batch, length)[..., self.factors.columns]
         function = self.region.function(lookup, dtype)
-        f = cast(Tensor, _FirstOrder.apply(spread, function, self.region.difference, False))
+        f = cast(Tensor, _FirstOrder.apply(spread, function, self.region.difference, False, None))
         return vector * self.vector_layout.place(f, tuple(vector.shape))

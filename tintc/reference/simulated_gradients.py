@@ -56,7 +56,7 @@ def simulated_gradients(model: TintForCausalLM, inputs: Inputs) -> Gradients:
             if part in descents[name].updated_parts():
                 old = stored[part]
                 if part == "weight":
-                    old = old.flatten(0, 1)[: new.shape[0]]
+                    old = old.flatten(-3, -2)[..., : new.shape[-2], :]
                 gradients[f"{name}.{part}"] = (old - new) / LARGE
     return gradients
 

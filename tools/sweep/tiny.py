@@ -48,6 +48,12 @@ EXPERTS: dict[str, Any] = {
     "decoder_sparse_step": 1,
 }
 """Eight small experts, two for a token, from the second of two layers on, where a configuration has such numbers."""
+DELTA = {
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4,
+    "linear_key_head_dim": 10,
+    "linear_value_head_dim": 14,
+}
 NEEDS: dict[str, dict[str, Any]] = {
     "bamba": {"mamba_n_heads": 4, "mamba_d_head": 30},
     "codegen": {"n_embd": 80, "n_head": 4},  # projections are cut for four devices
@@ -64,6 +70,14 @@ NEEDS: dict[str, dict[str, Any]] = {
     "gemma4_text": {"global_head_dim": 40, "enable_moe_block": True},
     "hrm_text": {"H_cycles": 2, "L_cycles": 2},
     "mamba2": {"num_heads": 4, "head_dim": 30, "n_groups": 1},
+    "qwen3_next": {**DELTA, "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 24},
+    "qwen3_5_text": DELTA,
+    "qwen3_5_moe_text": {**DELTA, "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 24},
+    "olmo_hybrid": {
+        "linear_num_key_heads": 3,
+        "linear_num_value_heads": 3,
+        **{key: DELTA[key] for key in list(DELTA)[2:]},
+    },
     "qwen4_exp": {
         "text_config": {"layer_types": ["linear_attention"] * 2}
     },  # others need an indexer, which it leaves out

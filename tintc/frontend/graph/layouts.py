@@ -1,4 +1,5 @@
-"""Where a node keeps one vector per token, whatever shape it has: ``[B, T, W]``, ``[B, T, H, d]``, ``[B, H, T, d]``.
+"""Where a node keeps one vector per token, whatever shape it has: ``[B, T, W]``, ``[B, T, H, d]``, ``[B, H, T, d]``,
+``[B, W, T]``, ``[B * T * H, d]``.
 
 The program knows vectors of W = H * d numbers alone; heads are equal parts of them.
 """
@@ -20,7 +21,7 @@ from tintc.frontend.graph.node_queries import PROBES, rows_width, scalar
 class VectorLayout:
     """batch, length: dimensions that count examples and tokens; sizes: of the others, in order.
 
-    A node of shape ``[B * T, W]`` has both counts in dimension 0.
+    A node of shape ``[B * T, W]`` has both counts in dimension 0, and one of shape ``[B * T * H, d]`` the heads too.
     """
 
     batch: int
@@ -32,6 +33,16 @@ class VectorLayout:
         return math.prod(self.sizes)
 
     @property
+    def is_rows(self) -> bool:
+        """Return True if the last dimension is the vector."""
+        return len(self.sizes) == 1 and self.length < 2
+
+    @property
+    def ends_in_tokens(self) -> bool:
+        """Return True if the last dimension counts tokens, as in ``[B, W, T]``."""
+        return self.length == len(self.sizes) + 1
+
+    @property
     def groups(self) -> int:
         """Return the number of parts that the last dimension cuts the vector into."""
         return math.prod(self.sizes[:-1])
@@ -39,11 +50,13 @@ class VectorLayout:
     def fits(self, shape: tuple[int, ...]) -> bool:
         """Return True if a parameter of this shape, multiplied to the node, has one number for each coordinate or one
         that all groups share."""
+        if self.ends_in_tokens:
+            return shape == (*self.sizes, 1)
         return shape == self.sizes[-1:] or (shape == self.sizes and self.length < 2)
 
     def place(self, rows: Tensor, shape: tuple[int, ...]) -> Tensor:
         """Return vectors ``[B, T, W]`` in the node's shape."""
-        if self.batch == self.length or len(shape) == 3:
+        if self.batch == self.length or (len(shape) == 3 and self.length == 1):
             return rows.reshape(shape)
         value = rows.unflatten(-1, self.sizes)
         order = list(range(2, value.dim()))
@@ -64,10 +77,12 @@ def vector_layout(graph: CapturedGraph, node: Node) -> VectorLayout | None:
         dims = len(node.meta["val"].shape)
         return VectorLayout(0, dims - 2, (node.meta["val"].shape[-1],))
     value = node.meta.get("val")
-    if not isinstance(value, Tensor) or not value.is_floating_point() or value.dim() not in (4, 5):
+    if not isinstance(value, Tensor) or not value.is_floating_point() or value.dim() not in (2, 3, 4, 5):
         return None
     shapes = [graph.shape(node, *probe) for probe in PROBES]
     first, second = (shape or () for shape in shapes)
+    if len(first) == 2:
+        return _merged(first, second)
     pairs = list(zip(first, second, strict=True))
     batches, lengths = zip(*PROBES, strict=True)
     if pairs.count(lengths) != 1 or pairs[0] != batches:
@@ -77,6 +92,16 @@ def vector_layout(graph: CapturedGraph, node: Node) -> VectorLayout | None:
     if not all(a == b for a, b in others):
         return None
     return VectorLayout(0, length, tuple(size for size, _ in others))
+
+
+def _merged(first: tuple[int, ...], second: tuple[int, ...]) -> VectorLayout | None:
+    """Return the layout of ``[B * T * H, d]``, from the shapes at both sizes of `PROBES`."""
+    tokens = [math.prod(probe) for probe in PROBES]
+    heads = first[0] // tokens[0]
+    rows = [count * heads for count in tokens]
+    if first[1] != second[1] or heads < 2 or [first[0], second[0]] != rows:
+        return None
+    return VectorLayout(0, 0, (heads, first[1]))
 
 
 def vector_with_constant(graph: CapturedGraph, node: Node) -> tuple[Node, Node] | None:

@@ -28,6 +28,8 @@ from tintc.frontend.graph.captured_experts import fill_in, opaque_experts
 from tintc.frontend.graph.functionalize import NeedsRetracing, functionalize, is_inplace
 from tintc.frontend.graph.multihead import batch_in_front
 from tintc.frontend.graph.obstacles import EXPERTS
+from tintc.frontend.mixers.ops import fill_in as fill_in_mixers
+from tintc.frontend.mixers.registry import mixers_as_nodes
 from tintc.frontend.source.adapters import adapter_parameters
 
 LONGEST = 2048
@@ -54,6 +56,7 @@ def capture(model: nn.Module, max_length: int | None = None, name: str | None = 
         for context in (torch.no_grad(), _without_packing(), _without_cache(model), _preserved(model), _quiet()):
             stack.enter_context(context)
         stack.enter_context(opaque_experts(model))
+        stack.enter_context(mixers_as_nodes(model))
         try:
             model.eval()
             exported = _export(model, ids)
@@ -65,6 +68,7 @@ def capture(model: nn.Module, max_length: int | None = None, name: str | None = 
         finally:
             model.train(was_training)
         fill_in(model, exported.graph, name)
+        fill_in_mixers(exported.graph)
     return _describe(model, exported, name, limit)
 
 

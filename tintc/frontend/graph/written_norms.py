@@ -15,7 +15,8 @@ from torch.fx import Node
 
 from tintc.frontend.graph.captured import CapturedGraph
 from tintc.frontend.graph.evaluation import opname
-from tintc.frontend.graph.node_queries import constant_vector, peel, scalar
+from tintc.frontend.graph.layouts import vector_layout
+from tintc.frontend.graph.node_queries import VIEWS, constant_vector, peel, scalar
 
 MEAN_ARGUMENTS = 3
 """Arguments of a mean that names its dimension and says that it keeps it."""
@@ -48,10 +49,23 @@ def _with_gain(graph: CapturedGraph, node: Node) -> WrittenNorm | None:
         constant = not (isinstance(gain, Node) and gain in graph.live) and scalar(graph, gain) is None
         if not constant or not isinstance(x, Node):
             continue
-        norm = _without_gain(graph, peel(graph, x))
+        norm = _without_gain(graph, _unmerged(graph, peel(graph, x)))
         if norm is not None:
             return replace(norm, gain=constant_vector(graph, gain))
     return None
+
+
+def _unmerged(graph: CapturedGraph, node: Node) -> Node:
+    """Return what a view of whole vectors is a view of, such as their heads."""
+    layout = vector_layout(graph, node)
+    while opname(node) in VIEWS and layout is not None and layout.is_rows:
+        heads = peel(graph, node.all_input_nodes[0])
+        before = vector_layout(graph, heads)
+        if before is None or before.width != layout.width or before.length > 1:
+            break
+        node = heads
+        layout = before
+    return node
 
 
 def _without_gain(graph: CapturedGraph, node: Node) -> WrittenNorm | None:

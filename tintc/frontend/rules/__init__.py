@@ -19,6 +19,7 @@ from tintc.frontend.rules.columns import HeadsRule, SelectRule
 from tintc.frontend.rules.embeddings import EmbeddingRule, PositionEmbeddingRule, PositionTableRule
 from tintc.frontend.rules.experts import ExpertsRule
 from tintc.frontend.rules.linear import LinearRule
+from tintc.frontend.rules.mixers import ConvolutionRule, PointwiseRule, RecurrenceRule
 from tintc.frontend.rules.norms import FusedNormRule, NormBiasRule, WrittenNormRule
 from tintc.frontend.rules.shared_factors import SharedFactorRule
 
@@ -28,6 +29,9 @@ RULES: tuple[type[Rule], ...] = (
     PositionTableRule,
     AttentionRule,
     ExpertsRule,
+    RecurrenceRule,
+    ConvolutionRule,
+    PointwiseRule,
     FusedNormRule,
     WrittenNormRule,
     NormBiasRule,

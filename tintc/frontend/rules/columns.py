@@ -34,7 +34,7 @@ class HeadsRule:
         vectors = {source: its for source, its in layouts.items() if its is not None}
         if not vectors:
             return self._several(graph, node)
-        if len(layout.sizes) == 1 and all(len(its.sizes) == 1 for its in vectors.values()):
+        if layout.is_rows and all(its.is_rows for its in vectors.values()):
             return NOT_MINE
         *_, farthest = vectors
         return self._cut(graph, node, (farthest,))

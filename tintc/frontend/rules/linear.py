@@ -35,6 +35,7 @@ class LinearRule:
     - ``linear(x, W, b)``;
     - ``addmm(b, x, W)``, GPT-2's Conv1D with W stored ``[in, out]``, or ``addmm(b, x, W^T)``;
     - ``mm(x, W)`` and ``matmul(x, W)``, W transposed or not;
+    - ``matmul(W, x)`` with x ``[B, W, T]``;
     - any of these without bias, plus a parameter vector added after it.
     """
 
@@ -68,7 +69,7 @@ def _parts(graph: CapturedGraph, node: Node) -> _Parts | Fail:
         return _product(graph, node.args[1], node.args[2], transposed=False, bias=node.args[0])
     if name in ("mm", "matmul"):
         if isinstance(node.args[1], Node) and node.args[1] in graph.live:
-            return NOT_MINE  # a product of two values
+            return _from_the_left(graph, node.args[0], node.args[1])
         return _product(graph, node.args[0], node.args[1], transposed=False)
     if name == "add" and not node.kwargs:
         return _with_bias(graph, node)
@@ -88,6 +89,16 @@ def _product(graph: CapturedGraph, x: Any, matrix: Any, transposed: bool, bias: 
     if bias_name is None or graph.tensors[bias_name].dim() != 1:
         return Fail("the bias is not a parameter vector")
     return replace(parts, bias=bias_name)
+
+
+def _from_the_left(graph: CapturedGraph, matrix: Any, x: Node) -> _Parts | Fail:
+    """Return the parts of a matrix times the vectors of ``x [B, W, T]``."""
+    layout = vector_layout(graph, x)
+    weight = _weight(graph, matrix)
+    if weight is None or layout is None or not layout.ends_in_tokens:
+        return NOT_MINE  # a product of two values
+    name, flipped = weight
+    return _Parts(x, name, transpose=flipped)
 
 
 def _weight(graph: CapturedGraph, value: Any) -> tuple[str, bool] | None:

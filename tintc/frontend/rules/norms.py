@@ -32,7 +32,7 @@ class FusedNormRule:
         name = opname(call)
         x, shape, *affine = call.args
         layout = vector_layout(graph, x) if isinstance(x, Node) else None
-        if not isinstance(x, Node) or layout is None or shape != [layout.sizes[-1]]:
+        if not isinstance(x, Node) or layout is None or layout.ends_in_tokens or shape != [layout.sizes[-1]]:
             return Fail(NO_VECTOR)
         affine += [None] * (3 - len(affine))
         gain_name = ""
@@ -62,10 +62,12 @@ class WrittenNormRule:
             return NOT_MINE
         layout = vector_layout(graph, norm.x)
         gain = norm.gain
-        if layout is None:
+        if layout is None or layout.ends_in_tokens:
             return Fail(NO_VECTOR)
         if gain is None:
             return Fail("the norm's gain is computed, and not from one parameter", inputs=(norm.x,))
+        if gain and layout.groups > 1 and graph.tensors[gain].shape == (layout.width,):  # after the heads are merged
+            gain = graph.derive_from(gain, graph.tensors[gain].reshape(layout.groups, -1))
         if gain and not layout.fits(graph.tensors[gain].shape):
             return Fail("the norm's gain is not one number for each coordinate", inputs=(norm.x,))
         if gain and layout.groups == 1 and graph.tensors[gain].dim() > 1:  # of one head, ``[1, d]``

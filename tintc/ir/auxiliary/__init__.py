@@ -6,6 +6,7 @@ from tintc.ir.auxiliary.columns import Concat, Select
 from tintc.ir.auxiliary.elementwise import Activation, Add, Gate, Multiply, Scale
 from tintc.ir.auxiliary.experts import Combine, Experts, Route, Spread
 from tintc.ir.auxiliary.linear import Linear, Logits
+from tintc.ir.auxiliary.mixers import Convolution, Pointwise, Recurrence
 from tintc.ir.auxiliary.norm import Norm
 from tintc.ir.auxiliary.tables import Constant, Embedding, PositionEmbedding
 
@@ -18,6 +19,7 @@ __all__ = [
     "Concat",
     "Constant",
     "Context",
+    "Convolution",
     "Embedding",
     "Experts",
     "Gate",
@@ -25,7 +27,9 @@ __all__ = [
     "Logits",
     "Multiply",
     "Norm",
+    "Pointwise",
     "PositionEmbedding",
+    "Recurrence",
     "Route",
     "Scale",
     "Select",

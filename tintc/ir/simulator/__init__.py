@@ -16,6 +16,9 @@ from tintc.ir.simulator.ops.linear_descent import LinearDescent
 from tintc.ir.simulator.ops.linear_forward import LinearForward
 from tintc.ir.simulator.ops.logits import Logits
 from tintc.ir.simulator.ops.loss_gradient import LossGradient
+from tintc.ir.simulator.ops.mixers.convolution import ConvolutionBackward, ConvolutionForward
+from tintc.ir.simulator.ops.mixers.pointwise import Pointwise
+from tintc.ir.simulator.ops.mixers.recurrence import RecurrenceBackward, RecurrenceForward
 from tintc.ir.simulator.ops.mixtures.combine import Combine, Spread
 from tintc.ir.simulator.ops.mixtures.experts_backward import ExpertsBackward
 from tintc.ir.simulator.ops.mixtures.experts_descent import ExpertsDescent
@@ -37,6 +40,8 @@ __all__ = [
     "AttentionForward",
     "Combine",
     "Constant",
+    "ConvolutionBackward",
+    "ConvolutionForward",
     "Embedding",
     "ExpertsBackward",
     "ExpertsDescent",
@@ -51,7 +56,10 @@ __all__ = [
     "NormBackward",
     "NormDescent",
     "NormForward",
+    "Pointwise",
     "PositionEmbedding",
+    "RecurrenceBackward",
+    "RecurrenceForward",
     "Repeat",
     "Route",
     "Scale",

@@ -1,12 +1,14 @@
 """`assign_layers`: assign every op its layer, and its role there, by structure alone.
 
-Layers are counted by attentions; of those that follow each other in the program, attentions that do not need each other
-are of one layer. The boundary d_i, where layer i begins, is the deepest op that lies on every path from layer i - 1's
+Layers are counted by what mixes tokens: attentions, recurrences, and convolutions whose result does not lead to one of
+these without passing a linear layer. Below, all of them are called attentions. Of those that follow each other in the
+program, attentions that do not need each other are of one layer. The boundary d_i, where layer i begins, is the deepest op that lies on every path from layer i - 1's
 attentions (at first: from the token embeddings that attention 0 needs) to layer i's, and on every path from there to
 the logits: the residual stream's value that the layer reads. Layer i holds what follows d_i and leads to d_{i+1},
 except what leads past d_{i+1} too and is not needed by layer i's attentions: that serves several layers, and is of
 none. The end of the last layer is found by counting: as many ops as on every path from the attentions of the layer
-before it to its end are on every path from its own; a single layer ends at the last sum.
+before it to its end are on every path from its own, or, where layers mix tokens in several ways, as many after the last
+sum; a single layer ends at the last sum.
 
     embed = d_0 --+-- norm - attention --+              +-- norm - ffn --+
                   |                      |              |                |
@@ -28,19 +30,28 @@ from tintc.ir.auxiliary import (
     Add,
     Attention,
     AuxOp,
+    Convolution,
     Embedding,
     Experts,
     Gate,
     Linear,
     Norm,
+    Pointwise,
+    Recurrence,
     Route,
     Scale,
     Select,
 )
 from tintc.ir.core import Op, Program, Value
 
-OPERANDS = ("query", "key", "value")
-PASSED = Norm | Add | Scale | Gate | Select | Activation
+QUERY, KEY, VALUE, GATE, RECURRENT_QUERY, RECURRENT_KEY, OTHER = range(7)
+"""What a value may serve as; queries and keys of attentions aside from those of recurrences."""
+RECURRENT = (RECURRENT_QUERY, RECURRENT_KEY, VALUE, GATE, GATE)
+"""What the operands of a recurrence are."""
+SCORES = frozenset({QUERY, KEY, RECURRENT_QUERY, RECURRENT_KEY})
+CONSTANT = frozenset({GATE, RECURRENT_QUERY, RECURRENT_KEY})
+"""What a recurrence takes for constants of the backward pass."""
+PASSED = Norm | Add | Scale | Gate | Select | Activation | Convolution | Pointwise
 """What may lie between a linear layer and the attention whose operand it makes."""
 
 
@@ -48,9 +59,10 @@ def assign_layers(program: Program) -> Program:
     """Return the program with `layer` and `role` set on every op, and the attribute ``n_layers``; its argument is left
     alone.
 
-    Linear layers: query, key, value, output, ffn, router; lora, an adapter's; projection outside the layers. Those of
-    experts: ffn. Norms: layer, or qk between a query or key layer and its attention; embedding before the first layer,
-    final after the last. Raises `UnsupportedModelError` if the attentions do not form a chain.
+    Linear layers: query, key, value, gate (decays and strengths of a recurrence), output, ffn, router; lora, an
+    adapter's; projection outside the layers. Those of experts: ffn. Norms: layer, or qk between a query, key or gate
+    layer and its attention, heads if single heads are normalised; embedding before the first layer, final after the
+    last. Raises `UnsupportedModelError` if the attentions do not form a chain.
     """
     flow = _Flow(program)
     layers = _layers(flow)
@@ -62,9 +74,6 @@ def assign_layers(program: Program) -> Program:
         role = _role(flow, op, layer)
         if role == "mixed":
             why = "one linear layer makes operands of attention and something of a different kind"
-            reasons.append(Reason(op.opname, op.result.name, why))
-        if isinstance(op, Norm) and op.groups > 1 and (op.weight or op.bias) and role in ("layer", "final"):
-            why = "norms of single heads, of anything but queries and keys, must have neither gain nor bias"
             reasons.append(Reason(op.opname, op.result.name, why))
         ops.append(replace(op, layer=layer, role=role))
     if reasons:
@@ -86,15 +95,30 @@ class _Flow:
         for op in program.ops:
             sources = self.sources(op)
             self.ancestors[op] = frozenset(sources).union(*(self.ancestors[source] for source in sources))
-        self.groups = self._groups([op for op in program.ops if isinstance(op, Attention)])
+        self.groups = self._groups([op for op in program.ops if self.mixes(op)])
 
     def sources(self, op: Op) -> list[Op]:
         """Return the ops whose results the op reads."""
         return [self.producers[value] for value in op.operands]
 
-    def _groups(self, attentions: list[Attention]) -> list[list[Attention]]:
+    def mixes(self, op: Op) -> bool:
+        """Return True if an op counts as the attention of a layer."""
+        if isinstance(op, Convolution):
+            return not self._leads_to_mixer(op.result)
+        return isinstance(op, Attention | Recurrence)
+
+    def _leads_to_mixer(self, value: Value) -> bool:
+        """Return True if a value leads to an attention or a recurrence without passing a linear layer or a sum with
+        the residual stream."""
+        return any(
+            isinstance(user, Attention | Recurrence)
+            or (isinstance(user, PASSED) and not isinstance(user, Add) and self._leads_to_mixer(user.result))
+            for user in self.users.get(value, [])
+        )
+
+    def _groups(self, attentions: list[Op]) -> list[list[Op]]:
         """Return the attentions by layer."""
-        groups: list[list[Attention]] = []
+        groups: list[list[Op]] = []
         for op in attentions:
             if groups and not self.ancestors[op].intersection(groups[-1]):
                 groups[-1].append(op)
@@ -121,18 +145,28 @@ class _Flow:
         common = frozenset.intersection(*(before[goal] for before in paths for goal in goals))
         return sorted(common - set(goals), key=self.order.__getitem__)
 
-    def before_attention(self, value: Value) -> set[int]:
-        """Return the indices of the attention operands that a value feeds, other linear layers aside; -1 for any other
-        use."""
-        operands: set[int] = set()
+    def before_attention(self, value: Value, summed: bool = False) -> set[int]:
+        """Return what a value serves attentions as; `OTHER` for any other use.
+
+        Linear layers end the search, except those that make constants of a recurrence alone, if no sum comes before
+        them (summed): it may be with the residual stream.
+        """
+        uses: set[int] = set()
         for user in self.users.get(value, []):
+            operands = [at for at, operand in enumerate(user.operands) if operand is value]
             if isinstance(user, Attention):
-                operands.update(at for at, operand in enumerate(user.operands) if operand is value)
+                uses.update(operands)
+            elif isinstance(user, Recurrence):
+                uses.update(RECURRENT[at] for at in operands)
+            elif isinstance(user, Convolution) and self.mixes(user):
+                uses.add(VALUE)
             elif isinstance(user, PASSED):
-                operands |= self.before_attention(user.result)
+                uses |= self.before_attention(user.result, summed or isinstance(user, Add))
+            elif isinstance(user, Linear) and not summed and self.before_attention(user.result) <= CONSTANT:
+                uses |= self.before_attention(user.result)
             else:
-                operands.add(-1)
-        return operands or {-1}
+                uses.add(OTHER)
+        return uses or {OTHER}
 
     def feeds_routing(self, value: Value) -> bool:
         """Return True if a value reaches the choice of experts and nothing else, what is linear aside."""
@@ -147,7 +181,7 @@ class _Flow:
         op = self.producers[value]
         if isinstance(op, Norm | Scale | Select | Add):
             return all(self.after_attention(operand) for operand in op.operands)
-        return isinstance(op, Attention) or (isinstance(op, Gate) and any(map(self.after_attention, op.operands)))
+        return self.mixes(op) or (isinstance(op, Gate) and any(map(self.after_attention, op.operands)))
 
 
 def _layers(flow: _Flow) -> dict[Op, int]:
@@ -190,7 +224,8 @@ def _starts(flow: _Flow) -> list[Op]:
             why = "it does not follow the attention before it, and layers must form a chain"
             reasons += [Reason(op.opname, op.result.name, why) for op in group]
     if not flow.groups:
-        reasons.append(Reason("aux.attention", "the model", "a decoder needs at least one causal self-attention"))
+        why = "a decoder needs at least one causal self-attention, recurrence or convolution"
+        reasons.append(Reason("aux.attention", "the model", why))
     if reasons:
         raise UnsupportedModelError("This model", reasons)
     return starts
@@ -205,15 +240,23 @@ def _embeddings(flow: _Flow, group: Sequence[Op]) -> list[Op]:
 def _end(flow: _Flow, starts: list[Op]) -> Op:
     """Return the last layer's end, among the ops that every path from its attentions to the logits passes."""
     after = flow.passed(flow.groups[-1], (flow.head,))
-    if len(starts) > 1:
-        length = len(flow.passed(flow.groups[-2], starts[-1:]))
-        if length < len(after):
-            return after[length]
     sums = [op for op in after if isinstance(op, Add)]
+    if len(starts) > 1:
+        before = [*flow.passed(flow.groups[-2], starts[-1:]), starts[-1]]
+        place = len(before) - 1
+        if sums and not all(isinstance(op, Attention) for group in flow.groups for op in group):
+            place += _last_sum(after) - _last_sum(before)
+        if place < len(after):
+            return after[place]
     if sums:
         return sums[-1]
     inner = [op for op in after if not isinstance(op, Norm)]
     return (inner or starts)[-1]
+
+
+def _last_sum(ops: Sequence[Op]) -> int:
+    """Return the place of the last sum; 0 if there is none."""
+    return max((place for place, op in enumerate(ops) if isinstance(op, Add)), default=0)
 
 
 def _role(flow: _Flow, op: AuxOp, layer: int) -> str:
@@ -226,9 +269,13 @@ def _role(flow: _Flow, op: AuxOp, layer: int) -> str:
         return _linear_role(flow, op, layer)
     if not isinstance(op, Norm):
         return ""
-    if layer >= 0:
-        return "qk" if flow.before_attention(op.result) <= {0, 1} else "layer"
-    return "final" if flow.ancestors[op].intersection(flow.groups[-1]) else "embedding"
+    if layer < 0:
+        return "final" if flow.ancestors[op].intersection(flow.groups[-1]) else "embedding"
+    if flow.before_attention(op.result) <= SCORES | CONSTANT:
+        return "qk"
+    if op.groups > 1 and (op.weight or op.bias):
+        return "heads"
+    return "layer"
 
 
 def _linear_role(flow: _Flow, op: Linear, layer: int) -> str:
@@ -240,12 +287,15 @@ def _linear_role(flow: _Flow, op: Linear, layer: int) -> str:
     feeds = flow.before_attention(op.result)
     if op.role == "lora":  # as the importer says, which knows an adapter's layers from others
         return _adapter_role(flow, op, feeds)
-    if feeds == {-1}:
+    if feeds == {OTHER}:
         return "output" if flow.after_attention(op.operands[0]) else "ffn"
-    if -1 in feeds:
+    if OTHER in feeds:
         return "mixed"
     # A layer that makes values besides queries or keys gets the gradient of the values alone.
-    return OPERANDS[max(feeds)]
+    for role, uses in (("value", {VALUE}), ("key", {KEY, RECURRENT_KEY}), ("query", {QUERY, RECURRENT_QUERY})):
+        if feeds & uses:
+            return role
+    return "gate"
 
 
 def _adapter_role(flow: _Flow, op: Linear, feeds: set[int]) -> str:
@@ -253,6 +303,7 @@ def _adapter_role(flow: _Flow, op: Linear, feeds: set[int]) -> str:
     readers = flow.users.get(op.result, [])
     if all(isinstance(reader, Linear) for reader in readers):
         feeds = set().union(*(flow.before_attention(reader.results[0]) for reader in readers))
-    if feeds <= {0, 1}:
-        return OPERANDS[max(feeds)]
+    for role, uses in (("key", {KEY, RECURRENT_KEY}), ("query", {QUERY, RECURRENT_QUERY})):
+        if feeds <= {QUERY, KEY, RECURRENT_QUERY, RECURRENT_KEY} and feeds & uses:
+            return role
     return "lora"

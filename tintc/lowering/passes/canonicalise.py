@@ -7,7 +7,8 @@ Rules, applied until none changes anything. Each rewrites the program in place a
 - `fold_concats`: a select of several values side by side is the sum of a select of each, with zeros for the others;
 - `join_equal_selects`: equal selects of one value are one;
 - `merge_selects`: ``select(select(x))`` is one select;
-- `lift_selects`: ``select(f(x))`` is ``f(select(x))`` for a scale or activation f with f(0) = 0 that only selects read;
+- `lift_selects`: ``select(f(x))`` is ``f(select(x))`` for a scale, activation f with f(0) = 0 or convolution that only
+  selects read;
 - `drop_full_selects`: a select of all columns in order is its operand;
 - `fold_selects`: ``select(linear(x))`` is a linear layer with those rows of the weight and bias, if the layer is used
   by selects alone; those that share rows are selects of one layer with all their rows;
@@ -29,6 +30,7 @@ from tintc.errors import Reason, UnsupportedModelError
 from tintc.ir.auxiliary import (
     Activation,
     AuxOp,
+    Convolution,
     Embedding,
     Gate,
     Linear,
@@ -42,7 +44,7 @@ from tintc.ir.core import Op, Program, Value, logits, substitute
 from tintc.ir.functions import GATES_ONLY
 from tintc.ir.liveness import needed_ops
 from tintc.lowering.passes.fold_concats import fold_concats
-from tintc.lowering.passes.fold_selects import fold_selects
+from tintc.lowering.passes.fold_selects import fold_selects, rows_of, word_for
 
 
 def canonicalise(program: Program) -> Program:
@@ -124,24 +126,42 @@ def merge_selects(program: Program) -> bool:
 
 
 def lift_selects(program: Program) -> bool:
-    """Swap one scale or activation with the selects that read it. Return True if there was one."""
+    """Swap one scale, activation or convolution with the selects that read it. Return True if there was one."""
     producers = program.producers()
     users = program.users()
     for index, op in enumerate(program.ops):
         if not isinstance(op, Select):
             continue
         inner = producers[op.operands[0]]
-        if not isinstance(inner, Scale | Activation) or inner.result in program.outputs.values():
+        if not isinstance(inner, Scale | Activation | Convolution) or inner.result in program.outputs.values():
             continue
         if isinstance(inner, Activation) and inner.fn in GATES_ONLY:
             continue
+        if isinstance(inner, Convolution) and any(start < 0 for start, _ in op.columns):
+            continue  # its bias is not zero where the select's columns are
         if all(isinstance(user, Select) for user in users[inner.result]):
+            if isinstance(inner, Convolution):
+                inner = _rows_of_convolution(program, inner, op, users)
             part = Value(f"{op.result.name}.part", op.result.type)
             first = replace(op, operands=inner.operands, results=(part,))
             program.ops[index : index + 1] = [first, replace(inner, operands=(part,), results=op.results)]
             remove_dead_code(program)
             return True
     return False
+
+
+def _rows_of_convolution(
+    program: Program, convolution: Convolution, part: Select, users: dict[Value, list[Op]]
+) -> Convolution:
+    """Return the convolution of the channels that a select takes."""
+    parts = [user for user in users[convolution.result] if isinstance(user, Select)]
+    parts.sort(key=lambda other: other.columns[0])
+    word = word_for(users, part, parts.index(part))
+    weight = rows_of(program, convolution.weight, part.columns, word)
+    bias = convolution.bias
+    if bias:
+        bias = rows_of(program, bias, part.columns, word)
+    return replace(convolution, weight=weight, bias=bias)
 
 
 def drop_full_selects(program: Program) -> bool:

@@ -2,7 +2,19 @@
 
 from __future__ import annotations
 
-from tintc.ir.auxiliary import Activation, Add, Attention, Concat, Gate, Norm, Scale, Select
+from tintc.ir.auxiliary import (
+    Activation,
+    Add,
+    Attention,
+    Concat,
+    Convolution,
+    Gate,
+    Norm,
+    Pointwise,
+    Recurrence,
+    Scale,
+    Select,
+)
 from tintc.ir.columns import Runs
 from tintc.ir.core import Op, Program, Value
 
@@ -44,8 +56,16 @@ def fold_concats(program: Program) -> bool:
 
 
 def _read_by_selects(users: dict[Value, list[Op]], op: Op) -> bool:
-    """Return True if only selects read the op's result."""
-    return all(isinstance(user, Select) for user in users.get(op.result, []))
+    """Return True if only selects read the op's result, or what `lift_selects` takes them through."""
+    return all(
+        isinstance(user, Select)
+        or (
+            isinstance(user, Activation | Convolution | Scale)
+            and bool(users.get(user.result))
+            and _read_by_selects(users, user)
+        )
+        for user in users.get(op.result, [])
+    )
 
 
 def within(columns: Runs, first: int, last: int) -> Runs:
@@ -74,7 +94,11 @@ def feeds_scores(users: dict[Value, list[Op]], value: Value) -> bool:
 
 
 def _hands_on(users: dict[Value, list[Op]], user: Op, value: Value) -> bool:
-    """Return True if an op is an attention that takes the value as query or key alone, or hands it on to such alone."""
+    """Return True if an op is an attention or recurrence that takes the value as anything but its values, or hands it
+    on to such alone."""
     if isinstance(user, Attention):
         return value not in user.operands[2:]
-    return isinstance(user, Activation | Add | Gate | Norm | Scale | Select) and feeds_scores(users, user.result)
+    if isinstance(user, Recurrence):
+        return value is not user.operands[2]
+    passed = isinstance(user, Activation | Add | Convolution | Gate | Norm | Pointwise | Scale | Select)
+    return passed and feeds_scores(users, user.result)

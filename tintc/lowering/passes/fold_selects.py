@@ -6,7 +6,20 @@ from collections.abc import Sequence
 from dataclasses import replace
 from itertools import pairwise
 
-from tintc.ir.auxiliary import Activation, Add, Attention, Experts, Gate, Linear, Norm, Scale, Select
+from tintc.ir.auxiliary import (
+    Activation,
+    Add,
+    Attention,
+    Convolution,
+    Experts,
+    Gate,
+    Linear,
+    Norm,
+    Pointwise,
+    Recurrence,
+    Scale,
+    Select,
+)
 from tintc.ir.columns import Runs, compose, strided_runs_of, unit_runs
 from tintc.ir.core import Op, Program, Value
 from tintc.lowering.passes.fold_concats import feeds_scores
@@ -40,7 +53,7 @@ def fold_selects(program: Program) -> bool:
             continue
         layers: list[Op] = []
         for group in groups:
-            suffix = _suffix(users, group[0], ordered.index(group[0]))
+            suffix = word_for(users, group[0], ordered.index(group[0]))
             if _is_layer(group, fixed):
                 layers.append(_layer(program, op, group[0], suffix))
             else:
@@ -111,14 +124,14 @@ def _within(columns: Runs, rows: Runs) -> Runs:
 
 def _layer(program: Program, op: Linear | Experts, part: Select, suffix: str) -> Op:
     """Return the rows of a linear layer that a select takes, as a layer of its own."""
-    weight = _view(program, op.weight, part.columns, suffix)
+    weight = rows_of(program, op.weight, part.columns, suffix)
     bias = ""
     if op.bias:
-        bias = _view(program, op.bias, part.columns, suffix)
+        bias = rows_of(program, op.bias, part.columns, suffix)
     return replace(op, results=part.results, weight=weight, bias=bias)
 
 
-def _view(program: Program, name: str, rows: Runs, suffix: str) -> str:
+def rows_of(program: Program, name: str, rows: Runs, suffix: str) -> str:
     """Declare rows of a parameter under a name of their own and return it; another view of that name gets a number."""
     old = program.parameters[name]
     at = int(old.stacked)
@@ -149,16 +162,16 @@ def _fewest(rows: Runs) -> tuple[tuple[int, ...], ...]:
     return rows
 
 
-def _suffix(users: dict[Value, list[Op]], part: Op, position: int) -> str:
+def word_for(users: dict[Value, list[Op]], part: Op, position: int) -> str:
     """Return a word for what the part feeds."""
     consumers = users.get(part.result, [])
     if len(consumers) == 1:
         (user,) = consumers
         at = user.operands.index(part.result)
-        if isinstance(user, Attention):
-            return "qkv"[at]
-        if isinstance(user, Add | Norm | Scale | Activation):
-            return _suffix(users, user, position)
+        if isinstance(user, Attention | Recurrence):
+            return ("q", "k", "v", "g", "beta")[at]
+        if isinstance(user, Add | Norm | Scale | Activation | Convolution | Pointwise):
+            return word_for(users, user, position)
         if isinstance(user, Gate):
             return ("up", "gate")[at]
     return f"part{position}"

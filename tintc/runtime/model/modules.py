@@ -10,7 +10,14 @@ from tintc.errors import OptionError
 from tintc.ir.core import Op, Program
 from tintc.ir.layout import Layout
 from tintc.ir.simulator import StoredWeights
-from tintc.ir.structure import AttentionSpec, RouterSpec, VocabularySpec
+from tintc.ir.structure import (
+    AttentionSpec,
+    ConvolutionSpec,
+    PointwiseSpec,
+    RecurrenceSpec,
+    RouterSpec,
+    VocabularySpec,
+)
 from tintc.lowering.emission.emit import blocks_of, specs
 from tintc.lowering.emission.sharing import placement, sites
 from tintc.runtime.execution.fused.packed_linear import shared_inputs
@@ -74,7 +81,12 @@ class SimulatorModules(PreTrainedModel):
                 shared = {"head": f"tables.{spec.head}"}
                 if spec.bias:
                     shared["bias"] = f"tables.{spec.bias}"
-            elif isinstance(module, Router) and isinstance(spec, RouterSpec):
+            elif isinstance(spec, RecurrenceSpec):
+                shared = {"skip": f"tables.{spec.options.skip}"} if spec.options.skip else {}
+            elif isinstance(spec, ConvolutionSpec):
+                names = {"weight": spec.weight, "bias": spec.bias}
+                shared = {key: f"tables.{name}" for key, name in names.items() if name}
+            elif isinstance(spec, PointwiseSpec) or (isinstance(module, Router) and isinstance(spec, RouterSpec)):
                 shared = {key: f"tables.{vector}" for key, vector in spec.options.vectors().items()}
             else:
                 continue

@@ -87,6 +87,10 @@ class LiteralRun(Protocol):
         that is not 0."""
         ...
 
+    def real_tokens(self) -> Tensor:
+        """Return ones for the tokens that are no padding, else zeros: ``[B, T, 1]``."""
+        ...
+
     def next_mask(self) -> Tensor:
         """Return a mask ``[B, T_sim, T_sim]``: a token sees the one after it."""
         ...

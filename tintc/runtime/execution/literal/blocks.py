@@ -15,13 +15,17 @@ from tintc.ir.structure import (
     AttentionSpec,
     BlockSpec,
     ChosenSpec,
+    ConvolutionSpec,
     GroupNormSpec,
     LinearSpec,
+    PointwiseSpec,
     ProductSpec,
+    RecurrenceSpec,
     RouterSpec,
     VocabularySpec,
 )
 from tintc.runtime.execution.literal.attention import TintAttention
+from tintc.runtime.execution.literal.mixers import Convolution, Pointwise, Recurrence
 from tintc.runtime.execution.literal.split import build_split
 from tintc.runtime.execution.module_tree import Reference
 
@@ -184,3 +188,9 @@ def build_block(spec: BlockSpec, layout: Layout) -> nn.Module:
             return Router(spec, layout)
         case ChosenSpec():
             return Chosen(layout)
+        case RecurrenceSpec():
+            return Recurrence(spec, layout)
+        case ConvolutionSpec():
+            return Convolution(spec, layout)
+        case PointwiseSpec():
+            return Pointwise(spec, layout)

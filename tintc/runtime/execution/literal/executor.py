@@ -232,6 +232,9 @@ class LiteralExecutor:
             self._masks[key] = is_prefix[:, :, None] & seen[:, None, :]
         return self._masks[key]
 
+    def real_tokens(self) -> Tensor:
+        return self.inputs.real_tokens[..., None].to(self.model.dtype)
+
     def next_mask(self) -> Tensor:
         if "next" not in self._masks:
             tokens = self.positions >= self.layout.n_prefixes

@@ -1,0 +1,121 @@
+"""Recurrences and short convolutions, and functions of single numbers that gates go through, as ops."""
+
+from __future__ import annotations
+
+from torch.fx import Node
+
+from tintc.frontend.builder import Builder
+from tintc.frontend.graph.captured import CapturedGraph
+from tintc.frontend.graph.evaluation import CHECKS, opname
+from tintc.frontend.graph.layouts import vector_layout
+from tintc.frontend.graph.node_queries import constant_vector
+from tintc.frontend.graph.regions import moves
+from tintc.frontend.mixers.ops import convolution_of_tokens, recurrence_of_tokens
+from tintc.frontend.mixers.pointwise import Function, crosses, find_pointwise
+from tintc.frontend.rule import NOT_MINE, Fail, Match
+from tintc.ir.auxiliary import Convolution, Pointwise, Recurrence
+from tintc.ir.core import Value, tokens
+
+STRENGTHS = frozenset({3, 4})
+"""Operands of a recurrence that are log decays and strengths."""
+
+
+class RecurrenceRule:
+    """A node of `recurrence_of_tokens` -> `aux.recurrence`."""
+
+    def match(self, graph: CapturedGraph, node: Node) -> Match | Fail:
+        if node.target is not recurrence_of_tokens:
+            return NOT_MINE
+        operands = tuple(value for value in node.args[:5] if isinstance(value, Node))
+        skip, scale, delta, unit_eps = node.args[5:]
+        skip_name = ""
+        if skip is not None:
+            skip_name = constant_vector(graph, skip)
+        layouts = [vector_layout(graph, operand) for operand in operands]
+        q, _, v, g, _ = layouts
+        live = all(operand in graph.live for operand in operands)
+        if not live or q is None or v is None or g is None or None in layouts:
+            return Fail("what a recurrence reads is not one vector for every token", inputs=operands)
+        if skip_name is None or (skip_name and graph.tensors[skip_name].shape != v.sizes[:1]):
+            return Fail("a recurrence's skip is not a parameter with one number for each head", inputs=operands)
+        options = {
+            "n_heads": v.sizes[0],
+            "n_key_heads": q.sizes[0],
+            "key_dim": q.sizes[1],
+            "value_dim": v.sizes[1],
+            "scale": scale,
+            "delta": delta,
+            "by_coordinate": len(g.sizes) > 1,
+            "unit_eps": unit_eps,
+        }
+
+        def build(builder: Builder, values: tuple[Value, ...]) -> Value:
+            name = skip_name and builder.parameter(skip_name)
+            return builder.emit(Recurrence, node, values, tokens(v.width), "mixed", skip=name, **options)
+
+        return Match(operands, build)
+
+
+class ConvolutionRule:
+    """A node of `convolution_of_tokens` -> `aux.convolution`."""
+
+    def match(self, graph: CapturedGraph, node: Node) -> Match | Fail:
+        if node.target is not convolution_of_tokens:
+            return NOT_MINE
+        x, weight, bias = node.args
+        assert isinstance(x, Node)
+        layout = vector_layout(graph, x)
+        weight_name = constant_vector(graph, weight)
+        bias_name = ""
+        if bias is not None:
+            bias_name = constant_vector(graph, bias)
+        if layout is None or x not in graph.live:
+            return Fail("what a convolution reads is not one vector for every token")
+        if weight_name is None or bias_name is None:
+            return Fail("the weight or bias of a convolution is computed, it must be a parameter", inputs=(x,))
+
+        def build(builder: Builder, values: tuple[Value, ...]) -> Value:
+            bias_alias = bias_name and builder.parameter(bias_name)
+            kind = tokens(layout.width)
+            return builder.emit(
+                Convolution, node, values, kind, "convolved", weight=builder.parameter(weight_name), bias=bias_alias
+            )
+
+        return Match((x,), build)
+
+
+class PointwiseRule:
+    """A function of single numbers from which only decays and strengths of recurrences are made -> `aux.pointwise`,
+    after an `aux.select` where it takes columns more than once."""
+
+    def match(self, graph: CapturedGraph, node: Node) -> Match | Fail:
+        if node not in graph.live or moves(node) or not crosses(graph, node) or not _only_strengths(graph, node):
+            return NOT_MINE
+        found = find_pointwise(graph, node)
+        if found is None:
+            why = "decays and strengths of a recurrence are made by a function that tintc does not know"
+            return Fail(why)
+
+        def build(builder: Builder, values: tuple[Value, ...]) -> Value:
+            source = builder.select(node, values[0], found.columns, "columns")
+            return _emit(builder, node, source, found)
+
+        return Match((found.source,), build)
+
+
+def _emit(builder: Builder, node: Node, source: Value, found: Function) -> Value:
+    vectors = {key: builder.parameter(name) for key, name in found.vectors.items()}
+    return builder.emit(Pointwise, node, (source,), source.type, found.fn, fn=found.fn, **vectors, **found.limits)
+
+
+def _only_strengths(graph: CapturedGraph, node: Node) -> bool:
+    """Return True if a value reaches nothing but decays and strengths of recurrences, through functions of single
+    numbers."""
+    readers = [user for user in node.users if opname(user) not in CHECKS and user in graph.live]
+    return bool(readers) and all(_is_strength(graph, node, user) for user in readers)
+
+
+def _is_strength(graph: CapturedGraph, node: Node, user: Node) -> bool:
+    if user.target is recurrence_of_tokens:
+        return STRENGTHS.issuperset(at for at, operand in enumerate(user.args) if operand is node)
+    return crosses(graph, user) and _only_strengths(graph, user)

@@ -1,0 +1,159 @@
+"""Recurrences that are linear in their values: one definition for delta rules and state spaces.
+
+Per head, ``y = A v`` with a causal matrix A of queries, keys and gates (construction.md, section 16). With strengths
+``beta``, log decays g and their running sum G over the text::
+
+    scores(a, b)_tj = sum_c a_tc b_jc exp(G_tc - G_jc)   for j <= t, else 0
+    A = scores(q, k) (I + strict part of diag(beta) scores(k, k))^-1 diag(beta) + diag(skip)
+
+without the inverse where there is no delta rule. Gated delta rules have one decay for a head; KDA has one for each
+coordinate c of its keys; Mamba 2's state space has q = C, k = B, ``beta = dt`` and ``g = a dt``; Mamba's selective scan
+is the same with a head for every channel, of value width 1, and a decay for each of its states.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tintc.ir.core import Op
+from tintc.ir.functions import split_heads
+
+CHUNK = 64
+CHUNK_BY_COORDINATE = 16
+"""Tokens that are taken together; fewer where every coordinate of a key decays by itself, which takes a matrix for
+each."""
+
+
+@dataclass(eq=False, kw_only=True)
+class RecurrenceOptions(Op):
+    """The heads of a recurrence, and how its matrix is made.
+
+    Head h of v and of the result reads query/key head ``h // (n_heads // n_key_heads)``, of width `key_dim`; v's have
+    `value_dim`. scale: of queries. delta: whether the delta rule subtracts what the state holds under a key already.
+    by_coordinate: whether decays are those of each coordinate of a head's keys, ``[B, T, n_heads * key_dim]``, or of
+    the head, ``[B, T, n_heads]``. unit_eps: above 0, queries and keys are divided by ``sqrt(|x|^2 + unit_eps)``. skip:
+    name of a vector ``[n_heads]``: how much of v a token adds to its own result (empty: nothing).
+    """
+
+    n_heads: int
+    n_key_heads: int
+    key_dim: int
+    value_dim: int
+    scale: float = 1.0
+    delta: bool = False
+    by_coordinate: bool = False
+    unit_eps: float = 0.0
+    skip: str = ""
+
+    def verify(self) -> None:
+        shared = self.n_key_heads > 0 and self.n_heads % self.n_key_heads == 0
+        self.expect(shared, f"{self.n_heads} heads do not share {self.n_key_heads} evenly")
+        self.expect(self.unit_eps >= 0, "the eps of unit queries and keys is not negative")
+
+    def widths(self) -> tuple[int, ...]:
+        """Return the widths of q, k, v, g and beta."""
+        keys = self.n_key_heads * self.key_dim
+        decays = self.n_heads
+        if self.by_coordinate:
+            decays = self.n_heads * self.key_dim
+        return keys, keys, self.n_heads * self.value_dim, decays, self.n_heads
+
+    def options(self) -> dict[str, Any]:
+        """Return all options, by name."""
+        inherited = {f.name for f in fields(Op)}
+        return {f.name: getattr(self, f.name) for f in fields(RecurrenceOptions) if f.name not in inherited}
+
+
+@dataclass(frozen=True)
+class Heads:
+    """What a recurrence's matrix is made of, by head: q and k ``[B, H, T, d_k]``, log decays g ``[B, H, T, d_k]`` or
+    ``[B, H, T, 1]``, beta ``[B, H, T, 1]``."""
+
+    q: Tensor
+    k: Tensor
+    g: Tensor
+    beta: Tensor
+
+    @classmethod
+    def of(cls, options: RecurrenceOptions, q: Tensor, k: Tensor, g: Tensor, beta: Tensor, valid: Tensor) -> Heads:
+        """Return them from flat values ``[B, T, ...]``; tokens that are not ``valid [B, T]`` neither add nor decay."""
+        real = valid[:, None, :, None].to(q.dtype)
+        heads = [split_heads(value, options.n_key_heads) for value in (q, k)]
+        if options.unit_eps:
+            heads = [x * torch.rsqrt(x.square().sum(-1, keepdim=True) + options.unit_eps) for x in heads]
+        queries, keys = (x.repeat_interleave(options.n_heads // options.n_key_heads, 1) for x in heads)
+        decays = split_heads(g, options.n_heads) * real
+        return cls(queries * options.scale, keys, decays, split_heads(beta, options.n_heads) * real)
+
+
+def recurrence_matrix(options: RecurrenceOptions, heads: Heads, skip: Tensor | None) -> Tensor:
+    """Return A, ``[B, H, T, T]``. skip: the vector of that option."""
+    total = heads.g.cumsum(2)
+    scores = _decayed_scores(heads.q, heads.k, total)
+    if options.delta:
+        strict = (heads.beta * _decayed_scores(heads.k, heads.k, total)).tril(-1)
+        unit = torch.eye(scores.shape[-1], dtype=scores.dtype, device=scores.device)
+        scores = torch.linalg.solve_triangular(unit + strict, scores, upper=False, left=False, unitriangular=True)
+    matrix = scores * heads.beta.transpose(-1, -2)
+    if skip is None:
+        return matrix
+    return matrix + torch.diag_embed(skip.to(matrix.dtype)[:, None].expand(-1, matrix.shape[-1]))
+
+
+def _decayed_scores(a: Tensor, b: Tensor, total: Tensor) -> Tensor:
+    """Return ``sum_c a_tc b_jc exp(G_tc - G_jc)`` for j <= t, else 0: ``[.., T, T]`` of ``a, b [.., T, d_k]`` and
+    ``total [.., T, d_k or 1]``."""
+    later = torch.ones(a.shape[-2], a.shape[-2], dtype=torch.bool, device=a.device).triu(1)
+
+    def decay(of: Tensor) -> Tensor:
+        # The difference is taken before the exponential, which would overflow.
+        return (of[..., :, None] - of[..., None, :]).masked_fill(later, -torch.inf).exp()
+
+    if total.shape[-1] == 1:
+        return (a @ b.transpose(-1, -2)) * decay(total[..., 0])
+    coordinates = (a[..., :, None, c] * b[..., None, :, c] * decay(total[..., c]) for c in range(a.shape[-1]))
+    return sum(coordinates, torch.zeros((), dtype=a.dtype, device=a.device))
+
+
+def apply_recurrence(options: RecurrenceOptions, heads: Heads, v: Tensor, skip: Tensor | None) -> Tensor:
+    """Return ``A v``, ``[B, H, T, d_v]``, in memory that grows with T, by chunks that hand a state ``[d_k, d_v]``
+    on."""
+    size = CHUNK
+    if options.by_coordinate:
+        size = CHUNK_BY_COORDINATE
+    state = v.new_zeros(*v.shape[:2], options.key_dim, v.shape[-1])
+    parts: list[Tensor] = []
+    for start in range(0, v.shape[2], size):
+        here = slice(start, start + size)
+        q, k, g, beta = (value[:, :, here] for value in (heads.q, heads.k, heads.g, heads.beta))
+        total = g.cumsum(2)
+        grown = total.exp()
+        values = beta * v[:, :, here]
+        if options.delta:
+            strict = (beta * _decayed_scores(k, k, total)).tril(-1)
+            unit = torch.eye(k.shape[2], dtype=k.dtype, device=k.device)
+            both = torch.cat((values, beta * k * grown), -1)
+            solved = torch.linalg.solve_triangular(unit + strict, both, upper=False, unitriangular=True)
+            values = solved[..., : v.shape[-1]] - solved[..., v.shape[-1] :] @ state
+        parts.append((q * grown) @ state + _decayed_scores(q, k, total) @ values)
+        last = total[:, :, -1:]
+        state = state * last.exp().transpose(-1, -2) + (k * (last - total).exp()).transpose(-1, -2) @ values
+    y = torch.cat(parts, 2)
+    if skip is None:
+        return y
+    return y + skip.to(y.dtype)[:, None, None] * v
+
+
+def apply_transposed_recurrence(options: RecurrenceOptions, heads: Heads, dy: Tensor, skip: Tensor | None) -> Tensor:
+    """Return ``A^T dy``: `apply_recurrence` is linear in v, so this is its derivative along dy, in memory that grows
+    with T."""
+    recorded = torch.is_grad_enabled()
+    with torch.enable_grad():
+        v = torch.zeros_like(dy, requires_grad=True)
+        y = apply_recurrence(options, heads, v, skip)
+        (dv,) = torch.autograd.grad(y, v, dy, create_graph=recorded)
+    return dv

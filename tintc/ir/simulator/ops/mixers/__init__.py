@@ -1,0 +1,1 @@
+"""Ops that mix tokens otherwise than attention: recurrences and short convolutions."""

@@ -1,0 +1,126 @@
+"""`sim.convolution_forward` and `sim.convolution_backward`: a short causal convolution of every channel on its own."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from tintc.ir.convolution import apply_convolution, apply_transposed_convolution
+from tintc.ir.core import Value, register
+from tintc.ir.layout import Layout
+from tintc.ir.simulator.interface.cost_model import CostModel
+from tintc.ir.simulator.interface.fused_base import FusedRun
+from tintc.ir.simulator.interface.literal_base import LiteralRun, Tiles
+from tintc.ir.simulator.interface.semantics import Interpretation
+from tintc.ir.simulator.interface.storage import Storage, TableCount, attention_cost
+from tintc.ir.simulator.ops.mixers.mixer_base import MixerOp
+from tintc.ir.structure import ConvolutionSpec, StructuralBlock, TensorSpec
+
+
+@dataclass(eq=False, kw_only=True)
+class _Convolution(MixerOp):
+    """(x) -> a convolution of x, or its transpose; weight ``[C, w]`` and bias ``[C]`` are tables that nothing
+    updates."""
+
+    TRANSPOSED: ClassVar[bool]
+
+    weight: str
+    bias: str = ""
+
+    def verify(self) -> None:
+        self.expect(len(self.operands) == 1 and self.operands[0].type == self.result.type, "keeps the width")
+
+    def stored(self, storage: Storage) -> dict[str, TensorSpec]:
+        return storage.tables(self.weight, self.bias)
+
+    def table_bias(self, run: Interpretation | FusedRun) -> Tensor | None:
+        """Return the bias; None if there is none."""
+        if not self.bias:
+            return None
+        return run.table(self.bias)
+
+    def structure(self, layout: Layout) -> dict[str, StructuralBlock]:
+        """Return the module's blocks, one for every tile.
+
+        Claim: w heads of constant scores give the w shifted copies, head i with a mask that lets token t see token
+        ``t - i`` alone (in the transpose ``t + i``); each is multiplied by the weights of its lag, which stand in a
+        slot of their own, and a residual connection adds them and the bias. The block does these at once. Padding is
+        zero, which a gate sees to. QED. It is exact.
+        """
+        width = self.result.type.width
+        return {
+            self._block(tile): StructuralBlock(
+                ConvolutionSpec(
+                    self.weight, self.bias, tile, min(layout.pitch, width - tile * layout.pitch), self.TRANSPOSED
+                )
+            )
+            for tile in range(layout.tiles(width))
+        }
+
+    def _block(self, tile: int) -> str:
+        """Return a block's name: it reads a table of its layer, so the name does too."""
+        key = hashlib.sha256(f"{self.weight} {self.bias}".encode()).hexdigest()[:12]
+        return f"{self.opname.removeprefix('sim.')}_{key}_{tile}"
+
+    def multiply_adds(self, costs: CostModel, x: Value) -> int:
+        return 4 * costs.lengths[self] * x.type.width
+
+    def table_count(self, layout: Layout) -> TableCount:
+        """Count one attention: the table has no row for a convolution."""
+        q = attention_cost(layout)
+        return TableCount(q, q, 0)
+
+
+@register("sim.convolution_forward")
+@dataclass(eq=False, kw_only=True)
+class ConvolutionForward(_Convolution):
+    """(x) -> ``y_tc = sum_i w_ci x_(t-i)c + b_c``."""
+
+    TRANSPOSED = False
+    CACHED_OPERANDS: ClassVar[tuple[int, ...]] = (0,)
+
+    def interpret(self, run: Interpretation, x: Tensor) -> Tensor:
+        return apply_convolution(x, run.table(self.weight), self.table_bias(run), run.inputs.real_tokens)
+
+    def fused(self, run: FusedRun, x: Tensor) -> Tensor:
+        return apply_convolution(x, run.table(self.weight), self.table_bias(run), self.real(run, x.shape[1]))
+
+    def literal(self, run: LiteralRun, x: Tiles) -> Tiles:
+        real = run.real_tokens()
+        return [run.slot(run.apply(self._block(index), run.embed([tile * real]))) for index, tile in enumerate(x)]
+
+    def remember(self, run: FusedRun, *operands: Tensor) -> tuple[Tensor, Tensor]:
+        """Return what the convolution reads, as one head, and nothing beside it."""
+        (x,) = operands
+        kept = (x * self.real(run, x.shape[1])[..., None])[:, None]
+        return kept, kept[..., :0]
+
+    def continued(self, run: FusedRun, keys: Tensor, values: Tensor, *operands: Tensor) -> Tensor:
+        """Return the results at the last tokens, from these and as many before them as the convolution reaches."""
+        count = operands[0].shape[1]
+        weight = run.table(self.weight)
+        reach = keys[:, 0, -(count + weight.shape[-1] - 1) :]
+        real = torch.ones(reach.shape[:2], dtype=torch.bool, device=reach.device)
+        return apply_convolution(reach, weight, self.table_bias(run), real)[:, -count:]
+
+
+@register("sim.convolution_backward")
+@dataclass(eq=False, kw_only=True)
+class ConvolutionBackward(_Convolution):
+    """(dy) -> ``dx_tc = sum_i w_ci dy_(t+i)c``."""
+
+    TRANSPOSED = True
+
+    def interpret(self, run: Interpretation, dy: Tensor) -> Tensor:
+        return apply_transposed_convolution(dy, run.table(self.weight), run.inputs.real_tokens)
+
+    def fused(self, run: FusedRun, dy: Tensor) -> Tensor:
+        return apply_transposed_convolution(dy, run.table(self.weight), self.real(run, dy.shape[1]))
+
+    def literal(self, run: LiteralRun, dy: Tiles) -> Tiles:
+        real = run.real_tokens()
+        return [run.slot(run.apply(self._block(index), run.embed([tile]))) * real for index, tile in enumerate(dy)]

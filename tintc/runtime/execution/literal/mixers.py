@@ -1,0 +1,98 @@
+"""Blocks that mix tokens otherwise than attention, and the functions of what they are made of."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from tintc.ir.convolution import apply_convolution, apply_transposed_convolution
+from tintc.ir.functions import merge_heads, split_heads
+from tintc.ir.layout import Layout
+from tintc.ir.pointwise import apply_pointwise
+from tintc.ir.recurrence import Heads, recurrence_matrix
+from tintc.ir.structure import ConvolutionSpec, PointwiseSpec, RecurrenceSpec
+from tintc.runtime.execution.module_tree import Reference
+
+
+class ReferringBlock(nn.Module):
+    """A block that reads tables of the model, which are only referred to."""
+
+    def __init__(self, layout: Layout):
+        super().__init__()
+        self.layout = layout
+        self.references: dict[str, Reference] = {}
+
+    def table(self, name: str) -> Tensor | None:
+        """Return a table by what it is to the block; None if it has none such."""
+        if name not in self.references:
+            return None
+        return self.references[name].tensor()
+
+    def tokens(self, e: Tensor, start: int, width: int) -> Tensor:
+        """Return `width` numbers from slot `start` on of the tokens of an embedding ``[B, T_sim, D_sim]``."""
+        first = start * self.layout.pitch
+        return e[:, self.layout.n_prefixes :, first : first + width]
+
+    def put(self, e: Tensor, y: Tensor) -> Tensor:
+        """Return an embedding of the same shape with ``y [B, T, width]`` in the first slots of its tokens."""
+        return F.pad(y, (0, e.shape[-1] - y.shape[-1], self.layout.n_prefixes, 0))
+
+
+class Recurrence(ReferringBlock):
+    """Scores of queries and keys become the matrix of a recurrence, by its definition, and weigh the values."""
+
+    def __init__(self, spec: RecurrenceSpec, layout: Layout):
+        super().__init__(layout)
+        self.spec = spec
+
+    def forward(self, e: Tensor) -> Tensor:
+        options = self.spec.options
+        q, k, v, g, beta = options.widths()
+        widths = [q, k, g, beta]
+        place = 2
+        if self.spec.transposed:
+            place = 0
+        widths.insert(place, v)
+        parts = [self.tokens(e, start, width) for start, width in zip(self.spec.starts[:-1], widths, strict=True)]
+        values = split_heads(parts.pop(place), options.n_heads)
+        real = torch.ones(e.shape[0], values.shape[2], dtype=torch.bool, device=e.device)
+        matrix = recurrence_matrix(options, Heads.of(options, *parts, real), self.table("skip"))
+        if self.spec.transposed:
+            matrix = matrix.transpose(-1, -2)
+        return self.put(e, merge_heads(matrix @ values))
+
+
+class Convolution(ReferringBlock):
+    """Shifted copies of slot 0, each times the weights of its lag, and their sum."""
+
+    def __init__(self, spec: ConvolutionSpec, layout: Layout):
+        super().__init__(layout)
+        self.spec = spec
+
+    def forward(self, e: Tensor) -> Tensor:
+        spec = self.spec
+        first = spec.tile * self.layout.pitch
+        rows = slice(first, first + spec.width)
+        weight = self.references["weight"].tensor()[rows]
+        x = self.tokens(e, 0, spec.width)
+        real = torch.ones(x.shape[:2], dtype=torch.bool, device=e.device)
+        if spec.transposed:
+            return self.put(e, apply_transposed_convolution(x, weight, real))
+        bias = self.table("bias")
+        if bias is not None:
+            bias = bias[rows]
+        return self.put(e, apply_convolution(x, weight, bias, real))
+
+
+class Pointwise(ReferringBlock):
+    """A function of the numbers that slot 0 holds; its pads stay zero."""
+
+    def __init__(self, spec: PointwiseSpec, layout: Layout):
+        super().__init__(layout)
+        self.spec = spec
+
+    def forward(self, e: Tensor) -> Tensor:
+        spec = self.spec
+        vectors = {key: reference.tensor()[spec.start : spec.end] for key, reference in self.references.items()}
+        return self.put(e, apply_pointwise(spec.options, self.tokens(e, 0, spec.end - spec.start), vectors))
