@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import nn
 from transformers import PreTrainedModel
@@ -19,10 +21,9 @@ from tintc.ir.structure import (
     VocabularySpec,
 )
 from tintc.lowering.emission.emit import blocks_of, specs
-from tintc.lowering.emission.sharing import placement, sites
+from tintc.lowering.emission.sharing import Placed, placement, sites
 from tintc.runtime.execution.fused.packed_linear import shared_inputs
-from tintc.runtime.execution.literal.attention import TintAttention
-from tintc.runtime.execution.literal.blocks import PositionGate, Router, VocabularyMLP, build_block
+from tintc.runtime.execution.literal.blocks import PositionGate, build_block
 from tintc.runtime.execution.literal.executor import SimModule
 from tintc.runtime.execution.literal.prefix import Prefix
 from tintc.runtime.execution.module_tree import Container, FullPrecision, owner, place_module, place_parameter, refer_to
@@ -73,24 +74,10 @@ class SimulatorModules(PreTrainedModel):
     def _refer_to_shared(self) -> None:
         """Tell the blocks where the tensors are that they read and do not own."""
         for name, placed in self._blocks.items():
-            module, spec = self._module(f"structure.{name}"), placed.block.spec
-            if isinstance(module, TintAttention) and isinstance(spec, AttentionSpec):
-                shared = {f"p_{letter}": f"structure.{matrix}" for letter, matrix in placed.positions.items()}
-                shared |= {key: f"rotary.{vector}" for key, vector in spec.vectors.items()}
-            elif isinstance(module, VocabularyMLP) and isinstance(spec, VocabularySpec):
-                shared = {"head": f"tables.{spec.head}"}
-                if spec.bias:
-                    shared["bias"] = f"tables.{spec.bias}"
-            elif isinstance(spec, RecurrenceSpec):
-                shared = {"skip": f"tables.{spec.options.skip}"} if spec.options.skip else {}
-            elif isinstance(spec, ConvolutionSpec):
-                names = {"weight": spec.weight, "bias": spec.bias}
-                shared = {key: f"tables.{name}" for key, name in names.items() if name}
-            elif isinstance(spec, PointwiseSpec) or (isinstance(module, Router) and isinstance(spec, RouterSpec)):
-                shared = {key: f"tables.{vector}" for key, vector in spec.options.vectors().items()}
-            else:
-                continue
-            module.references = {key: refer_to(self, tensor) for key, tensor in shared.items()}
+            shared = _shared_tensors(placed)
+            if shared:
+                module: Any = self._module(f"structure.{name}")
+                module.references = {key: refer_to(self, tensor) for key, tensor in shared.items()}
 
     def zero_absent_terms(self) -> None:
         """Zero the terms of the definition that the construction leaves out, which no file and no state dict holds."""
@@ -151,3 +138,23 @@ class SimulatorModules(PreTrainedModel):
     def _module(self, name: str) -> nn.Module:
         module, leaf = owner(self, name)
         return getattr(module, leaf)
+
+
+def _shared_tensors(placed: Placed) -> dict[str, str]:
+    """Return the tensors that a block reads and does not own: by what they are to it, their names in the state dict."""
+    spec = placed.block.spec
+    match spec:
+        case AttentionSpec():
+            shared = {f"p_{letter}": f"structure.{matrix}" for letter, matrix in placed.positions.items()}
+            return shared | {key: f"rotary.{vector}" for key, vector in spec.vectors.items()}
+        case VocabularySpec():
+            tables = {"head": spec.head, "bias": spec.bias}
+        case RouterSpec() | PointwiseSpec():
+            tables = spec.options.vectors()
+        case RecurrenceSpec():
+            tables = {"skip": spec.options.skip}
+        case ConvolutionSpec():
+            tables = {"weight": spec.weight, "bias": spec.bias}
+        case _:
+            tables = {}
+    return {key: f"tables.{table}" for key, table in tables.items() if table}

@@ -56,8 +56,10 @@ class Recurrence(ReferringBlock):
         widths.insert(place, v)
         parts = [self.tokens(e, start, width) for start, width in zip(self.spec.starts[:-1], widths, strict=True)]
         values = split_heads(parts.pop(place), options.n_heads)
+        queries, keys, decays, strengths = parts
         real = torch.ones(e.shape[0], values.shape[2], dtype=torch.bool, device=e.device)
-        matrix = recurrence_matrix(options, Heads.of(options, *parts, real), self.table("skip"))
+        heads = Heads.of(options, queries, keys, decays, strengths, real)
+        matrix = recurrence_matrix(options, heads, self.table("skip"))
         if self.spec.transposed:
             matrix = matrix.transpose(-1, -2)
         return self.put(e, merge_heads(matrix @ values))
