@@ -76,7 +76,6 @@ class Region:
             y = y + lookup(self.biases[0])
         return y
 
-
     def differentiated(self, x: Tensor, f: Callable[[Tensor], Tensor]) -> Tensor:
         """Return f(x), whose derivative is a difference with a step for every token, or head where a norm has them."""
         result: Any = _FirstOrder.apply(x, f, self.difference, self.is_norm, self.layout)

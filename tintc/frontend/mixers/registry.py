@@ -23,9 +23,7 @@ REGISTERED: dict[str | Function, Function] = {}
 """What stands for a function, by the function itself, its NAME or its place."""
 
 
-def register(
-    function: Function | str, kind: str | Function, arguments: Mapping[str, str] | None = None
-) -> None:
+def register(function: Function | str, kind: str | Function, arguments: Mapping[str, str] | None = None) -> None:
     """Let a function that a model calls be read as a mixer of tokens.
 
     function: a global of the module that defines one of the model's classes; or a name, of a function that transformers

@@ -1,14 +1,14 @@
 """`assign_layers`: assign every op its layer, and its role there, by structure alone.
 
-Layers are counted by what mixes tokens: attentions, recurrences, and convolutions whose result does not lead to one of
-these without passing a linear layer. Below, all of them are called attentions. Of those that follow each other in the
-program, attentions that do not need each other are of one layer. The boundary d_i, where layer i begins, is the deepest op that lies on every path from layer i - 1's
-attentions (at first: from the token embeddings that attention 0 needs) to layer i's, and on every path from there to
-the logits: the residual stream's value that the layer reads. Layer i holds what follows d_i and leads to d_{i+1},
-except what leads past d_{i+1} too and is not needed by layer i's attentions: that serves several layers, and is of
-none. The end of the last layer is found by counting: as many ops as on every path from the attentions of the layer
-before it to its end are on every path from its own, or, where layers mix tokens in several ways, as many after the last
-sum; a single layer ends at the last sum.
+Layers are counted by what mixes tokens: attentions, recurrences, and convolutions whose result does not lead to one
+of these without passing a linear layer. Below, all of them are called attentions. Of those that follow each other in
+the program, attentions that do not need each other are of one layer. The boundary d_i, where layer i begins, is the
+deepest op that lies on every path from layer i - 1's attentions (at first: from the token embeddings that attention 0
+needs) to layer i's, and on every path from there to the logits: the residual stream's value that the layer reads.
+Layer i holds what follows d_i and leads to d_{i+1}, except what leads past d_{i+1} too and is not needed by layer i's
+attentions: that serves several layers, and is of none. The end of the last layer is found by counting: as many ops as
+on every path from the attentions of the layer before it to its end are on every path from its own, or, where layers
+mix tokens in several ways, as many after the last sum; a single layer ends at the last sum.
 
     embed = d_0 --+-- norm - attention --+              +-- norm - ffn --+
                   |                      |              |                |
