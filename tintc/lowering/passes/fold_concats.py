@@ -34,7 +34,7 @@ def fold_concats(program: Program) -> bool:
         else:
             inner = op
             wanted = ((0, op.result.type.width),)
-        if not isinstance(inner, Concat) or (inner is op and _read_by_selects(users, op)):
+        if not isinstance(inner, Concat) or (inner is op and _read_by_selects(users, inner)):
             continue
         terms: list[Op] = []
         total: Value | None = None
