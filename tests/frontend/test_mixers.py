@@ -20,7 +20,7 @@ from tintc.frontend.graph.trace_model import capture
 from tintc.frontend.importer import import_graph
 from tintc.frontend.mixers import ops
 from tintc.frontend.mixers.registry import REGISTERED, mixers_as_nodes
-from tintc.ir.auxiliary import Convolution, Pointwise, Recurrence
+from tintc.ir.auxiliary import Pointwise, Recurrence
 from tintc.ir.auxiliary.interpreter import Descent
 from tintc.reference import Approximations, tune
 from tools.sweep.tiny import tiny_model
@@ -95,34 +95,39 @@ def as_recurrence(x: Tensor, strength: Tensor, *, decay: Tensor) -> Tensor:
 
 
 class Ours(nn.Module):
-    """A decoder outside transformers: one layer of `running_mean` or of a convolution, by its own short code."""
+    """A decoder outside transformers, whose one layer mixes tokens by a convolution and by `running_mean`."""
 
-    def __init__(self, function: Any):
+    def __init__(self) -> None:
         super().__init__()
-        self.function = function
         self.embed = nn.Embedding(11, 12)
         self.inner = nn.Linear(12, 12)
         self.strength = nn.Linear(12, 12)
         self.out = nn.Linear(12, 12)
         self.head = nn.Linear(12, 11, bias=False)
         self.weight = nn.Parameter(torch.randn(12, 3))
+        self.rate = nn.Parameter(torch.rand(12))
 
     def forward(self, ids: Tensor) -> Any:
         x = self.embed(ids)
-        mixed = mixers.convolution(F.silu(self.inner(x)), self.weight)
+        values = mixers.convolution(F.silu(self.inner(x)), self.weight)
+        mixed = running_mean(values, self.strength(x).sigmoid(), decay=torch.exp(-self.rate))
         return SimpleNamespace(logits=self.head(x + self.out(mixed)))
 
 
-def test_own_module_calls_the_convolution() -> None:
+def test_registered_function_of_another_package(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Logits as the module's own, and all ways to execute agree (fp64, 1e-9)."""
+    monkeypatch.setitem(REGISTERED, running_mean, as_recurrence)
+    mixers.register(running_mean, as_recurrence)
     torch.manual_seed(0)
-    model = Ours(None).double().eval()
+    model = Ours().double().eval()
     imported = import_model(model)
-    (op,) = (op for op in imported.auxiliary.program.ops if isinstance(op, Convolution))
-    assert op.layer == 0
     ids = token_ids(2, 9, 11)
-    sim = imported.compile()
+    sim = imported.compile(inner_lr=0.1)
     with torch.no_grad():
         torch.testing.assert_close(sim(ids, return_before=True).logits_before, model(ids).logits, rtol=0, atol=1e-9)
+    check_agreement(three_ways(sim, imported.auxiliary.program, imported.tensors, ids, Descent(0.1)))
+    roles = {getattr(op, "weight", ""): op.role for op in imported.auxiliary.program.ops if op.role}
+    assert (roles["inner.weight"], roles["strength.weight"], roles["out.weight"]) == ("value", "gate", "output")
 
 
 def test_register_refuses_an_unknown_kind() -> None:
