@@ -140,10 +140,15 @@ def difference_regions(
     parameters = recognised.program.parameters
     for node, value in recognised.values.items():
         op = producers[value]
-        if isinstance(op, Norm) and norms is not None:
+        if isinstance(op, Norm) and norms is not None and not _makes_nothing(placed, node):
             gain, bias = (parameters[name].source if name else "" for name in (op.weight, op.bias))
             regions[node] = Region(graph, node, recognised.inputs[node][0], norms, gain, bias)
     return regions
+
+
+def _makes_nothing(placed: Placed, node: Node) -> bool:
+    """Return True if a node has the value of what it reads: heads put together in the order in which they were."""
+    return any(placed.values[source] is placed.values[node] for source in placed.inputs.get(node, ()))
 
 
 def activation_regions(
@@ -153,6 +158,8 @@ def activation_regions(
     producers = program.producers()
     regions: dict[Node, Override] = {}
     for node, sources in placed.inputs.items():
+        if _makes_nothing(placed, node):
+            continue
         op = producers[placed.values[node]]
         act = op
         if isinstance(op, Scale | Multiply):

@@ -66,10 +66,15 @@ NEEDS: dict[str, dict[str, Any]] = {
     "gemma3n_text": {"num_kv_shared_layers": 0},
     "gemma4_unified_text": {"global_head_dim": 40},
     "gpt_neo": {"attention_types": [[["global", "local"], 1]]},
-    "granitemoehybrid": {"mamba_n_heads": 4, "mamba_d_head": 30},
+    "granitemoehybrid": {"mamba_n_heads": 4, "mamba_d_head": 30, "layer_types": ["mamba", "attention"]},
     "gemma4_text": {"global_head_dim": 40, "enable_moe_block": True},
     "hrm_text": {"H_cycles": 2, "L_cycles": 2},
     "mamba2": {"num_heads": 4, "head_dim": 30, "n_groups": 1},
+    "falcon_h1": {"mamba_d_ssm": 60, "mamba_n_heads": 4, "mamba_d_head": 15, "mamba_d_state": 10, "mamba_n_groups": 2},
+    "kimi_linear": {"linear_num_heads": 3, "linear_head_dim": 10, "num_local_experts": 4, "num_experts_per_tok": 2}
+    | {"moe_intermediate_size": 24},
+    "nemotron_h": {"mamba_num_heads": 4, "mamba_head_dim": 30, "n_groups": 2, "ssm_state_size": 10}
+    | {"moe_intermediate_size": 24, "moe_shared_expert_intermediate_size": 24, "n_routed_experts": 4},
     "qwen3_next": {**DELTA, "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 24},
     "qwen3_5_text": DELTA,
     "qwen3_5_moe_text": {**DELTA, "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 24},

@@ -37,12 +37,13 @@ def gated_delta_rule(
     """Return ``[B, T, H, d_v]``, and no state: q, k ``[B, T, H_k, d_k]``, v ``[B, T, H, d_v]``, beta ``[B, T, H]``, log
     decays g ``[B, T, H]``, or ``[B, T, H, d_k]`` of every coordinate."""
     _expect_none("an initial state", initial_state)
-    if scale is None:
-        scale = q.shape[-1] ** -0.5
+    factor: float = q.shape[-1] ** -0.5
+    if scale is not None:
+        factor = scale
     unit_eps = 0.0
     if use_qk_l2norm_in_kernel:
         unit_eps = UNIT_EPS
-    return recurrence(q, k, v, g, beta, scale=scale, delta=True, unit_eps=unit_eps), None
+    return recurrence(q, k, v, g, beta, scale=factor, delta=True, unit_eps=unit_eps), None
 
 
 def state_space(

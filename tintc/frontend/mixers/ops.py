@@ -90,9 +90,9 @@ def recurrence_of_tokens(
         by_coordinate=g.dim() == 4,
         unit_eps=unit_eps,
     )
-    wide = [at_least_fp32(value) for value in (q, k, g, beta)]
+    q, k, g, beta = (at_least_fp32(value).flatten(2) for value in (q, k, g, beta))
     real = torch.ones(v.shape[:2], dtype=torch.bool, device=v.device)
-    heads = Heads.of(options, *(value.flatten(2) for value in wide), real)
+    heads = Heads.of(options, q, k, g, beta, real)
     y = apply_recurrence(options, heads, at_least_fp32(v).transpose(1, 2), skip)
     return merge_heads(y).unflatten(-1, v.shape[2:]).to(v.dtype)
 

@@ -20,6 +20,7 @@ from tintc.frontend.rules.embeddings import EmbeddingRule, PositionEmbeddingRule
 from tintc.frontend.rules.experts import ExpertsRule
 from tintc.frontend.rules.linear import LinearRule
 from tintc.frontend.rules.mixers import ConvolutionRule, PointwiseRule, RecurrenceRule
+from tintc.frontend.rules.multipliers import MultipliersRule
 from tintc.frontend.rules.norms import FusedNormRule, NormBiasRule, WrittenNormRule
 from tintc.frontend.rules.shared_factors import SharedFactorRule
 
@@ -44,6 +45,7 @@ RULES: tuple[type[Rule], ...] = (
     SelectRule,
     ScaleRule,
     ConstantRule,
+    MultipliersRule,
     AddRule,
     SubtractRule,
     ShiftedProductRule,

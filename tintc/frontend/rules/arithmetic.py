@@ -55,7 +55,7 @@ class ConstantRule:
         x, constant = pair
         if _varies(graph, constant):
             return NOT_MINE
-        row = _row(graph, constant, node, layout)
+        row = constant_row(graph, constant, node, layout)
         if row is None:
             return Fail("one operand is made of parameters and not the same vector at every token", inputs=(x,))
         table = graph.derive_constant("vector", row[None])
@@ -170,7 +170,7 @@ def _shift(graph: CapturedGraph, value: object) -> tuple[Node, float] | None:
     return x, sign * shift
 
 
-def _row(graph: CapturedGraph, constant: Node, node: Node, layout: VectorLayout) -> Tensor | None:
+def constant_row(graph: CapturedGraph, constant: Node, node: Node, layout: VectorLayout) -> Tensor | None:
     """Return the vector ``[W]`` that the constant is at every token of a node with this layout; None if it varies."""
     by_size = []
     for batch, length in sizes(graph):

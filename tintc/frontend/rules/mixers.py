@@ -13,7 +13,8 @@ from tintc.frontend.graph.regions import moves
 from tintc.frontend.mixers.ops import convolution_of_tokens, recurrence_of_tokens
 from tintc.frontend.mixers.pointwise import Function, crosses, find_pointwise
 from tintc.frontend.rule import NOT_MINE, Fail, Match
-from tintc.ir.auxiliary import Convolution, Pointwise, Recurrence
+from tintc.frontend.rules.arithmetic import constant_row
+from tintc.ir.auxiliary import Constant, Convolution, Pointwise, Recurrence
 from tintc.ir.core import Value, tokens
 
 STRENGTHS = frozenset({3, 4})
@@ -33,11 +34,12 @@ class RecurrenceRule:
             skip_name = constant_vector(graph, skip)
         layouts = [vector_layout(graph, operand) for operand in operands]
         q, _, v, g, _ = layouts
-        live = all(operand in graph.live for operand in operands)
-        if not live or q is None or v is None or g is None or None in layouts:
-            return Fail("what a recurrence reads is not one vector for every token", inputs=operands)
+        live = tuple(operand for operand in operands if operand in graph.live)
+        tables = _tables(graph, operands)
+        if q is None or v is None or g is None or None in layouts or tables is None:
+            return Fail("what a recurrence reads is not one vector for every token", inputs=live)
         if skip_name is None or (skip_name and graph.tensors[skip_name].shape != v.sizes[:1]):
-            return Fail("a recurrence's skip is not a parameter with one number for each head", inputs=operands)
+            return Fail("a recurrence's skip is not a parameter with one number for each head", inputs=live)
         options = {
             "n_heads": v.sizes[0],
             "n_key_heads": q.sizes[0],
@@ -51,9 +53,18 @@ class RecurrenceRule:
 
         def build(builder: Builder, values: tuple[Value, ...]) -> Value:
             name = skip_name and builder.parameter(skip_name)
-            return builder.emit(Recurrence, node, values, tokens(v.width), "mixed", skip=name, **options)
+            given = iter(values)
+            read: list[Value] = []
+            for operand in operands:
+                if operand in tables:
+                    kind = tokens(graph.tensors[tables[operand]].shape[1])
+                    table = builder.parameter(tables[operand])
+                    read.append(builder.emit(Constant, node, (), kind, "constant", table=table))
+                else:
+                    read.append(next(given))
+            return builder.emit(Recurrence, node, tuple(read), tokens(v.width), "mixed", skip=name, **options)
 
-        return Match(operands, build)
+        return Match(live, build)
 
 
 class ConvolutionRule:
@@ -101,6 +112,21 @@ class PointwiseRule:
             return _emit(builder, node, source, found)
 
         return Match((found.source,), build)
+
+
+def _tables(graph: CapturedGraph, operands: tuple[Node, ...]) -> dict[Node, str] | None:
+    """Return the names of tables ``[1, W]`` of those that do not depend on the tokens; None if one differs from token
+    to token."""
+    tables: dict[Node, str] = {}
+    for operand in operands:
+        layout = vector_layout(graph, operand)
+        if operand in graph.live or layout is None:
+            continue
+        row = constant_row(graph, operand, operand, layout)
+        if row is None:
+            return None
+        tables[operand] = graph.derive_constant("vector", row[None])
+    return tables
 
 
 def _emit(builder: Builder, node: Node, source: Value, found: Function) -> Value:

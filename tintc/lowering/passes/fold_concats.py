@@ -34,18 +34,21 @@ def fold_concats(program: Program) -> bool:
         else:
             inner = op
             wanted = ((0, op.result.type.width),)
-        if not isinstance(inner, Concat) or (inner is op and _read_by_selects(users, op)):
+        if not isinstance(inner, Concat) or (inner is op and _read_by_selects(users, inner)):
             continue
         terms: list[Op] = []
         total: Value | None = None
-        for number, value in enumerate(inner.operands):
-            start = sum(other.type.width for other in inner.operands[:number])
+        parts = _parts(inner, wanted)
+        if len(parts) == 1:
+            ((value, columns),) = parts
+            program.ops[index] = Select(operands=(value,), results=(op.result,), columns=columns)
+            return True
+        for number, (value, columns) in enumerate(parts):
             part = Value(f"{op.result.name}.part{number}", op.result.type)
-            columns = within(wanted, start, start + value.type.width)
             terms.append(Select(operands=(value,), results=(part,), columns=columns))
             if total is not None:
                 both = Value(f"{op.result.name}.sum{number}", op.result.type)
-                if number == len(inner.operands) - 1:
+                if number == len(parts) - 1:
                     both = op.result
                 terms.append(Add(operands=(total, part), results=(both,)))
                 part = both
@@ -55,7 +58,18 @@ def fold_concats(program: Program) -> bool:
     return False
 
 
-def _read_by_selects(users: dict[Value, list[Op]], op: Op) -> bool:
+def _parts(concat: Concat, wanted: Runs) -> list[tuple[Value, Runs]]:
+    """Return which columns of each of a concat's operands are wanted, with zeros in place of the others; operands of
+    which none is are left out, unless it is so of all."""
+    parts: list[tuple[Value, Runs]] = []
+    start = 0
+    for value in concat.operands:
+        parts.append((value, within(wanted, start, start + value.type.width)))
+        start += value.type.width
+    return [part for part in parts if any(first >= 0 for first, _ in part[1])] or parts[:1]
+
+
+def _read_by_selects(users: dict[Value, list[Op]], op: Concat | Activation | Convolution | Scale) -> bool:
     """Return True if only selects read the op's result, or what `lift_selects` takes them through."""
     return all(
         isinstance(user, Select)
