@@ -53,7 +53,7 @@ def view(parameter: Parameter, tensor: Tensor) -> Tensor:
 
 
 def viewed_rows(parameter: Parameter, tensor: Tensor) -> Iterator[tuple[slice, Tensor, slice]]:
-    """Yield, run by run, the rows of the checkpoint's tensor that a parameter views: which, the rows themselves, and
+    """Yield the rows of the checkpoint's tensor that a parameter views, run by run: which, the rows themselves, and
     where they stand among the parameter's own. Rows of zeros are left out: they are not the checkpoint's.
 
     Rows are counted in dimension 0, or 1 of a stack of experts.
