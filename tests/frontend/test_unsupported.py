@@ -91,7 +91,6 @@ def test_what_cannot_be_captured_is_said_in_one_sentence(capfd: pytest.CaptureFi
 @pytest.mark.parametrize(
     ("kind", "words"),
     [
-        ("llama4_text", "it has a mixture of experts that transformers' interface for experts does not compute, which"),
         ("mamba2", "it has layers that carry a state from token to token (recurrent, state-space"),
         ("granitemoehybrid", "it has layers that carry a state"),
         ("doge", "it has attention whose mask is computed from what the tokens are, which"),

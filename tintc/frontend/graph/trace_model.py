@@ -25,6 +25,7 @@ from tintc.errors import ModelError
 from tintc.frontend.graph.calling import called_on_ids, longest_sequence, text_config, text_decoder
 from tintc.frontend.graph.captured import CapturedGraph
 from tintc.frontend.graph.captured_experts import fill_in, opaque_experts
+from tintc.frontend.graph.dense_experts import with_dense_experts
 from tintc.frontend.graph.functionalize import NeedsRetracing, functionalize, is_inplace
 from tintc.frontend.graph.multihead import batch_in_front
 from tintc.frontend.graph.obstacles import EXPERTS
@@ -65,7 +66,7 @@ def capture(model: nn.Module, max_length: int | None = None, name: str | None = 
         finally:
             model.train(was_training)
         fill_in(model, exported.graph, name)
-    return _describe(model, exported, name, limit)
+        return with_dense_experts(_describe(model, exported, name, limit))
 
 
 def _export(model: nn.Module, ids: Tensor) -> torch.export.ExportedProgram:
