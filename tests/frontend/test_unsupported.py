@@ -68,6 +68,13 @@ def test_sizes_that_depend_on_the_ids_are_refused_in_words() -> None:
         import_graph(capture(tiny_model("jetmoe")))
 
 
+def test_a_loop_over_the_experts_that_are_chosen_is_refused_in_words() -> None:
+    """Experts that transformers' interface does not compute, for some of them have no weights."""
+    with pytest.raises(ModelError, match="depends on what the tokens are, as in a loop over the experts") as refused:
+        capture(tiny_model("longcat_flash"))
+    assert len(str(refused.value).splitlines()) == 1
+
+
 class Looking(torch.nn.Module):
     """A module whose path depends on what the tokens are."""
 

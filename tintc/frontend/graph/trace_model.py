@@ -183,6 +183,10 @@ LENGTH_CHANGES = "Constraints violated"
 """Beginning of torch's message about a model whose graph is another for another batch size or length."""
 
 
+DEPENDS_ON_TOKENS = "Could not guard on data-dependent"
+"""Beginning of torch's message about sizes that depend on what the tokens are."""
+
+
 def _own_failure(model: nn.Module, ids: Tensor) -> str:
     """Return why the model itself does not run on token ids, without being traced; empty if it does."""
     try:
@@ -207,5 +211,10 @@ def _cause(error: Exception) -> str:
         return (
             "which operations it runs depends on the length of the text, as in a loop over the tokens of a recurrent "
             "layer, and a simulator has one graph for all lengths"
+        )
+    if first.startswith(DEPENDS_ON_TOKENS):
+        return (
+            "how many numbers it computes depends on what the tokens are, as in a loop over the experts that they "
+            "choose; tintc reads experts that transformers' interface for experts computes, and dense products with all"
         )
     return f"torch.export fails with {type(error).__name__}: {first}"
