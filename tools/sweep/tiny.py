@@ -63,7 +63,9 @@ NEEDS: dict[str, dict[str, Any]] = {
     "granitemoehybrid": {"mamba_n_heads": 4, "mamba_d_head": 30},
     "gemma4_text": {"global_head_dim": 40, "enable_moe_block": True},
     "hrm_text": {"H_cycles": 2, "L_cycles": 2},
+    "lfm2_moe": {"layer_types": ["conv", "full_attention"], "num_dense_layers": 1},
     "mamba2": {"num_heads": 4, "head_dim": 30, "n_groups": 1},
+    "mimo_v2_flash": {"num_attention_heads": 4},  # layers with a window have two key heads for each of the others
     "qwen4_exp": {
         "text_config": {"layer_types": ["linear_attention"] * 2}
     },  # others need an indexer, which it leaves out
