@@ -18,7 +18,7 @@ from tintc.frontend.graph.trace_model import capture
 from tintc.frontend.importer import import_graph
 from tintc.frontend.source.weightless import weightless_model
 from tintc.ir.text import print_program
-from tools.sweep.tiny import tiny_config
+from tools.sweep.tiny import tiny_model
 
 
 @pytest.fixture(scope="module")
@@ -26,6 +26,11 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """60 wide with 3 heads of 20, one key/value head, feed-forward 140."""
     decoder = tiny_models.llama(n_layers=1, n_heads=3, n_kv_heads=1, head_dim=20, d_ff=140)
     return model_folder(tmp_path_factory.mktemp("model") / "tiny", decoder)
+
+
+def mixture() -> PreTrainedModel:
+    """Return a model of one layer with eight experts."""
+    return tiny_model("qwen3_moe", num_hidden_layers=1, num_experts=8)
 
 
 def test_what_is_planned_is_compiled(command: Command, model: Path, tmp_path: Path) -> None:
@@ -94,7 +99,7 @@ def test_weights_are_not_needed(command: Command, model: Path, tmp_path: Path) -
     assert refused.code == 2 and "no weights" in refused.err
 
 
-@pytest.mark.parametrize("make", [tiny_models.gpt2, tiny_models.opt, tiny_models.llama])
+@pytest.mark.parametrize("make", [tiny_models.gpt2, tiny_models.opt, tiny_models.llama, mixture])
 def test_hollow_models_are_captured_as_whole_ones(make: Callable[[], PreTrainedModel]) -> None:
     whole = make()
     hollow = weightless_model(whole.config, "sdpa")
@@ -102,13 +107,24 @@ def test_hollow_models_are_captured_as_whole_ones(make: Callable[[], PreTrainedM
     assert print_program(import_graph(capture(hollow))) == print_program(import_graph(capture(whole)))
 
 
-def test_a_mixture_without_weights_is_refused_in_a_sentence(command: Command, tmp_path: Path) -> None:
-    """The obstacle first, in words; the places it was met at may follow."""
-    tiny_config("qwen3_moe").save_pretrained(tmp_path)
+def test_a_mixture_is_looked_at_without_weights(command: Command, tmp_path: Path) -> None:
+    """Plan, explain and inspect say the same as with weights, and count experts."""
+    whole = model_folder(tmp_path / "whole", mixture())
+    bare = tmp_path / "bare"
+    bare.mkdir()
+    shutil.copy(whole / "config.json", bare)
     for name in ("plan", "explain", "inspect"):
-        result = command(name, tmp_path)
-        assert result.code == 2 and "it has a mixture of experts" in result.err.splitlines()[0], result.err
-        assert "Traceback" not in result.err and len(result.err.splitlines()) < 9
+        results = [command(name, path, "--json") for path in (whole, bare)]
+        assert [result.code for result in results] == [0, 0], results[1].err
+        with_weights, without = (result.json for result in results)
+        for facts in (with_weights, without):
+            facts.pop("model", None)
+            facts.pop("provenance", None)
+        assert with_weights == without
+        if name == "inspect":
+            assert without["modules"]["sim.experts_forward"] > 0
+    refused = command("compile", bare, "-o", tmp_path / "sim")
+    assert refused.code == 2 and "has no weights" in refused.err
 
 
 def test_a_simulator_is_not_planned(command: Command, tmp_path: Path) -> None:

@@ -128,3 +128,14 @@ SCALINGS: list[dict[str, Any]] = [
 def test_rope_scaling(scaling: dict[str, Any]) -> None:
     program = imported("llama", **GROUPED, rope_parameters={"rope_theta": 10000.0, **scaling})
     assert scaling["rope_type"] != "yarn" or attentions(program)[0]["scale"] > 20**-0.5
+
+
+def test_values_that_are_scaled() -> None:
+    """By a number, after they are split into heads; their layers descend as others' do."""
+    sizes = {**GROUPED, "num_attention_heads": 4, "head_dim": 20, "v_head_dim": 12, "sliding_window": 8}
+    sizes |= {"layer_types": ["full_attention", "sliding_attention"], "mlp_layer_types": ["dense", "dense"]}
+    program = imported("mimo_v2_flash", "eager", **sizes, attention_value_scale=0.6, n_routed_experts=4)
+    scales = [op for op in program.ops if op.opname == "aux.scale"]
+    assert [op.attributes()["factor"] for op in scales] == [pytest.approx(0.6)] * 2
+    roles = [op.attributes().get("role") for op in program.ops if op.opname == "aux.linear"]
+    assert roles.count("value") == 2

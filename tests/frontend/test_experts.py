@@ -142,6 +142,11 @@ def test_the_text_does_not_grow_with_the_experts() -> None:
     assert len(text.splitlines()) == len(few.splitlines()) and len(text) < 1.01 * len(few)
 
 
+def test_the_text_does_not_grow_with_the_width_of_a_gate_that_is_one_number() -> None:
+    """The gate of the shared experts multiplies all columns."""
+    assert "columns=[[0, 1, 60]]" in print_program(program("qwen2_moe"))
+
+
 def test_canonical_text(golden: Callable[[str, str], None]) -> None:
     golden("gpt_oss", print_program(program("gpt_oss")))
 

@@ -68,6 +68,13 @@ def test_sizes_that_depend_on_the_ids_are_refused_in_words() -> None:
         import_graph(capture(tiny_model("jetmoe")))
 
 
+def test_a_loop_over_the_experts_that_are_chosen_is_refused_in_words() -> None:
+    """Experts that transformers' interface does not compute, for some of them have no weights."""
+    with pytest.raises(ModelError, match="depends on what the tokens are, as in a loop over the experts") as refused:
+        capture(tiny_model("longcat_flash"))
+    assert len(str(refused.value).splitlines()) == 1
+
+
 class Looking(torch.nn.Module):
     """A module whose path depends on what the tokens are."""
 
@@ -91,7 +98,6 @@ def test_what_cannot_be_captured_is_said_in_one_sentence(capfd: pytest.CaptureFi
 @pytest.mark.parametrize(
     ("kind", "words"),
     [
-        ("llama4_text", "it has a mixture of experts that transformers' interface for experts does not compute, which"),
         ("mamba2", "it has layers that carry a state from token to token (recurrent, state-space"),
         ("granitemoehybrid", "it has layers that carry a state"),
         ("doge", "it has attention whose mask is computed from what the tokens are, which"),

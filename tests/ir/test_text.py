@@ -211,7 +211,14 @@ def test_junk_is_refused_in_a_sentence(old: str, new: str, why: str) -> None:
 
 @pytest.mark.parametrize(
     ("columns", "fits"),
-    [("[[0, 4]]", True), ("[[0, 4.0]]", False), ("[0, 4]", False), ("[[0, 4, 1]]", False), ('[["0", 4]]', False)],
+    [
+        ("[[0, 4]]", True),
+        ("[[0, 4.0]]", False),
+        ("[0, 4]", False),
+        ("[[[0], 4]]", False),
+        ("[[0, 2, 2]]", True),
+        ('[["0", 4]]', False),
+    ],
 )
 def test_lists_hold_what_their_field_says(columns: str, fits: bool) -> None:
     text = TEXT.replace('aux.activation(%x) {fn="relu"}', f"aux.select(%x) {{columns={columns}}}")

@@ -102,7 +102,7 @@ def test_rows_taken_twice_belong_to_one_layer() -> None:
     )
     text = canonical(program(body, GATE))
     assert 'parameter @l.rows.w {source="l.w", rows=[[12, 16]]} : 4x8' in text
-    assert "%a = aux.select(%a.rows) {columns=[[0, 4], [0, 4]]}" in text
+    assert "%a = aux.select(%a.rows) {columns=[[0, 4, 2]]}" in text
     assert 'parameter @l.part0.w {source="l.w", rows=[[4, 8], [-4, 0]]} : 8x8' in text
 
 
@@ -174,3 +174,5 @@ def test_what_remains_is_refused(body: str, reason: str) -> None:
 def test_compose_counts_runs_within_runs() -> None:
     assert compose(((10, 14), (20, 26)), ((2, 6),)) == ((12, 14), (20, 22))
     assert compose(((0, 4), (4, 8)), ((0, 8),)) == ((0, 8),)
+    assert compose(((3, 5),), ((1, 2, 6), (-1, 0))) == ((4, 5, 6), (-1, 0))
+    assert compose(((3, 4, 6),), ((0, 2), (2, 5))) == ((3, 4, 5),)

@@ -69,6 +69,7 @@ NEEDS: dict[str, dict[str, Any]] = {
     "granitemoehybrid": {"mamba_n_heads": 4, "mamba_d_head": 30, "layer_types": ["mamba", "attention"]},
     "gemma4_text": {"global_head_dim": 40, "enable_moe_block": True},
     "hrm_text": {"H_cycles": 2, "L_cycles": 2},
+    "lfm2_moe": {"layer_types": ["conv", "full_attention"], "num_dense_layers": 1},
     "mamba2": {"num_heads": 4, "head_dim": 30, "n_groups": 1},
     "falcon_h1": {"mamba_d_ssm": 60, "mamba_n_heads": 4, "mamba_d_head": 15, "mamba_d_state": 10, "mamba_n_groups": 2},
     "kimi_linear": {"linear_num_heads": 3, "linear_head_dim": 10, "num_local_experts": 4, "num_experts_per_tok": 2}
@@ -83,6 +84,7 @@ NEEDS: dict[str, dict[str, Any]] = {
         "linear_num_value_heads": 3,
         **{key: DELTA[key] for key in list(DELTA)[2:]},
     },
+    "mimo_v2_flash": {"num_attention_heads": 4},  # layers with a window have two key heads for each of the others
     "qwen4_exp": {
         "text_config": {"layer_types": ["linear_attention"] * 2}
     },  # others need an indexer, which it leaves out

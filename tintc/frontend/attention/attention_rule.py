@@ -115,8 +115,8 @@ def _disagreements(operands: list[Operand]) -> list[str]:
     problems: list[str] = []
     if q.head_dim != k.head_dim:
         problems.append(f"heads of q and k are {q.head_dim} and {k.head_dim} wide; they must be equal")
-    if operands[2].norm is not None or v.rotation is not None or abs(v.factor - 1) > 1e-9:
-        problems.append("the values are scaled or rotated")
+    if operands[2].norm is not None or v.rotation is not None:
+        problems.append("the values are rotated")
     scaled = [name for name, heads in (("keys", k), ("values", v)) if heads.scales is not None]
     problems += [f"the {name} are scaled by their position, and only queries may be" for name in scaled]
     if (rotated_q.rotation is None) != (rotated_k.rotation is None):

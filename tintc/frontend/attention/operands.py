@@ -17,7 +17,7 @@ from tintc.frontend.graph.layouts import vector_layout
 from tintc.frontend.graph.node_queries import single_sources
 from tintc.frontend.graph.regions import Signatures, is_linear, leaves
 from tintc.frontend.graph.written_norms import read_written_norm
-from tintc.ir.auxiliary import Norm
+from tintc.ir.auxiliary import Norm, Scale
 from tintc.ir.core import Value
 
 
@@ -71,14 +71,18 @@ class Operand:
         return self.norm.rotated
 
     def build(self, builder: Builder, node: Node, values: tuple[Value, ...], label: str, count: int) -> Value:
-        """Return the value of `count` distinct heads, head after head."""
+        """Return the value of `count` distinct heads, head after head; a factor of v multiplies it, those of q and k
+        are in the scale of their products."""
         whole = builder.concatenate(node, values, f"{label}_sources")
         if self.norm is not None:
             columns = self.norm.rotated.columns
             cut = builder.select(node, whole, columns.flatten().tolist(), label)
             sizes = {"kind": "rms", "eps": self.norm.eps, "groups": len(columns)}
             whole = builder.emit(Norm, node, (cut,), cut.type, f"{label}_norm", **sizes)
-        return builder.select(node, whole, self.heads.grouped(count).columns.flatten().tolist(), label)
+        cut = builder.select(node, whole, self.heads.grouped(count).columns.flatten().tolist(), label)
+        if label != "v" or abs(self.heads.factor - 1) <= 1e-9:
+            return cut
+        return builder.emit(Scale, node, (cut,), cut.type, f"{label}_scale", factor=self.heads.factor)
 
 
 def find_operand(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,12 +34,18 @@ class Routing:
 
 
 def find_routing(
-    graph: CapturedGraph, index: Node, weights: Node, experts: int, likely: Iterable[RouterOptions] = ()
+    graph: CapturedGraph, index: Node | None, weights: Node, experts: int, likely: Iterable[RouterOptions] = ()
 ) -> Routing | None:
     """Return the routing that chooses ``index [n, k]`` with ``weights [n, k]`` among `experts`; None for one that is
-    not known. likely: see `options_of`."""
-    for logits in _logits(graph, index, weights, experts):
-        seen, vectors = _behaviour(graph, logits, index, weights, experts)
+    not known.
+
+    Without an index the weights are ``[n, E]``, zero for experts that are not chosen. likely: see `options_of`.
+    """
+    roots = (weights,)
+    if index is not None:
+        roots = (index, weights)
+    for logits in _logits(graph, roots, experts):
+        seen, vectors = _behaviour(graph, logits, roots, experts)
         options = options_of(seen, likely)
         if options is not None:
             names = {name: _named(graph, vectors[name]) for name in options.vectors().values()}
@@ -47,14 +53,14 @@ def find_routing(
     return None
 
 
-def _logits(graph: CapturedGraph, index: Node, weights: Node, experts: int) -> list[Node]:
+def _logits(graph: CapturedGraph, roots: Sequence[Node], experts: int) -> list[Node]:
     """Return the nodes of E numbers for each token through which alone the routing depends on the tokens, the farthest
     first: a product with the router's matrix, and what is made of it."""
     found: list[Node] = []
-    pool = {index, weights}
+    pool = set(roots)
     while pool:
         last = max(pool, key=graph.order.__getitem__)
-        if len(pool) == 1 and rows_width(graph, last) == experts:
+        if len(pool) == 1 and last not in roots and rows_width(graph, last) == experts:
             node = peel(graph, last)
             if node not in found:
                 found.append(node)
@@ -66,7 +72,7 @@ def _logits(graph: CapturedGraph, index: Node, weights: Node, experts: int) -> l
 
 
 def _behaviour(
-    graph: CapturedGraph, logits: Node, index: Node, weights: Node, experts: int
+    graph: CapturedGraph, logits: Node, roots: Sequence[Node], experts: int
 ) -> tuple[Behaviour, dict[str, Node]]:
     """Return what the region does on random logits, and the nodes of its vectors by the names that they have there."""
     batch = ROWS // LENGTH
@@ -76,23 +82,26 @@ def _behaviour(
     vectors: dict[str, Node] = {}
     values: dict[Node, Tensor] = {logits: z.reshape(shape)}
     numbers: dict[float, None] = {}
-    for node in _constants(graph, logits, index, weights, numbers):
+    for node in _constants(graph, logits, roots, numbers):
         if _is_vector(graph, node, experts) and node not in values:
             name = str(len(vectors))
             values[node] = random_vector(experts, len(vectors)).to(z.device).reshape(node.meta["val"].shape)
             vectors[name] = node
-    chosen, weighed = push_all(graph, (index, weights), values, batch, LENGTH)
-    dense = torch.zeros_like(z).scatter(-1, chosen, weighed.to(z.dtype))
+    *index, weighed = push_all(graph, roots, values, batch, LENGTH)
+    dense = weighed.to(z.dtype).reshape(len(weighed), -1)
+    if index:
+        dense = torch.zeros_like(z).scatter(-1, index[0], dense)
+    chosen = int((dense != 0).sum(-1).max())
+    if index:
+        chosen = index[0].shape[-1]
     by_name = {name: values[node].flatten() for name, node in vectors.items()}
-    return Behaviour(z, dense, chosen.shape[-1], tuple(numbers), by_name), vectors
+    return Behaviour(z, dense, chosen, tuple(numbers), by_name), vectors
 
 
-def _constants(
-    graph: CapturedGraph, logits: Node, index: Node, weights: Node, numbers: dict[float, None]
-) -> Iterator[Node]:
+def _constants(graph: CapturedGraph, logits: Node, roots: Sequence[Node], numbers: dict[float, None]) -> Iterator[Node]:
     """Yield the nodes that the region reads and that do not depend on the tokens; add its numbers, and the sizes of its
     values."""
-    for root in (index, weights):
+    for root in roots:
         for node in between(graph, root, (logits,)):
             for value in _flat([*node.args, *node.kwargs.values(), *_sizes(graph, node)]):
                 number = None

@@ -27,6 +27,8 @@ EAGER = "eager"
 """transformers' name for the loop over the experts: the only one of its functions that takes every dtype."""
 MARK = ("_apply_gate", "has_gate", "has_bias", "has_post_expert_norm", "is_transposed", "config")
 """Attributes of a module whose experts are computed by the function that its configuration names."""
+NOT_CHOSEN = -1
+"""In place of the number of an expert."""
 SIZES = (2, 3)
 """Batch size and length of the vectors on which gates are traced; both are symbolic."""
 
@@ -47,34 +49,45 @@ class CapturedExperts:
     """What a node of experts computes: ``sum_j weights[t, j] W2 gate(W1 x_t + b1) + b2`` with expert ``index[t, j]``'s.
 
     It is called with ``x [n, D]``, ``index [n, k]``, ``weights [n, k]`` and the module's parameters: W1 ``[E, F, D]``,
-    b1 ``[E, F]`` with `has_bias`, W2, b2; with `is_transposed` W1 and W2 are stored ``[E, in, out]``. gate: the graph
-    of what is between the two layers, from ``[B, T, F]``.
+    b1 ``[E, F]`` with `has_bias`, W2, b2; with `is_transposed` W1 and W2 are stored ``[E, in, out]``. Without an index
+    (None) the weights are those of all experts, ``[n, E]``, zero where one is not chosen. gate: the graph of what is
+    between the two layers, from ``[B, T, F]``; with `scales_input` the weights multiply x instead of the result.
     """
 
     gate: CapturedGraph
     is_transposed: bool
     has_bias: bool
+    scales_input: bool = False
     __name__ = "experts"
 
-    def __call__(self, x: Tensor, index: Tensor, weights: Tensor, *parameters: Tensor) -> Tensor:
+    def __call__(self, x: Tensor, index: Tensor | None, weights: Tensor, *parameters: Tensor) -> Tensor:
         return self.compute(x, index, weights, parameters, self.run_gate)
 
     def compute(
         self,
         x: Tensor,
-        index: Tensor,
+        index: Tensor | None,
         weights: Tensor,
         parameters: tuple[Tensor, ...],
         gate: Callable[[Tensor], Tensor],
     ) -> Tensor:
         """Return the same with another function ``[n, F] -> [n, F']`` as gate."""
         up, up_bias, down, down_bias = self.layers(*parameters)
+        if index is None:
+            index = torch.arange(weights.shape[1], device=weights.device).masked_fill(weights == 0, NOT_CHOSEN)
         y = torch.zeros_like(x)
         for expert in index.unique().tolist():
+            if expert == NOT_CHOSEN:
+                continue
             token, place = (index == expert).nonzero(as_tuple=True)
-            hidden = gate(self._linear(x[token], up, up_bias, expert))
-            weighted = self._linear(hidden, down, down_bias, expert) * weights[token, place, None]
-            y = y.index_add(0, token, weighted.to(y.dtype))
+            factor = weights[token, place, None]
+            vectors = x[token]
+            if self.scales_input:
+                vectors = (vectors * factor).to(x.dtype)
+            result = self._linear(gate(self._linear(vectors, up, up_bias, expert)), down, down_bias, expert)
+            if not self.scales_input:
+                result = result * factor
+            y = y.index_add(0, token, result.to(y.dtype))
         return y
 
     def run_gate(self, x: Tensor) -> Tensor:
@@ -160,7 +173,7 @@ def fill_in(model: nn.Module, graph: torch.fx.Graph, name: str) -> None:
         if module.has_post_expert_norm:
             why = "each expert's result is normalised before the sum, which is not supported"
         elif key not in gates:
-            gate = _traced_gate(module)
+            gate = _gate_of(module)
             if gate is None:
                 why = "the function between an expert's two layers has weights of its own, which is not supported"
             else:
@@ -205,16 +218,24 @@ class _Gate(nn.Module):
         return self.experts.act_fn(hidden)
 
 
-def _traced_gate(module: Any) -> CapturedGraph | None:
+def _gate_of(module: Any) -> CapturedGraph | None:
     """Return the graph of a module's gate, from ``[B, T, F]``; None if it reads tensors of its own."""
     up = _parameters_of(module)[0]
     width = up.shape[1]
     if module.is_transposed:
         width = up.shape[2]
-    hidden = torch.zeros(*SIZES, width, dtype=up.dtype, device=up.device)
+    return traced_gate(_Gate(module), up, width)
+
+
+def traced_gate(gate: nn.Module, like: Tensor, width: int) -> CapturedGraph | None:
+    """Return the graph of a function of vectors ``[B, T, width]``; None if it reads tensors of its own.
+
+    like: a tensor of their dtype and device.
+    """
+    hidden = torch.zeros(*SIZES, width, dtype=like.dtype, device=like.device)
     shapes = ({0: torch.export.Dim.DYNAMIC, 1: torch.export.Dim.DYNAMIC},)
     with torch.no_grad():
-        exported = torch.export.export(_Gate(module), (hidden,), strict=False, dynamic_shapes=shapes)
+        exported = torch.export.export(gate, (hidden,), strict=False, dynamic_shapes=shapes)
     nodes = list(exported.graph.nodes)
     placeholders = [node for node in nodes if node.op == "placeholder"]
     (output,) = nodes[-1].args[0]

@@ -25,6 +25,7 @@ from tintc.errors import ModelError
 from tintc.frontend.graph.calling import called_on_ids, longest_sequence, text_config, text_decoder
 from tintc.frontend.graph.captured import CapturedGraph
 from tintc.frontend.graph.captured_experts import fill_in, opaque_experts
+from tintc.frontend.graph.dense_experts import with_dense_experts
 from tintc.frontend.graph.functionalize import NeedsRetracing, functionalize, is_inplace
 from tintc.frontend.graph.multihead import batch_in_front
 from tintc.frontend.graph.obstacles import EXPERTS
@@ -69,7 +70,7 @@ def capture(model: nn.Module, max_length: int | None = None, name: str | None = 
             model.train(was_training)
         fill_in(model, exported.graph, name)
         fill_in_mixers(exported.graph)
-    return _describe(model, exported, name, limit)
+        return with_dense_experts(_describe(model, exported, name, limit))
 
 
 def _export(model: nn.Module, ids: Tensor) -> torch.export.ExportedProgram:
@@ -186,6 +187,10 @@ LENGTH_CHANGES = "Constraints violated"
 """Beginning of torch's message about a model whose graph is another for another batch size or length."""
 
 
+DEPENDS_ON_TOKENS = "Could not guard on data-dependent"
+"""Beginning of torch's message about sizes that depend on what the tokens are."""
+
+
 def _own_failure(model: nn.Module, ids: Tensor) -> str:
     """Return why the model itself does not run on token ids, without being traced; empty if it does."""
     try:
@@ -210,5 +215,10 @@ def _cause(error: Exception) -> str:
         return (
             "which operations it runs depends on the length of the text, as in a loop over the tokens of a recurrent "
             "layer, and a simulator has one graph for all lengths"
+        )
+    if first.startswith(DEPENDS_ON_TOKENS):
+        return (
+            "how many numbers it computes depends on what the tokens are, as in a loop over the experts that they "
+            "choose; tintc reads experts that transformers' interface for experts computes, and dense products with all"
         )
     return f"torch.export fails with {type(error).__name__}: {first}"

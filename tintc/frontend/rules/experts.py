@@ -48,7 +48,8 @@ class ExpertsRule:
         if not isinstance(experts, CapturedExperts):
             return NOT_MINE
         x, index, weights, *parameters = node.args
-        assert isinstance(x, Node) and isinstance(index, Node) and isinstance(weights, Node)
+        assert isinstance(x, Node) and isinstance(weights, Node)
+        assert index is None or isinstance(index, Node)
         names = [parameter_vector(graph, parameter) for parameter in parameters]
         if None in names:
             return Fail("the weights of the experts are computed, they must be parameters", inputs=(x,))
@@ -102,10 +103,14 @@ def _build(
         return builder.emit(Experts, node, (weights, source), kind, hint, weight=stack, bias=vectors or "")
 
     up, up_bias, down, down_bias = experts.layers(*names)
-    spread = builder.emit(Spread, node, (weights, x), routed(count, chosen, x.type.width), "spread")
+    spread = builder.emit(
+        Spread, node, (weights, x), routed(count, chosen, x.type.width), "spread", weighted=experts.scales_input
+    )
     hidden = layer(spread, up, up_bias, "up")
     inside = builder.within(experts.gate, node, count, chosen)
     placed = build_all(inside, experts.gate, gate, {experts.gate.input_ids: hidden})
     builder.inner[node] = placed
     result = layer(placed.values[peel(experts.gate, experts.gate.logits)], down, down_bias, "down")
-    return builder.emit(Combine, node, (weights, result), tokens(result.type.width), "combine")
+    return builder.emit(
+        Combine, node, (weights, result), tokens(result.type.width), "combine", weighted=not experts.scales_input
+    )

@@ -15,13 +15,14 @@ from tintc.ir.core import register
 @register("aux.select")
 @dataclass(eq=False, kw_only=True)
 class Select(AuxOp):
-    """Columns of a value, as runs ``(start, stop)``: one part of a fused projection, heads in another order.
+    """Columns of a value, as runs ``(start, stop)``, or ``(start, stop, times)`` for one that is repeated: one part of
+    a fused projection, heads in another order.
 
     Canonicalisation folds it into the linear layer that made the value, where it can. Runs of negative numbers are
     zeros.
     """
 
-    columns: tuple[tuple[int, int], ...]
+    columns: tuple[tuple[int, ...], ...]
 
     def verify(self) -> None:
         (x,) = self.operands

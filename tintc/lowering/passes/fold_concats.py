@@ -15,7 +15,7 @@ from tintc.ir.auxiliary import (
     Scale,
     Select,
 )
-from tintc.ir.columns import Runs
+from tintc.ir.columns import Runs, folded, unfolded
 from tintc.ir.core import Op, Program, Value
 
 
@@ -85,7 +85,7 @@ def _read_by_selects(users: dict[Value, list[Op]], op: Concat | Activation | Con
 def within(columns: Runs, first: int, last: int) -> Runs:
     """Return those of the columns from `first` to `last`, counted from there, with zeros in place of the others."""
     runs: list[tuple[int, int]] = []
-    for start, stop in columns:
+    for start, stop in unfolded(columns):
         a = max(start, first)
         b = min(stop, last)
         if start < 0 or a >= b:
@@ -97,7 +97,7 @@ def within(columns: Runs, first: int, last: int) -> Runs:
         runs.append((a - first, b - first))
         if b < stop:
             runs.append((b - stop, 0))
-    return tuple(runs)
+    return folded(runs)
 
 
 def feeds_scores(users: dict[Value, list[Op]], value: Value) -> bool:

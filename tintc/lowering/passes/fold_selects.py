@@ -20,7 +20,7 @@ from tintc.ir.auxiliary import (
     Scale,
     Select,
 )
-from tintc.ir.columns import Runs, compose, strided_runs_of, unit_runs
+from tintc.ir.columns import Pairs, Runs, compose, folded, strided_runs_of, unfolded, unit_runs, width_of
 from tintc.ir.core import Op, Program, Value
 from tintc.lowering.passes.fold_concats import feeds_scores
 
@@ -76,12 +76,12 @@ def _sharing_rows(parts: Sequence[Select], fixed: set[Select]) -> list[list[Sele
 
 def _overlap(a: Select, b: Select, fixed: set[Select]) -> bool:
     """Return True if two parts share a row, and one of them may descend."""
-    return not {a, b} <= fixed and any(i < n and m < j for i, j in _taken(a) for m, n in _taken(b))
+    return not {a, b} <= fixed and any(i < n and m < j for i, j in set(_taken(a)) for m, n in set(_taken(b)))
 
 
 def _taken(*parts: Select) -> list[tuple[int, int]]:
     """Return the runs of rows that parts take, in order."""
-    return sorted(run for part in parts for run in part.columns if run[0] >= 0)
+    return sorted(run for part in parts for run in unfolded(part.columns) if run[0] >= 0)
 
 
 def _is_layer(group: Sequence[Select], fixed: set[Select]) -> bool:
@@ -90,7 +90,7 @@ def _is_layer(group: Sequence[Select], fixed: set[Select]) -> bool:
     return not others and (part in fixed or all(a[1] <= b[0] for a, b in pairwise(_taken(part))))
 
 
-def _rows(group: Sequence[Select]) -> Runs:
+def _rows(group: Sequence[Select]) -> Pairs:
     """Return all rows that some parts take, each once, in order."""
     runs: list[tuple[int, int]] = []
     for start, stop in _taken(*group):
@@ -111,15 +111,15 @@ def _common(program: Program, op: Linear | Experts, group: Sequence[Select]) -> 
     return [layer, *(replace(part, operands=(whole,), columns=_within(part.columns, rows)) for part in group)]
 
 
-def _within(columns: Runs, rows: Runs) -> Runs:
+def _within(columns: Runs, rows: Pairs) -> Runs:
     """Return columns, each inside of one of the runs `rows`, counted among those."""
     shifted: list[tuple[int, int]] = []
-    for a, b in columns:
+    for a, b in unfolded(columns):
         shift = 0
         if a >= 0:
             shift = sum(min(stop, a) - start for start, stop in rows if start <= a) - a
         shifted.append((a + shift, b + shift))
-    return tuple(shifted)
+    return folded(shifted)
 
 
 def _layer(program: Program, op: Linear | Experts, part: Select, suffix: str) -> Op:
@@ -135,8 +135,8 @@ def rows_of(program: Program, name: str, rows: Runs, suffix: str) -> str:
     """Declare rows of a parameter under a name of their own and return it; another view of that name gets a number."""
     old = program.parameters[name]
     at = int(old.stacked)
-    count = sum(stop - start for start, stop in rows)
-    taken = _fewest(compose(unit_runs(old.rows or ((0, old.shape[at]),)), rows))
+    count = width_of(rows)
+    taken = _fewest(unfolded(compose(unit_runs(old.rows or ((0, old.shape[at]),)), rows)))
     shape = (*old.shape[:at], count, *old.shape[at + 1 :])
     wanted = replace(old, shape=shape, rows=taken)
     stem, _, last = name.rpartition(".")
@@ -148,7 +148,7 @@ def rows_of(program: Program, name: str, rows: Runs, suffix: str) -> str:
     return alias
 
 
-def _fewest(rows: Runs) -> tuple[tuple[int, ...], ...]:
+def _fewest(rows: Pairs) -> tuple[tuple[int, ...], ...]:
     """Return the same rows as runs with steps, where these are fewer: every other row is one run.
 
     Rows of zeros, whose numbers are negative, stay as they are.

@@ -10,7 +10,7 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from tintc.ir.columns import Runs, fits, put_back, take
+from tintc.ir.columns import Runs, fits, put_back, take, unfolded
 from tintc.ir.core import register
 from tintc.ir.layout import Layout
 from tintc.ir.simulator.interface.base import SimOp
@@ -27,7 +27,7 @@ def _places(columns: Runs) -> tuple[tuple[int, int], ...]:
     """Return ``(to, from)`` of every column that is taken."""
     places: list[tuple[int, int]] = []
     to = 0
-    for start, stop in columns:
+    for start, stop in unfolded(columns):
         if start >= 0:
             places += [(to + i, start + i) for i in range(stop - start)]
         to += stop - start
@@ -43,7 +43,7 @@ class _Columns(SimOp):
     are left out. QED. It is exact.
     """
 
-    columns: tuple[tuple[int, int], ...]
+    columns: tuple[tuple[int, ...], ...]
 
     def ones(self) -> Iterable[tuple[int, int]]:
         """Yield ``(to, from)`` of every one in M."""
