@@ -66,7 +66,7 @@ def _parts(concat: Concat, wanted: Runs) -> list[tuple[Value, Runs]]:
     for value in concat.operands:
         parts.append((value, within(wanted, start, start + value.type.width)))
         start += value.type.width
-    return [part for part in parts if any(first >= 0 for first, _ in part[1])] or parts[:1]
+    return [part for part in parts if any(run[0] >= 0 for run in part[1])] or parts[:1]
 
 
 def _read_by_selects(users: dict[Value, list[Op]], op: Concat | Activation | Convolution | Scale) -> bool:
