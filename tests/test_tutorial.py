@@ -36,6 +36,11 @@ def test_the_tutorial(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: 
     check(seen)
 
 
+def test_the_module_in_the_tutorial_is_the_tested_one() -> None:
+    _, _, source = (ROOT / "tests" / "nano_gpt.py").read_text(encoding="utf-8").partition("annotations\n\n")
+    assert source and source in (ROOT / "docs" / "tutorial.md").read_text(encoding="utf-8")
+
+
 @pytest.mark.skipif(not MODEL.exists(), reason=f"no pretrained model in {MODEL}")
 def test_the_readme(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its Python runs as it stands, block after block, with a model where it says path/to/model."""
@@ -70,6 +75,11 @@ def check(seen: dict[str, Any]) -> None:
     assert seen["text"].shape[1] == seen["prompt"].shape[1] + 20
     assert seen["losses"][-1] < seen["losses"][0]
     assert Path("sim-trained/config.json").exists() and Path("story.state").exists()
+    assert seen["verdict"].ok
+    with torch.no_grad():
+        after = seen["updated"](seen["nano_ids"])[0]
+        adapted = seen["nano_sim"](seen["nano_ids"], state=seen["nano_state"]).logits
+    assert relative(after, adapted) < 1e-4
 
 
 def check_few_shot(seen: dict[str, Any]) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 from torch.fx import GraphModule
@@ -46,6 +46,7 @@ def rewritten(graph: GraphModule) -> GraphModule:
     return made
 
 
+@settings(deadline=None)
 @given(steps=STEPS)
 def test_any_program_of_views_and_writes(steps: list[tuple[str, int]]) -> None:
     """Every tensor that was made, and looked at before and after the others were written, in fp64 to the last digit;

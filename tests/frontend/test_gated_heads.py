@@ -12,7 +12,6 @@ import torch.nn.functional as F
 from tiny_models import relative, token_ids
 from torch import Tensor, nn
 
-from tintc.errors import UnsupportedModelError
 from tintc.frontend.graph.trace_model import capture
 from tintc.frontend.importer import import_graph
 from tintc.ir.auxiliary import AuxOp
@@ -111,12 +110,17 @@ def test_a_weight_for_every_coordinate() -> None:
 
 @pytest.mark.parametrize("first", [1, 14])
 def test_what_is_added_changes_from_some_token_on(first: int) -> None:
+    """So it is a table of positions."""
+
+    def plain(m: Decoder, q: Tensor, k: Tensor, v: Tensor, x: Tensor) -> Tensor:
+        return attend(q, k, v).transpose(1, 2).flatten(2)
+
     def mix(m: Decoder, q: Tensor, k: Tensor, v: Tensor, x: Tensor) -> Tensor:
         places = torch.arange(x.shape[1])[:, None] // first
         return attend(q, k, v).transpose(1, 2).flatten(2) + torch.cat(tuple(m.gains)) * places
 
-    with pytest.raises(UnsupportedModelError, match="not the same vector at every token"):
-        import_graph(capture(Decoder(mix)))
+    tables = ops(imported(Decoder(mix)), "position_embedding")
+    assert len(tables) == 1 + len(ops(imported(Decoder(plain)), "position_embedding"))
 
 
 def test_differences_of_two_attentions() -> None:

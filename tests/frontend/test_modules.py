@@ -54,19 +54,19 @@ class Around(NanoGPT):
 
 
 class Attribute(Around):
-    def forward(self, tokens: Tensor) -> Output:  # pyright: ignore[reportIncompatibleMethodOverride]
+    def forward(self, tokens: Tensor) -> Output:
         return Output(NanoGPT.forward(self, tokens)[0])
 
 
 class Bare(Around):
-    def forward(self, idx: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+    def forward(self, idx: Tensor) -> Tensor:
         return NanoGPT.forward(self, idx)[0]
 
 
 class BatchOfPositions(Around):
     """Positions are ``[B, T]``."""
 
-    def forward(self, idx: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+    def forward(self, idx: Tensor) -> Tensor:
         positions = torch.arange(idx.shape[1]).expand(idx.shape)
         return self.inner(self.wte(idx) + self.wpe(positions))
 
@@ -74,14 +74,14 @@ class BatchOfPositions(Around):
 class ToldPositions(Around):
     """Positions ``[T]`` must be passed."""
 
-    def forward(self, idx: Tensor, positions: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+    def forward(self, idx: Tensor, positions: Tensor) -> Tensor:
         return self.inner(self.wte(idx) + self.wpe(positions)[None])
 
 
 class ToldBatch(Around):
     """Positions ``[B, T]`` must be passed."""
 
-    def forward(self, idx: Tensor, position_ids: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+    def forward(self, idx: Tensor, position_ids: Tensor) -> Tensor:
         if position_ids.dim() != 2:
             raise ValueError("positions [B, T], please")
         return self.inner(self.wte(idx) + self.wpe(position_ids))
@@ -171,7 +171,7 @@ class Masked(Around):
 
     used = True
 
-    def forward(self, idx: Tensor, attention_mask: Tensor | None = None) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+    def forward(self, idx: Tensor, attention_mask: Tensor | None = None) -> Tensor:
         positions = torch.arange(idx.shape[1]).expand(idx.shape)
         if attention_mask is not None and self.used:
             positions = (attention_mask.cumsum(1) - 1).clamp(min=0)
@@ -200,22 +200,22 @@ def test_whether_padding_is_honoured_is_said(used: bool, said: str) -> None:
 class LastToken(Around):
     """As nanoGPT's own forward without targets."""
 
-    def forward(self, idx: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+    def forward(self, idx: Tensor) -> Tensor:
         return NanoGPT.forward(self, idx)[0][:, [-1]]
 
 
 class NeedsMore(Around):
-    def forward(self, idx: Tensor, image: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+    def forward(self, idx: Tensor, image: Tensor) -> Tensor:
         return NanoGPT.forward(self, idx)[0] + image
 
 
 class Dictionary(Around):
-    def forward(self, idx: Tensor) -> dict[str, Tensor]:  # pyright: ignore[reportIncompatibleMethodOverride]
+    def forward(self, idx: Tensor) -> dict[str, Tensor]:
         return {"logits": NanoGPT.forward(self, idx)[0]}
 
 
 class Pooled(Around):
-    def forward(self, idx: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+    def forward(self, idx: Tensor) -> Tensor:
         return NanoGPT.forward(self, idx)[0].mean(1)
 
 

@@ -29,10 +29,16 @@ TYPES: dict[str, dict[str, Any]] = {
     "granite": {"residual_multiplier": 0.2, "logits_scaling": 4.0},
     "cohere": {},
     "olmo": {"clip_qkv": 0.5},
+    "qwen2_moe": {"num_hidden_layers": 1, "num_experts": 4, "num_experts_per_tok": 2},
 }
 OVERLAPS = {
     ("AttentionRule", "HeadsRule"),  # heads that attention merges are its result
     ("ActivationRule", "MultiplyRule"),  # x * sigmoid(1.7 x) is an activation
+    ("ActivationRule", "SwishRule"),  # silu and quick_gelu are x * sigmoid(a x)
+    ("SwishRule", "MultiplyRule"),
+    ("ActivationRule", "ShiftedProductRule"),  # gelu_new is (1 + tanh(...)) * x / 2
+    ("ShiftedProductRule", "MultiplyRule"),  # x + c alone has no place
+    ("SharedFactorRule", "MultiplyRule"),  # refuses vectors of two widths
     ("ActivationRule", "ScaleRule"),  # 0.5 * x * (1 + tanh(...)) too
     ("WrittenNormRule", "ConstantRule"),  # gain * x / sqrt(...): the gain descends
     ("WrittenNormRule", "MultiplyRule"),  # x * rsqrt(mean(x^2) + eps)

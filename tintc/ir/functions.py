@@ -27,10 +27,11 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "negexp": lambda x: torch.expm1(x.clamp(max=0)) - x.clamp(max=0),
     "identity": torch.clone,
     "sigmoid": torch.sigmoid,
+    "softplus": F.softplus,
 }
 """Activations by the name the IR uses; their results are tensors of their own."""
 
-GATES_ONLY = frozenset({"sigmoid"})
+GATES_ONLY = frozenset({"sigmoid", "softplus"})
 """Those that do not map 0 to 0. An embedding's zero pads must stay zero, so they may only multiply another value."""
 
 

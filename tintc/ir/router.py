@@ -16,6 +16,7 @@ from torch import Tensor
 from tintc.ir.core import Op
 
 SCORES = ("softmax", "sigmoid", "sqrt_softplus", "identity", "sparse_mixer")
+WEIGHINGS = ("", "sigmoid")
 NORMALISATIONS = ("", "sum", "softmax")
 GROUP_SCORES = ("max", "top2")
 ROUTER_VECTORS = ("bias", "gains")
@@ -29,10 +30,11 @@ class RouterOptions(Op):
     chosen: how many experts a token takes (k); scores: s of z, one of `SCORES`; bias: name of a vector ``[E]`` that is
     added to s where experts are chosen, and does not weigh (empty: none). groups: equal parts of the experts of which
     only the `kept_groups` with the largest `group_score` (``max``, or ``top2``: the sum of the two largest) take part.
-    normalise: ``sum`` divides the chosen scores by their sum, plus `eps`, at least `floor`; ``softmax`` takes the
-    softmax of the chosen scores; empty: neither. gains: name of a vector ``[E]`` that multiplies the weights; factor:
-    a number that does. jitter: of ``sparse_mixer`` (arXiv 2409.12136), which takes its experts one after the other,
-    each weighed by a softmax over the logits that are within ``2 jitter`` of the largest left, relatively.
+    weigh: ``sigmoid`` puts the sigmoid of the chosen scores in their place; empty: they stay. normalise: ``sum``
+    divides the chosen scores by their sum, plus `eps`, at least `floor`; ``softmax`` takes the softmax of the chosen
+    scores; empty: neither. gains: name of a vector ``[E]`` that multiplies the weights; factor: a number that does.
+    jitter: of ``sparse_mixer`` (arXiv 2409.12136), which takes its experts one after the other, each weighed by a
+    softmax over the logits that are within ``2 jitter`` of the largest left, relatively.
     """
 
     chosen: int
@@ -41,6 +43,7 @@ class RouterOptions(Op):
     groups: int = 1
     kept_groups: int = 1
     group_score: str = "max"
+    weigh: str = ""
     normalise: str = ""
     eps: float = 0.0
     floor: float = 0.0
@@ -58,6 +61,7 @@ class RouterOptions(Op):
         open_experts = experts // self.groups * self.kept_groups
         self.expect(0 < self.chosen <= open_experts, f"chooses {self.chosen} of {open_experts} experts")
         self.expect(self.scores in SCORES, f"unknown scores {self.scores!r}")
+        self.expect(self.weigh in WEIGHINGS, f"unknown weighing {self.weigh!r}")
         self.expect(self.normalise in NORMALISATIONS, f"unknown normalisation {self.normalise!r}")
         self.expect(self.group_score in GROUP_SCORES, f"unknown score of groups {self.group_score!r}")
         pairs = self.group_score != "top2" or self.groups == 1 or experts // self.groups > 1
@@ -98,6 +102,8 @@ def _scored(options: RouterOptions, z: Tensor, vectors: Mapping[str, Tensor]) ->
         preference = _within_kept_groups(options, preference)
     index = _largest(preference, options.chosen)
     weights = scores.gather(-1, index)
+    if options.weigh == "sigmoid":
+        weights = weights.sigmoid()
     if options.normalise == "sum":
         weights = weights / (weights.sum(-1, keepdim=True) + options.eps).clamp(min=options.floor)
     if options.normalise == "softmax":

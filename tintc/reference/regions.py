@@ -18,10 +18,11 @@ from tintc.frontend.builder import Placed
 from tintc.frontend.graph.captured import CapturedGraph
 from tintc.frontend.graph.evaluation import execute
 from tintc.frontend.graph.layouts import VectorLayout, vector_layout
-from tintc.frontend.graph.node_queries import constant_vector, peel
+from tintc.frontend.graph.node_queries import constant_vector
 from tintc.frontend.graph.regions import between
 from tintc.frontend.importer import Recognised
-from tintc.ir.auxiliary import Activation, Multiply, Norm, Scale, Select
+from tintc.frontend.rules.shared_factors import SharedFactors, shared_factors
+from tintc.ir.auxiliary import Activation, Multiply, Norm, Scale
 from tintc.ir.core import Program
 from tintc.reference.approximations import Difference
 from tintc.reference.captured import Lookup, Override
@@ -170,10 +171,8 @@ def activation_regions(
             regions[node] = Region(graph, node, sources[0], difference, None, None)
         elif isinstance(op, Scale) and isinstance(before, Scale) and before.operands[0] is placed.values[sources[0]]:
             regions[node] = _Scaled(graph, node, sources[0], difference, before.factor, op.factor)
-        elif (
-            isinstance(op, Multiply) and isinstance(before, Select) and before.operands[0] is placed.values[sources[1]]
-        ):
-            regions[node] = _SharedFactor(graph, node, sources, difference)
+        elif isinstance(op, Multiply) and (factors := shared_factors(graph, node)) is not None:
+            regions[node] = _SharedFactors(graph, factors, difference)
     return regions
 
 
@@ -190,19 +189,24 @@ class _Scaled(Region):
         return self.b * self.differentiated(self.a * lookup(self.source), lambda u: function(u / self.a) / self.b)
 
 
-class _SharedFactor:
-    """``v f(z)`` with one number z for every token: the difference is taken of f at z beside every number of v."""
+class _SharedFactors:
+    """The difference is taken of f at its source's numbers, one beside every coordinate of the vector."""
 
-    def __init__(self, graph: CapturedGraph, root: Node, sources: tuple[Node, ...], difference: Difference):
-        vector, number = sources
-        factors = [node for node in root.all_input_nodes if peel(graph, node) is not vector]
-        self.region = Region(graph, factors[0], number, difference, None, None)
-        self.vector = vector
-        self.inputs = (vector, *self.region.inputs)
+    def __init__(self, graph: CapturedGraph, factors: SharedFactors, difference: Difference):
+        self.region = Region(graph, factors.activated, factors.source, difference, None, None)
+        self.factors = factors
+        self.vector_layout = vector_layout(graph, factors.vector)
+        self.source_layout = vector_layout(graph, factors.source)
+        self.inputs = (factors.vector, *self.region.inputs)
 
     def __call__(self, lookup: Lookup, dtype: torch.dtype | None) -> Tensor:
-        v: Tensor = lookup(self.vector)
-        z: Tensor = lookup(self.region.source)
-        spread = z.reshape(*v.shape[:-1], 1).expand_as(v)
+        vector: Tensor = lookup(self.factors.vector)
+        assert self.vector_layout is not None and self.source_layout is not None
+        length = vector.shape[self.vector_layout.length]
+        batch = vector.shape[0]
+        if self.vector_layout.length == 0:
+            batch = 1  # one text at a time
+        spread = self.source_layout.take(lookup(self.factors.source), batch, length)[..., self.factors.columns]
         function = self.region.function(lookup, dtype)
-        return v * cast(Tensor, _FirstOrder.apply(spread, function, self.region.difference, False, None))
+        f = cast(Tensor, _FirstOrder.apply(spread, function, self.region.difference, False, None))
+        return vector * self.vector_layout.place(f, tuple(vector.shape))

@@ -23,6 +23,7 @@ from tintc.reference.family_table import (
 )
 from tools.sweep.family import EAGER, EXECUTORS, GRADIENT, GRAPH, SHAPES
 from tools.sweep.features import ONE_KEY_HEAD
+from tools.sweep.notes import WHY, WRAPPERS
 from tools.sweep.variants import DENSE
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "families.md"
@@ -113,7 +114,11 @@ def to_markdown(data: Data) -> str:
         lines += _table(
             title, ("type", "ends at", "why"), [(name_of(row), row["stage"], shown_reasons(row)) for row in rows]
         )
+        for row in rows:
+            if row["type"] in WHY:
+                lines += ["", f"**{row['type']}**: {WHY[row['type']]}"]
     cells = [(name_of(row), shown_reasons(row)) for row in failed if is_unchecked(row)]
+    lines += ["", "## Models of images and text", "", WRAPPERS]
     return "\n".join([*lines, *_table("Not checked", ("type", "why"), cells)]) + "\n"
 
 

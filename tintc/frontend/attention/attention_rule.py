@@ -58,7 +58,7 @@ class AttentionRule:
         for source in single_sources(graph, node, moves):
             result = source
         scores = find_scores(graph, result)
-        if scores is None or rows_width(graph, result) is not None:
+        if scores is None or (rows_width(graph, result) is not None and result is not node):
             return NOT_MINE
         if isinstance(scores, Fail):
             return scores
@@ -226,6 +226,10 @@ def _vectors(graph: CapturedGraph, scores: Scores, operands: list[Operand], buil
     return names
 
 
+def _alike(a: Tensor, b: Tensor) -> bool:
+    return torch.allclose(a, b, rtol=1e-6, atol=1e-12)
+
+
 def _frequencies(graph: CapturedGraph, root: Node, frequencies: Tensor) -> str:
     """Return the name of a buffer of the model that holds these frequencies, or of a constant made of them."""
     seen: set[Node] = set()
@@ -234,8 +238,12 @@ def _frequencies(graph: CapturedGraph, root: Node, frequencies: Tensor) -> str:
         node = stack.pop()
         name = graph.names.get(node)
         if name is not None and name not in graph.parameter_names:
-            tensor = graph.tensors[name].double().cpu()
-            if tensor.shape == frequencies.shape and torch.allclose(tensor, frequencies, rtol=1e-6, atol=1e-12):
+            tensor = graph.tensors[name].cpu()
+            if (
+                tensor.shape == frequencies.shape
+                and tensor.is_floating_point()
+                and _alike(tensor.double(), frequencies)
+            ):
                 return name
         sources = [source for source in node.all_input_nodes if source not in seen and source is not graph.input_ids]
         seen.update(sources)

@@ -28,6 +28,7 @@ POSITIONS = 4
 CHUNK = 1 << 24
 """Numbers pushed through a region at once (128 MiB in fp64)."""
 TOLERANCE = 1e-9
+SHORT = (torch.float32, torch.complex64)
 ROUNDED = 2e-7
 """How far a cosine is off, per position, that was computed in fp32 and stored in a table."""
 
@@ -72,6 +73,9 @@ class Region:
             raise UnsupportedHeadMap("its operand is not laid out as [batch, heads, length, head]")
         if self.transposed:
             result = result.transpose(2, 3)
+        layout = vector_layout(self.graph, self.root)
+        if layout is not None and layout.length == 1 and len(layout.sizes) == 2:
+            result = result.transpose(1, 2)  # heads that are normalised before they come in front
         if result.shape[0] != batch or result.shape[2] != length:
             raise UnsupportedHeadMap("its operand is not laid out as [batch, heads, length, head]")
         return result.cpu()
@@ -87,7 +91,7 @@ class Region:
                 continue
             seen.add(node)
             name = graph.names.get(node)
-            if name is not None and graph.tensors[name].dtype == torch.float32 and graph.tensors[name].dim() > 1:
+            if name is not None and graph.tensors[name].dtype in SHORT and graph.tensors[name].dim() > 1:
                 return True
             stack.extend(source for source in node.all_input_nodes if source not in graph.live)
         return False

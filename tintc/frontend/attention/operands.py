@@ -123,7 +123,7 @@ def _behind_norm(
         return None
     layout = vector_layout(graph, norm.x)
     inner = _sources(graph, norm.x)
-    if layout is None or len(layout.sizes) != 2 or len(inner) != 1 or inner[0] is norm.x or layout.length != 2:
+    if layout is None or len(layout.sizes) != 2 or len(inner) != 1 or inner[0] is norm.x or layout.length == 3:
         return None
     rotated = regions.read_heads(Region(graph, norm.x, inner))
     if rotated.rotation is None:

@@ -10,11 +10,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from itertools import product
 
 import torch
 from torch import Tensor
 
-from tintc.ir.router import GROUP_SCORES, NORMALISATIONS, SCORES, RouterOptions, routing_weights
+from tintc.ir.router import GROUP_SCORES, NORMALISATIONS, SCORES, WEIGHINGS, RouterOptions, routing_weights
 
 ROWS = 256
 """Tokens on whose logits regions and options are compared."""
@@ -111,8 +112,8 @@ def _weighings(options: RouterOptions, seen: Behaviour) -> Iterator[RouterOption
     """Yield the same choice with the ways to weigh, each with the factor that fits best."""
     small = sorted(n for n in seen.numbers if 0 < n < SMALL)
     for gains in (*seen.vectors, ""):
-        for normalise in NORMALISATIONS:
-            weighed = replace(options, gains=gains, normalise=normalise)
+        for weigh, normalise in product(WEIGHINGS, NORMALISATIONS):
+            weighed = replace(options, gains=gains, weigh=weigh, normalise=normalise)
             variants = [weighed]
             if normalise == "sum":
                 variants = [replace(weighed, eps=number) for number in small]

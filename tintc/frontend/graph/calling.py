@@ -67,10 +67,10 @@ def called_on_ids(model: nn.Module) -> Iterator[None]:
         if decoder is None:
             return logits_of(own(input_ids))
         of_decoder = _on_ids(decoder)
-        with _replaced(decoder, lambda *_, return_dict=None, **__: of_decoder(input_ids, return_dict)):
+        with replaced(decoder, lambda *_, return_dict=None, **__: of_decoder(input_ids, return_dict)):
             return logits_of(own(input_ids))
 
-    with _replaced(model, forward):
+    with replaced(model, forward):
         yield
 
 
@@ -144,7 +144,7 @@ def _on_ids(model: nn.Module) -> Callable[..., Any]:
 
 
 @contextmanager
-def _replaced(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
+def replaced(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
     """Give a module another forward for a time. It may have one of its own, that is not its class's."""
     kept = vars(module).get("forward")
     module.forward = forward

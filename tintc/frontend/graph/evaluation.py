@@ -56,13 +56,17 @@ def _with_dtype(arguments: Any, dtype: torch.dtype) -> Any:
     def replace(value: Any) -> Any:
         if isinstance(value, torch.dtype) and value.is_floating_point:
             return dtype
+        if isinstance(value, torch.dtype) and value.is_complex:
+            return dtype.to_complex()
         return value
 
     return map_aggregate(arguments, replace)
 
 
 def widened(value: Any, dtype: torch.dtype) -> Any:
-    """Return a tensor of floats in that dtype, and anything else as it is."""
+    """Return a tensor of floats in that dtype, one of complex numbers in the one made of it, anything else as it is."""
     if isinstance(value, Tensor) and value.is_floating_point() and value.dtype != dtype:
         return value.to(dtype)
+    if isinstance(value, Tensor) and value.is_complex():
+        return value.to(dtype.to_complex())
     return value

@@ -22,7 +22,7 @@ from tintc.frontend.graph.node_queries import CASTS, COPIES, PROBES, VIEWS, is_n
 MOVES = frozenset(
     {"transpose", "permute", "t", "slice", "select", "split", "split_with_sizes", "chunk", "unbind", "getitem", "cat"}
     | {"stack", "repeat_interleave", "repeat", "movedim", "flip", "roll", "index_select", "index"}
-    | {"slice_scatter", "copy"}
+    | {"slice_scatter", "copy", "view_as_complex", "view_as_real"}
 )
 LAYOUT = COPIES | CASTS | VIEWS | MOVES
 """Operations that move numbers and change none."""
@@ -34,7 +34,7 @@ def moves(node: Node) -> bool:
 
 def is_linear(graph: CapturedGraph, node: Node) -> bool:
     """Return True if the node is a linear function of its live inputs, made without any parameter."""
-    if moves(node) or is_noise(graph, node) or opname(node) == "neg":
+    if moves(node) or is_noise(graph, node) or opname(node) in ("neg", "view_as_complex", "view_as_real"):
         return True
     live = [value for value in node.args[:2] if isinstance(value, Node) and value in graph.live]
     if opname(node) in ("add", "sub"):

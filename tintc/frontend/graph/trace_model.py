@@ -26,6 +26,7 @@ from tintc.frontend.graph.calling import called_on_ids, longest_sequence, text_c
 from tintc.frontend.graph.captured import CapturedGraph
 from tintc.frontend.graph.captured_experts import fill_in, opaque_experts
 from tintc.frontend.graph.functionalize import NeedsRetracing, functionalize, is_inplace
+from tintc.frontend.graph.multihead import batch_in_front
 from tintc.frontend.graph.obstacles import EXPERTS
 from tintc.frontend.mixers.ops import fill_in as fill_in_mixers
 from tintc.frontend.mixers.registry import mixers_as_nodes
@@ -72,7 +73,7 @@ def capture(model: nn.Module, max_length: int | None = None, name: str | None = 
 
 def _export(model: nn.Module, ids: Tensor) -> torch.export.ExportedProgram:
     shapes = ({0: torch.export.Dim.DYNAMIC, 1: torch.export.Dim.DYNAMIC},)
-    with called_on_ids(model):
+    with called_on_ids(model), batch_in_front(model):
         exported = torch.export.export(model, (ids,), strict=False, dynamic_shapes=shapes)
     if not any(map(is_inplace, exported.graph.nodes)):
         return exported

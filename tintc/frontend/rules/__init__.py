@@ -12,7 +12,6 @@ from tintc.frontend.rules.arithmetic import (
     ConstantRule,
     MultiplyRule,
     ScaleRule,
-    SharedFactorRule,
     ShiftedProductRule,
     SubtractRule,
 )
@@ -23,6 +22,7 @@ from tintc.frontend.rules.linear import LinearRule
 from tintc.frontend.rules.mixers import ConvolutionRule, PointwiseRule, RecurrenceRule
 from tintc.frontend.rules.multipliers import MultipliersRule
 from tintc.frontend.rules.norms import FusedNormRule, NormBiasRule, WrittenNormRule
+from tintc.frontend.rules.shared_factors import SharedFactorRule
 
 RULES: tuple[type[Rule], ...] = (
     EmbeddingRule,

@@ -10,12 +10,12 @@ from torch.fx import Node
 
 from tintc.frontend.builder import Builder
 from tintc.frontend.graph.captured import CapturedGraph
-from tintc.frontend.graph.elementwise import factor_of, named_region
+from tintc.frontend.graph.elementwise import factor_of
 from tintc.frontend.graph.evaluation import opname
 from tintc.frontend.graph.layouts import VectorLayout, vector_layout, vector_with_constant
 from tintc.frontend.graph.node_queries import PROBES, peel, rows_width, scalar, sizes
 from tintc.frontend.rule import NOT_MINE, Fail, Match
-from tintc.ir.auxiliary import Activation, Add, Constant, Multiply, Scale
+from tintc.ir.auxiliary import Add, Constant, Multiply, Scale
 from tintc.ir.auxiliary.base import AuxOp
 from tintc.ir.core import Type, Value, tokens
 
@@ -149,30 +149,6 @@ class ShiftedProductRule:
         if number != 1:
             y = builder.emit(Scale, node, (y,), kind, "scale", factor=number)
         return builder.emit(Add, node, (product, y), kind, "add")
-
-
-class SharedFactorRule:
-    """``a * f(b)`` where b has one number for every token, and f is an activation or nothing -> `aux.select` of b for
-    every column of a, `aux.activation`, `aux.multiply`."""
-
-    def match(self, graph: CapturedGraph, node: Node) -> Match | Fail:
-        if opname(node) != "mul" or node not in graph.live:
-            return NOT_MINE
-        width = rows_width(graph, node)
-        for vector, number in (node.args[:2], node.args[1::-1]):
-            if not isinstance(vector, Node) or not isinstance(number, Node) or not {vector, number} <= graph.live:
-                continue
-            if width is not None and width > 1 and (rows_width(graph, vector), rows_width(graph, number)) == (width, 1):
-                number, fn = named_region(graph, peel(graph, number)) or (number, "")
-                return Match((vector, number), partial(self._build, node=node, width=width, fn=fn))
-        return NOT_MINE
-
-    def _build(self, builder: Builder, values: tuple[Value, ...], node: Node, width: int, fn: str) -> Value:
-        vector, number = values
-        factors = builder.select(node, number, [0] * width, "factors")
-        if fn:
-            factors = builder.emit(Activation, node, (factors,), tokens(width), fn, fn=fn)
-        return builder.emit(Multiply, node, (vector, factors), tokens(width), "multiply")
 
 
 def _shift(graph: CapturedGraph, value: object) -> tuple[Node, float] | None:

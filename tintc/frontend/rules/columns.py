@@ -47,7 +47,7 @@ class HeadsRule:
         return self._cut(graph, node, sources)
 
     def _cut(self, graph: CapturedGraph, node: Node, sources: tuple[Node, ...]) -> Match | Fail:
-        columns = _columns(graph, node, sources)
+        columns = columns_of(graph, node, sources)
         if columns is None:
             return Fail("it moves numbers from one token to another")
 
@@ -98,7 +98,7 @@ def _start(split: Node, node: Node) -> Any:
     return sum(value.shape[-1] for value in split.meta["val"][:index])
 
 
-def _columns(graph: CapturedGraph, node: Node, sources: tuple[Node, ...]) -> list[int] | None:
+def columns_of(graph: CapturedGraph, node: Node, sources: tuple[Node, ...]) -> list[int] | None:
     """Return the column of the sources' vectors, side by side, for each of the node's; None if tokens mix."""
     batch = 2
     length = 3
