@@ -18,7 +18,7 @@ from tintc.runtime.model.causal_lm import TintForCausalLM, TintOutput
 from tintc.runtime.model.unsupported import NoBaseModel
 
 if TYPE_CHECKING:
-    from tintc import reference
+    from tintc import mixers, reference
     from tintc.compiler import compile
 
 AutoConfig.register(TintConfig.model_type, TintConfig, exist_ok=True)
@@ -28,7 +28,17 @@ AutoModel.register(TintConfig, NoBaseModel, exist_ok=True)
 setattr(transformers, TintForCausalLM.__name__, TintForCausalLM)
 
 __version__ = "0.1.0"
-__all__ = ["AdaptedState", "TintConfig", "TintForCausalLM", "TintOutput", "compile", "load", "masks", "reference"]
+__all__ = [
+    "AdaptedState",
+    "TintConfig",
+    "TintForCausalLM",
+    "TintOutput",
+    "compile",
+    "load",
+    "masks",
+    "mixers",
+    "reference",
+]
 
 
 def __dir__() -> list[str]:
@@ -38,6 +48,6 @@ def __dir__() -> list[str]:
 def __getattr__(name: str) -> Any:
     if name == "compile":
         return import_module("tintc.compiler").compile
-    if name == "reference":
-        return import_module("tintc.reference")
+    if name in ("mixers", "reference"):
+        return import_module(f"tintc.{name}")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -126,7 +126,7 @@ def test_registered_function_of_another_package(monkeypatch: pytest.MonkeyPatch)
     with torch.no_grad():
         torch.testing.assert_close(sim(ids, return_before=True).logits_before, model(ids).logits, rtol=0, atol=1e-9)
     check_agreement(three_ways(sim, imported.auxiliary.program, imported.tensors, ids, Descent(0.1)))
-    roles = {getattr(op, "weight", ""): op.role for op in imported.auxiliary.program.ops if op.role}
+    roles = {op.attributes().get("weight", ""): op.attributes().get("role") for op in imported.auxiliary.program.ops}
     assert (roles["inner.weight"], roles["strength.weight"], roles["out.weight"]) == ("value", "gate", "output")
 
 
