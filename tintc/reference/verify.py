@@ -27,7 +27,7 @@ from tintc.errors import InputError
 from tintc.frontend.graph.captured import CapturedGraph
 from tintc.frontend.graph.trace_model import capture
 from tintc.frontend.source.load import AuxiliarySource
-from tintc.ir.auxiliary.interpreter import view
+from tintc.ir.auxiliary.interpreter import view, viewed_rows
 from tintc.ir.inputs import resolve_inputs
 from tintc.reference.approximations import Approximations, Difference
 from tintc.reference.simulated_gradients import simulated_gradients
@@ -321,11 +321,8 @@ def _other_parameters(sim: TintForCausalLM, tuned: Tuned, updated: list[str], st
     left = {name: gradient[0].clone() for name, gradient in tuned.gradients[0].items()}
     for name in updated:
         parameter = sim.program.parameters[name]
-        tensor = left[parameter.source]
-        if parameter.transpose:
-            tensor = tensor.T
-        for start, stop in parameter.rows or ((0, tensor.shape[0]),):
-            tensor[max(start, 0) : stop] = 0
+        for _, rows, _ in viewed_rows(parameter, left[parameter.source]):
+            rows.zero_()
     names = [name for name, gradient in left.items() if bool(gradient.any())]
     if names:
         yield f"the program does not update {len(names)} parameters that its options say it does, {names[0]} among them"

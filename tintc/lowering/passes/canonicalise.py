@@ -137,7 +137,7 @@ def lift_selects(program: Program) -> bool:
             continue
         if isinstance(inner, Activation) and inner.fn in GATES_ONLY:
             continue
-        if isinstance(inner, Convolution) and any(start < 0 for start, _ in op.columns):
+        if isinstance(inner, Convolution) and any(run[0] < 0 for run in op.columns):
             continue  # its bias is not zero where the select's columns are
         if all(isinstance(user, Select) for user in users[inner.result]):
             if isinstance(inner, Convolution):

@@ -157,8 +157,7 @@ def _fewest(rows: Pairs) -> tuple[tuple[int, ...], ...]:
         return rows
     numbers = [number for run in rows for number in range(*run)]
     strided = strided_runs_of(numbers)
-    # Rows of zeros have negative numbers, which no run may join to those of the matrix.
-    if numbers[0] >= 0 and numbers == sorted(set(numbers)) and len(strided) < len(rows):
+    if numbers == sorted(set(numbers)) and len(strided) < len(rows):
         return strided
     return rows
 
