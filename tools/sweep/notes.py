@@ -30,7 +30,6 @@ WRAPPERS = (
     "mistral3, mllama, muse_glimmer, ovis2, paddleocr_vl, paligemma, pp_chart2table, qianfan_ocr, "
     "qwen2_5_omni_thinker, qwen2_5_vl, qwen2_vl, qwen3_vl, shieldgemma2, smolvlm, video_llama_3, video_llava, "
     "vipllava. Refused are those whose decoder is refused, those that read with an encoder, and those that do not "
-    "run without an image (blip, blip-2,"
-    " instructblip, idefics, pi0). Of 21 types no tiny model was made."
+    "run without an image (blip, blip-2, idefics, instructblip). Of 21 types no tiny model was made."
 )
 """What passes among models of images and text, by hand: `tools/sweep` has decoders alone."""
