@@ -41,16 +41,15 @@ IMPLEMENTATIONS = ("grouped_mm", "batched_mm")
 
 def shape(small: bool) -> Qwen3MoeConfig:
     """About 1e9 parameters: 12 layers of 64 experts, of which a token takes 8."""
-    sizes: dict[str, Any] = {"hidden_size": 1024, "num_hidden_layers": 12, "num_experts": 64}
+    sizes: dict[str, Any] = {"hidden_size": 1024, "num_hidden_layers": 12, "num_experts": 64, "head_dim": 64}
     if small:
-        sizes = {"hidden_size": 256, "num_hidden_layers": 3, "num_experts": 64}
+        sizes |= {"hidden_size": 256, "num_hidden_layers": 3}
     return Qwen3MoeConfig(
         vocab_size=32000,
         intermediate_size=sizes["hidden_size"] * 3,
         moe_intermediate_size=sizes["hidden_size"] * 3 // 8,
         num_attention_heads=sizes["hidden_size"] // 64,
         num_key_value_heads=4,
-        head_dim=64,
         num_experts_per_tok=8,
         norm_topk_prob=True,
         tie_word_embeddings=True,

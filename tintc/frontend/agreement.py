@@ -166,7 +166,7 @@ def _widened(model: nn.Module, dtype: torch.dtype) -> Iterator[None]:
     narrow: dict[nn.Module, list[tuple[dict[str, Any], dict[str, Any]]]] = {}
 
     def widen(module: nn.Module, *_: Any) -> None:
-        stores = (module._parameters, module._buffers)
+        stores = [store for part in _own(module) for store in (part._parameters, part._buffers)]
         narrow[module] = [(store, dict(store)) for store in stores]
         for store in stores:
             store.update({key: _wide(tensor, dtype) for key, tensor in store.items()})  # pyright: ignore[reportArgumentType, reportCallIssue]
@@ -175,7 +175,7 @@ def _widened(model: nn.Module, dtype: torch.dtype) -> Iterator[None]:
         for store, tensors in narrow.pop(module, []):
             store.update(tensors)
 
-    owners = [module for module in model.modules() if module._parameters or module._buffers]
+    owners = [module for module in model.modules() if any(part._parameters or part._buffers for part in _own(module))]
     hooks = [module.register_forward_pre_hook(widen, prepend=True) for module in owners]
     hooks += [module.register_forward_hook(restore, always_call=True) for module in owners]
     try:
@@ -185,6 +185,11 @@ def _widened(model: nn.Module, dtype: torch.dtype) -> Iterator[None]:
             hook.remove()
         for module in list(narrow):
             restore(module)
+
+
+def _own(module: nn.Module) -> list[nn.Module]:
+    """Return the module and its short convolutions, whose weights it reads without calling them."""
+    return [module, *(child for child in module.children() if isinstance(child, nn.Conv1d))]
 
 
 def _wide(tensor: Tensor | None, dtype: torch.dtype) -> Tensor | None:

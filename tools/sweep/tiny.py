@@ -62,14 +62,17 @@ NEEDS: dict[str, dict[str, Any]] = {
         "layer_types": list(LAYERS),
         "sliding_window": WINDOW,
     },
+    "dots1": {"n_routed_experts": 8, "num_experts_per_tok": 2, "n_shared_experts": 1, "n_group": 1, "topk_group": 1},
     "diffllama": {"hidden_size": 80, "num_attention_heads": 4, "num_key_value_heads": 2},
     "gemma3n_text": {"num_kv_shared_layers": 0},
     "gemma4_unified_text": {"global_head_dim": 40},
     "gpt_neo": {"attention_types": [[["global", "local"], 1]]},
     "granitemoehybrid": {"mamba_n_heads": 4, "mamba_d_head": 30, "layer_types": ["mamba", "attention"]},
-    "gemma4_text": {"global_head_dim": 40, "enable_moe_block": True},
+    "gemma4_text": {"global_head_dim": 40},
+    "hunyuan_v1_moe": {"num_experts": 8, "moe_topk": 2},
     "hrm_text": {"H_cycles": 2, "L_cycles": 2},
-    "lfm2_moe": {"layer_types": ["conv", "full_attention"], "num_dense_layers": 1},
+    "lfm2_moe": {"layer_types": ["conv", "full_attention"], "num_experts": 4, "num_experts_per_tok": 2}
+    | {"moe_intermediate_size": 24},
     "mamba2": {"num_heads": 4, "head_dim": 30, "n_groups": 1},
     "falcon_h1": {"mamba_d_ssm": 60, "mamba_n_heads": 4, "mamba_d_head": 15, "mamba_d_state": 10, "mamba_n_groups": 2},
     "kimi_linear": {"linear_num_heads": 3, "linear_head_dim": 10, "num_local_experts": 4, "num_experts_per_tok": 2}
@@ -89,6 +92,9 @@ NEEDS: dict[str, dict[str, Any]] = {
         "text_config": {"layer_types": ["linear_attention"] * 2}
     },  # others need an indexer, which it leaves out
     "qwen4_exp_text": {"layer_types": ["linear_attention"] * 2},
+    "zamba2": {"layers_block_type": ["linear_attention", "hybrid"], "n_mamba_heads": 4, "mamba_headdim": 30}
+    | {"mamba_d_state": 10, "mamba_ngroups": 1, "num_mem_blocks": 1}
+    | {"attention_hidden_size": 120, "attention_head_dim": 40, "num_key_value_heads": 3},
 }
 """What single types cannot do without."""
 LATENT = {"num_key_value_heads": 3, "head_dim": 8}

@@ -53,7 +53,10 @@ VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
     },
     "gemma2": {"untied": {"tie_word_embeddings": False}},
     "gemma3_text": {"caps": {"attn_logit_softcapping": 30.0, "final_logit_softcapping": 20.0}},
-    "gemma4_text": {"keys that are values": {"attention_k_eq_v": True, "num_global_key_value_heads": 1}},
+    "gemma4_text": {
+        "keys that are values": {"attention_k_eq_v": True, "num_global_key_value_heads": 1},
+        "experts": {"enable_moe_block": True, "num_experts": 8, "top_k_experts": 2, "moe_intermediate_size": 28},
+    },
     "glm": {"no biases": {"attention_bias": False}},
     "gpt2": {"untied": {"tie_word_embeddings": False}, "scaled by layer": {"scale_attn_by_inverse_layer_idx": True}},
     "gpt_bigcode": {"multi-head": {"multi_query": False}},

@@ -238,7 +238,8 @@ def test_edits_patch_both_executors_alike(name: str) -> None:
 
 def test_an_edit_is_a_hook_on_the_auxiliary() -> None:
     """1e-6: transformers takes its softmax in fp32."""
-    model, sim = family("llama").source.model, compiled("llama")
+    model: Any = family("llama").source.model
+    sim = compiled("llama")
     ablated = lambda module, given, out: torch.zeros_like(out)  # noqa: E731
     handle = model.model.layers[1].mlp.register_forward_hook(ablated)
     try:

@@ -22,6 +22,7 @@ from tintc.frontend.graph.node_queries import CASTS, COPIES, PROBES, VIEWS, is_n
 MOVES = frozenset(
     {"transpose", "permute", "t", "slice", "select", "split", "split_with_sizes", "chunk", "unbind", "getitem", "cat"}
     | {"stack", "repeat_interleave", "repeat", "movedim", "flip", "roll", "index_select", "index"}
+    | {"concat", "concatenate"}
     | {"slice_scatter", "copy", "view_as_complex", "view_as_real"}
 )
 LAYOUT = COPIES | CASTS | VIEWS | MOVES
