@@ -23,6 +23,8 @@ from tintc.ir.inputs import resolve_inputs
 from tintc.lowering.passes.assign_layers import assign_layers
 from tintc.lowering.passes.canonicalise import canonicalise
 from tintc.reference.captured import run_captured
+from tools.sweep.tiny import tiny_model
+from tools.sweep.variants import VARIANTS
 
 D, HEADS, VOCAB, LONGEST = 24, 3, 29, 16
 
@@ -315,3 +317,10 @@ def test_an_expanded_bias_is_no_table_of_positions() -> None:
     program = imported(model)
     assert [op.bias for op in program.ops if isinstance(op, Linear)] == ["qkv.bias", ""]
     assert not any(isinstance(op, PositionEmbedding) for op in program.ops)
+
+
+def test_slopes_that_are_no_powers_of_two() -> None:
+    """Falcon divides its slopes by the root of a head's width; positions of long texts times such must not be rounded."""
+    program = import_graph(capture(tiny_model("falcon", **VARIANTS["falcon"]["ALiBi"])))
+    (slopes, _) = (op.slopes for op in program.ops if isinstance(op, Attention))
+    assert len(slopes) == 3 and all(slope > 0 for slope in slopes)

@@ -55,6 +55,7 @@ DELTA = {
     "linear_value_head_dim": 14,
 }
 NEEDS: dict[str, dict[str, Any]] = {
+    "bailing_hybrid": {"n_group": 1, "topk_group": 1},
     "bamba": {"mamba_n_heads": 4, "mamba_d_head": 30},
     "codegen": {"n_embd": 80, "n_head": 4},  # projections are cut for four devices
     "cohere_compass_text": {
@@ -63,9 +64,12 @@ NEEDS: dict[str, dict[str, Any]] = {
         "sliding_window": WINDOW,
     },
     "dots1": {"n_routed_experts": 8, "num_experts_per_tok": 2, "n_shared_experts": 1, "n_group": 1, "topk_group": 1},
+    "deepseek_v2": {"num_experts_per_tok": 2},
     "diffllama": {"hidden_size": 80, "num_attention_heads": 4, "num_key_value_heads": 2},
     "gemma3n_text": {"num_kv_shared_layers": 0},
     "gemma4_unified_text": {"global_head_dim": 40},
+    "gemma4": {"text_config": {"global_head_dim": 40}},
+    "gemma4_unified": {"text_config": {"global_head_dim": 40}},
     "gpt_neo": {"attention_types": [[["global", "local"], 1]]},
     "granitemoehybrid": {"mamba_n_heads": 4, "mamba_d_head": 30, "layer_types": ["mamba", "attention"]},
     "gemma4_text": {"global_head_dim": 40},
@@ -80,7 +84,9 @@ NEEDS: dict[str, dict[str, Any]] = {
     "nemotron_h": {"mamba_num_heads": 4, "mamba_head_dim": 30, "n_groups": 2, "ssm_state_size": 10}
     | {"moe_intermediate_size": 24, "moe_shared_expert_intermediate_size": 24, "n_routed_experts": 4},
     "qwen3_next": {**DELTA, "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 24},
+    "qwen3_5": {"text_config": DELTA},
     "qwen3_5_text": DELTA,
+    "qwen3_5_moe": {"text_config": DELTA | {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 24}},
     "qwen3_5_moe_text": {**DELTA, "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 24},
     "olmo_hybrid": {
         "linear_num_key_heads": 3,

@@ -189,5 +189,5 @@ def _check(
         if bias is None:
             continue
         slope = slopes[head] if slopes else 0.0
-        if bool((bias - slope * torch.where(allowed, distance, 0)).abs().max() > slack):
+        if bool((bias - slope * torch.where(allowed, distance, 0).double()).abs().max() > slack):
             raise UnsupportedMask("a bias is added to the scores that is not a multiple of the distance (not ALiBi)")
