@@ -98,8 +98,6 @@ def test_what_cannot_be_captured_is_said_in_one_sentence(capfd: pytest.CaptureFi
 @pytest.mark.parametrize(
     ("kind", "words"),
     [
-        ("mamba2", "it has layers that carry a state from token to token (recurrent, state-space"),
-        ("granitemoehybrid", "it has layers that carry a state"),
         ("doge", "it has attention whose mask is computed from what the tokens are, which"),
         ("gemma3n_text", "it has several residual streams, which every token mixes by weights that it computes, which"),
     ],

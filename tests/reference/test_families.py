@@ -37,7 +37,7 @@ def test_a_check_that_fails_is_no_pass(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_types_that_cannot_be_built_or_compiled_say_why() -> None:
     unbuilt = check_family("llama", num_key_value_heads=0)
     assert unbuilt.stage == "build" and unbuilt.reasons
-    refused = check_family("mamba")
+    refused = check_family("rwkv")
     assert refused.stage == "capture" and "depends on the length of the text" in refused.reasons[0]
 
 
@@ -58,7 +58,8 @@ def test_tables() -> None:
     data = example()
     assert (data["dense_passed"], data["dense"]) == (1, 2), "of those that were checked"
     assert summary(data) == (
-        "Passed: 1 of 2 dense decoder types, 0 of 2 other types (of 1 more no tiny model could be made)."
+        "Passed: 1 of 2 dense decoder types, 0 of 1 types with other token mixers, 0 of 1 other types "
+        "(of 1 more no tiny model could be made)."
     )
     assert shown_reasons(data["families"][2]) == "no rule takes this operation"
     assert shown_reasons(data["families"][3]) == "the logits differ."
@@ -94,7 +95,7 @@ def test_the_command_prints_the_table(command: Command, tmp_path: Path, monkeypa
     assert command("families", "opt", "--json").json["families"] == example()["families"][2:3]
     assert "  - aten.sort in layers.0-1: no rule takes this operation\n" in command("families", "opt").out
     assert "llama (dense) compiles" in command("families", "llama").out
-    assert "dbrx (other) is not checked" in command("families", "dbrx").out
+    assert "dbrx (experts) is not checked" in command("families", "dbrx").out
     unknown = command("families", "lama")
     assert unknown.code == 2 and "did you mean llama?" in unknown.err
 

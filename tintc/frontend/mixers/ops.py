@@ -15,22 +15,26 @@ from torch import Tensor
 from tintc.ir.functions import at_least_fp32, merge_heads
 from tintc.ir.recurrence import Heads, RecurrenceOptions, apply_recurrence
 
-torch.library.define(
-    "tintc::recurrence",
+RECURRENCE = (
     "(Tensor q, Tensor k, Tensor v, Tensor g, Tensor beta, Tensor? skip, float scale, bool delta, float unit_eps)"
-    " -> Tensor",
+    " -> Tensor"
 )
-torch.library.define("tintc::convolution", "(Tensor x, Tensor weight, Tensor? bias) -> Tensor")
+CONVOLUTION = "(Tensor x, Tensor weight, Tensor? bias) -> Tensor"
 
 
-@torch.library.register_fake("tintc::recurrence")
 def _shape_of_recurrence(q: Tensor, k: Tensor, v: Tensor, *_: Any) -> Tensor:
     return v.new_empty(v.shape)
 
 
-@torch.library.register_fake("tintc::convolution")
 def _shape_of_convolution(x: Tensor, *_: Any) -> Tensor:
     return x.new_empty(x.shape)
+
+
+if not hasattr(torch.ops.tintc, "recurrence"):  # operators outlive a module that is imported anew
+    torch.library.define("tintc::recurrence", RECURRENCE)
+    torch.library.register_fake("tintc::recurrence", _shape_of_recurrence)
+    torch.library.define("tintc::convolution", CONVOLUTION)
+    torch.library.register_fake("tintc::convolution", _shape_of_convolution)
 
 
 def recurrence(
