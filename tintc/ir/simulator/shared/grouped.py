@@ -19,6 +19,8 @@ import torch
 from torch import Tensor
 
 from tintc.ir.simulator.interface.fused_base import FusedWeights, Pending
+from tintc.ir.simulator.kernels.grouped import grouped_sums
+from tintc.ir.simulator.shared.grouped_device import linear_on_device, transposed_on_device
 
 
 @dataclass(frozen=True)
@@ -92,6 +94,8 @@ def _examples(values: Tensor) -> Tensor:
 
 def grouped_linear(w: FusedWeights, routing: Routing, x: Tensor) -> Tensor:
     """Return ``W_e x + b_e`` of every vector ``x [B, n, k, din]``, pending updates included: ``[B, n, k, dout]``."""
+    if x.device.type != "cpu":
+        return linear_on_device(w, routing.experts, x)
     weight, bias, rows = _own(w, routing)
 
     def product(key: int, x: Tensor) -> Tensor:
@@ -111,6 +115,8 @@ def grouped_linear(w: FusedWeights, routing: Routing, x: Tensor) -> Tensor:
 
 def grouped_transposed(w: FusedWeights, routing: Routing, dy: Tensor) -> Tensor:
     """Return ``W_e^T dy`` of every vector ``dy [B, n, k, dout]``, pending updates included: ``[B, n, k, din]``."""
+    if dy.device.type != "cpu":
+        return transposed_on_device(w, routing.experts, dy)
     weight, _, rows = _own(w, routing)
 
     def product(key: int, dy: Tensor) -> Tensor:
@@ -230,6 +236,8 @@ def carried_out(w: FusedWeights, update: Pending) -> FusedWeights:
 def expert_sums(dy: Tensor, x: Tensor, experts: Tensor, count: int) -> Tensor:
     """Return ``sum dy x^T [B, count, dout, din]`` over each expert's vectors; ``dy [B, N, dout]``, ``x [B, N, din]``,
     ``experts [B, N]``."""
+    if dy.device.type != "cpu":
+        return grouped_sums(dy, x, experts, count)
     sums = dy.new_zeros(dy.shape[0], count, dy.shape[-1], x.shape[-1])
     for example in range(dy.shape[0]):
         groups = Groups.of(experts[example])

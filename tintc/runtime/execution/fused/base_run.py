@@ -42,7 +42,8 @@ class FusedRunBase:
     def scores(self, x: Tensor, source: Value, pending: Pending) -> Tensor:
         known = self._scores.setdefault(source, {})
         # Rows of one value start at different places of one tensor, which lives as long as the entry does.
-        key = (pending.source, x.data_ptr(), x.shape[1], pending.x.shape[1])
+        place = (x.untyped_storage()._cdata, x.storage_offset())
+        key = (pending.source, place, x.shape[1], pending.x.shape[1])
         return _once(known, key, lambda: x @ pending.x.transpose(1, 2))
 
     def routing(self, r: Tensor, source: Value, chosen: int) -> Routing:

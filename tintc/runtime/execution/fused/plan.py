@@ -32,13 +32,15 @@ WRITE_COST = 24
 @dataclass(frozen=True)
 class Sizes:
     """Sizes of one run: batch, length of the text, vocabulary; train: position of the last train token plus one (0:
-    none), of all steps or of each; masked: whether some tokens do not see all earlier ones."""
+    none), of all steps or of each; masked: whether some tokens do not see all earlier ones; filled: whether every token
+    before its step's last train token is one, in every example."""
 
     batch: int
     length: int
     train: int | tuple[int, ...]
     vocab: int
     masked: bool = False
+    filled: bool = False
 
     def train_end(self, step: int) -> int:
         """Return the position of a step's last train token plus one."""
