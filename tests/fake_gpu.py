@@ -29,13 +29,13 @@ class Waits(AssertionError):
     """The host would wait for the GPU, or the GPU for the host."""
 
 
-class _NoCopies(TorchDispatchMode):
+class NoCopies(TorchDispatchMode):
     """Raises `Waits` where an operator has tensors of the host beside those of the GPU; numbers may be of the host."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
         read = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor) and leaf.dim()]
-        made = [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
+        made = [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor) and leaf.numel()]
         if len({leaf.device for leaf in (*read, *made)}) > 1:
             raise Waits(f"{func} reads a tensor of one device and makes one of another")
         return result
@@ -50,6 +50,8 @@ class _Indexing(TorchFunctionMode):
         if func is Tensor.__setitem__:
             target, index, value = args
             return _indexed(target, index).copy_(value)
+        if func is Tensor.__invert__:
+            return torch.bitwise_not(*args)
         return func(*args, **(kwargs or {}))
 
 
@@ -76,15 +78,10 @@ def _indexed(x: Tensor, index: Any) -> Tensor:
 
 
 @contextmanager
-def fake_gpu(watched: bool = True) -> Iterator[FakeTensorMode]:
-    """A block whose tensors are fake; watched: copies between host and GPU raise."""
-    mode = FakeTensorMode()
-    with mode, _Indexing():
-        if watched:
-            with _NoCopies():
-                yield mode
-        else:
-            yield mode
+def fake_gpu() -> Iterator[None]:
+    """A block whose tensors are fake."""
+    with FakeTensorMode(), _Indexing(), torch.no_grad():
+        yield
 
 
 def on_fake_gpu(sim: TintForCausalLM) -> TintForCausalLM:
