@@ -490,6 +490,67 @@ def ppl(
     evaluate_perplexity(paths, model, dataset, options, device, dtype, json)
 
 
+@evaluation.command()
+def icl(
+    path: Annotated[str, typer.Argument(metavar="OUT", help="A compiled simulator.")],
+    model: OfModel = None,
+    task: Annotated[
+        str, typer.Option(metavar="<names>", help="sst2, mr, cr, mpqa, subj, agnews, amazon, with commas between.")
+    ] = "sst2",
+    shots: Annotated[
+        str, typer.Option(metavar="<numbers>", help="Demonstrations; 0: train on the input itself.")
+    ] = "0,4",
+    format: Annotated[
+        str, typer.Option(metavar="<names>", help="single: demonstrations by themselves; multi: as one text.")
+    ] = "single",
+    loss: Annotated[
+        str, typer.Option(metavar="<names>", help="label: loss on label words alone; full: on all tokens.")
+    ] = "label",
+    layers_steps: Annotated[
+        str | None,
+        typer.Option(metavar="<pairs>", help="Layers that are updated and steps, as 12x1,6x2 (default: OUT's own)."),
+    ] = None,
+    calibration: Annotated[
+        str, typer.Option(metavar="<names>", help="prompt: relative to a query without text; none.")
+    ] = "none",
+    seeds: Annotated[int, typer.Option(min=1, help="Sets of demonstrations.")] = 3,
+    examples: Annotated[int, typer.Option(min=1, help="Test examples, the same for every row.")] = 100,
+    rates: Grid = None,
+    validation_examples: Annotated[
+        int, typer.Option(min=1, help="Training examples that rates are chosen on, for each seed.")
+    ] = 32,
+    columns: Annotated[
+        str,
+        typer.Option(metavar="<names>", help="before, icl, explicit, explicit-normalized, tint, with commas between."),
+    ] = "before,icl,tint",
+    data: Data = None,
+    predictions: Predictions = None,
+    device: Annotated[Literal["cpu", "cuda"], typer.Option(help="Where it is executed.")] = "cpu",
+    dtype: ComputeIn = None,
+    trust_remote_code: Trusted = False,
+    json: Json = False,
+) -> None:
+    """Tables 2, 4 and 5: train on demonstrations or on the input itself, and choose a label word."""
+    from tintc.cli.eval_icl import evaluate_classification
+
+    options = {
+        "shots": shots,
+        "format": format,
+        "loss": loss,
+        "layers_steps": layers_steps,
+        "calibration": calibration,
+        "seeds": seeds,
+        "examples": examples,
+        "rates": rates,
+        "validation_examples": validation_examples,
+        "columns": columns,
+        "data": data,
+        "predictions": predictions,
+        "trust_remote_code": trust_remote_code,
+    }
+    evaluate_classification(path, model, task, options, device, dtype, json)
+
+
 USAGE_ERROR: Any = typer.BadParameter.__bases__[0]
 """What a mistyped command, option or value raises: Click's class, or the copy of it in newer versions of Typer."""
 

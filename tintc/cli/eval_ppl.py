@@ -41,8 +41,9 @@ def evaluate_perplexity(
 ) -> None:
     """Print Table 1 for simulators of one model; `options` are the command's others, by name."""
     silence_libraries()
+    paths = [*dict.fromkeys(paths)]
     fractions = numbers(options["train_fraction"], "train fraction")
-    names = chosen_columns(options["columns"], model)
+    names = chosen_columns(options["columns"], model, COLUMNS)
     rates = chosen_rates(options["rates"])
     records = Records(options["predictions"])
     with processes(device) as together:
@@ -53,7 +54,7 @@ def evaluate_perplexity(
             for path, sim in zip(paths, sims, strict=True):
                 check_tokenizer(path, sim.tokenizer)
             columns = made_columns(names, paths, sims, model, options["trust_remote_code"])
-            texts = _Texts(dataset, options, sims, bool(rates))
+            texts = _Texts(dataset, options, sims, len(rates) > 1)
         if not rates:
             rates = [stored_rate(sims[0])]
         cut = [(fraction, *texts.blocks(fraction)) for fraction in fractions]
@@ -170,13 +171,13 @@ def chosen_rates(text: str | None) -> list[float]:
     return rates
 
 
-def chosen_columns(text: str, model: str | None) -> list[str]:
-    """Return the names of columns in a list with commas; raise `OptionError` for unknown ones, and for explicit tuning
-    without a model."""
+def chosen_columns(text: str, model: str | None, known: Sequence[str]) -> list[str]:
+    """Return the names of columns in a list with commas; raise `OptionError` for others than the known ones, and for
+    explicit tuning without a model."""
     names = [*dict.fromkeys(text.split(","))]
     for name in names:
-        if name not in COLUMNS:
-            raise OptionError(f"The column {name!r} is unknown; choose among {', '.join(COLUMNS)}.")
+        if name not in known:
+            raise OptionError(f"The column {name!r} is unknown; choose among {', '.join(known)}.")
         if name in EXPLICIT and model is None:
             raise OptionError(f"The column {name} needs the model that was compiled; pass it to --model.")
     return names

@@ -38,6 +38,8 @@ class Column(ABC):
 
     name: str
     has_rate = True
+    in_context = False
+    """Whether a query is read after the demonstrations, whatever the format."""
 
     @property
     @abstractmethod
@@ -81,6 +83,12 @@ class Unchanged(Simulated):
 
     def scores(self, prompt: Prompt, rates: Sequence[float], score: Score) -> list[list[float]]:
         return super().scores(Prompt({}, ()), rates, score)
+
+
+class InContext(Unchanged):
+    """The unchanged auxiliary, which reads the demonstrations before a query: plain in-context learning."""
+
+    in_context = True
 
 
 class Explicit(Column):

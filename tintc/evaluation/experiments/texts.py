@@ -69,7 +69,7 @@ def from_hub(name: Sequence[str], split: str, column: str) -> Any:
     """Return a column of a dataset, by the package `datasets`; raise `InputError` if it is not to be had."""
     shown = "/".join(name)
     try:
-        from datasets import load_dataset  # pyright: ignore[reportMissingImports] - an extra
+        from datasets import load_dataset
     except ImportError as error:
         raise InputError(
             f"{shown} is no file here, and datasets of the hub need the package datasets: pip install datasets. Or "
