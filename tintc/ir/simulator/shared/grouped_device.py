@@ -18,7 +18,9 @@ def linear_on_device(w: FusedWeights, experts: Tensor, x: Tensor) -> Tensor:
     if w.bias is not None:
         y = y + w.bias.reshape(-1, w.bias.shape[-1])[_weight_keys(w.bias, 2, experts)]
     for update in w.pending:
-        y = grouped_pairs(y, flat, keys, _inputs(update), update.dy.flatten(0, 1), _pair_keys(w, update), update.bias, update.rate)
+        y = grouped_pairs(
+            y, flat, keys, _inputs(update), update.dy.flatten(0, 1), _pair_keys(w, update), update.bias, update.rate
+        )
     return y.unflatten(0, x.shape[:3])
 
 
@@ -26,7 +28,9 @@ def transposed_on_device(w: FusedWeights, experts: Tensor, dy: Tensor) -> Tensor
     """Return ``W_e^T dy`` of every vector ``dy [B, n, k, dout]``, pending updates included: ``[B, n, k, din]``."""
     dx, flat, keys = _product(w, experts, dy, transposed=True)
     for update in w.pending:
-        dx = grouped_pairs(dx, flat, keys, update.dy.flatten(0, 1), _inputs(update), _pair_keys(w, update), 0, update.rate)
+        dx = grouped_pairs(
+            dx, flat, keys, update.dy.flatten(0, 1), _inputs(update), _pair_keys(w, update), 0, update.rate
+        )
     return dx.unflatten(0, dy.shape[:3])
 
 

@@ -11,8 +11,8 @@ from torch import Tensor
 from tintc.ir.core import Value
 from tintc.ir.functions import alibi
 from tintc.ir.inputs import Inputs
+from tintc.ir.simulator.interface.chosen_experts import Routing
 from tintc.ir.simulator.interface.fused_base import Pending
-from tintc.ir.simulator.shared.grouped import Routing
 from tintc.runtime.execution.fused.rotary_cache import RotaryCache
 from tintc.runtime.execution.simulator import Simulator
 
