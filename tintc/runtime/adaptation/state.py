@@ -15,12 +15,12 @@ from tintc.ir.simulator.interface.fused_base import FusedWeights, Pending
 from tintc.ir.simulator.ops.linear_descent import materialise
 from tintc.ir.simulator.shared.grouped import carried_out
 from tintc.ir.simulator.shared.linear_common import bias_dims
-from tintc.runtime.adaptation.continuation import AdaptiveSimulator, stored_weights
+from tintc.runtime.adaptation.continuation import AdaptiveSimulator, base_weights, stored_weights
 from tintc.runtime.adaptation.fingerprint import WeightsSnapshot, fingerprint
 from tintc.runtime.execution.fused.available import available_bytes
 from tintc.runtime.execution.fused.budget import HEADROOM
 
-CHANGED = "The simulator's stored weights were trained, edited, moved or cast after the state was made; adapt again."
+CHANGED = "The simulator's stored weights were trained, edited or cast after the state was made; adapt again."
 
 
 def state_of(state: object, sim: AdaptiveSimulator) -> AdaptedWeights:
@@ -145,14 +145,27 @@ class AdaptedWeights:
         return self._elsewhere
 
     def check_current(self) -> None:
-        """Raise `OptionError` unless the simulator's stored weights are what they were, as far as a look can tell."""
+        """Raise `OptionError` unless the simulator's stored weights are what they were, as far as a look can tell.
+
+        Where they were moved, to another device or to other memory of one, these follow them.
+        """
         if not self.snapshot.lasts(self.sim):
             raise OptionError(CHANGED)
+        if not self.snapshot.in_place(self.sim):
+            self._follow()
+
+    def _follow(self) -> None:
+        """Take stored weights from where they lie now, and bring all others to their device."""
+        stored = base_weights(self.sim)
+        device = self.sim.device
+        self.weights = {value: _moved(w, stored[value], self.snapshot, device) for value, w in self.weights.items()}
+        self.snapshot = WeightsSnapshot.of(self.sim)
+        self._values = None
 
     def check(self, sim: AdaptiveSimulator, rows: int) -> None:
         """Raise `OptionError` unless `sim`, whose state it is, can continue `rows` texts with these weights."""
         if not self.snapshot.in_place(sim):
-            raise OptionError(CHANGED)
+            self.check_current()
         if rows % self.examples:
             raise OptionError(
                 f"The state has the weights of {self.examples} examples and the batch {rows} rows; pass one text for "
@@ -161,10 +174,10 @@ class AdaptedWeights:
         tensors = [tensor for w in self.weights.values() for tensor in (w.weight, w.bias) if tensor is not None]
         pending = [update.dy for w in self.weights.values() for update in w.pending]
         for tensor in tensors[:1]:
-            if tensor.device.type != sim.device.type or tensor.dtype != sim.dtype:
+            if tensor.dtype != sim.dtype:
                 raise OptionError(
-                    f"The state is in {str(tensor.dtype).removeprefix('torch.')} on {tensor.device.type} and the "
-                    "simulator is not; adapt it again."
+                    f"The state is in {str(tensor.dtype).removeprefix('torch.')} and the simulator is not; adapt it "
+                    "again."
                 )
         if torch.is_grad_enabled() and any(tensor.is_inference() for tensor in tensors + pending):
             raise OptionError(
@@ -183,6 +196,30 @@ def materialised(w: FusedWeights) -> FusedWeights:
         else:
             w = materialise(w, update, overwrite=True)
     return w
+
+
+def _moved(w: FusedWeights, stored: FusedWeights, before: WeightsSnapshot, device: torch.device) -> FusedWeights:
+    """Return weights of a state with those that are the simulator's own taken from `stored`, the rest on its device.
+
+    before: where the simulator's own lay when the state was made.
+    """
+
+    def part(tensor: Tensor | None, now: Tensor | None) -> Tensor | None:
+        if tensor is None:
+            return None
+        if now is not None and before.held(tensor) and tensor.shape == now.shape:
+            return now
+        return tensor.to(device)
+
+    pending = tuple(_on_device(update, device) for update in w.pending)
+    return replace(w, weight=part(w.weight, stored.weight), bias=part(w.bias, stored.bias), pending=pending)
+
+
+def _on_device(update: Pending, device: torch.device) -> Pending:
+    experts = update.experts
+    if experts is not None:
+        experts = experts.to(device)
+    return replace(update, dy=update.dy.to(device), x=update.x.to(device), experts=experts)
 
 
 def _rows_of(update: Pending, chosen: Tensor) -> Pending:
