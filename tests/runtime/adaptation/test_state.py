@@ -267,7 +267,7 @@ def test_other_weights_in_their_place_end_a_state(how: str) -> None:
     sim, ids = family("llama").compile(inner_lr=0.02, n_update_layers=1), token_ids(1, 8)
     sim.executor = "fused"
     state = sim.adapt(ids)
-    prefix = sim.prefixes.get_submodule("model.layers.0.mlp.up_proj")
+    prefix: Any = sim.prefixes.get_submodule("model.layers.0.mlp.up_proj")
     if how == "other numbers":
         prefix.weight.data = prefix.weight.data * 1.05
     elif how == "another parameter":
