@@ -19,6 +19,7 @@ from tintc.runtime.adaptation.pending import Renamed, joined
 from tintc.runtime.adaptation.prefill import check_prompt
 from tintc.runtime.adaptation.state import AdaptedWeights, materialised
 from tintc.runtime.adaptation.state_batches import spread
+from tintc.runtime.execution.fused.batches import NO_STARTS, Starts
 from tintc.runtime.execution.literal.prefix import unpack_weights
 from tintc.runtime.execution.rates import Rates
 from tintc.runtime.execution.run import execute_program
@@ -57,14 +58,7 @@ def learn(
     labels = {f"updated.{value.name}": value for value in sim.continuation.updated}
     program = replace(sim.program, outputs={**labels, **(outputs or {})})
     renamed = Renamed()
-    starts: dict[Value, FusedWeights] = {}
-    if state is not None:
-        given = spread(state, batch)
-        for value, stored in _stored_values(sim).items():
-            w = replace(given.weights[value], owned=consumed)
-            if executor == "literal":
-                w = materialised(w)
-            starts[stored] = renamed.away(w)
+    starts = starts_of(sim, state, batch, executor, renamed, consumed)
     results = execute_program(sim, program, inputs, rates, executor, starts)
     if executor == "literal":
         weights = _from_literal(sim, results, labels, batch)
@@ -73,6 +67,30 @@ def learn(
     weights = joined(weights, renamed, inputs.train.reshape(-1, length).any(0))
     learnt = AdaptedWeights(sim, weights, batch, snapshot).settled()
     return learnt, {label: results[label] for label in outputs or ()}
+
+
+def starts_of(
+    sim: AdaptiveSimulator,
+    state: AdaptedWeights | None,
+    batch: int,
+    executor: str,
+    renamed: Renamed,
+    consumed: bool = False,
+) -> Starts:
+    """Return a state's weights as a run of so many texts starts from them; none for no state.
+
+    renamed: is given the inputs of its pending updates; consumed: as in `learn`.
+    """
+    if state is None:
+        return NO_STARTS
+    starts: dict[Value, FusedWeights] = {}
+    weights = spread(state, batch).weights
+    for value, stored in _stored_values(sim).items():
+        w = replace(weights[value], owned=consumed and weights[value].owned)
+        if executor == "literal":
+            w = materialised(w)
+        starts[stored] = renamed.away(w)
+    return starts
 
 
 def _stored_values(sim: AdaptiveSimulator) -> dict[Value, Value]:
