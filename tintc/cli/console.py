@@ -127,9 +127,9 @@ def stages() -> Iterator[None]:
 
 
 @contextmanager
-def block_progress() -> Iterator[Any]:
-    """Yield a function of (done, total) that moves a bar, where standard error is a terminal."""
+def block_progress(name: str = "blocks") -> Iterator[Any]:
+    """Yield a function of (done, total) that moves a bar of that name, where standard error is a terminal."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True, disable=not shows_progress()) as progress:
-        task = progress.add_task("blocks", total=None)
+        task = progress.add_task(name, total=None)
         yield lambda done, total: progress.update(task, completed=done, total=total)
