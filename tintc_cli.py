@@ -315,7 +315,8 @@ def run(
 
     Every block begins as the tokenizer begins a text: with its BOS token, if it has one.
     """
-    from tintc.cli.run import check_stream_options, learning_rates, run_text, stream_text
+    from tintc.cli.run import learning_rates, run_text
+    from tintc.cli.run_stream import check_stream_options, stream_text
 
     blocks = {
         "train_fraction": train_fraction,

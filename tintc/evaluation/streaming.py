@@ -11,7 +11,6 @@ from torch import Tensor
 
 from tintc.evaluation.perplexity import hint_of, peak_rss_bytes, perplexity
 from tintc.ir.special import opening_of
-from tintc.runtime.execution.rates import GivenRates
 from tintc.runtime.model.adapted_state import AdaptedState
 
 if TYPE_CHECKING:
@@ -53,7 +52,7 @@ def evaluate_stream(
     input_ids: Tensor,
     chunk_size: int,
     context: int = 0,
-    inner_lr: GivenRates = None,
+    inner_lr: float | None = None,
     bos: bool = True,
     state: AdaptedState | None = None,
     on_chunk: Callable[[int, int], None] | None = None,

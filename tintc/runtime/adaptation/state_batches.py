@@ -30,7 +30,9 @@ def select(state: AdaptedWeights, indices: Sequence[int] | Tensor) -> AdaptedWei
     """
     chosen = torch.as_tensor(indices)
     if chosen.dim() != 1 or not len(chosen) or chosen.is_floating_point() or chosen.dtype == torch.bool:
-        raise OptionError("The texts of a state are chosen by their numbers; pass a list of one or more, such as [0, 2].")
+        raise OptionError(
+            "The texts of a state are chosen by their numbers; pass a list of one or more, such as [0, 2]."
+        )
     if int(chosen.min()) < 0 or int(chosen.max()) >= state.examples:
         raise OptionError(f"The state has {state.examples} examples; choose from 0 to {state.examples - 1}.")
     if chosen.tolist() == list(range(state.examples)):
@@ -53,7 +55,9 @@ def _repeated(value: Value, w: FusedWeights, count: int) -> FusedWeights:
         experts = update.experts
         if experts is not None:
             experts = experts.expand(count, -1)
-        pending.append(replace(update, dy=update.dy.expand(count, -1, -1), x=update.x.expand(count, -1, -1), experts=experts))
+        pending.append(
+            replace(update, dy=update.dy.expand(count, -1, -1), x=update.x.expand(count, -1, -1), experts=experts)
+        )
     weight = each(w.weight, len(value.type.dims))
     return FusedWeights(weight, each(w.bias, bias_dims(value.type)), tuple(pending))
 
@@ -132,7 +136,9 @@ def average(state: AdaptedWeights, shares: Sequence[float] | None = None) -> Ada
     numbers = torch.as_tensor(given, dtype=torch.float64)
     total = float(numbers.sum())
     if tuple(numbers.shape) != (state.examples,) or float(numbers.min()) < 0 or not 0 < total < math.inf:
-        raise OptionError(f"The shares are {shares!r}; pass a number that is not negative for each of {state.examples}.")
+        raise OptionError(
+            f"The shares are {shares!r}; pass a number that is not negative for each of {state.examples}."
+        )
     numbers = (numbers / total).to(state.sim.device, state.sim.dtype)
     merged: dict[int, Tensor] = {}
     return state._with({value: _mean(value, w, numbers, merged) for value, w in state.weights.items()}, 1).settled()

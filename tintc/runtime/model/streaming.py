@@ -185,8 +185,9 @@ class StreamingMixin:
         text = Text.of(input_ids, attention_mask, opening)
         check_chunks(chunk_size, context, len(opening), self.layout.max_length, text.length)
         rates = self.resolve_rates(inner_lr, len(text.ids))
+        before = None
         if state is not None:
-            state = state_of(state, self)
-            state.check_current()
-            state.check(self, len(text.ids))
-        return Stream(self, text, chunk_size, context, rates, state, frozen)
+            before = state_of(state, self)
+            before.check_current()
+            before.check(self, len(text.ids))
+        return Stream(self, text, chunk_size, context, rates, before, frozen)
