@@ -112,7 +112,7 @@ def _kernels(by_part: dict[str, list[dict[str, Any]]]) -> list[str]:
         idle = max(0.0, 1 - found["busy"] / found["wall"])
         lines += [
             "",
-            f"{found['model']}, {found['batch']} texts of {found['length']} tokens: {found["wall"] * 1e3:.1f} ms; "
+            f"{found['model']}, {found['batch']} texts of {found['length']} tokens: {found['wall'] * 1e3:.1f} ms; "
             f"kernels run for {found['busy'] * 1e3:.1f} ms (idle {idle:.0%}), in {found['calls']} calls.",
             "",
         ]

@@ -17,6 +17,7 @@ from tintc.ir.simulator.shared.grouped import carried_out
 from tintc.ir.simulator.shared.linear_common import bias_dims
 from tintc.runtime.adaptation.continuation import AdaptiveSimulator, base_weights, stored_weights
 from tintc.runtime.adaptation.fingerprint import WeightsSnapshot, fingerprint
+from tintc.runtime.adaptation.moved_weights import moved
 from tintc.runtime.execution.fused.available import available_bytes
 from tintc.runtime.execution.fused.budget import HEADROOM
 
@@ -81,18 +82,21 @@ class AdaptedWeights:
         """Return the same, its updates carried out where that makes the next tokens cheaper and there is memory for it.
 
         A token's time is that of reading weights. Pending, an update of t tokens costs ``t (din + dout)`` more of each
-        example; carried out, every example has weights of its own to read. Those of experts stay pending: a token reads
-        few of them.
+        example; carried out, every example has weights of its own to read. Those of experts stay pending while they are
+        fewer numbers than all experts' weights: a token reads few of them. So a state is never larger than its weights
+        carried out, or one update. What was carried out before stays so.
         """
         left = int(HEADROOM * available_bytes(self.sim.device))
+        stored = base_weights(self.sim)
         weights: dict[Value, FusedWeights] = {}
         for value, w in self.weights.items():
-            if w.pending and w.weight is not None and value.type.kind == "linear":
-                dout, din = w.weight.shape[-2:]
-                pending = self.examples * sum(update.x.shape[1] for update in w.pending) * (din + dout)
-                carried = self.examples * dout * din
+            if w.pending and w.weight is not None:
+                pending = sum(update.dy.numel() + update.x.numel() for update in w.pending)
+                shared = w.weight.shape[-len(value.type.dims) :].numel()
+                carried = self.examples * shared
                 needed = carried * w.weight.element_size()
-                if carried < dout * din + pending and needed < left:
+                cheaper = value.type.kind == "linear" and carried < shared + pending and needed < left
+                if cheaper or pending >= carried or not _same_memory(w.weight, stored[value].weight):
                     left -= needed
                     w = materialised(w)
             if self.examples == 1 and not w.pending:
@@ -158,7 +162,7 @@ class AdaptedWeights:
         """Take stored weights from where they lie now, and bring all others to their device."""
         stored = base_weights(self.sim)
         device = self.sim.device
-        self.weights = {value: _moved(w, stored[value], self.snapshot, device) for value, w in self.weights.items()}
+        self.weights = {value: moved(w, stored[value], self.snapshot, device) for value, w in self.weights.items()}
         self.snapshot = WeightsSnapshot.of(self.sim)
         self._values = None
 
@@ -198,28 +202,9 @@ def materialised(w: FusedWeights) -> FusedWeights:
     return w
 
 
-def _moved(w: FusedWeights, stored: FusedWeights, before: WeightsSnapshot, device: torch.device) -> FusedWeights:
-    """Return weights of a state with those that are the simulator's own taken from `stored`, the rest on its device.
-
-    before: where the simulator's own lay when the state was made.
-    """
-
-    def part(tensor: Tensor | None, now: Tensor | None) -> Tensor | None:
-        if tensor is None:
-            return None
-        if now is not None and before.held(tensor) and tensor.shape == now.shape:
-            return now
-        return tensor.to(device)
-
-    pending = tuple(_on_device(update, device) for update in w.pending)
-    return replace(w, weight=part(w.weight, stored.weight), bias=part(w.bias, stored.bias), pending=pending)
-
-
-def _on_device(update: Pending, device: torch.device) -> Pending:
-    experts = update.experts
-    if experts is not None:
-        experts = experts.to(device)
-    return replace(update, dy=update.dy.to(device), x=update.x.to(device), experts=experts)
+def _same_memory(a: Tensor, b: Tensor | None) -> bool:
+    """Return True if both are views of the same numbers."""
+    return b is not None and a.dim() == b.dim() and a.data_ptr() == b.data_ptr()
 
 
 def _rows_of(update: Pending, chosen: Tensor) -> Pending:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
@@ -14,7 +15,7 @@ from tintc.ir.core import Value
 from tintc.ir.functions import causal_mask
 from tintc.ir.inputs import Inputs
 from tintc.ir.simulator import SimOp
-from tintc.ir.simulator.interface.fused_base import Pending
+from tintc.ir.simulator.interface.fused_base import FusedWeights, Pending
 from tintc.runtime.execution.fused.base_run import FusedRunBase
 from tintc.runtime.execution.fused.packed_linear import pack_weights, packed_linear
 from tintc.runtime.execution.fused.plan import ExecutionPlan
@@ -26,12 +27,21 @@ from tintc.runtime.execution.simulator import Simulator
 class FusedExecutor(FusedRunBase):
     """One run of a plan on one batch (the runtime's `FusedRun`).
 
-    What has to be known of values (sizes, rates) is read before the run; `run` itself never waits for a GPU.
+    What has to be known of values (sizes, rates) is read before the run; `run` itself never waits for a GPU. starts:
+    weights in place of stored ones, by the value of these; `Sizes.starts` of the plan names their layers.
     """
 
-    def __init__(self, model: Simulator, inputs: Inputs, plan: ExecutionPlan, rates: Rates | None):
+    def __init__(
+        self,
+        model: Simulator,
+        inputs: Inputs,
+        plan: ExecutionPlan,
+        rates: Rates | None,
+        starts: Mapping[Value, FusedWeights],
+    ):
         super().__init__(model, inputs, inputs.position_ids)
         self.plan = plan
+        self.starts = starts
         self._rates = read_rates(model, plan.ops, rates, self.recorded)
         self._parts: dict[SimOp, Tensor] = {}
         self._trains: dict[tuple[int, int], Tensor | None] = {}
@@ -40,11 +50,13 @@ class FusedExecutor(FusedRunBase):
         """Return the plan's outputs by name; weights as `FusedWeights`."""
         if not self.recorded:
             pack_weights(self.model)
-        values: dict[Value, Any] = {}
+        values: dict[Value, Any] = dict(self.starts)
         seen: dict[str, Tensor] = {}
         shown = self.plan.shown
         edits = self.model.edits
         for op, operands, read, last in self.plan.steps:
+            if op.results[0] in self.starts:
+                continue
             visible: dict[str, Tensor] = {}
             if op in shown:
                 visible = self._show(op, [_cut(values[value], read) for value in operands])
