@@ -136,6 +136,14 @@ def test_a_folder_that_names_its_base(tmp_path: Path) -> None:
         assert worst(again(TEXT).logits, continued(sim, TEXT, state)) < 1e-4
 
 
+WRONG: list[tuple[dict[str, Any], str]] = [
+    ({"kind": "peft"}, "kind of export is 'peft'; choose model or lora"),
+    ({"kind": "lora", "rank": 0}, "rank is 0; it must be a whole number, at least 1"),
+    ({"rank": 4}, "A model has no rank"),
+    ({"kind": "lora", "example": 1}, "has 1 examples"),
+]
+
+
 def test_what_no_adapter_can_hold(tmp_path: Path) -> None:
     """Nothing is written."""
     model = tiny_model("mixtral")
@@ -148,12 +156,7 @@ def test_what_no_adapter_can_hold(tmp_path: Path) -> None:
     state = compiled("gpt2").adapt(token_ids(1, 12))
     with pytest.raises(OptionError, match="changed no linear layer's weight"):
         compiled("gpt2").adapt(token_ids(1, 12), inner_lr=0.0).export(tmp_path / "out", "lora", model=model)
-    for given, message in (
-        ({"kind": "peft"}, "kind of export is 'peft'; choose model or lora"),
-        ({"kind": "lora", "rank": 0}, "rank is 0; it must be a whole number, at least 1"),
-        ({"rank": 4}, "A model has no rank"),
-        ({"kind": "lora", "example": 1}, "has 1 examples"),
-    ):
+    for given, message in WRONG:
         with pytest.raises(OptionError, match=message):
             state.export(tmp_path / "out", model=model, **given)
     with pytest.raises(ModelError, match="is not the model that the simulator was compiled from"):

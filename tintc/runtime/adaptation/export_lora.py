@@ -162,7 +162,8 @@ def _check_shared(model: nn.Module, owners: Mapping[str, None]) -> None:
 
 def _linear_change(before: nn.Module, after: nn.Module, name: str) -> _Change | None:
     """Return a linear layer's change, None for a norm's; raise `ModelError` for what an adapter cannot change."""
-    old, new = before.get_submodule(name), after.get_submodule(name)
+    old: Any = before.get_submodule(name)
+    new: Any = after.get_submodule(name)
     if isinstance(old, nn.Linear | Conv1D):
         weights = [one.weight.detach() for one in (old, new)]
         if isinstance(old, Conv1D):
@@ -186,14 +187,15 @@ def _linear_tensors(
     """Return the tensors of linear layers, and what the configuration says of their biases."""
     tensors: dict[str, Tensor] = {}
     moved = [name for name, change in linear.items() if change.bias is not None]
-    own = all(model.get_submodule(name).bias is not None for name in linear)
+    layers: dict[str, Any] = {name: model.get_submodule(name) for name in linear}
+    own = all(layer.bias is not None for layer in layers.values())
     for name, change in linear.items():
         place = f"{WRAPPED}{name}"
         tensors[f"{place}.lora_A.weight"], tensors[f"{place}.lora_B.weight"] = change.factors(rank)
         if not moved:
             continue
         if own:
-            old, new = change.bias or (model.get_submodule(name).bias,) * 2
+            old, new = change.bias or (layers[name].bias,) * 2
             tensors[f"{place}.lora_B.bias"] = new.double() - old.double()
         elif change.bias is not None:
             tensors[f"{place}.base_layer.bias"] = change.bias[1]
