@@ -107,12 +107,15 @@ def _counted(update: Pending) -> PendingUpdate:
 
 
 def sizes_of(inputs: Inputs, vocab: int) -> Sizes:
+    """Return the sizes, and what else a pass has to know of its inputs' values: it waits for none of them itself."""
     batch, length = inputs.shape
     places = torch.arange(1, length + 1, device=inputs.train.device)
-    ends = (inputs.train * places).flatten(-2).amax(-1).tolist()
-    if isinstance(ends, list):
-        ends = tuple(ends)
-    return Sizes(batch, length, ends, vocab, not inputs.plain)
+    ends = (inputs.train * places).flatten(-2).amax(-1)
+    trained = inputs.train.flatten(-2).sum(-1)
+    *last, filled = torch.cat((ends.reshape(-1), (trained == batch * ends).all().reshape(1))).tolist()
+    if ends.dim():
+        return Sizes(batch, length, tuple(last), vocab, not inputs.plain, filled=bool(filled))
+    return Sizes(batch, length, last[0], vocab, not inputs.plain, filled=bool(filled))
 
 
 def plan_for(model: Simulator, budget: Budget, sizes: Sizes) -> ExecutionPlan | None:

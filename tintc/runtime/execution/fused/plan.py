@@ -40,7 +40,8 @@ class Start(NamedTuple):
 class Sizes:
     """Sizes of one run: batch, length of the text, vocabulary; train: position of the last train token plus one (0:
     none), of all steps or of each; masked: whether some tokens do not see all earlier ones; starts: the layers that do
-    not start from their stored weights."""
+    not start from their stored weights; filled: whether every token before its step's last train token is one, in every
+    example."""
 
     batch: int
     length: int
@@ -48,6 +49,7 @@ class Sizes:
     vocab: int
     masked: bool = False
     starts: tuple[Start, ...] = ()
+    filled: bool = False
 
     def train_end(self, step: int) -> int:
         """Return the position of a step's last train token plus one."""
