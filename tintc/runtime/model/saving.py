@@ -13,9 +13,11 @@ from transformers import PreTrainedTokenizerBase
 
 from tintc.errors import ArtefactError, OptionError
 from tintc.ir.text import print_program
-from tintc.runtime.artefact.beside import AUXILIARY_FILE, DESCRIPTION_FILE
-from tintc.runtime.artefact.folder import check_space, explained, read_tokenizer, write_texts
+from tintc.runtime.artefact.folder import check_space, explained, write_texts
+from tintc.runtime.artefact.names import AUXILIARY_FILE, DESCRIPTION_FILE, DIGESTS_FILE
+from tintc.runtime.artefact.snapshot import Stamp
 from tintc.runtime.artefact.staging import merged, staged
+from tintc.runtime.artefact.tokenizer import read_tokenizer
 from tintc.runtime.execution.run import refuse_float16
 from tintc.runtime.model.training import TrainableModel
 
@@ -26,18 +28,18 @@ class SavedModel(TrainableModel):
     """The part of `TintForCausalLM` that writes folders."""
 
     _tokenizer: Any = None
-    _tokenizer_source: tuple[Any, dict[str, Any]] | None = None
+    _tokenizer_source: tuple[Any, dict[str, Any], Stamp] | None = None
 
-    def read_tokenizer_from(self, path: Any, hub: dict[str, Any]) -> None:
-        """Have the tokenizer read from a folder or hub id when it is first asked for."""
-        self._tokenizer_source = (path, hub)
+    def read_tokenizer_from(self, path: Any, hub: dict[str, Any], stamp: Stamp) -> None:
+        """Have the tokenizer read from a folder or hub id when it is first asked for. stamp: of its files now."""
+        self._tokenizer_source = (path, hub, stamp)
 
     @property
     def tokenizer(self) -> Any:
         """Return the auxiliary's tokenizer, read when it is first asked for; None if the artefact has none."""
         if self._tokenizer is None and self._tokenizer_source is not None:
-            path, hub = self._tokenizer_source
-            self._tokenizer = read_tokenizer(path, **hub)
+            path, hub, stamp = self._tokenizer_source
+            self._tokenizer = read_tokenizer(path, stamp, **hub)
             self._tokenizer_source = None
         return self._tokenizer
 
@@ -113,7 +115,7 @@ def _place(folder: Path, is_main_process: bool, variant: str | None) -> Iterator
     if not is_main_process:
         yield folder
     elif folder.exists():
-        replaced = [AUXILIARY_FILE, DESCRIPTION_FILE]
+        replaced = [AUXILIARY_FILE, DESCRIPTION_FILE, DIGESTS_FILE]
         if variant is None:
             replaced.extend(WEIGHTS)
         with merged(folder, replaced) as place:
