@@ -40,5 +40,5 @@ def write_artefact(sim: TintForCausalLM, out: str | os.PathLike[str], force: boo
     exists and `force` is not given, or if the disk will not take it.
     """
     with writing(out, force) as folder:
-        sim.save_pretrained(folder)
+        sim.write_into(folder)
     return Path(out).resolve()
