@@ -31,8 +31,8 @@ def read_tokenizer(path: str | os.PathLike[str], stamp: Stamp, **hub: Any) -> An
         changed = [name for name in snapshot.tokenizer_files if name in stamp and now[name] != stamp[name]]
         if changed:
             raise ArtefactError(
-                f"{path} was replaced after the simulator was loaded, so its tokenizer ({changed[0]}) may be another's; "
-                "load the simulator again."
+                f"{path} was replaced after the simulator was loaded, so its tokenizer ({changed[0]}) may be "
+                "another's; load the simulator again."
             )
         check_names(snapshot)
         return _read(path, snapshot)
