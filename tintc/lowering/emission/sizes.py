@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict
-from typing import Any
+from typing import Any, cast
 
 from tintc.errors import IRError, OptionError
 from tintc.ir.core import Program
@@ -88,7 +88,7 @@ def _check_op(program: Program, layout: Layout, op: SimOp) -> None:
 
 def _check_slots(program: Program, layout: Layout, op: SimOp) -> None:
     """Raise `IRError` unless every token result has its slots in the table of saved embeddings."""
-    wanted = []
+    wanted: list[tuple[int, int]] = []
     for result in op.results:
         tiles = 0
         if result.type.kind in ("tokens", "routed"):
@@ -109,7 +109,7 @@ def _check_slots(program: Program, layout: Layout, op: SimOp) -> None:
 def _numbers(value: Any) -> Iterator[float]:
     """Yield the numbers in an attribute."""
     if isinstance(value, tuple):
-        for one in value:
+        for one in cast(tuple[Any, ...], value):
             yield from _numbers(one)
     elif isinstance(value, int | float):
         yield value

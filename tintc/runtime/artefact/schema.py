@@ -135,7 +135,7 @@ def _fits_option(name: str, value: Any) -> bool:
     if value is None and one.default is None:
         return True
     if isinstance(one.default, str) or (ABOUT[name].choices and one.default is None):
-        return is_text(value) and (name != "descend" or _is_groups(value))
+        return is_text(value) and (name != "descend" or _is_groups(str(value)))
     if isinstance(one.default, float):
         return is_number(value) and objection_to(one, value) is None
     return is_size(value) and objection_to(one, value) is None
