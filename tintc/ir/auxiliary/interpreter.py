@@ -30,7 +30,8 @@ EXACT = FiniteDifference("token", 1e-3)
 class Descent:
     """Options of the simulated training (construction.md, section 10).
 
-    n_update_layers None: all layers; semantics: ``exact`` or ``paper-code``; groups: of parameters, those that descend.
+    n_update_layers None: all layers; semantics: ``exact`` or ``paper-code``; groups: of parameters, those that descend;
+    full: whether attention's scores and routing are differentiated.
     """
 
     lr: float
@@ -40,6 +41,7 @@ class Descent:
     semantics: str = "exact"
     difference: FiniteDifference = EXACT
     groups: frozenset[str] = DESCENDS
+    full: bool = False
 
 
 def view(parameter: Parameter, tensor: Tensor) -> Tensor:
@@ -125,7 +127,7 @@ def simulate(
     updated = dict(tensors)
     before = None
     for step in range(descent.n_steps):
-        context = Context(updated, inputs, descent.difference, step)
+        context = Context(updated, inputs, descent.difference, step, descent.full)
         values = _values(program, context)
         if before is None:
             before = values[program.outputs["logits"]]

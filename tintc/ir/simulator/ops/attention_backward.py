@@ -37,13 +37,11 @@ class AttentionBackward(AttentionOp):
 
     def interpret(self, run: Interpretation, dy: Tensor, q: Tensor, k: Tensor) -> Tensor:
         dv = self.probabilities(run, q, k).transpose(-1, -2) @ split_heads(dy, self.n_heads)
-        return merge_heads(dv.unflatten(1, (self.n_kv_heads, -1)).sum(2))
+        return merge_heads(self.by_key_head(dv))
 
     def fused(self, run: FusedRun, dy: Tensor, q: Tensor, k: Tensor) -> Tensor:
         dv = reduce(torch.add, self._products(run, dy, q, k))
-        if self.n_heads > self.n_kv_heads:
-            dv = dv.unflatten(1, (self.n_kv_heads, -1)).sum(2)
-        return merge_heads(dv)
+        return merge_heads(self.by_key_head(dv))
 
     def _products(self, run: FusedRun, dy: Tensor, q: Tensor, k: Tensor) -> Iterator[Tensor]:
         """Yield the terms of dv by query head, ``[B, n_heads, m, d]``, of `ROWS` queries at a time."""
@@ -89,7 +87,7 @@ class AttentionBackward(AttentionOp):
             w_q=self.take(layout, q, self.head_dim, grouped=False, factor=self.scale),
             w_k=self.take_keys(layout, k),
             w_v=self.take(layout, dy, self.value_width, grouped=False),
-            w_o=self.give(layout, grouped=True),
+            w_o=self.give(layout, grouped=True, dim=self.value_width),
             transpose=True,
             **self.spec_options(),
         )
