@@ -230,7 +230,8 @@ class Options:
             if objection is not None:
                 raise option_error(objection)
         if self.descend == ALL:
-            object.__setattr__(self, "descend", ",".join(group for group in GROUPS if self.reaches(group)))
+            everything = [group for group in GROUPS if self.reaches(group) and (group != "lora" or self.keep_adapters)]
+            object.__setattr__(self, "descend", ",".join(everything))
         unknown = [group for group in self.descend.split(",") if group not in GROUPS]
         if unknown:
             raise option_error(f"The parameter group {unknown[0]!r} is unknown; choose among {', '.join(GROUPS)}.")
