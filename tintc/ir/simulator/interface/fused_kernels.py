@@ -105,8 +105,9 @@ def _add_product(y: Tensor, a: Tensor, b: Tensor, factor: float) -> Tensor:
     return y.baddbmm_(a, b, alpha=factor)
 
 
-TINY = 1e-30
-"""Gradients smaller than this are stepped as if they were this large, which leaves a zero gradient zero."""
+TINY = 1e-18
+"""Gradients smaller than this are stepped as if they were this large, which leaves a zero gradient zero. The square of
+what is much smaller is zero in fp32."""
 
 
 def rms(x: Tensor) -> Tensor:

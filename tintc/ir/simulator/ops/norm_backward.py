@@ -90,22 +90,24 @@ class NormBackward(NormOp, DifferenceOp):
         s = inverse.reciprocal()
         size = rms(g)
         p = torch.linalg.vecdot(f, g)[..., None] * s * (2 / x.shape[-1])
-        q = size.square()
+        m = None
         if self.kind == "layer":
             m = g.mean(-1, keepdim=True)
-            q = q - m.square()
-        else:
-            m = None
         h = self.fd_step
         if self.difference.per_token:
             h = s * step_size(h, size)
         if self.difference.central:
-            even = s.square() + h.square() * q
+            even = s.square() + (h * size).square()
+            if m is not None:
+                even = even - (h * m).square()
             ahead = (even + h * p).rsqrt()
             behind = (even - h * p).rsqrt()
             weight = (ahead + behind) / 2
             rest = -p * ahead * behind / (ahead.reciprocal() + behind.reciprocal()) * s
             return torch.addcmul(self._centred(g, m, weight), f, rest)
+        q = size.square()
+        if m is not None:
+            q = q - m.square()
         change = p + h * q
         # 1 / s', the inverse scale at x + h g.
         stepped = (s.square() + h * change).rsqrt()

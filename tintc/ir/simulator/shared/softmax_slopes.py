@@ -29,8 +29,8 @@ def softmax_slopes(difference: FiniteDifference, weights: Tensor, c: Tensor, bes
     h: Tensor | float = difference.eps
     between: Tensor | float = 1 / difference.eps
     if difference.per_token:
-        size = torch.linalg.vector_norm(c, dim=-1, keepdim=True)
-        h = difference.eps / size.clamp(min=TINY)
+        size = torch.linalg.vector_norm(c, dim=-1, keepdim=True).clamp(min=TINY)
+        h = difference.eps / size
         between = size / difference.eps
     mean = _sum(weights, c)
     x = (c - mean) * h
