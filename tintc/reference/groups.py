@@ -121,9 +121,9 @@ def factors(
 ) -> dict[str, Tensor]:
     """Return the factors of the gradients of tensors that descend: 1, 0 for rows that stay, m for tiled biases.
 
-    tensors: the model's parameters by name; n_update_layers None: all. A gain that is a parameter and a number, such as
-    ``1 + w``, has that parameter's gradient. Raises `OptionError` if the model has fewer layers, or computes a gain that
-    descends in another way.
+    tensors: the model's parameters by name; n_update_layers None: all. A gain that is a parameter and a number, such
+    as ``1 + w``, has that parameter's gradient. Raises `OptionError` if the model has fewer layers, or computes a gain
+    that descends in another way.
     """
     factors: dict[str, Tensor] = {}
     everything = list(members(program))

@@ -163,7 +163,9 @@ def verify(path: str, sim: TintForCausalLM, source: AuxiliarySource, ids: Tensor
     exact = _tuned(graph, config, ids, mask, plain, 1, dtype)
     sources = {name: origin_of(graph, sim.program.parameters[name].source) for name in simulated}
     stays = [name for name in simulated if sources[name] not in tuned.gradients[0]]
-    products = {name: _products(sim, name, sources[name], g, tuned, exact) for name, g in simulated.items() if name not in stays}
+    products = {
+        name: _products(sim, name, sources[name], g, tuned, exact) for name, g in simulated.items() if name not in stays
+    }
     parameters = _compare(products, tolerances)
     before = _apart(out.logits_before, tuned.logits_before)
     after = _apart(out.logits, tuned.logits)

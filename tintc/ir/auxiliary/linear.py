@@ -12,7 +12,6 @@ from tintc.ir.auxiliary.base import AuxOp, Context, Pulled, affine
 from tintc.ir.core import register
 from tintc.ir.losses import LogitMap
 
-
 LINEAR_GROUPS = (
     ("value", "values"),
     ("output", "out"),
@@ -36,8 +35,7 @@ class Linear(AuxOp):
     """
 
     GROUPS: ClassVar[Mapping[str, Mapping[str, str]]] = {
-        role: dict.fromkeys(("weight", "bias"), group)
-        for role, group in LINEAR_GROUPS
+        role: dict.fromkeys(("weight", "bias"), group) for role, group in LINEAR_GROUPS
     }
 
     weight: str

@@ -120,9 +120,7 @@ def step_size(eps: float, size: Tensor) -> Tensor:
     return eps / size.clamp(min=TINY)
 
 
-def fused_slope(
-    fn: str, difference: FiniteDifference, g: Tensor, x: Tensor, y: Tensor | None = None
-) -> Tensor:
+def fused_slope(fn: str, difference: FiniteDifference, g: Tensor, x: Tensor, y: Tensor | None = None) -> Tensor:
     """Return act'(x) * g by a finite difference, computed in fp32 or better, in the dtype of x.
 
     y: act(x), if it is known; used if it has that precision.

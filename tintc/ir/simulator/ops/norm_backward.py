@@ -146,8 +146,8 @@ class NormBackward(NormOp, DifferenceOp):
         each on its own, and `fd_difference_*` is (first - second) / eps. A value in several tiles goes through f twice,
         all tiles together. With a constant step d is g, and this is dx with h = eps.
 
-        ``central`` has x - eps d in place of the second x and divides by 2 eps: ``(f(x + h g) - f(x - h g)) / 2h``, with
-        the steps of ``token``; the error is then of second order in h.
+        ``central`` has x - eps d in place of the second x and divides by 2 eps, with the steps of ``token``: this gives
+        ``(f(x + h g) - f(x - h g)) / 2h``, whose error is of second order in h.
 
         With ``token``, d is ``c g / r`` with r = rms(g), made by `unit` and a product with c, so that ``eps d = h g``
         for ``h = eps c / r``. The difference is then divided by eps; times r and times 1/c it is divided by h.

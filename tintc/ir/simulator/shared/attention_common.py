@@ -231,7 +231,8 @@ class AttentionOp(ScoreOptions, SimOp):
     def give(self, layout: Layout, grouped: bool, dim: int) -> tuple[SplitStage, ...]:
         """Return stages that bring the heads' results to the first slots, head after head.
 
-        Claim: number i of head m, of width `dim`, stands at number ``m * dim + i`` counted from chunk 0; where `grouped`, m counts value heads, and the results of the query heads that share one are added.
+        Claim: number i of head m, of width `dim`, stands at number ``m * dim + i`` counted from chunk 0; where
+        `grouped`, m counts value heads, and the results of the query heads that share one are added.
 
         It is `take` reversed: the same places, sources and targets exchanged, and several sources of a move are added.
         Chunks from n_heads on are no source of anything. QED.

@@ -220,9 +220,7 @@ def product(run: LiteralRun, a: Tensor, b: Tensor) -> Tensor:
     return run.slot(run.apply("product_0_1", run.embed([a, b])))
 
 
-def difference(
-    run: LiteralRun, e: Tensor, base: int, kind: FiniteDifference, f: Callable[[Tensor], Tensor]
-) -> Tensor:
+def difference(run: LiteralRun, e: Tensor, base: int, kind: FiniteDifference, f: Callable[[Tensor], Tensor]) -> Tensor:
     """Return ``(f(x + eps g) - f(x)) / eps`` for e with g in slot 0 and x in slot `base`, or the central difference; f
     acts on slots 0 and 1."""
     e = f(run.apply(_step_name(kind, base), e))
@@ -249,9 +247,7 @@ def derivative_slots(layout: Layout, kind: FiniteDifference, width: int) -> int:
     return max(2, layout.tiles(width))
 
 
-def activation_blocks(
-    layout: Layout, kind: FiniteDifference, n_tiles: int, width: int
-) -> dict[str, StructuralBlock]:
+def activation_blocks(layout: Layout, kind: FiniteDifference, n_tiles: int, width: int) -> dict[str, StructuralBlock]:
     """Return the blocks of `activation_derivative`, by name, but for the activation itself."""
     blocks = difference_blocks(layout, kind, 1)
     if kind.per_token:
@@ -259,9 +255,7 @@ def activation_blocks(
     return blocks
 
 
-def activation_derivative(
-    run: LiteralRun, kind: FiniteDifference, act: str, g: Tiles, x: Tiles, width: int
-) -> Tiles:
+def activation_derivative(run: LiteralRun, kind: FiniteDifference, act: str, g: Tiles, x: Tiles, width: int) -> Tiles:
     """Return ``(act(x + h g) - act(x)) / h``, tile by tile, or the central difference; `act` names the block that
     applies act to slots 0 and 1.
 
