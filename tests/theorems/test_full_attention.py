@@ -47,10 +47,10 @@ VECTORS = {
 def gradients(options: dict[str, Any], scheme: str, eps: float) -> tuple[list[Tensor], list[Tensor]]:
     """(dq, dk, dv) of four heads of six that share two heads of keys, and of values of five; autograd's beside them."""
     widths = (24, 12, 10)
-    dy = Value("dy", tokens(20))
+    grad = Value("dy", tokens(20))
     values = tuple(Value(name, tokens(width)) for name, width in zip("qkv", widths, strict=True))
     op = AttentionFullBackward(
-        operands=(dy, *values),
+        operands=(grad, *values),
         results=tuple(Value(f"d{value.name}", value.type) for value in values),
         n_heads=4,
         n_kv_heads=2,
@@ -68,8 +68,10 @@ def gradients(options: dict[str, Any], scheme: str, eps: float) -> tuple[list[Te
     y = merge_heads(weights @ op.by_query_head(split_heads(v, 2)))
     dy = 1e-3 * randn(2, 11, 20, seed=5)
     exact = torch.autograd.grad(y, (q, k, v), dy)
-    operands = (value.detach() for value in (q, k, v))
-    return [*attention_gradients(op, FiniteDifference(scheme, eps), dy, *operands, SEES, POSITIONS, vectors)], [*exact]
+    difference = FiniteDifference(scheme, eps)
+    with torch.no_grad():
+        approximate = attention_gradients(op, difference, dy, q, k, v, SEES, POSITIONS, vectors)
+    return [*approximate], [*exact]
 
 
 def error(approximate: Tensor, exact: Tensor) -> float:

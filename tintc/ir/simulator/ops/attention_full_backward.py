@@ -172,8 +172,8 @@ class AttentionFullBackward(AttentionOp, DifferenceOp):
 
     def _beside(self, layout: Layout, *names: str) -> tuple[int, ...]:
         """Return the first chunks of operands side by side; ``a`` stands for q once more."""
-        values = dict(zip(("dy", "q", "k", "v"), self.operands, strict=True))
-        values["a"] = values["q"]
+        dy, q, k, v = self.operands
+        values = {"dy": dy, "q": q, "k": k, "v": v, "a": q}
         return tuple(self.starts(layout, [values[name] for name in names]))
 
     def _products(self, layout: Layout) -> AttentionSpec:
@@ -238,7 +238,8 @@ class AttentionFullBackward(AttentionOp, DifferenceOp):
         dq, dk = gradients
         if sizes:
             dq = [product(run, tile, size) for tile, size in zip(dq, sizes, strict=True)]
-        return tuple([tile.to(dtype) for tile in tiles] for tiles in (dq, dk, dv))
+        dq, dk, dv = ([tile.to(dtype) for tile in tiles] for tiles in (dq, dk, dv))
+        return dq, dk, dv
 
     def _steps(self, run: LiteralRun, dy: Tiles, v: Tiles) -> tuple[Tiles, Tiles]:
         """Return the tiles of ``sqrt(D) dy / |c|`` and of ``|c| / sqrt(D)``, head by head; both are 0 where c is."""
