@@ -128,7 +128,7 @@ def fused_slope(fn: str, difference: FiniteDifference, g: Tensor, x: Tensor, y: 
     g = at_least_fp32(g)
     wide = at_least_fp32(x)
     recorded = torch.is_grad_enabled()
-    h = g.new_tensor(difference.eps)
+    h = g.new_full((), difference.eps)
     if difference.per_token:
         h = step_size(difference.eps, rms(g))
     between = h
