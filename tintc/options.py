@@ -20,12 +20,15 @@ from typing import Any, TypeVar
 
 LOSSES = ("ce", "quad", "mse")
 """Cross-entropy of the next token, and the quadratic and mean-square losses of Remark H.2."""
-GROUPS = ("values", "out", "ffn", "norm-bias", "norm-gain", "lora", "queries", "keys", "router")
+GROUPS = (
+    *("values", "out", "ffn", "norm-bias", "norm-gain", "lora", "outside"),
+    *("queries", "keys", "head-norm", "router"),
+)
 """Groups of parameters that can descend."""
 DESCENDS = frozenset({"values", "out", "ffn", "norm-bias"})
 """Those that do unless told otherwise."""
-FULL_ONLY = frozenset({"queries", "keys", "router"})
-"""Groups that receive a gradient only where scores and routing are differentiated."""
+FULL_ONLY = frozenset({"queries", "keys", "head-norm", "router"})
+"""Groups that descend only where scores and routing are differentiated."""
 ALL = "all"
 """Every group that receives a gradient."""
 GRADIENTS = ("paper", "full")
@@ -139,8 +142,8 @@ class Options:
     )
     descend: str = option(
         ",".join(group for group in GROUPS if group in DESCENDS),
-        "Parameter groups that are updated, with commas between; norm-gain and lora are more, and with the full "
-        "gradient queries, keys and router. all: every group that receives a gradient.",
+        "Parameter groups that are updated, with commas between; norm-gain, lora and outside are more, and with the "
+        "full gradient queries, keys, head-norm and router. all: every group that receives a gradient.",
         record="config",
         title="parameters that descend",
     )

@@ -28,6 +28,7 @@ MODELS: dict[str, Any] = {
     "gpt2": lambda: gpt2(n_heads=3, head_dim=6),
     "llama": lambda: llama(n_heads=4, n_kv_heads=2, head_dim=6, attention_bias=True),
     "gemma2": lambda: tiny_model("gemma2"),
+    "gemma3_text": lambda: tiny_model("gemma3_text"),
 }
 MASK = (torch.arange(14) < 10)[None]
 CENTRAL = Difference("central", 3e-3)

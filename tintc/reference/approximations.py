@@ -9,12 +9,7 @@ import torch
 from torch import Tensor
 
 from tintc.errors import OptionError
-from tintc.options import FD_STEPS, SCHEMES
-
-DESCENDS = frozenset({"values", "out", "ffn", "norm-bias"})
-"""Parameter groups that a simulator updates unless told otherwise (construction.md, section 10)."""
-GROUPS = DESCENDS | {"norm-gain", "lora", "queries", "keys", "router"}
-"""Groups of a layer's parameters that may be chosen; the final norm's count as the last layer's."""
+from tintc.options import DESCENDS, FD_STEPS, GROUPS, SCHEMES
 
 
 @dataclass(frozen=True)
@@ -104,7 +99,7 @@ class Approximations:
             return
         names = self.groups.split(",") if isinstance(self.groups, str) else self.groups
         object.__setattr__(self, "groups", frozenset(names))  # whatever it was, and hashable
-        unknown = sorted(frozenset(self.groups) - GROUPS)
+        unknown = sorted(frozenset(self.groups) - set(GROUPS))
         if unknown:
             raise OptionError(
                 f"The parameter group {unknown[0]!r} is unknown; choose among {', '.join(sorted(GROUPS))}."

@@ -16,6 +16,7 @@ from tintc.lowering.passes.assign_layers import assign_layers
 from tintc.lowering.passes.canonicalise import canonicalise
 from tintc.reference.approximations import Approximations
 
+OUTSIDE = "outside"
 LINEAR = {
     "value": "values",
     "output": "out",
@@ -26,12 +27,20 @@ LINEAR = {
     "lora": "lora",
 }
 """Groups of linear layers by the importer's role."""
+NORMS = {
+    "layer": ("norm-gain", "norm-bias"),
+    "final": ("norm-gain", "norm-bias"),
+    "qk": ("head-norm", "head-norm"),
+    "heads": ("head-norm", "head-norm"),
+    "embedding": (OUTSIDE, OUTSIDE),
+}
+"""Groups of a norm's gain and bias by its role."""
 
 
 @dataclass(frozen=True)
 class Member:
-    """Rows of one tensor that belong to a group. layer: -1 for the final norm; copies: how many times the authors' code
-    keeps this bias (1 for all else)."""
+    """Rows of one tensor that belong to a group. layer: -1 for the final norm, 0 for what is outside the layers and
+    descends where all do; copies: how many times the authors' code keeps this bias (1 for all else)."""
 
     where: Parameter
     group: str
@@ -48,7 +57,7 @@ class Member:
 
 
 def members(program: Program) -> Iterator[Member]:
-    """Yield every parameter of the layers and of the final norm, from an imported program."""
+    """Yield every parameter of the layers, and of norms and projections outside them, from an imported program."""
     program = assign_layers(canonicalise(program))
     width = program.attributes["width"]
     parameters = program.parameters
@@ -61,13 +70,16 @@ def members(program: Program) -> Iterator[Member]:
                 if isinstance(op, Linear):
                     copies = -(-parameters[op.weight].shape[1] // width)
                 yield Member(parameters[op.bias], group, op.layer, copies)
-        elif isinstance(op, Norm) and op.role in ("layer", "final"):
-            layer = -1
-            if op.role == "layer":
-                layer = op.layer
-            for name, group in ((op.weight, "norm-gain"), (op.bias, "norm-bias")):
+        elif isinstance(op, Norm) and op.role in NORMS:
+            layer = op.layer
+            if op.role == "embedding":
+                layer = 0
+            for name, group in zip((op.weight, op.bias), NORMS[op.role], strict=True):
                 if name:
                     yield Member(parameters[name], group, layer)
+        elif isinstance(op, Linear) and op.role == "projection":
+            for name in op.parameters().values():
+                yield Member(parameters[name], OUTSIDE, 0)
 
 
 def layer_parameters(

@@ -56,6 +56,8 @@ ALTOGETHER = {"sunk": True, "scaled": True, "window": 3, "soft_cap": 1.5, "slope
         (1, {"value_dim": 4}),
         (3, {"value_dim": 9, "width": 20}),
         (1, {"q_norm": {"kind": "rms"}}),
+        (3, {"q_norm": {"kind": "layer", "shared": False}}),
+        (3, {"q_norm": {"kind": "layer"}, "width": 12}),
     ],
 )
 def test_options_of_scores(kv_heads: int, options: dict[str, Any]) -> None:
@@ -110,5 +112,5 @@ def test_all_is_every_group_that_receives_a_gradient() -> None:
     paper = Options(descend="all").groups
     full = Options(gradient="full", descend="all", keep_adapters=True).groups
     assert full == set(GROUPS)
-    assert full - paper == {"queries", "keys", "router", "lora"}
+    assert full - paper == {"queries", "keys", "head-norm", "router", "lora"}
     assert Options(gradient="full").scheme == "central" and Options(gradient="full").fd_step == 3e-3

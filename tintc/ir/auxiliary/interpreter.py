@@ -110,9 +110,14 @@ def forward(program: Program, tensors: Mapping[str, Tensor], inputs: Inputs) -> 
 
 
 def descending(op: AuxOp, n_layers: int, n_update_layers: int, groups: frozenset[str]) -> set[str]:
-    """Return the fields that name the parameters of this op that the descent updates (construction.md, section 10)."""
+    """Return the fields that name the parameters of this op that the descent updates (construction.md, section 10).
+
+    What lies outside the layers descends, if asked to, where all layers do.
+    """
     if op.role == "final" or op.layer >= n_layers - n_update_layers:
         return op.in_groups(groups)
+    if op.layer < 0 and n_update_layers == n_layers:
+        return op.in_groups(groups & {"outside"})
     return set()
 
 

@@ -20,6 +20,7 @@ LINEAR_GROUPS = (
     ("query", "queries"),
     ("key", "keys"),
     ("router", "router"),
+    ("projection", "outside"),
 )
 """Roles of linear layers, and the groups to which their parameters belong."""
 
@@ -30,8 +31,8 @@ class Linear(AuxOp):
     """y = W x + b with ``W [dout, din]``, b optional (empty name).
 
     Roles: query, key, value, output, ffn, router, lora (in a layer; lora is an adapter's, unless it makes queries or
-    keys alone), projection (outside). The paper updates all but query and key; a router too descends only where
-    routing is differentiated.
+    keys alone), projection (outside the layers). The paper updates all but query and key; a router too descends only
+    where routing is differentiated.
     """
 
     GROUPS: ClassVar[Mapping[str, Mapping[str, str]]] = {

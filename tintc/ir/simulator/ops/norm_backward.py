@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tintc.ir.auxiliary.norm import per_token
 from tintc.ir.core import register
 from tintc.ir.functions import at_least_fp32, norm_scale, normalise
 from tintc.ir.layout import Layout
@@ -32,7 +31,8 @@ from tintc.ir.simulator.shared.first_order import (
     unit_blocks,
     widened,
 )
-from tintc.ir.simulator.shared.norm_common import NormOp, check_norm, has, vector_blocks, vectors
+from tintc.ir.simulator.shared.norm_common import NormOp, check_norm, for_all_heads, has, vector_blocks, vectors
+from tintc.ir.simulator.shared.shared_vectors import spread_blocks, spread_out
 from tintc.ir.structure import LinearSpec, ProductSpec, StructuralBlock
 
 
@@ -59,7 +59,7 @@ class NormBackward(NormOp, DifferenceOp):
         g, x = operands[-2:]
         w, _ = self.weights_and(operands, Weights(None, None))
         if w.weight is not None:
-            g = g * per_token(w.weight)
+            g = g * for_all_heads(w.weight, x.shape[-1])
         x, g = (value.unflatten(-1, (self.groups, -1)) for value in (x, g))
         scale = norm_scale(self.kind, x, self.eps)
         return self.difference.derivative(lambda z: normalise(self.kind, z, self.eps), x, g, scale).flatten(-2)
@@ -70,7 +70,7 @@ class NormBackward(NormOp, DifferenceOp):
         wide = at_least_fp32(x)
         g = at_least_fp32(dy)
         if w.weight is not None:
-            g = g * per_token(w.weight).to(g.dtype)
+            g = g * for_all_heads(w.weight, x.shape[-1]).to(g.dtype)
         if self.groups == 1:
             return self._fused_difference(wide, g).to(x.dtype)
         wide, g = (value.unflatten(-1, (self.groups, -1)) for value in (wide, g))
@@ -140,7 +140,7 @@ class NormBackward(NormOp, DifferenceOp):
         Claim: they give ``dx = (f(x + h g) - f(x)) / h`` with ``g = gamma * dy``.
 
         g: of a diagonal gain, `linear_backward` makes ``diag(gamma)^T dy``; of a vector, `vectors_block` brings gamma
-        to every token and the product of slots is ``dy * gamma``.
+        to every token, `spread_out` to all heads that share it, and the product of slots is ``dy * gamma``.
 
         The difference: `fd_step_*` makes [x + eps d, x] of a direction d and x, the group norm takes f of both slots,
         each on its own, and `fd_difference_*` is (first - second) / eps. A value in several tiles goes through f twice,
@@ -173,7 +173,7 @@ class NormBackward(NormOp, DifferenceOp):
         if self.weights is not None and has(self.weights, "gain"):
             blocks["linear_backward"] = backward_block(layout)
         if self.weights is not None and has(self.weights, "vector"):
-            blocks |= vector_blocks(layout, self.weights)
+            blocks |= vector_blocks(layout, self.weights) | spread_blocks(layout, self.weights, self.result)
         if self.difference.per_token:
             blocks |= unit_blocks(layout, n, part, groups)
             if n == 1:
@@ -214,7 +214,8 @@ class NormBackward(NormOp, DifferenceOp):
             return backward_tiles(run, w, dy)
         if has(self.weights, "vector"):
             gain, _ = vectors(run, self.weights, w, dy[0])
-            return [product(run, dy[0], gain)]
+            gains = spread_out(run, gain, self.weights, self.result)
+            return [product(run, tile, factor) for tile, factor in zip(dy, gains, strict=True)]
         return dy
 
     @property
