@@ -31,8 +31,8 @@ def unit(x: Tensor) -> Tensor:
 
 
 def delta_product(q: Tensor, k: Tensor, v: Tensor, beta: Tensor, subtracts: bool) -> Tensor:
-    """Return ``y_t = S_t^T q_t``, ``[B, T, H, d]``, for q ``[B, T, H, d]``, k and v ``[B, T, H, n, d]`` and beta ``[B, T,
-    H, n]``: every token writes n times, ``S <- S + beta k (v - S^T k)^T``, or without the subtraction."""
+    """Return ``y_t = S_t^T q_t``, ``[B, T, H, d]``, for q ``[B, T, H, d]``, k and v ``[B, T, H, n, d]`` and beta
+    ``[B, T, H, n]``: every token writes n times, ``S <- S + beta k (v - S^T k)^T``, or without the subtraction."""
     q, k = unit(q), unit(k)
     state = v.new_zeros(*v.shape[:1], v.shape[2], k.shape[-1], v.shape[-1])
     rows = []

@@ -40,8 +40,8 @@ class RecurrenceOptions(Op):
     `value_dim`. scale: of queries. delta: whether the delta rule subtracts what the state holds under a key already.
     by_coordinate: whether decays are those of each coordinate of a head's keys, ``[B, T, n_heads * key_dim]``, or of
     the head, ``[B, T, n_heads]``. unit_eps: above 0, queries and keys are divided by ``sqrt(|x|^2 + unit_eps)``. skip:
-    name of a vector ``[n_heads]``: how much of v a token adds to its own result (empty: nothing). writes: n, how often a
-    token writes; within a head, the keys of all its writes stand side by side, and so do values and strengths.
+    name of a vector ``[n_heads]``: how much of v a token adds to its own result (empty: nothing). writes: n, how often
+    a token writes; within a head, the keys of all its writes stand side by side, and so do values and strengths.
     """
 
     n_heads: int
@@ -60,7 +60,8 @@ class RecurrenceOptions(Op):
         self.expect(shared, f"{self.n_heads} heads do not share {self.n_key_heads} evenly")
         self.expect(self.unit_eps >= 0, "the eps of unit queries and keys is not negative")
         self.expect(self.writes > 0, "a token writes once at least")
-        self.expect(self.writes == 1 or not self.skip, "a token that writes several times adds none of its values itself")
+        alone = self.writes == 1 or not self.skip
+        self.expect(alone, "a token that writes several times adds none of its values to its own result")
 
     def widths(self) -> tuple[int, ...]:
         """Return the widths of q, k, v, g and beta."""
@@ -89,7 +90,7 @@ class RecurrenceOptions(Op):
         return by_write(split_heads(v, self.n_heads), self.writes)
 
     def merge_values(self, v: Tensor) -> Tensor:
-        """Undo `split_values`."""
+        """Return ``[B, T, W]`` of ``[B, H, n T, d_v]``, the inverse of `split_values`."""
         return merge_heads(by_token(v, self.writes))
 
     def options(self) -> dict[str, Any]:
@@ -105,15 +106,17 @@ def by_write(heads: Tensor, writes: int) -> Tensor:
 
 
 def by_token(heads: Tensor, writes: int) -> Tensor:
-    """Undo `by_write`."""
+    """Return ``[B, H, T, n d]`` of ``[B, H, n T, d]``, the inverse of `by_write`."""
     return heads.unflatten(2, (-1, writes)).flatten(3)
 
 
 @dataclass(frozen=True)
 class Heads:
-    """What a recurrence's matrix is made of, by head and write: q and k ``[B, H, n T, d_k]``, log decays g ``[B, H, n T,
-    d_k]`` or ``[B, H, n T, 1]``, beta ``[B, H, n T, 1]``. Queries are those of a token's last write; decays before the
-    others are 0."""
+    """What a recurrence's matrix is made of, by head and write: q and k ``[B, H, n T, d_k]``, log decays g
+    ``[B, H, n T, d_k]`` or ``[B, H, n T, 1]``, beta ``[B, H, n T, 1]``.
+
+    Queries are those of a token's last write, decays those before its first; the others are 0.
+    """
 
     q: Tensor
     k: Tensor
@@ -167,8 +170,8 @@ def _decayed_scores(a: Tensor, b: Tensor, total: Tensor) -> Tensor:
 
 
 def apply_recurrence(options: RecurrenceOptions, heads: Heads, v: Tensor, skip: Tensor | None) -> Tensor:
-    """Return ``A v``, ``[B, H, T, d_v]`` for ``v [B, H, n T, d_v]``, in memory that grows with T, by chunks of writes that
-    hand a state ``[d_k, d_v]`` on."""
+    """Return ``A v``, ``[B, H, T, d_v]``, for ``v [B, H, n T, d_v]``, in memory that grows with T, by chunks of writes
+    that hand a state ``[d_k, d_v]`` on."""
     size = CHUNK
     if options.by_coordinate:
         size = CHUNK_BY_COORDINATE
@@ -196,8 +199,8 @@ def apply_recurrence(options: RecurrenceOptions, heads: Heads, v: Tensor, skip: 
 
 
 def apply_transposed_recurrence(options: RecurrenceOptions, heads: Heads, dy: Tensor, skip: Tensor | None) -> Tensor:
-    """Return ``A^T dy``, ``[B, H, n T, d_v]``: `apply_recurrence` is linear in v, so this is its derivative along dy, in
-    memory that grows with T."""
+    """Return ``A^T dy``, ``[B, H, n T, d_v]``: `apply_recurrence` is linear in v, so this is its derivative along dy,
+    in memory that grows with T."""
     recorded = torch.is_grad_enabled()
     with torch.enable_grad():
         v = dy.new_zeros(*dy.shape[:2], heads.k.shape[2], dy.shape[3]).requires_grad_()

@@ -65,7 +65,9 @@ class RecurrenceRule:
                     read.append(builder.emit(Constant, node, (), kind, "constant", table=table))
                 else:
                     read.append(next(given))
-            return builder.emit(Recurrence, node, tuple(read), tokens(v.sizes[0] * v.sizes[-1]), "mixed", skip=name, **options)
+            return builder.emit(
+                Recurrence, node, tuple(read), tokens(v.sizes[0] * v.sizes[-1]), "mixed", skip=name, **options
+            )
 
         return Match(live, build)
 
