@@ -114,10 +114,10 @@ def _as_one(tensors: Sequence[Tensor]) -> Tensor | None:
 
 
 def _adjacent(tensors: Sequence[Tensor]) -> bool:
-    storage = tensors[0].untyped_storage().data_ptr()
+    storage = tensors[0].untyped_storage()._cdata
     offset = tensors[0].storage_offset()
     for tensor in tensors:
-        place = (tensor.untyped_storage().data_ptr(), tensor.storage_offset())
+        place = (tensor.untyped_storage()._cdata, tensor.storage_offset())
         if place != (storage, offset) or not tensor.is_contiguous():
             return False
         offset += tensor.numel()
