@@ -1,6 +1,6 @@
 """TPTT (arXiv 2506.17671): a pretrained decoder whose attention is mixed with a delta rule, compiled by tintc.
 
-    python examples/tptt.py path/to/llama [--order 2] [--rule linear] [--steps 60]
+    python examples/tptt.py path/to/llama [--order 2] [--rule linear] [--steps 150]
 
 It puts a `LiZA` around the attention of every layer, trains adapters (LoRA) on texts that the decoder itself writes, as
 the mixed-in part grows from 0.01 to 0.5, and compiles the result. Then it prints perplexities of the second halves of
@@ -22,6 +22,8 @@ import tintc
 from tintc.reference import tune
 
 EPS = 1e-6
+RATE, LAYERS = 1e-4, 3
+"""Of the simulated step: its rate, and how many layers at the top it updates."""
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj")
 
 
@@ -134,7 +136,7 @@ def written(model: Any, n: int, length: int, seed: int) -> Tensor:
     return text[:, :length]
 
 
-def train_adapters(model: Any, texts: Tensor, steps: int, batch: int = 4, lr: float = 2e-3) -> None:
+def train_adapters(model: Any, texts: Tensor, steps: int, batch: int = 8, lr: float = 5e-3) -> None:
     """Train the adapters, while the share of the delta rule grows from 0.01 to 0.5."""
     lizas = [layer.self_attn for layer in model.model.layers]
     optimiser = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr, weight_decay=0.0)
@@ -155,7 +157,7 @@ def perplexity(logits: Tensor, texts: Tensor) -> float:
     return float(F.cross_entropy(predicted.flatten(0, 1), texts[:, half:].flatten()).exp())
 
 
-def run(folder: str, order: int, subtracts: bool, steps: int, length: int = 128, n: int = 8) -> dict[str, float]:
+def run(folder: str, order: int, subtracts: bool, steps: int, length: int = 128, n: int = 16) -> dict[str, float]:
     """Return perplexities by name."""
     model: Any = AutoModelForCausalLM.from_pretrained(folder).eval()
     texts = written(model, 4 * steps, length, seed=0)
@@ -166,12 +168,11 @@ def run(folder: str, order: int, subtracts: bool, steps: int, length: int = 128,
         with_liza(model, order, subtracts)
         found["with LiZA, not trained"] = perplexity(model(held).logits, held)
     train_adapters(model, texts, steps)
-    options = {"n_steps": 1, "n_update_layers": 3, "inner_lr": 1e-3}
-    sim = tintc.compile(model.eval(), max_length=length, **options)
+    sim = tintc.compile(model.eval(), max_length=length, inner_lr=RATE, n_update_layers=LAYERS)
     with torch.no_grad():
         out = sim(held, return_before=True)
     mask = torch.arange(length)[None].expand(n, -1) < length // 2
-    tuned = tune(model, held, mask, inner_lr=1e-3, n_update_layers=3)
+    tuned = tune(model, held, mask, inner_lr=RATE, n_update_layers=LAYERS)
     found["before"] = perplexity(out.logits_before, held)
     found["after a simulated step"] = perplexity(out.logits, held)
     found["after a step of explicit tuning"] = perplexity(tuned.logits, held)
@@ -183,7 +184,7 @@ def main() -> None:
     parser.add_argument("folder", help="a llama")
     parser.add_argument("--order", type=int, default=1, help="how often a token writes")
     parser.add_argument("--rule", choices=("delta", "linear"), default="delta", help="linear: nothing is subtracted")
-    parser.add_argument("--steps", type=int, default=60, help="of the adapters' training")
+    parser.add_argument("--steps", type=int, default=150, help="of the adapters' training")
     arguments = parser.parse_args()
     for name, value in run(arguments.folder, arguments.order, arguments.rule == "delta", arguments.steps).items():
         print(f"{name:34}{value:8.3f}")
