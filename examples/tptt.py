@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
 import tintc
+from tintc.frontend.mixers.registry import mixers_as_nodes
 from tintc.reference import tune
 
 EPS = 1e-6
@@ -60,6 +61,10 @@ tintc.mixers.register(delta_product, as_recurrence)
 
 class LiZA(nn.Module):
     """Softmax attention, and beside it a delta rule with the same projections; memory as gate mixes the two."""
+
+    weight: Tensor
+    differences: Tensor
+    mean_of_heads: Tensor
 
     def __init__(self, attention: Any, heads: int, order: int, subtracts: bool):
         super().__init__()
@@ -144,7 +149,8 @@ def train_adapters(model: Any, texts: Tensor, steps: int, batch: int = 8, lr: fl
         for liza in lizas:
             liza.weight.fill_(0.01 + 0.49 * step / max(1, steps - 1))
         rows = texts.roll(-step * batch, 0)[:batch]
-        loss = model(rows, labels=rows, use_cache=False).loss
+        with mixers_as_nodes(model):  # what stands for the loop over tokens takes many at once
+            loss = model(rows, labels=rows, use_cache=False).loss
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()

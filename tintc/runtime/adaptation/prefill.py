@@ -118,6 +118,11 @@ def _following(input_ids: Tensor, mask: Tensor | None, position_ids: Tensor | No
             f"input_ids has shape {tuple(input_ids.shape)}; the cache has {cache.positions.shape[0]} rows, so pass the "
             "new tokens of each."
         )
+    if input_ids.device != cache.positions.device:
+        raise InputError(
+            f"The tokens are on {input_ids.device} and what the cache has read of earlier ones on "
+            f"{cache.positions.device}; pass the whole text again, with the state or without a cache."
+        )
     rows, count = input_ids.shape
     total = cache.positions.shape[1] + count
     valid = torch.ones_like(input_ids, dtype=torch.bool)
