@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -42,15 +42,21 @@ def execute(
 
 
 def execute_program(
-    sim: Simulator, program: Program, inputs: Inputs, rates: Rates | None, executor: str
+    sim: Simulator,
+    program: Program,
+    inputs: Inputs,
+    rates: Rates | None,
+    executor: str,
+    carrying: Mapping[str, SimOp] | None = None,
 ) -> dict[str, Any]:
     """Return all outputs of a program with the simulator's ops, weights among them, for a batch that is not cut.
 
-    Weights are `PrefixTiles` in literal execution and `FusedWeights` in fused.
+    Weights are `PrefixTiles` in literal execution and `FusedWeights` in fused. carrying: ops of which fused execution
+    also returns, by these names, the state that the text leaves.
     """
     if executor == "literal":
         return LiteralExecutor(sim, inputs, rates).run(tuple(program.outputs), program)
-    return run_together(sim, program, inputs, rates)
+    return run_together(sim, program, inputs, rates, carrying or {})
 
 
 def refuse_float16(dtype: torch.dtype) -> None:

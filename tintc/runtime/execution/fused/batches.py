@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -11,6 +12,7 @@ from torch import Tensor
 from tintc.errors import InputError, OptionError
 from tintc.ir.core import Program
 from tintc.ir.inputs import Inputs
+from tintc.ir.simulator import SimOp
 from tintc.runtime.execution.fused.available import available_bytes
 from tintc.runtime.execution.fused.budget import HEADROOM, Budget
 from tintc.runtime.execution.fused.executor import FusedExecutor
@@ -47,16 +49,26 @@ def run_fused(
     return {label: torch.cat([result[label] for result in results]) for label in outputs}
 
 
-def _run(model: Simulator, inputs: Inputs, rates: Rates | None, budget: Budget, sizes: Sizes) -> dict[str, Any]:
+def _run(
+    model: Simulator,
+    inputs: Inputs,
+    rates: Rates | None,
+    budget: Budget,
+    sizes: Sizes,
+    carrying: Mapping[str, SimOp] | None = None,
+) -> dict[str, Any]:
     plan = plan_for(model, budget, sizes)
     if plan is None:
         raise budget.refusal(sizes)
-    return FusedExecutor(model, inputs, plan, rates).run()
+    return FusedExecutor(model, inputs, plan, rates, carrying).run()
 
 
-def run_together(model: Simulator, program: Program, inputs: Inputs, rates: Rates | None) -> dict[str, Any]:
+def run_together(
+    model: Simulator, program: Program, inputs: Inputs, rates: Rates | None, carrying: Mapping[str, SimOp]
+) -> dict[str, Any]:
     """Return all outputs of a program with the model's ops, weights among them, for a batch that is not cut.
 
+    carrying: ops whose state after the text is wanted too, by name.
     Updates of a single example are carried out, if there is memory for that: whoever goes on from them reads them once
     per token.
     """
@@ -68,8 +80,8 @@ def run_together(model: Simulator, program: Program, inputs: Inputs, rates: Rate
     if sizes.batch == 1 and model.update == "auto":
         materialised = replace(budget, update="materialised")
         if plan_for(model, materialised, sizes) is not None:
-            return _run(model, inputs, rates, materialised, sizes)
-    return _run(model, inputs, rates, budget, sizes)
+            return _run(model, inputs, rates, materialised, sizes, carrying)
+    return _run(model, inputs, rates, budget, sizes, carrying)
 
 
 def sizes_of(inputs: Inputs, vocab: int) -> Sizes:

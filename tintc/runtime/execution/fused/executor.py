@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
@@ -23,10 +24,19 @@ from tintc.runtime.execution.simulator import Simulator
 
 
 class FusedExecutor(FusedRunBase):
-    """One run of a plan on one batch (the runtime's `FusedRun`)."""
+    """One run of a plan on one batch (the runtime's `FusedRun`). carrying: ops whose state after the text is wanted
+    too, by name; the plan runs them on the whole text."""
 
-    def __init__(self, model: Simulator, inputs: Inputs, plan: ExecutionPlan, rates: Rates | None):
+    def __init__(
+        self,
+        model: Simulator,
+        inputs: Inputs,
+        plan: ExecutionPlan,
+        rates: Rates | None,
+        carrying: Mapping[str, SimOp] | None = None,
+    ):
         super().__init__(model, inputs, inputs.position_ids)
+        self.carrying = {op: name for name, op in (carrying or {}).items()}
         self.plan = plan
         self.rates = rates
         self._parts: dict[SimOp, Tensor] = {}
@@ -50,7 +60,11 @@ class FusedExecutor(FusedRunBase):
             form = partial(op.fused, self)
             if visible and self.recorded:
                 form = partial(op.fused_showing, self, visible)
-            result = form(*(_cut(values[value], read) for value in operands))
+            given = [_cut(values[value], read) for value in operands]
+            if op in self.carrying:
+                result, seen[self.carrying[op]] = op.carried(self, None, *given)
+            else:
+                result = form(*given)
             if edits and op.results[0] in edits:
                 result = edits[op.results[0]](result)
             if len(op.results) == 1:

@@ -5,21 +5,20 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from tintc.ir.core import Value, register
 from tintc.ir.functions import merge_heads, split_heads
 from tintc.ir.layout import Layout
 from tintc.ir.recurrence import (
-    CHUNK,
     Heads,
     RecurrenceOptions,
     apply_recurrence,
     apply_transposed_recurrence,
+    continue_recurrence,
     recurrence_matrix,
 )
+from tintc.ir.recurrence_chunks import CHUNK
 from tintc.ir.simulator.interface.cost_model import CostModel
 from tintc.ir.simulator.interface.fused_base import FusedRun
 from tintc.ir.simulator.interface.literal_base import LiteralRun, Tiles
@@ -116,7 +115,7 @@ class RecurrenceForward(_Recurrence):
 
     VALUE = 2
     TRANSPOSED = False
-    CACHED_OPERANDS: ClassVar[tuple[int, ...]] = (0, 1, 2, 3, 4)
+    CARRIES_STATE: ClassVar[bool] = True
 
     def interpret(self, run: Interpretation, q: Tensor, k: Tensor, v: Tensor, g: Tensor, beta: Tensor) -> Tensor:
         heads = Heads.of(self, q, k, g, beta, run.inputs.real_tokens)
@@ -126,21 +125,12 @@ class RecurrenceForward(_Recurrence):
         heads = Heads.of(self, q, k, g, beta, self.real(run, q.shape[1]))
         return merge_heads(apply_recurrence(self, heads, split_heads(v, self.n_heads), _vector(self, run)))
 
-    def remember(self, run: FusedRun, *operands: Tensor) -> tuple[Tensor, Tensor]:
-        """Return keys, decays and strengths side by side, and values, by head."""
+    def carried(self, run: FusedRun, state: Tensor | None, *operands: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the results, and the state ``[B, n_heads, key_dim, value_dim]`` that the tokens leave."""
         q, k, v, g, beta = operands
         heads = Heads.of(self, q, k, g, beta, self.real(run, q.shape[1]))
-        return torch.cat((heads.k, heads.g, heads.beta), -1), split_heads(v, self.n_heads)
-
-    def continued(self, run: FusedRun, keys: Tensor, values: Tensor, *operands: Tensor) -> Tensor:
-        """Return the results at the last tokens, from all keys and values: queries of earlier ones are left out."""
-        q, k, _, g, beta = operands
-        last = Heads.of(self, q, k, g, beta, self.real(run, q.shape[1]))
-        decays = 1 + self.by_coordinate * (self.key_dim - 1)
-        k, g, beta = keys.split([self.key_dim, decays, 1], -1)
-        queries = F.pad(last.q, (0, 0, values.shape[2] - q.shape[1], 0))
-        y = apply_recurrence(self, Heads(queries, k, g, beta), values, _vector(self, run))
-        return merge_heads(y[:, :, -q.shape[1] :])
+        y, after = continue_recurrence(self, heads, split_heads(v, self.n_heads), _vector(self, run), state)
+        return merge_heads(y), after
 
 
 @register("sim.recurrence_backward")
