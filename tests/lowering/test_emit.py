@@ -66,10 +66,10 @@ def test_structure_does_not_depend_on_the_weights() -> None:
         assert torch.equal(tensor, states[1][key]) == key.startswith(("structure.", "rates."))
 
 
-def test_short_types_keep_rates_and_rotary_frequencies_in_fp32() -> None:
+def test_short_types_keep_rates_and_score_vectors_in_fp32() -> None:
     auxiliary, tensors = llama_like()
     for name, tensor in emit(driver.lower(auxiliary, Options(), 24), tensors, 0.1, torch.bfloat16):
-        wanted = torch.float32 if name.startswith(("rates.", "rotary.")) else torch.bfloat16
+        wanted = torch.float32 if name.startswith(("rates.", "score_vectors.")) else torch.bfloat16
         assert tensor.dtype == wanted, name
 
 

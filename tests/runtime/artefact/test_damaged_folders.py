@@ -42,7 +42,11 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
         ),
         "it has 1 tensor of another shape (tables.model.embed_tokens.weight)",
     ),
-    "newer": (lambda folder: change_config(folder, format_version=FORMAT_VERSION + 1), "by a newer tintc (format 2;"),
+    "newer": (lambda folder: change_config(folder, format_version=FORMAT_VERSION + 1), "by a newer tintc (format 3;"),
+    "older": (
+        lambda folder: change_config(folder, format_version=1),
+        "by an earlier tintc (format 1; this one reads 2); compile the model again.",
+    ),
     "other steps": (lambda folder: change_config(folder, n_steps=7), "says n_steps 7 and its program 1; put 1 back"),
     "another rate": (lambda folder: change_config(folder, inner_lr=0.5), "was changed in one of inner_lr, "),
     "steps once calibrated": (

@@ -74,8 +74,8 @@ def test_the_counts_follow(name: str) -> None:
         table = table_count(made.program)
         assert table.total == sum(row.table for row in rows)
         shared = sum(row.unique for row in rows if row.layer is None)
-        rotary = sum(tensor.numel() for key, tensor in state.items() if key.startswith("rotary."))
-        assert shared > rotary if reuse == "layer" else shared == rotary, "no structural tensor is of several layers"
+        scores = sum(tensor.numel() for key, tensor in state.items() if key.startswith("score_vectors."))
+        assert shared > scores if reuse == "layer" else shared == scores, "no structural tensor is of several layers"
     assert unique["none"] == unrolled_count(compiled("none", name).program)
     assert unique["layer"] < unique["none"]
 

@@ -45,7 +45,7 @@ def test_a_cast_simulator_is_still_the_compilers_own_after_saving(tmp_path: Path
 
 def test_rates_and_frequencies_keep_fp32() -> None:
     sim = tintc.compile(llama().float()).to(torch.bfloat16)
-    kept = {name: p.dtype for name, p in sim.named_parameters() if name.startswith(("rates.", "rotary."))}
+    kept = {name: p.dtype for name, p in sim.named_parameters() if name.startswith(("rates.", "score_vectors."))}
     assert kept and set(kept.values()) == {torch.float32}
     assert sim.dtype == torch.bfloat16
 

@@ -43,7 +43,7 @@ def test_every_tensor_changes_the_output(sim: TintForCausalLM) -> None:
     """Strongly, since gates are saturated: t becomes -t - 1 - noise."""
     right = run(sim)
     size = float(right.norm())
-    rotary = any(name.startswith("rotary.") for name, _ in sim.named_parameters())
+    rotary = any(name.startswith("score_vectors.") for name, _ in sim.named_parameters())
     idle: list[str] = []
     for name, parameter in sim.named_parameters():
         kept, noise = parameter.detach().clone(), torch.Generator().manual_seed(1)
@@ -75,10 +75,10 @@ def test_every_parameter_receives_a_gradient(sim: TintForCausalLM) -> None:
     for name, parameter in sim.named_parameters():
         assert parameter.grad is not None, name
         assert bool(torch.isfinite(parameter.grad).all()), name
-        if name.split(".")[0] in ("prefixes", "tables", "rates", "rotary") and not invariant(name):
+        if name.split(".")[0] in ("prefixes", "tables", "rates", "score_vectors") and not invariant(name):
             assert float(parameter.grad.abs().max()) > 0, name
     sim.zero_grad()
-    sim.trainable("tables", "prefixes", "rates", "rotary")
+    sim.trainable("tables", "prefixes", "rates", "score_vectors")
 
 
 def test_a_gradient_is_the_slope(sim: TintForCausalLM) -> None:

@@ -137,6 +137,8 @@ def test_what_is_trained_asks_for_gradients(folder: Path) -> None:
     assert all(parameter.requires_grad for parameter in everything.parameters())
     with pytest.raises(OptionError, match="'weights' is unknown; choose of tables, prefixes"):
         sim.trainable("weights")
+    with pytest.warns(DeprecationWarning, match="'rotary' is called 'score_vectors' now"):
+        assert asking(sim.trainable("rates", "rotary")) == {"rates"}, "this model has no score vectors"
 
 
 def asking(sim: TintForCausalLM) -> set[str]:

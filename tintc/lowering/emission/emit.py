@@ -1,4 +1,4 @@
-"""The simulator's tensors: stored prefixes, tables, rates and rotary frequencies, and the structural tensors.
+"""The simulator's tensors: stored prefixes, tables, rates and score vectors, and the structural tensors.
 
 `specs` says what a program's artefact holds, without computing anything; `emit` computes it from the auxiliary's
 tensors. Names are those of the module tree, so that the result is a state dict:
@@ -6,7 +6,7 @@ tensors. Names are those of the module tree, so that the result is a state dict:
 - ``prefixes.<layer>.weight [ceil(dout/S), S, din]``, ``.bias [dout]``; norms ``.gain [D]``, ``.bias [D]``
 - ``tables.<parameter>``: token and position embeddings and the head, once, D wide
 - ``rates.<layer> [N]``: learning rate of every step
-- ``rotary.<parameter>``: frequencies, gains of rotated queries, their scales by position, sinks
+- ``score_vectors.<parameter>``: rotary frequencies, gains of rotated queries, their scales by position, sinks
 - ``structure.<block>...``: the same for every layer; ``structure.<module>.<block>...`` where modules share less
   (`tintc.lowering.emission.sharing`)
 """
@@ -30,7 +30,7 @@ from tintc.lowering.emission.sharing import Placed, around, placement, reuse_of
 from tintc.lowering.passes.plan_layout import layout_of
 
 Source = Mapping[str, Tensor]
-FULL_PRECISION = ("rates.", "rotary.")
+FULL_PRECISION = ("rates.", "score_vectors.")
 """Tensors that stay in fp32 or better when the simulator is stored in a shorter type."""
 
 
@@ -119,7 +119,7 @@ def _parameter(program: Program, source: Source | None, name: str) -> TensorSpec
 def emit(program: Program, source: Source, lr: float, dtype: torch.dtype) -> Iterator[tuple[str, Tensor]]:
     """Yield name and tensor of everything the artefact holds, one at a time, in `dtype`.
 
-    Rates and rotary are in fp32 or better.
+    Rates and score vectors are in fp32 or better.
     """
     for name, spec in specs(program, source, lr).items():
         yield name, contiguous(spec.build, stored_dtype(name, dtype))

@@ -78,7 +78,7 @@ def _empty(entries: dict[str, Any]) -> PreTrainedModel:
 def kept_tensors(sim: AdaptiveSimulator) -> Iterator[tuple[Parameter, Tensor]]:
     """Yield every tensor that the simulator keeps of its auxiliary, with the parameter that says where it is from."""
     parameters = sim.program.parameters
-    for group in (sim.tables, sim.rotary):
+    for group in (sim.tables, sim.score_vectors):
         for name, table in group.named_parameters():
             if name in parameters:
                 yield parameters[name], table.detach().cpu()

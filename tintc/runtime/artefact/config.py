@@ -15,7 +15,8 @@ from tintc.options import ABOUT, Options
 from tintc.runtime.artefact.beside import AUXILIARY_FILE, DESCRIPTION_FILE, HUB_ARGUMENTS, text_beside, text_digest
 from tintc.runtime.artefact.staging import PROGRAM_FILE
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+"""Format 1 kept the vectors of attention's scores under another name."""
 OPTIONS = Options().recorded()
 """The options that a configuration states, with their defaults."""
 CHOICES = {name: ABOUT[name].choices for name in OPTIONS if ABOUT[name].choices} | {"gate_scale": (SATURATED,)}
@@ -26,8 +27,12 @@ def check_format(version: Any, what: str) -> None:
     """Raise `ArtefactError` unless this version of tintc reads the format."""
     if not isinstance(version, int) or version > FORMAT_VERSION:
         raise ArtefactError(
-            f"{what} was written by a newer tintc (format {version}; this one reads up to {FORMAT_VERSION}); update "
-            "tintc."
+            f"{what} was written by a newer tintc (format {version}; this one reads {FORMAT_VERSION}); update tintc."
+        )
+    if version < FORMAT_VERSION:
+        raise ArtefactError(
+            f"{what} was written by an earlier tintc (format {version}; this one reads {FORMAT_VERSION}); compile the "
+            "model again."
         )
 
 

@@ -19,10 +19,10 @@ if TYPE_CHECKING:
 class Simulator(Protocol):
     """A simulator's program, its tensors by the names that the program gives them, and how to run it.
 
-    tables, prefixes, rotary: the modules that hold the auxiliary's tensors. edits: functions that replace token values
-    as soon as they are computed. update: how fused execution keeps updates, one of `UPDATES` in `fused/plan.py`; plans:
-    the last, by sizes; shared_inputs: layers whose products share an input (`fused/packed_linear.py`). Edits and plans
-    are the model's, so no two threads run one simulator at a time.
+    tables, prefixes, score_vectors: the modules that hold the auxiliary's tensors. edits: functions that replace token
+    values as soon as they are computed. update: how fused execution keeps updates, one of `UPDATES` in `fused/plan.py`;
+    plans: the last, by sizes; shared_inputs: layers whose products share an input (`fused/packed_linear.py`). Edits and
+    plans are the model's, so no two threads run one simulator at a time.
     """
 
     config: TintConfig
@@ -30,7 +30,7 @@ class Simulator(Protocol):
     layout: Layout
     tables: Any
     prefixes: Any
-    rotary: Any
+    score_vectors: Any
     edits: dict[Value, Callable[[Tensor], Tensor]]
     update: str
     plans: dict[Any, Any]
@@ -43,7 +43,7 @@ class Simulator(Protocol):
 
     @property
     def dtype(self) -> torch.dtype:
-        """Return the type of all tensors but rates and frequencies, which are never shorter than float32."""
+        """Return the type of all tensors but rates and score vectors, which are never shorter than float32."""
         ...
 
     def table(self, name: str) -> Tensor:
@@ -58,7 +58,7 @@ class Simulator(Protocol):
         """Return the stored learning rates of a layer, ``[N]``: one per step."""
         ...
 
-    def rotary_table(self, name: str) -> Tensor:
+    def score_vector(self, name: str) -> Tensor:
         """Return a vector that attention scores are made with, such as the rotary frequencies."""
         ...
 

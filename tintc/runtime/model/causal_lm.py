@@ -79,18 +79,18 @@ class TintOutput(ModelOutput):
 class TintForCausalLM(ActivationAccess, UnsupportedFeatures, SavedModel, TintGenerationMixin):
     """A TinT simulator: one forward pass runs, trains and re-runs the auxiliary model on the text it is given.
 
-    The tree has ``tables`` (embeddings and head), ``prefixes`` (the auxiliary's weights), ``rates``, ``rotary``,
-    ``structure`` (tensors that do not depend on the layer, registered once unless the program says that modules share
-    less) and ``sites`` (one module per module of the program, without tensors of their own: hook these). Every tensor
-    of the file is a parameter of it. Edits, captures and plans are the model's, so one simulator serves one run at a
-    time: threads need one each.
+    The tree has ``tables`` (embeddings and head), ``prefixes`` (the auxiliary's weights), ``rates``, ``score_vectors``
+    (what attention makes its scores with), ``structure`` (tensors that do not depend on the layer, registered once
+    unless the program says that modules share less) and ``sites`` (one module per module of the program, without
+    tensors of their own: hook these). Every tensor of the file is a parameter of it. Edits, captures and plans are the
+    model's, so one simulator serves one run at a time: threads need one each.
     """
 
     config: TintConfig
     config_class = TintConfig
     base_model_prefix = ""
     main_input_name = "input_ids"
-    _keep_in_fp32_modules_strict = ["rates", "rotary"]  # noqa: RUF012 - read by transformers
+    _keep_in_fp32_modules_strict = ["rates", "score_vectors"]  # noqa: RUF012 - read by transformers
 
     def __init__(self, config: TintConfig, program: Program | None = None, **unknown: Any):
         """Make the modules, their tensors still empty.

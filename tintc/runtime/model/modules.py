@@ -41,7 +41,7 @@ class SimulatorModules(PreTrainedModel):
         self.tables = Container()
         self.prefixes = Container()
         self.rates = FullPrecision()
-        self.rotary = FullPrecision()
+        self.score_vectors = FullPrecision()
         self.structure = Container()
         self.sites = Container()
         self._blocks = blocks_of(self.program)
@@ -52,7 +52,7 @@ class SimulatorModules(PreTrainedModel):
         shapes = {name: spec.shape for name, spec in specs(self.program).items()}
         matrices = {f"structure.{name}" for placed in self._blocks.values() for name in placed.positions.values()}
         for name, shape in shapes.items():
-            if name.startswith(("tables.", "rates.", "rotary.")) or name in matrices:
+            if name.startswith(("tables.", "rates.", "score_vectors.")) or name in matrices:
                 place_parameter(self, name, nn.Parameter(torch.empty(shape)))
         for op in self.program.ops:
             if isinstance(op, StoredWeights):
@@ -68,7 +68,7 @@ class SimulatorModules(PreTrainedModel):
 
     def _precise_kinds(self) -> list[str]:
         """Return the kinds of parameters that are never cast to a short type; transformers warns of empty ones."""
-        kinds = {"rates": self.rates, "rotary": self.rotary}
+        kinds = {"rates": self.rates, "score_vectors": self.score_vectors}
         return [name for name, kind in kinds.items() if any(True for _ in kind.parameters())]
 
     def _refer_to_shared(self) -> None:
@@ -121,9 +121,9 @@ class SimulatorModules(PreTrainedModel):
         """Return the stored learning rates of a layer, ``[N]``: one per step."""
         return self.parameter(f"rates.{name}")
 
-    def rotary_table(self, name: str) -> nn.Parameter:
+    def score_vector(self, name: str) -> nn.Parameter:
         """Return a vector that attention scores are made with, such as the rotary frequencies."""
-        return self.parameter(f"rotary.{name}")
+        return self.parameter(f"score_vectors.{name}")
 
     def table(self, name: str) -> nn.Parameter:
         """Return an embedding table, or the head, by its name in the program."""
@@ -146,7 +146,7 @@ def _shared_tensors(placed: Placed) -> dict[str, str]:
     match spec:
         case AttentionSpec():
             shared = {f"p_{letter}": f"structure.{matrix}" for letter, matrix in placed.positions.items()}
-            return shared | {key: f"rotary.{vector}" for key, vector in spec.vectors.items()}
+            return shared | {key: f"score_vectors.{vector}" for key, vector in spec.vectors.items()}
         case VocabularySpec():
             tables = {"head": spec.head, "bias": spec.bias}
         case RouterSpec() | PointwiseSpec():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Self
 
 import torch
@@ -12,7 +13,7 @@ from tintc.errors import OptionError
 from tintc.ir.functions import at_least_fp32
 from tintc.runtime.model.structure import StructuralModel
 
-KINDS = ("tables", "prefixes", "rates", "rotary", "structure")
+KINDS = ("tables", "prefixes", "rates", "score_vectors", "structure")
 """Kinds of parameters, which are the first parts of their names."""
 
 
@@ -43,10 +44,13 @@ class TrainableModel(StructuralModel):
     def trainable(self, *kinds: str) -> Self:
         """Have parameters of these kinds trained, and no others: the rest require no gradients.
 
-        kinds: of ``tables`` (embeddings and head), ``prefixes`` (the auxiliary's weights), ``rates``, ``rotary``
-        (frequencies) and ``structure``; none given: all. A simulator begins with all but ``structure``, whose gradients
-        only literal execution gives. Raises `OptionError` for kinds that are unknown.
+        kinds: of ``tables`` (embeddings and head), ``prefixes`` (the auxiliary's weights), ``rates``, ``score_vectors``
+        (rotary frequencies and the like) and ``structure``; none given: all. A simulator begins with all but
+        ``structure``, whose gradients only literal execution gives. Raises `OptionError` for kinds that are unknown.
         """
+        if "rotary" in kinds:
+            warnings.warn("The kind 'rotary' is called 'score_vectors' now.", DeprecationWarning, stacklevel=2)
+            kinds = tuple("score_vectors" if kind == "rotary" else kind for kind in kinds)
         unknown = [kind for kind in kinds if kind not in KINDS]
         if unknown:
             raise OptionError(f"The kind of parameters {unknown[0]!r} is unknown; choose of {', '.join(KINDS)}.")

@@ -33,7 +33,7 @@ ROWS = 512
 
 def stored_name(vector: str) -> str:
     """Return the state-dict name of a vector that scores are made with, whatever it is of."""
-    return f"rotary.{vector}"
+    return f"score_vectors.{vector}"
 
 
 @dataclass(eq=False, kw_only=True)

@@ -55,7 +55,7 @@ class FusedRunBase:
         return self._rotations.apply_rotary(heads, inv_freq, style, start)
 
     def score_vector(self, name: str) -> Tensor:
-        return self.model.rotary_table(name)
+        return self.model.score_vector(name)
 
     def alibi(self, slopes: tuple[float, ...], scores: Tensor, rows: slice) -> Tensor:
         return alibi(slopes, self.positions[:, rows], self.positions[:, : scores.shape[-1]], scores)

@@ -36,7 +36,7 @@ class RotaryCache:
     def _tables(self, inv_freq: str, style: str) -> tuple[Tensor, Tensor]:
         """Return the factors of a coordinate and of its partner in the pair: ``[B, 1, T, d]`` each."""
         if inv_freq not in self._known:
-            frequencies = self.model.rotary_table(inv_freq)
+            frequencies = self.model.score_vector(inv_freq)
             angle = self.position_ids[:, None, :, None].to(frequencies.dtype) * frequencies
             cos = angle.cos()
             sin = angle.sin()
