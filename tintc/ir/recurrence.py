@@ -25,7 +25,8 @@ from tintc.ir.recurrence_chunks import by_chunks, transposed_by_chunks
 from tintc.ir.recurrence_scan import one_token, scan, transposed_scan
 
 SMALL_STATE = 64
-"""Numbers of a head's state up to which tokens one after the other are faster than chunks, whose matrices are larger."""
+"""Numbers of a head's state up to which tokens one after the other are faster than chunks, whose matrices are then
+larger."""
 
 
 @dataclass(eq=False, kw_only=True)

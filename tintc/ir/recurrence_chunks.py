@@ -6,7 +6,7 @@ In a chunk that begins with the state S, with strengths, decays and running sums
     Y = scores(q, k) U + exp(G) q S
     S' = exp(G_last) S + (exp(G_last - G) k)^T U
 
-where exp(G) multiplies a row, or each of its coordinates. Transposed, chunks come in the opposite order, and hand on dS.
+where exp(G) multiplies a row, or each of its coordinates. Transposed, chunks come in the opposite order and hand on dS.
 Heads that share queries and keys stand side by side: G groups of r heads.
 """
 

@@ -262,8 +262,8 @@ class TintGenerationMixin(GenerationMixin):
         refuse_options(generation_config)
         if generation_config.prompt_lookup_num_tokens is not None and any(self.continuation.carrying):
             raise OptionError(
-                "Drafts are taken back where they are wrong, and layers of this model carry a state from token to token "
-                "that cannot be; leave out prompt_lookup_num_tokens."
+                "Drafts are taken back where they are wrong, and this model has layers that carry a state from token "
+                "to token, which cannot be; leave out prompt_lookup_num_tokens."
             )
         if model_kwargs.get("past_key_values") is None and self.choose_executor() == "literal":
             if generation_config.prompt_lookup_num_tokens is not None:
