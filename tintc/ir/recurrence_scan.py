@@ -40,8 +40,8 @@ def scan(heads: Heads, v: Tensor, state: Tensor | None) -> tuple[Tensor, Tensor]
 def transposed_scan(heads: Heads, dy: Tensor) -> Tensor:
     """Return ``A^T dy`` for ``dy [B, H, T, d_v]``, without `skip`."""
     next_decays = F.pad(heads.g[:, :, 1:], (0, 0, 0, 1))
-    reversed_order = (x.flip(2) for x in (heads.k, heads.q, next_decays, dy))
-    dv, _ = _scanned(*reversed_order, None)
+    queries, keys, decays, values = (x.flip(2) for x in (heads.k, heads.q, next_decays, dy))
+    dv, _ = _scanned(queries, keys, decays, values, None)
     return heads.beta * dv.flip(2)
 
 

@@ -12,10 +12,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property, partial
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
+from transformers import Cache
 
 from tintc.ir.core import Program, Type, Value
 from tintc.ir.inputs import Inputs
@@ -24,9 +25,6 @@ from tintc.ir.simulator import SimOp
 from tintc.ir.simulator.interface.fused_base import FusedWeights
 from tintc.runtime.execution.fused.base_run import FusedRunBase, stored_parts
 from tintc.runtime.execution.simulator import Simulator
-
-if TYPE_CHECKING:
-    from tintc.runtime.adaptation.cache import TintCache
 
 
 class AdaptiveSimulator(Simulator, Protocol):
@@ -95,6 +93,24 @@ class Continuation:
             steps.append(Step(op, op.operands, op.result, kept, place, weighted, gone))
             place += bool(kept) or op.CARRIES_STATE
         return tuple(steps)
+
+    @cached_property
+    def above(self) -> Continuation:
+        """Return the ops alone whose results depend on updated weights."""
+        changed: set[Value] = set(self.updated)
+        ops: list[SimOp] = []
+        for op in self.ops:
+            if changed.intersection(op.operands):
+                ops.append(op)
+                changed.update(op.results)
+        return Continuation(tuple(ops), self.stored, self.updated)
+
+    @cached_property
+    def inputs(self) -> tuple[Value, ...]:
+        """Return the values of tokens that the ops read and do not compute."""
+        computed = {result for op in self.ops for result in op.results}
+        read = dict.fromkeys(value for op in self.ops for value in op.operands if not _is_weights(value))
+        return tuple(value for value in read if value not in computed)
 
     @cached_property
     def freed(self) -> frozenset[tuple[SimOp, Value]]:
@@ -180,18 +196,28 @@ class ContinuedRun(FusedRunBase):
     """
 
     def __init__(
-        self, sim: AdaptiveSimulator, tokens: Inputs, positions: Tensor, seen: Tensor | None = None, examples: int = 1
+        self,
+        sim: AdaptiveSimulator,
+        tokens: Inputs,
+        positions: Tensor,
+        seen: Tensor | None = None,
+        examples: int = 1,
+        plan: Continuation | None = None,
     ):
         super().__init__(sim, tokens, positions)
-        self.plan = sim.continuation
+        self.plan = plan or sim.continuation
         self.seen = seen
         self.examples = examples
 
-    def run(self, weights: Mapping[Value, FusedWeights], cache: TintCache | None = None, keep: int = 0) -> Tensor:
+    def run(self, weights: Mapping[Value, FusedWeights], cache: Cache | None = None, keep: int = 0) -> Tensor:
         """Return logits ``[B, n, V]``, or of the last `keep` tokens if it is not 0.
 
         `cache` takes up what later tokens need.
         """
+        return self.tail(self.hidden(weights, cache)[:, -keep:])
+
+    def hidden(self, weights: Mapping[Value, Any], cache: Cache | None = None) -> Tensor:
+        """Return what the last op reads, ``[B, n, D]``."""
         values: dict[Value, Any] = dict(weights)
         folds = self.inputs.shape[0] != self.examples
         for op, operands, result, kept, place, weighted, last in self.plan.steps[:-1]:
@@ -213,7 +239,7 @@ class ContinuedRun(FusedRunBase):
                 if self._scores:
                     self._scores.pop(value, None)
         (x,) = (values[value] for value in self.plan.tail.operands)
-        return self.tail(x[:, -keep:])
+        return x
 
     def tail(self, x: Tensor) -> Tensor:
         """Return logits ``[B, n, V]`` from what the last op reads."""
