@@ -22,6 +22,7 @@ from tintc.runtime.model.causal_lm import TintForCausalLM
 KINDS: dict[str, dict[str, Any]] = {
     "gated delta rule": {"key_heads": 2, "delta": True, "unit_eps": 1e-6, "scale": 3**-0.5},
     "delta rule by coordinate": {"key_heads": 4, "delta": True, "by_coordinate": True},
+    "product of delta rules": {"key_heads": 2, "delta": True, "unit_eps": 1e-6, "writes": 3},
     "state space": {"key_heads": 2, "skip": True, "bias": True},
     "state space by coordinate": {"key_heads": 1, "by_coordinate": True, "skip": True, "convolved": False},
 }
