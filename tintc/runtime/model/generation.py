@@ -1,8 +1,8 @@
 """Generation: what transformers' own `generate` needs of a simulator, and `adapt`, which keeps what was learnt.
 
 A prompt is read once: the simulator adapts to its train tokens, and every later forward pass takes the new tokens
-alone, with the updated weights and the keys and values of all tokens before. Literal execution has no cache: there
-every token runs the whole text again, trained on the prompt's train tokens as before.
+alone, with the updated weights and what mixing tokens needs of those before: keys and values, or states. Literal
+execution has no cache: there every token runs the whole text again, trained on the prompt's train tokens as before.
 """
 
 from __future__ import annotations
@@ -134,7 +134,7 @@ class TintGenerationMixin(GenerationMixin):
         if any(options[name] is not None for name in TRAINING):
             raise OptionError("The weights are adapted already, so train_mask, loss_mask and inner_lr are left out.")
         if use_cache and cache is None:
-            cache = TintCache(len(self.continuation.mixing))
+            cache = TintCache(self.continuation.carrying)
         logits = predict(self, input_ids, options["attention_mask"], options["position_ids"], state, cache, keep)
         if cache is not None:
             cache.state = state
@@ -247,6 +247,11 @@ class TintGenerationMixin(GenerationMixin):
         """Put an empty cache of ours among the arguments, where one is used."""
         check_longest(generation_config.max_length, self.layout.max_length)
         refuse_options(generation_config)
+        if generation_config.prompt_lookup_num_tokens is not None and any(self.continuation.carrying):
+            raise OptionError(
+                "Drafts are taken back where they are wrong, and this model has layers that carry a state from token "
+                "to token, which cannot be; leave out prompt_lookup_num_tokens."
+            )
         if model_kwargs.get("past_key_values") is None and self.choose_executor() == "literal":
             if generation_config.prompt_lookup_num_tokens is not None:
                 raise OptionError(
@@ -257,4 +262,4 @@ class TintGenerationMixin(GenerationMixin):
         if model_kwargs.get("learning") is not None:
             model_kwargs["learning"].start(generation_config, generation_mode, model_kwargs.get("attention_mask"))
         if model_kwargs.get("past_key_values") is None and generation_config.use_cache:
-            model_kwargs["past_key_values"] = TintCache(len(self.continuation.mixing))
+            model_kwargs["past_key_values"] = TintCache(self.continuation.carrying)
