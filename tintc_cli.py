@@ -479,7 +479,9 @@ def ppl(
     rates: Grid = None,
     columns: Annotated[
         str,
-        typer.Option(metavar="<names>", help="before, explicit, explicit-normalized, tint, with commas between."),
+        typer.Option(
+            metavar="<names>", help="before, explicit, explicit-normalized, tint, stream, with commas between."
+        ),
     ] = "before,tint",
     block_size: Annotated[int | None, typer.Option(help="Tokens in a block (default: as many as fit).")] = None,
     max_blocks: Annotated[int | None, typer.Option(help="Most blocks to score (default: all).")] = None,
