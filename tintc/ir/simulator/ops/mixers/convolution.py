@@ -6,10 +6,9 @@ import hashlib
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
 from torch import Tensor
 
-from tintc.ir.convolution import apply_convolution, apply_transposed_convolution, with_padding
+from tintc.ir.convolution import apply_convolution, apply_transposed_convolution, continue_convolution
 from tintc.ir.core import Value, register
 from tintc.ir.layout import Layout
 from tintc.ir.simulator.interface.cost_model import CostModel
@@ -82,7 +81,7 @@ class ConvolutionForward(_Convolution):
     """(x) -> ``y_tc = sum_i w_ci x_(t-i)c + b_c``."""
 
     TRANSPOSED = False
-    CACHED_OPERANDS: ClassVar[tuple[int, ...]] = (0,)
+    CARRIES_STATE: ClassVar[bool] = True
 
     def interpret(self, run: Interpretation, x: Tensor) -> Tensor:
         bias, padding = self.vectors(run)
@@ -105,21 +104,12 @@ class ConvolutionForward(_Convolution):
             results.append(run.slot(run.apply(self._block(index), run.embed(read))))
         return results
 
-    def remember(self, run: FusedRun, *operands: Tensor) -> tuple[Tensor, Tensor]:
-        """Return what the convolution reads, as one head, and nothing beside it."""
+    def carried(self, run: FusedRun, state: Tensor | None, *operands: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the results, and as many of the last inputs as later tokens reach, ``[B, w - 1, C]``."""
         (x,) = operands
-        _, padding = self.vectors(run)
-        kept = with_padding(x, self.real(run, x.shape[1]), padding)[:, None]
-        return kept, kept[..., :0]
-
-    def continued(self, run: FusedRun, keys: Tensor, values: Tensor, *operands: Tensor) -> Tensor:
-        """Return the results at the last tokens, from these and as many before them as the convolution reaches."""
-        count = operands[0].shape[1]
-        weight = run.table(self.weight)
-        reach = keys[:, 0, -(count + weight.shape[-1] - 1) :]
-        real = torch.ones(reach.shape[:2], dtype=torch.bool, device=reach.device)
-        bias, _ = self.vectors(run)
-        return apply_convolution(reach, weight, bias, real)[:, -count:]
+        bias, padding = self.vectors(run)
+        real = self.real(run, x.shape[1])
+        return continue_convolution(x, run.table(self.weight), bias, real, padding, state)
 
 
 @register("sim.convolution_backward")
