@@ -27,6 +27,10 @@ from tintc.ir.simulator.ops.mixtures.route import Route
 from tintc.ir.simulator.ops.norm_backward import NormBackward
 from tintc.ir.simulator.ops.norm_descent import NormDescent
 from tintc.ir.simulator.ops.norm_forward import NormForward
+from tintc.ir.simulator.ops.optimisers.inverse_norm import InverseNorm
+from tintc.ir.simulator.ops.optimisers.momentum import Momentum
+from tintc.ir.simulator.ops.optimisers.step import Step
+from tintc.ir.simulator.ops.optimisers.zeros import Zeros
 from tintc.ir.simulator.ops.position_embedding import PositionEmbedding
 from tintc.ir.simulator.ops.repeat import Repeat
 from tintc.ir.simulator.ops.scale import Scale
@@ -48,11 +52,13 @@ __all__ = [
     "ExpertsForward",
     "GateBackward",
     "GateForward",
+    "InverseNorm",
     "LinearBackward",
     "LinearDescent",
     "LinearForward",
     "Logits",
     "LossGradient",
+    "Momentum",
     "NormBackward",
     "NormDescent",
     "NormForward",
@@ -67,5 +73,7 @@ __all__ = [
     "SelectBackward",
     "SimOp",
     "Spread",
+    "Step",
     "StoredWeights",
+    "Zeros",
 ]
