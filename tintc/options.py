@@ -151,39 +151,6 @@ class Options:
         title="loss",
         plans=False,
     )
-    optimizer: str = option(
-        "sgd",
-        "What a step is made of: sgd, the gradient; momentum, a running sum of gradients; normalized, either of them "
-        "divided by its norm.",
-        choices=OPTIMIZERS,
-        record="config",
-        title="optimiser",
-    )
-    normalize: str | None = option(
-        None,
-        "Whose norm a normalised step divides by: weight, that of each layer's gradient (default); input, the same "
-        "over the square root of the layer's input width; all, one norm of all gradients.",
-        choices=NORMALIZE,
-        noun="normalisation",
-        record="config",
-        title="normalisation",
-    )
-    momentum: float | None = option(
-        None,
-        "Share of the running sum of gradients that a step keeps (default: 0.9 with momentum, else 0).",
-        check=less_than_1,
-        noun="momentum",
-        record="config",
-        title="momentum",
-    )
-    decay: float = option(
-        0.0,
-        "Share, times the learning rate, by which a step draws the weights back towards the stored ones.",
-        check=zero_or_more,
-        noun="decay",
-        record="config",
-        title="decay towards the stored weights",
-    )
     descend: str = option(
         ",".join(group for group in GROUPS if group in DESCENDS),
         "Parameter groups that are updated, with commas between; norm-gain and lora are more.",
@@ -250,6 +217,39 @@ class Options:
         record="config",
         title="heads of linear attention",
         plans=False,
+    )
+    optimizer: str = option(
+        "sgd",
+        "What a step is made of: sgd, the gradient; momentum, a running sum of gradients; normalized, either of them "
+        "divided by its norm.",
+        choices=OPTIMIZERS,
+        record="config",
+        title="optimiser",
+    )
+    normalize: str | None = option(
+        None,
+        "Whose norm a normalised step divides by: weight, that of each layer's gradient (default); input, the same "
+        "over the square root of the layer's input width; all, one norm of all gradients.",
+        choices=NORMALIZE,
+        noun="normalisation",
+        record="config",
+        title="normalisation",
+    )
+    momentum: float | None = option(
+        None,
+        "Share of the running sum of gradients that a step keeps (default: 0.9 with momentum, else 0).",
+        check=less_than_1,
+        noun="momentum",
+        record="config",
+        title="momentum",
+    )
+    decay: float = option(
+        0.0,
+        "Share, times the learning rate, by which a step draws the weights back towards the stored ones.",
+        check=zero_or_more,
+        noun="decay",
+        record="config",
+        title="decay towards the stored weights",
     )
 
     def __post_init__(self) -> None:
