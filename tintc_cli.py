@@ -466,6 +466,135 @@ def families(
     show_families(model_type, json)
 
 
+evaluation = typer.Typer(help="Repeat the paper's experiments: language modelling and in-context learning.")
+app.add_typer(evaluation, name="eval", no_args_is_help=True)
+Simulators = Annotated[list[str], typer.Argument(metavar="OUT...", help="Compiled simulators of one model.")]
+OfModel = Annotated[
+    str | None, typer.Option(metavar="MODEL", help="The model they were compiled from, for explicit tuning.")
+]
+Grid = Annotated[
+    str | None,
+    typer.Option(
+        metavar="<rates>",
+        help="Rates to choose from on other data, with commas between, or grid (default: take the stored rate).",
+    ),
+]
+Data = Annotated[
+    Path | None,
+    typer.Option(help="Folder of data (default: what TINTC_DATA names, or data or shared/data here or above)."),
+]
+Predictions = Annotated[
+    Path | None, typer.Option(help="Keep single results in this file, and go on with those that are there.")
+]
+
+
+@evaluation.command()
+def ppl(
+    paths: Simulators,
+    model: OfModel = None,
+    dataset: Annotated[
+        str, typer.Option(metavar="DATASET|FILE", help="wikitext, a UTF-8 file, or the id of a dataset on the hub.")
+    ] = "wikitext",
+    train_fraction: Annotated[
+        str, typer.Option(metavar="<numbers>", help="Shares of a block that are trained on, with commas between.")
+    ] = "0.3,0.5,0.7,0.9",
+    rates: Grid = None,
+    columns: Annotated[
+        str,
+        typer.Option(metavar="<names>", help="before, explicit, explicit-normalized, tint, with commas between."),
+    ] = "before,tint",
+    block_size: Annotated[int | None, typer.Option(help="Tokens in a block (default: as many as fit).")] = None,
+    max_blocks: Annotated[int | None, typer.Option(help="Most blocks to score (default: all).")] = None,
+    validation: Annotated[
+        Path | None, typer.Option(help="A UTF-8 file to choose rates on (default: the dataset's own).")
+    ] = None,
+    validation_blocks: Annotated[int, typer.Option(help="Most blocks to choose rates on.")] = 8,
+    data: Data = None,
+    predictions: Predictions = None,
+    device: Annotated[Literal["cpu", "cuda"], typer.Option(help="Where it is executed.")] = "cpu",
+    dtype: ComputeIn = None,
+    trust_remote_code: Trusted = False,
+    json: Json = False,
+) -> None:
+    """Table 1: train on the first part of every block of a text, and score the rest, in several ways."""
+    from tintc.cli.eval_ppl import evaluate_perplexity
+
+    options = {
+        "train_fraction": train_fraction,
+        "rates": rates,
+        "columns": columns,
+        "block_size": block_size,
+        "max_blocks": max_blocks,
+        "validation": validation,
+        "validation_blocks": validation_blocks,
+        "data": data,
+        "predictions": predictions,
+        "trust_remote_code": trust_remote_code,
+    }
+    evaluate_perplexity(paths, model, dataset, options, device, dtype, json)
+
+
+@evaluation.command()
+def icl(
+    path: Annotated[str, typer.Argument(metavar="OUT", help="A compiled simulator.")],
+    model: OfModel = None,
+    task: Annotated[
+        str, typer.Option(metavar="<names>", help="sst2, mr, cr, mpqa, subj, agnews, amazon, with commas between.")
+    ] = "sst2",
+    shots: Annotated[
+        str, typer.Option(metavar="<numbers>", help="Demonstrations; 0: train on the input itself.")
+    ] = "0,4",
+    format: Annotated[
+        str, typer.Option(metavar="<names>", help="single: demonstrations by themselves; multi: as one text.")
+    ] = "single",
+    loss: Annotated[
+        str, typer.Option(metavar="<names>", help="label: loss on label words alone; full: on all tokens.")
+    ] = "label",
+    layers_steps: Annotated[
+        str | None,
+        typer.Option(metavar="<pairs>", help="Layers that are updated and steps, as 12x1,6x2 (default: OUT's own)."),
+    ] = None,
+    calibration: Annotated[
+        str, typer.Option(metavar="<names>", help="prompt: relative to a query without text; none.")
+    ] = "none",
+    seeds: Annotated[int, typer.Option(min=1, help="Sets of demonstrations.")] = 3,
+    examples: Annotated[int, typer.Option(min=1, help="Test examples, the same for every row.")] = 100,
+    rates: Grid = None,
+    validation_examples: Annotated[
+        int, typer.Option(min=1, help="Training examples that rates are chosen on, for each seed.")
+    ] = 32,
+    columns: Annotated[
+        str,
+        typer.Option(metavar="<names>", help="before, icl, explicit, explicit-normalized, tint, with commas between."),
+    ] = "before,icl,tint",
+    data: Data = None,
+    predictions: Predictions = None,
+    device: Annotated[Literal["cpu", "cuda"], typer.Option(help="Where it is executed.")] = "cpu",
+    dtype: ComputeIn = None,
+    trust_remote_code: Trusted = False,
+    json: Json = False,
+) -> None:
+    """Tables 2, 4 and 5: train on demonstrations or on the input itself, and choose a label word."""
+    from tintc.cli.eval_icl import evaluate_classification
+
+    options = {
+        "shots": shots,
+        "format": format,
+        "loss": loss,
+        "layers_steps": layers_steps,
+        "calibration": calibration,
+        "seeds": seeds,
+        "examples": examples,
+        "rates": rates,
+        "validation_examples": validation_examples,
+        "columns": columns,
+        "data": data,
+        "predictions": predictions,
+        "trust_remote_code": trust_remote_code,
+    }
+    evaluate_classification(path, model, task, options, device, dtype, json)
+
+
 USAGE_ERROR: Any = typer.BadParameter.__bases__[0]
 """What a mistyped command, option or value raises: Click's class, or the copy of it in newer versions of Typer."""
 

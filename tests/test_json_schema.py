@@ -28,6 +28,11 @@ def faults(schema: dict[str, Any], name: str, value: Any) -> list[str]:
     return [error.message for error in Draft202012Validator(schema | {"$ref": f"#/$defs/{name}"}).iter_errors(value)]
 
 
+def story_file(path: Path) -> Path:
+    path.write_text(STORY)
+    return path
+
+
 Case = Callable[[Path, Path, Path], tuple[object, ...]]
 CASES: dict[str, tuple[str, Case]] = {
     "compile": ("compile", lambda model, sim, out: (model, "-o", out)),
@@ -39,6 +44,10 @@ CASES: dict[str, tuple[str, Case]] = {
     "inspect --ir": ("program", lambda model, sim, out: (sim, "--ir", "sim")),
     "opt": ("opt", lambda model, sim, out: (model, "-p", "canonicalise")),
     "run": ("run", lambda model, sim, out: (sim, "--text", STORY, "--block-size", 16)),
+    "eval ppl": (
+        "ppl",
+        lambda model, sim, out: ("ppl", sim, "--dataset", story_file(out), "--block-size", 16, "--train-fraction", 0.5),
+    ),
     "generate": ("generate", lambda model, sim, out: (sim, "--text", STORY[:20], "--max-new-tokens", 2)),
     "verify": ("verify", lambda model, sim, out: (sim, model, "--length", 16)),
     "explain": ("explain", lambda model, sim, out: (model,)),
@@ -61,7 +70,11 @@ def test_it_is_as_described(
 def test_every_command_is_described(schema: dict[str, Any]) -> None:
     commands: Any = get_command(tintc_cli.app)
     with_json = {name for name, one in commands.commands.items() if any("--json" in p.opts for p in one.params)}
-    assert with_json and with_json <= schema["$defs"].keys() and {case.split()[0] for case in CASES} == with_json
+    groups = {name: {*one.commands} for name, one in commands.commands.items() if hasattr(one, "commands")}
+    assert groups == {"eval": {"ppl", "icl"}}
+    described = with_json | {*groups} | {name for one in groups.values() for name in one}
+    assert with_json and described <= schema["$defs"].keys()
+    assert {case.split()[0] for case in CASES} == with_json | {*groups}
 
 
 def test_what_is_not_as_described_is_found(command: Command, schema: dict[str, Any], one_layer_sim: Path) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 
 import transformers
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from tintc.progress import LOGGER, spinner
@@ -129,7 +129,13 @@ def stages() -> Iterator[None]:
 @contextmanager
 def block_progress() -> Iterator[Any]:
     """Yield a function of (done, total) that moves a bar, where standard error is a terminal."""
+    with counted_progress("blocks", None) as (progress, task):
+        yield lambda done, total: progress.update(task, completed=done, total=total)
+
+
+@contextmanager
+def counted_progress(what: str, total: int | None) -> Iterator[tuple[Progress, TaskID]]:
+    """Yield a bar that counts up to `total`, and its task; it shows where standard error is a terminal."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True, disable=not shows_progress()) as progress:
-        task = progress.add_task("blocks", total=None)
-        yield lambda done, total: progress.update(task, completed=done, total=total)
+        yield progress, progress.add_task(what, total=total)

@@ -140,6 +140,12 @@ def tokenise(path: str, tokenizer: Any, text: str, special: bool = True) -> Tens
 
     special: False leaves such tokens out.
     """
+    check_tokenizer(path, tokenizer)
+    return torch.tensor(tokenizer(text, add_special_tokens=special)["input_ids"], dtype=torch.long)
+
+
+def check_tokenizer(path: str, tokenizer: Any) -> None:
+    """Raise `ArtefactError`, which says why, if there is none."""
     if tokenizer is None:
         problem = read_config(path).get("provenance", {}).get(TOKENIZER_PROBLEM)
         why = f"could not be read ({problem.rstrip('.')})" if problem else "had none"
@@ -147,4 +153,3 @@ def tokenise(path: str, tokenizer: Any, text: str, special: bool = True) -> Tens
             f"{path} has no tokenizer, because {'that of ' if problem else ''}the model it was compiled from {why}; "
             "call the simulator from Python with token ids, or compile a folder that has a tokenizer."
         )
-    return torch.tensor(tokenizer(text, add_special_tokens=special)["input_ids"], dtype=torch.long)

@@ -7,13 +7,15 @@ Several steps are not linear, and literal execution makes the updates of its mod
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from tintc.ir.core import Value
+from tintc.ir.inputs import Inputs
 from tintc.ir.simulator.interface.fused_base import FusedWeights
 from tintc.runtime.adaptation.continuation import base_weights
 from tintc.runtime.adaptation.prefill import predict
@@ -57,18 +59,49 @@ def _is_shared(sim: TintForCausalLM) -> bool:
 def _shared(
     sim: TintForCausalLM, ids: Tensor, train_mask: Tensor, rates: Sequence[float], score: Score
 ) -> tuple[float, list[float]]:
-    labels = {f"updated.{value.name}": value for value in sim.continuation.updated}
-    outputs = {"logits_before": sim.program.outputs["logits_before"]} | labels
     inputs = sim.resolve(ids, train_mask)
-    results = run_together(sim, replace(sim.program, outputs=outputs), inputs, sim.resolve_rates(1.0, 1))
+    outputs = {"logits_before": sim.program.outputs["logits_before"]}
+    results = _at_rate_1(sim, inputs, outputs)
     before = score(results.pop("logits_before"))
-    base = base_weights(sim)
-    after = []
+    states = (_state(sim, results, rate) for rate in rates)
+    return before, [score(predict(sim, ids, None, None, state, None, 0)) for state in states]
+
+
+@torch.no_grad()
+def states_at(sim: TintForCausalLM, prompt: Mapping[str, Tensor], rates: Sequence[float]) -> Iterator[AdaptedState]:
+    """Yield the weights after training on one text with each of the rates, for little more than one where that can be.
+
+    prompt: arguments of `sim.adapt`, by name, with ``input_ids [1, T]``.
+    """
+    if not _is_shared(sim):
+        for rate in rates:
+            yield sim.adapt(**prompt, inner_lr=rate)
+        return
+    results = _at_rate_1(sim, sim.resolve(**prompt), {})
     for rate in rates:
-        weights = {value: _between(base[value], results[label], rate) for label, value in labels.items()}
-        state = AdaptedState(sim, weights, 1).settled()
-        after.append(score(predict(sim, ids, None, None, state, None, 0)))
-    return before, after
+        yield _state(sim, results, rate)
+
+
+def unchanged(sim: TintForCausalLM) -> AdaptedState:
+    """Return the weights that any training starts from."""
+    return AdaptedState(sim, base_weights(sim), 1)
+
+
+def _at_rate_1(sim: TintForCausalLM, inputs: Inputs, outputs: Mapping[str, Value]) -> dict[str, Any]:
+    """Return these outputs, and the weights after one step at rate 1 by their label in `_labels`."""
+    program = replace(sim.program, outputs={**outputs, **_labels(sim)})
+    return run_together(sim, program, inputs, sim.resolve_rates(1.0, 1))
+
+
+def _labels(sim: TintForCausalLM) -> dict[str, Value]:
+    return {f"updated.{value.name}": value for value in sim.continuation.updated}
+
+
+def _state(sim: TintForCausalLM, results: Mapping[str, Any], rate: float) -> AdaptedState:
+    """Return the weights at a rate, from those at rate 1."""
+    base = base_weights(sim)
+    weights = {value: _between(base[value], results[label], rate) for label, value in _labels(sim).items()}
+    return AdaptedState(sim, weights, 1).settled()
 
 
 def _between(base: FusedWeights, updated: FusedWeights, rate: float) -> FusedWeights:

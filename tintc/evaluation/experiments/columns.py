@@ -1,0 +1,121 @@
+"""What is compared in an experiment: ways to come from a text that is trained on to one that is predicted."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from tintc.errors import OptionError
+from tintc.evaluation.experiments.explicit import ExplicitTuning, TrainText
+from tintc.evaluation.rate_sweep import states_at, unchanged
+from tintc.runtime.adaptation.fingerprint import fingerprint
+from tintc.runtime.adaptation.prefill import predict
+from tintc.runtime.model.adapted_state import AdaptedState
+from tintc.runtime.model.causal_lm import TintForCausalLM
+
+Predictor = Callable[[Tensor, int], Tensor]
+"""From ids ``[T]`` and a number n to the logits ``[n, V]`` of the last n tokens."""
+Score = Callable[[Predictor], list[float]]
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """What is trained on: the arguments of `sim.adapt`, and the same as texts of their own for explicit tuning.
+
+    No texts: nothing is trained on.
+    """
+
+    arguments: dict[str, Tensor]
+    texts: tuple[TrainText, ...]
+
+
+class Column(ABC):
+    """One way to adapt, and its name in tables."""
+
+    name: str
+    has_rate = True
+    in_context = False
+    """Whether a query is read after the demonstrations, whatever the format."""
+
+    @property
+    @abstractmethod
+    def identity(self) -> str:
+        """Return what its results depend on besides prompt and rate."""
+
+    @abstractmethod
+    def scores(self, prompt: Prompt, rates: Sequence[float], score: Score) -> list[list[float]]:
+        """Return what `score` says of the predictions after training on `prompt` with each rate."""
+
+
+class Simulated(Column):
+    """A simulator, with its own gradient, steps and optimiser."""
+
+    def __init__(self, name: str, sim: TintForCausalLM):
+        self.name = name
+        self.sim = sim
+
+    @property
+    def identity(self) -> str:
+        return f"{type(self).__name__} {fingerprint(self.sim)} {self.sim.dtype}"
+
+    def scores(self, prompt: Prompt, rates: Sequence[float], score: Score) -> list[list[float]]:
+        if not prompt.texts:
+            return [score(self._predictor(unchanged(self.sim)))] * len(rates)
+        arguments = {name: tensor.to(self.sim.device) for name, tensor in prompt.arguments.items()}
+        return [score(self._predictor(state)) for state in states_at(self.sim, arguments, rates)]
+
+    def _predictor(self, state: AdaptedState) -> Predictor:
+        def logits(ids: Tensor, count: int) -> Tensor:
+            with torch.no_grad():
+                return predict(self.sim, ids[None].to(self.sim.device), None, None, state, None, count)[0].cpu()
+
+        return logits
+
+
+class Unchanged(Simulated):
+    """The auxiliary as it was compiled, which no rate changes."""
+
+    has_rate = False
+
+    def scores(self, prompt: Prompt, rates: Sequence[float], score: Score) -> list[list[float]]:
+        return super().scores(Prompt({}, ()), rates, score)
+
+
+class InContext(Unchanged):
+    """The unchanged auxiliary, which reads the demonstrations before a query: plain in-context learning."""
+
+    in_context = True
+
+
+class Explicit(Column):
+    """The model itself, tuned by autograd on the parameters that a simulator updates."""
+
+    def __init__(self, name: str, sim: TintForCausalLM, tuning: ExplicitTuning, normalised: bool):
+        self.name = name
+        self.sim = sim
+        self.tuning = tuning
+        self.normalised = normalised
+
+    @property
+    def identity(self) -> str:
+        return f"explicit {self.normalised} {fingerprint(self.sim)}"
+
+    def scores(self, prompt: Prompt, rates: Sequence[float], score: Score) -> list[list[float]]:
+        def logits(ids: Tensor, count: int) -> Tensor:
+            return self.tuning.logits(ids)[-count:]
+
+        if not prompt.texts:
+            return [score(logits)] * len(rates)
+        return self.tuning.after(prompt.texts, rates, self.normalised, lambda: score(logits))
+
+
+def stored_rate(sim: TintForCausalLM) -> float:
+    """Return the one rate that a simulator states; raise `OptionError` if it has several."""
+    rate = sim.config.inner_lr
+    if not isinstance(rate, int | float):
+        raise OptionError("The simulator's learning rates differ by step or layer; pass rates to choose from, --rates.")
+    return float(rate)
