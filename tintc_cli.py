@@ -340,7 +340,9 @@ def rates(
     ] = False,
     partial: Annotated[bool, typer.Option("--partial", help="Score a shorter last block too.")] = False,
     png: Annotated[Path | None, typer.Option(help="Also draw loss over rate into this file.")] = None,
-    write: Annotated[bool, typer.Option("--write", help="Store the best rate in OUT, for all layers and steps.")] = False,
+    write: Annotated[
+        bool, typer.Option("--write", help="Store the best rate in OUT, for all layers and steps.")
+    ] = False,
     executor: Executor = "auto",
     device: Annotated[Literal["cpu", "cuda"], typer.Option(help="Where it is executed.")] = "cpu",
     json: Json = False,

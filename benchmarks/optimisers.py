@@ -31,8 +31,10 @@ import shapes
 import tintc
 from tintc.evaluation.blocks import cut_blocks
 from tintc.evaluation.perplexity import held_out_loss
+from tintc.evaluation.rate_grid import PER_DECADE
 from tintc.ir.core import Value
 from tintc.ir.simulator.interface.fused_base import FusedWeights
+from tintc.options import NORMALISED_RATES
 from tintc.runtime.adaptation.continuation import base_weights
 from tintc.runtime.adaptation.prefill import predict
 from tintc.runtime.execution.fused.batches import run_together
@@ -71,10 +73,6 @@ def _by_all(layers: list[Layer]) -> list[float]:
     return [1 / _length(layers)] * len(layers)
 
 
-def _by_all_per_root(layers: list[Layer]) -> list[float]:
-    return [len(layers) ** 0.5 / _length(layers)] * len(layers)
-
-
 def _by_layer(layers: list[Layer]) -> list[float]:
     return [1 / _length([other for other in layers if other.layer == one.layer]) for one in layers]
 
@@ -84,36 +82,31 @@ def _by_all_relative(layers: list[Layer]) -> list[float]:
     return [size / _length(layers)] * len(layers)
 
 
-def _per_matrix_of_all(layers: list[Layer]) -> list[float]:
-    return [len(layers) ** -0.5 / one.gradient for one in layers]
-
-
 def _length(layers: list[Layer]) -> float:
     return math.hypot(*(one.gradient for one in layers))
 
 
 SCHEMES: dict[str, Scheme] = {
-    "plain: g": _each(lambda one: 1.0),
-    "mean: g / tokens": _each(lambda one: 1 / one.t),
-    "matrix: g / |g|": _each(lambda one: 1 / one.gradient),
-    "layer: g / |g of the layer|": _by_layer,
-    "all: g / |g of all|": _by_all,
-    "all, times root of matrices": _by_all_per_root,
-    "matrix, over root of matrices": _per_matrix_of_all,
-    "entry: g sqrt(dout din) / |g|": _each(lambda one: (one.dout * one.din) ** 0.5 / one.gradient),
-    "root of entry: g (dout din)^1/4 / |g|": _each(lambda one: (one.dout * one.din) ** 0.25 / one.gradient),
-    "input width: g / (|g| sqrt(din))": _each(lambda one: one.din**-0.5 / one.gradient),
-    "output width: g sqrt(dout) / |g|": _each(lambda one: one.dout**0.5 / one.gradient),
-    "input size: g / (|g| rms |x|)": _each(lambda one: (one.t / one.x) ** 0.5 / one.gradient),
-    "squared inputs: g / sum |x|^2": _each(lambda one: 1 / one.x),
-    "weights: g |W| / |g|": _each(lambda one: one.weight / one.gradient),
-    "root of weights: g sqrt|W| / |g|": _each(lambda one: one.weight**0.5 / one.gradient),
-    "all, weights: g |W of all| / |g of all|": _by_all_relative,
+    "none: g": _each(lambda one: 1.0),
+    "weight: g / norm(g)": _each(lambda one: 1 / one.gradient),
+    "layer: g / norm(g of the layer)": _by_layer,
+    "all: g / norm(g of all)": _by_all,
+    "all and weights: g norm(W of all) / norm(g of all)": _by_all_relative,
+    "weights: g norm(W) / norm(g)": _each(lambda one: one.weight / one.gradient),
+    "root of weights: g sqrt(norm(W)) / norm(g)": _each(lambda one: one.weight**0.5 / one.gradient),
+    "root of entry: g (dout din)^(1/4) / norm(g)": _each(lambda one: (one.dout * one.din) ** 0.25 / one.gradient),
+    "output width: g sqrt(dout) / norm(g)": _each(lambda one: one.dout**0.5 / one.gradient),
+    "input width: g / (norm(g) sqrt(din))": _each(lambda one: one.din**-0.5 / one.gradient),
+    "input size: g / (norm(g) rms(norm(x)))": _each(lambda one: (one.t / one.x) ** 0.5 / one.gradient),
+    "squared inputs: g / sum of norm(x)^2": _each(lambda one: 1 / one.x),
 }
-"""What is tried, by the name that the table gives it."""
-STEPS = tuple(2.0**k for k in range(-24, 5))
-"""Rates of every scheme; a scheme is run upwards from a rate that does nothing until it is ruined."""
-PLATEAU = 0.5
+"""What is tried, by the name that the table gives it. x is a layer's input at one train token."""
+CHOSEN = {"weight: g / norm(g)": NORMALISED_RATES["weight"], "all: g / norm(g of all)": NORMALISED_RATES["all"]}
+"""What the compiler offers, with the rates that it takes unless told otherwise."""
+STEPS = tuple(float(f"{factor}e{power}") for power in range(-7, 2) for factor in PER_DECADE)
+"""Rates of every scheme; a scheme is run upwards from a rate that does next to nothing until it has passed its best."""
+SHORTEST = 2**-6
+"""Length of all updates together at the first rate that is run."""
 
 
 @dataclass
@@ -142,7 +135,7 @@ def cases(size: int) -> list[Case]:
         ("stories15M", SHARED / "models" / "stories15M", stories),
         ("SmolLM2", shapes.smollm2(), WIKITEXT.read_text(encoding="utf-8")[:200_000]),
     ]
-    made = []
+    made: list[Case] = []
     for name, path, text in chosen:
         if path is None or not path.exists():
             raise SystemExit(f"This needs {name}, which is not here.")
@@ -159,14 +152,15 @@ def measure(case: Case, count: int, size: int) -> None:
     blocks = cut_blocks(ids, size, size, count, 0.5)
     scored = sum(block.scored for block in blocks)
     steps = [step_of(case, block.ids[None], block.train_mask) for block in blocks]
-    case.before = sum(held_out_loss(before, block.ids[None], block.start) for (before, *_), block in zip(steps, blocks, strict=True)) / scored
+    total = sum(held_out_loss(step[0], block.ids[None], block.start) for step, block in zip(steps, blocks, strict=True))
+    case.before = total / scored
     for scheme, rule in SCHEMES.items():
-        start = time.perf_counter()
+        start = time.process_time()
         factors = [rule(layers) for _, layers, _ in steps]
+        longest = max(_total_length(layers, each) for (_, layers, _), each in zip(steps, factors, strict=True))
         lowest = case.before
         for rate in STEPS:
-            length = max(rate * math.hypot(*(f * one.gradient for f, one in zip(fs, layers, strict=True))) for fs, (_, layers, _) in zip(factors, steps, strict=True))
-            if length < 2**-8:  # of all updates together; too little to show
+            if rate * longest < SHORTEST:
                 continue
             total = 0.0
             for (_, _, updates), each, block in zip(steps, factors, blocks, strict=True):
@@ -176,10 +170,16 @@ def measure(case: Case, count: int, size: int) -> None:
             loss = total / scored
             case.losses[scheme][rate] = loss
             lowest = min(lowest, loss)
-            if not loss < case.before + 0.02:
+            if not loss < (case.before + lowest) / 2 and rate * longest > 16 * SHORTEST:
                 break
         rate, loss = case.best(scheme)
-        print(f"{case.name}, {scheme}: {case.before:.4f} -> {loss:.4f} at {rate:.3g}, {time.perf_counter() - start:.0f} s", file=sys.stderr, flush=True)
+        seconds = time.process_time() - start
+        print(f"{case.name}, {scheme}: {case.before:.4f} -> {loss:.4f} at {rate:g}, {seconds:.0f} s", file=sys.stderr)
+
+
+def _total_length(layers: list[Layer], factors: list[float]) -> float:
+    """Return the norm of all updates together, at rate 1."""
+    return math.hypot(*(factor * one.gradient for factor, one in zip(factors, layers, strict=True)))
 
 
 def step_of(case: Case, ids: Tensor, mask: Tensor) -> tuple[Tensor, list[Layer], dict[Value, FusedWeights]]:
@@ -189,7 +189,9 @@ def step_of(case: Case, ids: Tensor, mask: Tensor) -> tuple[Tensor, list[Layer],
     outputs = {"logits_before": sim.program.outputs["logits_before"]} | labels
     inputs = sim.resolve(ids, mask)
     results = run_together(sim, replace(sim.program, outputs=outputs), inputs, sim.resolve_rates(1.0, 1))
-    of_layer = {op.result: op.layer for op in sim.program.ops if op.results and op.results[0] in sim.continuation.updated}
+    of_layer = {
+        op.result: op.layer for op in sim.program.ops if op.results and op.results[0] in sim.continuation.updated
+    }
     base = base_weights(sim)
     layers = []
     updates = {}
@@ -226,6 +228,35 @@ def scaled(
     return made
 
 
+def report_of(cases: list[Case], blocks: int, size: int) -> list[str]:
+    """Return the section's text: what is best, and what one rate gives all models."""
+    rows = [["scheme", *(f"{case.name}: gain at its best rate" for case in cases), "one rate for all", "share of gain"]]
+    tops = [max(case.gain(scheme, case.best(scheme)[0]) for scheme in SCHEMES) for case in cases]
+    for scheme in SCHEMES:
+        best = [case.best(scheme)[0] for case in cases]
+        own = [f"{case.gain(scheme, rate):.4f} at {rate:g}" for case, rate in zip(cases, best, strict=True)]
+        shared = max(STEPS, key=lambda rate: min(shares(cases, tops, scheme, rate)))
+        rows.append([scheme, *own, f"{shared:g}", _listed(shares(cases, tops, scheme, shared))])
+    lines = [report.setting(), ""]
+    before = ", ".join(f"{case.name} {case.before:.4f}" for case in cases)
+    lines.append(
+        f"Loss before: {before}; {blocks} blocks of {size} tokens. The share is of the best gain of any scheme."
+    )
+    lines += ["", *report.table(rows), ""]
+    for scheme, rate in CHOSEN.items():
+        lines.append(f"At its default rate, {rate:g}, `{scheme}` gives {_listed(shares(cases, tops, scheme, rate))}.")
+    return lines
+
+
+def shares(cases: list[Case], tops: list[float], scheme: str, rate: float) -> list[float]:
+    """Return the gain of every model over the best that any scheme gives it."""
+    return [case.gain(scheme, rate) / top for case, top in zip(cases, tops, strict=True)]
+
+
+def _listed(values: list[float]) -> str:
+    return ", ".join("worse" if value < 0 else f"{value:.2f}" for value in values)
+
+
 def main(
     blocks: Annotated[int, typer.Option(help="Blocks of each text.")] = 4,
     block_size: Annotated[int, typer.Option(help="Tokens in a block; the first half is trained on.")] = 256,
@@ -234,11 +265,16 @@ def main(
 ) -> None:
     """Measure, print and write down."""
     transformers.logging.set_verbosity_error()
-    found = cases(block_size)
-    for case in found:
+    measured = cases(block_size)
+    for case in measured:
         measure(case, blocks, block_size)
         if raw is not None:
-            raw.write_text(json.dumps({one.name: {"before": one.before, "losses": one.losses} for one in found}))
+            losses = {one.name: {"before": one.before, "losses": one.losses} for one in measured}
+            raw.write_text(json.dumps(losses))
+    lines = report_of(measured, blocks, block_size)
+    print("\n".join(lines))
+    if write:
+        report.write_section("optimisers", "Measured", lines, DOCUMENT)
 
 
 if __name__ == "__main__":

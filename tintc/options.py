@@ -28,12 +28,12 @@ SCHEMES = ("fixed", "token")
 """How the step of a finite difference is chosen."""
 OPTIMIZERS = ("sgd", "momentum", "normalized")
 """What a step is made of: the gradient, a running sum of gradients, or either divided by its norm."""
-NORMALIZE = ("weight", "input", "all")
-"""Whose norm a normalised step divides by: each layer's own gradient's, the same over the square root of the layer's
-input width, or that of all gradients together."""
+NORMALIZE = ("weight", "all")
+"""Whose norm a normalised step divides by: each layer's own gradient's, or that of all gradients together."""
 MOMENTUM = 0.9
-RATES = {"sgd": 1e-4, "momentum": 1e-4, "normalized": 0.01}
-"""The learning rate of each optimiser unless told otherwise."""
+RATE = 1e-4
+NORMALISED_RATES = {"weight": 0.01, "all": 0.05}
+"""The learning rate of plain steps, and of normalised ones by whose norm they divide by, unless told otherwise."""
 SEMANTICS = ("exact", "paper-code")
 REUSE = ("none", "layer")
 LINEAR_ATTENTION = ("linear", "softmax")
@@ -134,8 +134,8 @@ class Options:
     )
     inner_lr: float = option(
         None,
-        "Learning rate (default: 0.0001; of normalised steps 0.01). The gradient is a sum over train tokens, not a "
-        "mean: a plain step grows with their number, so longer texts want a smaller rate.",
+        "Learning rate (default: 0.0001; of steps normalised by weight 0.01, by all 0.05). The gradient is a sum over "
+        "train tokens, not a mean: a plain step grows with their number, so longer texts want a smaller rate.",
         short="lr",
         check=finite_rate,
         noun="learning rate",
@@ -228,8 +228,8 @@ class Options:
     )
     normalize: str | None = option(
         None,
-        "Whose norm a normalised step divides by: weight, that of each layer's gradient (default); input, the same "
-        "over the square root of the layer's input width; all, one norm of all gradients.",
+        "Whose norm a normalised step divides by: weight, that of each layer's gradient (default); all, one "
+        "norm of all gradients.",
         choices=NORMALIZE,
         noun="normalisation",
         record="config",
@@ -257,8 +257,8 @@ class Options:
             # A torch.dtype is taken too, by its name.
             object.__setattr__(self, "dtype", str(self.dtype).removeprefix("torch."))
         object.__setattr__(self, "descend", joined_groups(self.descend))
-        if self.inner_lr is None and self.optimizer in RATES:
-            object.__setattr__(self, "inner_lr", RATES[self.optimizer])
+        if self.inner_lr is None:
+            object.__setattr__(self, "inner_lr", NORMALISED_RATES.get(str(self.norm_of), RATE))
         for one in fields(self):
             value = getattr(self, one.name)
             if value is None and one.default is None:
@@ -273,7 +273,6 @@ class Options:
             raise option_error(
                 f"The semantics paper-code has differences of a fixed step; choose exact for {self.fd_scheme}."
             )
-
         self._check_optimizer()
 
     def _check_optimizer(self) -> None:

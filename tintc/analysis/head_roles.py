@@ -279,8 +279,8 @@ def _shifted(runs: StridedRuns, offset: int, width: int) -> StridedRuns:
 
 
 def _layer_of(op: Any) -> str:
-    """Return the auxiliary's layer whose weights an op makes, below ``sums`` if they are sums of its gradients; empty if
-    it makes none."""
+    """Return the auxiliary's layer whose weights an op makes, below ``sums`` if they are sums of its gradients; empty
+    if it makes none."""
     if not isinstance(op, SimOp):
         return ""
     if summed := op.summed_weight():

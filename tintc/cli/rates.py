@@ -71,7 +71,9 @@ def _print(tried: RateGrid, path: str, written: bool) -> None:
         (f"{one.inner_lr:g}", _number(one.loss), _number(one.gain, signed=True), _bar(one, largest))
         for one in tried.rates
     ]
-    title = f"Loss of {tried.evaluation.tokens_scored} tokens after the update of {path}, {tried.loss_before:.4f} before"
+    title = (
+        f"Loss of {tried.evaluation.tokens_scored} tokens after the update of {path}, {tried.loss_before:.4f} before"
+    )
     print_rows(title, ("rate", "loss", "gain", ""), rows, bold=tried.rates.index(best))
     if tried.remark is not None:
         print_lines([tried.remark])

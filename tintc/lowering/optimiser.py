@@ -72,16 +72,10 @@ class Optimiser:
             operands = (weights[name], sums[name], *norms.get(name, ()))
             if decay:
                 operands = (*operands, self.stored[name])
-            attributes: dict[str, Any] = {"target": name, "parts": source.parts, "decay": float(decay)}
-            attributes |= {"normalised": bool(norms), "rate_scale": self._scale(source)}
+            attributes: dict[str, Any] = {"target": name, "parts": source.parts, "normalised": bool(norms)}
+            attributes["decay"] = float(decay)
             stepped[name] = self._emit(builder, sim.Step, name, operands, "updated", **attributes)
         return stepped
-
-    def _scale(self, source: Source) -> float:
-        """Return the number that a layer's rate is multiplied by."""
-        if self.options.norm_of == "input" and source.type.kind != "norm":
-            return source.type.width**-0.5
-        return 1.0
 
     def _norms(self, builder: Builder, sums: dict[str, Value]) -> dict[str, tuple[Value]]:
         """Emit the norms that the steps divide by; return them by layer, empty where they divide by none."""

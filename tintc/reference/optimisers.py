@@ -42,11 +42,9 @@ class Steps:
 
 @dataclass(frozen=True)
 class Layer:
-    """Parameters that one norm is taken of together. members: their rows, by the tensors' names; width: of the input of
-    the matrix among them, 0 if there is none."""
+    """Parameters that one norm is taken of together. members: their rows, by the tensors' names."""
 
     members: tuple[tuple[str, Member | None], ...]
-    width: int
 
 
 def layers_of(program: Program | None, tensors: Mapping[str, Tensor]) -> list[Layer]:
@@ -59,7 +57,7 @@ def layers_of(program: Program | None, tensors: Mapping[str, Tensor]) -> list[La
         for names, layer in _of_program(program, tensors):
             layers.setdefault(names, layer)
     seen = {name for layer in layers.values() for name, _ in layer.members}
-    alone = [Layer(((name, None),), _width(tensors[name])) for name in tensors if name not in seen]
+    alone = [Layer(((name, None),)) for name in tensors if name not in seen]
     return [*layers.values(), *alone]
 
 
@@ -72,17 +70,8 @@ def _of_program(program: Program, tensors: Mapping[str, Tensor]) -> Iterator[tup
         own = [name for key, name in op.parameters().items() if key in ("weight", "bias")]
         places = [program.parameters[name] for name in own]
         members = tuple((where.source, Member(where, "", -1)) for where in places if where.source in tensors)
-        width = 0
-        if not isinstance(op, Norm):
-            width = program.parameters[op.weight].shape[-1]
         if members:
-            yield tuple(own), Layer(members, width)
-
-
-def _width(tensor: Tensor) -> int:
-    if tensor.dim() < 2:
-        return 0
-    return tensor.shape[-1]
+            yield tuple(own), Layer(members)
 
 
 class Stepper:
@@ -121,8 +110,6 @@ class Stepper:
             for name, member in layer.members:
                 parts += [directions[name]] if member is None else member.rows(directions[name])
             size = _length(parts)
-            if norm_of == "input" and layer.width:
-                size = size * layer.width**0.5
             for part in parts:
                 part /= size
         return directions

@@ -14,28 +14,25 @@ FLOOR = 1e-24
 def step_factors(program: Program, gradients: Gradients, norm_of: str | None) -> dict[str, Tensor | float]:
     """Return the factor of every gradient ``[B, *shape]``, of a shape that multiplies it.
 
-    norm_of: ``weight``, 1 / norm of the gradients of one op's parameters together; ``input``, that over the square root
-    of the width of the op's input, where it has a matrix; ``all``, 1 / norm of all gradients; None, 1.
+    norm_of: ``weight``, 1 / norm of the gradients of one op's parameters together; ``all``, 1 / norm of all gradients;
+    None, 1.
     """
     if norm_of is None:
         return dict.fromkeys(gradients, 1.0)
     if norm_of == "all":
-        return _factors(gradients, 1.0)
+        return _factors(gradients)
     factors: dict[str, Tensor | float] = {}
     for op in program.ops:
         assert isinstance(op, AuxOp)
         own = {name: gradients[name] for name in op.parameters().values() if name in gradients}
         if not own or factors.keys() >= own.keys():
             continue
-        scale = 1.0
-        if norm_of == "input" and len(program.parameters[op.parameters()["weight"]].shape) > 1:
-            scale = program.parameters[op.parameters()["weight"]].shape[-1] ** -0.5
-        factors |= _factors(own, scale)
+        factors |= _factors(own)
     return factors
 
 
-def _factors(gradients: Gradients, scale: float) -> dict[str, Tensor | float]:
-    """Return `scale` over the norm of these gradients together, shaped for each."""
+def _factors(gradients: Gradients) -> dict[str, Tensor | float]:
+    """Return 1 over the norm of these gradients together, shaped for each."""
     total = sum((gradient.flatten(1).square().sum(1) for gradient in gradients.values()), start=FLOOR)
     assert isinstance(total, Tensor)
-    return {name: scale * total.rsqrt().reshape(-1, *[1] * (g.dim() - 1)) for name, g in gradients.items()}
+    return {name: total.rsqrt().reshape(-1, *[1] * (g.dim() - 1)) for name, g in gradients.items()}

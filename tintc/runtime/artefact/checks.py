@@ -26,8 +26,9 @@ from tintc.runtime.artefact.config import TintConfig
 from tintc.runtime.artefact.folder import first_line, read_program
 
 RECORDED = tuple(Options().recorded("config"))
-FIRST = ("inner_lr", "loss", "descend", "fd_scheme", "fd_step", "linear_attention")
 """Options that stand in the configuration only to be read: what they did is in the program's ops and in the tensors."""
+FIRST = ("inner_lr", "loss", "descend", "fd_scheme", "fd_step", "linear_attention")
+"""Those that the earliest digests cover."""
 
 
 def of_program(program: Program) -> dict[str, Any]:

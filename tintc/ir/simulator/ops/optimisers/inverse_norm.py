@@ -71,14 +71,14 @@ class InverseNorm(SimOp):
     1. At prefixes: ``norm_take_s`` puts a_ks into slots 0 and 1; ``norm_unit`` makes ``a_ks / rms(a_ks)`` of slot 1, a
        group RMS norm without eps, which leaves zeros zero; the product of the slots has the mean
        ``rms(a_ks)^2 / rms(a_ks)``, so ``norm_row`` makes ``r_ks = sqrt(P) rms(a_ks) = |a_ks|`` in every coordinate.
-    2. ``norm_gather`` gives every token the slot ``R_s = (r_0s, ..., r_{K-1,s}, 0, ...)``, whose squares add up to those
-       of all numbers of slot s.
+    2. ``norm_gather`` gives every token the slot ``R_s = (r_0s, ..., r_{K-1,s}, 0, ...)``, whose squares add up to
+       those of all numbers of slot s.
     3. Two slots u and v of a token become one, whose squares add up to ``|u|^2 + |v|^2``: ``norm_pair`` is a group RMS
        norm of both together, with ``rms^2 = (|u|^2 + |v|^2) / 2P``; the products with u and with v, their means by
        ``norm_join`` and the sum are rms, times sqrt(2) in every coordinate c, so ``P c^2 = |u|^2 + |v|^2``. One slot
        after the other, over all s, tiles, experts and operands, the squares add up to ``|sums|^2``.
-    4. ``norm_inverse`` is a group RMS norm with eps = floor / P that also hands out ``1 / sqrt((|sums|^2 + floor) / P)``
-       (construction.md, section 2.4), and ``norm_scale`` divides it by sqrt(P). QED.
+    4. ``norm_inverse`` is a group RMS norm with eps = floor / P that also hands out
+       ``1 / sqrt((|sums|^2 + floor) / P)`` (construction.md, section 2.4); ``norm_scale`` divides it by sqrt(P). QED.
 
     It is exact, to rounding. Slots that hold nothing are left out: those of a bias in tiles without one, and all but
     the first of a norm's gain.

@@ -40,23 +40,22 @@ Held = PrefixTiles | ExpertTiles
 @register("sim.step")
 @dataclass(eq=False, kw_only=True)
 class Step(SimOp):
-    """(W, sums[, 1 / norm][, W_0]) -> W + rate (rate_scale sums / norm + decay (W_0 - W)).
+    """(W, sums[, 1 / norm][, W_0]) -> W + rate (sums / norm + decay (W_0 - W)).
 
     target: name of the weights, whose stored rate is used; parts: those that descend; normalised: whether there is a
     norm; decay: 0 without W_0, the stored weights. Sums hold minus the gradients.
 
-    Claim: every tile of W' is that tile of W, and by residual connections the same tile of the sums times
-    ``rate rate_scale / norm``, of W_0 times ``rate decay`` and of W times ``-rate decay``. The factors that are known
-    when compiling are those of `times_block`; rate and 1 / norm multiply the module's result as the rate of a descent
-    does, 1 / norm being a number that a slot holds: a product of two values (construction.md, section 2.5). W_0 and W
-    are equal where nothing descends. QED. It is exact.
+    Claim: every tile of W' is that tile of W, and by residual connections the same tile of the sums times ``rate /
+    norm``, of W_0 times ``rate decay`` and of W times ``-rate decay``. The factors that are known when compiling (1,
+    decay and -decay) are those of `times_block`; rate and 1 / norm multiply the module's result as the rate of a
+    descent does, 1 / norm being a number that a slot holds: a product of two values (construction.md, section 2.5).
+    W_0 and W are equal where nothing descends. QED. It is exact.
     """
 
     STEP_DEPENDENT: ClassVar[bool] = True
 
     target: str
     parts: tuple[str, ...]
-    rate_scale: float = 1.0
     normalised: bool = False
     decay: float = 0.0
 
@@ -86,9 +85,9 @@ class Step(SimOp):
     def _factors(self, run: Interpretation | FusedRun, inverse: Tensor | None) -> tuple[Factor, Factor]:
         """Return what multiplies the sums, and ``W_0 - W``."""
         rate = run.rate(self.target, self.step)
-        factor = rate * self.rate_scale
+        factor = rate
         if inverse is not None:
-            factor = inverse * factor
+            factor = inverse * rate
         return factor, rate * self.decay
 
     def _rest(self, rest: Sequence[Any]) -> tuple[Any, Any]:
@@ -199,7 +198,7 @@ class Step(SimOp):
         return with_updates(w, {part: both[name] for part, name in zip(self.updated_parts(), names, strict=True)})
 
     def deferral(self) -> Deferral | None:
-        """Return the update, which has nothing to keep but what the sums keep; None for a norm, whose sums are small."""
+        """Return the update, which keeps nothing but what the sums keep; None for a norm, whose sums are small."""
         if self.result.type.kind == "norm":
             return None
         return Deferral(self.target, (), always=self.result.type.kind == "experts")
@@ -224,7 +223,7 @@ class Step(SimOp):
         return kind.dims[-2] * kind.dims[-1]
 
     def structure(self, layout: Layout) -> dict[str, StructuralBlock]:
-        blocks = times_block(layout, self.rate_scale)
+        blocks = times_block(layout, 1.0)
         if self.decay:
             blocks |= times_block(layout, self.decay) | times_block(layout, -self.decay)
         return blocks
@@ -240,7 +239,7 @@ class Step(SimOp):
             starts = each_of(start)
 
         def stepped(tile: Tile, total: Tile, first: Tile | None) -> Tensor:
-            terms = [run.apply(times_name(self.rate_scale), run.embed([], total), rate=factor)]
+            terms = [run.apply(times_name(1.0), run.embed([], total), rate=factor)]
             if first is not None:
                 terms.append(run.apply(times_name(self.decay), run.embed([], first), rate=rate))
                 terms.append(run.apply(times_name(-self.decay), run.embed([], tile), rate=rate))
@@ -312,5 +311,3 @@ class Step(SimOp):
 def _there(parts: Mapping[str, Tensor | None]) -> dict[str, Tensor]:
     """Return the parts that are there."""
     return {part: tensor for part, tensor in parts.items() if tensor is not None}
-
-

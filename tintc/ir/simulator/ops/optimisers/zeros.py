@@ -46,5 +46,3 @@ class Zeros(SimOp):
 
     def literal(self, run: LiteralRun) -> PrefixTiles | ExpertTiles:
         return tiles_of(self.result.type, lambda row, column: run.empty_prefix(), run.layout)
-
-
