@@ -297,7 +297,7 @@ class Step(SimOp):
         tiles: list[Tensor] = []
         for start in range(0, len(applied), terms):
             group = applied[start : start + terms]
-            parts = [one.new[:, : layout.n_prefixes] * per_example(one.rate or 0.0, one.new) for one in group]
+            parts = [one.new[:, : layout.n_prefixes] * per_example(_rate_of(one), one.new) for one in group]
             tiles.append(sum(parts[1:], parts[0]))
         columns = 1
         if kind.kind != "norm":
@@ -311,3 +311,9 @@ class Step(SimOp):
 def _there(parts: Mapping[str, Tensor | None]) -> dict[str, Tensor]:
     """Return the parts that are there."""
     return {part: tensor for part, tensor in parts.items() if tensor is not None}
+
+
+def _rate_of(applied: Applied) -> Tensor | float:
+    """Return the rate of a block that has one."""
+    assert applied.rate is not None
+    return applied.rate
