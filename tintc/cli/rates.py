@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +61,7 @@ def show_rates(
         print_json(tried.to_json() | {"output": path, "written": write and useful})
     else:
         _print(tried, path, write and useful)
-    print_notes(evaluation, options["partial"])
+    print_notes(replace(evaluation, hint=None), options["partial"])  # the remark says what the hint would
 
 
 def _print(tried: RateGrid, path: str, written: bool) -> None:
