@@ -23,7 +23,7 @@ from tintc.errors import OptionError
 from tintc.ir.columns import StridedRuns, strided_runs_of
 from tintc.ir.core import Program, Type, Value
 from tintc.ir.layout import Layout
-from tintc.ir.simulator import SimOp
+from tintc.ir.simulator import KeptWeights, SimOp
 from tintc.ir.simulator.shared.linear_common import matrix_sides
 from tintc.lowering.emission.sharing import Placed, placement, sites
 from tintc.lowering.passes.plan_layout import layout_of
@@ -285,6 +285,8 @@ def _layer_of(op: Any) -> str:
         return ""
     if summed := op.summed_weight():
         return f"sums.{summed}"
+    if isinstance(op, KeptWeights):
+        return op.name
     return op.stored_weight() or op.updated_weight() or ""
 
 

@@ -92,7 +92,7 @@ class TraceRun:
     inputs: Any = SimpleNamespace(input_ids=None)
 
     def __init__(self, layout: Layout, gated: Collection[str]):
-        """Begin without applications. gated: the blocks with a gate; what has none replaces prefixes too."""
+        """Note which blocks have a gate: one without replaces prefixes too."""
         self.layout = layout
         self.gated = gated
         self.applied: list[Application] = []

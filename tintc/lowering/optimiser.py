@@ -33,17 +33,21 @@ class Optimiser:
     def __init__(self, options: Options, sources: dict[str, Source]):
         self.options = options
         self.sources = sources
-        self.stored: dict[str, Value] = {}
+        self.kept: dict[str, Value] = {}
         self.zeros: dict[str, Value] = {}
 
-    def start(self, builder: Builder, stored: dict[str, Value]) -> None:
-        """Emit the sums with which the first step begins. stored: the weights before any step."""
-        self.stored = stored
+    def start(self, builder: Builder) -> None:
+        """Emit the sums with which the first step begins, and the weights that decay draws back to."""
         if self.options.plain:
             return
         for name, source in self.sources.items():
             zeros = builder.emit(sim.Zeros, (), (source.type,), origin=f"{name}.sum", target=name, **_place(source))
             self.zeros[name] = zeros.result
+            if self.options.decay:
+                kept = builder.emit(
+                    sim.KeptWeights, (), (source.type,), origin=f"{name}.kept", name=name, **_place(source)
+                )
+                self.kept[name] = kept.result
 
     def carried(self) -> dict[str, Value]:
         """Return the sums that are handed from step to step, as the first step gets them."""
@@ -71,7 +75,7 @@ class Optimiser:
         for name, source in self.sources.items():
             operands = (weights[name], sums[name], *norms.get(name, ()))
             if decay:
-                operands = (*operands, self.stored[name])
+                operands = (*operands, self.kept[name])
             attributes: dict[str, Any] = {"target": name, "parts": source.parts, "normalised": bool(norms)}
             attributes["decay"] = float(decay)
             stepped[name] = self._emit(builder, sim.Step, name, operands, "updated", **attributes)

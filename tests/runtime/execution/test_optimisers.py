@@ -18,6 +18,8 @@ from tintc.analysis.capture_points import sized
 from tintc.errors import OptionError
 from tintc.ir.auxiliary.interpreter import Descent
 from tintc.options import Options
+from tintc.runtime.adaptation.continuation import base_weights
+from tintc.runtime.adaptation.state import materialised
 from tintc.runtime.model.adapted_state import AdaptedState
 from tintc.runtime.model.causal_lm import TintForCausalLM
 
@@ -143,6 +145,27 @@ def test_states(kind: str, tmp_path: Path) -> None:
         found = run(sim, IDS[1:], state=state.example(1)).logits
         assert relative_to_update(found, right.logits[1:], right.logits_before[1:]) < 1e-9
     sim.executor = "literal"
+
+
+def test_decay_draws_back_to_the_stored_weights() -> None:
+    """Also where a run starts from a state, pending or carried out, in either executor: without gradients what was learnt
+    shrinks by (1 - rate decay) in every step, and with them all give the same."""
+    sim, nothing = made("dense", "by all"), torch.zeros(2, 9)
+    found: list[Tensor] = []
+    for executor in ("fused", "literal"):
+        sim.executor = executor
+        with torch.no_grad():
+            state = sim.adapt(IDS)
+            later, more = sim.adapt(IDS, train_mask=nothing, state=state), sim.adapt(IDS.flip(0), state=state)
+        stored = base_weights(sim)
+        for value, w in later.weights.items():
+            new, old, start = materialised(w).weight, materialised(state.weights[value]).weight, stored[value].weight
+            assert new is not None and old is not None and start is not None
+            torch.testing.assert_close(new - start, 0.85**2 * (old - start), rtol=1e-9, atol=1e-12)
+        found.append(run(sim, IDS, "fused", state=more).logits)
+    sim.executor = "literal"
+    before = run(sim, IDS, "fused", return_before=True).logits_before
+    assert relative_to_update(found[0], found[1], before) < 1e-9
 
 
 @pytest.mark.parametrize("rule", ["by weight", "by all"])

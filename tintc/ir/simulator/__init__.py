@@ -28,6 +28,7 @@ from tintc.ir.simulator.ops.norm_backward import NormBackward
 from tintc.ir.simulator.ops.norm_descent import NormDescent
 from tintc.ir.simulator.ops.norm_forward import NormForward
 from tintc.ir.simulator.ops.optimisers.inverse_norm import InverseNorm
+from tintc.ir.simulator.ops.optimisers.kept_weights import KeptWeights
 from tintc.ir.simulator.ops.optimisers.momentum import Momentum
 from tintc.ir.simulator.ops.optimisers.step import Step
 from tintc.ir.simulator.ops.optimisers.zeros import Zeros
@@ -53,6 +54,7 @@ __all__ = [
     "GateBackward",
     "GateForward",
     "InverseNorm",
+    "KeptWeights",
     "LinearBackward",
     "LinearDescent",
     "LinearForward",

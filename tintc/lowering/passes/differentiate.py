@@ -88,7 +88,7 @@ class _Differentiation:
         # A layer that is used many times is carried from step to step once.
         carried = list(dict.fromkeys(layer.name for op, layer in self.layers.items() if op in self.updated))
         self.optimiser = Optimiser(self.options, self.sources(carried))
-        self.optimiser.start(start, stored)
+        self.optimiser.start(start)
         before = Builder(self.names, "forward", "before")
         logits_before = self.forward(before, stored)
         repeat, final = self.repeat(stored, carried)

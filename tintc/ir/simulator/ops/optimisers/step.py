@@ -142,7 +142,7 @@ class Step(SimOp):
         pending = tuple(scaled(update, keep) for update in w.pending)
 
         def part(here: Tensor | None, there: Tensor | None) -> Tensor | None:
-            if here is None or here is there:
+            if here is None or _same_memory(here, there):
                 return here
             assert there is not None
             away = there - here
@@ -151,7 +151,7 @@ class Step(SimOp):
         weight = w.weight
         if main_part(self.result.type) in self.parts:
             weight = part(w.weight, start.weight)
-        return FusedWeights(weight, part(w.bias, start.bias), pending, owned=weight is not start.weight)
+        return FusedWeights(weight, part(w.bias, start.bias), pending, owned=w.owned or weight is not w.weight)
 
     def show_fused(self, names: Collection[str], run: FusedRun, *operands: Any) -> dict[str, Tensor]:
         w, sums, *rest = operands
@@ -317,3 +317,8 @@ def _rate_of(applied: Applied) -> Tensor | float:
     """Return the rate of a block that has one."""
     assert applied.rate is not None
     return applied.rate
+
+
+def _same_memory(a: Tensor, b: Tensor | None) -> bool:
+    """Return True if both are views of the same numbers."""
+    return b is not None and a.shape == b.shape and a.data_ptr() == b.data_ptr()
