@@ -148,8 +148,8 @@ def test_states(kind: str, tmp_path: Path) -> None:
 
 
 def test_decay_draws_back_to_the_stored_weights() -> None:
-    """Also where a run starts from a state, pending or carried out, in either executor: without gradients what was learnt
-    shrinks by (1 - rate decay) in every step, and with them all give the same."""
+    """Also where a run starts from a state, in either executor: without gradients what was learnt shrinks by
+    (1 - rate decay) in every step, and with them both give the same."""
     sim, nothing = made("dense", "by all"), torch.zeros(2, 9)
     found: list[Tensor] = []
     for executor in ("fused", "literal"):

@@ -51,21 +51,21 @@ def joined(weights: Mapping[Value, FusedWeights], renamed: Renamed, trained: Ten
     inputs: dict[tuple[int, ...], Tensor] = {}
     cut: dict[int, Tensor] = {}
 
-    def columns(tensor: Tensor) -> Tensor:
-        """Return a tensor ``[B, t, ...]``, or ``[B, t k, ...]``, of the tokens that were trained on."""
-        count = min(len(trained), tensor.shape[1])
-        return tensor[:, trained[:count].repeat_interleave(tensor.shape[1] // count)]
+    def columns(tensor: Tensor, tokens: int) -> Tensor:
+        """Return a tensor ``[B, t, ...]``, or ``[B, t k, ...]``, of so many tokens, of those that were trained on."""
+        return tensor[:, trained[:tokens].repeat_interleave(tensor.shape[1] // tokens)]
 
     def of_this_run(update: Pending) -> Pending:
-        if renamed.is_away(update) or bool(trained[: update.x.shape[1]].all()):
+        tokens = _tokens_of(update)
+        if renamed.is_away(update) or bool(trained[:tokens].all()):
             return update
         key = id(update.x)
         if key not in cut:
-            cut[key] = columns(update.x)
+            cut[key] = columns(update.x, tokens)
         experts = update.experts
         if experts is not None:
-            experts = columns(experts)
-        return replace(update, dy=columns(update.dy), x=cut[key], experts=experts)
+            experts = columns(experts, tokens)
+        return replace(update, dy=columns(update.dy, tokens), x=cut[key], experts=experts)
 
     def one(updates: list[Pending]) -> Pending:
         last = renamed.back(updates[-1])
@@ -86,3 +86,11 @@ def joined(weights: Mapping[Value, FusedWeights], renamed: Renamed, trained: Ten
             w = replace(w, pending=(one([*map(of_this_run, w.pending)]),))
         results[value] = w
     return results
+
+
+def _tokens_of(update: Pending) -> int:
+    """Return of how many tokens an update is: those of experts have a vector for every expert that a token chose."""
+    count = update.dy.shape[1]
+    if update.experts is not None:
+        count //= update.source.type.dims[1]
+    return count
