@@ -54,8 +54,8 @@ def test_the_best_is_stored(command: Command, sim: Path, tmp_path: Path) -> None
 
 def test_nothing_is_stored_where_nothing_helps(command: Command, sim: Path) -> None:
     files = {path.name: path.read_bytes() for path in sim.iterdir()}
-    found = command("rates", sim, *SIZE, "--lr", "1e4,1e5", "--write", "--json").json
-    assert found["best"] in (1e4, 1e5) and not found["written"] and "try smaller ones" in found["remark"]
+    found = command("rates", sim, *SIZE, "--lr", "0", "--write", "--json").json
+    assert found["best"] == 0 and not found["written"] and "try smaller ones" in found["remark"]
     assert {path.name: path.read_bytes() for path in sim.iterdir()} == files
 
 

@@ -17,7 +17,7 @@ from tokenizers.processors import TemplateProcessing
 import tintc
 from tintc.errors import InputError, OptionError
 from tintc.evaluation.blocks import Block, cut_blocks
-from tintc.evaluation.perplexity import _hint, evaluate_blocks, held_out_loss, perplexity
+from tintc.evaluation.perplexity import evaluate_blocks, held_out_loss, hint_of, perplexity
 from tintc.ir.special import opening_of
 from tintc.runtime.execution.fused.batches import run_together
 
@@ -172,7 +172,7 @@ def test_a_hint_where_it_got_worse() -> None:
 )
 def test_rates_are_suggested_by_how_far_off_they_were(after: float, tried: list[float], suggested: str) -> None:
     """A little worse than a perplexity of 10: a little less than the smallest; ruined: other orders of magnitude."""
-    assert str(_hint(10.0, after, tried, 64)).endswith(f"such as --lr {suggested}.")
+    assert str(hint_of(10.0, after, tried, "64 in a block")).endswith(f"such as --lr {suggested}.")
 
 
 @given(train=st.integers(2, 40), steps=st.integers(1, 9))

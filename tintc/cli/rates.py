@@ -51,16 +51,16 @@ def show_rates(
     with block_progress() as progress, without_nan_warning():
         evaluation = evaluate_blocks(sim, ids, on_block=progress, rates=rates, **options)
     tried = RateGrid.of(evaluation)
-    useful = (tried.best.gain or 0.0) > 0
+    written = write and tried.useful
     if png is not None:
         draw(tried, png, path)
-    if write and useful:
+    if written:
         set_rate(sim, tried.best.inner_lr)
         sim.to("cpu").save_pretrained(path)
     if as_json:
-        print_json(tried.to_json() | {"output": path, "written": write and useful})
+        print_json(tried.to_json() | {"output": path, "written": written})
     else:
-        _print(tried, path, write and useful)
+        _print(tried, path, written)
     print_notes(replace(evaluation, hint=None), options["partial"])  # the remark says what the hint would
 
 

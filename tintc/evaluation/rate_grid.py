@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from tintc.evaluation.perplexity import Evaluation
+from tintc.evaluation.perplexity import ROUNDING, Evaluation
 from tintc.runtime.artefact.checks import options_digest
 
 if TYPE_CHECKING:
@@ -64,9 +64,14 @@ class RateGrid:
         return min(self.rates, key=lambda one: math.inf if one.loss is None else one.loss)
 
     @property
+    def useful(self) -> bool:
+        """Return True if the best rate is better than no update, by more than rounding."""
+        return self.best.gain is not None and self.best.gain > ROUNDING
+
+    @property
     def remark(self) -> str | None:
         """Return a sentence on a grid that does not hold the best rate there is, None for any other."""
-        if (self.best.gain or 0.0) <= 0:
+        if not self.useful:
             return "No rate of the grid predicts the text better than no update; try smaller ones with --lr."
         ends = {self.rates[0].inner_lr: "smaller", self.rates[-1].inner_lr: "larger"}
         if len(self.rates) > 1 and self.best.inner_lr in ends:
