@@ -84,6 +84,7 @@ def meta_train(sim: tintc.TintForCausalLM, ids: Tensor, kinds: list[str], rounds
         loss = sim(ids, labels=labels).loss  # the first half of each block is trained on, unless told otherwise
         loss.backward()
         for log, rate in zip(logs, rates, strict=True):
+            assert rate.grad is not None
             log.grad = rate.grad * rate.detach()  # since rate = exp(log)
         adam.step()
         with torch.no_grad():

@@ -20,12 +20,23 @@ from typing import Any, TypeVar
 
 LOSSES = ("ce", "quad", "mse")
 """Cross-entropy of the next token, and the quadratic and mean-square losses of Remark H.2."""
-GROUPS = ("values", "out", "ffn", "norm-bias", "norm-gain", "lora")
+GROUPS = (
+    *("values", "out", "ffn", "norm-bias", "norm-gain", "lora", "outside"),
+    *("queries", "keys", "head-norm", "router"),
+)
 """Groups of parameters that can descend."""
-DESCENDS = frozenset(GROUPS) - {"norm-gain", "lora"}
+DESCENDS = frozenset({"values", "out", "ffn", "norm-bias"})
 """Those that do unless told otherwise."""
-SCHEMES = ("fixed", "token")
-"""How the step of a finite difference is chosen."""
+FULL_ONLY = frozenset({"queries", "keys", "head-norm", "router"})
+"""Groups that descend only where scores and routing are differentiated."""
+ALL = "all"
+"""Every group that receives a gradient."""
+GRADIENTS = ("paper", "full")
+"""What is differentiated: the paper's part, attention's scores and routing held constant, or everything."""
+SCHEMES = ("fixed", "token", "central")
+"""How a finite difference is taken: with one step, with one for each token, or with one for each token both ways."""
+FD_STEPS = {"fixed": 1e-3, "token": 1e-3, "central": 3e-3}
+"""Steps of finite differences unless told otherwise."""
 OPTIMIZERS = ("sgd", "momentum", "normalized")
 """What a step is made of: the gradient, a running sum of gradients, or either divided by its norm."""
 NORMALIZE = ("weight", "all")
@@ -153,9 +164,18 @@ class Options:
     )
     descend: str = option(
         ",".join(group for group in GROUPS if group in DESCENDS),
-        "Parameter groups that are updated, with commas between; norm-gain and lora are more.",
+        "Parameter groups that are updated, with commas between; norm-gain, lora and outside are more, and with the "
+        "full gradient queries, keys, head-norm and router. all: every group that receives a gradient.",
         record="config",
         title="parameters that descend",
+    )
+    gradient: str = option(
+        "paper",
+        "What is differentiated: paper, which holds attention's scores and the routing of experts constant; full, "
+        "which differentiates them too.",
+        choices=GRADIENTS,
+        record="program",
+        title="gradient",
     )
     semantics: str = option(
         "exact",
@@ -173,8 +193,8 @@ class Options:
     )
     fd_scheme: str | None = option(
         None,
-        "How the step of finite differences is chosen: fixed, one; token, one per token (default: token; with "
-        "paper-code: fixed).",
+        "How finite differences are taken: fixed, with one step; token, with one per token; central, with one per "
+        "token and both ways (default: token; with paper-code: fixed; with the full gradient: central).",
         short="difference",
         choices=SCHEMES,
         noun="difference",
@@ -182,9 +202,10 @@ class Options:
         title="finite differences",
         plans=False,
     )
-    fd_step: float = option(
-        1e-3,
-        "Step of the finite differences, relative with exact and absolute with paper-code.",
+    fd_step: float | None = option(
+        None,
+        "Step of the finite differences, relative to the gradient, or absolute where it is fixed (default: 0.001; "
+        "0.003 where they are central).",
         check=between_0_and_1,
         noun="finite-difference step",
         record="config",
@@ -259,6 +280,8 @@ class Options:
         object.__setattr__(self, "descend", joined_groups(self.descend))
         if self.inner_lr is None:
             object.__setattr__(self, "inner_lr", NORMALISED_RATES.get(str(self.norm_of), RATE))
+        if self.fd_step is None and self.scheme in FD_STEPS:
+            object.__setattr__(self, "fd_step", FD_STEPS[self.scheme])
         for one in fields(self):
             value = getattr(self, one.name)
             if value is None and one.default is None:
@@ -266,9 +289,17 @@ class Options:
             objection = objection_to(one, value)
             if objection is not None:
                 raise option_error(objection)
+        if self.descend == ALL:
+            everything = [group for group in GROUPS if self.reaches(group) and (group != "lora" or self.keep_adapters)]
+            object.__setattr__(self, "descend", ",".join(everything))
         unknown = [group for group in self.descend.split(",") if group not in GROUPS]
         if unknown:
             raise option_error(f"The parameter group {unknown[0]!r} is unknown; choose among {', '.join(GROUPS)}.")
+        constant = [group for group in self.descend.split(",") if not self.reaches(group)]
+        if constant:
+            raise option_error(f"The group {constant[0]} receives no gradient with gradient paper; choose full.")
+        if self.semantics == "paper-code" and self.gradient != "paper":
+            raise option_error("The semantics paper-code has the paper's gradient; choose exact for the full one.")
         if self.semantics == "paper-code" and self.fd_scheme not in (None, "fixed"):
             raise option_error(
                 f"The semantics paper-code has differences of a fixed step; choose exact for {self.fd_scheme}."
@@ -316,10 +347,16 @@ class Options:
 
     @property
     def scheme(self) -> str:
-        """Return the finite-difference scheme that is chosen, or that the semantics prescribes (construction.md,
-        section 10)."""
+        """Return the finite-difference scheme that is chosen, or that semantics and gradient prescribe
+        (construction.md, section 10)."""
+        if self.gradient == "full":
+            return self.fd_scheme or "central"
         prescribed = {"exact": "token", "paper-code": "fixed"}
-        return self.fd_scheme or prescribed[self.semantics]
+        return self.fd_scheme or prescribed.get(self.semantics, "token")
+
+    def reaches(self, group: str) -> bool:
+        """Return True if a group of parameters receives a gradient."""
+        return self.gradient == "full" or group not in FULL_ONLY
 
     def update_layers(self, n_layers: int) -> int:
         """Return L_up for a model of `n_layers`; raise `OptionError` when the model has fewer."""
@@ -347,7 +384,7 @@ def joined_groups(given: object) -> str:
     if isinstance(given, str):
         return given
     if isinstance(given, set | frozenset):
-        given = [*(group for group in GROUPS if group in given), *sorted(map(str, given - set(GROUPS)))]
+        given = [*(group for group in (*GROUPS, ALL) if group in given), *sorted(map(str, given - {*GROUPS, ALL}))]
     if isinstance(given, list | tuple) and all(isinstance(name, str) for name in given):
         return ",".join(given)
     raise option_error(f"The option descend is {given!r}; pass names of parameter groups, such as 'values,ffn'.")

@@ -106,9 +106,9 @@ def draw(tried: RateGrid, png: Path, title: str) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
-    shown = [one for one in tried.rates if one.loss is not None and one.inner_lr > 0]
+    shown = [(one.inner_lr, one.loss) for one in tried.rates if one.loss is not None and one.inner_lr > 0]
     figure, axis = plt.subplots(figsize=(6, 4), constrained_layout=True)
-    axis.plot([one.inner_lr for one in shown], [one.loss for one in shown], "o-")
+    axis.plot([rate for rate, _ in shown], [loss for _, loss in shown], "o-")
     axis.axhline(tried.loss_before, color="grey", linestyle="--", label="before the update")
     spread = max(tried.best.gain or 0.0, 1e-3)
     axis.set(xscale="log", xlabel="learning rate", ylabel="loss", title=title)

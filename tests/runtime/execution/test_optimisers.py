@@ -17,6 +17,7 @@ from torch import Tensor
 from tintc.analysis.capture_points import sized
 from tintc.errors import OptionError
 from tintc.ir.auxiliary.interpreter import Descent
+from tintc.ir.functions import FiniteDifference
 from tintc.options import Options
 from tintc.runtime.adaptation.continuation import base_weights
 from tintc.runtime.adaptation.state import materialised
@@ -34,6 +35,7 @@ RULES: dict[str, dict[str, Any]] = {
     "by weight": {"optimizer": "normalized", "inner_lr": 0.3},
     "by all": {"optimizer": "normalized", "normalize": "all", "momentum": 0.5, "decay": 0.3, "inner_lr": 0.5},
 }
+RULES["by weight, of all"] = RULES["by weight"] | {"gradient": "full", "descend": "all"}
 IDS = token_ids(2, 9, 11)
 PADDED = torch.tensor([[0, 0, 0, 1, 1, 1, 1, 1, 1], [1, 1, 1, 1, 1, 1, 1, 0, 0]])
 GROUPS = "values,out,ffn,norm-bias,norm-gain"
@@ -52,9 +54,10 @@ CASES = [("dense", rule) for rule in RULES] + [(kind, "by all") for kind in ("ex
 def test_all_ways_agree(kind: str, rule: str) -> None:
     """Two steps, padding on either side, gains and biases of norms among what descends."""
     program, tensors = MAKERS[kind]()
-    sim, options = made(kind, rule), Options(**RULES[rule])
-    how = {"momentum": options.kept_momentum, "norm_of": options.norm_of, "decay": options.decay}
-    descent = Descent(options.inner_lr, n_steps=2, groups=frozenset(GROUPS.split(",")), **how)
+    sim, options = made(kind, rule), Options(**({"descend": GROUPS} | RULES[rule]))
+    how: dict[str, Any] = {"momentum": options.kept_momentum, "norm_of": options.norm_of, "decay": options.decay}
+    how |= {"full": options.gradient == "full", "difference": FiniteDifference(options.scheme, options.fd_step)}
+    descent = Descent(options.inner_lr, n_steps=2, groups=options.groups, **how)
     check_agreement(three_ways(sim, program, tensors, IDS, descent, attention_mask=PADDED))
     check_fused(sim, IDS, attention_mask=PADDED)
 
@@ -69,7 +72,7 @@ def test_a_rule_by_hand() -> None:
     sums = [steps[0], {k: 0.5 * steps[0][k] + g for k, g in steps[1].items()}]
     moved = torch.zeros(())
     for step, total in enumerate(sums):
-        norm = sum(g.flatten(1).square().sum(1) for g in total.values()).sqrt()
+        norm = torch.stack([g.flatten(1).norm(dim=1) for g in total.values()]).norm(dim=0)
         update = -0.5 * (total[f"{name}.weight"] / norm[:, None, None] + 0.3 * moved)
         torch.testing.assert_close(seen[f"step{step}.updates.{name}.weight"], update, rtol=1e-9, atol=0)
         moved = moved + update

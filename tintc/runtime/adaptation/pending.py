@@ -51,21 +51,19 @@ def joined(weights: Mapping[Value, FusedWeights], renamed: Renamed, trained: Ten
     inputs: dict[tuple[int, ...], Tensor] = {}
     cut: dict[int, Tensor] = {}
 
-    def columns(tensor: Tensor, tokens: int) -> Tensor:
-        """Return a tensor ``[B, t, ...]``, or ``[B, t k, ...]``, of so many tokens, of those that were trained on."""
-        return tensor[:, trained[:tokens].repeat_interleave(tensor.shape[1] // tokens)]
+    def columns(tensor: Tensor) -> Tensor:
+        """Return a tensor ``[B, t, ...]`` of the tokens that were trained on."""
+        return tensor[:, trained[: tensor.shape[1]]]
 
     def of_this_run(update: Pending) -> Pending:
-        tokens = _tokens_of(update)
-        if renamed.is_away(update) or bool(trained[:tokens].all()):
+        if update.experts is not None:  # several vectors a token; those of other tokens have dy = 0
+            return update
+        if renamed.is_away(update) or bool(trained[: update.x.shape[1]].all()):
             return update
         key = id(update.x)
         if key not in cut:
-            cut[key] = columns(update.x, tokens)
-        experts = update.experts
-        if experts is not None:
-            experts = columns(experts, tokens)
-        return replace(update, dy=columns(update.dy, tokens), x=cut[key], experts=experts)
+            cut[key] = columns(update.x)
+        return replace(update, dy=columns(update.dy), x=cut[key])
 
     def one(updates: list[Pending]) -> Pending:
         last = renamed.back(updates[-1])
@@ -86,11 +84,3 @@ def joined(weights: Mapping[Value, FusedWeights], renamed: Renamed, trained: Ten
             w = replace(w, pending=(one([*map(of_this_run, w.pending)]),))
         results[value] = w
     return results
-
-
-def _tokens_of(update: Pending) -> int:
-    """Return of how many tokens an update is: those of experts have a vector for every expert that a token chose."""
-    count = update.dy.shape[1]
-    if update.experts is not None:
-        count //= update.source.type.dims[1]
-    return count
