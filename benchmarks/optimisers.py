@@ -236,7 +236,11 @@ def report_of(cases: list[Case], blocks: int, size: int) -> list[str]:
         best = [case.best(scheme)[0] for case in cases]
         own = [f"{case.gain(scheme, rate):.4f} at {rate:g}" for case, rate in zip(cases, best, strict=True)]
         shared = max(STEPS, key=lambda rate: min(shares(cases, tops, scheme, rate)))
-        rows.append([scheme, *own, f"{shared:g}", _listed(shares(cases, tops, scheme, shared))])
+        listed = shares(cases, tops, scheme, shared)
+        one = ["none", "-"]
+        if min(listed) > 0:
+            one = [f"{shared:g}", _listed(listed)]
+        rows.append([scheme, *own, *one])
     lines = [report.setting(), ""]
     before = ", ".join(f"{case.name} {case.before:.4f}" for case in cases)
     lines.append(
