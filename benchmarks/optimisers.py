@@ -244,9 +244,9 @@ def report_of(cases: list[Case], blocks: int, size: int) -> list[str]:
     lines = [report.setting(), ""]
     before = ", ".join(f"{case.name} {case.before:.4f}" for case in cases)
     lines.append(
-        f"Loss before: {before}; {blocks} blocks of {size} tokens. Rates are 1, 2 and 5 of every decade, from where all "
-        "updates together are 1/64 long. The share is of the best gain of any scheme; none: no rate that was run on all "
-        "models gains on all."
+        f"Loss before: {before}; {blocks} blocks of {size} tokens. Rates are 1, 2 and 5 of every decade, from where "
+        "all updates together are 1/64 long. The share is of the best gain of any scheme; none: no rate that was run "
+        "on all models gains on all."
     )
     lines += ["", *report.table(rows), ""]
     for scheme, rate in CHOSEN.items():

@@ -134,10 +134,9 @@ def _fits_option(name: str, value: Any) -> bool:
     one = next(one for one in fields(Options) if one.name == name)
     if value is None and one.default is None:
         return True
-    default = Options().recorded()[name]  # some defaults depend on other options
-    if isinstance(default, str) or ABOUT[name].choices:
+    if isinstance(one.default, str) or (ABOUT[name].choices and one.default is None):
         return is_text(value) and (name != "descend" or _is_groups(str(value)))
-    if isinstance(default, float):
+    if "float" in str(one.type):
         return is_number(value) and objection_to(one, value) is None
     return is_size(value) and objection_to(one, value) is None
 
