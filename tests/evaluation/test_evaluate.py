@@ -109,10 +109,12 @@ def test_a_shorter_last_block(begun: tintc.TintForCausalLM) -> None:
     assert (both.blocks, both.tokens_scored, both.tokens_left_out) == (3, 16, 0)
 
 
-@pytest.mark.parametrize("case", ["one step", "two steps", "literal", "split", "captured"])
+@pytest.mark.parametrize("case", ["one step", "normalised", "two steps", "literal", "split", "captured"])
 def test_several_rates_in_one_run(case: str) -> None:
     """Each gives what it gives alone, whether one backward pass serves them all or not; the best stands above."""
-    options = {"inner_lr": 0.05, "descend": "values,out,ffn,norm-bias,norm-gain"}
+    options: dict[str, Any] = {"inner_lr": 0.05, "descend": "values,out,ffn,norm-bias,norm-gain"}
+    if case == "normalised":
+        options |= {"optimizer": "normalized", "momentum": 0.5, "decay": 0.1}
     sim = tintc.compile(tiny_models.gpt2().double(), n_steps=2 if case in ("two steps", "split") else 1, **options)
     sim.executor = "literal" if case == "literal" else "auto"
     ids, given = tiny_models.token_ids(1, 36)[0], {"block_size": 18, "split_steps": case == "split"}

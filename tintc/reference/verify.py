@@ -234,6 +234,10 @@ def _tuned(
         semantics=config.semantics,
         approximations=approximations,
         dtype=dtype,
+        optimizer=config.optimizer,
+        normalize=config.normalize,
+        momentum=config.momentum,
+        decay=config.decay,
     )
 
 
