@@ -27,8 +27,10 @@ Figures = dict[str, alt.TopLevelMixin]
 
 def finished(chart: Any, height: int, renderer: str = "svg") -> Any:
     """Return the chart as wide as its place on the page, in the page's type."""
+    shown = {"embedOptions": {"renderer": renderer, "actions": False}}
     return (
-        chart.properties(width="container", height=height, background="transparent")
+        chart.properties(width="container", height=height, background="transparent", usermeta=shown)
+        .configure(font="system-ui, sans-serif")
         .configure_view(stroke=None)
         .configure_axis(
             labelColor=TEXT,
@@ -44,46 +46,46 @@ def finished(chart: Any, height: int, renderer: str = "svg") -> Any:
             titleFontSize=12,
         )
         .configure_legend(labelColor=TEXT, titleColor=TEXT, titleFontWeight="normal", orient="top", labelFontSize=12)
-        .configure(font="system-ui, sans-serif", usermeta={"embedOptions": {"renderer": renderer, "actions": False}})
     )
 
 
-def losses(tokens: Sequence[str], before: Tensor, after: Tensor, train: int) -> Any:
-    """Return the loss of every token before and after the update, tokens that were trained on shaded."""
+def losses(tokens: Sequence[str], before: Tensor, after: Tensor, train: int) -> dict[str, Any]:
+    """Return the loss of every token before and after the update, and what the update has gained; tokens that were
+    trained on are shaded."""
     rows = [
         {"place": place, "token": visible(tokens[place]), "before": round(was, 4), "after": round(now, 4)}
         for place, (was, now) in enumerate(zip(before.tolist(), after.tolist(), strict=True))
         if place
     ]
-    x = alt.X("place:Q", title="token", scale=alt.Scale(domain=[0, len(tokens)], nice=False), axis=alt.Axis(grid=False))
-    hint = ["place:Q", "token:N", "before:Q", "after:Q"]
+    axis = alt.Axis(grid=False, tickCount=8)
+    x = alt.X("place:Q", title="token", scale=alt.Scale(domain=[0, len(tokens)], nice=False), axis=axis)
+    hint = ["place:Q", "token:N", "before:Q", "after:Q", alt.Tooltip("gain:Q", format=".3f")]
     shade = (
         alt.Chart(alt.Data(values=[{"from": 0, "to": train - 0.5}]))
         .mark_rect(opacity=0.09, color=TEXT)
         .encode(x="from:Q", x2="to:Q")
     )
-    base = alt.Chart(alt.Data(values=rows)).encode(x=x)
-    change = base.mark_rule(strokeWidth=2, opacity=0.55).encode(
-        y=alt.Y("before:Q", title="loss, nats"),
-        y2="after:Q",
-        color=alt.condition("datum.after < datum.before", alt.value(AFTER), alt.value(BEFORE)),
-    )
+    base = alt.Chart(alt.Data(values=rows)).transform_calculate(gain="datum.before - datum.after").encode(x=x)
     names = alt.Scale(domain=["before", "after"], range=[BEFORE, AFTER])
     points = (
         base.transform_fold(["before", "after"], as_=["pass", "loss"])
-        .mark_point(filled=True, size=34, opacity=0.95)
+        .mark_point(filled=True, size=30, opacity=0.9)
         .encode(
             y=alt.Y("loss:Q", title="loss, nats"), color=alt.Color("pass:N", scale=names, title=None), tooltip=hint
         )
     )
-    return finished(shade + change + points, 210)
+    colour = alt.condition("datum.gain >= 0", alt.value(AFTER), alt.value(BEFORE))
+    bars = base.mark_bar(size=4).encode(
+        y=alt.Y("gain:Q", title="gained, nats"), color=colour, tooltip=hint
+    )
+    return {"losses": finished(shade + points, 190), "gains": finished(shade + bars, 130)}
 
 
 def rates(curve: Sequence[Rate], stored: float) -> Any:
     """Return the loss of the tokens that were not trained on, over the rate."""
     rows = [{"rate": one.rate, "loss": round(one.loss, 5)} for one in curve if one.rate > 0 and one.loss == one.loss]
     y = alt.Y("loss:Q", title="mean loss of the rest, nats", scale=alt.Scale(zero=False))
-    x = alt.X("rate:Q", title="learning rate", scale=alt.Scale(type="log"), axis=alt.Axis(format=".0e", grid=False))
+    x = alt.X("rate:Q", title="learning rate", scale=alt.Scale(type="log"), axis=alt.Axis(format=".0e", grid=False, tickCount=3))
     line = alt.Chart(alt.Data(values=rows)).mark_line(color=AFTER, point=alt.OverlayMarkDef(size=45, color=AFTER))
     level = alt.Chart(alt.Data(values=[{"loss": curve[0].loss, "text": "without an update"}]))
     at = alt.Chart(alt.Data(values=[{"rate": stored, "text": "stored rate"}]))
@@ -107,7 +109,7 @@ def matrix(
 ) -> Any:
     """Return grids ``[rows, columns]`` as one figure, of which the signal ``shown`` says which is seen.
 
-    titles: of the rows, the columns and the cells. Colours are scaled to each grid by itself.
+    titles: of the rows, the columns and the cells. Colours are scaled to each grid by itself, and grow with the square root.
     """
     values = [
         {"grid": name, "v": [_short(x) for x in grid.flatten().tolist()], "most": _short(float(grid.abs().max()) or 1)}
@@ -131,7 +133,7 @@ def matrix(
             c=f"(datum.n - 1) % {wide}",
             row=f"{names_r}[datum.r]",
             column=f"{names_c}[datum.c]",
-            relative="datum.v / datum.most",
+            relative="(datum.v > 0 ? 1 : -1) * sqrt(abs(datum.v / datum.most))",
         )
         .mark_rect()
         .encode(
@@ -235,7 +237,7 @@ def layouts(rows: Sequence[Mapping[str, Any]]) -> Any:
             y=alt.Y("cost:Q", title="cost, times the chosen one's", scale=alt.Scale(type="log")),
             color=colour,
             size=alt.condition("datum.chosen", alt.value(170), alt.value(40)),
-            tooltip=["S:Q", "S':Q", "K:Q", "heads:Q", "D_sim:Q", alt.Tooltip("cost:Q", format=".2f")],
+            tooltip=["S:Q", alt.Tooltip("shards:Q", title="S'"), "K:Q", "heads:Q", "D_sim:Q", alt.Tooltip("cost:Q", format=".2f")],
         )
     )
     return finished(chart, 220)

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 
-from tintc.report.sections import Section
+from tintc.report.sections import OUTSIDE, Section
 
-ACROSS = 82
+ACROSS = 86
 """Pixels between the middles of two nodes side by side."""
 DOWN = 40
 """Pixels between the middles of two nodes one below the other."""
-WIDTH = 74
+WIDTH = 78
 HEIGHT = 24
 MARGIN = 8
 SPACING = 100.0
@@ -38,7 +39,17 @@ class Drawing:
             points = list(reversed(self.lines[target, source]))
         else:
             points = [self.places[source], self.places[target]]
-        return _curve(points)
+        return _curve([_at_border(points[0], points[1], source), *points[1:-1], _at_border(points[-1], points[-2], target)])
+
+
+def _at_border(end: Point, other: Point, node: int) -> Point:
+    """Return where an edge meets a node's border, above or below its middle `end`; `OUTSIDE` is a point."""
+    half = HEIGHT / 2
+    if node == OUTSIDE:
+        half = 0.0
+    if other[1] < end[1]:
+        half = -half
+    return end[0], end[1] + half
 
 
 def draw(section: Section) -> Drawing:
@@ -78,7 +89,19 @@ def draw(section: Section) -> Drawing:
         if index not in places:
             places[index] = (left, 0.0)
             left += ACROSS
+    if _is_mirrored(places):
+        places = {node: (-x, y) for node, (x, y) in places.items()}
+        lines = {pair: tuple((-x, y) for x, y in line) for pair, line in lines.items()}
     return _framed(places, lines)
+
+
+def _is_mirrored(places: Mapping[int, Point]) -> bool:
+    """Return True if nodes side by side mostly stand in the reverse of the program's order."""
+    rows: dict[float, list[int]] = {}
+    for node in sorted(places):
+        rows.setdefault(places[node][1], []).append(node)
+    steps = [places[b][0] - places[a][0] for row in rows.values() for a, b in pairwise(row)]
+    return sum(step < 0 for step in steps) * 2 > len(steps)
 
 
 def _framed(places: dict[int, Point], lines: dict[tuple[int, int], tuple[Point, ...]]) -> Drawing:

@@ -65,12 +65,7 @@ def _lane(section: Section, drawing: Drawing, names: Mapping[int, str], lane: st
     if lane in ("auxiliary", "forward") and any(OUTSIDE in pair for pair in pairs):
         port = "from below"
     drawn = [pair for pair in pairs if lane != "backward" or OUTSIDE not in pair]
-    return {"nodes": nodes, "paths": [_clipped(drawing, pair) for pair in drawn], "port": port}
-
-
-def _clipped(drawing: Drawing, pair: tuple[int, int]) -> str:
-    """Return the path of an edge from the border of one node to that of the other."""
-    return drawing.path(*pair)
+    return {"nodes": nodes, "paths": [drawing.path(*pair) for pair in drawn], "port": port}
 
 
 def _node(node: Node, lane: str, name: str, place: tuple[float, float]) -> dict[str, Any]:

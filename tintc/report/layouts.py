@@ -60,7 +60,7 @@ def candidates_of(program: Program, options: Options) -> list[dict[str, Any]]:
             rows.append(
                 {
                     "S": layout.stack,
-                    "S'": layout.shards,
+                    "shards": layout.shards,
                     "K": layout.n_prefixes,
                     "heads": layout.n_heads,
                     "D_sim": layout.d_sim,

@@ -41,8 +41,8 @@ class PrefixPicture:
 
 @dataclass(frozen=True)
 class BlockView:
-    """A block that a module applies. times: how often, once for every tile; slots: what the slots of a token hold; sees:
-    who is seen; heads: the first of them, and how many more there are."""
+    """A block that a module applies. times: how often, once for every tile; slots: what the slots of a token hold; sees: which
+    positions its heads look at; heads: the first of them, and how many more there are."""
 
     name: str
     times: int
@@ -92,10 +92,7 @@ class ModuleReader:
             own = own[: max(1, len(own) // times[name])]
             heads = tuple(_head_row(row) for row in own[:MOST_HEADS])
             contents = _slots(one.application, self.layout)
-            sees = one.application.mask or "everybody"
-            if not any(row.head >= 0 for row in own):
-                sees = "itself"
-            views.append(BlockView(name, times[name], contents, sees, heads, len(own) - len(heads)))
+            views.append(BlockView(name, times[name], contents, _seen(own), heads, len(own) - len(heads)))
         return tuple(views)
 
     def _prefix(self, op: SimOp, applied: Sequence[Applied]) -> PrefixPicture | None:
@@ -112,6 +109,12 @@ class ModuleReader:
             if "vector" in kind.parts:
                 shape = f"a vector of {kind.width}"
         return PrefixPicture(short(held.weights), shape, (rows, columns), copies_of_bias(kind) > 0)
+
+
+def _seen(rows: Iterable[Role]) -> str:
+    """Return which positions the heads of a block look at; empty for a block that mixes no positions."""
+    seen = (place.at for row in rows for place in row.reads if place.as_ in ("key", "value"))
+    return " and ".join(dict.fromkeys(f"the {at.removeprefix('the ')}" for at in seen))
 
 
 def short(name: str) -> str:

@@ -67,7 +67,7 @@ def render(contents: Contents, bundle: str) -> Page:
     program = contents.sim.program
     roles = Roles(program)
     sections, abouts = graph_of(program, contents.auxiliary, ModuleReader(roles))
-    figures = {"losses": charts.losses(run.tokens, run.before, run.after, run.train)}
+    figures: dict[str, Any] = charts.losses(run.tokens, run.before, run.after, run.train)
     if contents.curve:
         figures["rates"] = charts.rates(contents.curve, contents.sim.config.inner_lr)
     teaching = _teaching(contents, figures)

@@ -1,12 +1,19 @@
 "use strict";
 const data = JSON.parse(document.getElementById("data").textContent);
 
-// Figures, and the lists that say which of its grids a figure shows.
+// Figures, in the page's colours, and the lists that say which of its grids a figure shows.
 const views = {};
-const drawn = Object.entries(data.figures).map(([name, spec]) =>
-  vegaEmbed(`#figure-${name}`, spec, { mode: "vega-lite", ...spec.usermeta.embedOptions })
-    .then(result => { views[name] = result.view; }));
-window.drawn = Promise.all(drawn).catch(console.error);
+function draw() {
+  const ink = JSON.stringify(getComputedStyle(document.body).color);
+  const all = Object.entries(data.figures).map(([name, spec]) => {
+    const coloured = JSON.parse(JSON.stringify(spec).replaceAll('"currentColor"', ink));
+    const options = { mode: "vega-lite", ...spec.usermeta.embedOptions };
+    return vegaEmbed(`#figure-${name}`, coloured, options).then(result => { views[name] = result.view; });
+  });
+  return Promise.all(all).catch(console.error);
+}
+window.drawn = draw();
+matchMedia("(prefers-color-scheme: dark)").addEventListener("change", draw);
 for (const list of document.querySelectorAll("select[data-figures]")) {
   list.addEventListener("change", () => {
     for (const name of list.dataset.figures.split(" ")) views[name].signal("shown", list.value).runAsync();
