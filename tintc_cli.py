@@ -295,6 +295,17 @@ def run(
     ] = False,
     partial: Annotated[bool, typer.Option("--partial", help="Score a shorter last block too.")] = False,
     split_steps: Annotated[bool, typer.Option("--split-steps", help="Train each step on a part of its own.")] = False,
+    stream: Annotated[
+        bool,
+        typer.Option("--stream", help="Learn along the whole text, each chunk scored before, in place of blocks."),
+    ] = False,
+    chunk_size: Annotated[int | None, typer.Option(help="Tokens in a chunk of a stream.")] = None,
+    context: Annotated[
+        int | None,
+        typer.Option(help="Most tokens before a chunk that are read with it, and not trained on again (default: 0)."),
+    ] = None,
+    state: Annotated[Path | None, typer.Option(help="Begin a stream with the weights saved in this file.")] = None,
+    save_state: Annotated[Path | None, typer.Option(help="Save the weights at a stream's end to this file.")] = None,
     executor: Executor = "auto",
     device: Annotated[Literal["cpu", "cuda"], typer.Option(help="Where it is executed.")] = "cpu",
     dtype: ComputeIn = None,
@@ -305,16 +316,22 @@ def run(
     Every block begins as the tokenizer begins a text: with its BOS token, if it has one.
     """
     from tintc.cli.run import learning_rates, run_text
+    from tintc.cli.run_stream import check_stream_options, stream_text
 
-    options = {
+    blocks = {
         "train_fraction": train_fraction,
         "block_size": block_size,
         "max_blocks": max_blocks,
         "split_steps": split_steps,
-        "bos": not no_bos,
         "partial": partial,
-    } | learning_rates(lr)
-    run_text(path, text, file, options, executor, device, dtype, json)
+    }
+    chunks = {"chunk_size": chunk_size, "context": context, "state": state, "save_state": save_state}
+    options = {"bos": not no_bos} | learning_rates(lr)
+    check_stream_options(stream, options | blocks | chunks)
+    if stream:
+        stream_text(path, text, file, options | chunks, executor, device, dtype, json)
+    else:
+        run_text(path, text, file, options | blocks, executor, device, dtype, json)
 
 
 @app.command(

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import re
 import shutil
+from collections.abc import Callable
 from inspect import signature
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
 import pytest
 import torch
+import typer
 import typer.rich_utils
 from command import STORY, Command, tokenizer
 from typer.main import get_command
@@ -18,10 +20,21 @@ import tintc
 import tintc_cli
 
 TEMPLATE = "{% for m in messages %}the {{ m['content'] }} on{% endfor %}{% if add_generation_prompt %} a{% endif %}"
-COMMANDS: Any = get_command(tintc_cli.app)
-FUNCTIONS = {
-    one.name or one.callback.__name__: one.callback for one in tintc_cli.app.registered_commands if one.callback
-}
+ROOT: Any = get_command(tintc_cli.app)
+
+
+def functions_of(app: typer.Typer, before: str = "") -> dict[str, Callable[..., Any]]:
+    """What every command calls, by its name with those of the groups before it."""
+    functions = {
+        before + (one.name or one.callback.__name__): one.callback for one in app.registered_commands if one.callback
+    }
+    for group in app.registered_groups:
+        assert group.typer_instance and isinstance(group.name, str)
+        functions |= functions_of(group.typer_instance, f"{before}{group.name} ")
+    return functions
+
+
+FUNCTIONS = functions_of(tintc_cli.app)
 
 
 def values_of(annotation: Any) -> set[object]:
@@ -31,11 +44,11 @@ def values_of(annotation: Any) -> set[object]:
     return {value for part in get_args(annotation) for value in values_of(part)}
 
 
-@pytest.mark.parametrize("name", [name for name in COMMANDS.commands if name != "lm-eval"])
+@pytest.mark.parametrize("name", [name for name in FUNCTIONS if name != "lm-eval"])
 def test_help_is_whole_at_80_columns(command: Command, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     """No name, value or default is cut or broken."""
     monkeypatch.setattr(typer.rich_utils, "MAX_WIDTH", 80)
-    shown = command(name, "--help")
+    shown = command(*name.split(), "--help")
     assert shown.code == 0 and "…" not in shown.out and max(map(len, shown.out.splitlines())) <= 80
     words = set(re.split(r"[^\w.,/+-]+", shown.out)) | set(re.split(r"[^\w.+-]+", shown.out))
     wanted: set[str] = set()
@@ -43,7 +56,10 @@ def test_help_is_whole_at_80_columns(command: Command, monkeypatch: pytest.Monke
         wanted |= {value for value in values_of(one.annotation) if isinstance(value, str)}
         if isinstance(one.default, str | int | float) and not isinstance(one.default, bool):
             wanted.add(str(one.default))
-    wanted |= {name for one in COMMANDS.commands[name].params for name in one.opts if name.startswith("-")}
+    described = ROOT
+    for word in name.split():
+        described = described.commands[word]
+    wanted |= {name for one in described.params for name in one.opts if name.startswith("-")}
     assert "--json" in wanted and wanted <= words, wanted - words
 
 

@@ -43,7 +43,8 @@ CASES: dict[str, tuple[str, Case]] = {
     "inspect --roles": ("roles", lambda model, sim, out: (sim, "--roles", "*mlp*")),
     "inspect --ir": ("program", lambda model, sim, out: (sim, "--ir", "sim")),
     "opt": ("opt", lambda model, sim, out: (model, "-p", "canonicalise")),
-    "run": ("run", lambda model, sim, out: (sim, "--text", STORY, "--block-size", 16)),
+    "run": ("blocks", lambda model, sim, out: (sim, "--text", STORY, "--block-size", 16)),
+    "run --stream": ("stream", lambda model, sim, out: (sim, "--text", STORY, "--stream", "--chunk-size", 16)),
     "eval ppl": (
         "ppl",
         lambda model, sim, out: ("ppl", sim, "--dataset", story_file(out), "--block-size", 16, "--train-fraction", 0.5),

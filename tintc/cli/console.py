@@ -127,9 +127,9 @@ def stages() -> Iterator[None]:
 
 
 @contextmanager
-def block_progress() -> Iterator[Any]:
+def block_progress(what: str = "blocks") -> Iterator[Any]:
     """Yield a function of (done, total) that moves a bar, where standard error is a terminal."""
-    with counted_progress("blocks", None) as (progress, task):
+    with counted_progress(what, None) as (progress, task):
         yield lambda done, total: progress.update(task, completed=done, total=total)
 
 

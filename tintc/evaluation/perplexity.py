@@ -160,7 +160,7 @@ def evaluate_blocks(
         processes=processes.count,
         opening_tokens=blocks.opening,
         tokens_left_out=blocks.left_out,
-        hint=_hint(perplexity_before, perplexity_after, tried, trained),
+        hint=hint_of(perplexity_before, perplexity_after, tried, f"{trained} in a block"),
         rates=by_rate,
     )
 
@@ -189,13 +189,16 @@ def _losses(
     return [score(out.logits_before), score(out.logits)]
 
 
-def _hint(before: float, after: float, tried: Sequence[Any], train_tokens: int) -> str | None:
-    """Return what to say of an update that made it worse, None if it did not."""
+def hint_of(before: float, after: float, tried: Sequence[Any], summed: str) -> str | None:
+    """Return what to say of an update that made it worse, None if it did not.
+
+    summed: over how many train tokens gradients were, as a part of the sentence.
+    """
     if after <= before * (1 + ROUNDING):
         return None
     why = (
         "The text is predicted worse after the update than before. Gradients are summed over train tokens, here "
-        f"{train_tokens} in a block, so the step may be too large for so many"
+        f"{summed}, so the step may be too large for so many"
     )
     numbers = [rate for rate in tried if isinstance(rate, int | float)]
     if not numbers:

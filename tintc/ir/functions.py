@@ -168,7 +168,8 @@ def alibi(slopes: Sequence[float], queries: Tensor, keys: Tensor, like: Tensor) 
 
     queries ``[B, n]``, keys ``[B, m]``: positions, as integers (bfloat16 does not tell positions 301 and 302 apart).
     """
-    steep = torch.tensor(slopes, dtype=like.dtype, device=like.device)[:, None, None]
+    # One by one: a list would be copied from the host, for which a GPU's queue waits.
+    steep = torch.stack([like.new_full((1, 1), slope) for slope in slopes])
     return steep * (keys[:, None, None, :] - queries[:, None, :, None]).to(like.dtype)
 
 

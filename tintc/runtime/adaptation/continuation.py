@@ -91,6 +91,24 @@ class Continuation:
         return tuple(steps)
 
     @cached_property
+    def above(self) -> Continuation:
+        """Return the ops alone whose results depend on updated weights."""
+        changed: set[Value] = set(self.updated)
+        ops: list[SimOp] = []
+        for op in self.ops:
+            if changed.intersection(op.operands):
+                ops.append(op)
+                changed.update(op.results)
+        return Continuation(tuple(ops), self.stored, self.updated)
+
+    @cached_property
+    def inputs(self) -> tuple[Value, ...]:
+        """Return the values of tokens that the ops read and do not compute."""
+        computed = {result for op in self.ops for result in op.results}
+        read = dict.fromkeys(value for op in self.ops for value in op.operands if not _is_weights(value))
+        return tuple(value for value in read if value not in computed)
+
+    @cached_property
     def freed(self) -> frozenset[tuple[SimOp, Value]]:
         """Return ops with the values that they are the last to read, and read once."""
         return frozenset(
@@ -174,10 +192,16 @@ class ContinuedRun(FusedRunBase):
     """
 
     def __init__(
-        self, sim: AdaptiveSimulator, tokens: Inputs, positions: Tensor, seen: Tensor | None = None, examples: int = 1
+        self,
+        sim: AdaptiveSimulator,
+        tokens: Inputs,
+        positions: Tensor,
+        seen: Tensor | None = None,
+        examples: int = 1,
+        plan: Continuation | None = None,
     ):
         super().__init__(sim, tokens, positions)
-        self.plan = sim.continuation
+        self.plan = plan or sim.continuation
         self.seen = seen
         self.examples = examples
 
@@ -186,6 +210,10 @@ class ContinuedRun(FusedRunBase):
 
         `cache` takes up what later tokens need.
         """
+        return self.tail(self.hidden(weights, cache)[:, -keep:])
+
+    def hidden(self, weights: Mapping[Value, Any], cache: Cache | None = None) -> Tensor:
+        """Return what the last op reads, ``[B, n, D]``."""
         values: dict[Value, Any] = dict(weights)
         folds = self.inputs.shape[0] != self.examples
         for op, operands, result, kept, place, weighted, last in self.plan.steps[:-1]:
@@ -204,7 +232,7 @@ class ContinuedRun(FusedRunBase):
                 if self._scores:
                     self._scores.pop(value, None)
         (x,) = (values[value] for value in self.plan.tail.operands)
-        return self.tail(x[:, -keep:])
+        return x
 
     def tail(self, x: Tensor) -> Tensor:
         """Return logits ``[B, n, V]`` from what the last op reads."""

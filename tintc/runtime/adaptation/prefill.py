@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from tintc.errors import InputError
-from tintc.ir.core import Value
 from tintc.ir.inputs import Inputs, check_ids, check_tensor, matching, resolve_inputs
-from tintc.ir.simulator.interface.fused_base import FusedWeights
-from tintc.ir.simulator.interface.literal_base import PrefixTiles
 from tintc.runtime.adaptation.cache import TintCache
-from tintc.runtime.adaptation.continuation import AdaptiveSimulator, ContinuedRun, base_weights, remembered
+from tintc.runtime.adaptation.continuation import AdaptiveSimulator, ContinuedRun, remembered
 from tintc.runtime.adaptation.fingerprint import WeightsSnapshot
 from tintc.runtime.adaptation.state import AdaptedWeights
-from tintc.runtime.execution.literal.prefix import unpack_weights
 from tintc.runtime.execution.rates import Rates
 from tintc.runtime.execution.run import check_inputs, execute_program
 
@@ -34,35 +29,6 @@ def check_prompt(inputs: Inputs) -> None:
             f"A prompt has {shortest} token{'s' if shortest != 1 else ''}; a simulator adapts to its prompt, so pass "
             f"at least {SHORTEST} tokens, or a state that was adapted before."
         )
-
-
-def adapt(sim: AdaptiveSimulator, inputs: Inputs, rates: Rates | None, executor: str) -> AdaptedWeights:
-    """Return the updated weights of each example, as the executor makes them."""
-    check_prompt(inputs)
-    snapshot = WeightsSnapshot.of(sim)
-    labels = {f"updated.{value.name}": value for value in sim.continuation.updated}
-    program = replace(sim.program, outputs=labels)
-    results = execute_program(sim, program, inputs, rates, executor)
-    if executor == "literal":
-        weights = _from_literal(sim, results, labels, inputs.shape[0])
-    else:
-        weights = {value: results[label] for label, value in labels.items()}
-    return AdaptedWeights(sim, weights, inputs.shape[0], snapshot).settled()
-
-
-def _from_literal(
-    sim: AdaptiveSimulator, results: Mapping[str, PrefixTiles], labels: Mapping[str, Value], batch: int
-) -> dict[Value, FusedWeights]:
-    """Return the weights that literal modules have made, read off their prefixes; parts that these do not hold are as
-    they are stored."""
-    stored = base_weights(sim)
-    weights = {}
-    for label, value in labels.items():
-        each = [unpack_weights(results[label], value.type, sim.layout, row) for row in range(batch)]
-        parts = {part: torch.stack([example[part] for example in each]) for part in each[0]}
-        gain = parts.get("gain", stored[value].weight)
-        weights[value] = FusedWeights(parts.get("weight", gain), parts.get("bias", stored[value].bias))
-    return weights
 
 
 def prefill(sim: AdaptiveSimulator, inputs: Inputs, rates: Rates | None, keep: int) -> tuple[Tensor, TintCache]:
@@ -151,6 +117,11 @@ def _following(input_ids: Tensor, mask: Tensor | None, position_ids: Tensor | No
         raise InputError(
             f"input_ids has shape {tuple(input_ids.shape)}; the cache has {cache.positions.shape[0]} rows, so pass the "
             "new tokens of each."
+        )
+    if input_ids.device != cache.positions.device:
+        raise InputError(
+            f"The tokens are on {input_ids.device} and what the cache has read of earlier ones on "
+            f"{cache.positions.device}; pass the whole text again, with the state or without a cache."
         )
     rows, count = input_ids.shape
     total = cache.positions.shape[1] + count

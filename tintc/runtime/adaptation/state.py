@@ -15,12 +15,13 @@ from tintc.ir.simulator.interface.fused_base import FusedWeights, Pending
 from tintc.ir.simulator.ops.linear_descent import materialise
 from tintc.ir.simulator.shared.grouped import carried_out
 from tintc.ir.simulator.shared.linear_common import bias_dims
-from tintc.runtime.adaptation.continuation import AdaptiveSimulator, stored_weights
+from tintc.runtime.adaptation.continuation import AdaptiveSimulator, base_weights, stored_weights
 from tintc.runtime.adaptation.fingerprint import WeightsSnapshot, fingerprint
+from tintc.runtime.adaptation.moved_weights import moved
 from tintc.runtime.execution.fused.available import available_bytes
 from tintc.runtime.execution.fused.budget import HEADROOM
 
-CHANGED = "The simulator's stored weights were trained, edited, moved or cast after the state was made; adapt again."
+CHANGED = "The simulator's stored weights were trained, edited or cast after the state was made; adapt again."
 
 
 def state_of(state: object, sim: AdaptiveSimulator) -> AdaptedWeights:
@@ -81,18 +82,21 @@ class AdaptedWeights:
         """Return the same, its updates carried out where that makes the next tokens cheaper and there is memory for it.
 
         A token's time is that of reading weights. Pending, an update of t tokens costs ``t (din + dout)`` more of each
-        example; carried out, every example has weights of its own to read. Those of experts stay pending: a token reads
-        few of them.
+        example; carried out, every example has weights of its own to read. Those of experts stay pending while they are
+        fewer numbers than all experts' weights: a token reads few of them. So a state is never larger than its weights
+        carried out, or one update. What was carried out before stays so.
         """
         left = int(HEADROOM * available_bytes(self.sim.device))
+        stored = base_weights(self.sim)
         weights: dict[Value, FusedWeights] = {}
         for value, w in self.weights.items():
-            if w.pending and w.weight is not None and value.type.kind == "linear":
-                dout, din = w.weight.shape[-2:]
-                pending = self.examples * sum(update.x.shape[1] for update in w.pending) * (din + dout)
-                carried = self.examples * dout * din
+            if w.pending and w.weight is not None:
+                pending = sum(update.dy.numel() + update.x.numel() for update in w.pending)
+                shared = w.weight.shape[-len(value.type.dims) :].numel()
+                carried = self.examples * shared
                 needed = carried * w.weight.element_size()
-                if carried < dout * din + pending and needed < left:
+                cheaper = value.type.kind == "linear" and carried < shared + pending and needed < left
+                if cheaper or pending >= carried or not _same_memory(w.weight, stored[value].weight):
                     left -= needed
                     w = materialised(w)
             if self.examples == 1 and not w.pending:
@@ -145,14 +149,27 @@ class AdaptedWeights:
         return self._elsewhere
 
     def check_current(self) -> None:
-        """Raise `OptionError` unless the simulator's stored weights are what they were, as far as a look can tell."""
+        """Raise `OptionError` unless the simulator's stored weights are what they were, as far as a look can tell.
+
+        Where they were moved, to another device or to other memory of one, these follow them.
+        """
         if not self.snapshot.lasts(self.sim):
             raise OptionError(CHANGED)
+        if not self.snapshot.in_place(self.sim):
+            self._follow()
+
+    def _follow(self) -> None:
+        """Take stored weights from where they lie now, and bring all others to their device."""
+        stored = base_weights(self.sim)
+        device = self.sim.device
+        self.weights = {value: moved(w, stored[value], self.snapshot, device) for value, w in self.weights.items()}
+        self.snapshot = WeightsSnapshot.of(self.sim)
+        self._values = None
 
     def check(self, sim: AdaptiveSimulator, rows: int) -> None:
         """Raise `OptionError` unless `sim`, whose state it is, can continue `rows` texts with these weights."""
         if not self.snapshot.in_place(sim):
-            raise OptionError(CHANGED)
+            self.check_current()
         if rows % self.examples:
             raise OptionError(
                 f"The state has the weights of {self.examples} examples and the batch {rows} rows; pass one text for "
@@ -161,10 +178,10 @@ class AdaptedWeights:
         tensors = [tensor for w in self.weights.values() for tensor in (w.weight, w.bias) if tensor is not None]
         pending = [update.dy for w in self.weights.values() for update in w.pending]
         for tensor in tensors[:1]:
-            if tensor.device.type != sim.device.type or tensor.dtype != sim.dtype:
+            if tensor.dtype != sim.dtype:
                 raise OptionError(
-                    f"The state is in {str(tensor.dtype).removeprefix('torch.')} on {tensor.device.type} and the "
-                    "simulator is not; adapt it again."
+                    f"The state is in {str(tensor.dtype).removeprefix('torch.')} and the simulator is not; adapt it "
+                    "again."
                 )
         if torch.is_grad_enabled() and any(tensor.is_inference() for tensor in tensors + pending):
             raise OptionError(
@@ -183,6 +200,11 @@ def materialised(w: FusedWeights) -> FusedWeights:
         else:
             w = materialise(w, update, overwrite=True)
     return w
+
+
+def _same_memory(a: Tensor, b: Tensor | None) -> bool:
+    """Return True if both are views of the same numbers."""
+    return b is not None and a.dim() == b.dim() and a.data_ptr() == b.data_ptr()
 
 
 def _rows_of(update: Pending, chosen: Tensor) -> Pending:

@@ -12,7 +12,7 @@ from tintc.errors import InputError, OptionError
 from tintc.ir.core import Op, Program
 from tintc.ir.inputs import Inputs
 from tintc.ir.simulator import SimOp
-from tintc.runtime.execution.fused.batches import run_fused, run_together
+from tintc.runtime.execution.fused.batches import NO_STARTS, Starts, run_fused, run_together
 from tintc.runtime.execution.literal.executor import LiteralExecutor
 from tintc.runtime.execution.rates import Rates
 from tintc.runtime.execution.simulator import Simulator
@@ -42,15 +42,21 @@ def execute(
 
 
 def execute_program(
-    sim: Simulator, program: Program, inputs: Inputs, rates: Rates | None, executor: str
+    sim: Simulator,
+    program: Program,
+    inputs: Inputs,
+    rates: Rates | None,
+    executor: str,
+    starts: Starts = NO_STARTS,
 ) -> dict[str, Any]:
     """Return all outputs of a program with the simulator's ops, weights among them, for a batch that is not cut.
 
-    Weights are `PrefixTiles` in literal execution and `FusedWeights` in fused.
+    Weights are `PrefixTiles` in literal execution and `FusedWeights` in fused. starts: weights in place of stored ones,
+    for literal execution without pending updates.
     """
     if executor == "literal":
-        return LiteralExecutor(sim, inputs, rates).run(tuple(program.outputs), program)
-    return run_together(sim, program, inputs, rates)
+        return LiteralExecutor(sim, inputs, rates, starts).run(tuple(program.outputs), program)
+    return run_together(sim, program, inputs, rates, starts)
 
 
 def refuse_float16(dtype: torch.dtype) -> None:

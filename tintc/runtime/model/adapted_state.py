@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from typing import Any
+
+from torch import Tensor
 
 from tintc.runtime.adaptation.continuation import AdaptiveSimulator
 from tintc.runtime.adaptation.state import AdaptedWeights
+from tintc.runtime.adaptation.state_batches import average, select, stack
 from tintc.runtime.adaptation.state_file import read_state, write_state
 
 
@@ -17,6 +21,23 @@ class AdaptedState(AdaptedWeights):
     def of_weights(cls, weights: AdaptedWeights) -> AdaptedState:
         """Return the state that has these weights."""
         return cls(weights.sim, weights.weights, weights.examples, weights.snapshot)
+
+    def select(self, indices: Sequence[int] | Tensor) -> AdaptedState:
+        """Return the state of these of its texts, in this order; raise `OptionError` for one that it does not have."""
+        return self.of_weights(select(self, indices))
+
+    @classmethod
+    def stack(cls, states: Sequence[AdaptedState]) -> AdaptedState:
+        """Return one state of the texts of all these, which are one simulator's; raise `OptionError` if they are not,
+        or if there are none."""
+        return cls.of_weights(stack(states))
+
+    def average(self, shares: Sequence[float] | None = None) -> AdaptedState:
+        """Return the state of one text whose weights are the mean of all its texts' weights.
+
+        shares: how much each text counts, divided by their sum (None: all alike).
+        """
+        return self.of_weights(average(self, shares))
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the state as one safetensors file; raises `ArtefactError` if it cannot be written, and `OptionError` if

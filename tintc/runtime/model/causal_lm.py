@@ -30,6 +30,7 @@ from tintc.runtime.model.from_folder import Source
 from tintc.runtime.model.generation import TintGenerationMixin, check_kept
 from tintc.runtime.model.precision import in_its_own_dtype
 from tintc.runtime.model.saving import SavedModel
+from tintc.runtime.model.streaming import StreamingMixin
 from tintc.runtime.model.structure import check_executor
 from tintc.runtime.model.training import next_token_loss
 from tintc.runtime.model.unsupported import (
@@ -76,7 +77,7 @@ class TintOutput(ModelOutput):
         )
 
 
-class TintForCausalLM(ActivationAccess, UnsupportedFeatures, SavedModel, TintGenerationMixin):
+class TintForCausalLM(ActivationAccess, UnsupportedFeatures, SavedModel, TintGenerationMixin, StreamingMixin):
     """A TinT simulator: one forward pass runs, trains and re-runs the auxiliary model on the text it is given.
 
     The tree has ``tables`` (embeddings and head), ``prefixes`` (the auxiliary's weights), ``rates``, ``score_vectors``

@@ -51,6 +51,12 @@ def warn_of_weights(sim: StructuralModel, weights: Iterable[FusedWeights]) -> No
         _warn(sim)
 
 
+def warn_of_loss(sim: StructuralModel) -> None:
+    """Warn, once for each simulator, of an update after which a loss is no number."""
+    if BLOWN_UP not in sim._warnings_given:
+        _warn(sim)
+
+
 def _warn(sim: StructuralModel) -> None:
     sim._warnings_given.add(BLOWN_UP)
     logger.warning(BLOWN_UP)

@@ -19,9 +19,10 @@ from transformers import Cache, GenerationMixin, LogitsProcessorList
 from tintc.errors import InputError, OptionError
 from tintc.ir.core import Program
 from tintc.ir.inputs import check_ids, check_tensor
+from tintc.runtime.adaptation.adapt import adapt
 from tintc.runtime.adaptation.cache import TintCache
 from tintc.runtime.adaptation.continuation import Continuation, continuation_of
-from tintc.runtime.adaptation.prefill import adapt, check_prompt, predict, prefill
+from tintc.runtime.adaptation.prefill import check_prompt, predict, prefill
 from tintc.runtime.adaptation.state import AdaptedWeights, state_of
 from tintc.runtime.execution.rates import GivenRates, Rates
 from tintc.runtime.model.adapted_state import AdaptedState
@@ -111,11 +112,14 @@ class TintGenerationMixin(GenerationMixin):
         attention_mask: Tensor | None = None,
         position_ids: Tensor | None = None,
         inner_lr: GivenRates = None,
+        state: AdaptedState | None = None,
     ) -> AdaptedState:
         """Train on the text's train tokens, as a forward pass does with the same arguments, and keep the weights.
 
-        Both executors do; what goes on from the state is fused. Raises `InputError` also for a text of fewer than two
-        tokens, and `OptionError` inside the block of a capture or an edit.
+        state: what was learnt before, to go on from in place of the stored weights: of one text for each row of the
+        batch, or of fewer that rows share evenly. It stays as it is. Both executors do; what continues a text from the
+        state is fused. Raises `InputError` also for a text of fewer than two tokens, and `OptionError` inside the block
+        of a capture or an edit, and for a state that is not this simulator's, or no longer.
         """
         if self._captures or self._edited:
             raise OptionError(
@@ -123,7 +127,11 @@ class TintGenerationMixin(GenerationMixin):
                 "passes, have no place; call it outside their blocks."
             )
         inputs = self.resolve(input_ids, train_mask, loss_mask, attention_mask, position_ids)
-        weights = adapt(self, inputs, self.resolve_rates(inner_lr, inputs.shape[0]), self.choose_executor())
+        before = None
+        if state is not None:
+            before = state_of(state, self)
+        rates = self.resolve_rates(inner_lr, inputs.shape[0])
+        weights = adapt(self, inputs, rates, self.choose_executor(), before)
         warn_of_weights(self, weights.weights.values())
         return AdaptedState.of_weights(weights)
 

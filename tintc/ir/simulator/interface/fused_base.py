@@ -18,11 +18,11 @@ from torch import Tensor
 
 from tintc.ir.core import Op, Value
 from tintc.ir.inputs import Inputs
+from tintc.ir.simulator.interface.chosen_experts import Routing
 from tintc.ir.simulator.interface.cost_model import Deferral
 
 if TYPE_CHECKING:
     from tintc.ir.simulator.interface.base import SimOp
-    from tintc.ir.simulator.shared.grouped import Routing
 
 
 @dataclass(frozen=True)

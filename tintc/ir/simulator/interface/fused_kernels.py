@@ -132,7 +132,7 @@ def fused_slope(fn: str, scheme: str, eps: float, g: Tensor, x: Tensor, y: Tenso
     if scheme == "token":
         h = step_size(eps, rms(g))
     else:
-        h = g.new_tensor(eps)
+        h = g.new_full((), eps)
     stepped = activate(fn, torch.addcmul(wide, g, h), overwrite=not recorded)
     if recorded:
         return ((stepped - y) * h.reciprocal()).to(x.dtype)

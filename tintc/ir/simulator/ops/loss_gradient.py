@@ -110,21 +110,29 @@ class LossGradient(HeadOp):
         return dx * run.inputs.loss_positions_of(self.step)[..., None]
 
     def fused(self, run: FusedRun, x: Tensor) -> Tensor:
-        """Return dx, by `CHUNK` positions of the batch at a time, and only for the positions that count."""
-        here = run.here(self)
-        chosen = run.inputs.loss_positions_of(self.step)[:, here].flatten().nonzero()[:, 0]
-        rows = x.flatten(0, 1)[chosen]
-        next_ids = run.inputs.next_ids[:, here].flatten()[chosen]
+        """Return dx, by `CHUNK` positions of the batch at a time.
+
+        On a CPU only the positions that count are computed. On a GPU, which would have to tell the host their number,
+        all are, and the others are set to zero: within the part that a step trains on they are few.
+        """
+        counts = run.inputs.loss_positions_of(self.step)[:, run.here(self)].flatten()
+        next_ids = run.inputs.next_ids[:, run.here(self)].flatten()
+        rows = x.flatten(0, 1)
+        if x.device.type != "cpu":
+            return torch.where(counts[:, None], self._gradient(run, rows, next_ids), 0.0).view_as(x)
+        chosen = counts.nonzero()[:, 0]
+        gradient = self._gradient(run, rows[chosen], next_ids[chosen])
+        return x.new_zeros(rows.shape).index_copy(0, chosen, gradient).view_as(x)
+
+    def _gradient(self, run: FusedRun, rows: Tensor, next_ids: Tensor) -> Tensor:
+        """Return the gradient at every one of ``rows [n, D]``, each with its target."""
         head = run.table(self.head)
         bias = self.table_bias(run.table)
         gradient = blockwise_gradient
         if torch.is_grad_enabled():
             gradient = loss_gradient
-        gradients = [
-            gradient(self.loss, chunk, head, bias, ids, self.logit_map)
-            for chunk, ids in zip(rows.split(CHUNK), next_ids.split(CHUNK), strict=True)
-        ]
-        return x.new_zeros(x.flatten(0, 1).shape).index_copy(0, chosen, torch.cat(gradients)).view_as(x)
+        parts = zip(rows.split(CHUNK), next_ids.split(CHUNK), strict=True)
+        return torch.cat([gradient(self.loss, chunk, head, bias, ids, self.logit_map) for chunk, ids in parts])
 
     def multiply_adds(self, costs: CostModel, x: Value) -> int:
         if self.loss == "mse":

@@ -13,85 +13,20 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
 
 import torch
 from torch import Tensor
 
+from tintc.ir.simulator.interface.chosen_experts import Groups, Routing, examples_of
 from tintc.ir.simulator.interface.fused_base import FusedWeights, Pending
-
-
-@dataclass(frozen=True)
-class Groups:
-    """Vectors sorted by the weights that they meet.
-
-    order ``[N]``: their indices, sorted; spans: which weights, and from where to where in that order.
-    """
-
-    order: Tensor
-    spans: list[tuple[int, int, int]]
-
-    @classmethod
-    def of(cls, keys: Tensor) -> Groups:
-        """Return the groups of equal keys ``[N]``."""
-        order = keys.argsort(stable=True)
-        present, counts = keys.unique(return_counts=True)
-        spans: list[tuple[int, int, int]] = []
-        start = 0
-        for key, count in zip(present.tolist(), counts.tolist(), strict=True):
-            spans.append((key, start, start + count))
-            start += count
-        return cls(order, spans)
-
-    @cached_property
-    def inverse(self) -> Tensor:
-        """Return the place of every vector in the order."""
-        inverse = torch.empty_like(self.order)
-        inverse[self.order] = torch.arange(self.order.shape[0], device=self.order.device)
-        return inverse
-
-
-@dataclass(frozen=True)
-class Routing:
-    """The experts of every token of a run, ``[B, n, k]``, and their weights, of the same shape.
-
-    Where fewer than k experts have a weight that is not zero, others stand in with the weight zero.
-    """
-
-    experts: Tensor
-    weights: Tensor
-
-    @classmethod
-    def of(cls, r: Tensor, chosen: int) -> Routing:
-        """Return the routing of dense weights ``r [B, n, E]``."""
-        experts = r.detach().abs().topk(chosen, -1).indices
-        return cls(experts, r.gather(-1, experts))
-
-    @cached_property
-    def groups(self) -> Groups:
-        """Return the vectors of all examples by expert."""
-        return Groups.of(self.experts.flatten())
-
-    @cached_property
-    def examples(self) -> Tensor:
-        """Return the example of every vector, ``[B n k]``."""
-        return _examples(self.experts)
-
-    def factors(self, weighted: bool) -> Tensor:
-        """Return ``[B, n, k, 1]``: the weights, or one for every expert that has any."""
-        weights = self.weights
-        if not weighted:
-            weights = (weights != 0).to(weights.dtype)
-        return weights[..., None]
-
-
-def _examples(values: Tensor) -> Tensor:
-    """Return the index of the example for every entry of ``values [B, ...]``, flat."""
-    return torch.arange(values.shape[0], device=values.device).repeat_interleave(values[0].numel())
+from tintc.ir.simulator.kernels.grouped import grouped_sums
+from tintc.ir.simulator.shared.grouped_device import linear_on_device, transposed_on_device
 
 
 def grouped_linear(w: FusedWeights, routing: Routing, x: Tensor) -> Tensor:
     """Return ``W_e x + b_e`` of every vector ``x [B, n, k, din]``, pending updates included: ``[B, n, k, dout]``."""
+    if x.device.type != "cpu":
+        return linear_on_device(w, routing.experts, x)
     weight, bias, rows = _own(w, routing)
 
     def product(key: int, x: Tensor) -> Tensor:
@@ -111,6 +46,8 @@ def grouped_linear(w: FusedWeights, routing: Routing, x: Tensor) -> Tensor:
 
 def grouped_transposed(w: FusedWeights, routing: Routing, dy: Tensor) -> Tensor:
     """Return ``W_e^T dy`` of every vector ``dy [B, n, k, dout]``, pending updates included: ``[B, n, k, din]``."""
+    if dy.device.type != "cpu":
+        return transposed_on_device(w, routing.experts, dy)
     weight, _, rows = _own(w, routing)
 
     def product(key: int, dy: Tensor) -> Tensor:
@@ -159,7 +96,7 @@ class _SortedUpdate:
         assert update.experts is not None
         groups = Groups.of(update.experts.flatten())
         spans = {key: (start, stop) for key, start, stop in groups.spans}
-        examples = _examples(update.experts)[groups.order]
+        examples = examples_of(update.experts)[groups.order]
         dy = update.dy.flatten(0, 1)[groups.order]
         return cls(update, dy, _inputs_of(update, groups.order), examples, spans)
 
@@ -230,6 +167,8 @@ def carried_out(w: FusedWeights, update: Pending) -> FusedWeights:
 def expert_sums(dy: Tensor, x: Tensor, experts: Tensor, count: int) -> Tensor:
     """Return ``sum dy x^T [B, count, dout, din]`` over each expert's vectors; ``dy [B, N, dout]``, ``x [B, N, din]``,
     ``experts [B, N]``."""
+    if dy.device.type != "cpu":
+        return grouped_sums(dy, x, experts, count)
     sums = dy.new_zeros(dy.shape[0], count, dy.shape[-1], x.shape[-1])
     for example in range(dy.shape[0]):
         groups = Groups.of(experts[example])

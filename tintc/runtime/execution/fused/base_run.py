@@ -11,8 +11,8 @@ from torch import Tensor
 from tintc.ir.core import Value
 from tintc.ir.functions import alibi
 from tintc.ir.inputs import Inputs
+from tintc.ir.simulator.interface.chosen_experts import Routing
 from tintc.ir.simulator.interface.fused_base import Pending
-from tintc.ir.simulator.shared.grouped import Routing
 from tintc.runtime.execution.fused.rotary_cache import RotaryCache
 from tintc.runtime.execution.simulator import Simulator
 
@@ -42,7 +42,8 @@ class FusedRunBase:
     def scores(self, x: Tensor, source: Value, pending: Pending) -> Tensor:
         known = self._scores.setdefault(source, {})
         # Rows of one value start at different places of one tensor, which lives as long as the entry does.
-        key = (pending.source, x.data_ptr(), x.shape[1], pending.x.shape[1])
+        place = (x.untyped_storage()._cdata, x.storage_offset())
+        key = (pending.source, place, x.shape[1], pending.x.shape[1])
         return _once(known, key, lambda: x @ pending.x.transpose(1, 2))
 
     def routing(self, r: Tensor, source: Value, chosen: int) -> Routing:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -9,16 +10,22 @@ import torch
 from torch import Tensor
 
 from tintc.errors import InputError, OptionError
-from tintc.ir.core import Program
+from tintc.ir.core import Program, Value
 from tintc.ir.inputs import Inputs
+from tintc.ir.simulator import SimOp
+from tintc.ir.simulator.interface.cost_model import PendingUpdate
+from tintc.ir.simulator.interface.fused_base import FusedWeights, Pending
 from tintc.runtime.execution.fused.available import available_bytes
 from tintc.runtime.execution.fused.budget import HEADROOM, Budget
 from tintc.runtime.execution.fused.executor import FusedExecutor
-from tintc.runtime.execution.fused.plan import ExecutionPlan, Sizes
+from tintc.runtime.execution.fused.plan import ExecutionPlan, Sizes, Start
 from tintc.runtime.execution.rates import Rates
 from tintc.runtime.execution.simulator import Simulator
 
 KEPT_PLANS = 64
+Starts = Mapping[Value, FusedWeights]
+"""Weights that a run starts from in place of the stored ones, by the value of these."""
+NO_STARTS: Starts = {}
 
 
 def run_fused(
@@ -47,20 +54,29 @@ def run_fused(
     return {label: torch.cat([result[label] for result in results]) for label in outputs}
 
 
-def _run(model: Simulator, inputs: Inputs, rates: Rates | None, budget: Budget, sizes: Sizes) -> dict[str, Any]:
+def _run(
+    model: Simulator,
+    inputs: Inputs,
+    rates: Rates | None,
+    budget: Budget,
+    sizes: Sizes,
+    starts: Starts = NO_STARTS,
+) -> dict[str, Any]:
     plan = plan_for(model, budget, sizes)
     if plan is None:
         raise budget.refusal(sizes)
-    return FusedExecutor(model, inputs, plan, rates).run()
+    return FusedExecutor(model, inputs, plan, rates, starts).run()
 
 
-def run_together(model: Simulator, program: Program, inputs: Inputs, rates: Rates | None) -> dict[str, Any]:
+def run_together(
+    model: Simulator, program: Program, inputs: Inputs, rates: Rates | None, starts: Starts = NO_STARTS
+) -> dict[str, Any]:
     """Return all outputs of a program with the model's ops, weights among them, for a batch that is not cut.
 
     Updates of a single example are carried out, if there is memory for that: whoever goes on from them reads them once
     per token.
     """
-    sizes = sizes_of(inputs, model.config.vocab_size)
+    sizes = replace(sizes_of(inputs, model.config.vocab_size), starts=_layers(program, starts))
     limit = int(HEADROOM * available_bytes(model.device))
     size = model.dtype.itemsize
     recorded = torch.is_grad_enabled()
@@ -68,17 +84,38 @@ def run_together(model: Simulator, program: Program, inputs: Inputs, rates: Rate
     if sizes.batch == 1 and model.update == "auto":
         materialised = replace(budget, update="materialised")
         if plan_for(model, materialised, sizes) is not None:
-            return _run(model, inputs, rates, materialised, sizes)
-    return _run(model, inputs, rates, budget, sizes)
+            return _run(model, inputs, rates, materialised, sizes, starts)
+    return _run(model, inputs, rates, budget, sizes, starts)
+
+
+def _layers(program: Program, starts: Starts) -> tuple[Start, ...]:
+    """Return the layers that do not start from their stored weights, as a plan knows them."""
+    layers: list[Start] = []
+    for op in program.ops:
+        if isinstance(op, SimOp) and op.results[0] in starts:
+            updates = tuple(map(_counted, starts[op.results[0]].pending))
+            layers.append(Start(str(op.stored_weight()), updates))
+    return tuple(layers)
+
+
+def _counted(update: Pending) -> PendingUpdate:
+    """Return an update as a plan counts it, by the tokens that it was made of."""
+    tokens = update.dy.shape[1]
+    if update.experts is not None:
+        tokens //= update.source.type.dims[1]
+    return PendingUpdate(update.source, tokens)
 
 
 def sizes_of(inputs: Inputs, vocab: int) -> Sizes:
+    """Return the sizes, and what else a pass has to know of its inputs' values: it waits for none of them itself."""
     batch, length = inputs.shape
     places = torch.arange(1, length + 1, device=inputs.train.device)
-    ends = (inputs.train * places).flatten(-2).amax(-1).tolist()
-    if isinstance(ends, list):
-        ends = tuple(ends)
-    return Sizes(batch, length, ends, vocab, not inputs.plain)
+    ends = (inputs.train * places).flatten(-2).amax(-1)
+    trained = inputs.train.flatten(-2).sum(-1)
+    *last, filled = torch.cat((ends.reshape(-1), (trained == batch * ends).all().reshape(1))).tolist()
+    if ends.dim():
+        return Sizes(batch, length, tuple(last), vocab, not inputs.plain, filled=bool(filled))
+    return Sizes(batch, length, last[0], vocab, not inputs.plain, filled=bool(filled))
 
 
 def plan_for(model: Simulator, budget: Budget, sizes: Sizes) -> ExecutionPlan | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
@@ -14,35 +15,48 @@ from tintc.ir.core import Value
 from tintc.ir.functions import causal_mask
 from tintc.ir.inputs import Inputs
 from tintc.ir.simulator import SimOp
-from tintc.ir.simulator.interface.fused_base import Pending
+from tintc.ir.simulator.interface.fused_base import FusedWeights, Pending
 from tintc.runtime.execution.fused.base_run import FusedRunBase
 from tintc.runtime.execution.fused.packed_linear import pack_weights, packed_linear
 from tintc.runtime.execution.fused.plan import ExecutionPlan
+from tintc.runtime.execution.fused.read_rates import read_rates
 from tintc.runtime.execution.rates import Rates
 from tintc.runtime.execution.simulator import Simulator
 
 
 class FusedExecutor(FusedRunBase):
-    """One run of a plan on one batch (the runtime's `FusedRun`)."""
+    """One run of a plan on one batch (the runtime's `FusedRun`).
 
-    def __init__(self, model: Simulator, inputs: Inputs, plan: ExecutionPlan, rates: Rates | None):
+    What has to be known of values (sizes, rates) is read before the run; `run` itself never waits for a GPU. starts:
+    weights in place of stored ones, by the value of these; `Sizes.starts` of the plan names their layers.
+    """
+
+    def __init__(
+        self,
+        model: Simulator,
+        inputs: Inputs,
+        plan: ExecutionPlan,
+        rates: Rates | None,
+        starts: Mapping[Value, FusedWeights],
+    ):
         super().__init__(model, inputs, inputs.position_ids)
         self.plan = plan
-        self.rates = rates
+        self.starts = starts
+        self._rates = read_rates(model, plan.ops, rates, self.recorded)
         self._parts: dict[SimOp, Tensor] = {}
         self._trains: dict[tuple[int, int], Tensor | None] = {}
-        self._stored_rates: dict[str, list[float]] = {}
-        self._run_rates: dict[tuple[str, int], Tensor | float] = {}
 
     def run(self) -> dict[str, Any]:
         """Return the plan's outputs by name; weights as `FusedWeights`."""
         if not self.recorded:
             pack_weights(self.model)
-        values: dict[Value, Any] = {}
+        values: dict[Value, Any] = dict(self.starts)
         seen: dict[str, Tensor] = {}
         shown = self.plan.shown
         edits = self.model.edits
         for op, operands, read, last in self.plan.steps:
+            if op.results[0] in self.starts:
+                continue
             visible: dict[str, Tensor] = {}
             if op in shown:
                 visible = self._show(op, [_cut(values[value], read) for value in operands])
@@ -79,26 +93,7 @@ class FusedExecutor(FusedRunBase):
         return zeros
 
     def rate(self, name: str, step: int) -> Tensor | float:
-        rate = None
-        if self.rates is not None:
-            rate = self.rates.of(name, step)
-        if rate is not None:
-            if (name, step) not in self._run_rates:
-                self._run_rates[name, step] = rate
-                if not self.recorded:
-                    self._run_rates[name, step] = _as_number(rate)
-            return self._run_rates[name, step]
-        if self.recorded:
-            return self.model.rate(name)[step]
-        if not self._stored_rates:
-            self._stored_rates = self._read_rates()
-        return self._stored_rates[name][step]
-
-    def _read_rates(self) -> dict[str, list[float]]:
-        """Return all stored rates as numbers, in one transfer."""
-        names = [name for op in self.plan.ops for name in op.rates()]
-        stacked = torch.stack([self.model.rate(name).detach() for name in names])
-        return dict(zip(names, stacked.tolist(), strict=True))
+        return self._rates[name, step]
 
     def here(self, op: SimOp) -> slice:
         return slice(0, self.plan.lengths[op])
@@ -135,22 +130,14 @@ class FusedExecutor(FusedRunBase):
         return self._masks[keys, window][:, :, keys - queries :]
 
     def train(self, length: int, step: int) -> Tensor | None:
+        sizes = self.plan.sizes
+        if sizes.filled and length <= sizes.train_end(step):
+            return None
         if self.inputs.train.dim() == 2:  # the same in every step
             step = 0
         if (length, step) not in self._trains:
-            mask = self.inputs.train_mask(step)[:, :length]
-            self._trains[length, step] = None
-            if not bool(mask.all()):
-                self._trains[length, step] = mask[..., None].to(self.model.dtype)
+            self._trains[length, step] = self.inputs.train_mask(step)[:, :length, None].to(self.model.dtype)
         return self._trains[length, step]
-
-
-def _as_number(rates: Tensor) -> Tensor | float:
-    """Return rates ``[B]`` that are all alike as one number, others as they are."""
-    numbers = set(rates.tolist())
-    if len(numbers) == 1:
-        return numbers.pop()
-    return rates
 
 
 def _cut(value: Any, length: int) -> Any:

@@ -50,10 +50,8 @@ def shared_inputs(program: Program) -> list[tuple[str, ...]]:
 
 
 def pack_weights(model: Simulator) -> None:
-    """Move the weights of each of the simulator's `shared_inputs` into one piece; do nothing where they lie so already.
-
-    Whoever notes where the weights lie calls this first: it is the only thing that moves them without being asked to.
-    """
+    """Move the weights of each of the simulator's `shared_inputs` into one piece; do nothing where they lie so
+    already."""
     if model.device.type not in DEVICES:
         return
     for names in model.shared_inputs:
@@ -114,10 +112,10 @@ def _as_one(tensors: Sequence[Tensor]) -> Tensor | None:
 
 
 def _adjacent(tensors: Sequence[Tensor]) -> bool:
-    storage = tensors[0].untyped_storage().data_ptr()
+    storage = tensors[0].untyped_storage()._cdata
     offset = tensors[0].storage_offset()
     for tensor in tensors:
-        place = (tensor.untyped_storage().data_ptr(), tensor.storage_offset())
+        place = (tensor.untyped_storage()._cdata, tensor.storage_offset())
         if place != (storage, offset) or not tensor.is_contiguous():
             return False
         offset += tensor.numel()

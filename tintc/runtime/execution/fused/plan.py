@@ -22,23 +22,34 @@ from tintc.errors import OptionError
 from tintc.ir.core import Program, Value
 from tintc.ir.liveness import last_reads
 from tintc.ir.simulator import SimOp
-from tintc.ir.simulator.interface.cost_model import CostModel
+from tintc.ir.simulator.interface.cost_model import CostModel, PendingUpdate
 
 UPDATES = ("auto", "lazy", "materialised")
 WRITE_COST = 24
 """Multiply-adds in whose time one entry of a weight matrix is read and written again: 10 to 30, measured with AVX2."""
 
 
+class Start(NamedTuple):
+    """A layer whose weights a run is given, in place of the stored ones. pending: the updates that they carry."""
+
+    layer: str
+    pending: tuple[PendingUpdate, ...] = ()
+
+
 @dataclass(frozen=True)
 class Sizes:
     """Sizes of one run: batch, length of the text, vocabulary; train: position of the last train token plus one (0:
-    none), of all steps or of each; masked: whether some tokens do not see all earlier ones."""
+    none), of all steps or of each; masked: whether some tokens do not see all earlier ones; starts: the layers that do
+    not start from their stored weights; filled: whether every token before its step's last train token is one, in every
+    example."""
 
     batch: int
     length: int
     train: int | tuple[int, ...]
     vocab: int
     masked: bool = False
+    starts: tuple[Start, ...] = ()
+    filled: bool = False
 
     def train_end(self, step: int) -> int:
         """Return the position of a step's last train token plus one."""
@@ -119,7 +130,13 @@ class ExecutionPlan:
 
     def cost_model(self, recorded: bool = False) -> CostModel:
         """Return what the ops' counts read, with nothing counted yet."""
-        return CostModel(self.sizes, self.lengths, self.lazy, recorded)
+        return CostModel(self.sizes, self.lengths, self.lazy, recorded, self._pending_at_start())
+
+    def _pending_at_start(self) -> dict[Value, tuple[PendingUpdate, ...]]:
+        """Return the updates that weights carry when the run begins."""
+        pending = dict(self.sizes.starts)
+        layers = {op.result: str(op.stored_weight()) for op in self.ops if op.stored_weight() is not None}
+        return {value: pending[layer] for value, layer in layers.items() if layer in pending}
 
     @cached_property
     def steps(self) -> list[Step]:
@@ -197,13 +214,14 @@ def _packed_products(plan: ExecutionPlan) -> dict[SimOp, PackedProducts]:
 
     Pending updates are added to each product alone.
     """
+    given = {start.layer for start in plan.sizes.starts}
     layers: dict[Value, str] = {}
     groups: dict[Hashable, dict[str, SimOp]] = {}
     for op in plan.ops:
         name = op.stored_weight()
         if op in plan.lazy:
             name = layers.get(plan.operands(op)[0])
-        if name is not None:
+        if name is not None and name not in given:
             layers[op.result] = name
         if op.SHARES_INPUT and plan.operands(op)[0] in layers:
             weights, x = plan.operands(op)
@@ -214,14 +232,18 @@ def _packed_products(plan: ExecutionPlan) -> dict[SimOp, PackedProducts]:
 
 
 def _lazy(plan: ExecutionPlan, update: str) -> set[SimOp]:
-    """Return the descents to leave pending, all of one layer alike."""
+    """Return the descents to leave pending, all of one layer alike: those too of one that has pending updates."""
+    carrying = {start.layer for start in plan.sizes.starts if start.pending}
     chains: dict[str, list[SimOp]] = {}
     for op in plan.ops:
         deferral = op.deferral()
         if deferral is not None:
             chains.setdefault(deferral.layer, []).append(op)
-    chosen = [chain for chain in chains.values() if update == "lazy" or _prefers_lazy(plan, chain, update)]
-    return {op for chain in chosen for op in chain}
+    lazy: set[SimOp] = set()
+    for layer, chain in chains.items():
+        if update == "lazy" or layer in carrying or _prefers_lazy(plan, chain, update):
+            lazy.update(chain)
+    return lazy
 
 
 def _prefers_lazy(plan: ExecutionPlan, chain: list[SimOp], update: str) -> bool:

@@ -20,6 +20,7 @@ from tintc.ir.functions import causal_mask
 from tintc.ir.inputs import Inputs
 from tintc.ir.liveness import needed_ops
 from tintc.ir.simulator import SimOp
+from tintc.ir.simulator.interface.fused_base import FusedWeights
 from tintc.ir.simulator.interface.literal_base import (
     Applied,
     ExpertTiles,
@@ -31,6 +32,7 @@ from tintc.ir.simulator.interface.literal_base import (
 )
 from tintc.runtime.execution.literal.attention import TintAttention
 from tintc.runtime.execution.literal.blocks import PositionGate
+from tintc.runtime.execution.literal.prefix import given_prefixes
 from tintc.runtime.execution.rates import Rates
 from tintc.runtime.execution.simulator import Simulator
 
@@ -128,12 +130,18 @@ class _Memory:
 
 
 class LiteralExecutor:
-    """One run of a program on one batch (the runtime's `LiteralRun`)."""
+    """One run of a program on one batch (the runtime's `LiteralRun`).
 
-    def __init__(self, model: Simulator, inputs: Inputs, rates: Rates | None):
+    starts: weights in place of stored ones, without pending updates, by the value of these.
+    """
+
+    def __init__(
+        self, model: Simulator, inputs: Inputs, rates: Rates | None, starts: Mapping[Value, FusedWeights] | None = None
+    ):
         self.model = model
         self.inputs = inputs
         self.rates = rates
+        self.starts = starts or {}
         self.layout = model.layout
         batch, length = inputs.shape
         k = self.layout.n_prefixes
@@ -157,8 +165,13 @@ class LiteralExecutor:
         memory = _Memory()
         results: dict[Value, Any] = {}
         seen: dict[str, Tensor] = {}
+        batch = self.inputs.shape[0]
         for op in needed_ops(program.ops, (point.value for point in points.values())):
             assert isinstance(op, SimOp)
+            if op.results[0] in self.starts:
+                stored = self.model.prefix(str(op.stored_weight()))
+                memory.weights[op.results[0]] = given_prefixes(stored, self.starts[op.results[0]], batch)
+                continue
             self.site = self.model.site(op)
             self.applied = None
             if op in shown:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -10,7 +12,14 @@ from tintc.ir.core import Type
 from tintc.ir.layout import Layout
 from tintc.ir.simulator.interface.fused_base import FusedWeights
 from tintc.ir.simulator.interface.literal_base import ExpertTiles, PrefixTiles
-from tintc.ir.simulator.shared.linear_common import bias_dims, copies_of_bias, prefix_tile, unstacked
+from tintc.ir.simulator.shared.linear_common import (
+    bias_dims,
+    copies_of_bias,
+    main_part,
+    prefix_tile,
+    stacked,
+    unstacked,
+)
 
 
 class Prefix(nn.Module):
@@ -42,7 +51,7 @@ class Prefix(nn.Module):
         tile = self._tile(row, column, expert).to(e.dtype)
         return torch.cat((tile.expand(e.shape[0], -1, -1), e[:, self.layout.n_prefixes :]), 1)
 
-    def _rows(self, expert: int | None) -> Tensor:
+    def rows(self, expert: int | None) -> Tensor:
         """Return ``[K', S, din]``: the stored rows, or the diagonal of a gain."""
         if expert is not None:
             return self.weight[expert]
@@ -63,7 +72,42 @@ class Prefix(nn.Module):
             bias = self.bias
         if bias is not None and expert is not None:
             bias = bias[expert]
-        return prefix_tile(self.layout, self._rows(expert), bias, self.bias_copies, r, c)
+        return prefix_tile(self.layout, self.rows(expert), bias, self.bias_copies, r, c)
+
+
+def given_prefixes(stored: Prefix, weights: FusedWeights, batch: int) -> PrefixTiles | ExpertTiles:
+    """Return weights of each of `batch` examples, or of all of them, as prefix embeddings, in the place of stored ones.
+
+    They have no pending updates. A gain that is held as a diagonal does not descend, and is what is stored.
+    """
+    kind = stored.holds
+    parts = {"bias": weights.bias, main_part(kind): weights.weight}
+    each: dict[str, Tensor] = {}
+    for part, tensor in parts.items():
+        if tensor is not None:
+            dims = len(kind.dims)
+            if part == "bias":
+                dims = bias_dims(kind)
+            if tensor.dim() == dims:
+                tensor = tensor[None]
+            each[part] = tensor.expand(batch, *tensor.shape[1:])
+    if kind.kind != "experts":
+        return _given_tiles(stored, each)
+    experts = range(kind.dims[0])
+    return ExpertTiles([_given_tiles(stored, {part: of[:, e] for part, of in each.items()}) for e in experts])
+
+
+def _given_tiles(stored: Prefix, parts: dict[str, Tensor]) -> PrefixTiles:
+    """Return the tiles ``[B, K, D_sim]`` of a linear layer's or norm's parts, each with the examples first."""
+    layout = stored.layout
+    kind = stored.holds
+    rows, columns = stored.tiles
+    tile = partial(stacked, layout, kind, parts)
+    if kind.kind == "norm" and "vector" not in kind.parts:
+        bias = parts["bias"]
+        diagonal = stored.rows(None).expand(len(bias), -1, -1, -1)
+        tile = partial(prefix_tile, layout, diagonal, bias, stored.bias_copies)
+    return PrefixTiles([[tile(r, c) for c in range(columns)] for r in range(rows)])
 
 
 def unpack_weights(

@@ -10,9 +10,9 @@ from torch import Tensor
 from tintc.ir.core import Value
 from tintc.ir.layout import Layout
 from tintc.ir.simulator.interface.base import SimOp
+from tintc.ir.simulator.interface.chosen_experts import Routing
 from tintc.ir.simulator.interface.cost_model import CostModel
 from tintc.ir.simulator.interface.fused_base import FusedRun
-from tintc.ir.simulator.shared.grouped import Routing
 from tintc.ir.simulator.shared.linear_common import weight_tiles
 
 
