@@ -131,14 +131,28 @@ def _finite(value: Any) -> Any:
     return value
 
 
-def verify(path: str, sim: TintForCausalLM, source: AuxiliarySource, ids: Tensor, train: int) -> Verdict:
+def captured(sim: TintForCausalLM, source: AuxiliarySource) -> CapturedGraph:
+    """Return the graph of a model, for texts as long as the simulator takes."""
+    LOGGER.info("capturing the model")
+    return capture(source.model, sim.layout.max_length, source.provenance["source"])
+
+
+def verify(
+    path: str,
+    sim: TintForCausalLM,
+    source: AuxiliarySource,
+    ids: Tensor,
+    train: int,
+    graph: CapturedGraph | None = None,
+) -> Verdict:
     """Compare the simulator in folder `path`, loaded as `sim`, with the model, on ``ids [T]``, the first `train` of
     which are trained on.
 
-    Raises `ModelError` if it was compiled from another model, `InputError` if training blows up on this text.
+    graph: the captured model, where it was captured already. Raises `ModelError` if the simulator was compiled from
+    another model, `InputError` if training blows up on this text.
     """
-    LOGGER.info("capturing the model")
-    graph = capture(source.model, sim.layout.max_length, source.provenance["source"])
+    if graph is None:
+        graph = captured(sim, source)
     check_program(path, graph, source)
     LOGGER.info("comparing stored tensors")
     problems = stored_problems(path, sim, graph, source)

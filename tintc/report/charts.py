@@ -70,22 +70,23 @@ def losses(tokens: Sequence[str], before: Tensor, after: Tensor, train: int) -> 
     points = (
         base.transform_fold(["before", "after"], as_=["pass", "loss"])
         .mark_point(filled=True, size=30, opacity=0.9)
-        .encode(
-            y=alt.Y("loss:Q", title="loss, nats"), color=alt.Color("pass:N", scale=names, title=None), tooltip=hint
-        )
+        .encode(y=alt.Y("loss:Q", title="loss, nats"), color=alt.Color("pass:N", scale=names, title=None), tooltip=hint)
     )
     colour = alt.condition("datum.gain >= 0", alt.value(AFTER), alt.value(BEFORE))
-    bars = base.mark_bar(size=4).encode(
-        y=alt.Y("gain:Q", title="gained, nats"), color=colour, tooltip=hint
-    )
+    bars = base.mark_bar(size=4).encode(y=alt.Y("gain:Q", title="gained, nats"), color=colour, tooltip=hint)
     return {"losses": finished(shade + points, 190), "gains": finished(shade + bars, 130)}
 
 
 def rates(curve: Sequence[Rate], stored: float) -> Any:
     """Return the loss of the tokens that were not trained on, over the rate."""
-    rows = [{"rate": one.rate, "loss": round(one.loss, 5)} for one in curve if one.rate > 0 and one.loss == one.loss]
+    rows = [{"rate": one.rate, "loss": round(one.loss, 5)} for one in curve if one.rate > 0]
     y = alt.Y("loss:Q", title="mean loss of the rest, nats", scale=alt.Scale(zero=False))
-    x = alt.X("rate:Q", title="learning rate", scale=alt.Scale(type="log"), axis=alt.Axis(format=".0e", grid=False, tickCount=3))
+    x = alt.X(
+        "rate:Q",
+        title="learning rate",
+        scale=alt.Scale(type="log"),
+        axis=alt.Axis(format=".0e", grid=False, tickCount=3),
+    )
     line = alt.Chart(alt.Data(values=rows)).mark_line(color=AFTER, point=alt.OverlayMarkDef(size=45, color=AFTER))
     level = alt.Chart(alt.Data(values=[{"loss": curve[0].loss, "text": "without an update"}]))
     at = alt.Chart(alt.Data(values=[{"rate": stored, "text": "stored rate"}]))
@@ -109,7 +110,8 @@ def matrix(
 ) -> Any:
     """Return grids ``[rows, columns]`` as one figure, of which the signal ``shown`` says which is seen.
 
-    titles: of the rows, the columns and the cells. Colours are scaled to each grid by itself, and grow with the square root.
+    titles: of the rows, the columns and the cells. Colours are scaled to each grid by itself, and grow with a power
+    less than one, so that small numbers are seen.
     """
     values = [
         {"grid": name, "v": [_short(x) for x in grid.flatten().tolist()], "most": _short(float(grid.abs().max()) or 1)}
@@ -133,7 +135,7 @@ def matrix(
             c=f"(datum.n - 1) % {wide}",
             row=f"{names_r}[datum.r]",
             column=f"{names_c}[datum.c]",
-            relative="(datum.v > 0 ? 1 : -1) * sqrt(abs(datum.v / datum.most))",
+            relative="(datum.v > 0 ? 1 : -1) * pow(abs(datum.v / datum.most), 0.7)",
         )
         .mark_rect()
         .encode(
@@ -237,7 +239,14 @@ def layouts(rows: Sequence[Mapping[str, Any]]) -> Any:
             y=alt.Y("cost:Q", title="cost, times the chosen one's", scale=alt.Scale(type="log")),
             color=colour,
             size=alt.condition("datum.chosen", alt.value(170), alt.value(40)),
-            tooltip=["S:Q", alt.Tooltip("shards:Q", title="S'"), "K:Q", "heads:Q", "D_sim:Q", alt.Tooltip("cost:Q", format=".2f")],
+            tooltip=[
+                "S:Q",
+                alt.Tooltip("shards:Q", title="S'"),
+                "K:Q",
+                "heads:Q",
+                "D_sim:Q",
+                alt.Tooltip("cost:Q", format=".2f"),
+            ],
         )
     )
     return finished(chart, 220)

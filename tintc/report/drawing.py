@@ -23,8 +23,8 @@ Point = tuple[float, float]
 
 @dataclass(frozen=True)
 class Drawing:
-    """A section in pixels: middles of its nodes by index (`sections.OUTSIDE` for what it reads), and lines of its forward edges,
-    from point to point."""
+    """A section in pixels: middles of its nodes by index (`sections.OUTSIDE` for what it reads), and lines of its
+    forward edges, from point to point."""
 
     width: float
     height: float
@@ -39,7 +39,9 @@ class Drawing:
             points = list(reversed(self.lines[target, source]))
         else:
             points = [self.places[source], self.places[target]]
-        return _curve([_at_border(points[0], points[1], source), *points[1:-1], _at_border(points[-1], points[-2], target)])
+        return _curve(
+            [_at_border(points[0], points[1], source), *points[1:-1], _at_border(points[-1], points[-2], target)]
+        )
 
 
 def _at_border(end: Point, other: Point, node: int) -> Point:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from tintc.ir.core import Program
@@ -12,14 +12,21 @@ from tintc.report.modules import ModuleReader, ModuleView
 from tintc.report.sections import OUTSIDE, Node, Section, sections_of
 
 LANES = ("auxiliary", "forward", "backward", "descent")
-COLOURS = {"linear": "linear", "norm": "norm", "attention": "attention", "gate": "gate", "activation": "gate", "add": "add"}
+COLOURS = {
+    "linear": "linear",
+    "norm": "norm",
+    "attention": "attention",
+    "gate": "gate",
+    "activation": "gate",
+    "add": "add",
+}
 LONGEST = 12
 """Letters of a label that fit into a node."""
 
 
 @dataclass(frozen=True)
 class About:
-    """What is said of one operation: title and subtitle; text: its op in the auxiliary's program; views: its modules."""
+    """What is said of one operation. text: its op in the auxiliary's program; views: its modules."""
 
     id: str
     title: str
@@ -28,7 +35,9 @@ class About:
     views: tuple[ModuleView, ...]
 
 
-def graph_of(program: Program, texts: Mapping[str, str], reader: ModuleReader) -> tuple[list[dict[str, Any]], list[About]]:
+def graph_of(
+    program: Program, texts: Mapping[str, str], reader: ModuleReader
+) -> tuple[list[dict[str, Any]], list[About]]:
     """Return the sections as the template takes them, and what is said of each of their nodes.
 
     texts: the ops of the auxiliary's program as they print, by the name of their value.
@@ -50,10 +59,22 @@ def graph_of(program: Program, texts: Mapping[str, str], reader: ModuleReader) -
             }
         )
         for index, node in enumerate(section.nodes):
-            views = tuple(reader.view(op) for ops in node.lanes.values() for op in ops)
+            views = _views(node, reader)
             text = texts.get(node.origin, f"{node.kind}: {node.origin}")
             abouts.append(About(names[index], node.origin, _subtitle(section), text, views))
     return shown, abouts
+
+
+def _views(node: Node, reader: ModuleReader) -> tuple[ModuleView, ...]:
+    """Return the views of an operation's modules; where they hold the same weights alike, the first says how."""
+    views: list[ModuleView] = []
+    for ops in node.lanes.values():
+        for op in ops:
+            view = reader.view(op)
+            if any(view.prefix == other.prefix for other in views):
+                view = replace(view, prefix=None)
+            views.append(view)
+    return (*views,)
 
 
 def _lane(section: Section, drawing: Drawing, names: Mapping[int, str], lane: str) -> dict[str, Any]:

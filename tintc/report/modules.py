@@ -41,8 +41,8 @@ class PrefixPicture:
 
 @dataclass(frozen=True)
 class BlockView:
-    """A block that a module applies. times: how often, once for every tile; slots: what the slots of a token hold; sees: which
-    positions its heads look at; heads: the first of them, and how many more there are."""
+    """A block that a module applies. times: how often, once for every tile; slots: what the slots of a token hold;
+    sees: which positions its heads look at; heads: the first of them, and how many more there are."""
 
     name: str
     times: int

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup, escape
 
 import tintc
 from tintc.analysis.head_roles import Roles
@@ -40,8 +41,8 @@ class Quality:
 
 @dataclass
 class Contents:
-    """What a page is made of. sim: the simulator; auxiliary: lines of its auxiliary's program by value; shares: of train
-    tokens, by layer; left_out: what the shares leave out, a sentence or nothing; quality: None without a model."""
+    """What a page is made of. auxiliary: lines of the auxiliary's program by value; shares: of train tokens, by layer;
+    left_out: what the shares leave out, a sentence or nothing; quality: None without a model."""
 
     name: str
     sim: TintForCausalLM
@@ -92,6 +93,7 @@ def render(contents: Contents, bundle: str) -> Page:
     }
     hint = "Click a token of the second part." if shares else ""
     environment = Environment(loader=PackageLoader("tintc.report"), autoescape=True, undefined=StrictUndefined)
+    environment.filters["code"] = _code
     html = environment.get_template("page.html").render(
         name=contents.name,
         version=tintc.__version__,
@@ -180,6 +182,14 @@ def _spec(chart: Any) -> dict[str, Any]:
     spec = chart.to_dict()
     spec.pop("$schema", None)
     return spec
+
+
+def _code(text: str) -> Markup:
+    """Return a sentence of a docstring with what stands between backticks as code."""
+    parts = [escape(part) for part in text.split("`")]
+    for at in range(1, len(parts), 2):
+        parts[at] = Markup("<code>{}</code>").format(Markup(parts[at]))
+    return Markup("").join(parts)
 
 
 def _embedded(data: Any) -> str:

@@ -38,7 +38,7 @@ def proof_of(op: type[SimOp]) -> Proof:
         claimed = CLAIM.search(text)
         if claimed is not None:
             claim, *argument = SENTENCE.split(claimed.group(1).strip(), maxsplit=1)
-            rest = argument + [claimed.group(2).strip()]
+            rest = [*argument, claimed.group(2).strip()]
             paragraphs = [_one_line(part) for whole in rest for part in whole.split("\n\n") if part.strip()]
             return Proof(_capital(formula), _capital(_one_line(claim).rstrip(":.") + "."), (*paragraphs,))
     return Proof(_capital(formula), "", ())
@@ -61,7 +61,7 @@ def _one_line(text: str) -> str:
 
 def _capital(text: str) -> str:
     """Return the sentence with a capital, unless it begins with a formula."""
-    first = text.split(" ", 1)[0]
-    if len(first) < 3 or not first.isalpha():
+    first, _, rest = text.partition(" ")
+    if len(first) < 2 or not first.isalpha() or rest.startswith("="):
         return text
     return text[:1].upper() + text[1:]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections import defaultdict
 from dataclasses import dataclass, replace
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from tintc.reference.verify import Verdict
     from tintc.runtime.model.causal_lm import TintForCausalLM
 
-FACTORS = (0.0, 0.1, 0.3, 0.5, 1.0, 2.0, 3.0, 5.0, 10.0)
+FACTORS = (0.1, 0.3, 1.0, 2.0, 3.0, 5.0, 10.0)
 """Rates at which the loss is shown, as multiples of the stored one."""
 NUMBER = re.compile(r"\.(\d+)\.")
 
@@ -45,7 +46,7 @@ class Cost:
 
 
 def rate_curve(sim: TintForCausalLM, run: TextRun) -> list[Rate]:
-    """Return the loss over the rate; of a simulator whose layers have rates of their own, nothing."""
+    """Return the loss over the rate, without one first; nothing for a simulator whose stored rate is zero."""
     stored = sim.config.inner_lr
     if not stored:
         return []
@@ -54,9 +55,10 @@ def rate_curve(sim: TintForCausalLM, run: TextRun) -> list[Rate]:
     def score(logits: Tensor) -> float:
         return run.scored(token_losses(logits, run.ids))
 
-    rates = [factor * stored for factor in FACTORS[1:]]
+    rates = [factor * stored for factor in FACTORS]
     before, after = sweep(sim, run.inputs.input_ids, mask, rates, score)
-    return [Rate(0.0, before), *(Rate(rate, loss) for rate, loss in zip(rates, after, strict=True))]
+    curve = [Rate(0.0, before), *(Rate(rate, loss) for rate, loss in zip(rates, after, strict=True))]
+    return [one for one in curve if math.isfinite(one.loss)]
 
 
 def layers_of(verdict: Verdict) -> list[dict[str, Any]]:
@@ -82,10 +84,13 @@ def layers_of(verdict: Verdict) -> list[dict[str, Any]]:
     return rows
 
 
-def approximation_costs(sim: TintForCausalLM, graph: CapturedGraph, run: TextRun, dtype: torch.dtype) -> list[Cost]:
-    """Return what each of the simulator's approximations costs by itself, by explicit fine-tuning of the model.
+def approximation_costs(
+    sim: TintForCausalLM, graph: CapturedGraph, run: TextRun, verdict: Verdict, dtype: torch.dtype
+) -> list[Cost]:
+    """Return what each of the simulator's approximations costs by itself, by explicit fine-tuning of the model, and
+    last what all of them cost, by the simulator.
 
-    graph: the captured model; dtype: that of the reference.
+    graph: the captured model; verdict: of `verify` on the same text; dtype: that of the reference.
     """
     config = sim.config
     groups = frozenset(config.descend.split(","))
@@ -96,14 +101,15 @@ def approximation_costs(sim: TintForCausalLM, graph: CapturedGraph, run: TextRun
         "attention scores held constant": replace(none, scores=True),
         "norms by finite differences": replace(none, norms=difference),
         "activations by finite differences": replace(none, activations=difference),
-        "all together": replace(none, scores=True, router=True, norms=difference, activations=difference),
     }
     costs = [Cost("none: autograd", 1.0, 0.0, _loss(exact, run))]
     for name, approximations in others.items():
         tuned = _tuned(sim, graph, run, approximations, dtype)
         cosine, error = _compared(tuned, exact)
         costs.append(Cost(name, cosine, error, _loss(tuned, run)))
-    return costs
+    together = verdict.gradient
+    last = Cost("all together: the simulator", together.cosine_autograd, together.error_autograd, run.scored(run.after))
+    return [*costs, last]
 
 
 def _tuned(

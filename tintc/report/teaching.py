@@ -1,13 +1,13 @@
 """Which train token taught this: the change of an updated layer's output, as a sum over train tokens.
 
-A linear layer's weights after N steps are ``W - sum_s eta_s sum_j dy_sj x_sj^T``, with the inputs x and the gradients dy
-of the train tokens j in step s. So at a token t, whose input in the last pass is x_t, the update has changed the layer's
-output by exactly
+A linear layer's weights after N steps are ``W - sum_s eta_s sum_j dy_sj x_sj^T``, with the inputs x and the gradients
+dy of the train tokens j in step s. So at a token t, whose input in the last pass is x_t, the update has changed the
+layer's output by exactly
 
     sum_j c_tj,    c_tj = -sum_s eta_s (<x_t, x_sj> + m) dy_sj
 
-where m is how many times the bias is stored (0 without one). Nothing is estimated. What a layer *reads* may have changed
-too, by updates below it; that is those layers' doing, and is not in its sum.
+where m is how many times the bias is stored (0 without one). Nothing is estimated. What a layer *reads* may have
+changed too, by updates below it; that is those layers' doing, and is not in its sum.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from tintc.ir.core import Value
+from tintc.ir.core import Program, Value
 from tintc.ir.inputs import Inputs
-from tintc.ir.simulator import LinearDescent, LinearForward
+from tintc.ir.simulator import LinearDescent, LinearForward, SimOp
 from tintc.ir.simulator.shared.linear_common import copies_of_bias
 from tintc.runtime.execution.run import execute_program
 from tintc.runtime.model.precision import in_its_own_dtype
@@ -140,6 +140,16 @@ def _update(
         steps.append(Step(x[:count], dy[:count] * trained, rate, copies_of_bias(op.operands[0].type)))
     read = values[forward.operands[1].name]
     return LayerUpdate(descents[0].target, forward.origin, forward.layer, read, values[forward.result.name], (*steps,))
+
+
+def left_out(program: Program) -> str:
+    """Return a sentence on updates that are no linear layer's, which are not in these sums; empty if there are none."""
+    descents = [op for op in program.ops if isinstance(op, SimOp) and op.phase == "descent"]
+    kinds = {op.operands[0].type.kind for op in descents if not isinstance(op, LinearDescent)}
+    if not kinds:
+        return ""
+    names = sorted(kind.removesuffix("s") + "s" for kind in kinds)
+    return f"Updates of {' and '.join(names)} are not in these sums."
 
 
 def by_layer(updates: list[LayerUpdate]) -> dict[int, Tensor]:

@@ -38,8 +38,8 @@ class Attention:
 class TextRun:
     """One text, of which the first `train` tokens are trained on.
 
-    tokens: as they are read; before, after ``[T]``: loss of each token under the auxiliary and under the updated one, in
-    nats (NaN for the first, which nothing predicts); attention: of the layers that the update reaches.
+    tokens: as they are read; before, after ``[T]``: loss of each token under the auxiliary and under the updated one,
+    in nats (NaN for the first, which nothing predicts); attention: of the layers that the update reaches.
     """
 
     ids: Tensor
