@@ -22,13 +22,18 @@ SIGNED = ["rgba(217,115,13,1)", "rgba(217,115,13,0)", "rgba(47,125,225,0)", "rgb
 SHADED = ["rgba(47,125,225,0)", "rgba(47,125,225,1)"]
 TEXT = "currentColor"
 
-Figures = dict[str, alt.TopLevelMixin]
+Spec = dict[str, Any]
+"""A chart in Vega-Lite's JSON."""
 
 
-def finished(chart: Any, height: int, renderer: str = "svg") -> Any:
-    """Return the chart as wide as its place on the page, in the page's type."""
+def finished(chart: Any, height: int, data: Mapping[str, Sequence[Any]], renderer: str = "svg") -> Spec:
+    """Return the chart as wide as its place on the page, in the page's type.
+
+    data: rows by the name that the chart has for them. They are put in last, as altair looks at every number of what it
+    is given. The address of the schema is left out: a page that needs no network names none.
+    """
     shown = {"embedOptions": {"renderer": renderer, "actions": False}}
-    return (
+    whole = (
         chart.properties(width="container", height=height, background="transparent", usermeta=shown)
         .configure(font="system-ui, sans-serif")
         .configure_view(stroke=None)
@@ -47,9 +52,17 @@ def finished(chart: Any, height: int, renderer: str = "svg") -> Any:
         )
         .configure_legend(labelColor=TEXT, titleColor=TEXT, titleFontWeight="normal", orient="top", labelFontSize=12)
     )
+    spec = whole.to_dict()
+    del spec["$schema"]
+    return spec | {"datasets": {name: list(rows) for name, rows in data.items()}}
 
 
-def losses(tokens: Sequence[str], before: Tensor, after: Tensor, train: int) -> dict[str, Any]:
+def of(name: str) -> alt.Chart:
+    """Return an empty chart of the rows with that name."""
+    return alt.Chart(alt.NamedData(name=name))
+
+
+def losses(tokens: Sequence[str], before: Tensor, after: Tensor, train: int) -> dict[str, Spec]:
     """Return the loss of every token before and after the update, and what the update has gained; tokens that were
     trained on are shaded."""
     rows = [
@@ -60,12 +73,8 @@ def losses(tokens: Sequence[str], before: Tensor, after: Tensor, train: int) -> 
     axis = alt.Axis(grid=False, tickCount=8)
     x = alt.X("place:Q", title="token", scale=alt.Scale(domain=[0, len(tokens)], nice=False), axis=axis)
     hint = ["place:Q", "token:N", "before:Q", "after:Q", alt.Tooltip("gain:Q", format=".3f")]
-    shade = (
-        alt.Chart(alt.Data(values=[{"from": 0, "to": train - 0.5}]))
-        .mark_rect(opacity=0.09, color=TEXT)
-        .encode(x="from:Q", x2="to:Q")
-    )
-    base = alt.Chart(alt.Data(values=rows)).transform_calculate(gain="datum.before - datum.after").encode(x=x)
+    shade = of("shade").mark_rect(opacity=0.09, color=TEXT).encode(x="from:Q", x2="to:Q")
+    base = of("rows").transform_calculate(gain="datum.before - datum.after").encode(x=x)
     names = alt.Scale(domain=["before", "after"], range=[BEFORE, AFTER])
     points = (
         base.transform_fold(["before", "after"], as_=["pass", "loss"])
@@ -74,10 +83,11 @@ def losses(tokens: Sequence[str], before: Tensor, after: Tensor, train: int) -> 
     )
     colour = alt.condition("datum.gain >= 0", alt.value(AFTER), alt.value(BEFORE))
     bars = base.mark_bar(size=4).encode(y=alt.Y("gain:Q", title="gained, nats"), color=colour, tooltip=hint)
-    return {"losses": finished(shade + points, 190), "gains": finished(shade + bars, 130)}
+    data = {"rows": rows, "shade": [{"from": 0, "to": train - 0.5}]}
+    return {"losses": finished(shade + points, 190, data), "gains": finished(shade + bars, 130, data)}
 
 
-def rates(curve: Sequence[Rate], stored: float) -> Any:
+def rates(curve: Sequence[Rate], stored: float) -> Spec:
     """Return the loss of the tokens that were not trained on, over the rate."""
     rows = [{"rate": one.rate, "loss": round(one.loss, 5)} for one in curve if one.rate > 0]
     y = alt.Y("loss:Q", title="mean loss of the rest, nats", scale=alt.Scale(zero=False))
@@ -87,16 +97,21 @@ def rates(curve: Sequence[Rate], stored: float) -> Any:
         scale=alt.Scale(type="log"),
         axis=alt.Axis(format=".0e", grid=False, tickCount=3),
     )
-    line = alt.Chart(alt.Data(values=rows)).mark_line(color=AFTER, point=alt.OverlayMarkDef(size=45, color=AFTER))
-    level = alt.Chart(alt.Data(values=[{"loss": curve[0].loss, "text": "without an update"}]))
-    at = alt.Chart(alt.Data(values=[{"rate": stored, "text": "stored rate"}]))
+    line = of("rows").mark_line(color=AFTER, point=alt.OverlayMarkDef(size=45, color=AFTER))
+    level = of("level")
+    at = of("at")
     return finished(
         line.encode(x=x, y=y, tooltip=["rate:Q", "loss:Q"])
         + level.mark_rule(color=BEFORE, strokeDash=[5, 4]).encode(y=y)
         + level.mark_text(align="left", dx=4, dy=-6, color=BEFORE, x=0).encode(y=y, text="text:N")
         + at.mark_rule(color=TEXT, opacity=0.5).encode(x=x)
         + at.mark_text(align="left", dx=5, y=8, color=TEXT).encode(x=x, text="text:N"),
-        230,
+        330,
+        {
+            "rows": rows,
+            "level": [{"loss": curve[0].loss, "text": "without an update"}],
+            "at": [{"rate": stored, "text": "stored rate"}],
+        },
     )
 
 
@@ -107,7 +122,7 @@ def matrix(
     titles: tuple[str, str, str],
     signed: bool,
     square: bool = False,
-) -> Any:
+) -> Spec:
     """Return grids ``[rows, columns]`` as one figure, of which the signal ``shown`` says which is seen.
 
     titles: of the rows, the columns and the cells. Colours are scaled to each grid by itself, and grow with a power
@@ -125,7 +140,7 @@ def matrix(
     names_r, names_c = json.dumps(list(map(visible, rows))), json.dumps(list(map(visible, columns)))
     labels = {"labelOverlap": True, "ticks": False, "domain": False, "labelFontSize": 10, "labelLimit": 70}
     chart = (
-        alt.Chart(alt.Data(values=values))
+        of("rows")
         .transform_filter("datum.grid === shown")
         .transform_flatten(["v"])
         .transform_window(n="row_number()")
@@ -161,10 +176,10 @@ def matrix(
         .add_params(alt.param(name="shown", value=next(iter(grids))))
     )
     height = 380 if square else max(160, min(560, 11 * len(rows) + 40))
-    return finished(chart, height, "canvas")
+    return finished(chart, height, {"rows": values}, "canvas")
 
 
-def attention(layers: Sequence[Attention], tokens: Sequence[str]) -> dict[str, Any]:
+def attention(layers: Sequence[Attention], tokens: Sequence[str]) -> dict[str, Spec]:
     """Return figures of attention before and after the update, and of the change, each with all layers."""
     grids: dict[str, dict[str, Tensor]] = {"before": {}, "after": {}, "change": {}}
     for one in layers:
@@ -190,7 +205,7 @@ def attention_label(one: Attention, head: int | None) -> str:
     return f"{layer}, head {head} (most changed)"
 
 
-def gradients(rows: Sequence[Mapping[str, Any]]) -> Any:
+def gradients(rows: Sequence[Mapping[str, Any]]) -> Spec:
     """Return the cosine of every parameter's gradient to autograd's, by layer."""
     kinds = sorted({row["what"] for row in rows if row["layer"] >= 0})
     shown = [
@@ -199,7 +214,7 @@ def gradients(rows: Sequence[Mapping[str, Any]]) -> Any:
         if row["layer"] >= 0
     ]
     chart = (
-        alt.Chart(alt.Data(values=shown))
+        of("rows")
         .mark_line(point=alt.OverlayMarkDef(size=40), strokeWidth=1.5)
         .encode(
             x=alt.X("layer:Q", title="layer", axis=alt.Axis(tickMinStep=1, format="d", grid=False)),
@@ -213,26 +228,26 @@ def gradients(rows: Sequence[Mapping[str, Any]]) -> Any:
             tooltip=["what:N", "layer:Q", alt.Tooltip("cosine:Q", format=".5f"), alt.Tooltip("error:Q", format=".2e")],
         )
     )
-    return finished(chart, 240)
+    return finished(chart, 240, {"rows": shown})
 
 
-def costs(rows: Sequence[Cost]) -> Any:
+def costs(rows: Sequence[Cost]) -> Spec:
     """Return the error of the gradient under each approximation by itself."""
     shown = [{"name": one.name, "error": one.error, "cosine": one.cosine, "loss": one.loss} for one in rows[1:]]
-    bars = alt.Chart(alt.Data(values=shown)).encode(
+    bars = of("rows").encode(
         y=alt.Y("name:N", title=None, sort=None, axis=alt.Axis(labelLimit=230, labelFontSize=12, ticks=False)),
         x=alt.X("error:Q", title="relative error of the gradient", axis=alt.Axis(format=".0%")),
         tooltip=["name:N", alt.Tooltip("error:Q", format=".2%"), alt.Tooltip("cosine:Q", format=".5f"), "loss:Q"],
     )
     text = bars.mark_text(align="left", dx=4, color=TEXT).encode(text=alt.Text("error:Q", format=".1%"))
-    return finished(bars.mark_bar(color=AFTER, height=16) + text, 150)
+    return finished(bars.mark_bar(color=AFTER, height=16) + text, 150, {"rows": shown})
 
 
-def layouts(rows: Sequence[Mapping[str, Any]]) -> Any:
+def layouts(rows: Sequence[Mapping[str, Any]]) -> Spec:
     """Return the layouts that a simulator could have: prefixes against what a run costs."""
     colour = alt.condition("datum.chosen", alt.value(BEFORE), alt.value(AFTER))
     chart = (
-        alt.Chart(alt.Data(values=list(rows)))
+        of("rows")
         .mark_point(filled=True, opacity=0.85)
         .encode(
             x=alt.X("K:Q", title="prefixes K", scale=alt.Scale(type="log"), axis=alt.Axis(grid=False)),
@@ -249,7 +264,7 @@ def layouts(rows: Sequence[Mapping[str, Any]]) -> Any:
             ],
         )
     )
-    return finished(chart, 220)
+    return finished(chart, 220, {"rows": rows})
 
 
 def visible(token: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +26,12 @@ def check_installed() -> None:
         )
 
 
+@cache
 def chart_script() -> str:
     """Return the JavaScript of Vega, Vega-Lite and vega-embed in one: it defines ``vegaEmbed``."""
     import vl_convert
 
-    return vl_convert.javascript_bundle()
+    return vl_convert.javascript_bundle(None)
 
 
 def write_images(figures: Mapping[str, Any], folder: Path) -> list[Path]:
@@ -40,8 +42,8 @@ def write_images(figures: Mapping[str, Any], folder: Path) -> list[Path]:
     written: list[Path] = []
     try:
         folder.mkdir(exist_ok=True)
-        for name, chart in figures.items():
-            spec = chart.to_dict() | {"width": WIDTH, "background": "white"}
+        for name, figure in figures.items():
+            spec = {**figure, "usermeta": {}} | {"width": WIDTH, "background": "white"}
             path = folder / f"{name}.png"
             path.write_bytes(vl_convert.vegalite_to_png(spec, scale=SCALE))
             written.append(path)

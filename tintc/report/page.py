@@ -56,10 +56,10 @@ class Contents:
 
 @dataclass(frozen=True)
 class Page:
-    """html: the page; figures: its charts by name, to be drawn as images too."""
+    """html: the page; figures: its charts by name."""
 
     html: str
-    figures: dict[str, Any]
+    figures: dict[str, charts.Spec]
 
 
 def render(contents: Contents, bundle: str) -> Page:
@@ -68,7 +68,7 @@ def render(contents: Contents, bundle: str) -> Page:
     program = contents.sim.program
     roles = Roles(program)
     sections, abouts = graph_of(program, contents.auxiliary, ModuleReader(roles))
-    figures: dict[str, Any] = charts.losses(run.tokens, run.before, run.after, run.train)
+    figures = charts.losses(run.tokens, run.before, run.after, run.train)
     if contents.curve:
         figures["rates"] = charts.rates(contents.curve, contents.sim.config.inner_lr)
     teaching = _teaching(contents, figures)
@@ -87,7 +87,7 @@ def render(contents: Contents, bundle: str) -> Page:
     counts = counts_of(program)
     shares = {} if teaching is None else teaching.pop("shares")
     data = {
-        "figures": {name: _spec(chart) for name, chart in figures.items()},
+        "figures": figures,
         "shares": shares,
         "tokens": [charts.visible(token) for token in run.tokens],
     }
@@ -121,7 +121,7 @@ def render(contents: Contents, bundle: str) -> Page:
     return Page(html, figures)
 
 
-def _teaching(contents: Contents, figures: dict[str, Any]) -> dict[str, Any] | None:
+def _teaching(contents: Contents, figures: dict[str, charts.Spec]) -> dict[str, Any] | None:
     """Return what is said of who taught what, and add its figure; None where no linear layer was updated."""
     run = contents.run
     if not contents.shares:
@@ -175,13 +175,6 @@ def _provenance(sim: TintForCausalLM) -> list[tuple[str, str]]:
 
 def _plural(count: int, noun: str) -> str:
     return f"{count} {noun}{'' if count == 1 else 's'}"
-
-
-def _spec(chart: Any) -> dict[str, Any]:
-    """Return a chart as Vega-Lite, without the address of its schema: a page that needs no network names none."""
-    spec = chart.to_dict()
-    spec.pop("$schema", None)
-    return spec
 
 
 def _code(text: str) -> Markup:

@@ -40,7 +40,8 @@ def proof_of(op: type[SimOp]) -> Proof:
             claim, *argument = SENTENCE.split(claimed.group(1).strip(), maxsplit=1)
             rest = [*argument, claimed.group(2).strip()]
             paragraphs = [_one_line(part) for whole in rest for part in whole.split("\n\n") if part.strip()]
-            return Proof(_capital(formula), _capital(_one_line(claim).rstrip(":.") + "."), (*paragraphs,))
+            words = re.sub(r"^They ", "Its blocks ", _one_line(claim).rstrip(":.") + ".")
+            return Proof(_capital(formula), _capital(words), (*paragraphs,))
     return Proof(_capital(formula), "", ())
 
 
