@@ -31,7 +31,7 @@ def chart_script() -> str:
     """Return the JavaScript of Vega, Vega-Lite and vega-embed in one: it defines ``vegaEmbed``."""
     import vl_convert
 
-    return vl_convert.javascript_bundle(None)
+    return vl_convert.javascript_bundle()  # pyright: ignore[reportCallIssue] -- its stub has no default
 
 
 def write_images(figures: Mapping[str, Any], folder: Path) -> list[Path]:
