@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from tintc.evaluation.rate_sweep import sweep
-from tintc.reference.approximations import Approximations, Difference
+from tintc.reference.approximations import Approximations
 from tintc.reference.tune import Tuned, tune
+from tintc.reference.verify import approximations_of, plain
 from tintc.report.text import TextRun, token_losses
 
 if TYPE_CHECKING:
@@ -92,15 +93,16 @@ def approximation_costs(
 
     graph: the captured model; verdict: of `verify` on the same text; dtype: that of the reference.
     """
-    config = sim.config
-    groups = frozenset(config.descend.split(","))
-    difference = Difference(config.fd_scheme, config.fd_step)
-    none = Approximations(groups=groups, train_tokens=True)
+    own = approximations_of(sim)
+    none = plain(own)
     exact = _tuned(sim, graph, run, none, dtype)
+    scores = "attention scores held constant"
+    if own.scores is not True:
+        scores = "attention scores by finite differences"
     others = {
-        "attention scores held constant": replace(none, scores=True),
-        "norms by finite differences": replace(none, norms=difference),
-        "activations by finite differences": replace(none, activations=difference),
+        scores: replace(none, scores=own.scores),
+        "norms by finite differences": replace(none, norms=own.norms),
+        "activations by finite differences": replace(none, activations=own.activations),
     }
     costs = [Cost("none: autograd", 1.0, 0.0, _loss(exact, run))]
     for name, approximations in others.items():

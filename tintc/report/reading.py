@@ -43,7 +43,9 @@ def token_views(run: TextRun, clickable: bool) -> list[dict[str, Any]]:
 def teaching_grids(shares: Mapping[int, Tensor], run: TextRun) -> dict[str, Tensor]:
     """Return for every layer, and for all together, ``[scored tokens, train tokens]``: rows are the tokens that were
     predicted, each by the output at the token before it."""
-    grids = {f"layer {layer}": _scored(own, run) for layer, own in shares.items()}
+    grids = {f"layer {layer}": _scored(own, run) for layer, own in shares.items() if layer >= 0}
+    if -1 in shares:
+        grids["outside the layers"] = _scored(shares[-1], run)
     return {ALL: torch.stack(list(grids.values())).sum(0), **grids}
 
 
