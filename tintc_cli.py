@@ -470,6 +470,31 @@ def verify(
 
 
 @app.command()
+def report(
+    path: Annotated[str, typer.Argument(metavar="OUT", help="A compiled simulator.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="The page to write.")] = Path("report.html"),
+    model: Annotated[
+        str | None,
+        typer.Option(metavar="MODEL", help="The model it was compiled from: also show how good its gradient is."),
+    ] = None,
+    text: Annotated[
+        str | None, typer.Option(help="The text to train on and to read (default: a built-in one).")
+    ] = None,
+    file: Annotated[Path | None, typer.Option(help="A UTF-8 file with the text; - is standard input.")] = None,
+    png: Annotated[Path | None, typer.Option(help="Also write the page's charts as images into this folder.")] = None,
+    trust_remote_code: Trusted = False,
+    json: Json = False,
+) -> None:
+    """Write a page that shows a simulator: its modules, what it learns from a text, and how good its gradient is.
+
+    The page is one file that needs no network. The first 96 tokens of the text are shown.
+    """
+    from tintc.cli.report import write_report
+
+    write_report(path, output, model, text, file, png, trust_remote_code, json)
+
+
+@app.command()
 def explain(model: Model, trust_remote_code: Trusted = False, json: Json = False) -> None:
     """Show which rule took each operation of MODEL's graph, and where each of its tensors went."""
     from tintc.cli.explain import explain_model

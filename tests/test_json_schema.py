@@ -51,6 +51,7 @@ CASES: dict[str, tuple[str, Case]] = {
         lambda model, sim, out: ("ppl", sim, "--dataset", story_file(out), "--block-size", 16, "--train-fraction", 0.5),
     ),
     "generate": ("generate", lambda model, sim, out: (sim, "--text", STORY[:20], "--max-new-tokens", 2)),
+    "report": ("report", lambda model, sim, out: (sim, "--text", STORY, "-o", out)),
     "verify": ("verify", lambda model, sim, out: (sim, model, "--length", 16)),
     "explain": ("explain", lambda model, sim, out: (model,)),
     "families": ("families", lambda model, sim, out: ()),
