@@ -9,6 +9,9 @@ Per head, ``y = A v`` with a causal matrix A of queries, keys and gates (constru
 without the inverse where there is no delta rule. Gated delta rules have one decay for a head; KDA has one for each
 coordinate c of its keys; Mamba 2's state space has q = C, k = B, ``beta = dt`` and ``g = a dt``; Mamba's selective scan
 is the same with a head for every channel, of value width 1, and a decay for each of its states.
+
+A token may write n times, with n keys, values and strengths, as in a product of n Householder matrices. Then all of the
+above is of n T writes, one after the other; a token decays the state before its first, and reads it after its last.
 """
 
 from __future__ import annotations
@@ -17,10 +20,11 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from tintc.ir.core import Op
-from tintc.ir.functions import split_heads
+from tintc.ir.functions import merge_heads, split_heads
 
 CHUNK = 64
 CHUNK_BY_COORDINATE = 16
@@ -36,7 +40,8 @@ class RecurrenceOptions(Op):
     `value_dim`. scale: of queries. delta: whether the delta rule subtracts what the state holds under a key already.
     by_coordinate: whether decays are those of each coordinate of a head's keys, ``[B, T, n_heads * key_dim]``, or of
     the head, ``[B, T, n_heads]``. unit_eps: above 0, queries and keys are divided by ``sqrt(|x|^2 + unit_eps)``. skip:
-    name of a vector ``[n_heads]``: how much of v a token adds to its own result (empty: nothing).
+    name of a vector ``[n_heads]``: how much of v a token adds to its own result (empty: nothing). writes: n, how often
+    a token writes; within a head, the keys of all its writes stand side by side, and so do values and strengths.
     """
 
     n_heads: int
@@ -48,19 +53,45 @@ class RecurrenceOptions(Op):
     by_coordinate: bool = False
     unit_eps: float = 0.0
     skip: str = ""
+    writes: int = 1
 
     def verify(self) -> None:
         shared = self.n_key_heads > 0 and self.n_heads % self.n_key_heads == 0
         self.expect(shared, f"{self.n_heads} heads do not share {self.n_key_heads} evenly")
         self.expect(self.unit_eps >= 0, "the eps of unit queries and keys is not negative")
+        self.expect(self.writes > 0, "a token writes once at least")
+        alone = self.writes == 1 or not self.skip
+        self.expect(alone, "a token that writes several times adds none of its values to its own result")
 
     def widths(self) -> tuple[int, ...]:
         """Return the widths of q, k, v, g and beta."""
-        keys = self.n_key_heads * self.key_dim
+        queries = self.n_key_heads * self.key_dim
         decays = self.n_heads
         if self.by_coordinate:
             decays = self.n_heads * self.key_dim
-        return keys, keys, self.n_heads * self.value_dim, decays, self.n_heads
+        return queries, queries * self.writes, self.result_width() * self.writes, decays, self.n_heads * self.writes
+
+    def result_width(self) -> int:
+        """Return the width of the result."""
+        return self.n_heads * self.value_dim
+
+    def mixed_widths(self, place: int, transposed: bool) -> tuple[list[int], int]:
+        """Return the widths of a module's operands, of which number `place` meets the matrix, and of its result."""
+        q, k, v, g, beta = self.widths()
+        meets, result = v, self.result_width()
+        if transposed:
+            meets, result = result, meets
+        operands = [q, k, g, beta]
+        operands.insert(place, meets)
+        return operands, result
+
+    def split_values(self, v: Tensor) -> Tensor:
+        """Return the values of all writes by head, ``[B, T, W] -> [B, H, n T, d_v]``."""
+        return by_write(split_heads(v, self.n_heads), self.writes)
+
+    def merge_values(self, v: Tensor) -> Tensor:
+        """Return ``[B, T, W]`` of ``[B, H, n T, d_v]``, the inverse of `split_values`."""
+        return merge_heads(by_token(v, self.writes))
 
     def options(self) -> dict[str, Any]:
         """Return all options, by name."""
@@ -68,10 +99,24 @@ class RecurrenceOptions(Op):
         return {f.name: getattr(self, f.name) for f in fields(RecurrenceOptions) if f.name not in inherited}
 
 
+def by_write(heads: Tensor, writes: int) -> Tensor:
+    """Return what all writes of a token have side by side, one write after the other: ``[B, H, T, n d] -> [B, H, n T,
+    d]``."""
+    return heads.unflatten(-1, (writes, -1)).flatten(2, 3)
+
+
+def by_token(heads: Tensor, writes: int) -> Tensor:
+    """Return ``[B, H, T, n d]`` of ``[B, H, n T, d]``, the inverse of `by_write`."""
+    return heads.unflatten(2, (-1, writes)).flatten(3)
+
+
 @dataclass(frozen=True)
 class Heads:
-    """What a recurrence's matrix is made of, by head: q and k ``[B, H, T, d_k]``, log decays g ``[B, H, T, d_k]`` or
-    ``[B, H, T, 1]``, beta ``[B, H, T, 1]``."""
+    """What a recurrence's matrix is made of, by head and write: q and k ``[B, H, n T, d_k]``, log decays g
+    ``[B, H, n T, d_k]`` or ``[B, H, n T, 1]``, beta ``[B, H, n T, 1]``.
+
+    Queries are those of a token's last write, decays those before its first; the others are 0.
+    """
 
     q: Tensor
     k: Tensor
@@ -82,23 +127,28 @@ class Heads:
     def of(cls, options: RecurrenceOptions, q: Tensor, k: Tensor, g: Tensor, beta: Tensor, valid: Tensor) -> Heads:
         """Return them from flat values ``[B, T, ...]``; tokens that are not ``valid [B, T]`` neither add nor decay."""
         real = valid[:, None, :, None].to(q.dtype)
-        heads = [split_heads(value, options.n_key_heads) for value in (q, k)]
+        n = options.writes
+        heads = [split_heads(q, options.n_key_heads), by_write(split_heads(k, options.n_key_heads), n)]
         if options.unit_eps:
             heads = [x * torch.rsqrt(x.square().sum(-1, keepdim=True) + options.unit_eps) for x in heads]
         queries, keys = (x.repeat_interleave(options.n_heads // options.n_key_heads, 1) for x in heads)
         decays = split_heads(g, options.n_heads) * real
-        return cls(queries * options.scale, keys, decays, split_heads(beta, options.n_heads) * real)
+        strengths = split_heads(beta, options.n_heads) * real
+        if n > 1:
+            queries = by_write(F.pad(queries, ((n - 1) * queries.shape[-1], 0)), n)
+            decays = by_write(F.pad(decays, (0, (n - 1) * decays.shape[-1])), n)
+        return cls(queries * options.scale, keys, decays, by_write(strengths, n))
 
 
 def recurrence_matrix(options: RecurrenceOptions, heads: Heads, skip: Tensor | None) -> Tensor:
-    """Return A, ``[B, H, T, T]``. skip: the vector of that option."""
+    """Return A, ``[B, H, T, n T]``. skip: the vector of that option."""
     total = heads.g.cumsum(2)
     scores = _decayed_scores(heads.q, heads.k, total)
     if options.delta:
         strict = (heads.beta * _decayed_scores(heads.k, heads.k, total)).tril(-1)
         unit = torch.eye(scores.shape[-1], dtype=scores.dtype, device=scores.device)
         scores = torch.linalg.solve_triangular(unit + strict, scores, upper=False, left=False, unitriangular=True)
-    matrix = scores * heads.beta.transpose(-1, -2)
+    matrix = (scores * heads.beta.transpose(-1, -2))[:, :, options.writes - 1 :: options.writes]
     if skip is None:
         return matrix
     return matrix + torch.diag_embed(skip.to(matrix.dtype)[:, None].expand(-1, matrix.shape[-1]))
@@ -120,8 +170,8 @@ def _decayed_scores(a: Tensor, b: Tensor, total: Tensor) -> Tensor:
 
 
 def apply_recurrence(options: RecurrenceOptions, heads: Heads, v: Tensor, skip: Tensor | None) -> Tensor:
-    """Return ``A v``, ``[B, H, T, d_v]``, in memory that grows with T, by chunks that hand a state ``[d_k, d_v]``
-    on."""
+    """Return ``A v``, ``[B, H, T, d_v]``, for ``v [B, H, n T, d_v]``, in memory that grows with T, by chunks of writes
+    that hand a state ``[d_k, d_v]`` on."""
     size = CHUNK
     if options.by_coordinate:
         size = CHUNK_BY_COORDINATE
@@ -142,18 +192,18 @@ def apply_recurrence(options: RecurrenceOptions, heads: Heads, v: Tensor, skip: 
         parts.append((q * grown) @ state + _decayed_scores(q, k, total) @ values)
         last = total[:, :, -1:]
         state = state * last.exp().transpose(-1, -2) + (k * (last - total).exp()).transpose(-1, -2) @ values
-    y = torch.cat(parts, 2)
+    y = torch.cat(parts, 2)[:, :, options.writes - 1 :: options.writes]
     if skip is None:
         return y
     return y + skip.to(y.dtype)[:, None, None] * v
 
 
 def apply_transposed_recurrence(options: RecurrenceOptions, heads: Heads, dy: Tensor, skip: Tensor | None) -> Tensor:
-    """Return ``A^T dy``: `apply_recurrence` is linear in v, so this is its derivative along dy, in memory that grows
-    with T."""
+    """Return ``A^T dy``, ``[B, H, n T, d_v]``: `apply_recurrence` is linear in v, so this is its derivative along dy,
+    in memory that grows with T."""
     recorded = torch.is_grad_enabled()
     with torch.enable_grad():
-        v = torch.zeros_like(dy, requires_grad=True)
+        v = dy.new_zeros(*dy.shape[:2], heads.k.shape[2], dy.shape[3]).requires_grad_()
         y = apply_recurrence(options, heads, v, skip)
         (dv,) = torch.autograd.grad(y, v, dy, create_graph=recorded)
     return dv

@@ -7,6 +7,7 @@ from tintc.ir.simulator.ops.activation_forward import ActivationForward
 from tintc.ir.simulator.ops.add import Add
 from tintc.ir.simulator.ops.attention_backward import AttentionBackward
 from tintc.ir.simulator.ops.attention_forward import AttentionForward
+from tintc.ir.simulator.ops.attention_full_backward import AttentionFullBackward
 from tintc.ir.simulator.ops.constant import Constant
 from tintc.ir.simulator.ops.embedding import Embedding
 from tintc.ir.simulator.ops.gate_backward import GateBackward
@@ -38,6 +39,7 @@ __all__ = [
     "Add",
     "AttentionBackward",
     "AttentionForward",
+    "AttentionFullBackward",
     "Combine",
     "Constant",
     "ConvolutionBackward",

@@ -17,7 +17,7 @@ class RouteRule(Rule[aux.Route]):
     def forward(self, op: aux.Route) -> Module:
         return Module(sim.Route, op.options())
 
-    def carriers(self, op: aux.Route) -> tuple[Value, ...]:
+    def carriers(self, op: aux.Route, options: Options) -> tuple[Value, ...]:
         return ()
 
     def backward(self, sweep: Sweep, op: aux.Route, dy: Value) -> None:
@@ -31,7 +31,7 @@ class SpreadRule(Rule[aux.Spread]):
     def forward(self, op: aux.Spread) -> Module:
         return Module(sim.Spread, {"weighted": op.weighted})
 
-    def carriers(self, op: aux.Spread) -> tuple[Value, ...]:
+    def carriers(self, op: aux.Spread, options: Options) -> tuple[Value, ...]:
         """Return x: the routing receives no gradient."""
         return op.operands[1:]
 
@@ -48,7 +48,7 @@ class CombineRule(Rule[aux.Combine]):
     def forward(self, op: aux.Combine) -> Module:
         return Module(sim.Combine, {"weighted": op.weighted})
 
-    def carriers(self, op: aux.Combine) -> tuple[Value, ...]:
+    def carriers(self, op: aux.Combine, options: Options) -> tuple[Value, ...]:
         """Return y: the routing receives no gradient."""
         return op.operands[1:]
 
@@ -73,7 +73,7 @@ class ExpertsRule(Rule[aux.Experts]):
             held = ("bias",)
         return WeightGroup(stem(op.weight), Type("experts", program.parameters[op.weight].shape, held), parts)
 
-    def carriers(self, op: aux.Experts) -> tuple[Value, ...]:
+    def carriers(self, op: aux.Experts, options: Options) -> tuple[Value, ...]:
         """Return x: the routing receives no gradient."""
         return op.operands[1:]
 

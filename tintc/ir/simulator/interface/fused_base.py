@@ -102,8 +102,8 @@ class FusedRun(Protocol):
         """
         ...
 
-    def apply_rotary(self, heads: Tensor, inv_freq: str, style: str, start: int = 0) -> Tensor:
-        """Return heads ``[B, H, n, d]`` of the tokens from `start` on, rotated by their positions.
+    def apply_rotary(self, heads: Tensor, inv_freq: str, style: str, start: int = 0, back: bool = False) -> Tensor:
+        """Return heads ``[B, H, n, d]`` of the tokens from `start` on, rotated by their positions, or turned back.
 
         They are the heads themselves if `inv_freq` is empty.
         """

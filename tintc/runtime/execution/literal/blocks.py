@@ -17,6 +17,7 @@ from tintc.ir.structure import (
     ChosenSpec,
     ConvolutionSpec,
     GroupNormSpec,
+    InverseRootSpec,
     LinearSpec,
     PointwiseSpec,
     ProductSpec,
@@ -82,6 +83,20 @@ class Activation(nn.Module):
         for slot in self.spec.slots:
             parts[slot] = ACTIVATIONS[self.spec.fn](parts[slot])
         return torch.cat(parts, -1)
+
+
+class InverseRoot(nn.Module):
+    """Slot 0 becomes its x^(-1/2), and 0 where x is not above 0."""
+
+    def __init__(self, layout: Layout):
+        super().__init__()
+        self.pitch = layout.pitch
+
+    def forward(self, e: Tensor) -> Tensor:
+        x = e[..., : self.pitch]
+        above = x > 0
+        root = torch.where(above, torch.where(above, x, 1.0).rsqrt(), 0.0)
+        return torch.cat((root, e[..., self.pitch :]), -1)
 
 
 class Product(nn.Module):
@@ -180,6 +195,8 @@ def build_block(spec: BlockSpec, layout: Layout) -> nn.Module:
             return GroupNorm(spec, layout)
         case ActivationSpec():
             return Activation(spec, layout)
+        case InverseRootSpec():
+            return InverseRoot(layout)
         case ProductSpec():
             return Product(spec, layout)
         case VocabularySpec():
