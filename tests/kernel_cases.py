@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from tintc.ir.functions import causal_mask, rms, soft_capped
-from tintc.ir.simulator.kernels.rows import Difference
+from tintc.ir.functions import causal_mask, soft_capped
 
 ATTENTIONS: dict[str, dict[str, Any]] = {
     "plain": {},
@@ -69,19 +67,6 @@ def values_by_definition(q: Tensor, k: Tensor, dy: Tensor, options: Any) -> Tens
         scores = torch.cat((scores, sinks), -1)
     weights = scores.softmax(-1)[..., :m].nan_to_num(0.0)
     return (weights.transpose(-1, -2) @ dy).unflatten(1, (k.shape[1], group)).sum(2)
-
-
-def derivative_of(
-    f: Callable[[Tensor], Tensor], step: Difference, g: Tensor, x: Tensor, scale: Tensor | float = 1.0
-) -> Tensor:
-    """``f'(x) g`` by the difference that `step` describes, in fp64; scale: of the step per token."""
-    g, x = g.double(), x.double()
-    h: Tensor | float = step.step
-    if step.per_token:
-        h = step.step * scale / rms(g).clamp(min=step.tiny)
-    if step.central:
-        return (f(x + h * g) - f(x - h * g)) / (2 * h)
-    return (f(x + h * g) - f(x)) / h
 
 
 def close(found: Tensor, wanted: Tensor, tolerance: float) -> None:

@@ -51,9 +51,9 @@ def chosen(name: str, *tensors: Tensor) -> bool:
 
 
 def _can_run(tensor: Tensor) -> bool:
-    if interpreted():
-        return tensor.device.type == "cpu"
-    return tensor.is_cuda and tensor.dtype in DTYPES and has_triton()
+    if tensor.dtype not in DTYPES or not has_triton():
+        return False
+    return tensor.is_cuda or interpreted()
 
 
 @cache
@@ -64,7 +64,7 @@ def has_triton() -> bool:
 
 def interpreted() -> bool:
     """Return whether kernels run in Triton's interpreter, slowly and on a CPU, for tests."""
-    return os.environ.get("TRITON_INTERPRET") == "1" and has_triton()
+    return os.environ.get("TRITON_INTERPRET") == "1"
 
 
 def _way(name: str) -> str:
@@ -81,7 +81,8 @@ def _from_environment(text: str) -> dict[str, str]:
         return {}
     if "=" not in text:
         return _checked(dict.fromkeys(TABLE, text))
-    return _checked(dict(entry.partition("=")[::2] for entry in text.split(",")))
+    entries = [entry.partition("=") for entry in text.split(",")]
+    return _checked({name: way for name, _, way in entries})
 
 
 def _checked(asked: dict[str, str]) -> dict[str, str]:
@@ -96,7 +97,7 @@ def _checked(asked: dict[str, str]) -> dict[str, str]:
 
 @contextmanager
 def using(way: str, *names: str) -> Iterator[None]:
-    """Give a block in which these kernels (without names: all) run that way: ``torch`` or ``triton``.
+    """Yield in a block in which these kernels (without names: all) run that way: ``torch`` or ``triton``.
 
     Raises `OptionError` for a kernel or a way that does not exist.
     """

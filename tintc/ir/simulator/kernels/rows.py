@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 from torch import Tensor
+
+from tintc.ir.functions import FiniteDifference
 
 LARGEST = 1 << 15
 """Numbers of the widest vector that one program holds."""
+TINY = 1e-18
+"""Gradients smaller than this are stepped as if they were this large, which leaves a zero gradient zero. The square of
+what is much smaller is zero in fp32."""
 FUNCTIONS = ("relu", "relu2", "gelu", "gelu_tanh", "quick_gelu", "silu", "identity")
 """The activations that have kernels."""
+
+
+def has_kernel(fn: str, x: Tensor) -> bool:
+    """Return whether the kernels take that activation of vectors of that width."""
+    return fn in FUNCTIONS and x.shape[-1] <= LARGEST
 
 
 def as_rows(x: Tensor) -> Tensor:
@@ -27,15 +35,11 @@ def block_of(width: int) -> tuple[int, int]:
     return block, min(16, max(1, block // 512))
 
 
-class Difference(NamedTuple):
-    """How far a finite difference steps: `step`, divided by every vector's root mean square (at least `tiny`) if it is
-    `per_token`; central: to both sides."""
-
-    step: float
-    per_token: bool
-    central: bool
-    tiny: float
-
-    def constants(self) -> dict[str, float | bool]:
-        """Return them as a kernel's constants."""
-        return {"STEP": self.step, "PER_TOKEN": self.per_token, "CENTRAL": self.central, "TINY": self.tiny}
+def constants(difference: FiniteDifference) -> dict[str, float | bool]:
+    """Return what a kernel has to know of a difference, as its constants."""
+    return {
+        "STEP": difference.eps,
+        "PER_TOKEN": difference.per_token,
+        "CENTRAL": difference.central,
+        "TINY": TINY,
+    }

@@ -4,6 +4,8 @@ Two passes over blocks of scores: one for every query's log-sum-exp, one for the
 block of P anew from it. Its plain twin is `tintc.ir.simulator.ops.attention_backward.AttentionBackward`.
 """
 
+# The bodies of kernels are Triton's language, not Python, and Triton need not be installed.
+# pyright: reportMissingParameterType=false, reportMissingImports=false, reportIndexIssue=false
 from __future__ import annotations
 
 from dataclasses import dataclass
@@ -65,7 +67,7 @@ def _log_sums_kernel(
     WIDTH: tl.constexpr, PADDED: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, CAPPED: tl.constexpr,
     ALIBI: tl.constexpr, MASKED: tl.constexpr, SUNK: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Write the log-sum-exp of the scores of a block of queries of one head."""
+    """Emit the log-sum-exp of the scores of a block of queries of one head."""
     b = (tl.program_id(1) // heads).to(tl.int64)
     h = tl.program_id(1) % heads
     queries = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
@@ -110,7 +112,7 @@ def _values_kernel(
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, CAPPED: tl.constexpr, ALIBI: tl.constexpr, MASKED: tl.constexpr,
     PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Write the gradients of a block of values of one key/value head: of all query heads that read it."""
+    """Emit the gradients of a block of values of one key/value head: of all query heads that read it."""
     kv_heads = heads // group
     b = (tl.program_id(1) // kv_heads).to(tl.int64)
     kv = tl.program_id(1) % kv_heads

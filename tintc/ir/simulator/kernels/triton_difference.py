@@ -3,6 +3,8 @@
 Their plain twin is `tintc.ir.simulator.interface.fused_kernels.fused_slope`, whose arithmetic this is.
 """
 
+# The bodies of kernels are Triton's language, not Python, and Triton need not be installed.
+# pyright: reportMissingParameterType=false, reportMissingImports=false, reportIndexIssue=false
 from __future__ import annotations
 
 import torch
@@ -10,7 +12,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from tintc.ir.simulator.kernels.rows import Difference, as_rows, block_of
+from tintc.ir.functions import FiniteDifference
+from tintc.ir.simulator.kernels.rows import as_rows, block_of, constants
 
 
 @triton.jit
@@ -82,25 +85,25 @@ def _gate_kernel(
     tl.store(du_ptr + row * width + columns, du, mask=here)
 
 
-def activation_backward(fn: str, difference: Difference, dy: Tensor, x: Tensor) -> Tensor:
+def activation_backward(fn: str, difference: FiniteDifference, dy: Tensor, x: Tensor) -> Tensor:
     """Return ``act'(x) dy`` ``[B, ..., D]``, in the dtype of x."""
     rows, given = as_rows(x), as_rows(dy)
     dx = torch.empty(rows.shape, dtype=x.dtype, device=x.device)
     block, warps = block_of(x.shape[-1])
     _activation_kernel[(rows.shape[0] * rows.shape[1],)](
         given, rows, dx, rows.shape[1], rows.shape[2], given.stride(0), given.stride(1), rows.stride(0), rows.stride(1),
-        FN=fn, BLOCK=block, num_warps=warps, **difference.constants(),
+        FN=fn, BLOCK=block, num_warps=warps, **constants(difference),
     )  # fmt: skip
     return dx.view(x.shape)
 
 
-def gate_backward(fn: str, difference: Difference, dy: Tensor, g: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
+def gate_backward(fn: str, difference: FiniteDifference, dy: Tensor, g: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
     """Return ``dy act(u)`` and ``act'(u) dy g``, both ``[B, ..., D]``, in the dtype of u."""
     given, gates, rows = as_rows(dy), as_rows(g), as_rows(u)
     dg, du = (torch.empty(rows.shape, dtype=u.dtype, device=u.device) for _ in range(2))
     block, warps = block_of(u.shape[-1])
     _gate_kernel[(rows.shape[0] * rows.shape[1],)](
         given, gates, rows, dg, du, rows.shape[1], rows.shape[2], given.stride(0), given.stride(1), gates.stride(0),
-        gates.stride(1), rows.stride(0), rows.stride(1), FN=fn, BLOCK=block, num_warps=warps, **difference.constants(),
+        gates.stride(1), rows.stride(0), rows.stride(1), FN=fn, BLOCK=block, num_warps=warps, **constants(difference),
     )  # fmt: skip
     return dg.view(u.shape), du.view(u.shape)

@@ -3,6 +3,8 @@
 Its plain twin is `tintc.ir.simulator.ops.norm_backward.NormBackward`, whose formulas from three sums these are.
 """
 
+# The bodies of kernels are Triton's language, not Python, and Triton need not be installed.
+# pyright: reportMissingParameterType=false, reportMissingImports=false, reportIndexIssue=false
 from __future__ import annotations
 
 import torch
@@ -10,7 +12,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from tintc.ir.simulator.kernels.rows import Difference, as_rows, block_of
+from tintc.ir.functions import FiniteDifference
+from tintc.ir.simulator.kernels.rows import as_rows, block_of, constants
 
 
 @triton.jit
@@ -19,7 +22,7 @@ def _norm_kernel(
     EPS: tl.constexpr, STEP: tl.constexpr, GROUPS: tl.constexpr, HAS_GAIN: tl.constexpr, LAYER: tl.constexpr,
     PER_TOKEN: tl.constexpr, CENTRAL: tl.constexpr, TINY: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Take one group of one token's vector; `width` is the group's."""
+    """Emit dx of one group of one token's vector; `width` is the group's."""
     program = tl.program_id(0).to(tl.int64)
     group = program % GROUPS
     row = program // GROUPS
@@ -57,23 +60,23 @@ def _norm_kernel(
 
 
 def norm_backward(
-    kind: str, groups: int, eps: float, difference: Difference, dy: Tensor, x: Tensor, gain: Tensor | None
+    kind: str, groups: int, eps: float, difference: FiniteDifference, dy: Tensor, x: Tensor, gain: Tensor | None
 ) -> Tensor:
     """Return the derivative of a norm of x ``[B, ..., D]`` along ``dy gain``, in the dtype of x.
 
-    kind: ``layer`` or ``rms``; gain: ``[D]``, or ``[B, D]`` of each example. A step per token is also multiplied by the
-    norm's scale there.
+    kind: ``layer`` or ``rms``; gain: ``[1, D]``, or ``[B, D]`` of each example. A step per token is also multiplied by
+    the norm's scale there.
     """
     rows, given = as_rows(x), as_rows(dy)
     dx = torch.empty(rows.shape, dtype=x.dtype, device=x.device)
     width = rows.shape[2] // groups
     block, warps = block_of(width)
     gain_batch = 0
-    if gain is not None and gain.dim() == 2:
+    if gain is not None and gain.shape[0] > 1:
         gain_batch = gain.stride(0)
     _norm_kernel[(rows.shape[0] * rows.shape[1] * groups,)](
         given, rows, rows if gain is None else gain, dx, rows.shape[1], width, given.stride(0), given.stride(1),
         rows.stride(0), rows.stride(1), gain_batch, EPS=eps, GROUPS=groups, HAS_GAIN=gain is not None,
-        LAYER=kind == "layer", BLOCK=block, num_warps=warps, **difference.constants(),
+        LAYER=kind == "layer", BLOCK=block, num_warps=warps, **constants(difference),
     )  # fmt: skip
     return dx.view(x.shape)
