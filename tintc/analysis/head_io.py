@@ -205,8 +205,8 @@ def _slots(spec: BlockSpec, layout: Layout) -> tuple[list[int], list[int]]:
         case VocabularySpec() | ChosenSpec() | InverseRootSpec() | ConvolutionSpec() | PointwiseSpec():
             return [0], [0]
         case RouterSpec():
-            inside = list(range(layout.tiles(spec.experts)))
-            return inside, inside
+            tiles = layout.tiles(spec.experts)
+            return list(range(tiles * (1 + spec.backward))), list(range(tiles))
         case RecurrenceSpec():
             inside = list(range(spec.starts[-1]))
             place = 0 if spec.transposed else 2

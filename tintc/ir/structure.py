@@ -164,11 +164,13 @@ class VocabularySpec:
 class RouterSpec:
     """A router: the logits of `experts` in the first slots become their weights; the other slots pass.
 
-    options: says how, and names the tables that it reads.
+    options: says how, and names the tables that it reads; backward: the gradient of the weights stands in the first
+    slots and the logits in the next, and the first become the gradient of the logits.
     """
 
     options: RouterOptions
     experts: int
+    backward: bool = False
 
 
 @dataclass(frozen=True)

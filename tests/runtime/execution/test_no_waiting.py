@@ -112,7 +112,7 @@ def test_next_tokens(name: str) -> None:
     with fake_gpu():
         other = on_fake_gpu(sim)
         weights = stored_weights(other) | base_weights(other)
-        cache = TintCache(len(other.continuation.mixing))
+        cache = TintCache(other.continuation.carrying)
         with NoCopies():
             for count in (1, 2):
                 places = torch.empty(2, count, dtype=torch.long, device=GPU)

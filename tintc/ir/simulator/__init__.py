@@ -25,6 +25,7 @@ from tintc.ir.simulator.ops.mixtures.experts_backward import ExpertsBackward
 from tintc.ir.simulator.ops.mixtures.experts_descent import ExpertsDescent
 from tintc.ir.simulator.ops.mixtures.experts_forward import ExpertsForward
 from tintc.ir.simulator.ops.mixtures.route import Route
+from tintc.ir.simulator.ops.mixtures.route_backward import RouteBackward, WeightsBackward
 from tintc.ir.simulator.ops.norm_backward import NormBackward
 from tintc.ir.simulator.ops.norm_descent import NormDescent
 from tintc.ir.simulator.ops.norm_forward import NormForward
@@ -64,10 +65,12 @@ __all__ = [
     "RecurrenceForward",
     "Repeat",
     "Route",
+    "RouteBackward",
     "Scale",
     "Select",
     "SelectBackward",
     "SimOp",
     "Spread",
     "StoredWeights",
+    "WeightsBackward",
 ]

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from tintc.ir.functions import ACTIVATIONS, norm_scale
 from tintc.ir.layout import Layout
 from tintc.ir.losses import hidden
-from tintc.ir.router import routing_weights
+from tintc.ir.router import routing_gradient, routing_weights
 from tintc.ir.structure import (
     ActivationSpec,
     AttentionSpec,
@@ -150,7 +150,11 @@ class Router(nn.Module):
         experts = self.spec.experts
         end = -(-experts // self.pitch) * self.pitch
         vectors = {key: reference.tensor() for key, reference in self.references.items()}
-        weights = routing_weights(self.spec.options, e[..., :experts], vectors)
+        first = e[..., :experts]
+        if self.spec.backward:
+            weights = routing_gradient(self.spec.options, e[..., end : end + experts], first, vectors)
+        else:
+            weights = routing_weights(self.spec.options, first, vectors)
         return torch.cat((F.pad(weights, (0, end - experts)), e[..., end:]), -1)
 
 

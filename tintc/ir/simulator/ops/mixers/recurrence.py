@@ -5,23 +5,20 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from tintc.ir.core import Value, register
 from tintc.ir.functions import merge_heads, split_heads
 from tintc.ir.layout import Layout
 from tintc.ir.recurrence import (
-    CHUNK,
     Heads,
     RecurrenceOptions,
     apply_recurrence,
     apply_transposed_recurrence,
-    by_token,
-    by_write,
+    continue_recurrence,
     recurrence_matrix,
 )
+from tintc.ir.recurrence_chunks import CHUNK
 from tintc.ir.simulator.interface.cost_model import CostModel
 from tintc.ir.simulator.interface.fused_base import FusedRun
 from tintc.ir.simulator.interface.literal_base import LiteralRun, Tiles
@@ -86,18 +83,18 @@ class _Recurrence(RecurrenceOptions, MixerOp):
         return [run.slot(e, index) for index in range(run.layout.tiles(self.result.type.width))]
 
     def multiply_adds(self, costs: CostModel, *operands: Value) -> int:
-        """Count chunks with themselves, and the state that they read and write; backward, the forward pass and its
-        derivative."""
+        """Count chunks with themselves, and the state that they read and write."""
         n = costs.lengths[self] * self.writes
         each = self.n_heads * (2 * self.key_dim * self.value_dim + CHUNK * (self.key_dim + self.value_dim))
-        return n * each * (1 + 2 * self.TRANSPOSED)
+        return n * each
 
     def scratch(self, costs: CostModel, itemsize: int) -> int:
-        """Return the bytes of all chunks' results and values, which the derivative keeps, and of one chunk's scores."""
+        """Return the bytes of all chunks' matrices, which the transpose makes before it begins at the last, and of
+        what they read, write and give."""
         n = costs.lengths[self] * self.writes
         wide = self.n_heads * (3 * self.key_dim + 3 * self.value_dim)
-        scores = self.n_heads * CHUNK * (1 + self.by_coordinate * self.key_dim // 4)
-        return itemsize * n * (wide + scores)
+        matrices = self.n_heads * CHUNK * (1 + self.delta)
+        return itemsize * n * (wide + matrices)
 
     def table_count(self, layout: Layout) -> TableCount:
         """Count one attention: the table has no row for other mixers."""
@@ -118,7 +115,7 @@ class RecurrenceForward(_Recurrence):
 
     VALUE = 2
     TRANSPOSED = False
-    CACHED_OPERANDS: ClassVar[tuple[int, ...]] = (0, 1, 2, 3, 4)
+    CARRIES_STATE: ClassVar[bool] = True
 
     def interpret(self, run: Interpretation, q: Tensor, k: Tensor, v: Tensor, g: Tensor, beta: Tensor) -> Tensor:
         heads = Heads.of(self, q, k, g, beta, run.inputs.real_tokens)
@@ -128,23 +125,12 @@ class RecurrenceForward(_Recurrence):
         heads = Heads.of(self, q, k, g, beta, self.real(run, q.shape[1]))
         return merge_heads(apply_recurrence(self, heads, self.split_values(v), _vector(self, run)))
 
-    def remember(self, run: FusedRun, *operands: Tensor) -> tuple[Tensor, Tensor]:
-        """Return keys, decays and strengths side by side, and values, by head."""
+    def carried(self, run: FusedRun, state: Tensor | None, *operands: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the results, and the state ``[B, n_heads, key_dim, value_dim]`` that the tokens leave."""
         q, k, v, g, beta = operands
         heads = Heads.of(self, q, k, g, beta, self.real(run, q.shape[1]))
-        keys = by_token(torch.cat((heads.k, heads.g, heads.beta), -1), self.writes)
-        return keys, split_heads(v, self.n_heads)
-
-    def continued(self, run: FusedRun, keys: Tensor, values: Tensor, *operands: Tensor) -> Tensor:
-        """Return the results at the last tokens, from all keys and values: queries of earlier ones are left out."""
-        q, k, _, g, beta = operands
-        last = Heads.of(self, q, k, g, beta, self.real(run, q.shape[1]))
-        decays = 1 + self.by_coordinate * (self.key_dim - 1)
-        k, g, beta = by_write(keys, self.writes).split([self.key_dim, decays, 1], -1)
-        written = by_write(values, self.writes)
-        queries = F.pad(last.q, (0, 0, written.shape[2] - last.q.shape[2], 0))
-        y = apply_recurrence(self, Heads(queries, k, g, beta), written, _vector(self, run))
-        return merge_heads(y[:, :, -q.shape[1] :])
+        y, after = continue_recurrence(self, heads, self.split_values(v), _vector(self, run), state)
+        return merge_heads(y), after
 
 
 @register("sim.recurrence_backward")
