@@ -23,7 +23,7 @@ part() {
 
 part 25 ceilings
 echo "== CUDA tests (at most 110 s)"
-timeout -k 5 110 "$python" -m pytest -q -m cuda tests --maxfail=30 -p no:cacheprovider > "$out/cuda-tests.log" 2>&1 || failed=1
+timeout -k 5 110 "$python" -m pytest -q -m cuda -n "${WORKERS:-4}" --maxfail=30 -p no:cacheprovider tests/cuda > "$out/cuda-tests.log" 2>&1 || failed=1
 tail -n 3 "$out/cuda-tests.log"
 part 50 table opt-125m
 part 30 kernels opt-125m

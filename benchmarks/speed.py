@@ -33,11 +33,12 @@ import shapes
 from peer import Peer
 
 import tintc
-from tintc.options import Options
+from tintc.options import FD_STEPS
 from tintc.runtime.load import write_artefact
 from tintc.runtime.model.causal_lm import TintForCausalLM
 
 LENGTH, TRAIN, RATE = 256, 128, 1e-5
+STEP = FD_STEPS["token"]
 HEADS = {
     "times": "model|case|explicit s|compiled s|swapping s|fused s|ratio (min-max)|target|to swapping|error|step / 10",
     "load": "model|explicit s|fused s|ratio (min-max)|target|ratio of whole processes",
@@ -79,7 +80,7 @@ def seconds(run: Callable[[], Any]) -> float:
     return time.perf_counter() - start
 
 
-def compiled_model(auxiliary: Path, case: Case, fd_step: float = Options.fd_step) -> TintForCausalLM:
+def compiled_model(auxiliary: Path, case: Case, fd_step: float = STEP) -> TintForCausalLM:
     model = shapes.load(auxiliary)
     layers = max(1, round(case.layers * model.config.num_hidden_layers))
     return tintc.compile(
@@ -133,7 +134,7 @@ def line(name: str, case: Case, taken: dict[str, list[float]], errors: tuple[flo
 def agreement(auxiliary: Path, case: Case, found: Tensor, ids: Tensor) -> tuple[float, float]:
     """How far explicit descent with detached scores is from the simulation, as a part of the update: that of `found`,
     and one whose finite differences have a tenth of the step."""
-    finer = compiled_model(auxiliary, case, Options.fd_step / 10)
+    finer = compiled_model(auxiliary, case, STEP / 10)
     peer = Peer(shapes.load(auxiliary), finer.program, RATE).detach_scores()
     wanted = peer.run(ids, TRAIN)
     with torch.no_grad():

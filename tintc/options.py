@@ -20,12 +20,23 @@ from typing import Any, TypeVar
 
 LOSSES = ("ce", "quad", "mse")
 """Cross-entropy of the next token, and the quadratic and mean-square losses of Remark H.2."""
-GROUPS = ("values", "out", "ffn", "norm-bias", "norm-gain", "lora")
+GROUPS = (
+    *("values", "out", "ffn", "norm-bias", "norm-gain", "lora", "outside"),
+    *("queries", "keys", "head-norm", "router"),
+)
 """Groups of parameters that can descend."""
-DESCENDS = frozenset(GROUPS) - {"norm-gain", "lora"}
+DESCENDS = frozenset({"values", "out", "ffn", "norm-bias"})
 """Those that do unless told otherwise."""
-SCHEMES = ("fixed", "token")
-"""How the step of a finite difference is chosen."""
+FULL_ONLY = frozenset({"queries", "keys", "head-norm", "router"})
+"""Groups that descend only where scores and routing are differentiated."""
+ALL = "all"
+"""Every group that receives a gradient."""
+GRADIENTS = ("paper", "full")
+"""What is differentiated: the paper's part, attention's scores and routing held constant, or everything."""
+SCHEMES = ("fixed", "token", "central")
+"""How a finite difference is taken: with one step, with one for each token, or with one for each token both ways."""
+FD_STEPS = {"fixed": 1e-3, "token": 1e-3, "central": 3e-3}
+"""Steps of finite differences unless told otherwise."""
 SEMANTICS = ("exact", "paper-code")
 REUSE = ("none", "layer")
 LINEAR_ATTENTION = ("linear", "softmax")
@@ -151,9 +162,18 @@ class Options:
     )
     descend: str = option(
         ",".join(group for group in GROUPS if group in DESCENDS),
-        "Parameter groups that are updated, with commas between; norm-gain and lora are more.",
+        "Parameter groups that are updated, with commas between; norm-gain, lora and outside are more, and with the "
+        "full gradient queries, keys, head-norm and router. all: every group that receives a gradient.",
         record="config",
         title="parameters that descend",
+    )
+    gradient: str = option(
+        "paper",
+        "What is differentiated: paper, which holds attention's scores and the routing of experts constant; full, "
+        "which differentiates them too.",
+        choices=GRADIENTS,
+        record="program",
+        title="gradient",
     )
     semantics: str = option(
         "exact",
@@ -169,8 +189,8 @@ class Options:
     max_length: int | None = option(None, "Longest text, in tokens (default: the model's, at most 2048).", check=size)
     fd_scheme: str | None = option(
         None,
-        "How the step of finite differences is chosen: fixed, one; token, one per token (default: token; with "
-        "paper-code: fixed).",
+        "How finite differences are taken: fixed, with one step; token, with one per token; central, with one per "
+        "token and both ways (default: token; with paper-code: fixed; with the full gradient: central).",
         short="difference",
         choices=SCHEMES,
         noun="difference",
@@ -178,9 +198,10 @@ class Options:
         title="finite differences",
         plans=False,
     )
-    fd_step: float = option(
-        1e-3,
-        "Step of the finite differences, relative with exact and absolute with paper-code.",
+    fd_step: float | None = option(
+        None,
+        "Step of the finite differences, relative to the gradient, or absolute where it is fixed (default: 0.001; "
+        "0.003 where they are central).",
         check=between_0_and_1,
         noun="finite-difference step",
         record="config",
@@ -220,6 +241,8 @@ class Options:
             # A torch.dtype is taken too, by its name.
             object.__setattr__(self, "dtype", str(self.dtype).removeprefix("torch."))
         object.__setattr__(self, "descend", joined_groups(self.descend))
+        if self.fd_step is None and self.scheme in FD_STEPS:
+            object.__setattr__(self, "fd_step", FD_STEPS[self.scheme])
         for one in fields(self):
             value = getattr(self, one.name)
             if value is None and one.default is None:
@@ -227,9 +250,17 @@ class Options:
             objection = objection_to(one, value)
             if objection is not None:
                 raise option_error(objection)
+        if self.descend == ALL:
+            everything = [group for group in GROUPS if self.reaches(group) and (group != "lora" or self.keep_adapters)]
+            object.__setattr__(self, "descend", ",".join(everything))
         unknown = [group for group in self.descend.split(",") if group not in GROUPS]
         if unknown:
             raise option_error(f"The parameter group {unknown[0]!r} is unknown; choose among {', '.join(GROUPS)}.")
+        constant = [group for group in self.descend.split(",") if not self.reaches(group)]
+        if constant:
+            raise option_error(f"The group {constant[0]} receives no gradient with gradient paper; choose full.")
+        if self.semantics == "paper-code" and self.gradient != "paper":
+            raise option_error("The semantics paper-code has the paper's gradient; choose exact for the full one.")
         if self.semantics == "paper-code" and self.fd_scheme not in (None, "fixed"):
             raise option_error(
                 f"The semantics paper-code has differences of a fixed step; choose exact for {self.fd_scheme}."
@@ -242,10 +273,16 @@ class Options:
 
     @property
     def scheme(self) -> str:
-        """Return the finite-difference scheme that is chosen, or that the semantics prescribes (construction.md,
-        section 10)."""
+        """Return the finite-difference scheme that is chosen, or that semantics and gradient prescribe
+        (construction.md, section 10)."""
+        if self.gradient == "full":
+            return self.fd_scheme or "central"
         prescribed = {"exact": "token", "paper-code": "fixed"}
-        return self.fd_scheme or prescribed[self.semantics]
+        return self.fd_scheme or prescribed.get(self.semantics, "token")
+
+    def reaches(self, group: str) -> bool:
+        """Return True if a group of parameters receives a gradient."""
+        return self.gradient == "full" or group not in FULL_ONLY
 
     def update_layers(self, n_layers: int) -> int:
         """Return L_up for a model of `n_layers`; raise `OptionError` when the model has fewer."""
@@ -270,7 +307,7 @@ def joined_groups(given: object) -> str:
     if isinstance(given, str):
         return given
     if isinstance(given, set | frozenset):
-        given = [*(group for group in GROUPS if group in given), *sorted(map(str, given - set(GROUPS)))]
+        given = [*(group for group in (*GROUPS, ALL) if group in given), *sorted(map(str, given - {*GROUPS, ALL}))]
     if isinstance(given, list | tuple) and all(isinstance(name, str) for name in given):
         return ",".join(given)
     raise option_error(f"The option descend is {given!r}; pass names of parameter groups, such as 'values,ffn'.")
@@ -322,7 +359,7 @@ def takes_options(function: Callable[..., T]) -> Callable[..., T]:
 
     @wraps(function)
     def called(*values: Any, **keywords: Any) -> T:
-        chosen = Options()
+        chosen = None
         if len(values) > 1 and isinstance(values[1], Options):
             chosen = values[1]
             values = (values[0], *values[2:])
@@ -331,7 +368,8 @@ def takes_options(function: Callable[..., T]) -> Callable[..., T]:
         refuse_unknown(keywords)
         arguments = signature.bind(*values, **keywords).arguments
         settings = {name: arguments.pop(name) for name in ABOUT if name in arguments}
-        chosen = replace(chosen, **{name: value for name, value in settings.items() if value is not None})
+        settings = {name: value for name, value in settings.items() if value is not None}
+        chosen = Options(**settings) if chosen is None else replace(chosen, **settings)
         return function(arguments.pop(own[0].name), chosen, **arguments)
 
     called.__signature__ = signature  # pyright: ignore[reportAttributeAccessIssue]

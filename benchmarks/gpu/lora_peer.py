@@ -64,7 +64,8 @@ class LoraPeer:
             loss = F.cross_entropy(logits[:, :-1].flatten(0, 1), ids[:, 1:train].flatten(), reduction="sum")
             gradients = torch.autograd.grad(loss, factors)
         with torch.no_grad():
-            torch._foreach_add_(factors, gradients, alpha=-self.lr)
+            for factor, gradient in zip(factors, gradients, strict=True):
+                factor.sub_(gradient, alpha=self.lr)
             return self.call(ids, use_cache=False).logits
 
 

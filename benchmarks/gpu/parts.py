@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch._C._autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 from transformers import PreTrainedModel
 
@@ -118,14 +119,18 @@ def kernels(setup: Setup, name: str) -> None:
     sim = measured.shape.sim
     wall = setup.median(lambda: sim(ids), 3)
     on_gpu = setup.device.type == "cuda"
-    activity = ProfilerActivity.CUDA if on_gpu else ProfilerActivity.CPU
-    with profile(activities=[ProfilerActivity.CPU, activity]) as seen:
+    device, column = DeviceType.CPU, "self_cpu_time_total"
+    activities = [ProfilerActivity.CPU]
+    if on_gpu:
+        device, column = DeviceType.CUDA, "self_device_time_total"
+        activities.append(ProfilerActivity.CUDA)
+    with profile(activities=activities) as seen:
         sim(ids)
         setup.wait()
     averages = seen.key_averages()
-    column = "self_device_time_total" if on_gpu else "self_cpu_time_total"
-    spent = {entry.key: getattr(entry, column) / 1e6 for entry in averages}
-    count = {entry.key: entry.count for entry in averages}
+    entries = [entry for entry in averages if entry.device_type == device]  # of a GPU: kernels, not who launched them
+    spent = {entry.key: getattr(entry, column) / 1e6 for entry in entries}
+    count = {entry.key: entry.count for entry in entries}
     busy = sum(spent.values())
     most = sorted(spent, key=lambda key: -spent[key])[:SHOWN_KERNELS]
     listed = [{"name": key, "seconds": spent[key], "calls": count[key]} for key in most]

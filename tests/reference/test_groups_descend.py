@@ -7,18 +7,19 @@ from dataclasses import replace
 import pytest
 import torch
 from fused_cases import check_fused, compiled, family, run, token_ids
-from programs import check_agreement, gpt_like, llama_like, relative_to_update, simulator, three_ways
+from programs import check_agreement, gpt_like, import_model, llama_like, relative_to_update, simulator, three_ways
 
-from tintc.errors import OptionError
 from tintc.frontend.graph.trace_model import capture
+from tintc.frontend.importer import import_graph
 from tintc.ir.auxiliary.interpreter import Descent, view
 from tintc.ir.inputs import resolve_inputs
-from tintc.options import GROUPS
+from tintc.options import FULL_ONLY, GROUPS
 from tintc.reference import Approximations, tune
+from tintc.reference.groups import origin_of
 from tintc.reference.simulated_gradients import simulated_gradients
 from tools.sweep.tiny import tiny_model
 
-ALL = ",".join(GROUPS)
+ALL = ",".join(group for group in GROUPS if group not in FULL_ONLY)
 
 
 @pytest.mark.parametrize("descend", [ALL, "norm-gain", "values,norm-bias", "ffn,norm-gain"])
@@ -56,9 +57,26 @@ def test_explicit_fine_tuning_agrees(name: str, descend: str) -> None:
             assert float((gradient - right).norm()) < 1e-9 * float(right.norm()), (executor, key)
 
 
-def test_explicit_fine_tuning_refuses_gains_that_are_computed() -> None:
+def test_gains_that_are_a_parameter_and_a_number_descend() -> None:
     """Gemma's are 1 + w."""
-    graph, ids = capture(tiny_model("gemma")), token_ids(1, 8)
-    chosen = replace(Approximations.of(), groups=frozenset({"norm-gain"}))
-    with pytest.raises(OptionError, match="leave out norm-gain"):
-        tune(graph, ids, torch.ones_like(ids), approximations=chosen)
+    model, ids = tiny_model("gemma"), token_ids(1, 8)
+    graph, mask = capture(model), torch.ones_like(ids)
+    tuned = tune(graph, ids, mask, approximations=replace(Approximations.of(), groups=frozenset({"norm-gain"})))
+    assert set(tuned.gradients[0]) == {name for name in graph.parameter_names if name.endswith("norm.weight")}
+    sim = import_model(model).compile(descend="norm-gain")
+    sim.executor = "fused"
+    gradients = simulated_gradients(sim, resolve_inputs(ids, mask))
+    assert len(gradients) == len(tuned.gradients[0])
+    for key, gradient in gradients.items():
+        right = tuned.gradients[0][key.removesuffix(".gain") + ".weight"][0]
+        assert float((gradient - right).norm()) < 1e-9 * float(right.norm()), key
+
+
+def test_explicit_fine_tuning_refuses_gains_that_are_computed_otherwise() -> None:
+    graph = capture(tiny_model("gemma"))
+    import_graph(graph)
+    gain = graph.tensors["constant.model.norm.weight"]
+    assert origin_of(graph, "constant.model.norm.weight") == "model.norm.weight"
+    graph.tensors["constant.model.norm.weight"] = gain.square()
+    graph.tensors["model.norm.weight"] = torch.randn_like(gain, generator=torch.Generator().manual_seed(0))
+    assert origin_of(graph, "constant.model.norm.weight") == "constant.model.norm.weight"

@@ -18,6 +18,7 @@ from tintc.ir.structure import (
     ChosenSpec,
     ConvolutionSpec,
     GroupNormSpec,
+    InverseRootSpec,
     LinearSpec,
     PointwiseSpec,
     ProductSpec,
@@ -71,6 +72,10 @@ def heads_of(
     if block.gate == "update":
         at = "prefixes"
     sources = {letter: _sources(getattr(spec, f"w_{letter}"), spec) for letter in "qkv"}
+    for letter, more in (("q", spec.w_p), ("k", spec.w_r)):
+        if more is not None:
+            added = _sources(more, spec)
+            sources[letter] = [sorted({*own, *other}) for own, other in zip(sources[letter], added, strict=True)]
     terms = {letter: _terms(spec, letter) for letter in "qkv"}
     targets = _targets(spec.w_o, spec)
     heads: list[Head] = []
@@ -197,14 +202,15 @@ def _slots(spec: BlockSpec, layout: Layout) -> tuple[list[int], list[int]]:
             return list(spec.slots), list(spec.slots)
         case ProductSpec():
             return [spec.target, spec.factor], [spec.target]
-        case VocabularySpec() | ChosenSpec() | ConvolutionSpec() | PointwiseSpec():
+        case VocabularySpec() | ChosenSpec() | InverseRootSpec() | ConvolutionSpec() | PointwiseSpec():
             return [0], [0]
         case RouterSpec():
-            inside = list(range(layout.tiles(spec.experts)))
-            return inside, inside
+            tiles = layout.tiles(spec.experts)
+            return list(range(tiles * (1 + spec.backward))), list(range(tiles))
         case RecurrenceSpec():
             inside = list(range(spec.starts[-1]))
-            return inside, list(range(layout.tiles(spec.options.n_heads * spec.options.value_dim)))
+            place = 0 if spec.transposed else 2
+            return inside, list(range(layout.tiles(spec.options.mixed_widths(place, spec.transposed)[1])))
         case LinearSpec():
             pairs = _chunk_pairs(spec.stages)
             at = [width * chunk // layout.pitch for width, chunk in ((spec.stages[0].width, into) for _, into in pairs)]

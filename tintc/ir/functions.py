@@ -77,22 +77,37 @@ class FiniteDifference:
     """The choice of a first-order step (paper Defs. F.3, G.3; construction.md, section 6.1).
 
     ``fixed``: step `eps` everywhere, as in the paper. ``token``: step ``eps * c / rms(g)`` per token, which suits the
-    gradient whatever its size; a zero gradient gives zero.
+    gradient whatever its size; a zero gradient gives zero. ``central``: the same steps both ways.
     """
 
     scheme: str
     eps: float
 
+    @property
+    def per_token(self) -> bool:
+        """Return True if every token has a step of its own."""
+        return self.scheme != "fixed"
+
+    @property
+    def central(self) -> bool:
+        """Return True if steps are taken both ways."""
+        return self.scheme == "central"
+
     def derivative(self, f: Callable[[Tensor], Tensor], x: Tensor, g: Tensor, c: Tensor | float = 1.0) -> Tensor:
-        """Return ``J_f(x) g`` to first order: ``(f(x + h g) - f(x)) / h``. Shapes of x and g: ``[..., D]``."""
-        if self.scheme != "token":
+        """Return ``J_f(x) g``: to first order ``(f(x + h g) - f(x)) / h``, to second ``(f(x + h g) - f(x - h g)) / 2h``
+        where steps go both ways. Shapes of x and g: ``[..., D]``."""
+        if not self.per_token:
             return (f(x + self.eps * g) - f(x)) / self.eps
         size = rms(g)
         # Both branches of the last `where` are evaluated, so no division may be by zero even where its result is
         # dropped.
         safe = torch.where(size == 0, torch.ones_like(size), size)
         h = self.eps * c / safe
-        return torch.where(size == 0, torch.zeros_like(g), (f(x + h * g) - f(x)) / h)
+        if self.central:
+            slope = (f(x + h * g) - f(x - h * g)) / (2 * h)
+        else:
+            slope = (f(x + h * g) - f(x)) / h
+        return torch.where(size == 0, torch.zeros_like(g), slope)
 
 
 def rotate(x: Tensor, positions: Tensor, inv_freq: Tensor, style: str) -> Tensor:

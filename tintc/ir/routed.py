@@ -41,6 +41,12 @@ def factors(r: Tensor, weighted: bool) -> Tensor:
     return r[..., None]
 
 
+def weights_gradient(r: Tensor, a: Tensor, y: Tensor) -> Tensor:
+    """Return ``<a_t, y_te>``, ``[B, T, E]``, of ``a [B, T, width]`` and a routed value; zero for experts that are not
+    chosen."""
+    return (a[..., None, :] * y).sum(-1) * (r != 0)
+
+
 def used_experts(r: Tensor) -> Tensor:
     """Return the experts that any token has chosen, in order."""
     return (r != 0).flatten(0, 1).any(0).nonzero()[:, 0]

@@ -6,14 +6,14 @@ Both dialects have these options (`aux.route`, `sim.route`). Their files, the ro
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from tintc.ir.core import Op
+from tintc.ir.core import Op, Type
 
 SCORES = ("softmax", "sigmoid", "sqrt_softplus", "identity", "sparse_mixer")
 WEIGHINGS = ("", "sigmoid")
@@ -53,8 +53,12 @@ class RouterOptions(Op):
 
     def verify(self) -> None:
         (z,) = self.operands
-        self.expect(z.type.kind == "tokens" and z.type == self.result.type, "takes logits and gives weights of experts")
-        experts = z.type.width
+        self.check_options(z.type, self.result.type)
+
+    def check_options(self, logits: Type, result: Type) -> None:
+        """Raise `IRError` unless the options suit these logits, of which the result has the type."""
+        self.expect(logits.kind == "tokens" and logits == result, "takes logits and gives weights of experts")
+        experts = logits.width
         even = self.groups > 0 and experts % self.groups == 0
         self.expect(even, f"{self.groups} groups do not divide {experts} experts")
         self.expect(0 < self.kept_groups <= self.groups, f"keeps {self.kept_groups} of {self.groups} groups")
@@ -95,12 +99,7 @@ def routing_weights(options: RouterOptions, z: Tensor, vectors: Mapping[str, Ten
 def _scored(options: RouterOptions, z: Tensor, vectors: Mapping[str, Tensor]) -> Tensor:
     """Return the weights of all rules that choose the largest scores."""
     scores = _scores(options.scores, z)
-    preference = scores
-    if "bias" in vectors:
-        preference = scores + vectors["bias"].to(z.dtype)
-    if options.groups > 1:
-        preference = _within_kept_groups(options, preference)
-    index = _largest(preference, options.chosen)
+    index = _choice(options, scores, vectors)
     weights = scores.gather(-1, index)
     if options.weigh == "sigmoid":
         weights = weights.sigmoid()
@@ -109,6 +108,60 @@ def _scored(options: RouterOptions, z: Tensor, vectors: Mapping[str, Tensor]) ->
     if options.normalise == "softmax":
         weights = weights.softmax(-1)
     return torch.zeros_like(z).scatter(-1, index, weights)
+
+
+def _choice(options: RouterOptions, scores: Tensor, vectors: Mapping[str, Tensor]) -> Tensor:
+    """Return the indices ``[.., chosen]`` of the experts that tokens with these scores choose."""
+    preference = scores
+    if "bias" in vectors:
+        preference = scores + vectors["bias"].to(scores.dtype)
+    if options.groups > 1:
+        preference = _within_kept_groups(options, preference)
+    return _largest(preference, options.chosen)
+
+
+def routing_gradient(options: RouterOptions, z: Tensor, dr: Tensor, vectors: Mapping[str, Tensor]) -> Tensor:
+    """Return the gradient ``[.., E]`` of the logits, from that of the weights, the choice of experts held constant.
+
+    It is the product of dr with the transposed Jacobian of `routing_weights`: for weights ``w / H``, where H is the sum
+    of w and `eps`, ``(g - sum(g w) / H) / H`` (``g / H`` where H is held at `floor`); for a softmax p,
+    ``p (g - sum(p g))``; for a sigmoid s, ``s (1 - s) g``.
+    """
+    g = dr * options.factor
+    if "gains" in vectors:
+        g = g * vectors["gains"].to(z.dtype)
+    if options.scores == "sparse_mixer":
+        return _sparse_mixer_gradient(z, g, options.chosen, options.jitter)
+    scores = _scores(options.scores, z)
+    index = _choice(options, scores, vectors)
+    g = g.gather(-1, index)
+    own = scores.gather(-1, index)
+    weights = own.sigmoid() if options.weigh == "sigmoid" else own
+    if options.normalise == "sum":
+        total = weights.sum(-1, keepdim=True) + options.eps
+        held = total.clamp(min=options.floor)
+        share = (g * weights).sum(-1, keepdim=True) / held
+        g = (g - torch.where(total < options.floor, 0.0, share)) / held
+    if options.normalise == "softmax":
+        g = _softmax_gradient(weights.softmax(-1), g)
+    if options.weigh == "sigmoid":
+        g = weights * (1 - weights) * g
+    return _scores_gradient(options.scores, z, scores, torch.zeros_like(z).scatter(-1, index, g))
+
+
+def _softmax_gradient(p: Tensor, g: Tensor) -> Tensor:
+    return p * (g - (p * g).sum(-1, keepdim=True))
+
+
+def _scores_gradient(name: str, z: Tensor, scores: Tensor, g: Tensor) -> Tensor:
+    """Return the gradient of the logits from that of their scores."""
+    if name == "softmax":
+        return _softmax_gradient(scores, g)
+    if name == "sigmoid":
+        return scores * (1 - scores) * g
+    if name == "sqrt_softplus":
+        return z.sigmoid() / (2 * scores) * g
+    return g
 
 
 def _scores(name: str, z: Tensor) -> Tensor:
@@ -138,11 +191,24 @@ def _largest(scores: Tensor, count: int) -> Tensor:
 
 def _sparse_mixer(z: Tensor, count: int, jitter: float) -> Tensor:
     weights = torch.zeros_like(z)
+    for p, index in _mixed(z, count, jitter):
+        weights = weights.scatter(-1, index, p.gather(-1, index))
+    return weights
+
+
+def _mixed(z: Tensor, count: int, jitter: float) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield the softmax that weighs each chosen expert, and its index, one after the other."""
     left = z
     for _ in range(count):
         top, index = left.max(-1, keepdim=True)
         far = (top - z) / z.abs().clamp(min=top) > 2 * jitter
-        weight = left.masked_fill(far, -torch.inf).softmax(-1).gather(-1, index)
-        weights = weights.scatter(-1, index, weight)
+        yield left.masked_fill(far, -torch.inf).softmax(-1), index
         left = left.scatter(-1, index, -torch.inf)
-    return weights
+
+
+def _sparse_mixer_gradient(z: Tensor, g: Tensor, count: int, jitter: float) -> Tensor:
+    """Return the sum over chosen experts of the gradients through the softmax that weighs each."""
+    dz = torch.zeros_like(z)
+    for p, index in _mixed(z, count, jitter):
+        dz = dz + _softmax_gradient(p, torch.zeros_like(g).scatter(-1, index, g.gather(-1, index)))
+    return dz

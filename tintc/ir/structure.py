@@ -76,6 +76,10 @@ class AttentionSpec:
     slopes of the first heads, the style of a rotary embedding, and `vectors`, names of parameters by what they are:
     ``inv_freq [n]``, a ``gain [width]`` of rotated queries, a ``query_scale [P]`` by position, ``sinks`` of the first
     heads.
+
+    w_p, w_r: of a second product ``<p_t, r_j>``, which is added to softmax scores after all options; a head is then as
+    wide as both. gradient: ``queries`` or ``keys`` where the results are these heads' gradients: the values are keys,
+    or queries, at their positions, and the results are turned back (`tintc.ir.scores.attention_gradients`).
     """
 
     n_heads: int
@@ -95,6 +99,14 @@ class AttentionSpec:
     soft_cap: float = 0.0
     slopes: tuple[float, ...] = ()
     vectors: Mapping[str, str] = field(default_factory=dict)
+    w_p: Split = None
+    w_r: Split = None
+    gradient: str = ""
+
+
+@dataclass(frozen=True)
+class InverseRootSpec:
+    """An activation: slot 0 becomes its ``x^(-1/2)``, 0 where x is not above 0; the other slots pass."""
 
 
 @dataclass(frozen=True)
@@ -152,11 +164,13 @@ class VocabularySpec:
 class RouterSpec:
     """A router: the logits of `experts` in the first slots become their weights; the other slots pass.
 
-    options: says how, and names the tables that it reads.
+    options: says how, and names the tables that it reads; backward: the gradient of the weights stands in the first
+    slots and the logits in the next, and the first become the gradient of the logits.
     """
 
     options: RouterOptions
     experts: int
+    backward: bool = False
 
 
 @dataclass(frozen=True)
@@ -205,6 +219,7 @@ BlockSpec = (
     | LinearSpec
     | GroupNormSpec
     | ActivationSpec
+    | InverseRootSpec
     | ProductSpec
     | VocabularySpec
     | RouterSpec
@@ -261,7 +276,7 @@ def block_tensors(spec: BlockSpec) -> dict[str, TensorSpec]:
     if isinstance(spec, LinearSpec):
         _name_stages(named, "", spec.stages)
     if isinstance(spec, AttentionSpec):
-        for letter in "qkvo":
+        for letter in "qkvopr":
             _name_stages(named, f"w_{letter}.", getattr(spec, f"w_{letter}") or ())
         for letter in "qkv":
             positions: Positions | None = getattr(spec, f"positions_{letter}")

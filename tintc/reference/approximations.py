@@ -9,12 +9,7 @@ import torch
 from torch import Tensor
 
 from tintc.errors import OptionError
-from tintc.options import SCHEMES
-
-DESCENDS = frozenset({"values", "out", "ffn", "norm-bias"})
-"""Parameter groups that a simulator updates unless told otherwise (construction.md, section 10)."""
-GROUPS = DESCENDS | {"norm-gain", "lora", "queries", "keys"}
-"""Groups of a layer's parameters that may be chosen; the final norm's count as the last layer's."""
+from tintc.options import DESCENDS, FD_STEPS, GROUPS, SCHEMES
 
 
 @dataclass(frozen=True)
@@ -22,25 +17,44 @@ class Difference:
     """A derivative to first order, ``J_f(x) g ~ (f(x + h g) - f(x)) / h`` (paper Defs. F.3, G.3).
 
     scheme ``fixed``: h is `step`; ``token``: h is ``step * scale / rms(g)`` for every token on its own, where the scale
-    is 1 for activations and that of the norm at x for norms. A zero gradient gives zero.
+    is 1 for activations and that of the norm at x for norms; ``central``: that h both ways, ``(f(x + h g) -
+    f(x - h g)) / 2h``. A zero gradient gives zero. step None: 0.003 for central ones, 0.001 for others.
     """
 
     scheme: str = "token"
-    step: float = 1e-3
+    step: float | None = None
 
     def __post_init__(self) -> None:
+        if self.step is None and self.scheme in FD_STEPS:
+            object.__setattr__(self, "step", FD_STEPS[self.scheme])
         if self.scheme not in SCHEMES:
             raise OptionError(f"The difference {self.scheme!r} is unknown; choose one of {', '.join(SCHEMES)}.")
 
     def along(self, f: Callable[[Tensor], Tensor], x: Tensor, g: Tensor, is_norm: bool) -> Tensor:
         """The derivative of f at ``x [..., D]`` along g, of the shape of x."""
+        assert self.step is not None
         at_x = f(x)
-        if self.scheme != "token":
+        if self.scheme == "fixed":
             return (f(x + self.step * g) - at_x) / self.step
         size = g.pow(2).mean(-1, keepdim=True).sqrt()
         unit = g / size.masked_fill(size == 0, 1.0)
         scale = norm_scale(f, x, at_x, unit) if is_norm else 1.0
-        return size * (f(x + self.step * scale * unit) - at_x) / (self.step * scale)
+        move = self.step * scale * unit
+        if self.scheme == "central":
+            return size * (f(x + move) - f(x - move)) / (2 * self.step * scale)
+        return size * (f(x + move) - at_x) / (self.step * scale)
+
+    def of_softmax(self, scores: Tensor, c: Tensor) -> Tensor:
+        """The derivative of the softmax of ``scores [..., n, m]`` along c, which is zero where keys are hidden; h is
+        ``step / |c|`` for every row on its own, or `step` if that is fixed."""
+        assert self.step is not None
+        if self.scheme == "fixed":
+            return ((scores + self.step * c).softmax(-1) - scores.softmax(-1)) / self.step
+        size = c.norm(dim=-1, keepdim=True)
+        move = self.step * c / size.masked_fill(size == 0, 1.0)
+        if self.scheme == "central":
+            return size * ((scores + move).softmax(-1) - (scores - move).softmax(-1)) / (2 * self.step)
+        return size * ((scores + move).softmax(-1) - scores.softmax(-1)) / self.step
 
 
 def norm_scale(f: Callable[[Tensor], Tensor], x: Tensor, y: Tensor, unit: Tensor) -> Tensor:
@@ -61,7 +75,8 @@ def norm_scale(f: Callable[[Tensor], Tensor], x: Tensor, y: Tensor, unit: Tensor
 class Approximations:
     """Switches of `tune`; all off is autograd and gradient descent on every parameter.
 
-    scores: attention probabilities are constants of the differentiation (Def. E.3); router: so are the weights with
+    scores: attention probabilities are constants of the differentiation (Def. E.3), or, if this is a `Difference`, they
+    are differentiated by it; router: constants too are the weights with
     which a mixture sums its experts' results; norms, activations: their
     derivative by finite differences (Defs. F.3, G.3), None: exact; groups: the only parameters that descend, of the
     layers that are updated, as names or one string with commas between; None: all parameters of these layers, or of the
@@ -71,7 +86,7 @@ class Approximations:
     times (construction.md, section 10).
     """
 
-    scores: bool = False
+    scores: bool | Difference = False
     norms: Difference | None = None
     activations: Difference | None = None
     groups: Iterable[str] | None = None
@@ -84,16 +99,20 @@ class Approximations:
             return
         names = self.groups.split(",") if isinstance(self.groups, str) else self.groups
         object.__setattr__(self, "groups", frozenset(names))  # whatever it was, and hashable
-        unknown = sorted(frozenset(self.groups) - GROUPS)
+        unknown = sorted(frozenset(self.groups) - set(GROUPS))
         if unknown:
             raise OptionError(
                 f"The parameter group {unknown[0]!r} is unknown; choose among {', '.join(sorted(GROUPS))}."
             )
 
     @classmethod
-    def of(cls, semantics: str = "exact", step: float = 1e-3) -> Approximations:
-        """All those of a simulator with these semantics, ``exact`` or ``paper-code``."""
+    def of(cls, semantics: str = "exact", step: float | None = None, gradient: str = "paper") -> Approximations:
+        """All those of a simulator with these semantics, ``exact`` or ``paper-code``, and this gradient, ``paper`` or
+        ``full``."""
         if semantics not in ("exact", "paper-code"):
             raise OptionError(f"The semantics {semantics!r} is unknown; choose exact or paper-code.")
+        if gradient == "full":
+            central = Difference("central", step)
+            return cls(central, central, central, DESCENDS, True)
         difference = Difference("token" if semantics == "exact" else "fixed", step)
         return cls(True, difference, difference, DESCENDS, True, semantics == "paper-code", router=True)

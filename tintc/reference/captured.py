@@ -17,6 +17,7 @@ from torch.fx.node import map_arg
 from tintc.frontend.graph.captured import CapturedGraph
 from tintc.frontend.graph.evaluation import CHECKS, execute, opname
 from tintc.frontend.mixers.ops import recurrence_of_tokens
+from tintc.reference.approximations import Difference
 
 Lookup = Callable[[Node], Any]
 
@@ -45,7 +46,7 @@ def run_captured(
     """
     overrides: dict[Node, Override] = {}
     if detach_attention:
-        overrides = detached_scores(captured)
+        overrides = approximate_scores(captured, True)
     wide: torch.dtype | None = dtype
     if keep_casts:
         wide = None
@@ -146,31 +147,45 @@ def _widened(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
 SOFTMAX = ("softmax", "_softmax")
 
 
-def detached_scores(captured: CapturedGraph) -> dict[Node, Override]:
-    """Return overrides that make attention probabilities constants (paper Def. E.3), fused or written out, and the
-    matrices of recurrences."""
-    detached: dict[Node, Override] = {}
+Scores = bool | Difference
+"""How probabilities are differentiated: exactly, not at all (True), or by finite differences."""
+
+
+def approximate_scores(captured: CapturedGraph, scores: Scores) -> dict[Node, Override]:
+    """Return overrides that make attention probabilities constants (paper Def. E.3) or differentiate them by finite
+    differences, fused or written out; the matrices of recurrences are constants either way."""
+    found: dict[Node, Override] = {}
     normalised = {node.args[0] for node in captured.module.graph.nodes if opname(node) in SOFTMAX}
     for node in captured.module.graph.nodes:
         if opname(node) == "scaled_dot_product_attention":
-            detached[node] = _DetachedAttention(node)
+            found[node] = _Attention(node, scores)
         elif node.target is recurrence_of_tokens:
-            detached[node] = _DetachedRecurrence(node)
-        elif opname(node) in SOFTMAX or (opname(node) == "logsumexp" and node.args[0] in normalised):
-            detached[node] = _DetachedSoftmax(node)  # the sum of the exponentials is in the gate of an attention sink
-    return detached
+            found[node] = _DetachedRecurrence(node, scores)
+        elif opname(node) in SOFTMAX:
+            found[node] = _Softmax(node, scores)
+        elif opname(node) == "logsumexp" and node.args[0] in normalised and scores is True:
+            found[node] = _Softmax(node, scores)  # the sum of the exponentials is in the gate of an attention sink
+    return found
 
 
-class _DetachedSoftmax:
-    def __init__(self, node: Node):
+class _Softmax:
+    def __init__(self, node: Node, scores: Scores):
         self.node = node
+        self.scores = scores
         self.inputs = tuple(node.all_input_nodes)
 
     def __call__(self, lookup: Lookup, dtype: torch.dtype | None) -> Tensor:
-        return execute(self.node, lookup, dtype).detach()
+        weights: Tensor = execute(self.node, lookup, dtype)
+        if self.scores is True:
+            return weights.detach()
+        dim: Any = self.node.args[1]
+        scores: Tensor = lookup(self.inputs[0])
+        if dim not in (-1, scores.dim() - 1):
+            return weights
+        return softmaxed(scores.to(weights.dtype), self.scores)
 
 
-class _DetachedRecurrence(_DetachedSoftmax):
+class _DetachedRecurrence(_Softmax):
     """Only the values are not constants."""
 
     def __call__(self, lookup: Lookup, dtype: torch.dtype | None) -> Tensor:
@@ -182,33 +197,58 @@ class _DetachedRecurrence(_DetachedSoftmax):
         return recurrence_of_tokens(q, k, v, g, beta, skip, *options)
 
 
-class _DetachedAttention(_DetachedSoftmax):
+class _Attention(_Softmax):
     def __call__(self, lookup: Lookup, dtype: torch.dtype | None) -> Tensor:
-        return attention_of(self.node, lookup, detached=True)
+        return attention_of(self.node, lookup, self.scores)
 
 
-def attention_of(node: Node, lookup: Lookup, detached: bool, sees: Tensor | None = None) -> Tensor:
-    """Return the value of a `scaled_dot_product_attention`, its probabilities as constants or not; sees: as in
-    `seen_softmax`."""
+def attention_of(node: Node, lookup: Lookup, scores: Scores, sees: Tensor | None = None) -> Tensor:
+    """Return the value of a `scaled_dot_product_attention`; sees: as in `seen_softmax`."""
     args: Any = map_arg(node.args, lookup)
     kwargs: Any = map_arg(node.kwargs, lookup)
-    return _attention(*args, **kwargs, detached=detached, sees=sees)
+    return _attention(*args, **kwargs, policy=scores, sees=sees)
 
 
 EXCLUDED = -1e30
 """A score below this has been masked in the graph, by adding the smallest number of a short type."""
 
 
-def seen_softmax(scores: Tensor, sees: Tensor | None) -> Tensor:
+def softmaxed(scores: Tensor, policy: Scores) -> Tensor:
+    """Return the softmax over the last dimension, differentiated as the policy says."""
+    if policy is True:
+        return scores.softmax(-1).detach()
+    if policy is False:
+        return scores.softmax(-1)
+    result: Any = _DifferencedSoftmax.apply(scores, policy)
+    return result
+
+
+class _DifferencedSoftmax(torch.autograd.Function):
+    """A softmax forward; backward its derivative along the gradient, by a finite difference: its Jacobian is
+    symmetric. Scores that are masked stay where they are."""
+
+    @staticmethod
+    def forward(ctx: Any, scores: Tensor, difference: Difference) -> Tensor:
+        ctx.save_for_backward(scores)
+        ctx.difference = difference
+        return scores.softmax(-1)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        (scores,) = ctx.saved_tensors
+        return ctx.difference.of_softmax(scores, gradients[0].masked_fill(scores < EXCLUDED, 0.0)), None
+
+
+def seen_softmax(scores: Tensor, sees: Tensor | None, policy: Scores = False) -> Tensor:
     """Return probabilities ``[..., T, T]`` over the keys that a query sees; zeros where it sees none.
 
     sees: ``[T, T]`` bool, besides the graph's own mask; None: the softmax.
     """
     if sees is None:
-        return scores.softmax(-1)
+        return softmaxed(scores, policy)
     both = sees.to(scores.device).expand(scores.shape) & (scores > EXCLUDED)
     some = both.any(-1, keepdim=True)
-    return torch.where(some, scores.masked_fill(~both & some, -torch.inf), 0.0).softmax(-1) * some
+    return softmaxed(torch.where(some, scores.masked_fill(~both & some, -torch.inf), 0.0), policy) * some
 
 
 def _attention(
@@ -221,7 +261,7 @@ def _attention(
     scale: float | None = None,
     enable_gqa: bool = False,
     *,
-    detached: bool,
+    policy: Scores,
     sees: Tensor | None,
 ) -> Tensor:
     """Return `scaled_dot_product_attention`, written out; heads ``[B, H, T, d]``."""
@@ -240,7 +280,4 @@ def _attention(
             scores = scores.masked_fill(~attn_mask, -torch.inf)
         else:
             scores = scores + attn_mask
-    weights = seen_softmax(scores, sees)
-    if detached:
-        weights = weights.detach()
-    return weights @ value
+    return seen_softmax(scores, sees, policy) @ value

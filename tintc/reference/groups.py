@@ -9,20 +9,38 @@ import torch
 from torch import Tensor
 
 from tintc.errors import OptionError
+from tintc.frontend.graph.captured import CapturedGraph
 from tintc.ir.auxiliary import AuxOp, Experts, Linear, Norm
 from tintc.ir.core import Parameter, Program
 from tintc.lowering.passes.assign_layers import assign_layers
 from tintc.lowering.passes.canonicalise import canonicalise
 from tintc.reference.approximations import Approximations
 
-LINEAR = {"value": "values", "output": "out", "ffn": "ffn", "query": "queries", "key": "keys", "lora": "lora"}
+OUTSIDE = "outside"
+LINEAR = {
+    "value": "values",
+    "output": "out",
+    "ffn": "ffn",
+    "query": "queries",
+    "key": "keys",
+    "router": "router",
+    "lora": "lora",
+}
 """Groups of linear layers by the importer's role."""
+NORMS = {
+    "layer": ("norm-gain", "norm-bias"),
+    "final": ("norm-gain", "norm-bias"),
+    "qk": ("head-norm", "head-norm"),
+    "heads": ("head-norm", "head-norm"),
+    "embedding": (OUTSIDE, OUTSIDE),
+}
+"""Groups of a norm's gain and bias by its role."""
 
 
 @dataclass(frozen=True)
 class Member:
-    """Rows of one tensor that belong to a group. layer: -1 for the final norm; copies: how many times the authors' code
-    keeps this bias (1 for all else)."""
+    """Rows of one tensor that belong to a group. layer: -1 for the final norm, 0 for what is outside the layers and
+    descends where all do; copies: how many times the authors' code keeps this bias (1 for all else)."""
 
     where: Parameter
     group: str
@@ -39,7 +57,7 @@ class Member:
 
 
 def members(program: Program) -> Iterator[Member]:
-    """Yield every parameter of the layers and of the final norm, from an imported program."""
+    """Yield every parameter of the layers, and of norms and projections outside them, from an imported program."""
     program = assign_layers(canonicalise(program))
     width = program.attributes["width"]
     parameters = program.parameters
@@ -52,13 +70,16 @@ def members(program: Program) -> Iterator[Member]:
                 if isinstance(op, Linear):
                     copies = -(-parameters[op.weight].shape[1] // width)
                 yield Member(parameters[op.bias], group, op.layer, copies)
-        elif isinstance(op, Norm) and op.role in ("layer", "final"):
-            layer = -1
-            if op.role == "layer":
-                layer = op.layer
-            for name, group in ((op.weight, "norm-gain"), (op.bias, "norm-bias")):
+        elif isinstance(op, Norm) and op.role in NORMS:
+            layer = op.layer
+            if op.role == "embedding":
+                layer = 0
+            for name, group in zip((op.weight, op.bias), NORMS[op.role], strict=True):
                 if name:
                     yield Member(parameters[name], group, layer)
+        elif isinstance(op, Linear) and op.role == "projection":
+            for name in op.parameters().values():
+                yield Member(parameters[name], OUTSIDE, 0)
 
 
 def layer_parameters(
@@ -87,12 +108,34 @@ def check_layers(wanted: int, n_layers: int) -> int:
     return n_layers
 
 
+def origin_of(graph: CapturedGraph, name: str) -> str:
+    """Return the parameter whose gradient a tensor's is: itself, or w where the tensor is w and a number."""
+    origin = graph.origins.get(name)
+    if origin is None:
+        return name
+    computed = graph.tensors[name].double()
+    own = graph.tensors[origin].double()
+    if computed.shape != own.shape:
+        return name
+    apart = computed - own
+    rounding = 8 * torch.finfo(graph.tensors[name].dtype).eps * float(computed.abs().max())
+    if float((apart - apart.mean()).abs().max()) > rounding:
+        return name
+    return origin
+
+
 def factors(
-    program: Program, tensors: dict[str, Tensor], approximations: Approximations, n_update_layers: int | None
+    program: Program,
+    graph: CapturedGraph,
+    tensors: dict[str, Tensor],
+    approximations: Approximations,
+    n_update_layers: int | None,
 ) -> dict[str, Tensor]:
     """Return the factors of the gradients of tensors that descend: 1, 0 for rows that stay, m for tiled biases.
 
-    n_update_layers None: all. Raises `OptionError` if the model has fewer layers, or computes a gain that descends.
+    tensors: the model's parameters by name; n_update_layers None: all. A gain that is a parameter and a number, such
+    as ``1 + w``, has that parameter's gradient. Raises `OptionError` if the model has fewer layers, or computes a gain
+    that descends in another way.
     """
     factors: dict[str, Tensor] = {}
     everything = list(members(program))
@@ -104,11 +147,11 @@ def factors(
     groups = frozenset(approximations.groups or ())
     for member in everything:
         if member.group in groups and (member.layer < 0 or member.layer >= n_layers - wanted):
-            name = member.where.source
+            name = origin_of(graph, member.where.source)
             if name not in tensors:
                 raise OptionError(
-                    f"The gain {name.removeprefix('constant.')} is computed from a parameter, and explicit fine-tuning "
-                    "does not descend on such gains; leave out norm-gain."
+                    f"The gain {name.removeprefix('constant.')} is computed from a parameter, and is not it and a "
+                    "number; explicit fine-tuning does not descend on such gains; leave out norm-gain."
                 )
             factor = factors.setdefault(name, torch.zeros_like(tensors[name], dtype=torch.int16))
             copies = 1

@@ -18,7 +18,7 @@ from torch.fx import Node
 from tintc.errors import InputError, OptionError
 from tintc.frontend.graph.captured import CapturedGraph
 from tintc.frontend.graph.evaluation import execute, opname
-from tintc.reference.captured import SOFTMAX, Lookup, Override, attention_of, seen_softmax
+from tintc.reference.captured import SOFTMAX, Lookup, Override, Scores, attention_of, seen_softmax
 
 
 def masked_scores(captured: CapturedGraph, overrides: Mapping[Node, Override], sees: Tensor) -> dict[Node, Override]:
@@ -26,13 +26,13 @@ def masked_scores(captured: CapturedGraph, overrides: Mapping[Node, Override], s
     masked: dict[Node, Override] = {}
     normalised = {node.args[0] for node in captured.module.graph.nodes if opname(node) in SOFTMAX}
     for node in captured.module.graph.nodes:
-        detached = node in overrides
+        scores = getattr(overrides.get(node), "scores", False)
         if opname(node) == "scaled_dot_product_attention":
-            masked[node] = _MaskedAttention(node, sees, detached)
+            masked[node] = _MaskedAttention(node, sees, scores)
         elif opname(node) in SOFTMAX:
-            masked[node] = _MaskedSoftmax(node, sees, detached)
+            masked[node] = _MaskedSoftmax(node, sees, scores)
         elif opname(node) == "logsumexp" and node.args[0] in normalised:
-            masked[node] = _MaskedSum(node, sees, detached)
+            masked[node] = _MaskedSum(node, sees, scores)
     return masked
 
 
@@ -101,23 +101,23 @@ class _Moved:
 class _MaskedAttention:
     """A row that may see nothing gives zeros."""
 
-    def __init__(self, node: Node, sees: Tensor, detached: bool):
+    def __init__(self, node: Node, sees: Tensor, scores: Scores):
         self.node = node
         self.sees = sees
-        self.detached = detached
+        self.scores = scores
         self.inputs = tuple(node.all_input_nodes)
 
     def __call__(self, lookup: Lookup, dtype: torch.dtype | None) -> Tensor:
-        return attention_of(self.node, lookup, self.detached, self.sees)
+        return attention_of(self.node, lookup, self.scores, self.sees)
 
 
 class _MaskedSoftmax:
     """The same for a softmax written out over scores ``[B, H, T, T]``."""
 
-    def __init__(self, node: Node, sees: Tensor, detached: bool):
+    def __init__(self, node: Node, sees: Tensor, scores: Scores):
         self.node = node
         self.sees = sees
-        self.detached = detached
+        self.scores = scores
         self.inputs = tuple(node.all_input_nodes)
 
     def __call__(self, lookup: Lookup, dtype: torch.dtype | None) -> Tensor:
@@ -125,10 +125,7 @@ class _MaskedSoftmax:
         scores: Tensor = lookup(source)
         # A sink's column stands after the last key's, and every query sees it.
         sees = F.pad(self.sees, (0, scores.shape[-1] - self.sees.shape[-1]), value=True)
-        weights = seen_softmax(scores, sees)
-        if self.detached:
-            weights = weights.detach()
-        return weights
+        return seen_softmax(scores, sees, self.scores)
 
 
 class _MaskedSum(_MaskedSoftmax):
@@ -139,6 +136,6 @@ class _MaskedSum(_MaskedSoftmax):
         scores: Tensor = lookup(source)
         dims: Any = self.node.args[1:]
         total = scores.masked_fill(~self.sees.to(scores.device), -torch.inf).logsumexp(*dims)
-        if self.detached:
+        if self.scores is True:
             total = total.detach()
         return total

@@ -23,7 +23,7 @@ from tintc.frontend.graph.regions import between
 from tintc.frontend.importer import Recognised
 from tintc.frontend.rules.shared_factors import SharedFactors, shared_factors
 from tintc.ir.auxiliary import Activation, Multiply, Norm, Scale
-from tintc.ir.core import Program
+from tintc.ir.core import Op, Program
 from tintc.reference.approximations import Difference
 from tintc.reference.captured import Lookup, Override
 
@@ -154,8 +154,10 @@ def _makes_nothing(placed: Placed, node: Node) -> bool:
 def activation_regions(
     graph: CapturedGraph, program: Program, placed: Placed, difference: Difference
 ) -> dict[Node, Override]:
-    """Return overrides for the activations among the nodes of a graph, or of a gate's, that became ops."""
+    """Return overrides for the activations among the nodes of a graph, or of a gate's, that became ops; the soft cap of
+    logits is none, and is differentiated exactly."""
     producers = program.producers()
+    after_head = _after_head(program)
     regions: dict[Node, Override] = {}
     for node, sources in placed.inputs.items():
         if _makes_nothing(placed, node):
@@ -164,7 +166,7 @@ def activation_regions(
         act = op
         if isinstance(op, Scale | Multiply):
             act = producers[op.operands[-1]]
-        if not isinstance(act, Activation):
+        if not isinstance(act, Activation) or act in after_head:
             continue
         before = producers[act.operands[0]]
         if act is op:
@@ -174,6 +176,17 @@ def activation_regions(
         elif isinstance(op, Multiply) and (factors := shared_factors(graph, node)) is not None:
             regions[node] = _SharedFactors(graph, factors, difference)
     return regions
+
+
+def _after_head(program: Program) -> set[Op]:
+    """Return the scales and activations between the head's product and the logits."""
+    producers = program.producers()
+    after: set[Op] = set()
+    op = producers[program.outputs["logits"]]
+    while isinstance(op, Scale | Activation):
+        after.add(op)
+        op = producers[op.operands[0]]
+    return after
 
 
 class _Scaled(Region):

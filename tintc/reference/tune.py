@@ -35,7 +35,7 @@ from tintc.ir.inputs import check_ids
 from tintc.keywords import known_keywords
 from tintc.options import steps
 from tintc.reference.approximations import Approximations
-from tintc.reference.captured import Override, detached_scores, run_nodes
+from tintc.reference.captured import Override, approximate_scores, run_nodes
 from tintc.reference.experts import approximate_experts
 from tintc.reference.groups import factors, layer_parameters
 from tintc.reference.placed import masked_scores, moved_positions
@@ -262,7 +262,7 @@ class _Tuning:
         floats = [name for name in sorted(graph.parameter_names) if graph.tensors[name].is_floating_point()]
         self.parameters = {name: graph.tensors[name].to(dtype) for name in floats}
         if approximations.groups is not None:
-            self.factors = factors(self.recognised().program, self.parameters, approximations, n_update_layers)
+            self.factors = factors(self.recognised().program, graph, self.parameters, approximations, n_update_layers)
         elif n_update_layers is not None:
             program = self.recognised().program
             names = layer_parameters(program, graph.origins, self.parameters, n_update_layers)
@@ -271,7 +271,7 @@ class _Tuning:
             self.factors = {name: torch.ones((), dtype=dtype) for name in floats}
         self.overrides: dict[Node, Override] = {}
         if approximations.scores:
-            self.overrides |= detached_scores(graph)
+            self.overrides |= approximate_scores(graph, approximations.scores)
         if approximations.norms is not None or approximations.activations is not None:
             parts = self.recognised()
             self.overrides |= difference_regions(graph, parts, approximations.norms, approximations.activations)

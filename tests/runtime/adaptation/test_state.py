@@ -316,7 +316,7 @@ def test_a_copied_cache_shares_the_weights_alone() -> None:
 
 def test_a_call_that_fails_leaves_the_cache_as_it_was() -> None:
     sim, ids = compiled("gpt2"), token_ids(2, 8)
-    cache = TintCache(len(sim.continuation.mixing))
+    cache = TintCache(sim.continuation.carrying)
     for text in (ids + 1000, token_ids(2, 40), ids[0]):
         with pytest.raises(InputError):
             sim(text, past_key_values=cache, state=sim.adapt(ids))

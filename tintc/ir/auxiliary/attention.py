@@ -9,7 +9,7 @@ from torch import Tensor
 from tintc.ir.auxiliary.base import AuxOp, Context, Pulled
 from tintc.ir.core import register
 from tintc.ir.functions import merge_heads, split_heads
-from tintc.ir.scores import ScoreOptions, attention_probabilities
+from tintc.ir.scores import ScoreOptions, attention_gradients, attention_probabilities
 
 
 @register("aux.attention")
@@ -29,20 +29,22 @@ class Attention(ScoreOptions, AuxOp):
     def parameters(self) -> dict[str, str]:
         return self.vectors()
 
-    def probabilities(self, context: Context, q: Tensor, k: Tensor) -> Tensor:
-        """Return the attention probabilities ``[B, n_heads, T, T]``."""
+    def _scored_by(self, context: Context) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        """Return what scores are made with besides q and k: who may see whom, positions, vectors."""
         vectors = {key: context.parameter(name) for key, name in self.vectors().items()}
-        return attention_probabilities(self, q, k, context.inputs.allowed, context.inputs.position_ids, vectors)
+        return context.inputs.allowed, context.inputs.position_ids, vectors
 
     def evaluate(self, context: Context, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        values = split_heads(v, self.n_kv_heads).repeat_interleave(self.n_heads // self.n_kv_heads, 1)
-        return merge_heads(self.probabilities(context, q, k) @ values)
+        values = self.by_query_head(split_heads(v, self.n_kv_heads))
+        return merge_heads(attention_probabilities(self, q, k, *self._scored_by(context)) @ values)
 
     def pullback(self, context: Context, dy: Tensor, q: Tensor, k: Tensor, v: Tensor) -> Pulled:
-        """Return dv (Def. E.3).
+        """Return dv (Def. E.3), and dq and dk if the full gradient is asked for; otherwise the scores are constants.
 
-        The scores count as constants, so q and k get nothing; query heads of a group add up in dv.
+        Query heads of a group add up in dk and dv.
         """
-        dv = self.probabilities(context, q, k).transpose(-1, -2) @ split_heads(dy, self.n_heads)
-        dv = dv.unflatten(1, (self.n_kv_heads, -1)).sum(2)
+        if context.full:
+            return attention_gradients(self, context.difference, dy, q, k, v, *self._scored_by(context)), {}
+        weights = attention_probabilities(self, q, k, *self._scored_by(context))
+        dv = self.by_key_head(weights.transpose(-1, -2) @ split_heads(dy, self.n_heads))
         return (None, None, merge_heads(dv)), {}

@@ -24,13 +24,15 @@ class Context:
     """Everything that an op may read besides its operands.
 
     tensors: parameter name -> tensor ``shape`` or, once updated, ``[B, *shape]``; difference: the finite-difference
-    scheme of the pullbacks of norms and activations; step: whose train tokens pullbacks sum over.
+    scheme of the pullbacks of norms and activations; step: whose train tokens pullbacks sum over; full: whether scores
+    of attention and routing are differentiated, or constants.
     """
 
     tensors: Mapping[str, Tensor]
     inputs: Inputs
     difference: FiniteDifference
     step: int = 0
+    full: bool = False
 
     @property
     def train(self) -> Tensor:

@@ -9,7 +9,8 @@ values, one vector for every token and every expert that it has chosen::
     %y = aux.combine(%r, %h)       the weighted sum over a token's experts
 
 Here they are ``[B, T, E, width]`` and zero where the expert is not chosen. The choice and its weights count as
-constants of the backward pass, as attention's scores do, so that every expert is a set of ordinary linear layers.
+constants of the backward pass, as attention's scores do, so that every expert is a set of ordinary linear layers. The
+full gradient reaches the weights, and through them the router; the choice is a constant there too.
 """
 
 from __future__ import annotations
@@ -28,8 +29,9 @@ from tintc.ir.routed import (
     check_routed,
     expert_gradients,
     factors,
+    weights_gradient,
 )
-from tintc.ir.router import RouterOptions, routing_weights
+from tintc.ir.router import RouterOptions, routing_gradient, routing_weights
 
 
 @register("aux.route")
@@ -41,11 +43,14 @@ class Route(RouterOptions, AuxOp):
         return self.vectors()
 
     def evaluate(self, context: Context, z: Tensor) -> Tensor:
-        return routing_weights(self, z, {key: context.parameter(name) for key, name in self.vectors().items()})
+        return routing_weights(self, z, self._tables(context))
 
     def pullback(self, context: Context, dy: Tensor, z: Tensor) -> Pulled:
-        """Return nothing: routing counts as a constant."""
-        return (None,), {}
+        """Return dz, the choice of experts held constant; only the full gradient hands one on to the weights."""
+        return (routing_gradient(self, z, dy, self._tables(context)),), {}
+
+    def _tables(self, context: Context) -> dict[str, Tensor]:
+        return {key: context.parameter(name) for key, name in self.vectors().items()}
 
 
 @register("aux.spread")
@@ -65,8 +70,12 @@ class Spread(AuxOp):
         return factors(r, self.weighted) * x[..., None, :]
 
     def pullback(self, context: Context, dy: Tensor, r: Tensor, x: Tensor) -> Pulled:
-        """Return ``dx = sum_e dy_e`` over a token's experts, weighted as x was."""
-        return (None, (factors(r, self.weighted) * dy).sum(-2)), {}
+        """Return ``dx = sum_e dy_e`` over a token's experts, weighted as x was; and ``dr_te = <x_t, dy_te>``, if the
+        full gradient is asked for and x is weighted."""
+        dr = None
+        if context.full and self.weighted:
+            dr = weights_gradient(r, x, dy)
+        return (dr, (factors(r, self.weighted) * dy).sum(-2)), {}
 
 
 @register("aux.combine")
@@ -87,8 +96,12 @@ class Combine(AuxOp):
         return (factors(r, self.weighted) * y).sum(-2)
 
     def pullback(self, context: Context, dy: Tensor, r: Tensor, y: Tensor) -> Pulled:
-        """Return ``dy_e = r_te dy_t``: nothing for experts that are not chosen."""
-        return (None, factors(r, self.weighted) * dy[..., None, :]), {}
+        """Return ``dy_e = r_te dy_t``: nothing for experts that are not chosen; and ``dr_te = <dy_t, y_te>``, if the
+        full gradient is asked for and the sum is weighted."""
+        dr = None
+        if context.full and self.weighted:
+            dr = weights_gradient(r, dy, y)
+        return (dr, factors(r, self.weighted) * dy[..., None, :]), {}
 
 
 @register("aux.experts")

@@ -30,7 +30,8 @@ EXACT = FiniteDifference("token", 1e-3)
 class Descent:
     """Options of the simulated training (construction.md, section 10).
 
-    n_update_layers None: all layers; semantics: ``exact`` or ``paper-code``; groups: of parameters, those that descend.
+    n_update_layers None: all layers; semantics: ``exact`` or ``paper-code``; groups: of parameters, those that descend;
+    full: whether attention's scores and routing are differentiated.
     """
 
     lr: float
@@ -40,6 +41,7 @@ class Descent:
     semantics: str = "exact"
     difference: FiniteDifference = EXACT
     groups: frozenset[str] = DESCENDS
+    full: bool = False
 
 
 def view(parameter: Parameter, tensor: Tensor) -> Tensor:
@@ -108,9 +110,14 @@ def forward(program: Program, tensors: Mapping[str, Tensor], inputs: Inputs) -> 
 
 
 def descending(op: AuxOp, n_layers: int, n_update_layers: int, groups: frozenset[str]) -> set[str]:
-    """Return the fields that name the parameters of this op that the descent updates (construction.md, section 10)."""
+    """Return the fields that name the parameters of this op that the descent updates (construction.md, section 10).
+
+    What lies outside the layers descends, if asked to, where all layers do.
+    """
     if op.role == "final" or op.layer >= n_layers - n_update_layers:
         return op.in_groups(groups)
+    if op.layer < 0 and n_update_layers == n_layers:
+        return op.in_groups(groups & {"outside"})
     return set()
 
 
@@ -125,7 +132,7 @@ def simulate(
     updated = dict(tensors)
     before = None
     for step in range(descent.n_steps):
-        context = Context(updated, inputs, descent.difference, step)
+        context = Context(updated, inputs, descent.difference, step, descent.full)
         values = _values(program, context)
         if before is None:
             before = values[program.outputs["logits"]]

@@ -12,6 +12,18 @@ from tintc.ir.auxiliary.base import AuxOp, Context, Pulled, affine
 from tintc.ir.core import register
 from tintc.ir.losses import LogitMap
 
+LINEAR_GROUPS = (
+    ("value", "values"),
+    ("output", "out"),
+    ("ffn", "ffn"),
+    ("lora", "lora"),
+    ("query", "queries"),
+    ("key", "keys"),
+    ("router", "router"),
+    ("projection", "outside"),
+)
+"""Roles of linear layers, and the groups to which their parameters belong."""
+
 
 @register("aux.linear")
 @dataclass(eq=False, kw_only=True)
@@ -19,13 +31,12 @@ class Linear(AuxOp):
     """y = W x + b with ``W [dout, din]``, b optional (empty name).
 
     Roles: query, key, value, output, ffn, router, lora (in a layer; lora is an adapter's, unless it makes queries or
-    keys alone), projection (outside). The paper updates all but query and key; a router is a constant of the backward
-    pass.
+    keys alone), projection (outside the layers). The paper updates all but query and key; a router too descends only
+    where routing is differentiated.
     """
 
     GROUPS: ClassVar[Mapping[str, Mapping[str, str]]] = {
-        role: dict.fromkeys(("weight", "bias"), group)
-        for role, group in (("value", "values"), ("output", "out"), ("ffn", "ffn"), ("lora", "lora"))
+        role: dict.fromkeys(("weight", "bias"), group) for role, group in LINEAR_GROUPS
     }
 
     weight: str

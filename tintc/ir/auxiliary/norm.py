@@ -21,7 +21,10 @@ def per_token(vector: Tensor) -> Tensor:
 
 
 def whole_vector(vector: Tensor, width: int) -> Tensor:
-    """Return ``[groups, d]`` as ``[width]``; ``[d]``, which the groups share, once for each of them."""
+    """Return ``[groups, d]`` as ``[width]``; ``[d]``, which the groups share, once for each of them. What is each
+    example's own, ``[B, groups, d]`` or ``[B, 1, d]``, becomes ``[B, 1, width]``."""
+    if vector.dim() == 3:
+        return vector.flatten(1).repeat(1, width // vector[0].numel())[:, None]
     return vector.reshape(-1).repeat(width // vector.numel())
 
 
@@ -32,12 +35,14 @@ class Norm(AuxOp):
 
     groups: equal parts of x (heads), each normalised on its own; gamma and beta then have the shape ``[groups, d]``, or
     ``[d]`` if the parts share them, ``d = width / groups``.
-    Roles: layer (inside a layer), qk, final, embedding. Beta descends in layers and in the final norm (Def. F.5), gamma
-    there if asked to.
+    Roles: layer (inside a layer), qk, heads, final, embedding. Beta descends in layers and in the final norm (Def.
+    F.5), gamma there if asked to, and so do both of norms of heads, and of the embeddings' norm.
     """
 
     GROUPS: ClassVar[Mapping[str, Mapping[str, str]]] = {
-        role: {"weight": "norm-gain", "bias": "norm-bias"} for role in ("layer", "final")
+        **{role: {"weight": "norm-gain", "bias": "norm-bias"} for role in ("layer", "final")},
+        **{role: dict.fromkeys(("weight", "bias"), "head-norm") for role in ("qk", "heads")},
+        "embedding": dict.fromkeys(("weight", "bias"), "outside"),
     }
 
     kind: str
@@ -80,8 +85,20 @@ class Norm(AuxOp):
         ).flatten(-2)
         gradients: Gradients = {}
         if self.bias:
-            gradients[self.bias] = (dy * context.train).sum(1)
-        if self.weight and self.groups == 1:
+            gradients[self.bias] = self._summed(context, self.bias, dy)
+        if self.weight:
             normed = normalise(self.kind, x, self.eps).flatten(-2)
-            gradients[self.weight] = (dy * normed * context.train).sum(1)
+            gradients[self.weight] = self._summed(context, self.weight, dy * normed)
         return (dx,), gradients
+
+    def _summed(self, context: Context, name: str, gradient: Tensor) -> Tensor:
+        """Return the sum over train tokens ``[B, D]``, by group where there are several; ``[B, 1, d]`` of all groups
+        that share a parameter."""
+        total = (gradient * context.train).sum(1)
+        if self.groups == 1:
+            return total
+        total = total.unflatten(-1, (self.groups, -1))
+        parameter = context.parameter(name)
+        if parameter.dim() == 1 or parameter.shape[-2] == 1:
+            return total.sum(1, keepdim=True)
+        return total

@@ -7,6 +7,7 @@ from tintc.ir.simulator.ops.activation_forward import ActivationForward
 from tintc.ir.simulator.ops.add import Add
 from tintc.ir.simulator.ops.attention_backward import AttentionBackward
 from tintc.ir.simulator.ops.attention_forward import AttentionForward
+from tintc.ir.simulator.ops.attention_full_backward import AttentionFullBackward
 from tintc.ir.simulator.ops.constant import Constant
 from tintc.ir.simulator.ops.embedding import Embedding
 from tintc.ir.simulator.ops.gate_backward import GateBackward
@@ -24,6 +25,7 @@ from tintc.ir.simulator.ops.mixtures.experts_backward import ExpertsBackward
 from tintc.ir.simulator.ops.mixtures.experts_descent import ExpertsDescent
 from tintc.ir.simulator.ops.mixtures.experts_forward import ExpertsForward
 from tintc.ir.simulator.ops.mixtures.route import Route
+from tintc.ir.simulator.ops.mixtures.route_backward import RouteBackward, WeightsBackward
 from tintc.ir.simulator.ops.norm_backward import NormBackward
 from tintc.ir.simulator.ops.norm_descent import NormDescent
 from tintc.ir.simulator.ops.norm_forward import NormForward
@@ -38,6 +40,7 @@ __all__ = [
     "Add",
     "AttentionBackward",
     "AttentionForward",
+    "AttentionFullBackward",
     "Combine",
     "Constant",
     "ConvolutionBackward",
@@ -62,10 +65,12 @@ __all__ = [
     "RecurrenceForward",
     "Repeat",
     "Route",
+    "RouteBackward",
     "Scale",
     "Select",
     "SelectBackward",
     "SimOp",
     "Spread",
     "StoredWeights",
+    "WeightsBackward",
 ]

@@ -50,7 +50,8 @@ class _Differentiation:
             if layer is not None:
                 self.layers[op] = layer
         self._refuse_unlike()
-        self.updated = {op for op in self.layers if self.updates(op)}
+        reached = self.reached()
+        self.updated = {op for op in self.layers if self.updates(op) and op.result in reached}
 
     def _refuse_unlike(self) -> None:
         """Raise `UnsupportedModelError` for layers of one name with unlike parts.
@@ -99,6 +100,8 @@ class _Differentiation:
             "n_steps": self.options.n_steps,
             "semantics": self.options.semantics,
         }
+        if self.options.gradient != Options.gradient:
+            attributes["gradient"] = self.options.gradient
         if self.options.reuse != Options.reuse:
             attributes["reuse"] = self.options.reuse
         ops = [*start.ops, *before.ops, repeat, *after.ops]
@@ -155,6 +158,14 @@ class _Differentiation:
         """Return the auxiliary values whose gradient some descent needs."""
         wanted: set[Value] = set()
         for op in self.ops:
-            if op in self.updated or wanted.intersection(rule_of(op).carriers(op)):
+            if op in self.updated or wanted.intersection(rule_of(op).carriers(op, self.options)):
                 wanted.add(op.result)
         return wanted
+
+    def reached(self) -> set[Value]:
+        """Return the auxiliary values to which a gradient can flow from the logits."""
+        reached = {self.program.outputs["logits"]}
+        for op in reversed(self.ops):
+            if op.result in reached:
+                reached.update(rule_of(op).carriers(op, self.options))
+        return reached

@@ -50,7 +50,7 @@ class Rule(Generic[AuxT]):
         """Return the op's weights, which prefixes hold; None if it has none."""
         return None
 
-    def carriers(self, op: AuxT) -> tuple[Value, ...]:
+    def carriers(self, op: AuxT, options: Options) -> tuple[Value, ...]:
         """Return the operands that receive a gradient."""
         return op.operands
 

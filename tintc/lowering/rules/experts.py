@@ -12,16 +12,33 @@ from tintc.options import Options
 
 @lowers(aux.Route)
 class RouteRule(Rule[aux.Route]):
-    """Emit no backward pass: the choice of experts and their weights count as constants."""
+    """Emit the gradient of the logits for the full gradient, the choice of experts held constant; otherwise nothing,
+    because their weights count as constants too."""
 
     def forward(self, op: aux.Route) -> Module:
         return Module(sim.Route, op.options())
 
-    def carriers(self, op: aux.Route) -> tuple[Value, ...]:
+    def carriers(self, op: aux.Route, options: Options) -> tuple[Value, ...]:
+        if options.gradient == "full":
+            return op.operands
         return ()
 
     def backward(self, sweep: Sweep, op: aux.Route, dy: Value) -> None:
-        raise AssertionError("nothing hands a gradient to the routing")
+        (z,) = op.operands
+        sweep.receive(z, sweep.emit(sim.RouteBackward, op, (dy, sweep.values[z]), **op.options()))
+
+
+def _weighing(op: aux.Spread | aux.Combine, options: Options) -> bool:
+    """Return True if the routing weights receive a gradient from an op."""
+    return op.weighted and options.gradient == "full"
+
+
+def _receive_weights(sweep: Sweep, op: aux.Spread | aux.Combine, a: Value, y: Value) -> None:
+    """Emit the gradient ``<a_t, y_te>`` of the routing weights, if it is wanted."""
+    r = op.operands[0]
+    if _weighing(op, sweep.options) and r in sweep.wanted:
+        operands = (sweep.values[r], a, y)
+        sweep.receive(r, sweep.emit(sim.WeightsBackward, op, operands, gives=r.type))
 
 
 @lowers(aux.Spread)
@@ -31,12 +48,13 @@ class SpreadRule(Rule[aux.Spread]):
     def forward(self, op: aux.Spread) -> Module:
         return Module(sim.Spread, {"weighted": op.weighted})
 
-    def carriers(self, op: aux.Spread) -> tuple[Value, ...]:
-        """Return x: the routing receives no gradient."""
-        return op.operands[1:]
+    def carriers(self, op: aux.Spread, options: Options) -> tuple[Value, ...]:
+        """Return x, and the routing if it weighs x and is differentiated."""
+        return op.operands[1 - _weighing(op, options) :]
 
     def backward(self, sweep: Sweep, op: aux.Spread, dy: Value) -> None:
         r, x = op.operands
+        _receive_weights(sweep, op, sweep.values[x], dy)
         operands = (sweep.values[r], dy)
         sweep.receive(x, sweep.emit(sim.Combine, op, operands, gives=x.type, weighted=op.weighted))
 
@@ -48,12 +66,13 @@ class CombineRule(Rule[aux.Combine]):
     def forward(self, op: aux.Combine) -> Module:
         return Module(sim.Combine, {"weighted": op.weighted})
 
-    def carriers(self, op: aux.Combine) -> tuple[Value, ...]:
-        """Return y: the routing receives no gradient."""
-        return op.operands[1:]
+    def carriers(self, op: aux.Combine, options: Options) -> tuple[Value, ...]:
+        """Return y, and the routing if it weighs y and is differentiated."""
+        return op.operands[1 - _weighing(op, options) :]
 
     def backward(self, sweep: Sweep, op: aux.Combine, dy: Value) -> None:
         r, y = op.operands
+        _receive_weights(sweep, op, dy, sweep.values[y])
         operands = (sweep.values[r], dy)
         sweep.receive(y, sweep.emit(sim.Spread, op, operands, gives=y.type, weighted=op.weighted))
 
@@ -73,7 +92,7 @@ class ExpertsRule(Rule[aux.Experts]):
             held = ("bias",)
         return WeightGroup(stem(op.weight), Type("experts", program.parameters[op.weight].shape, held), parts)
 
-    def carriers(self, op: aux.Experts) -> tuple[Value, ...]:
+    def carriers(self, op: aux.Experts, options: Options) -> tuple[Value, ...]:
         """Return x: the routing receives no gradient."""
         return op.operands[1:]
 

@@ -7,6 +7,7 @@ from tintc.ir import simulator as sim
 from tintc.ir.core import Value
 from tintc.lowering.rules.base import Module, Rule, lowers
 from tintc.lowering.rules.sweep import Sweep
+from tintc.options import Options
 
 
 @lowers(aux.Recurrence)
@@ -16,7 +17,7 @@ class RecurrenceRule(Rule[aux.Recurrence]):
     def forward(self, op: aux.Recurrence) -> Module:
         return Module(sim.RecurrenceForward, op.options())
 
-    def carriers(self, op: aux.Recurrence) -> tuple[Value, ...]:
+    def carriers(self, op: aux.Recurrence, options: Options) -> tuple[Value, ...]:
         """Return v, the only operand that receives a gradient."""
         return op.operands[2:3]
 
@@ -44,7 +45,7 @@ class PointwiseRule(Rule[aux.Pointwise]):
     def forward(self, op: aux.Pointwise) -> Module:
         return Module(sim.Pointwise, op.options())
 
-    def carriers(self, op: aux.Pointwise) -> tuple[Value, ...]:
+    def carriers(self, op: aux.Pointwise, options: Options) -> tuple[Value, ...]:
         return ()
 
     def backward(self, sweep: Sweep, op: aux.Pointwise, dy: Value) -> None:

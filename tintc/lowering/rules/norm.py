@@ -23,7 +23,7 @@ class NormRule(Rule[aux.Norm]):
     def layer(self, program: Program, op: aux.Norm, options: Options) -> WeightGroup | None:
         """Return the norm's gain and bias; None if it has neither.
 
-        A gain that descends is kept as a vector, any other as a diagonal matrix.
+        A gain that descends is kept as a vector, of one head if all heads share it; any other as a diagonal matrix.
         """
         parts = ({"gain": op.weight} if op.weight else {}) | ({"bias": op.bias} if op.bias else {})
         n_layers = program.attributes["n_layers"]
@@ -34,6 +34,8 @@ class NormRule(Rule[aux.Norm]):
             if program.parameters[name].shape not in shapes:
                 raise IRError(f"{name} has shape {program.parameters[name].shape}, the norm has width {width}.")
         held = tuple("vector" if part == "gain" and "weight" in stepped else part for part in parts)
+        if "vector" in held and all(program.parameters[name].shape == (width // op.groups,) for name in parts.values()):
+            width //= op.groups
         return WeightGroup(stem(op.weight or op.bias), Type("norm", (width,), held), parts) if parts else None
 
     def backward(self, sweep: Sweep, op: aux.Norm, dy: Value) -> None:
@@ -48,5 +50,5 @@ class NormRule(Rule[aux.Norm]):
         parts = tuple(part for part, key in (("gain", "weight"), ("bias", "bias")) if key in stepped)
         operands = (dy,)
         if "gain" in parts:
-            operands = (dy, sweep.emit(sim.NormForward, op, (sweep.values[x],), kind=op.kind, eps=op.eps))
+            operands = (dy, sweep.emit(sim.NormForward, op, (sweep.values[x],), **self.forward(op).attributes))
         sweep.descend(sim.NormDescent, op, operands, parts=parts)

@@ -45,6 +45,7 @@ def of_program(program: Program) -> dict[str, Any]:
         "shards": layout.shards,
         "n_steps": attributes["n_steps"],
         "semantics": attributes["semantics"],
+        "gradient": attributes.get("gradient", Options.gradient),
         "reuse": reuse_of(program),
     }
     if "n_update_layers" in attributes:

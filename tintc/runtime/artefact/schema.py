@@ -136,7 +136,7 @@ def _fits_option(name: str, value: Any) -> bool:
         return True
     if isinstance(one.default, str) or (ABOUT[name].choices and one.default is None):
         return is_text(value) and (name != "descend" or _is_groups(str(value)))
-    if isinstance(one.default, float):
+    if "float" in str(one.type):
         return is_number(value) and objection_to(one, value) is None
     return is_size(value) and objection_to(one, value) is None
 

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tintc.ir.core import Value
-from tintc.ir.functions import ACTIVATIONS, at_least_fp32
+from tintc.ir.functions import ACTIVATIONS, FiniteDifference, at_least_fp32
 from tintc.ir.simulator.interface.fused_base import FusedRun, FusedWeights
 
 IN_PLACE: dict[str, Callable[[Tensor], Tensor]] = {
@@ -105,8 +105,9 @@ def _add_product(y: Tensor, a: Tensor, b: Tensor, factor: float) -> Tensor:
     return y.baddbmm_(a, b, alpha=factor)
 
 
-TINY = 1e-30
-"""Gradients smaller than this are stepped as if they were this large, which leaves a zero gradient zero."""
+TINY = 1e-18
+"""Gradients smaller than this are stepped as if they were this large, which leaves a zero gradient zero. The square of
+what is much smaller is zero in fp32."""
 
 
 def rms(x: Tensor) -> Tensor:
@@ -119,21 +120,24 @@ def step_size(eps: float, size: Tensor) -> Tensor:
     return eps / size.clamp(min=TINY)
 
 
-def fused_slope(fn: str, scheme: str, eps: float, g: Tensor, x: Tensor, y: Tensor | None = None) -> Tensor:
-    """Return act'(x) * g to first order, computed in fp32 or better, in the dtype of x.
+def fused_slope(fn: str, difference: FiniteDifference, g: Tensor, x: Tensor, y: Tensor | None = None) -> Tensor:
+    """Return act'(x) * g by a finite difference, computed in fp32 or better, in the dtype of x.
 
     y: act(x), if it is known; used if it has that precision.
     """
     g = at_least_fp32(g)
     wide = at_least_fp32(x)
     recorded = torch.is_grad_enabled()
-    if y is None or y.dtype != wide.dtype:
+    h = g.new_full((), difference.eps)
+    if difference.per_token:
+        h = step_size(difference.eps, rms(g))
+    between = h
+    if difference.central:
+        y = activate(fn, torch.addcmul(wide, g, h, value=-1), overwrite=not recorded)
+        between = 2 * h
+    elif y is None or y.dtype != wide.dtype:
         y = activate(fn, wide)
-    if scheme == "token":
-        h = step_size(eps, rms(g))
-    else:
-        h = g.new_full((), eps)
     stepped = activate(fn, torch.addcmul(wide, g, h), overwrite=not recorded)
     if recorded:
-        return ((stepped - y) * h.reciprocal()).to(x.dtype)
-    return stepped.sub_(y).mul_(h.reciprocal()).to(x.dtype)
+        return ((stepped - y) * between.reciprocal()).to(x.dtype)
+    return stepped.sub_(y).mul_(between.reciprocal()).to(x.dtype)

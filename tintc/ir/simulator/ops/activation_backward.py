@@ -8,18 +8,17 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from tintc.ir.core import register
-from tintc.ir.functions import ACTIVATIONS, FiniteDifference
+from tintc.ir.functions import ACTIVATIONS
 from tintc.ir.layout import Layout
-from tintc.ir.simulator.interface.base import SimOp
 from tintc.ir.simulator.interface.cost_model import DIFFERENCE_BYTES, CostModel
 from tintc.ir.simulator.interface.fused_base import FusedRun
 from tintc.ir.simulator.interface.fused_kernels import fused_slope
 from tintc.ir.simulator.interface.literal_base import LiteralRun, Tiles
 from tintc.ir.simulator.interface.semantics import Interpretation
 from tintc.ir.simulator.shared.first_order import (
+    DifferenceOp,
     activation_blocks,
     activation_derivative,
-    check_scheme,
     derivative_slots,
     widened,
 )
@@ -28,7 +27,7 @@ from tintc.ir.structure import ActivationSpec, StructuralBlock
 
 @register("sim.activation_backward")
 @dataclass(eq=False, kw_only=True)
-class ActivationBackward(SimOp):
+class ActivationBackward(DifferenceOp):
     """(dy, x) -> act'(x) * dy, to first order; scheme and step `fd_step` as in `FiniteDifference`."""
 
     fn: str
@@ -37,16 +36,16 @@ class ActivationBackward(SimOp):
 
     def verify(self) -> None:
         self.expect(self.fn in ACTIVATIONS, f"unknown activation {self.fn!r}")
-        check_scheme(self, self.scheme, self.fd_step)
+        self.check_difference()
         kinds = {value.type for value in (*self.operands, self.result)}
         self.expect(len(self.operands) == 2 and len(kinds) == 1, "takes dy and x of one width and keeps it")
 
     def interpret(self, run: Interpretation, dy: Tensor, x: Tensor) -> Tensor:
-        return FiniteDifference(self.scheme, self.fd_step).derivative(ACTIVATIONS[self.fn], x, dy)
+        return self.difference.derivative(ACTIVATIONS[self.fn], x, dy)
 
     def fused(self, run: FusedRun, dy: Tensor, x: Tensor, y: Tensor | None = None) -> Tensor:
         """Return dx. y: act(x), where the forward pass has left it."""
-        return fused_slope(self.fn, self.scheme, self.fd_step, dy, x, y)
+        return fused_slope(self.fn, self.difference, dy, x, y)
 
     def needs_activation_key(self) -> Hashable:
         return self.fn, self.operands[1]
@@ -65,14 +64,14 @@ class ActivationBackward(SimOp):
         by at most |dy| (Theorem G.7; tests/theorems/test_first_order_bounds.py).
         """
         width = self.result.type.width
-        blocks = activation_blocks(layout, self.scheme, self.fd_step, layout.tiles(width), width)
+        blocks = activation_blocks(layout, self.difference, layout.tiles(width), width)
         return blocks | {f"fd_act_{self.fn}": StructuralBlock(ActivationSpec(self.fn, (0, 1)))}
 
     def slots(self, layout: Layout) -> int:
-        return derivative_slots(layout, self.scheme, self.result.type.width)
+        return derivative_slots(layout, self.difference, self.result.type.width)
 
     def literal(self, run: LiteralRun, dy: Tiles, x: Tiles) -> Tiles:
         act = f"fd_act_{self.fn}"
         width = self.result.type.width
-        slopes = activation_derivative(run, self.scheme, self.fd_step, act, widened(dy), widened(x), width)
+        slopes = activation_derivative(run, self.difference, act, widened(dy), widened(x), width)
         return [slope.to(dy[0].dtype) for slope in slopes]

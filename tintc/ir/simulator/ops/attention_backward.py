@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import reduce
 
@@ -21,6 +21,29 @@ from tintc.ir.simulator.shared.attention_common import ROWS, AttentionOp
 from tintc.ir.structure import AttentionSpec, StructuralBlock
 
 
+def seen_pairs(length: int) -> int:
+    """Return the number of (query, key) pairs in blocks of `ROWS` queries with every key up to the block's last."""
+    starts = range(0, length, ROWS)
+    return sum((min(start + ROWS, length) - start) * min(start + ROWS, length) for start in starts)
+
+
+def values_block(op: AttentionOp, layout: Layout, starts: Sequence[int]) -> StructuralBlock:
+    """Return the attention that makes dv (`AttentionBackward.structure`). starts: the first chunks of dy, q and k."""
+    dy, q, k = starts
+    spec = AttentionSpec(
+        n_heads=op.chunks(layout),
+        width=op.width,
+        kind="softmax",
+        w_q=op.take(layout, q, op.head_dim, grouped=False, factor=op.scale),
+        w_k=op.take_keys(layout, k),
+        w_v=op.take(layout, dy, op.value_width, grouped=False),
+        w_o=op.give(layout, grouped=True, dim=op.value_width),
+        transpose=True,
+        **op.spec_options(),
+    )
+    return StructuralBlock(spec, "replace")
+
+
 @register("sim.attention_backward")
 @dataclass(eq=False, kw_only=True)
 class AttentionBackward(AttentionOp):
@@ -37,13 +60,11 @@ class AttentionBackward(AttentionOp):
 
     def interpret(self, run: Interpretation, dy: Tensor, q: Tensor, k: Tensor) -> Tensor:
         dv = self.probabilities(run, q, k).transpose(-1, -2) @ split_heads(dy, self.n_heads)
-        return merge_heads(dv.unflatten(1, (self.n_kv_heads, -1)).sum(2))
+        return merge_heads(self.by_key_head(dv))
 
     def fused(self, run: FusedRun, dy: Tensor, q: Tensor, k: Tensor) -> Tensor:
         dv = reduce(torch.add, self._products(run, dy, q, k))
-        if self.n_heads > self.n_kv_heads:
-            dv = dv.unflatten(1, (self.n_kv_heads, -1)).sum(2)
-        return merge_heads(dv)
+        return merge_heads(self.by_key_head(dv))
 
     def _products(self, run: FusedRun, dy: Tensor, q: Tensor, k: Tensor) -> Iterator[Tensor]:
         """Yield the terms of dv by query head, ``[B, n_heads, m, d]``, of `ROWS` queries at a time."""
@@ -58,10 +79,7 @@ class AttentionBackward(AttentionOp):
 
     def multiply_adds(self, costs: CostModel, dy: Value, q: Value, k: Value) -> int:
         """Count blocks of `ROWS` queries with every key up to the block's last."""
-        n = costs.lengths[self]
-        stops = [min(start + ROWS, n) for start in range(0, n, ROWS)]
-        seen = sum((stop - start) * stop for start, stop in zip(range(0, n, ROWS), stops, strict=True))
-        return seen * self.n_heads * (self.head_dim + self.value_width)
+        return seen_pairs(costs.lengths[self]) * self.n_heads * (self.head_dim + self.value_width)
 
     def scratch(self, costs: CostModel, itemsize: int) -> int:
         return self.score_copies * itemsize * self.n_heads * self.score_entries(costs.lengths[self])
@@ -81,19 +99,7 @@ class AttentionBackward(AttentionOp):
         to one token) the gradients of a position's scores add up to at most ``4 e |dy_t| max|v|``, so every entry of
         what is dropped is O(e) (Theorem E.5; construction.md, section 4.3; tests/theorems/test_hard_attention.py).
         """
-        dy, q, k = self.starts(layout)
-        spec = AttentionSpec(
-            n_heads=self.chunks(layout),
-            width=self.width,
-            kind="softmax",
-            w_q=self.take(layout, q, self.head_dim, grouped=False, factor=self.scale),
-            w_k=self.take_keys(layout, k),
-            w_v=self.take(layout, dy, self.value_width, grouped=False),
-            w_o=self.give(layout, grouped=True),
-            transpose=True,
-            **self.spec_options(),
-        )
-        return {self.block_name("attention_backward"): StructuralBlock(spec, "replace")}
+        return {self.block_name("attention_backward"): values_block(self, layout, self.starts(layout))}
 
     def literal(self, run: LiteralRun, dy: Tiles, q: Tiles, k: Tiles) -> Tiles:
         e = run.apply(self.block_name("attention_backward"), run.embed([*dy, *q, *k]), mask=run.token_mask(self.window))

@@ -38,7 +38,7 @@ class AttentionForward(AttentionOp):
         self.expect(self.result.type.width == self.n_heads * self.value_width, f"the result is {self.result.type}")
 
     def interpret(self, run: Interpretation, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        values = split_heads(v, self.n_kv_heads).repeat_interleave(self.n_heads // self.n_kv_heads, 1)
+        values = self.by_query_head(split_heads(v, self.n_kv_heads))
         return merge_heads(self.probabilities(run, q, k) @ values)
 
     def fused(self, run: FusedRun, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -51,8 +51,7 @@ class AttentionForward(AttentionOp):
         count = queries.shape[2]
         length = keys.shape[2]
         if self.has_own_scores:
-            if grouped:
-                values = values.repeat_interleave(self.n_heads // self.n_kv_heads, 1)
+            values = self.by_query_head(values)
             blocks = self.weights_by_rows(run, queries, keys)
             return merge_heads(torch.cat([weights @ values[:, :, :stop] for _, stop, weights in blocks], 2))
         mask = run.allowed(count, length, self.window)
@@ -84,7 +83,7 @@ class AttentionForward(AttentionOp):
 
     def fused_showing(self, run: FusedRun, shown: Mapping[str, Tensor], q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         (weights,) = shown.values()
-        values = split_heads(v, self.n_kv_heads).repeat_interleave(self.n_heads // self.n_kv_heads, 1)
+        values = self.by_query_head(split_heads(v, self.n_kv_heads))
         return merge_heads(weights @ values)
 
     def shown_scores(self, layout: Layout) -> tuple[slice, ...]:
@@ -131,7 +130,7 @@ class AttentionForward(AttentionOp):
             w_q=self.take(layout, q, self.head_dim, grouped=False, factor=self.scale),
             w_k=self.take_keys(layout, k),
             w_v=self.take(layout, v, self.value_width, grouped=True),
-            w_o=self.give(layout, grouped=False),
+            w_o=self.give(layout, grouped=False, dim=self.value_width),
             **self.spec_options(),
         )
         return {self.block_name("attention_forward"): StructuralBlock(spec, "replace")}

@@ -8,9 +8,8 @@ import torch
 from torch import Tensor
 
 from tintc.ir.core import register
-from tintc.ir.functions import ACTIVATIONS, FiniteDifference, at_least_fp32
+from tintc.ir.functions import ACTIVATIONS, at_least_fp32
 from tintc.ir.layout import Layout
-from tintc.ir.simulator.interface.base import SimOp
 from tintc.ir.simulator.interface.cost_model import DIFFERENCE_BYTES, CostModel
 from tintc.ir.simulator.interface.fused_base import FusedRun
 from tintc.ir.simulator.interface.fused_kernels import activate, fused_slope
@@ -18,9 +17,9 @@ from tintc.ir.simulator.interface.literal_base import LiteralRun, Tiles
 from tintc.ir.simulator.interface.semantics import Interpretation
 from tintc.ir.simulator.ops.gate_forward import gate_blocks, gate_tiles
 from tintc.ir.simulator.shared.first_order import (
+    DifferenceOp,
     activation_blocks,
     activation_derivative,
-    check_scheme,
     derivative_slots,
     product,
     widened,
@@ -30,7 +29,7 @@ from tintc.ir.structure import ActivationSpec, StructuralBlock
 
 @register("sim.gate_backward")
 @dataclass(eq=False, kw_only=True)
-class GateBackward(SimOp):
+class GateBackward(DifferenceOp):
     """(dy, g, u) -> (dg, du): ``dg = dy act(u)``, and ``du = dy g act'(u)`` to first order, see `structure`."""
 
     fn: str
@@ -39,18 +38,18 @@ class GateBackward(SimOp):
 
     def verify(self) -> None:
         self.expect(self.fn in ACTIVATIONS, f"unknown activation {self.fn!r}")
-        check_scheme(self, self.scheme, self.fd_step)
+        self.check_difference()
         kinds = {value.type for value in (*self.operands, *self.results)}
         shape = (len(self.operands), len(self.results), len(kinds)) == (3, 2, 1)
         self.expect(shape, "takes dy, g, u of one width and gives dg, du of that width")
 
     def interpret(self, run: Interpretation, dy: Tensor, g: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
         act = ACTIVATIONS[self.fn]
-        return dy * act(u), FiniteDifference(self.scheme, self.fd_step).derivative(act, u, dy * g)
+        return dy * act(u), self.difference.derivative(act, u, dy * g)
 
     def fused(self, run: FusedRun, dy: Tensor, g: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
         act = activate(self.fn, at_least_fp32(u))
-        du = fused_slope(self.fn, self.scheme, self.fd_step, dy * g, u, act)
+        du = fused_slope(self.fn, self.difference, dy * g, u, act)
         act = act.to(u.dtype)
         if torch.is_grad_enabled():
             return dy * act, du
@@ -70,15 +69,15 @@ class GateBackward(SimOp):
         In every coordinate du is within ``h/2 sup|act''| p^2`` of ``act'(u) p``, as in `sim.activation_backward`.
         """
         width = self.results[0].type.width
-        blocks = activation_blocks(layout, self.scheme, self.fd_step, layout.tiles(width), width)
+        blocks = activation_blocks(layout, self.difference, layout.tiles(width), width)
         return blocks | gate_blocks(self.fn) | {f"fd_act_{self.fn}": StructuralBlock(ActivationSpec(self.fn, (0, 1)))}
 
     def slots(self, layout: Layout) -> int:
-        return derivative_slots(layout, self.scheme, self.results[0].type.width)
+        return derivative_slots(layout, self.difference, self.results[0].type.width)
 
     def literal(self, run: LiteralRun, dy: Tiles, g: Tiles, u: Tiles) -> tuple[Tiles, Tiles]:
         dg = gate_tiles(run, self.fn, dy, u)
         direction = [product(run, a, b) for a, b in zip(widened(dy), widened(g), strict=True)]
         width = self.results[0].type.width
-        du = activation_derivative(run, self.scheme, self.fd_step, f"fd_act_{self.fn}", direction, widened(u), width)
+        du = activation_derivative(run, self.difference, f"fd_act_{self.fn}", direction, widened(u), width)
         return dg, [slope.to(dg[0].dtype) for slope in du]

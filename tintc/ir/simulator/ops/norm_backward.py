@@ -10,9 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tintc.ir.auxiliary.norm import per_token
 from tintc.ir.core import register
-from tintc.ir.functions import FiniteDifference, at_least_fp32, norm_scale, normalise
+from tintc.ir.functions import at_least_fp32, norm_scale, normalise
 from tintc.ir.layout import Layout
 from tintc.ir.simulator.interface.cost_model import DIFFERENCE_BYTES, CostModel
 from tintc.ir.simulator.interface.fused_base import FusedRun, FusedWeights
@@ -21,7 +20,7 @@ from tintc.ir.simulator.interface.literal_base import LiteralRun, PrefixTiles, T
 from tintc.ir.simulator.interface.semantics import Interpretation, Weights
 from tintc.ir.simulator.ops.linear_backward import backward_block, backward_tiles
 from tintc.ir.simulator.shared.first_order import (
-    check_scheme,
+    DifferenceOp,
     difference,
     difference_across,
     difference_blocks,
@@ -32,16 +31,17 @@ from tintc.ir.simulator.shared.first_order import (
     unit_blocks,
     widened,
 )
-from tintc.ir.simulator.shared.norm_common import NormOp, check_norm, has, vector_blocks, vectors
+from tintc.ir.simulator.shared.norm_common import NormOp, check_norm, for_all_heads, has, vector_blocks, vectors
+from tintc.ir.simulator.shared.shared_vectors import spread_blocks, spread_out
 from tintc.ir.structure import LinearSpec, ProductSpec, StructuralBlock
 
 
 @register("sim.norm_backward")
 @dataclass(eq=False, kw_only=True)
-class NormBackward(NormOp):
+class NormBackward(NormOp, DifferenceOp):
     """(dy, x) or (W, dy, x) -> dx: a difference of f along ``g = gamma * dy``, see `structure`.
 
-    scheme and step `fd_step` as in `FiniteDifference`; for ``token``, c = sigma(x) (rms(x) for RMSNorm), the norm's eps
+    Where tokens have steps of their own, c of `FiniteDifference` is sigma(x) (rms(x) for RMSNorm), the norm's eps
     included.
     """
 
@@ -53,17 +53,16 @@ class NormBackward(NormOp):
         if len(self.operands) == 3:
             check_norm(self, self.operands[0], self.operands[1])
         self.expect(self.operands[-2].type == self.operands[-1].type == self.result.type, "keeps the width")
-        check_scheme(self, self.scheme, self.fd_step)
+        self.check_difference()
 
     def interpret(self, run: Interpretation, *operands: Any) -> Tensor:
         g, x = operands[-2:]
         w, _ = self.weights_and(operands, Weights(None, None))
         if w.weight is not None:
-            g = g * per_token(w.weight)
-        difference = FiniteDifference(self.scheme, self.fd_step)
+            g = g * for_all_heads(w.weight, x.shape[-1])
         x, g = (value.unflatten(-1, (self.groups, -1)) for value in (x, g))
         scale = norm_scale(self.kind, x, self.eps)
-        return difference.derivative(lambda z: normalise(self.kind, z, self.eps), x, g, scale).flatten(-2)
+        return self.difference.derivative(lambda z: normalise(self.kind, z, self.eps), x, g, scale).flatten(-2)
 
     def fused(self, run: FusedRun, *operands: Any) -> Tensor:
         dy, x = operands[-2:]
@@ -71,41 +70,55 @@ class NormBackward(NormOp):
         wide = at_least_fp32(x)
         g = at_least_fp32(dy)
         if w.weight is not None:
-            g = g * per_token(w.weight).to(g.dtype)
+            g = g * for_all_heads(w.weight, x.shape[-1]).to(g.dtype)
         if self.groups == 1:
             return self._fused_difference(wide, g).to(x.dtype)
         wide, g = (value.unflatten(-1, (self.groups, -1)) for value in (wide, g))
         return self._fused_difference(wide, g).to(x.dtype).flatten(-2)
 
     def _fused_difference(self, x: Tensor, g: Tensor) -> Tensor:
-        """Return ``(f(x + h g) - f(x)) / h`` from three sums per token, without the cancellation.
+        """Return ``(f(x + h g) - f(x)) / h``, or the central difference, from three sums per token, without the
+        cancellation.
 
         Let x have its mean taken off, s be the scale of f at x (x = s f), and s' that at x + h g. With m the mean of g
         and p / 2, q those of x g and (g - m)^2: ``s'^2 = s^2 + h p + h^2 q``, and f(x + h g) - f(x) is
         ``h (g - m) / s' + x (1/s' - 1/s)``, where ``1/s' - 1/s = -h (p + h q) / (s s' (s + s'))``. For RMSNorm, m = 0.
-        QED.
+        Of a central one, let t be the scale at x - h g: f(x + h g) - f(x - h g) is
+        ``h (g - m) (1/s' + 1/t) + x (1/s' - 1/t)``, and ``1/s' - 1/t = -2 h p / (s' t (s' + t))``. QED.
         """
         f, inverse = self._normalised(x)
         s = inverse.reciprocal()
         size = rms(g)
         p = torch.linalg.vecdot(f, g)[..., None] * s * (2 / x.shape[-1])
-        q = size.square()
+        m = None
         if self.kind == "layer":
             m = g.mean(-1, keepdim=True)
-            q = q - m.square()
-        else:
-            m = None
         h = self.fd_step
-        if self.scheme == "token":
+        if self.difference.per_token:
             h = s * step_size(h, size)
+        if self.difference.central:
+            even = s.square() + (h * size).square()
+            if m is not None:
+                even = even - (h * m).square()
+            ahead = (even + h * p).rsqrt()
+            behind = (even - h * p).rsqrt()
+            weight = (ahead + behind) / 2
+            rest = -p * ahead * behind / (ahead.reciprocal() + behind.reciprocal()) * s
+            return torch.addcmul(self._centred(g, m, weight), f, rest)
+        q = size.square()
+        if m is not None:
+            q = q - m.square()
         change = p + h * q
         # 1 / s', the inverse scale at x + h g.
         stepped = (s.square() + h * change).rsqrt()
+        return torch.addcmul(self._centred(g, m, stepped), f, -change * stepped / (s + stepped.reciprocal()))
+
+    @staticmethod
+    def _centred(g: Tensor, m: Tensor | None, weight: Tensor) -> Tensor:
+        """Return ``(g - m) weight``."""
         if m is None:
-            dx = g * stepped
-        else:
-            dx = torch.addcmul(-m * stepped, g, stepped)
-        return torch.addcmul(dx, f, -change * stepped / (s + stepped.reciprocal()))
+            return g * weight
+        return torch.addcmul(-m * weight, g, weight)
 
     def _normalised(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Return f(x) ``[..., D]`` and 1/s ``[..., 1]``. The kernel that has both gives no gradient through 1/s, so
@@ -127,11 +140,14 @@ class NormBackward(NormOp):
         Claim: they give ``dx = (f(x + h g) - f(x)) / h`` with ``g = gamma * dy``.
 
         g: of a diagonal gain, `linear_backward` makes ``diag(gamma)^T dy``; of a vector, `vectors_block` brings gamma
-        to every token and the product of slots is ``dy * gamma``.
+        to every token, `spread_out` to all heads that share it, and the product of slots is ``dy * gamma``.
 
         The difference: `fd_step_*` makes [x + eps d, x] of a direction d and x, the group norm takes f of both slots,
         each on its own, and `fd_difference_*` is (first - second) / eps. A value in several tiles goes through f twice,
         all tiles together. With a constant step d is g, and this is dx with h = eps.
+
+        ``central`` has x - eps d in place of the second x and divides by 2 eps, with the steps of ``token``: this gives
+        ``(f(x + h g) - f(x - h g)) / 2h``, whose error is of second order in h.
 
         With ``token``, d is ``c g / r`` with r = rms(g), made by `unit` and a product with c, so that ``eps d = h g``
         for ``h = eps c / r``. The difference is then divided by eps; times r and times 1/c it is divided by h.
@@ -149,7 +165,7 @@ class NormBackward(NormOp):
         n = self.spread(layout)
         part = self.part
         groups = self.tile_groups(layout)
-        blocks = difference_blocks(layout, self.fd_step, self._base)
+        blocks = difference_blocks(layout, self.difference, self._base)
         if n == 1:
             blocks[self.name("fd", layout)] = StructuralBlock(self.spec(layout, ((0,), (1,))), "replace")
         else:
@@ -157,8 +173,8 @@ class NormBackward(NormOp):
         if self.weights is not None and has(self.weights, "gain"):
             blocks["linear_backward"] = backward_block(layout)
         if self.weights is not None and has(self.weights, "vector"):
-            blocks |= vector_blocks(layout, self.weights)
-        if self.scheme == "token":
+            blocks |= vector_blocks(layout, self.weights) | spread_blocks(layout, self.weights, self.result)
+        if self.difference.per_token:
             blocks |= unit_blocks(layout, n, part, groups)
             if n == 1:
                 inverse = self.spec(layout, ((1,),), inverse=2)
@@ -172,7 +188,7 @@ class NormBackward(NormOp):
 
     def slots(self, layout: Layout) -> int:
         # [x, f(x), 1/c] stand together with ``token``, [g, x] otherwise.
-        if self.scheme == "token":
+        if self.difference.per_token:
             return max(3, self.spread(layout) + 1)
         return max(2, self.spread(layout))
 
@@ -198,17 +214,18 @@ class NormBackward(NormOp):
             return backward_tiles(run, w, dy)
         if has(self.weights, "vector"):
             gain, _ = vectors(run, self.weights, w, dy[0])
-            return [product(run, dy[0], gain)]
+            gains = spread_out(run, gain, self.weights, self.result)
+            return [product(run, tile, factor) for tile, factor in zip(dy, gains, strict=True)]
         return dy
 
     @property
     def _base(self) -> int:
         """Return the slot of x before a step: 2 with ``token``, else 1."""
-        return 1 + (self.scheme == "token")
+        return 1 + self.difference.per_token
 
     def _group(self, run: LiteralRun, g: Tiles, x: Tiles) -> Tiles:
         """Return dx of what stands in one slot, or of one group in several slots."""
-        if self.scheme != "token":
+        if not self.difference.per_token:
             return self._difference(run, g, x)
         units, size = unit(run, g, self.part, self.tile_groups(run.layout))
         c, inverse = self._scale(run, x)
@@ -220,9 +237,9 @@ class NormBackward(NormOp):
         """Return ``(f(x + eps g) - f(x)) / eps``, tile by tile."""
         base = self._base
         if len(x) > 1:
-            return difference_across(run, g, x, base, self.fd_step, partial(self.normalised, run))
+            return difference_across(run, g, x, base, self.difference, partial(self.normalised, run))
         e = run.embed([g[0], *x * base])
-        return [difference(run, e, base, self.fd_step, lambda e: run.apply(self.name("fd", run.layout), e))]
+        return [difference(run, e, base, self.difference, lambda e: run.apply(self.name("fd", run.layout), e))]
 
     def _scale(self, run: LiteralRun, x: Tiles) -> tuple[Tensor, Tensor]:
         """Return c and 1/c, each in every coordinate of a slot ``[B, T, P]``.

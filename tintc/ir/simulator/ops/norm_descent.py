@@ -18,6 +18,7 @@ from tintc.ir.simulator.shared.descent_common import DescentOp
 from tintc.ir.simulator.shared.first_order import product
 from tintc.ir.simulator.shared.linear_common import bias_chunks, main_chunks
 from tintc.ir.simulator.shared.norm_common import check_norm, has
+from tintc.ir.simulator.shared.shared_vectors import gather_blocks, gathered
 from tintc.ir.structure import AttentionSpec, Positions, ProductSpec, StructuralBlock, chunk_map, indicator
 
 PARTS = (("bias",), ("gain",), ("gain", "bias"))
@@ -87,11 +88,15 @@ class NormDescent(DescentOp):
         bias = w.bias
         if "gain" in self.parts:
             assert gain is not None and normed is not None
-            gain = gain - rate * (dy * normed).sum(1)
+            gain = gain - rate * self._over_heads((dy * normed).sum(1))
         if "bias" in self.parts:
             assert bias is not None
-            bias = bias - rate * dy.sum(1)
+            bias = bias - rate * self._over_heads(dy.sum(1))
         return Weights(gain, bias)
+
+    def _over_heads(self, gradient: Tensor) -> Tensor:
+        """Return the sum ``[B, d]`` over the heads that share a vector, of ``[B, D]``."""
+        return gradient.unflatten(-1, (-1, self.operands[0].type.width)).sum(1)
 
     def fused(self, run: FusedRun, w: FusedWeights, dy: Tensor, normed: Tensor | None = None) -> FusedWeights:
         rate = run.rate(self.target, self.step) * self.rate_scale
@@ -113,9 +118,9 @@ class NormDescent(DescentOp):
         if mask is not None:
             dy = dy * mask
         if part == "bias":
-            return dy.sum(1)
+            return self._over_heads(dy.sum(1))
         assert normed is not None
-        return (dy * normed).sum(1)
+        return self._over_heads((dy * normed).sum(1))
 
     def entries(self, costs: CostModel, result: Value) -> int:
         """Count gain and bias of each example."""
@@ -132,13 +137,15 @@ class NormDescent(DescentOp):
 
         The bias alone: the linear descent without main heads. By the claim of `descent_block`, its bias heads sum -dy_t
         into the chunks of prefix 0 that hold the bias; all other chunks receive 0. With the gain: the product of slots
-        makes ``dy f(x)``, and `gain_descent_block` sums both. The module's rate multiplies and the ``update`` gate
-        adds. Both gradients are exact: y = gamma f(x) + beta is linear in them. QED.
+        makes ``dy f(x)``, and `gain_descent_block` sums both; where heads share a gain, `gathered` adds their parts of
+        ``dy f(x)`` and of dy before. The module's rate multiplies and the ``update`` gate adds. Both gradients are
+        exact: y = gamma f(x) + beta is linear in them. QED.
         """
         if "gain" not in self.parts:
             return {self._block: descent_block(layout, main=False, bias=True)}
         block = gain_descent_block(layout, "bias" in self.parts)
-        return {self._block: block, "product_0_1": StructuralBlock(ProductSpec(0, 1))}
+        blocks = {self._block: block, "product_0_1": StructuralBlock(ProductSpec(0, 1))}
+        return blocks | gather_blocks(layout, *self.operands[:2])
 
     @property
     def _block(self) -> str:
@@ -151,7 +158,8 @@ class NormDescent(DescentOp):
         rate = run.rate(self.target, self.step) * self.rate_scale
         slots = dy
         if normed is not None:
-            slots = [dy[0], product(run, dy[0], normed[0])]
+            products = [product(run, tile, factor) for tile, factor in zip(dy, normed, strict=True)]
+            slots = [gathered(run, tiles, *self.operands[:2]) for tiles in (dy, products)]
         e = run.embed(slots, w.rows[0][0])
         block = self._block
         return PrefixTiles([[run.prefix(run.apply(block, e, mask=run.train_mask(self.step), rate=rate))]])

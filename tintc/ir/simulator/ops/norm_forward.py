@@ -20,7 +20,8 @@ from tintc.ir.simulator.interface.storage import TableCount, attention_cost
 from tintc.ir.simulator.ops.linear_forward import forward_blocks, forward_name, forward_tiles
 from tintc.ir.simulator.shared.first_order import product
 from tintc.ir.simulator.shared.linear_common import copies_of_bias, weight_tiles
-from tintc.ir.simulator.shared.norm_common import NormOp, check_norm, has, vector_blocks, vectors
+from tintc.ir.simulator.shared.norm_common import NormOp, check_norm, for_all_heads, has, vector_blocks, vectors
+from tintc.ir.simulator.shared.shared_vectors import spread_blocks, spread_out
 from tintc.ir.structure import StructuralBlock
 
 
@@ -70,18 +71,23 @@ class NormForward(NormOp):
     def interpret(self, run: Interpretation, *operands: Any) -> Tensor:
         w, x = self.weights_and(operands, Weights(None, None))
         y = normalise_groups(self.kind, x, self.eps, self.groups)
-        if w.weight is not None:
-            y = y * per_token(w.weight)
-        return _plus(y, w.bias)
+        return self._affine(y, w.weight, w.bias)
+
+    def _affine(self, y: Tensor, gain: Tensor | None, bias: Tensor | None) -> Tensor:
+        """Return ``gain * y + bias``; heads may share them."""
+        width = self.result.type.width
+        if gain is not None:
+            y = y * for_all_heads(gain, width)
+        if bias is not None:
+            y = y + for_all_heads(bias, width)
+        return y
 
     def fused(self, run: FusedRun, *operands: Any) -> Tensor:
         w, x = self.weights_and(operands, FusedWeights(None, None))
         if self.groups == 1:
             return fused_norm(self.kind, self.eps, x, w.weight, w.bias)
         y = fused_norm(self.kind, self.eps, x.unflatten(-1, (self.groups, -1)), None, None).flatten(-2)
-        if w.weight is not None:
-            y = y * w.weight
-        return _plus(y, w.bias)
+        return self._affine(y, w.weight, w.bias)
 
     def structure(self, layout: Layout) -> dict[str, StructuralBlock]:
         """Return the blocks of the literal form, by name.
@@ -94,13 +100,15 @@ class NormForward(NormOp):
         coordinate r becomes ``<gamma_r e_r, f(x)> + beta_r``. Of a value in several tiles, tiles off the diagonal are
         zero, and add nothing.
 
-        A gain that descends is a vector: `vectors_block` brings gamma and beta to slots of every token, the product of
-        slots is ``f(x) * gamma``, and a residual connection adds beta. QED. It is exact.
+        A gain that descends is a vector: `vectors_block` brings gamma and beta to slots of every token, `spread_out`
+        to all heads where they share it, the product of slots is ``f(x) * gamma``, and a residual connection adds beta.
+        QED. It is exact.
         """
         blocks = {self.name("norm", layout): self.forward_block(layout)}
         if self.weights is None:
             return blocks
         if has(self.weights, "vector"):
+            blocks |= spread_blocks(layout, self.weights, self.result)
             return blocks | vector_blocks(layout, self.weights)
         copies = copies_of_bias(self.weights.type)
         blocks |= forward_blocks(layout, copies)
@@ -130,10 +138,11 @@ class NormForward(NormOp):
         if not has(self.weights, "vector"):
             return forward_tiles(run, w, copies_of_bias(self.weights.type), normed)
         gain, bias = vectors(run, self.weights, w, normed[0])
-        y = product(run, normed[0], gain)
+        gains = spread_out(run, gain, self.weights, self.result)
+        y = [product(run, tile, factor) for tile, factor in zip(normed, gains, strict=True)]
         if bias is None:
-            return [y]
-        return residual([y], [bias])
+            return y
+        return residual(y, spread_out(run, bias, self.weights, self.result))
 
     def table_count(self, layout: Layout) -> TableCount:
         q = attention_cost(layout)

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import math
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from tintc.ir.core import Value
 from tintc.ir.functions import soft_capped, split_heads
 from tintc.ir.inputs import Inputs, check_positions
 from tintc.ir.layout import Layout
@@ -36,6 +37,20 @@ def stored_name(vector: str) -> str:
     return f"score_vectors.{vector}"
 
 
+class ScoredRows(NamedTuple):
+    """The attention of some queries: which, and how many keys they have.
+
+    weights: probabilities ``[B, n_heads, queries, keys]``; capped: scores after the soft cap, in the same shape, None
+    without; seen: which keys each sees, None if plain causal attention is all there is.
+    """
+
+    rows: slice
+    stop: int
+    weights: Tensor
+    capped: Tensor | None
+    seen: Tensor | None
+
+
 @dataclass(eq=False, kw_only=True)
 class AttentionOp(ScoreOptions, SimOp):
     """Either module of softmax attention, with the options of `aux.attention`."""
@@ -51,13 +66,17 @@ class AttentionOp(ScoreOptions, SimOp):
         return attention_probabilities(self, q, k, run.inputs.allowed, run.inputs.position_ids, vectors)
 
     def weights_by_rows(self, run: FusedRun, queries: Tensor, keys: Tensor) -> Iterator[tuple[slice, int, Tensor]]:
-        """Yield (queries, number of keys, probabilities ``[B, n_heads, queries, keys]``) for `ROWS` queries at a time.
+        """Yield (queries, number of keys, probabilities ``[B, n_heads, queries, keys]``) of `scored_by_rows`."""
+        for block in self.scored_by_rows(run, queries, keys):
+            yield block.rows, block.stop, block.weights
+
+    def scored_by_rows(self, run: FusedRun, queries: Tensor, keys: Tensor) -> Iterator[ScoredRows]:
+        """Yield the attention of `ROWS` queries at a time.
 
         No T x T tensor is kept. queries, keys: heads as of `rotated`; the queries are those of the last tokens that
         have keys.
         """
-        if self.n_heads > self.n_kv_heads:
-            keys = keys.repeat_interleave(self.n_heads // self.n_kv_heads, 1)
+        keys = self.by_query_head(keys)
         count = queries.shape[2]
         length = keys.shape[2]
         mask = run.allowed(count, length, self.window)
@@ -68,14 +87,18 @@ class AttentionOp(ScoreOptions, SimOp):
             stop = before + rows.stop
             scores = (queries[:, :, rows] * self.scale) @ keys[:, :, :stop].transpose(-1, -2)
             scores = soft_capped(scores, self.soft_cap)
+            capped = scores.clone() if self.soft_cap else None
             if self.slopes:
                 scores = scores + run.alibi(self.slopes, scores, slice(before + start, stop))
             if mask is None:
                 scores[..., before + start :].add_(run.later(rows.stop - start))
-                yield rows, stop, self.beside_sinks(run, scores).softmax(-1)[..., :stop]
+                weights = self.beside_sinks(run, scores).softmax(-1)[..., :stop]
+                yield ScoredRows(rows, stop, weights, capped, None)
             else:
-                scores = scores.masked_fill(~mask[..., rows, :stop], -math.inf)
-                yield rows, stop, self.beside_sinks(run, scores).softmax(-1)[..., :stop].nan_to_num(0.0)
+                seen = mask[..., rows, :stop]
+                scores = scores.masked_fill(~seen, -math.inf)
+                weights = self.beside_sinks(run, scores).softmax(-1)[..., :stop].nan_to_num(0.0)
+                yield ScoredRows(rows, stop, weights, capped, seen)
 
     def beside_sinks(self, run: FusedRun, scores: Tensor) -> Tensor:
         """Return the scores ``[B, n_heads, n, m]`` with their heads' sinks, if there are any, after the last key."""
@@ -110,17 +133,25 @@ class AttentionOp(ScoreOptions, SimOp):
     def queries(self, run: FusedRun, q: Tensor, start: int = 0) -> Tensor:
         """Return query heads ``[B, n_heads, n, d]`` of the tokens from `start` on, rotated, and multiplied by the gain
         and by the scale of their position, if there are any."""
-        queries = run.apply_rotary(split_heads(q, self.n_heads), self.inv_freq, self.rotary_style, start)
+        return self.weighed(run, run.apply_rotary(split_heads(q, self.n_heads), *self.rotation, start), start)
+
+    def weighed(self, run: FusedRun, queries: Tensor, start: int = 0) -> Tensor:
+        """Return query heads of the tokens from `start` on times gain and scale of their position, if there are any."""
         if self.gain:
             queries = queries * run.score_vector(self.gain).to(queries.dtype)
         if self.query_scale:
-            scales = run.score_vector(self.query_scale)[run.inputs.position_ids[:, start : start + q.shape[1]]]
+            scales = run.score_vector(self.query_scale)[run.inputs.position_ids[:, start : start + queries.shape[2]]]
             queries = queries * scales.to(queries.dtype)[:, None, :, None]
         return queries
 
+    @property
+    def rotation(self) -> tuple[str, str]:
+        """Return the name of the rotary frequencies, empty for none, and their style."""
+        return self.inv_freq, self.rotary_style
+
     def keys(self, run: FusedRun, k: Tensor) -> Tensor:
         """Return key heads ``[B, n_kv_heads, m, d]`` of the first m tokens, rotated."""
-        return run.apply_rotary(split_heads(k, self.n_kv_heads), self.inv_freq, self.rotary_style)
+        return run.apply_rotary(split_heads(k, self.n_kv_heads), *self.rotation)
 
     def stored(self, storage: Storage) -> dict[str, TensorSpec]:
         return {stored_name(name): storage.parameter(name) for name in self.vectors().values()}
@@ -158,11 +189,11 @@ class AttentionOp(ScoreOptions, SimOp):
         rotary = {"vectors": self.vectors(), "rotary_style": self.rotary_style}
         return rotary | {"soft_cap": self.soft_cap, "slopes": self.slopes}
 
-    def starts(self, layout: Layout) -> list[int]:
-        """Return the first chunk of every operand."""
+    def starts(self, layout: Layout, values: Sequence[Value] | None = None) -> list[int]:
+        """Return the first chunk of every operand, or of these values, side by side."""
         starts = []
         slot = 0
-        for value in self.operands:
+        for value in values or self.operands:
             starts.append(slot * layout.pitch // self.width)
             slot += layout.tiles(value.type.width)
         return starts
@@ -197,20 +228,20 @@ class AttentionOp(ScoreOptions, SimOp):
         *stages, last = self.take(layout, start, self.head_dim, grouped=True)
         return (*stages, replace(last, bias=False))
 
-    def give(self, layout: Layout, grouped: bool) -> tuple[SplitStage, ...]:
+    def give(self, layout: Layout, grouped: bool, dim: int) -> tuple[SplitStage, ...]:
         """Return stages that bring the heads' results to the first slots, head after head.
 
-        Claim: number i of head m, of width `value_width`, stands at number ``m * value_width + i`` counted from chunk
-        0; where `grouped`, m counts value heads, and the results of the query heads that share one are added.
+        Claim: number i of head m, of width `dim`, stands at number ``m * dim + i`` counted from chunk 0; where
+        `grouped`, m counts value heads, and the results of the query heads that share one are added.
 
         It is `take` reversed: the same places, sources and targets exchanged, and several sources of a move are added.
         Chunks from n_heads on are no source of anything. QED.
         """
         group = self._group(grouped)
-        if self.value_width == self.width:
+        if dim == self.width:
             return (chunk_map(self.chunks(layout), self.width, {(h // group, h): 1.0 for h in range(self.n_heads)}),)
         heads = [tuple(range(h * group, (h + 1) * group)) for h in range(self.n_heads // group)]
-        places = self._places(len(heads), self.value_width, 0)
+        places = self._places(len(heads), dim, 0)
         return route(
             self.chunks(layout), self.width, [Move(heads[h], i, (chunk,), column) for h, i, chunk, column in places]
         )

@@ -1,6 +1,7 @@
 """First-order derivatives in literal execution (paper Defs. F.3, G.3): blocks and sequences that three ops share.
 
 ``fixed``: slots [g, x] -> dimension-wise [x + eps g, x] -> f on both -> dimension-wise (first - second) / eps.
+``central`` has x - eps g in place of the second x, divides by 2 eps, and has the steps of ``token``.
 
 ``token`` rescales per token: h = eps c / r with r = rms(g). Its steps use the simulator's own instruction set:
 
@@ -11,7 +12,8 @@
 - Times r and times 1/c it is divided by ``eps c / r = h``. A zero gradient gives g^ = 0, r = 0, and a result of 0. QED.
 
 So every op here returns ``(f(x + h g) - f(x)) / h``; how far that is from the derivative is of first order in h, and
-stands at the ops. These sequences run in fp32 or better, whatever the simulator's dtype.
+stands at the ops. Central ones return ``(f(x + h g) - f(x - h g)) / 2h``, which is off by second order: even orders of
+a Taylor step cancel. These sequences run in fp32 or better, whatever the simulator's dtype.
 """
 
 from __future__ import annotations
@@ -21,9 +23,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from tintc.ir.core import Op
-from tintc.ir.functions import at_least_fp32
+from tintc.ir.functions import FiniteDifference, at_least_fp32
 from tintc.ir.layout import Layout
+from tintc.ir.simulator.interface.base import SimOp
 from tintc.ir.simulator.interface.literal_base import LiteralRun, Tiles
 from tintc.ir.structure import (
     GroupNormSpec,
@@ -37,10 +39,21 @@ from tintc.ir.structure import (
 from tintc.options import SCHEMES
 
 
-def check_scheme(op: Op, scheme: str, step: float) -> None:
-    """Raise `IRError` for an unknown scheme, and for a step that is not above zero."""
-    op.expect(scheme in SCHEMES, f"unknown finite-difference scheme {scheme!r}")
-    op.expect(step > 0, f"the finite-difference step is {step}; it must be above zero")
+class DifferenceOp(SimOp):
+    """An op that takes a finite difference; its attributes `scheme` and `fd_step` are those of `FiniteDifference`."""
+
+    scheme: str
+    fd_step: float
+
+    @property
+    def difference(self) -> FiniteDifference:
+        """Return the difference as the interpreters know it."""
+        return FiniteDifference(self.scheme, self.fd_step)
+
+    def check_difference(self) -> None:
+        """Raise `IRError` for an unknown scheme, and for a step that is not above zero."""
+        self.expect(self.scheme in SCHEMES, f"unknown finite-difference scheme {self.scheme!r}")
+        self.expect(self.fd_step > 0, f"the finite-difference step is {self.fd_step}; it must be above zero")
 
 
 def widened(tiles: Tiles) -> Tiles:
@@ -64,20 +77,44 @@ def slot_map(layout: Layout, entries: dict[tuple[int, int], float]) -> SplitStag
     return chunk_map(layout.n_heads, layout.d_h, chunks)
 
 
-def difference_blocks(layout: Layout, eps: float, base: int) -> dict[str, StructuralBlock]:
+def difference_blocks(layout: Layout, difference: FiniteDifference, base: int) -> dict[str, StructuralBlock]:
     """Return the two constant blocks of a difference, by name.
 
-    `fd_step_*`: [g, ...] with x in slot `base` -> [x + eps g, x]; `fd_difference_*`: [a, b] -> [(a - b) / eps].
+    `fd_step_*`: [g, ...] with x in slot `base` -> [x + eps g, x]; `fd_difference_*`: [a, b] -> [(a - b) / eps]. Those
+    of a central one: [x + eps g, x - eps g] and [(a - b) / 2 eps].
     """
-    step = slot_map(layout, {(0, base): 1.0, (0, 0): eps, (1, base): 1.0})
-    difference = slot_map(layout, {(0, 0): 1 / eps, (0, 1): -1 / eps})
+    eps = difference.eps
+    entries = {(0, base): 1.0, (0, 0): eps, (1, base): 1.0}
+    between = eps
+    if difference.central:
+        entries[1, 0] = -eps
+        between = 2 * eps
     return {
-        _named(f"fd_step_{base}", eps): StructuralBlock(LinearSpec((step,))),
-        _named("fd_difference", eps): StructuralBlock(LinearSpec((difference,))),
+        _step_name(difference, base): StructuralBlock(LinearSpec((slot_map(layout, entries),))),
+        named_by("fd_difference", between): StructuralBlock(LinearSpec((quotient(layout, between),))),
     }
 
 
-def _named(block: str, eps: float) -> str:
+def quotient(layout: Layout, between: float) -> SplitStage:
+    """Return the stage [a, b] -> [(a - b) / between]."""
+    return slot_map(layout, {(0, 0): 1 / between, (0, 1): -1 / between})
+
+
+def _step_name(difference: FiniteDifference, base: int) -> str:
+    """Return the name of the block that steps."""
+    if difference.central:
+        return named_by(f"fd_steps_{base}", difference.eps)
+    return named_by(f"fd_step_{base}", difference.eps)
+
+
+def _difference_name(difference: FiniteDifference) -> str:
+    """Return the name of the block that subtracts and divides."""
+    if difference.central:
+        return named_by("fd_difference", 2 * difference.eps)
+    return named_by("fd_difference", difference.eps)
+
+
+def named_by(block: str, eps: float) -> str:
     """Return a block's name: its tensors depend on eps, so the name does too (a dot may not stand in a module's
     name)."""
     return f"{block}_{eps!r}".replace(".", "p")
@@ -141,7 +178,7 @@ def unit_blocks(layout: Layout, n_tiles: int, width: int, groups: int = 1) -> di
     return {
         _grouped("fd_unit", width, groups): StructuralBlock(group, "replace"),
         "product_0_1": StructuralBlock(ProductSpec(0, 1)),
-        _grouped("fd_mean", width, groups): StructuralBlock(LinearSpec(mean_stages(layout, width, {}, groups))),
+        **mean_block(layout, width, groups),
     }
 
 
@@ -166,9 +203,16 @@ def unit(run: LiteralRun, g: Tiles, width: int, groups: int = 1) -> tuple[Tiles,
     return units, sum(sizes[1:], sizes[0])
 
 
-def mean(run: LiteralRun, x: Tensor, width: int) -> Tensor:
-    """Return the sum of a slot's coordinates over `width`, in every coordinate of a slot ``[B, T, P]``."""
-    return run.slot(run.apply(_grouped("fd_mean", width, 1), run.embed([x])))
+def mean_block(layout: Layout, width: int, groups: int = 1) -> dict[str, StructuralBlock]:
+    """Return the block of `mean`, by name."""
+    stages = mean_stages(layout, width, {}, groups)
+    return {_grouped("fd_mean", width, groups): StructuralBlock(LinearSpec(stages))}
+
+
+def mean(run: LiteralRun, x: Tensor, width: int, groups: int = 1) -> Tensor:
+    """Return the sum of a slot's coordinates over `width`, in every coordinate of a slot ``[B, T, P]``; of so many
+    parts of it, each its own."""
+    return run.slot(run.apply(_grouped("fd_mean", width, groups), run.embed([x])))
 
 
 def product(run: LiteralRun, a: Tensor, b: Tensor) -> Tensor:
@@ -176,50 +220,54 @@ def product(run: LiteralRun, a: Tensor, b: Tensor) -> Tensor:
     return run.slot(run.apply("product_0_1", run.embed([a, b])))
 
 
-def difference(run: LiteralRun, e: Tensor, base: int, eps: float, f: Callable[[Tensor], Tensor]) -> Tensor:
-    """Return ``(f(x + eps g) - f(x)) / eps`` for e with g in slot 0 and x in slot `base`; f acts on slots 0 and 1."""
-    e = f(run.apply(_named(f"fd_step_{base}", eps), e))
-    return run.slot(run.apply(_named("fd_difference", eps), e))
+def difference(run: LiteralRun, e: Tensor, base: int, kind: FiniteDifference, f: Callable[[Tensor], Tensor]) -> Tensor:
+    """Return ``(f(x + eps g) - f(x)) / eps`` for e with g in slot 0 and x in slot `base`, or the central difference; f
+    acts on slots 0 and 1."""
+    e = f(run.apply(_step_name(kind, base), e))
+    return run.slot(run.apply(_difference_name(kind), e))
 
 
-def difference_across(run: LiteralRun, g: Tiles, x: Tiles, base: int, eps: float, f: Callable[[Tiles], Tiles]) -> Tiles:
+def difference_across(
+    run: LiteralRun, g: Tiles, x: Tiles, base: int, kind: FiniteDifference, f: Callable[[Tiles], Tiles]
+) -> Tiles:
     """Return `difference`, tile by tile, for an f that needs all tiles of a value together."""
     fill = x[:1] * (base - 1)
-    stepped = [
-        run.slot(run.apply(_named(f"fd_step_{base}", eps), run.embed([gi, *fill, xi])))
-        for gi, xi in zip(g, x, strict=True)
-    ]
-    pairs = zip(f(stepped), f(x), strict=True)
-    return [run.slot(run.apply(_named("fd_difference", eps), run.embed([a, b]))) for a, b in pairs]
+    steps = [run.apply(_step_name(kind, base), run.embed([gi, *fill, xi])) for gi, xi in zip(g, x, strict=True)]
+    ahead = f([run.slot(e) for e in steps])
+    behind = f([run.slot(e, 1) for e in steps])
+    name = _difference_name(kind)
+    return [run.slot(run.apply(name, run.embed([a, b]))) for a, b in zip(ahead, behind, strict=True)]
 
 
-def derivative_slots(layout: Layout, scheme: str, width: int) -> int:
-    """Return the most slots that `activation_derivative` needs in one embedding: two for a difference, and with
-    ``token`` all tiles of g together, for their norm."""
-    if scheme != "token":
+def derivative_slots(layout: Layout, kind: FiniteDifference, width: int) -> int:
+    """Return the most slots that `activation_derivative` needs in one embedding: two for a difference, and where tokens
+    have steps of their own all tiles of g together, for their norm."""
+    if not kind.per_token:
         return 2
     return max(2, layout.tiles(width))
 
 
-def activation_blocks(layout: Layout, scheme: str, eps: float, n_tiles: int, width: int) -> dict[str, StructuralBlock]:
+def activation_blocks(layout: Layout, kind: FiniteDifference, n_tiles: int, width: int) -> dict[str, StructuralBlock]:
     """Return the blocks of `activation_derivative`, by name, but for the activation itself."""
-    blocks = difference_blocks(layout, eps, 1)
-    if scheme == "token":
+    blocks = difference_blocks(layout, kind, 1)
+    if kind.per_token:
         blocks |= unit_blocks(layout, n_tiles, width)
     return blocks
 
 
-def activation_derivative(run: LiteralRun, scheme: str, eps: float, act: str, g: Tiles, x: Tiles, width: int) -> Tiles:
-    """Return ``(act(x + h g) - act(x)) / h``, tile by tile; `act` names the block that applies act to slots 0 and 1.
+def activation_derivative(run: LiteralRun, kind: FiniteDifference, act: str, g: Tiles, x: Tiles, width: int) -> Tiles:
+    """Return ``(act(x + h g) - act(x)) / h``, tile by tile, or the central difference; `act` names the block that
+    applies act to slots 0 and 1.
 
     Claim: it is `difference` along g with the constant step. With ``token``, c = 1: along ``g^ = g / r`` it gives
-    ``(act(x + h g) - act(x)) / eps`` for ``h = eps / r``, and times r that is divided by h. QED.
+    ``(act(x + h g) - act(x)) / eps`` for ``h = eps / r``, and times r that is divided by h. The same of ``central``
+    with ``act(x - h g)`` and 2h. QED.
     """
 
     def slope(direction: Tensor, at: Tensor) -> Tensor:
-        return difference(run, run.embed([direction, at]), 1, eps, lambda e: run.apply(act, e))
+        return difference(run, run.embed([direction, at]), 1, kind, lambda e: run.apply(act, e))
 
-    if scheme != "token":
+    if not kind.per_token:
         return [slope(gi, xi) for gi, xi in zip(g, x, strict=True)]
     units, size = unit(run, g, width)
     return [product(run, slope(ui, xi), size) for ui, xi in zip(units, x, strict=True)]

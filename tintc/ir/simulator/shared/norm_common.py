@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 from torch import Tensor
 
 from tintc.errors import OptionError
+from tintc.ir.auxiliary.norm import per_token
 from tintc.ir.core import Op, Value
 from tintc.ir.layout import Layout
 from tintc.ir.simulator.interface.base import SimOp
@@ -115,9 +116,19 @@ class NormOp(SimOp):
 
 
 def check_norm(op: Op, weight: Value, value: Value) -> None:
-    """Raise `IRError` unless `weight` is a norm's, of the width of `value`."""
+    """Raise `IRError` unless `weight` is a norm's, of the width of `value`, or a vector that its heads share."""
     op.expect(weight.type.kind == "norm", f"needs norm weights, not {weight.type}")
-    op.expect(weight.type.dims == value.type.dims, f"weights are {weight.type}, the value is {value.type}")
+    shared = has(weight, "vector") and value.type.width % weight.type.width == 0
+    op.expect(shared or weight.type.dims == value.type.dims, f"weights are {weight.type}, the value is {value.type}")
+
+
+def for_all_heads(vector: Tensor, width: int) -> Tensor:
+    """Return a gain or bias ``[d]`` or ``[B, d]``, ready to multiply a value ``[B, T, width]`` whose heads share it."""
+    vector = per_token(vector)
+    heads = width // vector.shape[-1]
+    if heads == 1:
+        return vector
+    return vector.repeat(*[1] * (vector.dim() - 1), heads)
 
 
 @cache
@@ -155,7 +166,7 @@ def vectors_block(layout: Layout, bias: bool) -> StructuralBlock:
 def vector_blocks(layout: Layout, weight: Value) -> dict[str, StructuralBlock]:
     """Return the blocks that `vectors` applies, and the product with the gain, by name.
 
-    Raises `OptionError` for a norm that is wider than a slot.
+    Raises `OptionError` for a gain that is wider than a slot.
     """
     if layout.tiles(weight.type.width) > 1:
         raise OptionError("The gain of a norm that is wider than the residual stream cannot descend; leave it out.")

@@ -52,8 +52,8 @@ class FusedRunBase:
             self._routings[key] = Routing.of(r, chosen)
         return self._routings[key]
 
-    def apply_rotary(self, heads: Tensor, inv_freq: str, style: str, start: int = 0) -> Tensor:
-        return self._rotations.apply_rotary(heads, inv_freq, style, start)
+    def apply_rotary(self, heads: Tensor, inv_freq: str, style: str, start: int = 0, back: bool = False) -> Tensor:
+        return self._rotations.apply_rotary(heads, inv_freq, style, start, back)
 
     def score_vector(self, name: str) -> Tensor:
         return self.model.score_vector(name)

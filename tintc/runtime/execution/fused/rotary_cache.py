@@ -16,8 +16,9 @@ class RotaryCache:
         self.position_ids = position_ids
         self._known: dict[str, tuple[Tensor, Tensor]] = {}
 
-    def apply_rotary(self, heads: Tensor, inv_freq: str, style: str, start: int = 0) -> Tensor:
-        """Return heads ``[B, H, n, d]`` rotated at n positions from `start` on; as they are if `inv_freq` is empty."""
+    def apply_rotary(self, heads: Tensor, inv_freq: str, style: str, start: int = 0, back: bool = False) -> Tensor:
+        """Return heads ``[B, H, n, d]`` rotated at n positions from `start` on, or turned back by the same angles; as
+        they are if `inv_freq` is empty."""
         if not inv_freq:
             return heads
         here = slice(start, start + heads.shape[2])
@@ -28,7 +29,7 @@ class RotaryCache:
             partner = torch.cat((x[..., n // 2 :], x[..., : n // 2]), -1)
         else:
             partner = x.unflatten(-1, (-1, 2)).flip(-1).flatten(-2)
-        rotated = torch.addcmul(x * cos, partner, sin)
+        rotated = torch.addcmul(x * cos, partner, sin, value=-1 if back else 1)
         if n == heads.shape[-1]:
             return rotated
         return torch.cat((rotated, heads[..., n:]), -1)

@@ -9,7 +9,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tintc.ir.functions import alibi, masked_softmax, rotate, sink_softmax, soft_capped
-from tintc.ir.scores import SCORE_VECTORS
 from tintc.ir.structure import AttentionSpec
 from tintc.runtime.execution.literal.split import build_split
 from tintc.runtime.execution.module_tree import Reference
@@ -31,7 +30,8 @@ class TintAttention(nn.Module):
     matrices are the module's own, or shared by modules: these belong to the model's ``structure.positions`` and are
     only referred to here, as are the vectors of scores (`references`). A term that the construction leaves out has
     zeros, which are not stored. Kind "sink" has the sink's logits, ``sink [H]``; positions beyond the text, up to
-    T_sim, have score and value 0 there, because Theorem C.2 wants their number constant.
+    T_sim, have score and value 0 there, because Theorem C.2 wants their number constant. ``w_p, w_r`` make a second
+    product that softmax scores have added, and `AttentionSpec.gradient` says whose gradient the results are.
     """
 
     w_o: nn.Module
@@ -46,7 +46,7 @@ class TintAttention(nn.Module):
         self.transpose = spec.transpose
         self.sim_seq_len = sim_seq_len
         self.references: dict[str, Reference] = {}
-        for letter in "qkvo":
+        for letter in "qkvopr":
             setattr(self, f"w_{letter}", build_split(getattr(spec, f"w_{letter}"), spec.n_heads * spec.width))
         for letter in "qkv":
             if getattr(spec, f"positions_{letter}") is not None:
@@ -87,23 +87,27 @@ class TintAttention(nn.Module):
         keep: receives the scores ``[B, H, T_sim, T_sim]`` that weigh the values, and gives those to weigh them with.
         """
         q, k, v = (self._heads(letter, e, positions) for letter in "qkv")
-        inv_freq, gain, query_scale, sinks = (self.vector(key) for key in SCORE_VECTORS)
-        if token_positions is not None and inv_freq is not None:
-            q = rotate(q, token_positions, inv_freq, self.spec.rotary_style)
-            k = rotate(k, token_positions, inv_freq, self.spec.rotary_style)
-        if gain is not None:
-            q = q * gain.to(q.dtype)
-        if token_positions is not None and query_scale is not None:
-            q = q * query_scale[token_positions].to(q.dtype)[:, None, :, None]
+        q = self._weighed(self._turned(q, token_positions), token_positions)
+        k = self._turned(k, token_positions)
+        if self.spec.gradient == "queries":
+            v = self._turned(v, token_positions)
+        elif self.spec.gradient == "keys":
+            v = self._weighed(self._turned(v, token_positions), token_positions)
         scores = q @ k.transpose(-1, -2)
+        slope: Tensor | None = None
         if self.kind == "softmax":
             scores = soft_capped(scores, self.spec.soft_cap)
+            if self.spec.gradient and self.spec.soft_cap:
+                slope = 1 - (scores / self.spec.soft_cap).square()
             if self.spec.slopes and token_positions is not None:
                 slopes = (*self.spec.slopes, *[0.0] * (self.n_heads - len(self.spec.slopes)))
                 scores = scores + alibi(slopes, token_positions, token_positions, scores)
+            if self.spec.w_p is not None:
+                scores = scores + self._split("p", e) @ self._split("r", e).transpose(-1, -2)
             allowed = torch.ones_like(scores, dtype=torch.bool)
             if mask is not None:
                 allowed = (mask != 0)[:, None]
+            sinks = self.vector("sinks")
             if sinks is not None:
                 sinks = F.pad(sinks, (0, self.n_heads - len(sinks)))
             scores = masked_softmax(scores, allowed, sinks)
@@ -113,14 +117,45 @@ class TintAttention(nn.Module):
             scores = sink_softmax(scores, self.sink, self.sim_seq_len - e.shape[1])
         if keep is not None:
             scores = keep(scores)
+        if slope is not None:
+            scores = scores * slope
         if self.transpose:
             scores = scores.transpose(-1, -2)
         out = scores @ v
+        if self.spec.gradient == "queries":
+            out = self._turned(self._weighed(out, token_positions), token_positions, back=True)
+        elif self.spec.gradient == "keys":
+            out = self._turned(out, token_positions, back=True)
         return self.w_o(out.transpose(1, 2).flatten(-2))
+
+    def _turned(self, heads: Tensor, token_positions: Tensor | None, back: bool = False) -> Tensor:
+        """Return heads ``[B, H, T_sim, width]`` rotated by the auxiliary's positions, or turned back; as they are where
+        there is no rotary embedding."""
+        inv_freq = self.vector("inv_freq")
+        if token_positions is None or inv_freq is None:
+            return heads
+        if back:
+            token_positions = -token_positions
+        return rotate(heads, token_positions, inv_freq, self.spec.rotary_style)
+
+    def _weighed(self, queries: Tensor, token_positions: Tensor | None) -> Tensor:
+        """Return query heads times gain and scale of their position, if there are any."""
+        gain = self.vector("gain")
+        if gain is not None:
+            gain = F.pad(gain, (0, self.width - len(gain)))  # a head of values may be wider
+            queries = queries * gain.to(queries.dtype)
+        query_scale = self.vector("query_scale")
+        if token_positions is not None and query_scale is not None:
+            queries = queries * query_scale[token_positions].to(queries.dtype)[:, None, :, None]
+        return queries
+
+    def _split(self, letter: str, e: Tensor) -> Tensor:
+        """Return heads ``[B, H, T_sim, width]`` of a split operation."""
+        return getattr(self, f"w_{letter}")(e).unflatten(-1, (self.n_heads, self.width)).transpose(1, 2)
 
     def _heads(self, letter: str, e: Tensor, positions: Tensor) -> Tensor:
         """Return ``[B, H, T_sim, width]``: the split operation's part and the position's part."""
-        heads = getattr(self, f"w_{letter}")(e).unflatten(-1, (self.n_heads, self.width)).transpose(1, 2)
+        heads = self._split(letter, e)
         lam = getattr(self, f"lam_{letter}")
         at_positions = self.position_matrix(letter).to(e.dtype)[:, positions].permute(1, 2, 0)
         return heads + lam.to(e.dtype)[:, None, None] * at_positions[:, None]

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from tintc.ir.functions import ACTIVATIONS, norm_scale
 from tintc.ir.layout import Layout
 from tintc.ir.losses import hidden
-from tintc.ir.router import routing_weights
+from tintc.ir.router import routing_gradient, routing_weights
 from tintc.ir.structure import (
     ActivationSpec,
     AttentionSpec,
@@ -17,6 +17,7 @@ from tintc.ir.structure import (
     ChosenSpec,
     ConvolutionSpec,
     GroupNormSpec,
+    InverseRootSpec,
     LinearSpec,
     PointwiseSpec,
     ProductSpec,
@@ -84,6 +85,20 @@ class Activation(nn.Module):
         return torch.cat(parts, -1)
 
 
+class InverseRoot(nn.Module):
+    """Slot 0 becomes its x^(-1/2), and 0 where x is not above 0."""
+
+    def __init__(self, layout: Layout):
+        super().__init__()
+        self.pitch = layout.pitch
+
+    def forward(self, e: Tensor) -> Tensor:
+        x = e[..., : self.pitch]
+        above = x > 0
+        root = torch.where(above, torch.where(above, x, 1.0).rsqrt(), 0.0)
+        return torch.cat((root, e[..., self.pitch :]), -1)
+
+
 class Product(nn.Module):
     """Slot `target` times slot `factor`: the gated linear unit with the identity as activation (J.3)."""
 
@@ -135,7 +150,11 @@ class Router(nn.Module):
         experts = self.spec.experts
         end = -(-experts // self.pitch) * self.pitch
         vectors = {key: reference.tensor() for key, reference in self.references.items()}
-        weights = routing_weights(self.spec.options, e[..., :experts], vectors)
+        first = e[..., :experts]
+        if self.spec.backward:
+            weights = routing_gradient(self.spec.options, e[..., end : end + experts], first, vectors)
+        else:
+            weights = routing_weights(self.spec.options, first, vectors)
         return torch.cat((F.pad(weights, (0, end - experts)), e[..., end:]), -1)
 
 
@@ -180,6 +199,8 @@ def build_block(spec: BlockSpec, layout: Layout) -> nn.Module:
             return GroupNorm(spec, layout)
         case ActivationSpec():
             return Activation(spec, layout)
+        case InverseRootSpec():
+            return InverseRoot(layout)
         case ProductSpec():
             return Product(spec, layout)
         case VocabularySpec():
