@@ -447,7 +447,9 @@ def generate(
 @app.command()
 def verify(
     path: Annotated[str, typer.Argument(metavar="OUT", help="A compiled simulator.")],
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="The model it was compiled from.")],
+    model: Annotated[
+        str | None, typer.Argument(metavar="MODEL", help="The model it was compiled from; not with --files.")
+    ] = None,
     text: Annotated[
         Path | None,
         typer.Option(help="A UTF-8 file with the probe text; - is standard input (default: a built-in one)."),
@@ -459,12 +461,21 @@ def verify(
     executor: Executor = "auto",
     dtype: ComputeIn = None,
     every: Annotated[bool, typer.Option("--all", help="Show every parameter, not only those farthest off.")] = False,
+    files: Annotated[
+        bool, typer.Option("--files", help="Instead compare every byte of OUT's files with their digests.")
+    ] = False,
     trust_remote_code: Trusted = False,
     json: Json = False,
 ) -> None:
     """Compare a simulator with explicit fine-tuning of MODEL; exit code 1 if it does not do what its options say."""
-    from tintc.cli.verify import verify_artefact
+    from tintc.cli.verify import check_choice, verify_artefact
+    from tintc.cli.verify_files import verify_files
 
+    if check_choice(model, files):
+        if not verify_files(path, json):
+            raise typer.Exit(FAILED)
+        return
+    assert model is not None
     if not verify_artefact(path, model, text, length, train_fraction, executor, dtype, every, trust_remote_code, json):
         raise typer.Exit(FAILED)
 

@@ -16,12 +16,12 @@ from tintc.ir.layout import Layout
 from tintc.ir.simulator import Repeat, SimOp, StoredWeights
 from tintc.lowering.passes.layout_candidates import Demands
 from tintc.lowering.passes.plan_layout import layout_of
+from tintc.options import MOST_STEPS
 
 LARGEST = 1 << 31
 """The largest size that a program may have."""
 MOST_NUMBERS = 1 << 48
 """Numbers of the largest tensor."""
-MOST_STEPS = 1 << 16
 PHASES = ("forward", "loss", "backward", "descent")
 
 
