@@ -140,7 +140,7 @@ def verify(path: str, sim: TintForCausalLM, source: AuxiliarySource, ids: Tensor
     """
     LOGGER.info("capturing the model")
     graph = capture(source.model, sim.layout.max_length, source.provenance["source"])
-    check_program(path, graph, source)
+    check_program(path, graph, source, sim.config.gradient == "full")
     LOGGER.info("comparing stored tensors")
     problems = stored_problems(path, sim, graph, source)
     LOGGER.info("running the simulator")
