@@ -369,6 +369,10 @@ def generate(
     ] = None,
     state: Annotated[Path | None, typer.Option(help="Go on with the weights saved in this file.")] = None,
     save_state: Annotated[Path | None, typer.Option(help="Save the adapted weights to this file.")] = None,
+    learn_every: Annotated[
+        int | None,
+        typer.Option(help="Learn the prompt, and then what is written, whenever there are so many tokens more."),
+    ] = None,
     executor: Executor = "auto",
     device: Annotated[Literal["cpu", "cuda"], typer.Option(help="Where it is executed.")] = "cpu",
     dtype: ComputeIn = None,
@@ -389,6 +393,7 @@ def generate(
         "train_fraction": train_fraction,
         "state": state,
         "save_state": save_state,
+        "learn_every": learn_every,
     }
     generate_text(path, text, file, options, executor, device, dtype, json)
 

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
 
-import matplotlib.pyplot as plt
 import torch
 import transformers
 
@@ -66,6 +65,8 @@ class Bar:
 
 def plot_bars(name: str, bars: Sequence[Bar], axis: str) -> str:
     """Write a plot of medians, with smallest and largest as whiskers and targets as marks; its line of markdown."""
+    import matplotlib.pyplot as plt  # which a GPU machine need not have
+
     PLOTS.mkdir(exist_ok=True)
     figure, axes = plt.subplots(figsize=(8, 0.9 + 0.32 * len(bars)), layout="constrained")
     for place, bar in enumerate(bars):

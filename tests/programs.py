@@ -131,20 +131,21 @@ class Sketch:
         """A recurrence whose queries, keys and values go through one convolution, with its gates and its output."""
         d = self.width // heads
         keys = key_heads * 3
-        mixed = self.linear(f"{name}.v", x, heads * d, "value")
-        queries = self.linear(f"{name}.qk", x, 2 * keys, "key")
+        writes = options.get("writes", 1)
+        mixed = self.linear(f"{name}.v", x, heads * d * writes, "value")
+        queries = self.linear(f"{name}.qk", x, keys * (1 + writes), "key")
         if convolved:
             mixed, queries = (self.convolved(value) for value in (mixed, queries))
-        halves = [((0, keys),), ((keys, 2 * keys),)]
-        q, k = (self.add(aux.Select, f"{name}.{i}", keys, queries, columns=c) for i, c in enumerate(halves))
+        runs = ((0, keys), (keys, keys * (1 + writes)))
+        q, k = (self.add(aux.Select, f"{name}.{i}", b - a, queries, columns=((a, b),)) for i, (a, b) in enumerate(runs))
         decays = heads * 3 if options.get("by_coordinate") else heads
         raw = self.linear(f"{name}.a", x, decays, "gate")
         shift = self.parameter(f"{name}.dt_bias", decays)
         gain = self.parameter(f"{name}.decay", decays)
         self.tensors[gain] = -self.tensors[gain].abs()
         g = self.add(aux.Pointwise, f"{name}.g", decays, raw, fn="softplus", shift=shift, gain=gain)
-        strength = self.linear(f"{name}.b", x, heads, "gate")
-        beta = self.add(aux.Pointwise, f"{name}.beta", heads, strength, fn="sigmoid")
+        strength = self.linear(f"{name}.b", x, heads * writes, "gate")
+        beta = self.add(aux.Pointwise, f"{name}.beta", heads * writes, strength, fn="sigmoid")
         shape = {"n_heads": heads, "n_key_heads": key_heads, "key_dim": 3, "value_dim": d}
         if options.pop("skip", False):
             options["skip"] = self.parameter(f"{name}.D", heads)

@@ -53,6 +53,29 @@ def test_ways_of_choosing(command: Command, compiled: Path) -> None:
     assert written("--executor", "literal") == written("--executor", "fused")
 
 
+def test_learning_on(command: Command, compiled: Path, tmp_path: Path) -> None:
+    """The command writes what Python does, and keeps what was learnt of all of it."""
+    given = ("generate", compiled, "--text", PROMPT, "--max-new-tokens", 7, "--learn-every", 3, "--lr", 0.4, "--json")
+    made = command(*given, "--save-state", tmp_path / "end")
+    assert made.code == 0, made.err
+    sim = tintc.load(compiled)
+    ids = sim.tokenizer(PROMPT, return_tensors="pt").input_ids
+    wanted = sim.generate(ids, learn_every=3, inner_lr=0.4, max_new_tokens=7, return_dict_in_generate=True)
+    assert made.json["ids"] == wanted.sequences[0, 12:].tolist()
+    kept = AdaptedState.load(tmp_path / "end", sim)
+    with torch.no_grad():
+        logits = [sim(ids, state=state).logits for state in (kept, wanted.past_key_values.state)]
+    assert torch.allclose(*logits, rtol=1e-5, atol=1e-5)
+    assert command(*given, "--state", tmp_path / "end").code == 0
+    for option, message in (
+        (("--train-fraction", 0.5), "leave out --train-fraction"),
+        (("--beams", 2), "leave out beams"),
+        (("--save-state", "no/where"), "The folder no does not exist"),
+    ):
+        found = command(*given, *option)
+        assert found.code == 2 and message in found.err and not found.out
+
+
 def test_states(command: Command, compiled: Path, tmp_path: Path) -> None:
     file = tmp_path / "state.safetensors"
     given = ("generate", compiled, "--max-new-tokens", 5, "--json")

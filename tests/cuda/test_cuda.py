@@ -78,3 +78,19 @@ def test_a_batch_that_does_not_fit_is_refused(cuda: torch.device, monkeypatch: p
     monkeypatch.setattr(batches, "available_bytes", lambda device: 10_000)
     with pytest.raises(InputError, match="GB can be used"):
         run(sim, token_ids(4, 16).to(cuda))
+
+
+def test_states_follow_a_simulator_from_device_to_device(cuda: torch.device) -> None:
+    """fp64, 1e-9 of the largest logit; the cache of a text stays where it was filled."""
+    sim = family("llama").compile(inner_lr=0.02)
+    sim.executor, ids = "fused", token_ids(2, 12)
+    state, past = sim.adapt(ids), sim(ids, use_cache=True).past_key_values
+    wanted = sim(ids, state=state).logits
+    sim.to(cuda)
+    for _ in range(2):
+        found = sim(ids.to(cuda), state=state).logits.cpu()
+        assert float((found - wanted).abs().max() / wanted.abs().max()) < 1e-9
+    with pytest.raises(InputError, match="what the cache has read"):
+        sim(ids[:, :1].to(cuda), past_key_values=past)
+    sim.to("cpu")
+    assert torch.equal(sim(ids, state=state).logits, wanted)

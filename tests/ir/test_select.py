@@ -49,7 +49,12 @@ def test_the_same_vector_at_every_token() -> None:
 
 def columns_of(runs: Runs) -> list[int]:
     """Return the columns one by one, zeros as -1."""
-    return [max(column, -1) for start, stop, *times in runs for column in [*range(start, stop)] * (*times, 1)[0]]
+    counted = [(*run, 1, 1)[: max(4, len(run))] for run in runs]
+    return [
+        max(column, -1)
+        for start, stop, times, each in counted
+        for column in [number for number in range(start, stop) for _ in range(each)] * times
+    ]
 
 
 WIDTH = 9
@@ -70,7 +75,11 @@ def runs_with_zeros(draw: st.DrawFn) -> Runs:
         if start >= 0:
             stop = draw(st.integers(start + 1, WIDTH))
         times = draw(st.integers(1, 4))
-        runs.append((start, stop, times)[: 2 + (times > 1)])
+        each = draw(st.integers(1, 3))
+        length = 2 + (times > 1)
+        if each > 1 and start >= 0:
+            length = 4
+        runs.append((start, stop, times, each)[:length])
     return tuple(runs)
 
 
@@ -122,5 +131,14 @@ def test_columns_within_bounds(columns: Runs, first: int, count: int) -> None:
 
 def test_one_column_many_times_is_one_run() -> None:
     assert runs_of([4] * 1000) == ((4, 5, 1000),) and len(str(runs_of([0, 1] * 1000))) < 20
-    for wrong in (((0, 1, 1), (0, 2)), ((0, 3, 0),), ((0, 3, -1),), ((0, 1, 3, 1),), ((0,),)):
+    assert runs_of([number // 16 for number in range(1600)]) == ((0, 100, 1, 16),)
+    for wrong in (
+        ((0, 1, 1), (0, 2)),
+        ((0, 3, 0),),
+        ((0, 3, -1),),
+        ((0, 1, 3, 1),),
+        ((0, 3, 0, 2),),
+        ((-1, 0, 1, 2), (0, 1)),
+        ((0,),),
+    ):
         assert not fits(wrong, WIDTH, 3)

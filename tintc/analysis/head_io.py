@@ -209,7 +209,8 @@ def _slots(spec: BlockSpec, layout: Layout) -> tuple[list[int], list[int]]:
             return list(range(tiles * (1 + spec.backward))), list(range(tiles))
         case RecurrenceSpec():
             inside = list(range(spec.starts[-1]))
-            return inside, list(range(layout.tiles(spec.options.n_heads * spec.options.value_dim)))
+            place = 0 if spec.transposed else 2
+            return inside, list(range(layout.tiles(spec.options.mixed_widths(place, spec.transposed)[1])))
         case LinearSpec():
             pairs = _chunk_pairs(spec.stages)
             at = [width * chunk // layout.pitch for width, chunk in ((spec.stages[0].width, into) for _, into in pairs)]

@@ -3,17 +3,12 @@
 from __future__ import annotations
 
 import math
-import os
 from collections import Counter
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
-
-from safetensors import SafetensorError, safe_open
 
 from tintc.analysis.parameter_counts import count_parameters, module_counts
 from tintc.analysis.published import PUBLISHED, Published
-from tintc.errors import ArtefactError
 from tintc.ir.core import Program
 from tintc.lowering.emission.emit import specs
 from tintc.lowering.passes.plan_layout import layout_of
@@ -94,30 +89,3 @@ def _by_kind(program: Program) -> dict[str, int]:
     for name, spec in specs(program).items():
         counts[name.partition(".")[0]] += math.prod(spec.shape)
     return dict(sorted(counts.items()))
-
-
-def check_file(path: str | os.PathLike[str], program: Program, edited: bool) -> None:
-    """Raise `ArtefactError` unless a folder's files hold exactly the tensors the program needs, by their headers.
-
-    edited: the program's text was edited after compiling, and may have no use for some of them any more.
-    """
-    stored: dict[str, tuple[int, ...]] = {}
-    try:
-        for file in sorted(Path(path).glob("*.safetensors")):
-            with safe_open(file, framework="pt") as tensors:
-                stored |= {name: tuple(tensors.get_slice(name).get_shape()) for name in tensors.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError) as error:
-        raise ArtefactError(f"{path} has a damaged weight file ({error}); compile the model again.") from error
-    wanted = {name: spec.shape for name, spec in specs(program).items()}
-    checked = set(wanted)
-    if not edited:
-        checked |= set(stored)
-    wrong = sorted(name for name in checked if stored.get(name) != wanted.get(name))
-    if wrong:
-        more = ""
-        if len(wrong) > 3:
-            more = f" and {len(wrong) - 3} more"
-        raise ArtefactError(
-            f"{path} does not fit its program: {', '.join(wrong[:3])}{more} are missing, unknown or of another shape. "
-            "Compile the model again."
-        )

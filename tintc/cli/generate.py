@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import TextStreamer
 
 from tintc.cli.console import print_json, silence_libraries, stages
-from tintc.cli.run import read_text, tokenise
+from tintc.cli.run import check_writable, read_text, tokenise
 from tintc.errors import OptionError
 from tintc.ir.inputs import resolve_inputs
 from tintc.progress import LOGGER
@@ -53,8 +53,11 @@ def generate_text(
     start = time.perf_counter()
     LOGGER.info("adapting to the prompt, and writing")
     with torch.no_grad(), without_nan_warning():
-        whole = sim.generate(ids, streamer=streamer, **training, **choice)[0]
+        found = sim.generate(ids, streamer=streamer, return_dict_in_generate=True, **training, **choice)
     seconds = time.perf_counter() - start
+    whole = found.sequences[0]
+    if options["learn_every"] is not None and options["save_state"] is not None:
+        found.past_key_values.state.save(options["save_state"])
     new = whole[ids.shape[1] :]
     written = _continuation(sim.tokenizer, ids[0], whole)
     if as_json:
@@ -92,6 +95,8 @@ def _training(sim: TintForCausalLM, ids: Tensor, options: dict[str, Any]) -> dic
     lr = options["lr"]
     fraction = options["train_fraction"]
     file = options["state"]
+    if options["learn_every"] is not None:
+        return _learning(sim, options)
     if file is not None:
         if lr is not None or fraction is not None or options["save_state"] is not None:
             raise OptionError("A state is adapted already: leave out --lr, --train-fraction and --save-state.")
@@ -105,6 +110,17 @@ def _training(sim: TintForCausalLM, ids: Tensor, options: dict[str, Any]) -> dic
     state = sim.adapt(ids, **training)
     state.save(options["save_state"])
     return {"state": state}
+
+
+def _learning(sim: TintForCausalLM, options: dict[str, Any]) -> dict[str, Any]:
+    """Return the arguments of `generate` that say how it goes on learning."""
+    if options["train_fraction"] is not None:
+        raise OptionError("With --learn-every the whole prompt is learnt; leave out --train-fraction.")
+    check_writable(options["save_state"], "--save-state")
+    state = None
+    if options["state"] is not None:
+        state = AdaptedState.load(options["state"], sim)
+    return {"inner_lr": options["lr"], "state": state, "learn_every": options["learn_every"]}
 
 
 def _choice(options: dict[str, Any]) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from tintc.analysis.report import OPTIONS, check_file, parameter_report, summary
+from tintc.analysis.report import OPTIONS, parameter_report, summary
 from tintc.cli.console import print_json, print_table, silence_libraries, stages
 from tintc.cli.legend import print_legend
 from tintc.cli.params import print_modules, print_paper
@@ -18,16 +18,13 @@ from tintc.errors import OptionError
 from tintc.frontend.source.load import load_auxiliary
 from tintc.ir.core import Program
 from tintc.ir.text import parse_program, print_program
+from tintc.lowering.emission.emit import specs
 from tintc.options import Options
 from tintc.runtime.artefact.checks import check_config
-from tintc.runtime.artefact.folder import (
-    is_artefact,
-    is_edited,
-    read_auxiliary,
-    read_config,
-    read_program,
-    says_simulator,
-)
+from tintc.runtime.artefact.digests import changed_files, say_edited
+from tintc.runtime.artefact.folder import config_in, is_artefact, is_edited, opened, program_in, says_simulator
+from tintc.runtime.artefact.names import AUXILIARY_FILE
+from tintc.runtime.artefact.tensor_files import TensorFiles, check_shapes
 
 PAPERS = "opt"
 """The type of the models whose parameters the paper counts."""
@@ -110,12 +107,15 @@ def holds_simulator(path: str) -> bool:
 def read_artefact(path: str) -> Subject:
     """Return an artefact's program and configuration, checked against the headers of its weight files; reads no
     weights."""
-    text, program = read_program(path)
-    config = read_config(path)
-    check_config(path, config, program)
-    check_file(path, program, edited=is_edited(text, config.get("digests", {})))
-    facts = {name: config.get(name) for name in (*OPTIONS, "dtype")} | {"provenance": config.get("provenance", {})}
-    stored = read_auxiliary(path)
+    with opened(path, weights=True) as snapshot:
+        text, program = program_in(path, snapshot)
+        config = config_in(path, snapshot)
+        check_config(path, config, program)
+        edited = is_edited(text, config.get("digests") or {})
+        check_shapes(path, TensorFiles(snapshot).shapes(), specs(program), edited)
+        say_edited(path, changed_files(snapshot), edited)
+        stored = snapshot.text(AUXILIARY_FILE)
+    facts = {name: config.get(name) for name in (*OPTIONS, "dtype")} | {"provenance": config.get("provenance") or {}}
     auxiliary = None
     if stored is not None:
         auxiliary = parse_program(stored)

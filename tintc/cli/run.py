@@ -101,6 +101,12 @@ def _notes(evaluation: Evaluation, partial: bool) -> list[str]:
     return notes
 
 
+def check_writable(target: Path | None, option: str) -> None:
+    """Raise `ArtefactError` for a file whose folder does not exist, before anything is run for it."""
+    if target is not None and not target.absolute().parent.is_dir():
+        raise ArtefactError(f"The folder {target.parent} does not exist; choose another place for {option}.")
+
+
 def read_text(text: str | None, file: Path | None) -> str:
     """Return the text of the one option that is there; of standard input if the file is ``-``."""
     if (text is None) == (file is None):

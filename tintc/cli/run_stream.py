@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from tintc.cli.console import block_progress, print_json, print_table, silence_libraries, stages
-from tintc.cli.run import STDIN, read_text, tokenise
-from tintc.errors import ArtefactError, OptionError
+from tintc.cli.run import STDIN, check_writable, read_text, tokenise
+from tintc.errors import OptionError
 from tintc.evaluation.processes import launched
 from tintc.evaluation.streaming import evaluate_stream
 from tintc.progress import LOGGER
@@ -54,8 +54,7 @@ def stream_text(
     if launched() > 1:
         raise OptionError("A stream is learnt from its beginning to its end by one process; start a single one.")
     target: Path | None = options["save_state"]
-    if target is not None and not target.absolute().parent.is_dir():
-        raise ArtefactError(f"The folder {target.parent} does not exist; choose another place for --save-state.")
+    check_writable(target, "--save-state")
     content = read_text(text, file)
     with stages():
         LOGGER.info("loading the simulator")

@@ -1,5 +1,5 @@
-"""Runs of integers: `aux.select` and `sim.select` write columns as ``(start, stop)`` or ``(start, stop, times)``, and
-rows of parameters are ``(start, stop, step)``.
+"""Runs of integers: `aux.select` and `sim.select` write columns as ``(start, stop)``, ``(start, stop, times)`` or
+``(start, stop, times, each)``, and rows of parameters are ``(start, stop, step)``.
 
 Negative columns are zeros.
 """
@@ -15,47 +15,72 @@ from torch import Tensor
 Pairs = tuple[tuple[int, int], ...]
 """Numbers ``start, start + 1, ...`` below ``stop``."""
 Runs = tuple[tuple[int, ...], ...]
-"""Such pairs, and ``(start, stop, times)`` for a pair that stands there at least twice in succession."""
+"""Such pairs, ``(start, stop, times)`` for a pair that stands there at least twice in succession, and ``(start, stop,
+times, each)`` for one each of whose columns stands there that often in succession."""
 StridedRuns = tuple[tuple[int, int, int], ...]
 """Numbers ``start, start + step, ...`` below ``stop``."""
 
 
 def runs_of(columns: Iterable[int]) -> Runs:
-    """Return ``[4, 5, 6, 0, 0]`` as ``((4, 7), (0, 1, 2))``."""
-    runs: list[tuple[int, int]] = []
-    for column in columns:
-        if runs and runs[-1][1] == column:
-            runs[-1] = (runs[-1][0], column + 1)
+    """Return ``[4, 5, 6, 0, 0]`` as ``((4, 7), (0, 1, 2))``, and ``[0, 0, 1, 1]`` as ``((0, 2, 1, 2),)``."""
+    return folded(_pairs_of(columns))
+
+
+def _pairs_of(columns: Iterable[int]) -> list[tuple[int, int]]:
+    """Return columns as pairs; one that is repeated stands alone."""
+    pairs: list[tuple[int, int]] = []
+    single = False
+    for column, copies in groupby(columns):
+        count = len(list(copies))
+        if count == 1 and single and pairs[-1][1] == column:
+            pairs[-1] = (pairs[-1][0], column + 1)
         else:
-            runs.append((column, column + 1))
-    return folded(runs)
+            pairs += [(column, column + 1)] * count
+        single = count == 1
+    return pairs
 
 
 def folded(pairs: Iterable[tuple[int, int]]) -> Runs:
-    """Return equal neighbours among pairs as one run."""
+    """Return equal neighbours among pairs as one run, and columns in a row that are repeated equally often."""
     runs: list[tuple[int, ...]] = []
-    for pair, copies in groupby(pairs):
+    for (start, stop), copies in groupby(pairs):
         times = len(list(copies))
-        if times > 1:
-            runs.append((*pair, times))
+        if times == 1:
+            runs.append((start, stop))
+        elif runs and min(start, runs[-1][0]) >= 0 and stop == start + 1 and _repeated(runs[-1]) == (start, times):
+            runs[-1] = (runs[-1][0], stop, 1, times)
         else:
-            runs.append(pair)
+            runs.append((start, stop, times))
     return tuple(runs)
+
+
+def _repeated(run: tuple[int, ...]) -> tuple[int, int]:
+    """Return where a run ends, and how often each of its columns stands there in succession."""
+    ((start, stop, times, each),) = _counted((run,))
+    if stop == start + 1:
+        return stop, times * each
+    return stop, each
 
 
 def unfolded(runs: Runs) -> Pairs:
     """Return runs as pairs alone."""
-    return tuple((start, stop) for start, stop, times in _counted(runs) for _ in range(times))
+    pairs: list[tuple[int, int]] = []
+    for start, stop, times, each in _counted(runs):
+        parts = [(start, stop)]
+        if each > 1:
+            parts = [(column, column + 1) for column in range(start, stop) for _ in range(each)]
+        pairs += parts * times
+    return tuple(pairs)
 
 
-def _counted(runs: Runs) -> list[tuple[int, int, int]]:
-    """Return ``(start, stop, times)`` of every run."""
-    return [(*run, 1)[:3] for run in runs]  # pyright: ignore[reportReturnType]
+def _counted(runs: Runs) -> list[tuple[int, int, int, int]]:
+    """Return ``(start, stop, times, each)`` of every run."""
+    return [(*run, 1, 1)[: max(4, len(run))] for run in runs]  # pyright: ignore[reportReturnType]
 
 
 def width_of(runs: Runs) -> int:
     """Return how many columns runs have."""
-    return sum((stop - start) * times for start, stop, times in _counted(runs))
+    return sum((stop - start) * times * each for start, stop, times, each in _counted(runs))
 
 
 def strided_runs_of(numbers: Sequence[int]) -> StridedRuns:
@@ -87,11 +112,15 @@ def unit_runs(runs: Iterable[Sequence[int]]) -> Pairs:
 def take(x: Tensor, columns: Runs) -> Tensor:
     """Return the columns of ``x [..., W]`` side by side."""
     parts: list[Tensor] = []
-    for start, stop, times in _counted(columns):
+    for start, stop, times, each in _counted(columns):
         part = x.new_zeros(1).expand(*x.shape[:-1], stop - start)
         if start >= 0:
             part = x[..., start:stop]
-        parts.append(part[..., None, :].expand(*x.shape[:-1], times, -1).flatten(-2))
+        if each > 1:
+            part = part[..., None].expand(*part.shape, each).flatten(-2)
+        if times > 1:
+            part = part[..., None, :].expand(*x.shape[:-1], times, -1).flatten(-2)
+        parts.append(part)
     return torch.cat(parts, -1)
 
 
@@ -100,19 +129,25 @@ def put_back(y: Tensor, columns: Runs, width: int) -> Tensor:
     zero."""
     x = y.new_zeros(*y.shape[:-1], width)
     counted = _counted(columns)
-    sizes = [(stop - start) * times for start, stop, times in counted]
-    for (start, stop, times), part in zip(counted, y.split(sizes, -1), strict=True):
+    sizes = [(stop - start) * times * each for start, stop, times, each in counted]
+    for (start, stop, times, each), part in zip(counted, y.split(sizes, -1), strict=True):
         if start >= 0:
-            x[..., start:stop] += part.unflatten(-1, (times, -1)).sum(-2)
+            x[..., start:stop] += part.unflatten(-1, (times, -1, each)).sum((-3, -1))
     return x
 
 
 def fits(columns: Runs, source: int, width: int) -> bool:
     """Return True if these are `width` columns of a value that is `source` wide."""
-    if not all(len(run) == 2 or (len(run) == 3 and run[2] > 1) for run in columns):
+    if not all(_well_formed(run) for run in columns):
         return False
-    inside = all(start < stop <= (source if start >= 0 else 0) for start, stop, _ in _counted(columns))
+    inside = all(start < stop <= (source if start >= 0 else 0) for start, stop, *_ in columns)
     return inside and width == width_of(columns)
+
+
+def _well_formed(run: tuple[int, ...]) -> bool:
+    if len(run) == 4:
+        return run[0] >= 0 and run[2] > 0 and run[3] > 1
+    return len(run) == 2 or (len(run) == 3 and run[2] > 1)
 
 
 def compose(outer: Runs, inner: Runs) -> Runs:
@@ -123,16 +158,18 @@ def compose(outer: Runs, inner: Runs) -> Runs:
     """
     places = unfolded(outer)
     known: dict[tuple[int, int], list[tuple[int, int]]] = {}
-    runs: list[tuple[int, int]] = []
+    taken: list[tuple[int, int]] = []
     for pair in unfolded(inner):
         if pair not in known:
             known[pair] = _within(places, *pair)
-        for run in known[pair]:
-            if runs and runs[-1][1] == run[0] and runs[-1][0] >= 0:
-                runs[-1] = (runs[-1][0], run[1])
-            else:
-                runs.append(run)
-    return folded(runs)
+        taken += known[pair]
+    pairs: list[tuple[int, int]] = []
+    for zeros, group in groupby(taken, lambda pair: pair[0] < 0):
+        if zeros:
+            pairs += group
+        else:
+            pairs += _pairs_of(column for pair in group for column in range(*pair))
+    return folded(pairs)
 
 
 def _within(outer: Pairs, start: int, stop: int) -> list[tuple[int, int]]:

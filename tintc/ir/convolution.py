@@ -2,30 +2,55 @@
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 
-def apply_convolution(x: Tensor, weight: Tensor, bias: Tensor | None, real: Tensor) -> Tensor:
+def apply_convolution(x: Tensor, weight: Tensor, bias: Tensor | None, real: Tensor | None = None) -> Tensor:
     """Return ``sum_i w_ci x_(t-i)c + b_c``, ``[B, T, C]``, for ``weight [C, w]`` whose last column is of the token
     itself.
 
-    real ``[B, T]``: tokens that are no padding; the others count as zero.
+    real ``[B, T]``: tokens that are no padding (None: all); the others count as zero.
     """
-    width = weight.shape[-1]
-    rows = F.pad((x * real[..., None]).transpose(1, 2), (width - 1, 0))
-    return F.conv1d(rows, weight[:, None].to(x.dtype), _in_dtype(bias, x), groups=x.shape[-1]).transpose(1, 2)
+    y, _ = continue_convolution(x, weight, bias, real, None)
+    return y
 
 
-def apply_transposed_convolution(dy: Tensor, weight: Tensor, real: Tensor) -> Tensor:
+def continue_convolution(
+    x: Tensor, weight: Tensor, bias: Tensor | None, real: Tensor | None, before: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """Return the convolution at the tokens of ``x [B, n, C]``, and the last inputs that later tokens reach.
+
+    Those, and `before`, are ``[B, w - 1, C]``; before: of the tokens before (None: there are none).
+    """
+    x = _without_padding(x, real)
+    reach = weight.shape[-1] - 1
+    if before is None:
+        before = x.new_zeros(x.shape[0], reach, x.shape[2])
+    rows = torch.cat((before, x), 1)
+    return _weighted(rows, weight.to(x.dtype), bias, x.shape[1]), rows[:, rows.shape[1] - reach :].clone()
+
+
+def apply_transposed_convolution(dy: Tensor, weight: Tensor, real: Tensor | None = None) -> Tensor:
     """Return ``sum_i w_ci dy_(t+i)c``, ``[B, T, C]``: the gradient of what the convolution reads."""
-    width = weight.shape[-1]
-    rows = F.pad(dy.transpose(1, 2), (0, width - 1))
-    dx = F.conv1d(rows, weight.flip(-1)[:, None].to(dy.dtype), groups=dy.shape[-1]).transpose(1, 2)
-    return dx * real[..., None]
+    rows = F.pad(dy, (0, 0, 0, weight.shape[-1] - 1))
+    return _without_padding(_weighted(rows, weight.flip(-1).to(dy.dtype), None, dy.shape[1]), real)
 
 
-def _in_dtype(bias: Tensor | None, x: Tensor) -> Tensor | None:
-    if bias is None:
-        return None
-    return bias.to(x.dtype)
+def _weighted(rows: Tensor, weight: Tensor, bias: Tensor | None, count: int) -> Tensor:
+    """Return ``sum_i w_ci rows_(t+i)c + b_c`` at `count` tokens. One lag after the other, in the layout of the rows, is
+    faster than a grouped convolution, which wants channels first."""
+    columns = weight.unbind(-1)
+    y = rows[:, :count] * columns[0]
+    if bias is not None:
+        y = y + bias.to(y.dtype)
+    for lag, column in enumerate(columns[1:], 1):
+        y = y.addcmul_(rows[:, lag : lag + count], column)
+    return y
+
+
+def _without_padding(x: Tensor, real: Tensor | None) -> Tensor:
+    if real is None:
+        return x
+    return x * real[..., None]

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Any
-
 import torch
-from safetensors import safe_open
 from torch import Tensor
 
 from tintc.errors import ModelError
@@ -17,12 +13,9 @@ from tintc.ir.text import print_program
 from tintc.lowering.emission.emit import emit
 from tintc.lowering.passes.assign_layers import assign_layers
 from tintc.lowering.passes.canonicalise import canonicalise
-from tintc.runtime.artefact.folder import files_of, read_auxiliary
-from tintc.runtime.artefact.safetensors_writer import NAMES
+from tintc.runtime.artefact.folder import opened, read_auxiliary
+from tintc.runtime.artefact.tensor_files import TensorFiles
 from tintc.runtime.model.causal_lm import TintForCausalLM
-
-NAMED = {name: dtype for dtype, name in NAMES.items()}
-"""Types by the names that weight files have for them."""
 
 
 def check_program(path: str, graph: CapturedGraph, source: AuxiliarySource, full: bool) -> None:
@@ -44,12 +37,13 @@ def stored_problems(path: str, sim: TintForCausalLM, graph: CapturedGraph, sourc
     if missing:
         raise ModelError(f"{source.provenance['source']} has no tensor {missing[0]}, from which {path} was compiled.")
     expected = emit(sim.program, graph.tensors, sim.config.inner_lr, dtype_of(path))
-    stored = _stored(files_of(path))
+    with opened(path, weights=True) as snapshot:
+        stored = TensorFiles(snapshot).tensors()
     weights = 0
     changed: list[str] = []
     for name, tensor in expected:
         weights += _is_weight(name)
-        if name not in stored or not _same(stored[name].get_tensor(name), tensor):
+        if name not in stored or not _same(stored[name], tensor):
             changed.append(name)
     others = [name for name in changed if _is_weight(name)]
     if 2 * len(others) > weights:
@@ -67,19 +61,13 @@ def stored_problems(path: str, sim: TintForCausalLM, graph: CapturedGraph, sourc
 
 def dtype_of(path: str) -> torch.dtype:
     """Return the type that an artefact's weights are stored in; a simulator loaded from it may compute in another."""
-    stored = _stored(files_of(path))
-    name = next(name for name in stored if _is_weight(name))
-    return NAMED[stored[name].get_slice(name).get_dtype()]
+    with opened(path, weights=True) as snapshot:
+        stored = TensorFiles(snapshot).tensors()
+    return next(tensor.dtype for name, tensor in stored.items() if _is_weight(name))
 
 
 def _is_weight(name: str) -> bool:
     return name.startswith(("prefixes.", "tables."))
-
-
-def _stored(folder: Path) -> dict[str, Any]:
-    """Return the open file that holds each tensor; tensors are read one at a time."""
-    files = [safe_open(file, framework="pt") for file in sorted(folder.glob("*.safetensors"))]
-    return {name: file for file in files for name in file.keys()}  # noqa: SIM118 - not a dict
 
 
 def _same(a: Tensor, b: Tensor) -> bool:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from tintc.runtime.artefact.folder import as_dtype, read_config, writing
+from tintc.runtime.artefact.folder import as_dtype, writing
 from tintc.runtime.model.causal_lm import TintForCausalLM
 from tintc.runtime.model.devices import as_device
 
@@ -17,17 +17,19 @@ def load(
     executor: str = "auto",
     device: torch.device | str | None = None,
     dtype: torch.dtype | str | None = None,
+    check_files: bool = False,
 ) -> TintForCausalLM:
     """Return a compiled simulator, ready to run.
 
     executor: ``auto``, ``fused`` or ``literal``; device: where it runs (default cpu); dtype: torch dtype or its name,
-    to convert to and compute in (default: as stored; bfloat16 rounds the update, and is warned of). Raises
-    `ArtefactError` if the folder is missing or damaged, `OptionError` for a device or dtype that cannot be had.
+    to convert to and compute in (default: as stored; bfloat16 rounds the update, and is warned of). check_files:
+    compare all bytes of all files with their digests, and refuse a folder that was changed; otherwise sizes and samples
+    are compared, and a change is warned of. Raises `ArtefactError` if the folder is missing or damaged, `OptionError`
+    for a device or dtype that cannot be had.
     """
     where = as_device(device)
     kind = as_dtype(dtype)
-    read_config(path)
-    sim = TintForCausalLM.from_pretrained(path, executor=executor, dtype=kind or "auto")
+    sim = TintForCausalLM.from_pretrained(path, executor=executor, dtype=kind or "auto", check_files=check_files)
     return sim.to(where).eval()
 
 
@@ -38,5 +40,5 @@ def write_artefact(sim: TintForCausalLM, out: str | os.PathLike[str], force: boo
     exists and `force` is not given, or if the disk will not take it.
     """
     with writing(out, force) as folder:
-        sim.save_pretrained(folder)
+        sim.write_into(folder)
     return Path(out).resolve()

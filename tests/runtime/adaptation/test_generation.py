@@ -282,3 +282,10 @@ def test_types_token_by_token(kind: str) -> None:
     sim = tintc.compile(tiny_model(kind), inner_lr=0.01, dtype=torch.float64)
     sim.executor = "fused"
     check(sim, token_ids(2, WHOLE, 97))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["qwen3_5_text", "kimi_linear", "mamba", "mamba2", "falcon_h1", "lfm2", "olmo_hybrid"])
+def test_hybrids_token_by_token(kind: str) -> None:
+    """Delta rules, state spaces, selective scans and convolutions, beside attention and alone."""
+    test_types_token_by_token(kind)

@@ -11,6 +11,7 @@ import pytest
 import torch
 from continuations import PADDED, PROMPT, WHOLE, compiled, continued, one_by_one, whole, worst
 from fused_cases import FAMILIES, family, run, token_ids
+from programs import mixture_like, simulator
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -233,6 +234,50 @@ def test_a_state_ends_with_the_weights_it_was_made_of(through: str, tmp_path: Pa
     assert sim.generate(ids, state=sim.adapt(ids), **given).shape == before.shape
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("update", ["lazy", "materialised"])
+@pytest.mark.parametrize("name", ["gpt2", "experts"])
+def test_moving_weights_does_not_end_a_state(name: str, update: str, tmp_path: Path) -> None:
+    """To other memory, as a first run on a GPU does; what is read of them is read where they lie then (fp64)."""
+    if name == "experts":
+        sim = simulator(*mixture_like(chosen=2), inner_lr=0.02)
+    else:
+        sim = family(name).compile(inner_lr=0.02)
+    sim.executor, sim.update, ids = "fused", update, token_ids(2, 8) % 11
+    state, past = sim.adapt(ids), sim(ids, use_cache=True).past_key_values
+    state.save(tmp_path / "state")
+    states = [state, copy.deepcopy(state), AdaptedState.load(tmp_path / "state", sim)]
+    wanted, following = continued(sim, ids, state), sim(ids[:, :1], past_key_values=copy.deepcopy(past)).logits
+    left = [parameter.data for parameter in sim.parameters()]
+    for parameter in sim.parameters():
+        parameter.data = parameter.data.clone()
+    for tensor in left:
+        tensor.fill_(torch.nan)
+    for one in states:
+        assert worst(continued(sim, ids, one), wanted) < 1e-12
+        one.check_current()
+    assert worst(sim(ids[:, :1], past_key_values=past).logits, following) < 1e-12
+    sim.to(torch.float32)
+    with pytest.raises(OptionError, match="trained, edited or cast after"):
+        continued(sim, ids, state)
+
+
+@pytest.mark.parametrize("how", ["other numbers", "another parameter", "cast and back"])
+def test_other_weights_in_their_place_end_a_state(how: str) -> None:
+    sim, ids = family("llama").compile(inner_lr=0.02, n_update_layers=1), token_ids(1, 8)
+    sim.executor = "fused"
+    state = sim.adapt(ids)
+    prefix: Any = sim.prefixes.get_submodule("model.layers.0.mlp.up_proj")
+    if how == "other numbers":
+        prefix.weight.data = prefix.weight.data * 1.05
+    elif how == "another parameter":
+        prefix.weight = torch.nn.Parameter(prefix.weight.detach().clone())
+    else:
+        sim.to(torch.bfloat16).to(torch.float64)
+    with pytest.raises(OptionError, match="adapt again"):
+        continued(sim, ids, state)
+
+
 @pytest.mark.parametrize("examples", [1, 2])
 def test_inference_mode(examples: int) -> None:
     sim, ids = family("llama").compile(inner_lr=0.02), token_ids(examples, 8)
@@ -271,7 +316,7 @@ def test_a_copied_cache_shares_the_weights_alone() -> None:
 
 def test_a_call_that_fails_leaves_the_cache_as_it_was() -> None:
     sim, ids = compiled("gpt2"), token_ids(2, 8)
-    cache = TintCache(len(sim.continuation.mixing))
+    cache = TintCache(sim.continuation.carrying)
     for text in (ids + 1000, token_ids(2, 40), ids[0]):
         with pytest.raises(InputError):
             sim(text, past_key_values=cache, state=sim.adapt(ids))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from pathlib import Path
@@ -91,7 +92,7 @@ def test_replacing_leaves_one_folder(sim: tintc.TintForCausalLM, tmp_path: Path)
 def test_replacing_where_paths_cannot_be_exchanged(
     sim: tintc.TintForCausalLM, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("tintc.runtime.artefact.staging._exchange", lambda *_: False)
+    monkeypatch.setattr("tintc.runtime.artefact.disk._renameat2", lambda *_: errno.ENOSYS)
     target = write_artefact(sim, tmp_path / "sim")
     write_artefact(sim, target, force=True)
     assert [path.name for path in tmp_path.iterdir()] == ["sim"] and run(tintc.load(target)).isfinite().all()
@@ -108,7 +109,7 @@ def test_failing_writes_change_nothing(
         (folder / "config.json").write_text("half of it")
         raise error
 
-    monkeypatch.setattr(sim, "save_pretrained", fail)
+    monkeypatch.setattr(sim, "write_into", fail)
     with pytest.raises(KeyboardInterrupt if isinstance(error, KeyboardInterrupt) else ArtefactError):
         write_artefact(sim, target, force=True)
     assert contents(tmp_path) == before

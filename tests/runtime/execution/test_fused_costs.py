@@ -37,7 +37,7 @@ def test_the_count_is_what_runs(name: str, update: str, train: int | tuple[int, 
     head = 2 * 2 * 2 * sim.config.hidden_size * 53
     steps = (train, train) if isinstance(train, int) else train
     masks = torch.arange(12) < torch.tensor(steps)[:, None, None].expand(2, 2, 1)
-    executor = FusedExecutor(sim, resolve_inputs(token_ids(2, 12), masks), made, None)
+    executor = FusedExecutor(sim, resolve_inputs(token_ids(2, 12), masks), made, None, {})
     with FlopCounterMode(display=False) as counter:
         executor.run()
     products = ("mm", "addmm", "bmm", "baddbmm")

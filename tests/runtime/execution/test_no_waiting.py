@@ -87,7 +87,7 @@ def check_pass(sim: TintForCausalLM, inputs: Inputs, update: str) -> None:
     with fake_gpu():
         other = on_fake_gpu(sim)
         plan = make_plan(other.program, ("logits_before", "logits"), sizes, update)
-        run = FusedExecutor(other, fake_inputs(inputs), plan, None)
+        run = FusedExecutor(other, fake_inputs(inputs), plan, None, {})
         with NoCopies():
             out = run.run()
     assert out["logits"].device == GPU and out["logits"].shape == (2, LENGTH, sim.config.vocab_size)
@@ -112,7 +112,7 @@ def test_next_tokens(name: str) -> None:
     with fake_gpu():
         other = on_fake_gpu(sim)
         weights = stored_weights(other) | base_weights(other)
-        cache = TintCache(len(other.continuation.mixing))
+        cache = TintCache(other.continuation.carrying)
         with NoCopies():
             for count in (1, 2):
                 places = torch.empty(2, count, dtype=torch.long, device=GPU)
@@ -146,7 +146,7 @@ def test_a_pass_that_waits_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
         other = on_fake_gpu(sim)
         plan = make_plan(other.program, ("logits",), sizes)
         with pytest.raises(DataDependentOutputException):
-            FusedExecutor(other, fake_inputs(inputs), plan, None)
+            FusedExecutor(other, fake_inputs(inputs), plan, None, {})
 
 
 @pytest.mark.parametrize("examples", [False, True])

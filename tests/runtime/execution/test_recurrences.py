@@ -16,6 +16,7 @@ from tintc.ir.auxiliary.interpreter import Descent
 KINDS: dict[str, dict[str, Any]] = {
     "gated delta rule": {"key_heads": 2, "delta": True, "unit_eps": 1e-6, "scale": 3**-0.5},
     "delta rule by coordinate": {"key_heads": 4, "delta": True, "by_coordinate": True, "unit_eps": 1e-6},
+    "product of delta rules": {"key_heads": 2, "delta": True, "unit_eps": 1e-6, "writes": 3},
     "state space": {"key_heads": 2, "skip": True},
     "state space by coordinate": {"key_heads": 1, "by_coordinate": True, "skip": True, "convolved": False},
 }

@@ -144,6 +144,7 @@ FULL = OSError(28, "No space left on device")
 FAILURES: dict[str, tuple[str, int]] = {
     "the tensors": ("transformers.modeling_utils.safe_save_file", 0),
     "the texts": ("tintc.runtime.model.saving.write_texts", 0),
+    "the renaming of a folder": ("tintc.runtime.artefact.disk.rename_new", 0),
     "the first renaming": ("tintc.runtime.artefact.staging.os.rename", 0),
     "half of the renaming": ("tintc.runtime.artefact.staging.os.rename", 7),
     "the last but one renaming": ("tintc.runtime.artefact.staging.os.rename", 14),
@@ -156,7 +157,10 @@ def test_a_disk_that_is_full(folder: Path, monkeypatch: pytest.MonkeyPatch, fail
     name, after = FAILURES[failure]
     (folder / "notes.txt").write_text("kept")
     sim, before, real = tintc.load(folder), contents(folder.parent), pkgutil.resolve_name(name)
-    for out in (folder, folder.parent / "new") if after == 0 else (folder,):
+    outs = [folder, folder.parent / "new"]
+    if "renaming" in failure:  # a new folder is renamed as a whole, an old one is given its files
+        outs = [outs["of a folder" in failure]]
+    for out in outs:
         left = [after]
 
         def fail(*given: Any, left: list[int] = left, **named: Any) -> Any:

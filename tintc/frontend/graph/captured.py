@@ -34,7 +34,8 @@ class CapturedGraph:
     name: what messages call the model; tensors: every parameter and buffer under its canonical name, and constants the
     importer derives (``constant.*``); names: placeholder -> canonical name; aliases: every name of a tied tensor ->
     the canonical one, which is the first that the model lists; max_length: the longest sequence the result must serve;
-    origins: constants computed from one parameter -> its name; adapters: the parameters that are adapters' own.
+    origins: constants computed from one parameter -> its name; adapters: the parameters that are adapters' own; ones:
+    nodes -> whether they are ones in every text, of those that were asked for.
     """
 
     name: str
@@ -48,6 +49,7 @@ class CapturedGraph:
     max_length: int
     origins: dict[str, str] = field(default_factory=dict)
     adapters: frozenset[str] = frozenset()
+    ones: dict[Node, bool] = field(default_factory=dict)
     _derived: dict[str, int] = field(default_factory=dict)
 
     @cached_property

@@ -114,14 +114,32 @@ def _changes_nothing(graph: CapturedGraph, name: str, source: Node, node: Node) 
 
 
 def _behind_neutral(graph: CapturedGraph, node: Node, neutral: float) -> Node | None:
-    """Return x of x + 0, 0 + x, x - 0, x * 1, 1 * x and x / 1."""
+    """Return x of x + 0, 0 + x, x - 0, x * 1, 1 * x and x / 1, and of x times a mask of the padding."""
     name = opname(node)
     left, right = node.args[:2]
+    if name == "mul":
+        for x, mask in ((left, right), (right, left)):
+            if isinstance(x, Node) and x in graph.live and _same_shape(graph, x, node) and _masks_padding(graph, mask):
+                return x
     if isinstance(left, Node) and scalar(graph, right) == neutral:
         return left
     if isinstance(right, Node) and name in ("add", "mul") and scalar(graph, left) == neutral:
         return right
     return None
+
+
+def _masks_padding(graph: CapturedGraph, value: Any) -> bool:
+    """Return True for numbers, one for each token, that are ones in every text without padding.
+
+    What reads earlier tokens leaves padding out by itself.
+    """
+    if not isinstance(value, Node) or value in graph.live or value in graph.weighted:
+        return False
+    if value not in graph.ones:
+        shapes = [graph.shape(value, *probe) for probe in PROBES]
+        by_token = all(shape is not None and length in shape for shape, (_, length) in zip(shapes, PROBES, strict=True))
+        graph.ones[value] = by_token and all(bool((graph.evaluate(value, *size) == 1).all()) for size in sizes(graph))
+    return graph.ones[value]
 
 
 def _keeps_kind(source: Node, node: Node) -> bool:

@@ -6,6 +6,7 @@ then gives their nodes targets that compute. Outside of an export they compute, 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -23,7 +24,7 @@ CONVOLUTION = "(Tensor x, Tensor weight, Tensor? bias) -> Tensor"
 
 
 def _shape_of_recurrence(q: Tensor, k: Tensor, v: Tensor, *_: Any) -> Tensor:
-    return v.new_empty(v.shape)
+    return v.new_empty((*v.shape[:3], v.shape[-1]))
 
 
 def _shape_of_convolution(x: Tensor, *_: Any) -> Tensor:
@@ -55,6 +56,9 @@ def recurrence(
     skip ``[H]``: how much of v a token adds to its own result; scale: of queries; delta: whether the delta rule
     subtracts what the state holds under a key already; unit_eps: above 0, queries and keys are divided by
     ``sqrt(|x|^2 + unit_eps)``. A is that of construction.md, section 16.
+
+    A token may write n times before it reads, as in a product of n Householder matrices: k is then ``[B, T, H_k, n,
+    d_k]``, v ``[B, T, H, n, d_v]`` and beta ``[B, T, H, n]``, without a skip. The state decays once a token.
     """
     arguments = (q, k, v, g, beta, skip, float(scale), bool(delta), float(unit_eps))
     if torch.compiler.is_exporting():
@@ -87,18 +91,26 @@ def recurrence_of_tokens(
         results=(),
         n_heads=v.shape[2],
         n_key_heads=k.shape[2],
-        key_dim=k.shape[3],
-        value_dim=v.shape[3],
+        key_dim=k.shape[-1],
+        value_dim=v.shape[-1],
         scale=scale,
         delta=delta,
         by_coordinate=g.dim() == 4,
         unit_eps=unit_eps,
+        writes=writes_of(v.shape[2:]),
     )
     q, k, g, beta = (at_least_fp32(value).flatten(2) for value in (q, k, g, beta))
     real = torch.ones(v.shape[:2], dtype=torch.bool, device=v.device)
     heads = Heads.of(options, q, k, g, beta, real)
-    y = apply_recurrence(options, heads, at_least_fp32(v).transpose(1, 2), skip)
-    return merge_heads(y).unflatten(-1, v.shape[2:]).to(v.dtype)
+    y = apply_recurrence(options, heads, options.split_values(at_least_fp32(v).flatten(2)), skip)
+    return merge_heads(y).unflatten(-1, (v.shape[2], v.shape[-1])).to(v.dtype)
+
+
+def writes_of(sizes: Sequence[int]) -> int:
+    """Return how often a token writes, from the sizes of its values: ``H, d_v`` or ``H, n, d_v``."""
+    if len(sizes) == 2:
+        return 1
+    return sizes[1]
 
 
 def convolution_of_tokens(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

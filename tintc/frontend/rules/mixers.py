@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch.fx import Node
 
 from tintc.frontend.builder import Builder
 from tintc.frontend.graph.captured import CapturedGraph
 from tintc.frontend.graph.evaluation import CHECKS, opname
 from tintc.frontend.graph.layouts import vector_layout
-from tintc.frontend.graph.node_queries import constant_vector
+from tintc.frontend.graph.node_queries import constant_value, constant_vector
 from tintc.frontend.graph.regions import moves
-from tintc.frontend.mixers.ops import convolution_of_tokens, recurrence_of_tokens
+from tintc.frontend.mixers.ops import convolution_of_tokens, recurrence_of_tokens, writes_of
 from tintc.frontend.mixers.pointwise import Function, crosses, find_pointwise
 from tintc.frontend.rule import NOT_MINE, Fail, Match
 from tintc.frontend.rules.arithmetic import constant_row
@@ -44,11 +46,12 @@ class RecurrenceRule:
             "n_heads": v.sizes[0],
             "n_key_heads": q.sizes[0],
             "key_dim": q.sizes[1],
-            "value_dim": v.sizes[1],
+            "value_dim": v.sizes[-1],
             "scale": scale,
             "delta": delta,
             "by_coordinate": len(g.sizes) > 1,
             "unit_eps": unit_eps,
+            "writes": writes_of(v.sizes),
         }
 
         def build(builder: Builder, values: tuple[Value, ...]) -> Value:
@@ -62,7 +65,9 @@ class RecurrenceRule:
                     read.append(builder.emit(Constant, node, (), kind, "constant", table=table))
                 else:
                     read.append(next(given))
-            return builder.emit(Recurrence, node, tuple(read), tokens(v.width), "mixed", skip=name, **options)
+            return builder.emit(
+                Recurrence, node, tuple(read), tokens(v.sizes[0] * v.sizes[-1]), "mixed", skip=name, **options
+            )
 
         return Match(live, build)
 
@@ -76,14 +81,14 @@ class ConvolutionRule:
         x, weight, bias = node.args
         assert isinstance(x, Node)
         layout = vector_layout(graph, x)
-        weight_name = constant_vector(graph, weight)
+        weight_name = _constant(graph, weight)
         bias_name = ""
         if bias is not None:
-            bias_name = constant_vector(graph, bias)
+            bias_name = _constant(graph, bias)
         if layout is None or x not in graph.live:
             return Fail("what a convolution reads is not one vector for every token")
         if weight_name is None or bias_name is None:
-            return Fail("the weight or bias of a convolution is computed, it must be a parameter", inputs=(x,))
+            return Fail("the weight or bias of a convolution is not the same in every text", inputs=(x,))
 
         def build(builder: Builder, values: tuple[Value, ...]) -> Value:
             bias_alias = bias_name and builder.parameter(bias_name)
@@ -129,19 +134,39 @@ def _tables(graph: CapturedGraph, operands: tuple[Node, ...]) -> dict[Node, str]
     return tables
 
 
+def _constant(graph: CapturedGraph, value: Any) -> str | None:
+    """Return the name of a tensor that is the value in every text, a parameter or what is computed; None if it
+    differs."""
+    name = constant_vector(graph, value)
+    if name is not None or not isinstance(value, Node) or value in graph.live:
+        return name
+    tensor = constant_value(graph, value)
+    if tensor is None:
+        return None
+    return graph.derive_constant("weight", tensor)
+
+
 def _emit(builder: Builder, node: Node, source: Value, found: Function) -> Value:
     vectors = {key: builder.parameter(name) for key, name in found.vectors.items()}
     return builder.emit(Pointwise, node, (source,), source.type, found.fn, fn=found.fn, **vectors, **found.limits)
 
 
 def _only_strengths(graph: CapturedGraph, node: Node) -> bool:
-    """Return True if a value reaches nothing but decays and strengths of recurrences, through functions of single
-    numbers."""
+    """Return True if a value reaches decays and strengths of recurrences, through functions of single numbers and
+    convolutions, and nothing else."""
+    ends = _ends(graph, node)
+    return bool(ends) and all(ends)
+
+
+def _ends(graph: CapturedGraph, node: Node) -> list[bool]:
+    """Return of everything that a value reaches whether it is a decay or strength of a recurrence."""
     readers = [user for user in node.users if opname(user) not in CHECKS and user in graph.live]
-    return bool(readers) and all(_is_strength(graph, node, user) for user in readers)
-
-
-def _is_strength(graph: CapturedGraph, node: Node, user: Node) -> bool:
-    if user.target is recurrence_of_tokens:
-        return STRENGTHS.issuperset(at for at, operand in enumerate(user.args) if operand is node)
-    return crosses(graph, user) and _only_strengths(graph, user)
+    ends: list[bool] = []
+    for user in readers:
+        if user.target is recurrence_of_tokens:
+            ends.append(STRENGTHS.issuperset(at for at, operand in enumerate(user.args) if operand is node))
+        elif crosses(graph, user) or moves(user) or user.target is convolution_of_tokens:
+            ends += _ends(graph, user)
+        else:
+            ends.append(False)
+    return ends

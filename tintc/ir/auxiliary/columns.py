@@ -15,8 +15,8 @@ from tintc.ir.core import register
 @register("aux.select")
 @dataclass(eq=False, kw_only=True)
 class Select(AuxOp):
-    """Columns of a value, as runs ``(start, stop)``, or ``(start, stop, times)`` for one that is repeated: one part of
-    a fused projection, heads in another order.
+    """Columns of a value, as runs (`tintc.ir.columns`), some of which may be repeated: one part of a fused projection,
+    heads in another order.
 
     Canonicalisation folds it into the linear layer that made the value, where it can. Runs of negative numbers are
     zeros.

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from tintc.ir.auxiliary.base import AuxOp, Context, Pulled
 from tintc.ir.convolution import apply_convolution, apply_transposed_convolution
-from tintc.ir.core import register
+from tintc.ir.core import register, tokens
 from tintc.ir.functions import merge_heads, split_heads
 from tintc.ir.pointwise import PointwiseOptions, apply_pointwise
 from tintc.ir.recurrence import Heads, RecurrenceOptions, recurrence_matrix
@@ -28,25 +28,25 @@ class Recurrence(RecurrenceOptions, AuxOp):
         self.expect(len(self.operands) == 5, "takes q, k, v, g and beta")
         found = tuple(value.type.width for value in self.operands)
         self.expect(found == self.widths(), f"q, k, v, g and beta have the widths {found}, not {self.widths()}")
-        self.expect(self.result.type == self.operands[2].type, f"the result is {self.result.type}")
+        self.expect(self.result.type == tokens(self.result_width()), f"the result is {self.result.type}")
 
     def parameters(self) -> dict[str, str]:
         return {"skip": self.skip} if self.skip else {}
 
     def matrix(self, context: Context, q: Tensor, k: Tensor, g: Tensor, beta: Tensor) -> Tensor:
-        """Return A, ``[B, H, T, T]``."""
+        """Return A, ``[B, H, T, n T]``."""
         heads = Heads.of(self, q, k, g, beta, context.inputs.real_tokens)
         return recurrence_matrix(self, heads, context.optional(self.skip))
 
     def evaluate(self, context: Context, q: Tensor, k: Tensor, v: Tensor, g: Tensor, beta: Tensor) -> Tensor:
-        return merge_heads(self.matrix(context, q, k, g, beta) @ split_heads(v, self.n_heads))
+        return merge_heads(self.matrix(context, q, k, g, beta) @ self.split_values(v))
 
     def pullback(
         self, context: Context, dy: Tensor, q: Tensor, k: Tensor, v: Tensor, g: Tensor, beta: Tensor
     ) -> Pulled:
         """Return ``dv = A^T dy``; the matrix counts as a constant."""
         dv = self.matrix(context, q, k, g, beta).transpose(-1, -2) @ split_heads(dy, self.n_heads)
-        return (None, None, merge_heads(dv), None, None), {}
+        return (None, None, self.merge_values(dv), None, None), {}
 
 
 @register("aux.convolution")

@@ -161,12 +161,27 @@ class _Flow:
             elif isinstance(user, Convolution) and self.mixes(user):
                 uses.add(VALUE)
             elif isinstance(user, PASSED):
-                uses |= self.before_attention(user.result, summed or isinstance(user, Add))
+                uses |= self.before_attention(user.result, summed or self._may_add_residual(user))
             elif isinstance(user, Linear) and not summed and self.before_attention(user.result) <= CONSTANT:
                 uses |= self.before_attention(user.result)
             else:
                 uses.add(OTHER)
         return uses or {OTHER}
+
+    def _may_add_residual(self, op: Op) -> bool:
+        """Return True for sums, but those of linear layers' results that do not need each other, as of a layer and its
+        adapter."""
+        if not isinstance(op, Add):
+            return False
+        summands = [self._behind_scale(operand) for operand in op.operands]
+        needed = frozenset().union(*(self.ancestors[summand] for summand in summands))
+        return any(not isinstance(summand, Linear) or summand in needed for summand in summands)
+
+    def _behind_scale(self, value: Value) -> Op:
+        op = self.producers[value]
+        while isinstance(op, Scale):
+            op = self.producers[op.operands[0]]
+        return op
 
     def feeds_routing(self, value: Value) -> bool:
         """Return True if a value reaches the choice of experts and nothing else, what is linear aside."""

@@ -2,18 +2,64 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import Cache
 from transformers.cache_utils import DynamicLayer
 
+from tintc.errors import OptionError
 from tintc.runtime.adaptation.state import AdaptedWeights
+
+NO_WAY_BACK = (
+    "This model has layers that carry a state from token to token, which cannot be cropped back to an earlier token; "
+    "copy the cache before those tokens (copy.deepcopy), or read the text again."
+)
+
+
+class StateLayer:
+    """The state that an op carries from token to token, as a layer of a cache; None before the first.
+
+    It is replaced by every token and never written over, so that autograd and copies of a cache keep what they read.
+    """
+
+    is_compileable = False
+    is_croppable = False
+    is_initialized = False
+    is_sliding = False
+    supports_early_init = False
+
+    def __init__(self) -> None:
+        self.state: Tensor | None = None
+
+    def get_max_length(self) -> int:
+        return -1
+
+    def reset(self) -> None:
+        self.state = None
+
+    def reorder_cache(self, beam_idx: Tensor) -> None:
+        self.batch_select_indices(beam_idx)
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        if self.state is not None:
+            self.state = self.state.repeat_interleave(repeats, 0)
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        if self.state is not None:
+            self.state = self.state[indices.to(self.state.device)]
+
+    def crop(self, tokens_to_remove: int) -> None:
+        """Raise `OptionError` if any token is to be removed."""
+        if tokens_to_remove and self.state is not None:
+            raise OptionError(NO_WAY_BACK)
 
 
 class TintCache(Cache):
-    """Keys and values by attention op of the last forward pass, one layer each, as transformers keeps them.
+    """What the ops that mix tokens keep of the last forward pass, one layer each: keys and values of attention, as
+    transformers keeps them, or a `StateLayer`.
 
     state: the weights that they were made with, of which each example has as many rows of the batch as every other,
     side by side; None before the prompt has been read. positions, valid ``[B, m]``: of all tokens so far; valid is None
@@ -24,8 +70,11 @@ class TintCache(Cache):
     positions: Tensor | None
     valid: Tensor | None
 
-    def __init__(self, layers: int, state: AdaptedWeights | None = None):
-        super().__init__(layers=[DynamicLayer() for _ in range(layers)])
+    def __init__(self, carrying: Iterable[bool], state: AdaptedWeights | None = None):
+        """Begin empty. carrying: for each op that mixes tokens, whether it carries a state instead of keys and
+        values."""
+        layers: list[Any] = [StateLayer() if carries else DynamicLayer() for carries in carrying]
+        super().__init__(layers=layers)
         self.state = state
         self.positions = None
         self.valid = None
@@ -57,6 +106,10 @@ class TintCache(Cache):
             self.valid = change(self.valid)
 
     def crop(self, tokens_to_remove: int) -> None:
+        """Forget the last tokens; raise `OptionError`, before anything is changed, if a layer carries a state."""
+        for layer in self.layers:
+            if isinstance(layer, StateLayer):
+                layer.crop(tokens_to_remove)
         super().crop(tokens_to_remove)
         if tokens_to_remove and self.positions is not None:
             kept = self.positions.shape[1] - abs(tokens_to_remove)

@@ -2,7 +2,8 @@
 
 A simulator's last forward pass is all that computes the logits from the weights as the descent has left them: walking
 back from the logits, and stopping at weights, finds it. Its ops run by their own fused forms on new tokens alone; those
-that mix tokens (`SimOp.CACHED_OPERANDS`) also read what has been kept of the tokens before.
+that mix tokens also read what has been kept of the tokens before: some of their operands (`SimOp.CACHED_OPERANDS`), or
+a state (`SimOp.CARRIES_STATE`).
 """
 
 from __future__ import annotations
@@ -11,10 +12,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property, partial
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
+from transformers import Cache
 
 from tintc.ir.core import Program, Type, Value
 from tintc.ir.inputs import Inputs
@@ -23,9 +25,6 @@ from tintc.ir.simulator import SimOp
 from tintc.ir.simulator.interface.fused_base import FusedWeights
 from tintc.runtime.execution.fused.base_run import FusedRunBase, stored_parts
 from tintc.runtime.execution.simulator import Simulator
-
-if TYPE_CHECKING:
-    from transformers import Cache
 
 
 class AdaptiveSimulator(Simulator, Protocol):
@@ -70,7 +69,12 @@ class Continuation:
     @cached_property
     def mixing(self) -> tuple[SimOp, ...]:
         """Return the ops that read what is kept of earlier tokens."""
-        return tuple(op for op in self.ops if op.CACHED_OPERANDS)
+        return tuple(op for op in self.ops if op.CACHED_OPERANDS or op.CARRIES_STATE)
+
+    @cached_property
+    def carrying(self) -> tuple[bool, ...]:
+        """Return for each of `mixing` whether it carries a state from token to token."""
+        return tuple(op.CARRIES_STATE for op in self.mixing)
 
     @cached_property
     def checked(self) -> tuple[SimOp, ...]:
@@ -87,7 +91,7 @@ class Continuation:
             weighted = any(_is_weights(value) for value in op.operands)
             kept = remembered(op)
             steps.append(Step(op, op.operands, op.result, kept, place, weighted, gone))
-            place += bool(kept)
+            place += bool(kept) or op.CARRIES_STATE
         return tuple(steps)
 
     @cached_property
@@ -223,6 +227,9 @@ class ContinuedRun(FusedRunBase):
                 if cache is not None:
                     pair = cache.update(*pair, place)
                 values[result] = op.continued(self, *pair, *inputs)
+            elif op.CARRIES_STATE and cache is not None:
+                layer: Any = cache.layers[place]
+                values[result], layer.state = op.carried(self, layer.state, *inputs)
             elif weighted and folds:
                 values[result] = self._folded(op, inputs)
             else:

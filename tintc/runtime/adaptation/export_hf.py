@@ -42,7 +42,7 @@ def export_model(state: AdaptedWeights, path: str | os.PathLike[str], model: Any
     state.check_current()
     auxiliary = auxiliary_of(sim, model)
     with torch.no_grad():
-        _put_back(state, auxiliary)
+        put_back(state, auxiliary)
     with writing(path, force=False) as folder:
         _save(auxiliary, folder)
         if sim.tokenizer is not None:
@@ -107,7 +107,7 @@ def auxiliary_of(sim: AdaptiveSimulator, model: Any = None) -> nn.Module:
     return auxiliary.to("cpu", sim.dtype)
 
 
-def _put_back(state: AdaptedWeights, model: nn.Module) -> None:
+def put_back(state: AdaptedWeights, model: nn.Module) -> None:
     """Write every part that is not the model's own: what the update has changed, and what training the simulator's
     prefixes has."""
     sim = state.sim

@@ -52,20 +52,18 @@ def joined(weights: Mapping[Value, FusedWeights], renamed: Renamed, trained: Ten
     cut: dict[int, Tensor] = {}
 
     def columns(tensor: Tensor) -> Tensor:
-        """Return a tensor ``[B, t, ...]``, or ``[B, t k, ...]``, of the tokens that were trained on."""
-        count = min(len(trained), tensor.shape[1])
-        return tensor[:, trained[:count].repeat_interleave(tensor.shape[1] // count)]
+        """Return a tensor ``[B, t, ...]`` of the tokens that were trained on."""
+        return tensor[:, trained[: tensor.shape[1]]]
 
     def of_this_run(update: Pending) -> Pending:
+        if update.experts is not None:  # several vectors a token; those of other tokens have dy = 0
+            return update
         if renamed.is_away(update) or bool(trained[: update.x.shape[1]].all()):
             return update
         key = id(update.x)
         if key not in cut:
             cut[key] = columns(update.x)
-        experts = update.experts
-        if experts is not None:
-            experts = columns(experts)
-        return replace(update, dy=columns(update.dy), x=cut[key], experts=experts)
+        return replace(update, dy=columns(update.dy), x=cut[key])
 
     def one(updates: list[Pending]) -> Pending:
         last = renamed.back(updates[-1])

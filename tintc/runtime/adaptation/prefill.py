@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -48,15 +49,20 @@ def prefill(sim: AdaptiveSimulator, inputs: Inputs, rates: Rates | None, keep: i
     outputs = {f"updated.{value.name}": value for value in plan.updated}
     outputs |= {f"kept.{value.name}": value for op in plan.mixing for value in remembered(op)}
     outputs |= {f"last.{value.name}": value for value in plan.tail.operands}
-    results = execute_program(sim, replace(sim.program, outputs=outputs), each, rates, "fused")
+    carrying = {f"state.{op.result.name}": op for op in plan.mixing if op.CARRIES_STATE}
+    results = execute_program(sim, replace(sim.program, outputs=outputs), each, rates, "fused", carrying=carrying)
     values = {value: results[label] for label, value in outputs.items()}
     state = AdaptedWeights(sim, {value: values[value] for value in plan.updated}, each.shape[0], snapshot)
     if not torch.is_grad_enabled():
         state = state.settled()
-    cache = TintCache(len(plan.mixing), state)
+    cache = TintCache(plan.carrying, state)
     run = ContinuedRun(sim, each, each.position_ids)
     for place, op in enumerate(plan.mixing):
-        cache.update(*op.remember(run, *(values[value] for value in remembered(op))), place)
+        if op.CARRIES_STATE:
+            layer: Any = cache.layers[place]
+            layer.state = results[f"state.{op.result.name}"]
+        else:
+            cache.update(*op.remember(run, *(values[value] for value in remembered(op))), place)
     (x,) = (values[value] for value in plan.tail.operands)
     logits = run.tail(x[:, -keep:])
     cache.extend(each.position_ids, _not_padding(each))
@@ -117,6 +123,11 @@ def _following(input_ids: Tensor, mask: Tensor | None, position_ids: Tensor | No
         raise InputError(
             f"input_ids has shape {tuple(input_ids.shape)}; the cache has {cache.positions.shape[0]} rows, so pass the "
             "new tokens of each."
+        )
+    if input_ids.device != cache.positions.device:
+        raise InputError(
+            f"The tokens are on {input_ids.device} and what the cache has read of earlier ones on "
+            f"{cache.positions.device}; pass the whole text again, with the state or without a cache."
         )
     rows, count = input_ids.shape
     total = cache.positions.shape[1] + count

@@ -17,10 +17,11 @@ from tintc.ir.simulator.shared.grouped import carried_out
 from tintc.ir.simulator.shared.linear_common import bias_dims
 from tintc.runtime.adaptation.continuation import AdaptiveSimulator, base_weights, stored_weights
 from tintc.runtime.adaptation.fingerprint import WeightsSnapshot, fingerprint
+from tintc.runtime.adaptation.moved_weights import moved
 from tintc.runtime.execution.fused.available import available_bytes
 from tintc.runtime.execution.fused.budget import HEADROOM
 
-CHANGED = "The simulator's stored weights were trained, edited, moved or cast after the state was made; adapt again."
+CHANGED = "The simulator's stored weights were trained, edited or cast after the state was made; adapt again."
 
 
 def state_of(state: object, sim: AdaptiveSimulator) -> AdaptedWeights:
@@ -148,14 +149,27 @@ class AdaptedWeights:
         return self._elsewhere
 
     def check_current(self) -> None:
-        """Raise `OptionError` unless the simulator's stored weights are what they were, as far as a look can tell."""
+        """Raise `OptionError` unless the simulator's stored weights are what they were, as far as a look can tell.
+
+        Where they were moved, to another device or to other memory of one, these follow them.
+        """
         if not self.snapshot.lasts(self.sim):
             raise OptionError(CHANGED)
+        if not self.snapshot.in_place(self.sim):
+            self._follow()
+
+    def _follow(self) -> None:
+        """Take stored weights from where they lie now, and bring all others to their device."""
+        stored = base_weights(self.sim)
+        device = self.sim.device
+        self.weights = {value: moved(w, stored[value], self.snapshot, device) for value, w in self.weights.items()}
+        self.snapshot = WeightsSnapshot.of(self.sim)
+        self._values = None
 
     def check(self, sim: AdaptiveSimulator, rows: int) -> None:
         """Raise `OptionError` unless `sim`, whose state it is, can continue `rows` texts with these weights."""
         if not self.snapshot.in_place(sim):
-            raise OptionError(CHANGED)
+            self.check_current()
         if rows % self.examples:
             raise OptionError(
                 f"The state has the weights of {self.examples} examples and the batch {rows} rows; pass one text for "
@@ -164,10 +178,10 @@ class AdaptedWeights:
         tensors = [tensor for w in self.weights.values() for tensor in (w.weight, w.bias) if tensor is not None]
         pending = [update.dy for w in self.weights.values() for update in w.pending]
         for tensor in tensors[:1]:
-            if tensor.device.type != sim.device.type or tensor.dtype != sim.dtype:
+            if tensor.dtype != sim.dtype:
                 raise OptionError(
-                    f"The state is in {str(tensor.dtype).removeprefix('torch.')} on {tensor.device.type} and the "
-                    "simulator is not; adapt it again."
+                    f"The state is in {str(tensor.dtype).removeprefix('torch.')} and the simulator is not; adapt it "
+                    "again."
                 )
         if torch.is_grad_enabled() and any(tensor.is_inference() for tensor in tensors + pending):
             raise OptionError(

@@ -29,8 +29,8 @@ from tintc.ir.simulator.shared.linear_common import bias_dims, main_part
 from tintc.runtime.adaptation.continuation import AdaptiveSimulator, base_weights
 from tintc.runtime.adaptation.fingerprint import WeightsSnapshot, fingerprint
 from tintc.runtime.adaptation.state import AdaptedWeights
+from tintc.runtime.artefact import disk
 from tintc.runtime.artefact.folder import first_line
-from tintc.runtime.artefact.staging import open_path
 
 FORMAT, VERSION = "tintc-state", 1
 
@@ -62,7 +62,7 @@ def write_state(state: AdaptedWeights, path: str | os.PathLike[str]) -> None:
         handle, temporary = tempfile.mkstemp(prefix=f".{target.name}.tintc-", dir=target.parent)
         os.close(handle)
         save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, temporary, metadata)
-        open_path(temporary)
+        disk.open_up(temporary)
         os.replace(temporary, target)
     except (OSError, SafetensorError) as error:
         if temporary is not None:

@@ -17,13 +17,12 @@ from tintc.ir.core import Program
 from tintc.ir.simulator.ops.activation_forward import ActivationForward
 from tintc.ir.simulator.ops.attention_forward import AttentionForward
 from tintc.ir.simulator.ops.gate_forward import GateForward
-from tintc.ir.text import parse_program
 from tintc.lowering.emission.sharing import reuse_of
 from tintc.lowering.passes.plan_layout import layout_of
 from tintc.options import Options
 from tintc.runtime.artefact.beside import text_digest
 from tintc.runtime.artefact.config import TintConfig
-from tintc.runtime.artefact.folder import first_line, read_program
+from tintc.runtime.artefact.folder import first_line, parsed_program
 
 RECORDED = tuple(Options().recorded("config"))
 """Options that stand in the configuration only to be read: what they did is in the program's ops and in the tensors."""
@@ -88,37 +87,6 @@ def check_config(path: str | os.PathLike[str], config: Mapping[str, Any], progra
         )
 
 
-def check_tensors(path: str | os.PathLike[str], info: Mapping[str, Any], edited: bool) -> None:
-    """Raise `ArtefactError` unless the file held exactly the tensors that the program needs, by transformers' report.
-
-    A program whose text was edited after compiling may have no use for some of them any more.
-    """
-    problems = []
-    for kind, what in (
-        ("missing_keys", "lacks {}"),
-        ("unexpected_keys", "has {} it does not know"),
-        ("mismatched_keys", "has {} of another shape"),
-    ):
-        names = sorted(_key_name(key) for key in info.get(kind, ()))
-        if names and not (edited and kind == "unexpected_keys"):
-            problems.append(f"{what.format(_counted(names))} ({', '.join([*names[:3], *['...'] * (len(names) > 3)])})")
-    if problems:
-        raise ArtefactError(f"{path} does not fit its program: it {' and '.join(problems)}. Compile the model again.")
-
-
-def _key_name(key: Any) -> str:
-    """Return the name of a tensor in transformers' report, which gives some with their shapes."""
-    if isinstance(key, str):
-        return key
-    return str(key[0])
-
-
-def _counted(names: list[str]) -> str:
-    if len(names) == 1:
-        return "1 tensor"
-    return f"{len(names)} tensors"
-
-
 @contextmanager
 def unreported() -> Iterator[None]:
     """Hide transformers' own table of tensors that do not fit, whose advice is to train them: ours is an error."""
@@ -134,26 +102,20 @@ def unreported() -> Iterator[None]:
         logger.removeFilter(other)
 
 
-def program_of(
-    path: str | os.PathLike[str] | None, config: TintConfig | None, tensors: Mapping[str, Any], hub: Mapping[str, Any]
-) -> tuple[str, Program]:
-    """Return the program to load, as text and parsed: the folder's, or the configuration's beside a state dict.
-
-    Raises `OptionError` where there is neither.
-    """
-    if path is not None:
-        return read_program(path, **hub)
+def program_alone(config: TintConfig | None, tensors: Mapping[str, Any]) -> tuple[str, Program]:
+    """Return the program to load where there is no folder, as text and parsed: the configuration's, beside a state
+    dict. Raises `OptionError` where there is neither."""
     text = getattr(config, "program", None)
     if text is None or not tensors:
         raise OptionError(
             "Without a folder a simulator is made of config=, with its program, and state_dict=; pass both, or the "
             "folder."
         )
-    return text, parse_program(text)
+    return text, parsed_program(text, "The configuration's program")
 
 
 @contextmanager
-def explained_loading(path: object, variant: str | None) -> Iterator[None]:
+def explained_loading(path: object) -> Iterator[None]:
     """Raise `ArtefactError` for what transformers has against the block, with the advice that helps."""
     if torch.get_default_device().type == "meta":
         raise OptionError(
@@ -164,8 +126,6 @@ def explained_loading(path: object, variant: str | None) -> Iterator[None]:
         yield
     except (SafetensorError, OSError, RuntimeError) as error:
         advice = "Compile the model again."
-        if variant is not None:
-            advice = "Leave variant out: a simulator has one set of weights; dtype says what to convert them to."
-        elif isinstance(error, RuntimeError) or getattr(error, "errno", None) is not None:
+        if isinstance(error, RuntimeError) or getattr(error, "errno", None) is not None:
             advice = "Mend that, and load it again."
         raise ArtefactError(f"{path} cannot be loaded: {first_line(error)}. {advice}") from error

@@ -12,8 +12,8 @@ from tintc.errors import ArtefactError
 from tintc.hub import MODEL_TYPE
 from tintc.ir.structure import SATURATED
 from tintc.options import ABOUT, Options
-from tintc.runtime.artefact.beside import AUXILIARY_FILE, DESCRIPTION_FILE, HUB_ARGUMENTS, text_beside, text_digest
-from tintc.runtime.artefact.staging import PROGRAM_FILE
+from tintc.runtime.artefact.beside import HUB_ARGUMENTS, text_beside, text_digest
+from tintc.runtime.artefact.names import AUXILIARY_FILE, DESCRIPTION_FILE, PROGRAM_FILE
 
 FORMAT_VERSION = 2
 """Format 1 kept the vectors of attention's scores under another name."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping
@@ -12,20 +11,31 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from transformers import AutoTokenizer
 
 from tintc.analysis.head_roles import Roles
+from tintc.bounded import parse_json, read_file
 from tintc.errors import ArtefactError, IRError, OptionError, TintcError
 from tintc.hub import MODEL_TYPE, why_missing
 from tintc.ir.core import Program
 from tintc.ir.text import parse_program
-from tintc.runtime.artefact.beside import AUXILIARY_FILE, DESCRIPTION_FILE, file_beside, text_beside, text_digest
+from tintc.lowering.emission.emit import check_complete
+from tintc.lowering.emission.sizes import check_sizes
+from tintc.runtime.artefact.beside import local_folder, text_digest
 from tintc.runtime.artefact.card import model_card
 from tintc.runtime.artefact.config import FORMAT_VERSION, TintConfig, check_choices, check_format
-from tintc.runtime.artefact.staging import PROGRAM_FILE, staged
+from tintc.runtime.artefact.digests import write_digests
+from tintc.runtime.artefact.names import (
+    AUXILIARY_FILE,
+    CARD_FILE,
+    CONFIG_FILE,
+    DESCRIPTION_FILE,
+    PROGRAM_FILE,
+    ROLES_FILE,
+)
+from tintc.runtime.artefact.schema import check_entries
+from tintc.runtime.artefact.snapshot import Snapshot, open_snapshot
+from tintc.runtime.artefact.staging import TakenError, staged, writer_at_work
 
-CARD_FILE = "README.md"
-ROLES_FILE = "roles.json"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
 
 
@@ -44,36 +54,82 @@ def is_edited(program: str, digests: Mapping[str, str]) -> bool:
     return text_digest(program) != digests.get("program")
 
 
-def read_program(path: str | os.PathLike[str], **hub: Any) -> tuple[str, Program]:
-    """Return the program of an artefact, local or on the hub, as text and parsed; raise `IRError` if it is damaged."""
-    read_config(path, **hub)
-    text = _read_text(path, PROGRAM_FILE, **hub)
-    if text is None:
-        raise ArtefactError(f"{path} has no {PROGRAM_FILE}; compile the model again.")
+def parsed_program(text: str, where: object) -> Program:
+    """Return a simulator's program from its text; raise `IRError` if it does not parse, is not whole, or its sizes do
+    not fit each other."""
     try:
-        return text, parse_program(text)
+        program = check_complete(parse_program(text))
+        check_sizes(program)
+        return program
     except IRError as error:
         advice = "Undo what was edited, or compile the model again."
-        raise IRError(f"{path}/{PROGRAM_FILE} is damaged. {error} {advice}") from error
+        sentence = str(error)
+        for other in ("Compile the model again.", "compile the model again."):
+            if sentence.endswith(other):
+                advice = ""
+        raise IRError(f"{where} is damaged. {sentence} {advice}".strip()) from error
+
+
+def read_program(path: str | os.PathLike[str], **hub: Any) -> tuple[str, Program]:
+    """Return the program of an artefact, local or on the hub, as text and parsed; raise `IRError` if it is damaged."""
+    with opened(path, weights=False, **hub) as snapshot:
+        return program_in(path, snapshot)
+
+
+def program_in(path: str | os.PathLike[str], snapshot: Snapshot) -> tuple[str, Program]:
+    """Return the program among open files, as text and parsed; errors as of `read_program`."""
+    text = snapshot.text(PROGRAM_FILE)
+    if text is None:
+        raise ArtefactError(f"{path} has no {PROGRAM_FILE}; compile the model again.")
+    return text, parsed_program(text, f"{path}/{PROGRAM_FILE}")
 
 
 def read_auxiliary(path: str | os.PathLike[str], **hub: Any) -> str | None:
     """Return the text of the auxiliary program that an artefact was made from; nothing needs it to run."""
-    return _read_text(path, AUXILIARY_FILE, **hub)
+    with opened(path, weights=False, **hub) as snapshot:
+        return snapshot.text(AUXILIARY_FILE)
 
 
-def _read_text(path: str | os.PathLike[str], name: str, **hub: Any) -> str | None:
+def opened(path: str | os.PathLike[str], weights: bool, **hub: Any) -> Snapshot:
+    """Return the open files of an artefact, local or on the hub; raise `ArtefactError` unless they are a simulator's.
+
+    weights: whether files of tensors on the hub are fetched.
+    """
+    why = None
+    if not Path(path).exists() and not writer_at_work(Path(path)):
+        why = why_missing(str(path), **hub)
+    if why is not None:
+        raise ArtefactError(f"There is no folder {path}, and {why}; check the path, or the connection.")
+    if Path(path).exists() and not Path(path).is_dir():
+        raise ArtefactError(f"{path} is a file and not a compiled simulator; pass the folder that it is in.")
+    folder = local_folder(path, weights, **hub)
+    if writer_at_work(Path(path)):
+        folder = Path(path)
+    if folder is None:
+        raise ArtefactError(f"{path} is not a compiled simulator: it has no {CONFIG_FILE}. Check the path.")
+    snapshot = open_snapshot(folder)
     try:
-        return text_beside(path, name, **hub)
-    except UnicodeDecodeError as error:
-        raise ArtefactError(f"{path}/{name} is damaged: it is not UTF-8. Compile the model again.") from error
+        config_in(path, snapshot)
+    except BaseException:
+        snapshot.close()
+        raise
+    return snapshot
 
 
-def files_of(path: str | os.PathLike[str], **hub: Any) -> Path:
-    """Return the local folder that holds an artefact's files, which for a hub id is transformers' cache."""
-    file = file_beside(path, "config.json", **hub)
-    assert file is not None, "read_program has checked that the folder is an artefact"
-    return Path(file).parent
+def config_in(path: str | os.PathLike[str], snapshot: Snapshot) -> dict[str, Any]:
+    """Return the configuration among open files; raise `ArtefactError` unless it is a simulator's that is read here."""
+    config = snapshot.json(CONFIG_FILE)
+    if config is None:
+        raise ArtefactError(f"{path} is not a compiled simulator: it has no {CONFIG_FILE}. Check the path.")
+    kind = _model_type(config)
+    if kind != MODEL_TYPE:
+        raise ArtefactError(
+            f"{path} holds a model of type {kind!r}, not a compiled simulator; run 'tintc compile {path} -o OUT' first."
+        )
+    check_format(config.get("format_version", FORMAT_VERSION), str(path))
+    check_choices(config, str(path))
+    check_entries(f"{path}/{CONFIG_FILE}", config)
+    return config
 
 
 def is_artefact(path: str | os.PathLike[str]) -> bool:
@@ -84,56 +140,25 @@ def is_artefact(path: str | os.PathLike[str]) -> bool:
 def says_simulator(path: str | os.PathLike[str]) -> bool:
     """Return whether a local folder's configuration is a simulator's, whatever else the folder holds."""
     try:
-        return _model_type(_parsed(Path(path) / "config.json")) == MODEL_TYPE
-    except (OSError, ValueError):
+        return _model_type(parse_json(read_file(Path(path) / CONFIG_FILE))) == MODEL_TYPE
+    except OSError:
         return False
-
-
-def _parsed(file: str | Path) -> Any:
-    return json.loads(Path(file).read_text(encoding="utf-8"))
 
 
 def _model_type(config: Any) -> Any:
     if not isinstance(config, dict):
         return None
-    return config.get("model_type")
+    kind = config.get("model_type")
+    if isinstance(kind, str) and len(kind) > 80:
+        return f"{kind[:80]}..."
+    return kind
 
 
 def read_config(path: str | os.PathLike[str], **hub: Any) -> dict[str, Any]:
     """Return the configuration as it is stored; raise `ArtefactError` unless it is that of a simulator this version
     can read."""
-    why = None
-    if not Path(path).exists():
-        why = why_missing(str(path), **hub)
-    if why is not None:
-        raise ArtefactError(f"There is no folder {path}, and {why}; check the path, or the connection.")
-    if Path(path).is_file():
-        raise ArtefactError(f"{path} is a file and not a compiled simulator; pass the folder that it is in.")
-    file = file_beside(path, "config.json", **hub)
-    if file is None:
-        raise ArtefactError(f"{path} is not a compiled simulator: it has no config.json. Check the path.")
-    try:
-        config = _parsed(file)
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ArtefactError(f"{path}/config.json is damaged ({error}); compile the model again.") from error
-    kind = _model_type(config)
-    if kind != MODEL_TYPE:
-        raise ArtefactError(
-            f"{path} holds a model of type {kind!r}, not a compiled simulator; run 'tintc compile {path} -o OUT' first."
-        )
-    check_format(config.get("format_version", FORMAT_VERSION), str(path))
-    check_choices(config, str(path))
-    return config
-
-
-def read_tokenizer(path: str | os.PathLike[str], **hub: Any) -> Any:
-    """Return the tokenizer stored with an artefact, local or on the hub; None if there is none."""
-    if file_beside(path, "tokenizer_config.json", **hub) is None:
-        return None
-    try:
-        return AutoTokenizer.from_pretrained(path, trust_remote_code=False, **hub)
-    except (OSError, ValueError, KeyError):
-        return None
+    with opened(path, weights=False, **hub) as snapshot:
+        return config_in(path, snapshot)
 
 
 def write_tokenizer(tokenizer: Any, folder: Path) -> None:
@@ -155,8 +180,11 @@ def writing(out: str | os.PathLike[str], force: bool) -> Iterator[Path]:
         target.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ArtefactError(f"Cannot write to {target.parent}: {error.strerror or error}.") from error
-    with explained(target), staged(target) as folder:
-        yield folder
+    try:
+        with explained(target), staged(target, replace=force) as folder:
+            yield folder
+    except TakenError as error:
+        raise exists_already(out) from error
 
 
 @contextmanager
@@ -164,7 +192,7 @@ def explained(target: Path) -> Iterator[None]:
     """Raise `ArtefactError` for what a disk has against the block, which writes `target` whole or not at all."""
     try:
         yield
-    except TintcError:
+    except (TintcError, TakenError):
         raise
     except Exception as error:  # tokenizers raises bare ones for a full disk
         if not isinstance(error, OSError | SafetensorError | RuntimeError) and type(error) is not Exception:
@@ -185,12 +213,18 @@ def check_space(folder: Path, needed: int) -> None:
         )
 
 
-def write_texts(folder: Path, config: TintConfig, program: str, tokenizer: Any | None, edited: bool = False) -> None:
+def write_texts(
+    folder: Path,
+    config: TintConfig,
+    program: str,
+    tokenizer: Any | None,
+    edited: bool = False,
+    hashed: Mapping[str, str] | None = None,
+) -> None:
     """Write what an artefact holds besides configuration and tensors: programs, the roles of its heads, model card
-    and, if known, the tokenizer.
+    and, if known, the tokenizer; and the digests of all.
 
-    edited: whether the structural tensors are not the compiler's own. The program comes last: without it a folder is no
-    artefact.
+    edited: whether the structural tensors are not the compiler's own; hashed: sha256 of files that are known.
     """
     if config.auxiliary is not None:
         (folder / AUXILIARY_FILE).write_text(config.auxiliary, encoding="utf-8")
@@ -201,6 +235,14 @@ def write_texts(folder: Path, config: TintConfig, program: str, tokenizer: Any |
     if tokenizer is not None:
         write_tokenizer(tokenizer, folder)
     (folder / PROGRAM_FILE).write_text(program, encoding="utf-8")
+    write_digests(folder, hashed)
+
+
+def exists_already(out: object) -> ArtefactError:
+    """Return the error for an output that may not be replaced."""
+    return ArtefactError(
+        f"{out} exists already; pass force=True (--force) to replace it, or choose another output folder."
+    )
 
 
 def check_output(out: str | os.PathLike[str], force: bool) -> Path:
@@ -209,9 +251,7 @@ def check_output(out: str | os.PathLike[str], force: bool) -> Path:
     if target.exists() and not target.is_dir():
         raise ArtefactError(f"{out} is a file; choose another output folder.")
     if target.exists() and not force:
-        raise ArtefactError(
-            f"{out} exists already; pass force=True (--force) to replace it, or choose another output folder."
-        )
+        raise exists_already(out)
     if target.exists() and any(target.iterdir()) and not is_artefact(target):
         raise ArtefactError(f"{out} is not a compiled simulator, so it will not be replaced; choose another folder.")
     return target

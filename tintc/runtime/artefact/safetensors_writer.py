@@ -6,12 +6,13 @@ by alignment and name.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Protocol
 
 import torch
 from accelerate.utils import convert_file_size_to_int
@@ -26,6 +27,13 @@ INDEX = "model.safetensors.index.json"
 MAX_SHARD_SIZE = "5GB"
 PIECE = 1 << 22
 """Numbers that are converted and written at a time."""
+
+
+class Writes(Protocol):
+    """What bytes can be written to."""
+
+    def write(self, data: Any, /) -> Any:
+        """Write bytes."""
 
 
 @dataclass(frozen=True)
@@ -64,25 +72,42 @@ def _size(written: str) -> int:
 
 def write_files(
     folder: Path, tensors: Mapping[str, LazyTensor], max_shard_size: int, after_each: Callable[[], None]
-) -> None:
+) -> dict[str, str]:
     """Write the tensors to one file, or to shards of at most `max_shard_size` bytes (a larger tensor has one to itself)
-    and an index. `after_each` is called whenever a tensor has been written."""
+    and an index; return the sha256 of each. `after_each` is called whenever a tensor has been written."""
     split = split_state_dict_into_shards_factory(
         dict(tensors),  # it only asks for sizes
         get_storage_size=lambda planned: planned.nbytes,
         filename_pattern=PATTERN,
         max_shard_size=max_shard_size,
     )
+    hashed = {}
     for file, names in split.filename_to_tensors.items():
         with (folder / file).open("wb") as stream:
-            write_file(stream, {name: tensors[name] for name in names}, after_each)
+            hashing = _Hashing(stream)
+            write_file(hashing, {name: tensors[name] for name in names}, after_each)
+        hashed[file] = hashing.digest.hexdigest()
     if split.is_sharded:
         index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
         text = json.dumps(index, indent=2, sort_keys=True) + "\n"
         (folder / INDEX).write_text(text, encoding="utf-8")
+    return hashed
 
 
-def write_file(stream: BinaryIO, tensors: Mapping[str, LazyTensor], after_each: Callable[[], None]) -> None:
+class _Hashing:
+    """Writes to a stream, and hashes what is written."""
+
+    def __init__(self, stream: BinaryIO):
+        self.stream = stream
+        self.digest = hashlib.sha256()
+
+    def write(self, data: bytes | memoryview) -> None:
+        """Write bytes."""
+        self.stream.write(data)
+        self.digest.update(data)
+
+
+def write_file(stream: Writes, tensors: Mapping[str, LazyTensor], after_each: Callable[[], None]) -> None:
     """Write one safetensors file: the length of its header, the header, the tensors' bytes."""
     ordered = sorted(tensors.items(), key=lambda item: (-item[1].dtype.itemsize, item[0]))
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}

@@ -38,9 +38,9 @@ def write_streamed(
     assert config.program is not None, "the compiler's configuration holds the program"
     with writing(out, force) as folder:
         check_space(folder, sum(planned.nbytes for planned in tensors.values()) + BESIDE)
-        write_files(folder, tensors, max_shard_size, after_each)
+        hashed = write_files(folder, tensors, max_shard_size, after_each)
         config.digests = config.digests | {"structure": structure_digest(stored_structure(folder).items())}
         config.save_pretrained(folder)
         GenerationConfig.from_model_config(config).save_pretrained(folder)
-        write_texts(folder, config, config.program, tokenizer)
+        write_texts(folder, config, config.program, tokenizer, hashed=hashed)
     return Path(out).resolve()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -48,15 +48,17 @@ def execute_program(
     rates: Rates | None,
     executor: str,
     starts: Starts = NO_STARTS,
+    carrying: Mapping[str, SimOp] | None = None,
 ) -> dict[str, Any]:
     """Return all outputs of a program with the simulator's ops, weights among them, for a batch that is not cut.
 
     Weights are `PrefixTiles` in literal execution and `FusedWeights` in fused. starts: weights in place of stored ones,
-    for literal execution without pending updates.
+    for literal execution without pending updates. carrying: ops of which fused execution also returns, by these names,
+    the state that the text leaves.
     """
     if executor == "literal":
         return LiteralExecutor(sim, inputs, rates, starts).run(tuple(program.outputs), program)
-    return run_together(sim, program, inputs, rates, starts)
+    return run_together(sim, program, inputs, rates, starts, carrying)
 
 
 def refuse_float16(dtype: torch.dtype) -> None:

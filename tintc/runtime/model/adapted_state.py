@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
@@ -12,6 +13,9 @@ from tintc.runtime.adaptation.continuation import AdaptiveSimulator
 from tintc.runtime.adaptation.state import AdaptedWeights
 from tintc.runtime.adaptation.state_batches import average, select, stack
 from tintc.runtime.adaptation.state_file import read_state, write_state
+
+if TYPE_CHECKING:
+    from tintc.runtime.adaptation.export_lora import ExportedAdapter
 
 
 class AdaptedState(AdaptedWeights):
@@ -49,15 +53,41 @@ class AdaptedState(AdaptedWeights):
         """Return the state that `save` wrote; raise `ArtefactError` if it is not one, or another simulator's."""
         return cls.of_weights(read_state(path, sim))
 
-    def export(self, path: str | os.PathLike[str], model: Any = None, example: int = 0) -> None:
-        """Write the updated model as an ordinary Hugging Face model of the auxiliary's own type.
+    def export(
+        self,
+        path: str | os.PathLike[str],
+        kind: str = "model",
+        rank: int | None = None,
+        *,
+        model: Any = None,
+        example: int = 0,
+    ) -> ExportedAdapter | None:
+        """Write the updated model, or the update: kind ``model``, an ordinary Hugging Face model of the auxiliary's own
+        type; ``lora``, a folder with an adapter in PEFT's format, to load upon the auxiliary.
 
-        model: the auxiliary, as an object, a folder, a GGUF file or a hub id (None: what the simulator keeps of it);
-        example: whose weights, of a batch. It is written in the simulator's dtype. Raises `ModelError` if the
-        simulator does not keep all of the auxiliary, or the one that is passed is another; `ArtefactError` if `path`
-        exists or cannot be written; and `OptionError` if the simulator's stored weights have changed since. Prefixes
-        that were trained before go with the update; so do trained tables, unless a model is passed.
+        rank: of the adapter; below the update's own it keeps the largest singular values of each layer's change, and
+        what is returned, and a warning, say how much is left out (None: all, exact up to rounding). model: the
+        auxiliary, as an object, a folder, a GGUF file or a hub id (None: what the simulator keeps of it); example:
+        whose weights, of a batch. It is written in the simulator's dtype. Raises `ModelError` if the simulator does not
+        keep all of the auxiliary, the one that is passed is another, or an adapter cannot hold the change;
+        `ArtefactError` if `path` exists or cannot be written; and `OptionError` for a rank that is none, or if the
+        simulator's stored weights have changed since. Prefixes that were trained before go with the update; so do
+        trained tables, unless a model is passed. An adapter is of what differs from `model`, so pass the model whose
+        adapter it is to be if prefixes were trained.
         """
-        from tintc.runtime.adaptation.export_hf import export_model  # which needs the frontend, as nothing else here
+        from tintc.runtime.adaptation import export_hf, export_lora  # which need the frontend, as nothing else here
 
-        export_model(self.example(example), path, model)
+        export_lora.check_kind(kind, rank)
+        chosen = self.example(example)
+        if kind == "model":
+            export_hf.export_model(chosen, path, model)
+            return None
+        adapter = export_lora.export_lora(chosen, path, rank, model)
+        if adapter.rank < adapter.full_rank:
+            worst = max(adapter.errors, key=lambda name: adapter.errors[name])
+            warnings.warn(
+                f"The adapter of rank {adapter.rank} leaves out {adapter.error:.2g} of the update, whose rank is "
+                f"{adapter.full_rank} (relative Frobenius norm; at most {adapter.errors[worst]:.2g}, of {worst}).",
+                stacklevel=2,
+            )
+        return adapter

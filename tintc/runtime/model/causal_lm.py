@@ -127,12 +127,12 @@ class TintForCausalLM(ActivationAccess, UnsupportedFeatures, SavedModel, TintGen
         """
         check_executor(executor)
         wants_info = kwargs.pop("output_loading_info", False)
-        source = Source.of(pretrained_model_name_or_path, kwargs)
-        with unreported(), explained_loading(source.path, kwargs.get("variant")):
-            loaded: Any = super().from_pretrained(source.path, *args, **kwargs, **source.arguments)
+        with unreported(), explained_loading(pretrained_model_name_or_path):
+            source = Source.of(pretrained_model_name_or_path, kwargs)
+            loaded: Any = super().from_pretrained(None, *args, **kwargs, **source.arguments)
         sim, info = loaded
         sim.executor = executor
-        source.finish(sim, info)
+        source.finish(sim)
         if wants_info:
             return sim, info
         return sim

@@ -1,19 +1,17 @@
 """Generation: what transformers' own `generate` needs of a simulator, and `adapt`, which keeps what was learnt.
 
 A prompt is read once: the simulator adapts to its train tokens, and every later forward pass takes the new tokens
-alone, with the updated weights and the keys and values of all tokens before. Literal execution has no cache: there
-every token runs the whole text again, trained on the prompt's train tokens as before.
+alone, with the updated weights and what mixing tokens needs of those before: keys and values, or states. Literal
+execution has no cache: there every token runs the whole text again, trained on the prompt's train tokens as before.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 from transformers import Cache, GenerationMixin, LogitsProcessorList
 
 from tintc.errors import InputError, OptionError
@@ -24,50 +22,17 @@ from tintc.runtime.adaptation.cache import TintCache
 from tintc.runtime.adaptation.continuation import Continuation, continuation_of
 from tintc.runtime.adaptation.prefill import check_prompt, predict, prefill
 from tintc.runtime.adaptation.state import AdaptedWeights, state_of
-from tintc.runtime.execution.rates import GivenRates, Rates
+from tintc.runtime.execution.rates import GivenRates
 from tintc.runtime.model.adapted_state import AdaptedState
 from tintc.runtime.model.finite import RefuseNaN, warn_of_weights
+from tintc.runtime.model.learning import Learning, learning_of
 from tintc.runtime.model.precision import in_its_own_dtype
+from tintc.runtime.model.prompt_training import Training
 from tintc.runtime.model.unsupported import ARGUMENTS, check_cache, refuse_options, where_it_can_run
 
 TRAINING = ("train_mask", "loss_mask", "inner_lr", "max_batch")
 """What a forward pass takes that says how to train."""
 MASKS = ("train_mask", "loss_mask", "attention_mask")
-
-
-@dataclass
-class Training:
-    """How prompts of `length` tokens are trained on, in one call of `generate`.
-
-    Masks are theirs, ``[B, T]`` or ``[N, B, T]``; settled: whether the train mask is what will be trained on.
-    """
-
-    length: int
-    train_mask: Tensor | None = None
-    loss_mask: Tensor | None = None
-    rates: Rates | None = None
-    settled: bool = False
-
-    def arguments(self, rows: int, length: int) -> dict[str, Any]:
-        """Return arguments of a forward pass, for prompts repeated up to so many rows and texts that have grown."""
-        masks = {"train_mask": self.train_mask, "loss_mask": self.loss_mask}
-        arguments: dict[str, Any] = {n: _fit(mask, rows, length) for n, mask in masks.items() if mask is not None}
-        if self.rates is not None:
-            arguments["inner_lr"] = self.rates.repeated(max(1, rows // self.rates.batch))
-        return arguments
-
-
-def _fit(mask: Tensor, rows: int, length: int) -> Tensor:
-    """Return the mask for that many rows and tokens.
-
-    Where the sizes do not allow it, it is left as it is: the forward pass says what is wrong.
-    """
-    if mask.dim() > 1 and mask.shape[-2] and rows % mask.shape[-2] == 0:
-        mask = mask.repeat_interleave(rows // mask.shape[-2], -2)
-    missing = max(0, length - mask.shape[-1])
-    if missing:
-        mask = F.pad(mask, (0, missing))
-    return mask
 
 
 def check_kept(count: object) -> None:
@@ -169,7 +134,7 @@ class TintGenerationMixin(GenerationMixin):
         if any(options[name] is not None for name in TRAINING):
             raise OptionError("The weights are adapted already, so train_mask, loss_mask and inner_lr are left out.")
         if use_cache and cache is None:
-            cache = TintCache(len(self.continuation.mixing))
+            cache = TintCache(self.continuation.carrying)
         logits = predict(self, input_ids, options["attention_mask"], options["position_ids"], state, cache, keep)
         if cache is not None:
             cache.state = state
@@ -180,10 +145,13 @@ class TintGenerationMixin(GenerationMixin):
         """Generate as transformers does, after adapting to each prompt once.
 
         train_mask, loss_mask, inner_lr: as in a forward pass, for the prompts; state: go on with the weights that
-        `adapt` has returned instead of adapting. Prompts of unequal length are padded on the left. Raises `InputError`
-        for prompts of fewer than two tokens without a state, and for texts that would become longer than the simulator
-        was compiled for.
+        `adapt` has returned instead of adapting. Prompts of unequal length are padded on the left. learn_every: learn
+        the whole prompt in chunks of so many tokens, and every so many tokens of what is written (None, the default:
+        adapt to the prompt as a forward pass does, and learn no more); with ``return_dict_in_generate=True``, the
+        result's ``past_key_values.state`` is what has been learnt. Raises `InputError` for prompts of fewer than two
+        tokens without a state, and for texts that would become longer than the simulator was compiled for.
         """
+        every = kwargs.pop("learn_every", None)
         asked = {name: kwargs.pop(name, None) for name in TRAINING}
         if asked.pop("max_batch") is not None:
             raise OptionError("Generation runs all prompts together; leave out max_batch and pass fewer prompts.")
@@ -201,7 +169,7 @@ class TintGenerationMixin(GenerationMixin):
             if kwargs.get(name) is not None:
                 raise InputError(ARGUMENTS[name])
         adapted = kwargs.get("state") is not None or (past is not None and past.get_seq_length() > 0)
-        if adapted and any(value is not None for value in asked.values()):
+        if every is None and adapted and any(value is not None for value in asked.values()):
             raise OptionError("The weights are adapted already, so train_mask, loss_mask and inner_lr are left out.")
         prompt = inputs
         if prompt is None:
@@ -214,17 +182,21 @@ class TintGenerationMixin(GenerationMixin):
         for name, mask in (asked | kwargs).items():
             if name in MASKS and mask is not None:
                 check_tensor(name, mask)
+        generation: Any = super()
+        if every is not None:
+            learning = learning_of(self, every, prompt, asked | kwargs)
+            return generation.generate(inputs, *args, learning=learning, **kwargs)
         rates = self.resolve_rates(asked.pop("inner_lr"), rows)
         training = None
         if not adapted:
             training = Training(length, rates=rates, **asked)
-        generation: Any = super()
         return generation.generate(inputs, *args, training=training, **kwargs)
 
     def prepare_inputs_for_generation(
         self: Any,
         input_ids: Tensor,
         training: Training | None = None,
+        learning: Learning | None = None,
         is_first_iteration: bool = False,
         tokenizer: Any = None,
         assistant_tokenizer: Any = None,
@@ -233,6 +205,13 @@ class TintGenerationMixin(GenerationMixin):
         """Return arguments of the next forward pass. The tokenizers, which transformers hands on to here, are of use to
         `generate` alone."""
         generation: Any = super()
+        if learning is not None:
+            if learning.is_due(input_ids.shape[1]):
+                learning.learn(input_ids, kwargs.get("attention_mask"), kwargs.get("position_ids"))
+                if kwargs.get("past_key_values") is not None:
+                    kwargs["past_key_values"].reset()
+                kwargs["next_sequence_length"] = None
+            kwargs["state"] = learning.weights
         arguments = generation.prepare_inputs_for_generation(input_ids, is_first_iteration=is_first_iteration, **kwargs)
         past = kwargs.get("past_key_values")
         if training is None or (past is not None and past.get_seq_length() > 0):
@@ -268,6 +247,11 @@ class TintGenerationMixin(GenerationMixin):
         """Put an empty cache of ours among the arguments, where one is used."""
         check_longest(generation_config.max_length, self.layout.max_length)
         refuse_options(generation_config)
+        if generation_config.prompt_lookup_num_tokens is not None and any(self.continuation.carrying):
+            raise OptionError(
+                "Drafts are taken back where they are wrong, and this model has layers that carry a state from token "
+                "to token, which cannot be; leave out prompt_lookup_num_tokens."
+            )
         if model_kwargs.get("past_key_values") is None and self.choose_executor() == "literal":
             if generation_config.prompt_lookup_num_tokens is not None:
                 raise OptionError(
@@ -275,5 +259,7 @@ class TintGenerationMixin(GenerationMixin):
                     "prompt_lookup_num_tokens, or set sim.executor = 'auto'."
                 )
             generation_config.use_cache = False
+        if model_kwargs.get("learning") is not None:
+            model_kwargs["learning"].start(generation_config, generation_mode, model_kwargs.get("attention_mask"))
         if model_kwargs.get("past_key_values") is None and generation_config.use_cache:
-            model_kwargs["past_key_values"] = TintCache(len(self.continuation.mixing))
+            model_kwargs["past_key_values"] = TintCache(self.continuation.carrying)

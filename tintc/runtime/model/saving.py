@@ -13,9 +13,11 @@ from transformers import PreTrainedTokenizerBase
 
 from tintc.errors import ArtefactError, OptionError
 from tintc.ir.text import print_program
-from tintc.runtime.artefact.beside import AUXILIARY_FILE, DESCRIPTION_FILE
-from tintc.runtime.artefact.folder import check_space, explained, read_tokenizer, write_texts
+from tintc.runtime.artefact.folder import check_space, explained, write_texts
+from tintc.runtime.artefact.names import AUXILIARY_FILE, DESCRIPTION_FILE, DIGESTS_FILE
+from tintc.runtime.artefact.snapshot import Stamp
 from tintc.runtime.artefact.staging import merged, staged
+from tintc.runtime.artefact.tokenizer import read_tokenizer
 from tintc.runtime.execution.run import refuse_float16
 from tintc.runtime.model.training import TrainableModel
 
@@ -26,18 +28,18 @@ class SavedModel(TrainableModel):
     """The part of `TintForCausalLM` that writes folders."""
 
     _tokenizer: Any = None
-    _tokenizer_source: tuple[Any, dict[str, Any]] | None = None
+    _tokenizer_source: tuple[Any, dict[str, Any], Stamp] | None = None
 
-    def read_tokenizer_from(self, path: Any, hub: dict[str, Any]) -> None:
-        """Have the tokenizer read from a folder or hub id when it is first asked for."""
-        self._tokenizer_source = (path, hub)
+    def read_tokenizer_from(self, path: Any, hub: dict[str, Any], stamp: Stamp) -> None:
+        """Have the tokenizer read from a folder or hub id when it is first asked for. stamp: of its files now."""
+        self._tokenizer_source = (path, hub, stamp)
 
     @property
     def tokenizer(self) -> Any:
         """Return the auxiliary's tokenizer, read when it is first asked for; None if the artefact has none."""
         if self._tokenizer is None and self._tokenizer_source is not None:
-            path, hub = self._tokenizer_source
-            self._tokenizer = read_tokenizer(path, **hub)
+            path, hub, stamp = self._tokenizer_source
+            self._tokenizer = read_tokenizer(path, stamp, **hub)
             self._tokenizer_source = None
         return self._tokenizer
 
@@ -61,22 +63,30 @@ class SavedModel(TrainableModel):
         is a file or the disk will not take it.
         """
         refuse_float16(self.dtype)
-        own, folder = self.own_digest(), Path(save_directory)
+        folder = Path(save_directory)
         if folder.exists() and not folder.is_dir():
             raise ArtefactError(f"{folder} is a file; choose another output folder.")
         hub: dict[str, Any] = {"repo_id": folder.name, "token": kwargs.get("token")}
         hub |= {name: kwargs.pop(name) for name in COMMIT if push_to_hub and name in kwargs}
-        tokenizer = self.tokenizer  # read now: it may lie in the folder that is written to
+        if not is_main_process:
+            super().save_pretrained(folder, is_main_process, *args, **kwargs)
+            return
+        _ = self.tokenizer  # read now: it may lie in the folder that is written to
+        with explained(folder), _place(folder, kwargs.get("variant")) as place:
+            self.write_into(place, *args, **kwargs)
+        if push_to_hub:
+            upload(folder, **hub)
+
+    def write_into(self, place: Path, *args: Any, **kwargs: Any) -> None:
+        """Write everything the simulator needs into a folder that is not in its place yet; arguments are those of
+        `save_pretrained`. Raises `ArtefactError` if the disk has no room for it."""
+        refuse_float16(self.dtype)
+        own = self.own_digest()
         if own is not None:  # tensors that were cast are still the compiler's own
             self.config.digests = self.config.digests | {"structure": own}
-        with explained(folder), _place(folder, is_main_process, kwargs.get("variant")) as place:
-            if is_main_process:
-                check_space(place, sum(tensor.nbytes for tensor in self.state_dict().values()))
-            super().save_pretrained(place, is_main_process, *args, **kwargs)
-            if is_main_process:
-                write_texts(place, self.config, print_program(self.program), tokenizer, edited=own is None)
-        if is_main_process and push_to_hub:
-            upload(folder, **hub)
+        check_space(place, sum(tensor.nbytes for tensor in self.state_dict().values()))
+        super().save_pretrained(place, True, *args, **kwargs)
+        write_texts(place, self.config, print_program(self.program), self.tokenizer, edited=own is None)
 
     def push_to_hub(
         self, repo_id: str, *, max_shard_size: int | str = "50GB", token: bool | str | None = None, **commit: Any
@@ -104,16 +114,14 @@ def upload(
 
 
 @contextmanager
-def _place(folder: Path, is_main_process: bool, variant: str | None) -> Iterator[Path]:
+def _place(folder: Path, variant: str | None) -> Iterator[Path]:
     """Give a place to write into, whose files `folder` will hold at the end.
 
-    Weight files that were there before are removed: of
-    ``model.safetensors`` and shards, transformers would load the former, whichever is older.
+    Weight files that were there before are removed: of ``model.safetensors`` and shards, transformers would load the
+    former, whichever is older.
     """
-    if not is_main_process:
-        yield folder
-    elif folder.exists():
-        replaced = [AUXILIARY_FILE, DESCRIPTION_FILE]
+    if folder.exists():
+        replaced = [AUXILIARY_FILE, DESCRIPTION_FILE, DIGESTS_FILE]
         if variant is None:
             replaced.extend(WEIGHTS)
         with merged(folder, replaced) as place:

@@ -15,8 +15,8 @@ Literal execution is also chosen where somebody would notice the difference: a m
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -27,7 +27,7 @@ from tintc.ir.simulator import SimOp
 from tintc.lowering.emission.emit import contiguous, structure_specs
 from tintc.runtime.artefact.config import TintConfig
 from tintc.runtime.artefact.folder import DTYPES, as_dtype
-from tintc.runtime.artefact.structure_file import stored_structure, structure_digest
+from tintc.runtime.artefact.structure_file import structure_digest
 from tintc.runtime.execution.module_tree import Container
 from tintc.runtime.execution.watched import place_of, sample_of
 from tintc.runtime.model.modules import SimulatorModules
@@ -106,14 +106,14 @@ class StructuralModel(SimulatorModules):
         """Record that the structural tensors, as they are now, are the compiler's own."""
         self._checked = Snapshot.of(self._structure_tensors()), True
 
-    def check_against(self, folder: Path) -> None:
-        """Record whether the structural tensors, just loaded from `folder`, are those whose digest stands there. Raises
-        `OptionError` for a dtype that no simulator has."""
+    def check_against(self, tensors: Mapping[str, Tensor]) -> None:
+        """Record whether the structural tensors, just loaded from these, are those whose digest the configuration has.
+        Raises `OptionError` for a dtype that no simulator has."""
         as_dtype(self.dtype)
         self._freeze_structure()
-        tensors = stored_structure(folder)
         own = structure_digest(tensors.items()) == self.config.digests.get("structure")
-        complete = tensors.keys() == structure_specs(self.program).keys()
+        names = {name for name in tensors if name.startswith("structure.")}
+        complete = names == structure_specs(self.program).keys()
         self._checked = Snapshot.of(self._structure_tensors()), own and complete
 
     def has_own_structure(self) -> bool:

@@ -140,6 +140,8 @@ class FusedForm(Op):
     CACHED_OPERANDS: ClassVar[tuple[int, ...]] = ()
     """Indices of the operands whose earlier tokens later tokens' results depend on; empty where a token's result is its
     own alone. Generation relies on this."""
+    CARRIES_STATE: ClassVar[bool] = False
+    """True if later tokens' results depend on earlier ones by a state of one size alone (`carried`)."""
     SHARES_INPUT: ClassVar[bool] = False
     """True if the fused form is a product (W, x) that can be one with others of the same x."""
 
@@ -157,6 +159,11 @@ class FusedForm(Op):
     def continued(self, run: FusedRun, keys: Tensor, values: Tensor, *operands: Tensor) -> Tensor:
         """Return the fused form's result at the last n tokens of a text, from their operands and what is kept of all
         tokens."""
+        raise NotImplementedError(self.opname)
+
+    def carried(self, run: FusedRun, state: Tensor | None, *operands: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the fused form's result at tokens that follow those that have left `state` (None: they are a text's
+        first), and the state that they leave: a new tensor, with a row for each text first."""
         raise NotImplementedError(self.opname)
 
     def show_fused(self, names: Collection[str], run: FusedRun, *operands: Any) -> dict[str, Tensor]:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -23,15 +23,26 @@ from tintc.ir.structure import LinearSpec, StructuralBlock
 
 
 @cache
-def _places(columns: Runs) -> tuple[tuple[int, int], ...]:
-    """Return ``(to, from)`` of every column that is taken."""
+def _ones(columns: Runs, transposed: bool) -> tuple[tuple[int, int], ...]:
+    """Return ``(to, from)`` of every column that is taken; transposed: exchanged."""
     places: list[tuple[int, int]] = []
     to = 0
     for start, stop in unfolded(columns):
         if start >= 0:
             places += [(to + i, start + i) for i in range(stop - start)]
         to += stop - start
+    if transposed:
+        return tuple((source, to) for to, source in places)
     return tuple(places)
+
+
+@cache
+def _ones_by_tile(columns: Runs, transposed: bool, pitch: int) -> dict[tuple[int, int], list[tuple[int, int]]]:
+    """Return ``(to, from)`` within each tile ``(row, column)`` of M that has any one."""
+    tiles: dict[tuple[int, int], list[tuple[int, int]]] = {}
+    for to, source in _ones(columns, transposed):
+        tiles.setdefault((to // pitch, source // pitch), []).append((to % pitch, source % pitch))
+    return tiles
 
 
 @dataclass(eq=False, kw_only=True)
@@ -43,20 +54,18 @@ class _Columns(SimOp):
     are left out. QED. It is exact.
     """
 
+    TRANSPOSED: ClassVar[bool]
+
     columns: tuple[tuple[int, ...], ...]
 
-    def ones(self) -> Iterable[tuple[int, int]]:
-        """Yield ``(to, from)`` of every one in M."""
-        raise NotImplementedError
+    def ones(self) -> tuple[tuple[int, int], ...]:
+        """Return ``(to, from)`` of every one in M."""
+        return _ones(self.columns, self.TRANSPOSED)
 
     def structure(self, layout: Layout) -> dict[str, StructuralBlock]:
-        cut: dict[tuple[int, int], list[tuple[int, int]]] = {}
-        for to, source in self.ones():
-            tile = (to // layout.pitch, source // layout.pitch)
-            cut.setdefault(tile, []).append((to % layout.pitch, source % layout.pitch))
         return {
-            self._name(*tile): StructuralBlock(LinearSpec(matrix_stages(layout, entries)))
-            for tile, entries in cut.items()
+            self._name(*tile): StructuralBlock(LinearSpec(matrix_stages(layout, ones)))
+            for tile, ones in _ones_by_tile(self.columns, self.TRANSPOSED, layout.pitch).items()
         }
 
     def _name(self, row: int, column: int) -> str:
@@ -65,15 +74,14 @@ class _Columns(SimOp):
         return f"select_{hashlib.sha256(key.encode()).hexdigest()[:12]}_{row}_{column}"
 
     def literal(self, run: LiteralRun, x: Tiles) -> Tiles:
-        blocks = self.structure(run.layout)
+        tiles = _ones_by_tile(self.columns, self.TRANSPOSED, run.layout.pitch)
         y: Tiles = []
         for row in range(run.layout.tiles(self.result.type.width)):
             total = torch.zeros_like(x[0])
             for column, tile in enumerate(x):
-                name = self._name(row, column)
                 # Tiles of M without any one have no block.
-                if name in blocks:
-                    total = total + run.slot(run.apply(name, run.embed([tile])))
+                if (row, column) in tiles:
+                    total = total + run.slot(run.apply(self._name(row, column), run.embed([tile])))
             y.append(total)
         return y
 
@@ -87,12 +95,11 @@ class _Columns(SimOp):
 class Select(_Columns):
     """(x) -> its `columns` side by side, zeros for negative ones: M has a one at (i, column i)."""
 
+    TRANSPOSED = False
+
     def verify(self) -> None:
         (x,) = self.operands
         self.expect(fits(self.columns, x.type.width, self.result.type.width), f"columns {self.columns} of {x.type}")
-
-    def ones(self) -> Iterable[tuple[int, int]]:
-        return _places(self.columns)
 
     def interpret(self, run: Interpretation, x: Tensor) -> Tensor:
         return take(x, self.columns)
@@ -109,12 +116,11 @@ class SelectBackward(_Columns):
     `Select` is ``y = M x``, so ``dx = M^T dy``: the same `columns`, (to, from) exchanged. QED.
     """
 
+    TRANSPOSED = True
+
     def verify(self) -> None:
         (dy,) = self.operands
         self.expect(fits(self.columns, self.result.type.width, dy.type.width), f"columns {self.columns} give {dy.type}")
-
-    def ones(self) -> Iterable[tuple[int, int]]:
-        return ((source, to) for to, source in _places(self.columns))
 
     def interpret(self, run: Interpretation, x: Tensor) -> Tensor:
         return put_back(x, self.columns, self.result.type.width)

@@ -61,20 +61,26 @@ def _run(
     budget: Budget,
     sizes: Sizes,
     starts: Starts = NO_STARTS,
+    carrying: Mapping[str, SimOp] | None = None,
 ) -> dict[str, Any]:
     plan = plan_for(model, budget, sizes)
     if plan is None:
         raise budget.refusal(sizes)
-    return FusedExecutor(model, inputs, plan, rates, starts).run()
+    return FusedExecutor(model, inputs, plan, rates, starts, carrying).run()
 
 
 def run_together(
-    model: Simulator, program: Program, inputs: Inputs, rates: Rates | None, starts: Starts = NO_STARTS
+    model: Simulator,
+    program: Program,
+    inputs: Inputs,
+    rates: Rates | None,
+    starts: Starts = NO_STARTS,
+    carrying: Mapping[str, SimOp] | None = None,
 ) -> dict[str, Any]:
     """Return all outputs of a program with the model's ops, weights among them, for a batch that is not cut.
 
-    Updates of a single example are carried out, if there is memory for that: whoever goes on from them reads them once
-    per token.
+    carrying: ops whose state after the text is wanted too, by name. Updates of a single example are carried out, if
+    there is memory for that: whoever goes on from them reads them once per token.
     """
     sizes = replace(sizes_of(inputs, model.config.vocab_size), starts=_layers(program, starts))
     limit = int(HEADROOM * available_bytes(model.device))
@@ -84,8 +90,8 @@ def run_together(
     if sizes.batch == 1 and model.update == "auto":
         materialised = replace(budget, update="materialised")
         if plan_for(model, materialised, sizes) is not None:
-            return _run(model, inputs, rates, materialised, sizes, starts)
-    return _run(model, inputs, rates, budget, sizes, starts)
+            return _run(model, inputs, rates, materialised, sizes, starts, carrying)
+    return _run(model, inputs, rates, budget, sizes, starts, carrying)
 
 
 def _layers(program: Program, starts: Starts) -> tuple[Start, ...]:

@@ -29,6 +29,7 @@ class FusedExecutor(FusedRunBase):
 
     What has to be known of values (sizes, rates) is read before the run; `run` itself never waits for a GPU. starts:
     weights in place of stored ones, by the value of these; `Sizes.starts` of the plan names their layers.
+    carrying: ops whose state after the text is wanted too, by name; the plan runs them on the whole text.
     """
 
     def __init__(
@@ -38,8 +39,10 @@ class FusedExecutor(FusedRunBase):
         plan: ExecutionPlan,
         rates: Rates | None,
         starts: Mapping[Value, FusedWeights],
+        carrying: Mapping[str, SimOp] | None = None,
     ):
         super().__init__(model, inputs, inputs.position_ids)
+        self.carrying = {op: name for name, op in (carrying or {}).items()}
         self.plan = plan
         self.starts = starts
         self._rates = read_rates(model, plan.ops, rates, self.recorded)
@@ -64,7 +67,11 @@ class FusedExecutor(FusedRunBase):
             form = partial(op.fused, self)
             if visible and self.recorded:
                 form = partial(op.fused_showing, self, visible)
-            result = form(*(_cut(values[value], read) for value in operands))
+            given = [_cut(values[value], read) for value in operands]
+            if op in self.carrying:
+                result, seen[self.carrying[op]] = op.carried(self, None, *given)
+            else:
+                result = form(*given)
             if edits and op.results[0] in edits:
                 result = edits[op.results[0]](result)
             if len(op.results) == 1:

@@ -50,10 +50,8 @@ def shared_inputs(program: Program) -> list[tuple[str, ...]]:
 
 
 def pack_weights(model: Simulator) -> None:
-    """Move the weights of each of the simulator's `shared_inputs` into one piece; do nothing where they lie so already.
-
-    Whoever notes where the weights lie calls this first: it is the only thing that moves them without being asked to.
-    """
+    """Move the weights of each of the simulator's `shared_inputs` into one piece; do nothing where they lie so
+    already."""
     if model.device.type not in DEVICES:
         return
     for names in model.shared_inputs:

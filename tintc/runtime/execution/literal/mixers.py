@@ -48,21 +48,19 @@ class Recurrence(ReferringBlock):
 
     def forward(self, e: Tensor) -> Tensor:
         options = self.spec.options
-        q, k, v, g, beta = options.widths()
-        widths = [q, k, g, beta]
         place = 2
         if self.spec.transposed:
             place = 0
-        widths.insert(place, v)
+        widths, _ = options.mixed_widths(place, self.spec.transposed)
         parts = [self.tokens(e, start, width) for start, width in zip(self.spec.starts[:-1], widths, strict=True)]
-        values = split_heads(parts.pop(place), options.n_heads)
+        met = parts.pop(place)
         queries, keys, decays, strengths = parts
-        real = torch.ones(e.shape[0], values.shape[2], dtype=torch.bool, device=e.device)
+        real = torch.ones(met.shape[:2], dtype=torch.bool, device=e.device)
         heads = Heads.of(options, queries, keys, decays, strengths, real)
         matrix = recurrence_matrix(options, heads, self.table("skip"))
         if self.spec.transposed:
-            matrix = matrix.transpose(-1, -2)
-        return self.put(e, merge_heads(matrix @ values))
+            return self.put(e, options.merge_values(matrix.transpose(-1, -2) @ split_heads(met, options.n_heads)))
+        return self.put(e, merge_heads(matrix @ options.split_values(met)))
 
 
 class Convolution(ReferringBlock):

@@ -6,10 +6,9 @@ import hashlib
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
 from torch import Tensor
 
-from tintc.ir.convolution import apply_convolution, apply_transposed_convolution
+from tintc.ir.convolution import apply_convolution, apply_transposed_convolution, continue_convolution
 from tintc.ir.core import Value, register
 from tintc.ir.layout import Layout
 from tintc.ir.simulator.interface.cost_model import CostModel
@@ -81,7 +80,7 @@ class ConvolutionForward(_Convolution):
     """(x) -> ``y_tc = sum_i w_ci x_(t-i)c + b_c``."""
 
     TRANSPOSED = False
-    CACHED_OPERANDS: ClassVar[tuple[int, ...]] = (0,)
+    CARRIES_STATE: ClassVar[bool] = True
 
     def interpret(self, run: Interpretation, x: Tensor) -> Tensor:
         return apply_convolution(x, run.table(self.weight), self.table_bias(run), run.inputs.real_tokens)
@@ -93,19 +92,11 @@ class ConvolutionForward(_Convolution):
         real = run.real_tokens()
         return [run.slot(run.apply(self._block(index), run.embed([tile * real]))) for index, tile in enumerate(x)]
 
-    def remember(self, run: FusedRun, *operands: Tensor) -> tuple[Tensor, Tensor]:
-        """Return what the convolution reads, as one head, and nothing beside it."""
+    def carried(self, run: FusedRun, state: Tensor | None, *operands: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the results, and as many of the last inputs as later tokens reach, ``[B, w - 1, C]``."""
         (x,) = operands
-        kept = (x * self.real(run, x.shape[1])[..., None])[:, None]
-        return kept, kept[..., :0]
-
-    def continued(self, run: FusedRun, keys: Tensor, values: Tensor, *operands: Tensor) -> Tensor:
-        """Return the results at the last tokens, from these and as many before them as the convolution reaches."""
-        count = operands[0].shape[1]
-        weight = run.table(self.weight)
-        reach = keys[:, 0, -(count + weight.shape[-1] - 1) :]
-        real = torch.ones(reach.shape[:2], dtype=torch.bool, device=reach.device)
-        return apply_convolution(reach, weight, self.table_bias(run), real)[:, -count:]
+        real = self.real(run, x.shape[1])
+        return continue_convolution(x, run.table(self.weight), self.table_bias(run), real, state)
 
 
 @register("sim.convolution_backward")

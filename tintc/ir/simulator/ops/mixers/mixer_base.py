@@ -26,6 +26,8 @@ class MixerOp(SimOp):
         if not inputs.only_padding:
             raise InputError(ONLY_PADDING)
 
-    def real(self, run: FusedRun, length: int) -> Tensor:
-        """Return which of the first `length` tokens are no padding, ``[B, n]`` bool."""
+    def real(self, run: FusedRun, length: int) -> Tensor | None:
+        """Return which of the first `length` tokens are no padding, ``[B, n]`` bool; None if all are none."""
+        if run.inputs.plain:
+            return None
         return run.inputs.real_tokens[:, :length]

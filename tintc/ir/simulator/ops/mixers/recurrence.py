@@ -5,21 +5,20 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from tintc.ir.core import Value, register
 from tintc.ir.functions import merge_heads, split_heads
 from tintc.ir.layout import Layout
 from tintc.ir.recurrence import (
-    CHUNK,
     Heads,
     RecurrenceOptions,
     apply_recurrence,
     apply_transposed_recurrence,
+    continue_recurrence,
     recurrence_matrix,
 )
+from tintc.ir.recurrence_chunks import CHUNK
 from tintc.ir.simulator.interface.cost_model import CostModel
 from tintc.ir.simulator.interface.fused_base import FusedRun
 from tintc.ir.simulator.interface.literal_base import LiteralRun, Tiles
@@ -39,12 +38,10 @@ class _Recurrence(RecurrenceOptions, MixerOp):
     def verify(self) -> None:
         super().verify()
         self.expect(len(self.operands) == 5, "takes q, k, g, beta and what their matrix is applied to")
-        q, k, v, g, beta = self.widths()
-        wanted = [q, k, g, beta]
-        wanted.insert(self.VALUE, v)
+        wanted, result = self.mixed_widths(self.VALUE, self.TRANSPOSED)
         found = [value.type.width for value in self.operands]
         self.expect(found == wanted, f"operands have the widths {found}, not {wanted}")
-        self.expect(self.result.type.width == v, f"the result is {self.result.type}")
+        self.expect(self.result.type.width == result, f"the result is {self.result.type}")
 
     def stored(self, storage: Storage) -> dict[str, TensorSpec]:
         return storage.tables(self.skip)
@@ -63,6 +60,8 @@ class _Recurrence(RecurrenceOptions, MixerOp):
     def _block(self, layout: Layout) -> str:
         """Return the block's name: all layers of one shape share it, but for a vector of their own."""
         sizes = "_".join(map(str, (self.n_heads, self.n_key_heads, self.key_dim, self.value_dim)))
+        if self.writes > 1:
+            sizes += f"_{self.writes}"
         kind = "delta" if self.delta else "state"
         return f"{self.opname.removeprefix('sim.')}_{kind}_{sizes}_{self.skip}".rstrip("_").replace(".", "_")
 
@@ -84,18 +83,18 @@ class _Recurrence(RecurrenceOptions, MixerOp):
         return [run.slot(e, index) for index in range(run.layout.tiles(self.result.type.width))]
 
     def multiply_adds(self, costs: CostModel, *operands: Value) -> int:
-        """Count chunks with themselves, and the state that they read and write; backward, the forward pass and its
-        derivative."""
-        n = costs.lengths[self]
+        """Count chunks with themselves, and the state that they read and write."""
+        n = costs.lengths[self] * self.writes
         each = self.n_heads * (2 * self.key_dim * self.value_dim + CHUNK * (self.key_dim + self.value_dim))
-        return n * each * (1 + 2 * self.TRANSPOSED)
+        return n * each
 
     def scratch(self, costs: CostModel, itemsize: int) -> int:
-        """Return the bytes of all chunks' results and values, which the derivative keeps, and of one chunk's scores."""
-        n = costs.lengths[self]
+        """Return the bytes of all chunks' matrices, which the transpose makes before it begins at the last, and of
+        what they read, write and give."""
+        n = costs.lengths[self] * self.writes
         wide = self.n_heads * (3 * self.key_dim + 3 * self.value_dim)
-        scores = self.n_heads * CHUNK * (1 + self.by_coordinate * self.key_dim // 4)
-        return itemsize * n * (wide + scores)
+        matrices = self.n_heads * CHUNK * (1 + self.delta)
+        return itemsize * n * (wide + matrices)
 
     def table_count(self, layout: Layout) -> TableCount:
         """Count one attention: the table has no row for other mixers."""
@@ -116,31 +115,22 @@ class RecurrenceForward(_Recurrence):
 
     VALUE = 2
     TRANSPOSED = False
-    CACHED_OPERANDS: ClassVar[tuple[int, ...]] = (0, 1, 2, 3, 4)
+    CARRIES_STATE: ClassVar[bool] = True
 
     def interpret(self, run: Interpretation, q: Tensor, k: Tensor, v: Tensor, g: Tensor, beta: Tensor) -> Tensor:
         heads = Heads.of(self, q, k, g, beta, run.inputs.real_tokens)
-        return merge_heads(recurrence_matrix(self, heads, _vector(self, run)) @ split_heads(v, self.n_heads))
+        return merge_heads(recurrence_matrix(self, heads, _vector(self, run)) @ self.split_values(v))
 
     def fused(self, run: FusedRun, q: Tensor, k: Tensor, v: Tensor, g: Tensor, beta: Tensor) -> Tensor:
         heads = Heads.of(self, q, k, g, beta, self.real(run, q.shape[1]))
-        return merge_heads(apply_recurrence(self, heads, split_heads(v, self.n_heads), _vector(self, run)))
+        return merge_heads(apply_recurrence(self, heads, self.split_values(v), _vector(self, run)))
 
-    def remember(self, run: FusedRun, *operands: Tensor) -> tuple[Tensor, Tensor]:
-        """Return keys, decays and strengths side by side, and values, by head."""
+    def carried(self, run: FusedRun, state: Tensor | None, *operands: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the results, and the state ``[B, n_heads, key_dim, value_dim]`` that the tokens leave."""
         q, k, v, g, beta = operands
         heads = Heads.of(self, q, k, g, beta, self.real(run, q.shape[1]))
-        return torch.cat((heads.k, heads.g, heads.beta), -1), split_heads(v, self.n_heads)
-
-    def continued(self, run: FusedRun, keys: Tensor, values: Tensor, *operands: Tensor) -> Tensor:
-        """Return the results at the last tokens, from all keys and values: queries of earlier ones are left out."""
-        q, k, _, g, beta = operands
-        last = Heads.of(self, q, k, g, beta, self.real(run, q.shape[1]))
-        decays = 1 + self.by_coordinate * (self.key_dim - 1)
-        k, g, beta = keys.split([self.key_dim, decays, 1], -1)
-        queries = F.pad(last.q, (0, 0, values.shape[2] - q.shape[1], 0))
-        y = apply_recurrence(self, Heads(queries, k, g, beta), values, _vector(self, run))
-        return merge_heads(y[:, :, -q.shape[1] :])
+        y, after = continue_recurrence(self, heads, self.split_values(v), _vector(self, run), state)
+        return merge_heads(y), after
 
 
 @register("sim.recurrence_backward")
@@ -154,8 +144,9 @@ class RecurrenceBackward(_Recurrence):
     def interpret(self, run: Interpretation, dy: Tensor, q: Tensor, k: Tensor, g: Tensor, beta: Tensor) -> Tensor:
         heads = Heads.of(self, q, k, g, beta, run.inputs.real_tokens)
         matrix = recurrence_matrix(self, heads, _vector(self, run))
-        return merge_heads(matrix.transpose(-1, -2) @ split_heads(dy, self.n_heads))
+        return self.merge_values(matrix.transpose(-1, -2) @ split_heads(dy, self.n_heads))
 
     def fused(self, run: FusedRun, dy: Tensor, q: Tensor, k: Tensor, g: Tensor, beta: Tensor) -> Tensor:
         heads = Heads.of(self, q, k, g, beta, self.real(run, q.shape[1]))
-        return merge_heads(apply_transposed_recurrence(self, heads, split_heads(dy, self.n_heads), _vector(self, run)))
+        dv = apply_transposed_recurrence(self, heads, split_heads(dy, self.n_heads), _vector(self, run))
+        return self.merge_values(dv)

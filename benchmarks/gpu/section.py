@@ -1,0 +1,160 @@
+"""The section of RESULTS.md and its plots, from the figures that the parts have left, whichever these are."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Iterable
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+from benchmarks import report
+from benchmarks.gpu.setup import Setup, read_figures
+
+TITLE = "On one GPU"
+SECTION = "section.md"
+RESULTS = Path(__file__).parents[1] / "RESULTS.md"
+FORWARD_TARGET, EXPLICIT_TARGET = 4.0, 0.2
+TABLE = "model|dtype|texts|tokens|ms|tokens/s|share of rate|over a forward pass|over explicit tuning|peak GB"
+LORA = "model|texts|tokens|simulated ms|adapters ms|adapters, compiled ms|ratio to the faster"
+KERNELS = "kernel|calls|ms|share"
+DECODE = "model|texts|ours, tokens/s|transformers', tokens/s|ratio of times"
+EXPLAINED = """Random weights in published shapes; half of each text is trained on, every text has an update of its own.
+*share of rate*: multiply-adds of the plan per second, of those of a product of 8192 x 8192 matrices in the same dtype
+(fp32 with TF32). *over explicit tuning*: of the same texts one by one, in eager mode, from the time of two. *peak*: of
+memory beyond the weights. Targets are of 64 texts of 512 tokens in bfloat16."""
+ADAPTERS = (
+    """The peer in a batch: adapters of rank 8 for every text, in plain autograd (`benchmarks/gpu/lora_peer.py`)."""
+)
+DECODED = """New tokens after a prompt of 128 tokens, greedily, the weights adapted to it before."""
+
+
+def write(setup: Setup) -> None:
+    """Write ``section.md`` beside the figures, and the section of RESULTS.md where the sizes are not tiny."""
+    figures = read_figures(setup.out)
+    body = section(figures, setup.out, plots=not setup.tiny and importlib.util.find_spec("matplotlib") is not None)
+    print("\n".join(body))
+    (setup.out / SECTION).write_text("\n".join(body) + "\n", encoding="utf-8")
+    if not setup.tiny:
+        report.write_section("gpu", TITLE, body, RESULTS)
+
+
+def section(figures: list[dict[str, Any]], out: Path, plots: bool) -> list[str]:
+    """Return its lines; parts that are missing are named."""
+    by_part = {part: [line for line in figures if line["part"] == part] for part in PARTS}
+    lines: list[str] = []
+    for part, make in PARTS.items():
+        if by_part[part]:
+            lines += ["", *make(by_part)]
+    missing = [part for part in PARTS if not by_part[part]]
+    if missing:
+        lines += ["", f"Not measured in this run: {', '.join(missing)}."]
+    if plots and by_part["table"]:
+        lines += ["", *_plots(by_part["table"])]
+    return lines[1:]
+
+
+def _ceilings(by_part: dict[str, list[dict[str, Any]]]) -> list[str]:
+    found = by_part["ceilings"][-1]
+    rates = (f"{2 * found[name] / 1e12:.3g}" for name in ("bf16", "fp32"))
+    return [
+        f"`benchmarks/gpu.sh`, {date.today()}. {found['device']}, torch {found['torch']}. Products in bfloat16 and "
+        f"float32 (TF32): {' and '.join(rates)} TFLOP/s; a copy: {found['copy'] / 1e12:.3g} TB/s, read and written."
+    ]
+
+
+def _table(by_part: dict[str, list[dict[str, Any]]]) -> list[str]:
+    ceilings = by_part["ceilings"][-1:] or [{}]
+    rows = [_row(line, ceilings[0]) for line in _ordered(by_part["table"])]
+    return [*EXPLAINED.splitlines(), "", *report.table([TABLE.split("|"), *rows])]
+
+
+def _row(line: dict[str, Any], ceilings: dict[str, Any]) -> list[str]:
+    dtype = line["dtype"].removeprefix("torch.")
+    cells = [line["model"], dtype, str(line["batch"]), str(line["length"])]
+    if "refused" in line:
+        return [*cells, line["refused"], *["-"] * 5]
+    rate = ceilings.get({"bfloat16": "bf16"}.get(dtype, "fp32"))
+    share = f"{line['products'] / line['fused'] / rate:.2f}" if rate else "-"
+    peak = f"{line['peak'] / 1e9:.2f}" if line["peak"] is not None else "-"
+    over = [line["fused"] / line[name] for name in ("forward", "explicit")]
+    ratios = [f"{ratio:.2f}" for ratio in over]
+    if (dtype, line["batch"], line["length"]) == ("bfloat16", 64, 512):
+        targets = (FORWARD_TARGET, EXPLICIT_TARGET)
+        ratios = [f"{r:.2f} {report.verdict(r, target)}" for r, target in zip(over, targets, strict=True)]
+    tokens = line["batch"] * line["length"] / line["fused"]
+    return [*cells, f"{line['fused'] * 1e3:.1f}", f"{tokens:,.0f}", share, *ratios, peak]
+
+
+def _lora(by_part: dict[str, list[dict[str, Any]]]) -> list[str]:
+    rows = []
+    for model in dict.fromkeys(line["model"] for line in by_part["lora"]):
+        lines = [line for line in by_part["lora"] if line["model"] == model]
+        first = lines[0]
+        taken = {line["compiled"]: line["seconds"] for line in lines}
+        ours = [
+            line["fused"]
+            for line in by_part["table"]
+            if (line["model"], line["batch"], line["length"]) == (model, first["batch"], first["length"])
+            and line["dtype"] == "torch.bfloat16"
+            and "fused" in line
+        ]
+        simulated = f"{ours[-1] * 1e3:.1f}" if ours else "-"
+        ratio = f"{ours[-1] / min(taken.values()):.2f}" if ours else "-"
+        times = [f"{taken[kind] * 1e3:.1f}" if kind in taken else "-" for kind in (False, True)]
+        rows.append([model, str(first["batch"]), str(first["length"]), simulated, *times, ratio])
+    return [*ADAPTERS.splitlines(), "", *report.table([LORA.split("|"), *rows])]
+
+
+def _kernels(by_part: dict[str, list[dict[str, Any]]]) -> list[str]:
+    lines: list[str] = []
+    for found in by_part["kernels"]:
+        idle = max(0.0, 1 - found["busy"] / found["wall"])
+        lines += [
+            "",
+            f"{found['model']}, {found['batch']} texts of {found['length']} tokens: {found['wall'] * 1e3:.1f} ms; "
+            f"kernels run for {found['busy'] * 1e3:.1f} ms (idle {idle:.0%}), in {found['calls']} calls.",
+            "",
+        ]
+        rows = [
+            [
+                f"`{kernel['name'][:70]}`".replace("|", "/"),
+                str(kernel["calls"]),
+                f"{kernel['seconds'] * 1e3:.2f}",
+                f"{kernel['seconds'] / max(found['busy'], 1e-9):.0%}",
+            ]
+            for kernel in found["kernels"]
+        ]
+        lines += report.table([KERNELS.split("|"), *rows])
+    return lines[1:]
+
+
+def _decode(by_part: dict[str, list[dict[str, Any]]]) -> list[str]:
+    rows = []
+    for line in by_part["decode"]:
+        new = line["batch"] * line["new"]
+        speeds = [f"{new / line[name]:,.0f}" for name in ("ours", "theirs")]
+        rows.append([line["model"], str(line["batch"]), *speeds, f"{line['ours'] / line['theirs']:.2f}"])
+    return [*DECODED.splitlines(), "", *report.table([DECODE.split("|"), *rows])]
+
+
+PARTS = {"ceilings": _ceilings, "table": _table, "lora": _lora, "kernels": _kernels, "decode": _decode}
+"""What makes the lines of each part, from all figures by part."""
+
+
+def _ordered(lines: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    return sorted(lines, key=lambda line: (line["model"], line["dtype"], line["batch"], line["length"]))
+
+
+def _plots(lines: list[dict[str, Any]]) -> list[str]:
+    measured = [line for line in _ordered(lines) if "fused" in line and line["dtype"] == "torch.bfloat16"]
+    speeds = []
+    ratios = []
+    for line in measured:
+        label = f"{line['model']}, {line['batch']} x {line['length']}"
+        speeds.append(report.Bar(label, [line["batch"] * line["length"] / line["fused"] / 1e3]))
+        ratios.append(report.Bar(label, [line["fused"] / line["forward"]], FORWARD_TARGET))
+    return [
+        report.plot_bars("gpu_tokens", speeds, "thousand tokens per second"),
+        report.plot_bars("gpu_forward", ratios, "time, simulated update / plain forward pass"),
+    ]
