@@ -18,10 +18,10 @@ from tintc.runtime.artefact.tensor_files import TensorFiles
 from tintc.runtime.model.causal_lm import TintForCausalLM
 
 
-def check_program(path: str, graph: CapturedGraph, source: AuxiliarySource) -> None:
-    """Raise `ModelError` unless the artefact was made from a model with this program."""
+def check_program(path: str, graph: CapturedGraph, source: AuxiliarySource, full: bool) -> None:
+    """Raise `ModelError` unless the artefact was made from a model with this program. full: whether its gradient is."""
     text = read_auxiliary(path)
-    if text is not None and text != print_program(assign_layers(canonicalise(import_graph(graph)))):
+    if text is not None and text != print_program(assign_layers(canonicalise(import_graph(graph), full))):
         raise ModelError(
             f"{path} was not compiled from {source.provenance['source']}: their programs differ. Pass the model it was "
             "compiled from, or compile again."
