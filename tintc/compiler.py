@@ -24,6 +24,7 @@ from tintc.frontend.source.modules import PADDING
 from tintc.frontend.source.sample import sample
 from tintc.frontend.source.trust import TRUSTED
 from tintc.frontend.source.wrappers import TEXT_PATH
+from tintc.ir.auxiliary import Recurrence
 from tintc.ir.core import Program
 from tintc.ir.text import print_program
 from tintc.lowering.emission.emit import emit, specs, stored_dtype
@@ -89,7 +90,8 @@ def compile(
         dtype = dtype_of(options, source)
         check_adapters(options, source)
         logger.info("capturing and importing its graph")
-        auxiliary = import_auxiliary(source)
+        auxiliary = import_auxiliary(source, options)
+        warn_of_constants(auxiliary.program, options)
         logger.info("comparing its program with the model")
         tensors = source.weights.read_sparingly(auxiliary.tensors)
         check_graph(source.provenance["source"], auxiliary.graph, auxiliary.program, tensors)
@@ -165,10 +167,18 @@ class Auxiliary:
     reading_biases: Program | None = None
 
 
-def import_auxiliary(source: AuxiliarySource) -> Auxiliary:
+def warn_of_constants(program: Program, options: Options) -> None:
+    """Log what even the full gradient holds constant."""
+    if options.gradient == "full" and any(isinstance(op, Recurrence) for op in program.ops):
+        logger.warning(
+            "The full gradient of this model leaves out its recurrences' queries, keys and gates, which are constants."
+        )
+
+
+def import_auxiliary(source: AuxiliarySource, options: Options | None = None) -> Auxiliary:
     """Capture the model's graph, import it, and bring it into canonical form, with layers assigned."""
     graph = capture(source.model, source.max_length, source.provenance["source"])
-    program = run_passes(AUXILIARY_PASSES, import_graph(graph), Options())
+    program = run_passes(AUXILIARY_PASSES, import_graph(graph), options or Options())
     return Auxiliary(program, graph.tensors, graph, reading_biases(graph, program))
 
 

@@ -6,6 +6,7 @@ import hashlib
 from dataclasses import dataclass
 from typing import ClassVar
 
+import torch
 from torch import Tensor
 
 from tintc.ir.convolution import apply_convolution, apply_transposed_convolution, continue_convolution
@@ -100,7 +101,7 @@ class ConvolutionForward(_Convolution):
         for index, tile in enumerate(x):
             read = [tile * real]
             if self.padding:
-                read.append((1 - real).expand_as(tile))
+                read.append(torch.zeros_like(tile) + (1 - real))
             results.append(run.slot(run.apply(self._block(index), run.embed(read))))
         return results
 
