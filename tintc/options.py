@@ -98,6 +98,26 @@ def at_least_one(value: Any) -> str | None:
     return "it must be at least 1"
 
 
+MOST_STEPS = 1 << 10
+LARGEST = 1 << 24
+
+
+def steps(value: Any) -> str | None:
+    """Return an objection to anything but whole numbers from 1 on that a program has room for."""
+    objection = at_least_one(value)
+    if objection is None and int(value) > MOST_STEPS:
+        return f"a program has at most {MOST_STEPS}"
+    return objection
+
+
+def size(value: Any) -> str | None:
+    """Return an objection to anything but whole numbers from 1 on that somebody could build."""
+    objection = at_least_one(value)
+    if objection is None and int(value) > LARGEST:
+        return f"it must be at most {LARGEST}"
+    return objection
+
+
 def finite_rate(value: Any) -> str | None:
     """Return an objection to negative, infinite and undefined rates, and to anything but one number."""
     if not isinstance(value, Real):
@@ -133,7 +153,7 @@ class Options:
     """The options of the simulated descent, of the layout and of what is stored."""
 
     n_steps: int = option(
-        1, "Simulated gradient steps.", short="steps", check=at_least_one, record="program", title="gradient steps"
+        1, "Simulated gradient steps.", short="steps", check=steps, record="program", title="gradient steps"
     )
     n_update_layers: int | None = option(
         None,
@@ -184,13 +204,11 @@ class Options:
         record="program",
         title="semantics",
     )
-    stack: int | None = option(None, "Weight rows in one prefix (default: the cheapest).", check=at_least_one)
-    shards: int | None = option(None, "Parts of a weight row (default: the cheapest).", check=at_least_one)
-    head_width: int | None = option(None, "Width of a head (default: the least that will do).", check=at_least_one)
-    heads: int | None = option(None, "Heads of an embedding (default: the least that will do).", check=at_least_one)
-    max_length: int | None = option(
-        None, "Longest text, in tokens (default: the model's, at most 2048).", check=at_least_one
-    )
+    stack: int | None = option(None, "Weight rows in one prefix (default: the cheapest).", check=size)
+    shards: int | None = option(None, "Parts of a weight row (default: the cheapest).", check=size)
+    head_width: int | None = option(None, "Width of a head (default: the least that will do).", check=size)
+    heads: int | None = option(None, "Heads of an embedding (default: the least that will do).", check=size)
+    max_length: int | None = option(None, "Longest text, in tokens (default: the model's, at most 2048).", check=size)
     fd_scheme: str | None = option(
         None,
         "How finite differences are taken: fixed, with one step; token, with one per token; central, with one per "

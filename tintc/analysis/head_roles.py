@@ -123,6 +123,13 @@ class Roles:
             raise OptionError(f"Roles have no field {unknown[0]!r}; choose of {', '.join(FIELDS)}.")
         return self._fitting(wanted)
 
+    def rows_of(self, module: SimOp) -> Iterator[Role]:
+        """Return an iterator over the rows of one module, which has none where it applies no block."""
+        for op, site, blocks in self.modules:
+            if op is module:
+                for applied in blocks:
+                    yield from self._rows(op, site, applied)
+
     def _fitting(self, wanted: dict[str, Any]) -> Iterator[Role]:
         """Yield the rows whose fields are as wanted; raise `OptionError` for a text that no row has."""
         none = True

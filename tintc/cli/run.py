@@ -140,13 +140,22 @@ def read_text(text: str | None, file: Path | None) -> str:
     return content
 
 
-def tokenise(path: str, tokenizer: Any, text: str, special: bool = True) -> Tensor:
+LONGEST_TOKEN = 256
+"""Characters of a token that hardly any is longer than."""
+
+
+def tokenise(path: str, tokenizer: Any, text: str, special: bool = True, most: int | None = None) -> Tensor:
     """Return token ids ``[n]`` as the tokenizer gives them: those of Llama and Gemma begin a text with a token of its
     own.
 
-    special: False leaves such tokens out.
+    special: False leaves such tokens out. most: tokens that are looked at; of a text that is much longer only the
+    beginning is read, if it has more than so many.
     """
     check_tokenizer(path, tokenizer)
+    if most is not None and len(text) > (most + 1) * LONGEST_TOKEN:
+        beginning = tokenise(path, tokenizer, text[: (most + 1) * LONGEST_TOKEN], special)
+        if len(beginning) > most + 1:
+            return beginning
     return torch.tensor(tokenizer(text, add_special_tokens=special)["input_ids"], dtype=torch.long)
 
 

@@ -33,7 +33,7 @@ from tintc.frontend.source.modules import find_length
 from tintc.ir.auxiliary import Linear
 from tintc.ir.inputs import check_ids
 from tintc.keywords import known_keywords
-from tintc.options import at_least_one
+from tintc.options import steps
 from tintc.reference.approximations import Approximations
 from tintc.reference.captured import Override, approximate_scores, run_nodes
 from tintc.reference.experts import approximate_experts
@@ -158,7 +158,7 @@ def _length(model: nn.Module) -> int | None:
 def _check(loss: str, n_steps: Any, inner_lr: Any) -> None:
     if loss not in LOSSES:
         raise OptionError(f"The loss {loss!r} is unknown; choose one of {', '.join(LOSSES)}.")
-    objection = at_least_one(n_steps)
+    objection = steps(n_steps)
     if objection is not None:
         raise OptionError(f"The option n_steps is {n_steps}; {objection}.")
     if isinstance(inner_lr, Tensor) and inner_lr.numel() == 1:
