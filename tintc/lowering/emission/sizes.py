@@ -106,12 +106,12 @@ def _check_slots(program: Program, layout: Layout, op: SimOp) -> None:
         op.expect(len(set(slots)) == count == len(slots) and inside, f"its slots are {slots[:8]}")
 
 
-def _numbers(value: Any) -> Iterator[float]:
-    """Yield the numbers in an attribute."""
+def _numbers(value: Any) -> Iterator[int]:
+    """Yield the whole numbers in an attribute; others are finite, and nothing is counted by them."""
     if isinstance(value, tuple):
         for one in cast(tuple[Any, ...], value):
             yield from _numbers(one)
-    elif isinstance(value, int | float):
+    elif isinstance(value, int):
         yield value
 
 
