@@ -45,11 +45,13 @@ CASES: dict[str, tuple[str, Case]] = {
     "opt": ("opt", lambda model, sim, out: (model, "-p", "canonicalise")),
     "run": ("blocks", lambda model, sim, out: (sim, "--text", STORY, "--block-size", 16)),
     "run --stream": ("stream", lambda model, sim, out: (sim, "--text", STORY, "--stream", "--chunk-size", 16)),
+    "rates": ("rates", lambda model, sim, out: (sim, "--text", STORY, "--block-size", 16, "--lr", "0.01,1e5")),
     "eval ppl": (
         "ppl",
         lambda model, sim, out: ("ppl", sim, "--dataset", story_file(out), "--block-size", 16, "--train-fraction", 0.5),
     ),
     "generate": ("generate", lambda model, sim, out: (sim, "--text", STORY[:20], "--max-new-tokens", 2)),
+    "report": ("report", lambda model, sim, out: (sim, "--text", STORY, "-o", out)),
     "verify": ("beside_model", lambda model, sim, out: (sim, model, "--length", 16)),
     "verify --files": ("beside_digests", lambda model, sim, out: (sim, "--files")),
     "explain": ("explain", lambda model, sim, out: (model,)),
