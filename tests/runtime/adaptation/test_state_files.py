@@ -98,7 +98,7 @@ def test_hostile_files(tmp_path: Path) -> None:
         AdaptedState.load(tmp_path / "pipe", sim)
     sim.adapt(token_ids(3, 9)).save(file)
     data = file.read_bytes()
-    name = next(name for name in load_file(file) if ".dy." in name)
+    name = next(iter(sorted(load_file(file))))
     for old, new, says in (
         (b'"F64"', b'"C64"', "(of the type C64|cannot be read as a state)"),
         (b'"F64"', b'"I64"', "of the type I64"),
