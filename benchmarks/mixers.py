@@ -3,10 +3,10 @@
     python benchmarks/mixers.py [--rounds 5] [--threads 2] [--small] [--compiled] [--processor] [--no-write]
 
 The auxiliary has the shape of a qwen3_5_text of about 0.5e9 parameters with random weights, in fp32. The peer is
-`peer.py` with transformers' own functions for tokens to be mixed by, eager and, if asked for, under torch.compile (which
-leaves the delta rule's loops eager), with weights copied back and with weights swapped: the fastest on one text counts, for
-batches too, which it takes text by text. All run in one process, in turn, on the same texts; a ratio is taken in every
-round. A second table shows what a token costs when both go on from a prompt by `generate`.
+`peer.py` with transformers' own functions for tokens to be mixed by, eager and, if asked for, under torch.compile
+(which leaves the delta rule's loops eager), with weights copied back and with weights swapped: the fastest on one text
+counts, for batches too, which it takes text by text. All run in one process, in turn, on the same texts; a ratio is
+taken in every round. A second table shows what a token costs when both go on from a prompt by `generate`.
 """
 
 from __future__ import annotations
