@@ -23,11 +23,9 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoModelForCausalLM, AutoTokenizer, Gemma3TextConfig
 
-sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
-import report
-import shapes
-
+sys.path[:0] = [str(Path(__file__).parents[1])]
 import tintc
+from benchmarks import report, shapes
 from tintc.runtime.model.causal_lm import TintForCausalLM
 
 MANTISSA = {"float32": 23, "float32, products in TF32": 10, "float32, products in bfloat16": 7}
