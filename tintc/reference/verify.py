@@ -132,14 +132,28 @@ def _finite(value: Any) -> Any:
     return value
 
 
-def verify(path: str, sim: TintForCausalLM, source: AuxiliarySource, ids: Tensor, train: int) -> Verdict:
+def captured(sim: TintForCausalLM, source: AuxiliarySource) -> CapturedGraph:
+    """Return the graph of a model, for texts as long as the simulator takes."""
+    LOGGER.info("capturing the model")
+    return capture(source.model, sim.layout.max_length, source.provenance["source"])
+
+
+def verify(
+    path: str,
+    sim: TintForCausalLM,
+    source: AuxiliarySource,
+    ids: Tensor,
+    train: int,
+    graph: CapturedGraph | None = None,
+) -> Verdict:
     """Compare the simulator in folder `path`, loaded as `sim`, with the model, on ``ids [T]``, the first `train` of
     which are trained on.
 
-    Raises `ModelError` if it was compiled from another model, `InputError` if training blows up on this text.
+    graph: the captured model, where it was captured already. Raises `ModelError` if the simulator was compiled from
+    another model, `InputError` if training blows up on this text.
     """
-    LOGGER.info("capturing the model")
-    graph = capture(source.model, sim.layout.max_length, source.provenance["source"])
+    if graph is None:
+        graph = captured(sim, source)
     check_program(path, graph, source, sim.config.gradient == "full")
     LOGGER.info("comparing stored tensors")
     problems = stored_problems(path, sim, graph, source)
@@ -154,13 +168,11 @@ def verify(path: str, sim: TintForCausalLM, source: AuxiliarySource, ids: Tensor
     tolerances = Tolerances.of(shortest, config.fd_scheme, config.linear_attention)
     dtype = reference_dtype(source)
     LOGGER.info("fine-tuning the model with the same approximations")
-    tuned = _tuned(graph, config, ids, mask, _approximations(sim), config.n_steps, dtype)
+    tuned = _tuned(graph, config, ids, mask, approximations_of(sim), config.n_steps, dtype)
     if not bool(tuned.logits.isfinite().all()):
         raise InputError(f"The learning rate {config.inner_lr} is too large for this text; pass another with --text.")
     LOGGER.info("fine-tuning the model by autograd alone")
-    off: dict[str, Any] = dict.fromkeys(("scores", "router", "tiled_bias"), False)
-    plain = replace(_approximations(sim), norms=None, activations=None, **off)
-    exact = _tuned(graph, config, ids, mask, plain, 1, dtype)
+    exact = _tuned(graph, config, ids, mask, plain(approximations_of(sim)), 1, dtype)
     sources = {name: origin_of(graph, sim.program.parameters[name].source) for name in simulated}
     stays = [name for name in simulated if sources[name] not in tuned.gradients[0]]
     products = {
@@ -204,7 +216,14 @@ def reference_dtype(source: AuxiliarySource) -> torch.dtype:
     return torch.float32
 
 
-def _approximations(sim: TintForCausalLM) -> Approximations:
+def plain(approximations: Approximations) -> Approximations:
+    """Return none of these, for the same parameters: autograd."""
+    off: dict[str, Any] = dict.fromkeys(("scores", "router", "tiled_bias"), False)
+    return replace(approximations, norms=None, activations=None, **off)
+
+
+def approximations_of(sim: TintForCausalLM) -> Approximations:
+    """Return the approximations that a simulator was compiled with."""
     difference = Difference(sim.config.fd_scheme, sim.config.fd_step)
     groups = frozenset(sim.config.descend.split(","))
     chosen = Approximations.of(sim.config.semantics, gradient=sim.config.gradient)
@@ -234,6 +253,10 @@ def _tuned(
         semantics=config.semantics,
         approximations=approximations,
         dtype=dtype,
+        optimizer=config.optimizer,
+        normalize=config.normalize,
+        momentum=config.momentum,
+        decay=config.decay,
     )
 
 
