@@ -128,7 +128,7 @@ def main(
     text = (DOCUMENT.parent / "tutorial.md").read_text(encoding="utf-8")
     ids = tokenizer(text, return_tensors="pt").input_ids[:, :tokens]
     head = ("gradient", "parameters", "error", "table, M", "unrolled, M", "unique, M", "fused s", "explicit s", "ratio")
-    rows = [head]
+    rows: list[tuple[str, ...]] = [head]
     for name, options in KINDS.items():
         rows.append(row(name, options, file, ids, rounds))
         print(" | ".join(rows[-1]), flush=True)
