@@ -66,12 +66,7 @@ def layers_of(verdict: Verdict) -> list[dict[str, Any]]:
     """Return the gradients of `verify` as rows: parameter, layer and what it is there, cosine and error to autograd."""
     rows: list[dict[str, Any]] = []
     for name, compared in verdict.parameters.items():
-        number = NUMBER.search(name)
-        layer = -1
-        what = name
-        if number is not None:
-            layer = int(number.group(1))
-            what = name[number.end() :]
+        layer, what = place_of(name)
         rows.append(
             {
                 "parameter": name,
@@ -83,6 +78,14 @@ def layers_of(verdict: Verdict) -> list[dict[str, Any]]:
             }
         )
     return rows
+
+
+def place_of(name: str) -> tuple[int, str]:
+    """Return the number in a parameter's name and what follows it; -1 and the name where there is no number."""
+    number = NUMBER.search(name)
+    if number is None:
+        return -1, name
+    return int(number.group(1)), name[number.end() :]
 
 
 def approximation_costs(
