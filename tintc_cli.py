@@ -334,6 +334,52 @@ def run(
         run_text(path, text, file, options | blocks, executor, device, dtype, json)
 
 
+@app.command()
+def rates(
+    path: Annotated[str, typer.Argument(metavar="OUT", help="A compiled simulator.")],
+    text: Annotated[str | None, typer.Option(help="The text to train on and to score.")] = None,
+    file: Annotated[Path | None, typer.Option(help="A UTF-8 file with the text; - is standard input.")] = None,
+    lr: Annotated[
+        str | None, typer.Option(help="Learning rates to compare: 1e-5,1e-4 (default: three in every decade).")
+    ] = None,
+    train_fraction: Annotated[
+        float | None, typer.Option(help="Share of each block that is trained on (default: the simulator's).")
+    ] = None,
+    block_size: Annotated[
+        int | None, typer.Option(help="Tokens in a block, its special tokens included (default: as many as fit).")
+    ] = None,
+    max_blocks: Annotated[int | None, typer.Option(help="Most blocks to run (default: all).")] = None,
+    no_bos: Annotated[
+        bool,
+        typer.Option(
+            "--no-bos", help="Leave out the special tokens, such as BOS, with which the tokenizer begins every block."
+        ),
+    ] = False,
+    partial: Annotated[bool, typer.Option("--partial", help="Score a shorter last block too.")] = False,
+    png: Annotated[Path | None, typer.Option(help="Also draw loss over rate into this file.")] = None,
+    write: Annotated[
+        bool, typer.Option("--write", help="Store the best rate in OUT, for all layers and steps.")
+    ] = False,
+    executor: Executor = "auto",
+    device: Annotated[Literal["cpu", "cuda"], typer.Option(help="Where it is executed.")] = "cpu",
+    json: Json = False,
+) -> None:
+    """Compare learning rates on a text, and find a good one.
+
+    With one step, the first pass and the gradient are computed once for all rates.
+    """
+    from tintc.cli.rates import show_rates
+
+    options = {
+        "train_fraction": train_fraction,
+        "block_size": block_size,
+        "max_blocks": max_blocks,
+        "bos": not no_bos,
+        "partial": partial,
+    }
+    show_rates(path, text, file, lr, options, executor, device, png, write, json)
+
+
 @app.command(
     "lm-eval", context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
 )
@@ -401,7 +447,9 @@ def generate(
 @app.command()
 def verify(
     path: Annotated[str, typer.Argument(metavar="OUT", help="A compiled simulator.")],
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="The model it was compiled from.")],
+    model: Annotated[
+        str | None, typer.Argument(metavar="MODEL", help="The model it was compiled from; not with --files.")
+    ] = None,
     text: Annotated[
         Path | None,
         typer.Option(help="A UTF-8 file with the probe text; - is standard input (default: a built-in one)."),
@@ -413,12 +461,21 @@ def verify(
     executor: Executor = "auto",
     dtype: ComputeIn = None,
     every: Annotated[bool, typer.Option("--all", help="Show every parameter, not only those farthest off.")] = False,
+    files: Annotated[
+        bool, typer.Option("--files", help="Instead compare every byte of OUT's files with their digests.")
+    ] = False,
     trust_remote_code: Trusted = False,
     json: Json = False,
 ) -> None:
     """Compare a simulator with explicit fine-tuning of MODEL; exit code 1 if it does not do what its options say."""
-    from tintc.cli.verify import verify_artefact
+    from tintc.cli.verify import check_choice, verify_artefact
+    from tintc.cli.verify_files import verify_files
 
+    if check_choice(model, files):
+        if not verify_files(path, json):
+            raise typer.Exit(FAILED)
+        return
+    assert model is not None
     if not verify_artefact(path, model, text, length, train_fraction, executor, dtype, every, trust_remote_code, json):
         raise typer.Exit(FAILED)
 
@@ -507,7 +564,9 @@ def ppl(
     rates: Grid = None,
     columns: Annotated[
         str,
-        typer.Option(metavar="<names>", help="before, explicit, explicit-normalized, tint, with commas between."),
+        typer.Option(
+            metavar="<names>", help="before, explicit, explicit-normalized, tint, stream, with commas between."
+        ),
     ] = "before,tint",
     block_size: Annotated[int | None, typer.Option(help="Tokens in a block (default: as many as fit).")] = None,
     max_blocks: Annotated[int | None, typer.Option(help="Most blocks to score (default: all).")] = None,

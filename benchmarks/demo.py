@@ -58,15 +58,16 @@ def main() -> None:
         half = len(text) // 2
         plan = Plan("tiny-decoder", train_tiny(text[:half], BUILD / "tiny-decoder"), 2e-4, 64, 4, 2)
         text = text[half:]
-    show(console, plan, compile_and_run(console, plan, text))
+    steps = {"plain": ("--lr", plan.lr), "normalised": ("--optimizer", "normalized")}
+    show(console, plan, {name: compile_and_run(console, plan, text, step) for name, step in steps.items()})
 
 
-def compile_and_run(console: Console, plan: Plan, text: str) -> dict[str, Any]:
-    """The two commands, as a user would give them; returns what `tintc run` found."""
+def compile_and_run(console: Console, plan: Plan, text: str, step: tuple[object, ...]) -> dict[str, Any]:
+    """The two commands, as a user would give them; returns what `tintc run` found. step: options of the update."""
     out, file = BUILD / f"{plan.name}.tint", BUILD / "text.txt"
     file.write_text(text, encoding="utf-8")
-    sizes = ("--update-layers", plan.layers, "--lr", plan.lr, "--max-length", plan.block_size)
-    tintc(console, "compile", plan.model, "-o", out, *sizes, "--force")
+    sizes = ("--update-layers", plan.layers, "--max-length", plan.block_size)
+    tintc(console, "compile", plan.model, "-o", out, *sizes, *step, "--force")
     blocks = ("--block-size", plan.block_size, "--max-blocks", plan.blocks)
     return tintc(console, "run", out, "--file", file, *blocks)
 
@@ -84,17 +85,21 @@ def tintc(console: Console, *arguments: object) -> dict[str, Any]:
     return json.loads(done.stdout)
 
 
-def show(console: Console, plan: Plan, found: dict[str, Any]) -> None:
-    """The before / after table."""
-    before, after = found["perplexity_before"], found["perplexity_after"]
+def show(console: Console, plan: Plan, runs: dict[str, dict[str, Any]]) -> None:
+    """The before / after table, of a plain step and of one that is divided by its norm."""
+    found = runs["plain"]
+    before = found["perplexity_before"]
     title = f"{plan.name} on {found['tokens_scored']} held-out tokens"
-    table = Table("", "perplexity", "change", title=title)
-    table.add_row("before the update", f"{before:.3f}", "")
-    table.add_row("after the update", f"{after:.3f}", f"{100 * (after / before - 1):+.2f} %")
+    table = Table("", "learning rate", "perplexity", "change", title=title)
+    table.add_row("before the update", "", f"{before:.3f}", "")
+    for name, run in runs.items():
+        after = run["perplexity_after"]
+        change = f"{100 * (after / before - 1):+.2f} %"
+        table.add_row(f"after a {name} step", f"{run['inner_lr']:g}", f"{after:.3f}", change)
     console.print(table)
     console.print(
         f"Blocks of {found['block_size']} tokens: {found['blocks']}; the first {found['train_tokens']} of each are "
-        f"trained on inside the forward pass (top {plan.layers} layers, learning rate {plan.lr:g}). "
+        f"trained on inside the forward pass (top {plan.layers} layers). "
         f"{found['seconds']:.0f} s of execution, {found['peak_rss_bytes'] / 1e9:.1f} GB.",
         highlight=False,
     )

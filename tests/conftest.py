@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-import tiny_models
 import torch
+
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")  # before anything imports Triton, which looks at it then
+
+import tiny_models
 from command import Command, contents, make_command, model_folder, simulator_folder
 from exports import fresh_exports, shared_exports
 

@@ -20,6 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from tintc.ir.inputs import Inputs
+from tintc.ir.simulator.kernels.choice import using
 from tintc.runtime.model.causal_lm import TintForCausalLM
 
 GPU = torch.device("cuda", 0)
@@ -80,7 +81,7 @@ def _indexed(x: Tensor, index: Any) -> Tensor:
 @contextmanager
 def fake_gpu() -> Iterator[None]:
     """A block whose tensors are fake."""
-    with FakeTensorMode(), _Indexing(), torch.no_grad():
+    with FakeTensorMode(), _Indexing(), torch.no_grad(), using("torch"):
         yield
 
 

@@ -286,8 +286,11 @@ class Imported:
 
     def compile(self, max_length: int = 32, dtype: torch.dtype = torch.float64, **options: Any) -> TintForCausalLM:
         chosen = Options(**options)
-        program = driver.lower(self.auxiliary.program, chosen, max_length)
-        sim = driver.assemble(program, self.auxiliary, self.source, chosen, dtype)
+        auxiliary = self.auxiliary
+        if chosen.gradient == "full":
+            auxiliary = driver.import_auxiliary(self.source, chosen)
+        program = driver.lower(auxiliary.program, chosen, max_length)
+        sim = driver.assemble(program, auxiliary, self.source, chosen, dtype)
         sim.executor = "literal"
         return sim
 

@@ -19,13 +19,13 @@ from tintc.runtime.artefact.config import TintConfig
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 LINK = re.compile(r"\]\(([^)#\s]+)")
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), *(ROOT / "benchmarks").glob("*.md")])
-PLACE = re.compile(r"`((?:tintc|tests|tools|benchmarks|docs)/[\w./{},-]*)`")
+PLACE = re.compile(r"`((?:tintc|tests|tools|benchmarks|docs|examples)/[\w./{},-]*)`")
 """A file or folder of the repository, as pages name it."""
 BESIDE = ("CHANGELOG.md", "CITATION.cff", "CONTRIBUTING.md", "SECURITY.md", ".pre-commit-config.yaml")
 
 
 def test_the_source_distribution_is_complete(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The patterns of MANIFEST.in take every file of tests, docs and benchmarks, and no byte code."""
+    """The patterns of MANIFEST.in take every file of tests, docs, benchmarks and examples, and no byte code."""
     monkeypatch.chdir(ROOT)
     taken = FileList()
     for line in (ROOT / "MANIFEST.in").read_text(encoding="utf-8").splitlines():
@@ -33,7 +33,7 @@ def test_the_source_distribution_is_complete(monkeypatch: pytest.MonkeyPatch) ->
     kept = {str(Path(name)) for name in taken.files}
     there = {
         str(path.relative_to(ROOT))
-        for folder in ("tests", "docs", "benchmarks")
+        for folder in ("tests", "docs", "benchmarks", "examples")
         for path in (ROOT / folder).rglob("*")
         if path.is_file() and "__pycache__" not in path.parts
     }

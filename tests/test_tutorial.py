@@ -56,6 +56,30 @@ def test_the_readme(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert relative(seen["exact"].logits_before, seen["out"].logits_before) < 1e-4, "the same model, in fp64"
 
 
+@pytest.mark.skipif(not MODEL.exists(), reason=f"no pretrained model in {MODEL}")
+def test_the_page_of_streams(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: Command) -> None:
+    """A story is predicted better by what has learnt its beginning."""
+    monkeypatch.chdir(tmp_path)
+    Path("stories260K").symlink_to(MODEL)
+    Path("story.txt").symlink_to(ROOT / "benchmarks" / "data" / "story.txt")
+    seen: dict[str, Any] = {}
+    shown = ""
+    for language, text in BLOCK.findall((ROOT / "docs" / "streams.md").read_text(encoding="utf-8")):
+        if language == "python":
+            exec(compile(text, "docs/streams.md", "exec"), seen)
+        else:
+            for line in text.splitlines():
+                found = command(*shlex.split(line)[1:])
+                assert found.code == 0, f"{line}\n{found.err}"
+                shown += found.out
+    stream = seen["stream"]
+    assert stream.perplexity_streamed < 0.97 * stream.perplexity_frozen
+    assert f"{stream.perplexity_streamed:.3g}" in shown
+    assert (
+        seen["both"].examples == 4 and Path("adapter/adapter_config.json").exists() and Path("end.safetensors").exists()
+    )
+
+
 def check(seen: dict[str, Any]) -> None:
     """What the text says of what the blocks have done."""
     out, half, held_out = seen["out"], seen["half"], seen["held_out"]

@@ -52,6 +52,7 @@ CASES: list[tuple[str, dict[str, Any]]] = [
     ("llama", {"dtype": "bfloat16"}),
     ("opt", {"loss": "mse", "n_steps": 2}),
     ("gpt2", {"descend": "values,norm-gain"}),
+    ("llama", {"optimizer": "normalized", "normalize": "all", "momentum": 0.9, "decay": 0.01, "n_steps": 2}),
 ]
 
 

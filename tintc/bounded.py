@@ -117,8 +117,12 @@ def leaves(folder: Path, name: str) -> bool:
     target = Path(os.path.realpath(folder / name))
     if target.is_relative_to(inside):
         return False
-    cached = inside.parent.name == "snapshots" and target.parent == inside.parent.parent / "blobs"
-    return not cached
+    return not (is_cached(inside) and target.parent == inside.parent.parent / "blobs")
+
+
+def is_cached(folder: Path) -> bool:
+    """Return True for a folder of the hub's cache, which holds the files that were asked for."""
+    return folder.parent.name == "snapshots"
 
 
 def is_plain_name(name: object) -> bool:

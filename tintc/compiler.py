@@ -18,11 +18,13 @@ from tintc.frontend.exact_agreement import check_graph
 from tintc.frontend.graph.captured import CapturedGraph
 from tintc.frontend.graph.trace_model import capture
 from tintc.frontend.importer import import_graph
+from tintc.frontend.padding import reading_biases
 from tintc.frontend.source.load import ADAPTER_FATES, ADAPTERS, TOKENIZER_PROBLEM, AuxiliarySource, load_auxiliary
 from tintc.frontend.source.modules import PADDING
 from tintc.frontend.source.sample import sample
 from tintc.frontend.source.trust import TRUSTED
 from tintc.frontend.source.wrappers import TEXT_PATH
+from tintc.ir.auxiliary import Recurrence
 from tintc.ir.core import Program
 from tintc.ir.text import print_program
 from tintc.lowering.emission.emit import emit, specs, stored_dtype
@@ -88,14 +90,16 @@ def compile(
         dtype = dtype_of(options, source)
         check_adapters(options, source)
         logger.info("capturing and importing its graph")
-        auxiliary = import_auxiliary(source)
+        auxiliary = import_auxiliary(source, options)
+        warn_of_constants(auxiliary.program, options)
         logger.info("comparing its program with the model")
         tensors = source.weights.read_sparingly(auxiliary.tensors)
         check_graph(source.provenance["source"], auxiliary.graph, auxiliary.program, tensors)
         with source.weights.sparing(source.model):
             name = source.provenance["source"]
-            program = auxiliary.program
-            check_agreement(name, source.model, program, tensors, source.max_length, source.placeholders)
+            programs = (auxiliary.program, auxiliary.reading_biases)
+            agreeing = check_agreement(name, source.model, programs, tensors, source.max_length, source.placeholders)
+            auxiliary = replace(auxiliary, program=agreeing)
         logger.info("lowering to simulator modules")
         program = lower(auxiliary.program, options, source.max_length)
         if options.linear_attention == "softmax":
@@ -151,18 +155,31 @@ def check_adapters(options: Options, source: AuxiliarySource) -> None:
 
 @dataclass(frozen=True)
 class Auxiliary:
-    """An imported decoder: its program, its tensors by the names that parameters have as source, and its graph."""
+    """An imported decoder: its program, its tensors by the names that parameters have as source, and its graph.
+
+    reading_biases: the program if padding reads as biases, of which the graph says nothing (None: it makes no
+    difference).
+    """
 
     program: Program
     tensors: Mapping[str, Tensor]
     graph: CapturedGraph
+    reading_biases: Program | None = None
 
 
-def import_auxiliary(source: AuxiliarySource) -> Auxiliary:
+def warn_of_constants(program: Program, options: Options) -> None:
+    """Log what even the full gradient holds constant."""
+    if options.gradient == "full" and any(isinstance(op, Recurrence) for op in program.ops):
+        logger.warning(
+            "The full gradient of this model leaves out its recurrences' queries, keys and gates, which are constants."
+        )
+
+
+def import_auxiliary(source: AuxiliarySource, options: Options | None = None) -> Auxiliary:
     """Capture the model's graph, import it, and bring it into canonical form, with layers assigned."""
     graph = capture(source.model, source.max_length, source.provenance["source"])
-    program = import_graph(graph)
-    return Auxiliary(run_passes(AUXILIARY_PASSES, program, Options()), graph.tensors, graph)
+    program = run_passes(AUXILIARY_PASSES, import_graph(graph), options or Options())
+    return Auxiliary(program, graph.tensors, graph, reading_biases(graph, program))
 
 
 def lower(auxiliary: Program, options: Options, max_length: int) -> Program:

@@ -37,6 +37,14 @@ SCHEMES = ("fixed", "token", "central")
 """How a finite difference is taken: with one step, with one for each token, or with one for each token both ways."""
 FD_STEPS = {"fixed": 1e-3, "token": 1e-3, "central": 3e-3}
 """Steps of finite differences unless told otherwise."""
+OPTIMIZERS = ("sgd", "momentum", "normalized")
+"""What a step is made of: the gradient, a running sum of gradients, or either divided by its norm."""
+NORMALIZE = ("weight", "all")
+"""Whose norm a normalised step divides by: each layer's own gradient's, or that of all gradients together."""
+MOMENTUM = 0.9
+RATE = 1e-4
+NORMALISED_RATES = {"weight": 0.01, "all": 0.05}
+"""The learning rate of plain steps, and of normalised ones by whose norm they divide by, unless told otherwise."""
 SEMANTICS = ("exact", "paper-code")
 REUSE = ("none", "layer")
 LINEAR_ATTENTION = ("linear", "softmax")
@@ -90,6 +98,26 @@ def at_least_one(value: Any) -> str | None:
     return "it must be at least 1"
 
 
+MOST_STEPS = 1 << 10
+LARGEST = 1 << 24
+
+
+def steps(value: Any) -> str | None:
+    """Return an objection to anything but whole numbers from 1 on that a program has room for."""
+    objection = at_least_one(value)
+    if objection is None and int(value) > MOST_STEPS:
+        return f"a program has at most {MOST_STEPS}"
+    return objection
+
+
+def size(value: Any) -> str | None:
+    """Return an objection to anything but whole numbers from 1 on that somebody could build."""
+    objection = at_least_one(value)
+    if objection is None and int(value) > LARGEST:
+        return f"it must be at most {LARGEST}"
+    return objection
+
+
 def finite_rate(value: Any) -> str | None:
     """Return an objection to negative, infinite and undefined rates, and to anything but one number."""
     if not isinstance(value, Real):
@@ -97,6 +125,20 @@ def finite_rate(value: Any) -> str | None:
     if math.isfinite(value) and float(value) >= 0:
         return None
     return "it must be a finite number, zero or more"
+
+
+def zero_or_more(value: Any) -> str | None:
+    """Return an objection to negative, infinite and undefined numbers."""
+    if isinstance(value, Real) and math.isfinite(value) and float(value) >= 0:
+        return None
+    return "it must be a finite number, zero or more"
+
+
+def less_than_1(value: Any) -> str | None:
+    """Return an objection to numbers outside the interval from 0 to 1, 0 included."""
+    if isinstance(value, Real) and 0 <= float(value) < 1:
+        return None
+    return "it must be at least 0 and less than 1"
 
 
 def between_0_and_1(value: Any) -> str | None:
@@ -111,7 +153,7 @@ class Options:
     """The options of the simulated descent, of the layout and of what is stored."""
 
     n_steps: int = option(
-        1, "Simulated gradient steps.", short="steps", check=at_least_one, record="program", title="gradient steps"
+        1, "Simulated gradient steps.", short="steps", check=steps, record="program", title="gradient steps"
     )
     n_update_layers: int | None = option(
         None,
@@ -122,9 +164,9 @@ class Options:
         title="top layers that are updated",
     )
     inner_lr: float = option(
-        1e-4,
-        "Learning rate. The gradient is a sum over train tokens, not a mean: the step grows with their number, so "
-        "longer texts want a smaller rate.",
+        None,
+        "Learning rate (default: 0.0001; of steps normalised by weight 0.01, by all 0.05). The gradient is a sum over "
+        "train tokens, not a mean: a plain step grows with their number, so longer texts want a smaller rate.",
         short="lr",
         check=finite_rate,
         noun="learning rate",
@@ -162,13 +204,11 @@ class Options:
         record="program",
         title="semantics",
     )
-    stack: int | None = option(None, "Weight rows in one prefix (default: the cheapest).", check=at_least_one)
-    shards: int | None = option(None, "Parts of a weight row (default: the cheapest).", check=at_least_one)
-    head_width: int | None = option(None, "Width of a head (default: the least that will do).", check=at_least_one)
-    heads: int | None = option(None, "Heads of an embedding (default: the least that will do).", check=at_least_one)
-    max_length: int | None = option(
-        None, "Longest text, in tokens (default: the model's, at most 2048).", check=at_least_one
-    )
+    stack: int | None = option(None, "Weight rows in one prefix (default: the cheapest).", check=size)
+    shards: int | None = option(None, "Parts of a weight row (default: the cheapest).", check=size)
+    head_width: int | None = option(None, "Width of a head (default: the least that will do).", check=size)
+    heads: int | None = option(None, "Heads of an embedding (default: the least that will do).", check=size)
+    max_length: int | None = option(None, "Longest text, in tokens (default: the model's, at most 2048).", check=size)
     fd_scheme: str | None = option(
         None,
         "How finite differences are taken: fixed, with one step; token, with one per token; central, with one per "
@@ -217,12 +257,47 @@ class Options:
         title="heads of linear attention",
         plans=False,
     )
+    optimizer: str = option(
+        "sgd",
+        "What a step is made of: sgd, the gradient; momentum, a running sum of gradients; normalized, either of them "
+        "divided by its norm.",
+        choices=OPTIMIZERS,
+        record="config",
+        title="optimiser",
+    )
+    normalize: str | None = option(
+        None,
+        "Whose norm a normalised step divides by: weight, that of each layer's gradient (default); all, one "
+        "norm of all gradients.",
+        choices=NORMALIZE,
+        noun="normalisation",
+        record="config",
+        title="normalisation",
+    )
+    momentum: float | None = option(
+        None,
+        "Share of the running sum of gradients that a step keeps (default: 0.9 with momentum, else 0).",
+        check=less_than_1,
+        noun="momentum",
+        record="config",
+        title="momentum",
+    )
+    decay: float = option(
+        0.0,
+        "Share, times the learning rate, by which a step draws the weights back towards the stored ones.",
+        check=zero_or_more,
+        noun="decay",
+        record="config",
+        title="decay towards the stored weights",
+    )
 
     def __post_init__(self) -> None:
         if self.dtype is not None:
             # A torch.dtype is taken too, by its name.
             object.__setattr__(self, "dtype", str(self.dtype).removeprefix("torch."))
         object.__setattr__(self, "descend", joined_groups(self.descend))
+        if self.inner_lr is None:
+            object.__setattr__(self, "inner_lr", NORMALISED_RATES.get(str(self.norm_of), RATE))
         if self.fd_step is None and self.scheme in FD_STEPS:
             object.__setattr__(self, "fd_step", FD_STEPS[self.scheme])
         for one in fields(self):
@@ -247,6 +322,41 @@ class Options:
             raise option_error(
                 f"The semantics paper-code has differences of a fixed step; choose exact for {self.fd_scheme}."
             )
+        self._check_optimizer()
+
+    def _check_optimizer(self) -> None:
+        """Raise `OptionError` for settings that the optimiser does not have."""
+        if self.normalize is not None and self.optimizer != "normalized":
+            raise option_error(
+                f"The optimizer {self.optimizer} divides by no norm; leave normalize out, or choose normalized."
+            )
+        if self.optimizer == "sgd" and self.momentum:
+            raise option_error("The optimizer sgd has no momentum; leave it out, or choose momentum or normalized.")
+        if self.optimizer == "momentum" and self.momentum == 0:
+            raise option_error("The momentum is 0, which is the optimizer sgd; choose that, or a larger momentum.")
+        if self.semantics == "paper-code" and (self.optimizer != "sgd" or self.decay):
+            raise option_error(
+                "The semantics paper-code has plain steps; choose exact for another optimizer, or for decay."
+            )
+
+    @property
+    def kept_momentum(self) -> float:
+        """Return the share of the running sum of gradients that a step keeps; 0 where there is no such sum."""
+        if self.momentum is None:
+            return MOMENTUM * (self.optimizer == "momentum")
+        return float(self.momentum)
+
+    @property
+    def norm_of(self) -> str | None:
+        """Return whose norm a step divides by, one of `NORMALIZE`; None for steps that are not normalised."""
+        if self.optimizer == "normalized":
+            return self.normalize or NORMALIZE[0]
+        return None
+
+    @property
+    def plain(self) -> bool:
+        """Return True if a step subtracts the rate times the gradient, and nothing else."""
+        return self.optimizer == "sgd" and not self.decay
 
     @property
     def groups(self) -> frozenset[str]:
@@ -281,6 +391,9 @@ class Options:
         values = {name: getattr(self, name) for name in wanted}
         if "fd_scheme" in values:
             values["fd_scheme"] = self.scheme
+        if "momentum" in values:
+            values["momentum"] = self.kept_momentum
+            values["normalize"] = self.norm_of
         return values
 
 
@@ -341,7 +454,7 @@ def takes_options(function: Callable[..., T]) -> Callable[..., T]:
 
     @wraps(function)
     def called(*values: Any, **keywords: Any) -> T:
-        chosen = None
+        chosen: Options | None = None
         if len(values) > 1 and isinstance(values[1], Options):
             chosen = values[1]
             values = (values[0], *values[2:])
@@ -351,6 +464,7 @@ def takes_options(function: Callable[..., T]) -> Callable[..., T]:
         arguments = signature.bind(*values, **keywords).arguments
         settings = {name: arguments.pop(name) for name in ABOUT if name in arguments}
         settings = {name: value for name, value in settings.items() if value is not None}
+        # Some defaults depend on other options, so that they must be told together.
         chosen = Options(**settings) if chosen is None else replace(chosen, **settings)
         return function(arguments.pop(own[0].name), chosen, **arguments)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 import torch
@@ -15,6 +16,7 @@ from benchmarks.gpu.models import RATE, Shape, make
 from benchmarks.gpu.setup import Setup, copy_rate, product_rate
 from benchmarks.peer import Peer
 from tintc.errors import InputError
+from tintc.ir.simulator.kernels.choice import TABLE, using
 from tintc.runtime.execution.fused.costs import multiply_adds
 from tintc.runtime.execution.fused.plan import Sizes, make_plan
 
@@ -139,6 +141,30 @@ def kernels(setup: Setup, name: str) -> None:
     text = averages.table(sort_by=column, row_limit=60, max_name_column_width=90)
     with (setup.out / "profile.txt").open("a", encoding="utf-8") as file:
         file.write(f"{name}, {batch} texts of {length} tokens\n{text}\n")
+
+
+@torch.no_grad()
+def twins(setup: Setup, name: str) -> None:
+    """The first point's pass with PyTorch's operators, with each of our kernels in its place, and with all."""
+    batch, length = points(setup)[0]
+    sim = make("tiny" if setup.tiny else name, setup.device, BF16).sim
+    ids = setup.texts(batch, length, sim.config.vocab_size)
+    with using("torch"):
+        plain = sim(ids).logits
+        for kernel in ("none", "all", *TABLE):
+            if not setup.left:
+                return
+            with _with_kernel(kernel):
+                apart = float((sim(ids).logits.double() - plain.double()).norm() / plain.double().norm())
+                taken = setup.median(lambda: sim(ids), 3)
+            setup.note("twins", model=name, batch=batch, length=length, kernel=kernel, seconds=taken, apart=apart)
+
+
+def _with_kernel(kernel: str) -> AbstractContextManager[None]:
+    """Return a block in which that one of our kernels runs, or all or none of them."""
+    if kernel == "none":
+        return using("torch")
+    return using("triton", *([] if kernel == "all" else [kernel]))
 
 
 @torch.no_grad()

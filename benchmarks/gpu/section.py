@@ -18,6 +18,7 @@ FORWARD_TARGET, EXPLICIT_TARGET = 4.0, 0.2
 TABLE = "model|dtype|texts|tokens|ms|tokens/s|share of rate|over a forward pass|over explicit tuning|peak GB"
 LORA = "model|texts|tokens|simulated ms|adapters ms|adapters, compiled ms|ratio to the faster"
 KERNELS = "kernel|calls|ms|share"
+TWINS = "model|our kernel|ms|to none|logits apart"
 DECODE = "model|texts|ours, tokens/s|transformers', tokens/s|ratio of times"
 EXPLAINED = """Random weights in published shapes; half of each text is trained on, every text has an update of its own.
 *share of rate*: multiply-adds of the plan per second, of those of a product of 8192 x 8192 matrices in the same dtype
@@ -26,6 +27,8 @@ memory beyond the weights. Targets are of 64 texts of 512 tokens in bfloat16."""
 ADAPTERS = (
     """The peer in a batch: adapters of rank 8 for every text, in plain autograd (`benchmarks/gpu/lora_peer.py`)."""
 )
+TWINNED = """A pass with our Triton kernels (`tintc/ir/simulator/kernels/choice.py`) in the place
+of PyTorch's operators, each alone and all."""
 DECODED = """New tokens after a prompt of 128 tokens, greedily, the weights adapted to it before."""
 
 
@@ -129,6 +132,15 @@ def _kernels(by_part: dict[str, list[dict[str, Any]]]) -> list[str]:
     return lines[1:]
 
 
+def _twins(by_part: dict[str, list[dict[str, Any]]]) -> list[str]:
+    rows = []
+    plain = {line["model"]: line["seconds"] for line in by_part["twins"] if line["kernel"] == "none"}
+    for line in by_part["twins"]:
+        ratio = f"{line['seconds'] / plain[line['model']]:.3f}"
+        rows.append([line["model"], line["kernel"], f"{line['seconds'] * 1e3:.1f}", ratio, f"{line['apart']:.1e}"])
+    return [*TWINNED.splitlines(), "", *report.table([TWINS.split("|"), *rows])]
+
+
 def _decode(by_part: dict[str, list[dict[str, Any]]]) -> list[str]:
     rows = []
     for line in by_part["decode"]:
@@ -138,7 +150,7 @@ def _decode(by_part: dict[str, list[dict[str, Any]]]) -> list[str]:
     return [*DECODED.splitlines(), "", *report.table([DECODE.split("|"), *rows])]
 
 
-PARTS = {"ceilings": _ceilings, "table": _table, "lora": _lora, "kernels": _kernels, "decode": _decode}
+PARTS = {"ceilings": _ceilings, "table": _table, "lora": _lora, "kernels": _kernels, "twins": _twins, "decode": _decode}
 """What makes the lines of each part, from all figures by part."""
 
 

@@ -62,6 +62,29 @@ def test_the_heads_of_a_step_write_every_entry_once(name: str) -> None:
     assert {name: prod(int(size) for size in shape) for name, shape in shapes.items()} == written
 
 
+def test_sums_and_steps_of_an_optimiser() -> None:
+    """Descents write every entry of the sums once, and name them; the norm's heads read what stands in prefixes."""
+    program, tensors = gpt_like(layers=1)
+    roles = simulator(program, tensors, optimizer="normalized", normalize="all", decay=0.3).roles()
+    written: Counter[str] = Counter()
+    for role in roles.rows(phase="descent"):
+        if role.parameter:
+            written[role.parameter] += prod(
+                sum(len(range(*run)) for run in runs) for runs in (role.rows, role.columns) if runs
+            )
+    descending = ("h.0.attn.v", "h.0.attn.o", "h.0.ffn.up", "h.0.ffn.down")
+    wanted = {
+        f"sums.{layer}.{part}": tensors[f"{layer}.{part}"].numel()
+        for layer in descending
+        for part in ("weight", "bias")
+    }
+    assert written == wanted | {f"sums.{norm}.bias": 12 for norm in ("h.0.ln1", "h.0.ln2", "lnf")}
+    gathers = [role for role in roles if role.block == "norm_gather" and role.head >= 0]
+    assert gathers and all(place.at == "prefixes" for role in gathers for place in role.reads)
+    steps = [role for role in roles.rows(site="descent_0.h.0.attn.v*") if role.block == "times_1p0"]
+    assert "sums.h.0.attn.v.weight" in {place.of for role in steps for place in role.reads}
+
+
 def test_softmax_heads_come_in_pairs() -> None:
     """The first does what the linear head did; its partner has the same values, and scores that read no parameter."""
     model = llama(n_layers=1, d_ff=9, attention_bias=True).double()

@@ -17,7 +17,7 @@ from tokenizers.processors import TemplateProcessing
 import tintc
 from tintc.errors import InputError, OptionError
 from tintc.evaluation.blocks import Block, cut_blocks
-from tintc.evaluation.perplexity import _hint, evaluate_blocks, held_out_loss, perplexity
+from tintc.evaluation.perplexity import evaluate_blocks, held_out_loss, hint_of, perplexity
 from tintc.ir.special import opening_of
 from tintc.runtime.execution.fused.batches import run_together
 
@@ -109,10 +109,12 @@ def test_a_shorter_last_block(begun: tintc.TintForCausalLM) -> None:
     assert (both.blocks, both.tokens_scored, both.tokens_left_out) == (3, 16, 0)
 
 
-@pytest.mark.parametrize("case", ["one step", "two steps", "literal", "split", "captured"])
+@pytest.mark.parametrize("case", ["one step", "normalised", "two steps", "literal", "split", "captured"])
 def test_several_rates_in_one_run(case: str) -> None:
     """Each gives what it gives alone, whether one backward pass serves them all or not; the best stands above."""
-    options = {"inner_lr": 0.05, "descend": "values,out,ffn,norm-bias,norm-gain"}
+    options: dict[str, Any] = {"inner_lr": 0.05, "descend": "values,out,ffn,norm-bias,norm-gain"}
+    if case == "normalised":
+        options |= {"optimizer": "normalized", "momentum": 0.5, "decay": 0.1}
     sim = tintc.compile(tiny_models.gpt2().double(), n_steps=2 if case in ("two steps", "split") else 1, **options)
     sim.executor = "literal" if case == "literal" else "auto"
     ids, given = tiny_models.token_ids(1, 36)[0], {"block_size": 18, "split_steps": case == "split"}
@@ -170,7 +172,7 @@ def test_a_hint_where_it_got_worse() -> None:
 )
 def test_rates_are_suggested_by_how_far_off_they_were(after: float, tried: list[float], suggested: str) -> None:
     """A little worse than a perplexity of 10: a little less than the smallest; ruined: other orders of magnitude."""
-    assert str(_hint(10.0, after, tried, 64)).endswith(f"such as --lr {suggested}.")
+    assert str(hint_of(10.0, after, tried, "64 in a block")).endswith(f"such as --lr {suggested}.")
 
 
 @given(train=st.integers(2, 40), steps=st.integers(1, 9))

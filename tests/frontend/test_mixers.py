@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -20,9 +21,11 @@ from tintc.frontend.graph.trace_model import capture
 from tintc.frontend.importer import import_graph
 from tintc.frontend.mixers import ops
 from tintc.frontend.mixers.registry import REGISTERED, mixers_as_nodes
+from tintc.frontend.source.load import load_auxiliary
 from tintc.ir.auxiliary import Pointwise, Recurrence
 from tintc.ir.auxiliary.interpreter import Descent
 from tintc.reference import Approximations, tune
+from tintc.reference.verify import verify
 from tools.sweep.tiny import tiny_model
 
 KINDS = {
@@ -159,3 +162,23 @@ def test_recurrence_op_is_in_the_program() -> None:
     program = import_graph(capture(tiny_model("mamba2"), 32))
     found = [op for op in program.ops if isinstance(op, Recurrence)]
     assert len(found) == 2 and all(op.skip and not op.delta for op in found)
+
+
+def test_a_folder_of_biases_is_loaded_and_verified(tmp_path: Path) -> None:
+    """Padding reads as the projections' biases there, of which the graph says nothing; fp32, `verify`'s tolerances."""
+    torch.manual_seed(0)
+    model = tiny_model("mamba2", n_groups=2, use_bias=True)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.endswith("bias"):
+                parameter.normal_(0, 0.3)
+    sim = tintc.compile(model, max_length=32, output=tmp_path / "sim")
+    mask = torch.ones_like(IDS)
+    mask[:, :3] = 0
+    with torch.no_grad():
+        before = sim(IDS, attention_mask=mask, return_before=True).logits_before[:, 3:]
+        right = model(IDS, attention_mask=mask).logits[:, 3:]
+    torch.testing.assert_close(before, right, rtol=0, atol=1e-5)
+    source = load_auxiliary(model, sim.layout.max_length)
+    result = verify(str(tmp_path / "sim"), sim, source, IDS[0], 8)
+    assert not result.problems and result.update_cosine > 0.999

@@ -78,7 +78,7 @@ def test_a_program_that_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
             check_agreement("it", source.model, wrong, auxiliary.tensors, source.max_length)
     wrong = broken(auxiliary.program, Attention, scale=0.5)
     monkeypatch.setattr(
-        driver, "import_auxiliary", lambda _: driver.Auxiliary(wrong, auxiliary.tensors, auxiliary.graph)
+        driver, "import_auxiliary", lambda *_: driver.Auxiliary(wrong, auxiliary.tensors, auxiliary.graph)
     )
     with pytest.raises(ModelError, match="not compiled"):
         tintc.compile(llama())

@@ -99,7 +99,11 @@ def test_what_cannot_be_captured_is_said_in_one_sentence(capfd: pytest.CaptureFi
     ("kind", "words"),
     [
         ("doge", "it has attention whose mask is computed from what the tokens are, which"),
-        ("gemma3n_text", "it has several residual streams, which every token mixes by weights that it computes, which"),
+        pytest.param(
+            "gemma3n_text",
+            "it has several residual streams, which every token mixes by weights that it computes, which",
+            marks=pytest.mark.slow,  # half a minute
+        ),
     ],
 )
 def test_the_obstacle_comes_first_and_in_words(kind: str, words: str) -> None:

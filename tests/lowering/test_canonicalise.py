@@ -101,9 +101,24 @@ def test_rows_taken_twice_belong_to_one_layer() -> None:
 %y = aux.add(%a, %b) : tokens<8>"""
     )
     text = canonical(program(body, GATE))
-    assert 'parameter @l.rows.w {source="l.w", rows=[[12, 16]]} : 4x8' in text
+    assert 'parameter @l.rows2.w {source="l.w", rows=[[12, 16]]} : 4x8' in text
     assert "%a = aux.select(%a.rows) {columns=[[0, 4, 2]]}" in text
-    assert 'parameter @l.part0.w {source="l.w", rows=[[4, 8], [-4, 0]]} : 8x8' in text
+    assert 'parameter @l.rows.w {source="l.w", rows=[[4, 8]]} : 4x8' in text, "rows of zeros must not descend"
+    assert "%b = aux.select(%b.rows) {columns=[[0, 4], [-4, 0]]}" in text
+
+
+def test_what_makes_queries_and_keys_is_stored_once_for_the_full_gradient() -> None:
+    """A key of one head that all heads read, and zeros beside another's."""
+    body = (
+        SPLIT
+        + """%k = aux.select(%p) {columns=[[0, 4], [0, 4]]} : tokens<8>
+%q = aux.select(%p) {columns=[[4, 8], [-4, 0]]} : tokens<8>
+%y = aux.attention(%q, %k, %x) {n_heads=2, n_kv_heads=2, head_dim=4, scale=0.5} : tokens<8>"""
+    )
+    before = parse_program(program(body, GATE))
+    paper, full = (print_program(canonicalise(before, full)) for full in (False, True))
+    assert "rows=[[0, 4], [0, 4]]} : 8x8" in paper and "rows=[[4, 8], [-4, 0]]} : 8x8" in paper
+    assert "rows=[[0, 4]]} : 4x8" in full and "rows=[[4, 8]]} : 4x8" in full and full.count("aux.select") == 2
 
 
 def test_selects_of_a_projection_become_layers_named_after_what_they_feed() -> None:

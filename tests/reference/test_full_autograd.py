@@ -14,6 +14,7 @@ from programs import import_model
 from tiny_models import gpt2, llama
 from torch import Tensor
 
+import tintc
 from tintc.frontend.graph.captured import CapturedGraph
 from tintc.frontend.graph.trace_model import capture
 from tintc.ir.auxiliary.interpreter import view
@@ -29,6 +30,7 @@ MODELS: dict[str, Any] = {
     "llama": lambda: llama(n_heads=4, n_kv_heads=2, head_dim=6, attention_bias=True),
     "gemma2": lambda: tiny_model("gemma2"),
     "gemma3_text": lambda: tiny_model("gemma3_text"),
+    "deepseek_v3": lambda: tiny_model("deepseek_v3"),
 }
 MASK = (torch.arange(14) < 10)[None]
 CENTRAL = Difference("central", 3e-3)
@@ -74,6 +76,12 @@ def test_the_full_gradient_is_autograd_s(name: str) -> None:
     short = import_model(model).compile(gradient="full", descend="all", max_length=16, dtype=torch.float32)
     short.executor = "fused"
     assert error(short, graph, simulated_gradients(short, inputs), exact) < 1e-3
+
+
+def test_recurrences_stay_constant_and_compiling_says_so(caplog: pytest.LogCaptureFixture) -> None:
+    sim = tintc.compile(tiny_model("qwen3_next"), gradient="full", descend="all", max_length=16)
+    assert "leaves out its recurrences' queries, keys and gates" in caplog.text
+    assert not any("in_proj_ba" in name for name in _descending(sim))
 
 
 def test_every_projection_descends() -> None:

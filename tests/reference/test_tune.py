@@ -4,6 +4,7 @@ plain autograd on the eager model. fp64; 1e-9 of the update where nothing else i
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Callable
 from functools import cache
@@ -12,7 +13,7 @@ from typing import Any
 
 import pytest
 import torch
-from fused_cases import FAMILIES, compiled
+from fused_cases import FAMILIES, compiled, run
 from programs import relative_to_update
 from safetensors.torch import load_file
 from tiny_models import gpt2, llama, opt, relative, token_ids
@@ -31,7 +32,7 @@ from tintc.ir.simulator.interface.semantics import Weights
 from tintc.options import LOSSES
 from tintc.reference import Approximations, Difference, Tuned, tune
 from tintc.reference.approximations import DESCENDS, GROUPS
-from tintc.reference.simulated_gradients import first_step
+from tintc.reference.simulated_gradients import first_step, simulated_gradients
 from tools.sweep.tiny import tiny_model
 
 LENGTH, LR = 11, 0.02
@@ -95,6 +96,61 @@ def test_with_all_approximations_it_is_the_simulator(name: str, loss: str, seman
             assert float((found - gradient).norm()) < 1e-9 * float(gradient.norm()), name
             seen[parameter.source][row] += tuned.gradients[0][parameter.source][row].abs()
     assert all(torch.equal(seen[name] > 0, g != 0) for name, g in tuned.gradients[0].items()), "nothing else descends"
+
+
+RULES: list[dict[str, Any]] = [
+    {"optimizer": "momentum", "decay": 0.5},
+    {"optimizer": "normalized", "inner_lr": 0.3},
+    {"optimizer": "normalized", "normalize": "all", "momentum": 0.5, "decay": 0.3, "inner_lr": 0.5},
+]
+
+
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: "-".join(map(str, rule.values())))
+@pytest.mark.parametrize("name", ["gpt2", "llama"])
+def test_it_takes_the_simulators_steps(name: str, rule: dict[str, Any]) -> None:
+    """GPT-2 has query, key and value in one tensor, of which rows descend; LLaMA a norm of gains alone."""
+    options: dict[str, Any] = {"n_steps": 2, "n_update_layers": 2, "inner_lr": LR} | rule
+    sim = compiled(name, **options)
+    before, after = (run(sim, IDS, return_before=True)[key] for key in ("logits_before", "logits"))
+    tuned = tune(graph(name), IDS, **options)
+    assert relative_to_update(tuned.logits, after, before) < 1e-9
+    gradients = simulated_gradients(sim, resolve_inputs(IDS[:1]))
+    for name, gradient in gradients.items():
+        parameter = sim.program.parameters[name]
+        found = view(parameter, tuned.gradients[0][parameter.source][0])
+        assert float((found - gradient).norm()) < 1e-8 * float(gradient.norm()), name
+
+
+def test_steps_of_every_parameter_are_torchs() -> None:
+    """Momentum without approximations is `torch.optim.SGD`'s, two steps, on the eager model."""
+    model, ids = gpt2(n_layers=1).double(), IDS[:1]
+    rule: dict[str, Any] = {"optimizer": "momentum", "momentum": 0.7, "n_steps": 2, "inner_lr": LR}
+    tuned = tune(model, ids, torch.ones_like(ids), approximations=NONE, **rule)
+    optimiser = torch.optim.SGD(model.parameters(), lr=LR, momentum=0.7)
+    for _ in range(2):
+        optimiser.zero_grad()
+        F.cross_entropy(model(ids).logits[0, :-1], ids[0, 1:], reduction="sum").backward()
+        optimiser.step()
+    with torch.no_grad():
+        assert relative_to_update(tuned.logits, model(ids).logits, tuned.logits_before) < 1e-9
+
+
+def test_normalised_steps_of_every_parameter() -> None:
+    """Without approximations each tensor moves by the rate, or all together do."""
+    model, ids = gpt2(n_layers=1).double(), IDS[:1]
+    for norm_of in ("weight", "all"):
+        rule: dict[str, Any] = {"optimizer": "normalized", "normalize": norm_of, "inner_lr": 0.1}
+        tuned = tune(model, ids, torch.ones_like(ids), approximations=NONE, **rule)
+        lengths = {name: float(g.norm()) for name, g in tuned.gradients[0].items()}
+        size = math.hypot(*lengths.values())
+        moved = {
+            name: p - 0.1 * tuned.gradients[0][name][0] / (size if norm_of == "all" else lengths[name])
+            for name, p in model.named_parameters()
+            if lengths[name]
+        }
+        with torch.no_grad():
+            right = torch.func.functional_call(model, moved, (ids,)).logits
+        assert relative_to_update(tuned.logits, right, tuned.logits_before) < 1e-9
 
 
 def stepped(model: PreTrainedModel, ids: Tensor, lr: float) -> tuple[Tensor, Tensor, dict[str, Tensor]]:

@@ -66,7 +66,10 @@ def heads_of(
     gate says whose results count: the tokens', or in descent the prefixes'.
     """
     if not isinstance(block.spec, AttentionSpec):
-        return (_whole(block.spec, layout),)
+        at = "tokens"
+        if held and not occupied:
+            at = "prefixes"
+        return (_whole(block.spec, layout, at),)
     spec = block.spec
     at = "tokens"
     if block.gate == "update":
@@ -181,14 +184,14 @@ def _by_slot(numbers: Iterable[int], layout: Layout) -> dict[int, StridedRuns]:
     return {slot: strided_runs_of(inside) for slot, inside in slots.items()}
 
 
-def _whole(spec: BlockSpec, layout: Layout) -> Head:
-    """Return a block without heads as one head that reads and writes whole slots."""
+def _whole(spec: BlockSpec, layout: Layout, at: str) -> Head:
+    """Return a block without heads as one head that reads and writes whole slots, where they hold something."""
     reads, writes = _slots(spec, layout)
     full = ((0, layout.pitch, 1),)
     return Head(
         -1,
-        tuple(SlotRange("", "tokens", s, full) for s in reads),
-        tuple(SlotRange("result", "tokens", s, full) for s in writes),
+        tuple(SlotRange("", at, s, full) for s in reads),
+        tuple(SlotRange("result", at, s, full) for s in writes),
     )
 
 

@@ -23,7 +23,7 @@ from tintc.errors import OptionError
 from tintc.ir.columns import StridedRuns, strided_runs_of
 from tintc.ir.core import Program, Type, Value
 from tintc.ir.layout import Layout
-from tintc.ir.simulator import SimOp
+from tintc.ir.simulator import KeptWeights, SimOp
 from tintc.ir.simulator.shared.linear_common import matrix_sides
 from tintc.lowering.emission.sharing import Placed, placement, sites
 from tintc.lowering.passes.plan_layout import layout_of
@@ -160,7 +160,7 @@ class Roles:
         writes = [place for part in head.writes for place in self._results(applied, part)]
         held = applied.application.held
         at_prefixes = [part for part in (*head.reads, *head.writes) if part.at == "prefixes"]
-        if held is None or head.index < 0 or not at_prefixes:
+        if held is None or held.computed or head.index < 0 or not at_prefixes:
             return replace(base, head=head.index, reads=tuple(reads), writes=tuple(writes))
         kind = self.values[held.weights].type
         name = self.names[held.weights]
@@ -213,6 +213,8 @@ class Roles:
         held = applied.application.held
         if held is None:
             return Place(part.as_, part.at, part.slot, "", part.numbers)
+        if held.computed:
+            return Place(part.as_, part.at, part.slot, f"#{held.by}", part.numbers)
         kind = self.values[held.weights].type
         name, rows, _ = held_part(self.layout, kind, held.row, held.column, part)
         return Place(
@@ -284,9 +286,14 @@ def _shifted(runs: StridedRuns, offset: int, width: int) -> StridedRuns:
 
 
 def _layer_of(op: Any) -> str:
-    """Return the auxiliary's layer whose weights an op makes; empty if it makes none."""
+    """Return the auxiliary's layer whose weights an op makes, below ``sums`` if they are sums of its gradients; empty
+    if it makes none."""
     if not isinstance(op, SimOp):
         return ""
+    if summed := op.summed_weight():
+        return f"sums.{summed}"
+    if isinstance(op, KeptWeights):
+        return op.name
     return op.stored_weight() or op.updated_weight() or ""
 
 

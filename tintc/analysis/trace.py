@@ -6,7 +6,7 @@ slots and tile, under which mask, and where the results go.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from types import SimpleNamespace
 from typing import Any
@@ -28,13 +28,14 @@ Tiles of a routed value are counted through all experts."""
 @dataclass(frozen=True)
 class Held:
     """A weight tile in the prefixes. expert: whose, -1 if there is one layer for all tokens; by: the application whose
-    output carries it, if any."""
+    output carries it, if any; computed: whether that application has put something else into its place."""
 
     weights: str
     row: int
     column: int
     expert: int = -1
     by: int = -1
+    computed: bool = False
 
 
 @dataclass
@@ -90,8 +91,10 @@ class TraceRun:
 
     inputs: Any = SimpleNamespace(input_ids=None)
 
-    def __init__(self, layout: Layout):
+    def __init__(self, layout: Layout, gated: Collection[str]):
+        """Note which blocks have a gate: one without replaces prefixes too."""
         self.layout = layout
+        self.gated = gated
         self.applied: list[Application] = []
 
     def embed(self, slots: Sequence[Named], prefix: Held | None = None) -> Embedded:
@@ -107,7 +110,7 @@ class TraceRun:
         self.applied.append(Application(block, contents, e.held, mask or ""))
         held = e.held
         if held is not None:
-            held = replace(held, by=index)
+            held = replace(held, by=index, computed=held.computed or block not in self.gated)
         return Embedded(tuple(Named({(index, slot)}) for slot in range(self.layout.n_slots)), held)
 
     def slot(self, e: Embedded, index: int = 0) -> Named:
@@ -115,6 +118,13 @@ class TraceRun:
 
     def prefix(self, e: Embedded) -> Held | None:
         return e.held
+
+    def first(self, x: Sequence[Named]) -> float:
+        return 1.0
+
+    def added(self, tile: Held, terms: Sequence[Embedded]) -> Held:
+        assert terms[0].held is not None
+        return replace(tile, by=terms[0].held.by)
 
     def train_mask(self, step: int) -> str:
         return "train tokens"
@@ -140,7 +150,8 @@ class TraceRun:
 
 def applications(op: SimOp, layout: Layout) -> list[Application]:
     """Return the blocks that a module applies, in order."""
-    run: Any = TraceRun(layout)
+    gated = {name for name, block in op.structure(layout).items() if block.gate}
+    run: Any = TraceRun(layout, gated)
     results = literal(op, run, [_operand(value, layout) for value in op.operands])
     if len(op.results) == 1:
         results = (results,)
@@ -162,6 +173,8 @@ def _operand(value: Value, layout: Layout) -> Any:
     kind = value.type
     if kind.kind == "tokens":
         return [Named({(value.name, tile)}) for tile in range(layout.tiles(kind.width))]
+    if kind.kind == "number":
+        return [Named({(value.name, 0)})]
     if kind.kind == "routed":
         count = layout.tiles(kind.width)
         starts = range(0, kind.dims[0] * count, count)

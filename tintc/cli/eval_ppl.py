@@ -10,7 +10,7 @@ from tintc.cli.console import counted_progress, print_json, print_rows, silence_
 from tintc.cli.run import check_tokenizer
 from tintc.errors import OptionError
 from tintc.evaluation.blocks import Blocks, cut_blocks
-from tintc.evaluation.experiments.columns import Column, Explicit, Simulated, Unchanged, stored_rate
+from tintc.evaluation.experiments.columns import Column, Explicit, Simulated, Streamed, Unchanged, stored_rate
 from tintc.evaluation.experiments.explicit import ExplicitTuning
 from tintc.evaluation.experiments.language_modelling import Row, evaluate_row
 from tintc.evaluation.experiments.records import Records
@@ -23,7 +23,7 @@ from tintc.runtime.load import load
 from tintc.runtime.model.causal_lm import TintForCausalLM
 from tintc.runtime.model.finite import without_nan_warning
 
-COLUMNS = ("before", "explicit", "explicit-normalized", "tint")
+COLUMNS = ("before", "explicit", "explicit-normalized", "tint", "stream")
 EXPLICIT = {"explicit": False, "explicit-normalized": True}
 """Columns of explicit tuning, and whether gradients are normalised."""
 GRID = (1e-6, 3e-6, 1e-5, 3e-5, 6e-5, 1e-4, 2.4e-4, 1e-3, 5e-3, 1e-2, 2e-2, 4e-2, 8e-2)
@@ -126,7 +126,8 @@ class _Texts:
 def made_columns(
     names: Sequence[str], paths: list[str], sims: Sequence[TintForCausalLM], model: str | None, trusted: bool
 ) -> list[Column]:
-    """Return the columns of these names; a simulator's is called ``tint``, or ``tint:OUT`` where there are several.
+    """Return the columns of these names; a simulator's is called ``tint``, or ``tint:OUT`` where there are several, and
+    ``stream`` likewise.
 
     Explicit tuning is of the parameters that the first simulator updates.
     """
@@ -143,8 +144,9 @@ def made_columns(
             assert tuning is not None
             columns.append(Explicit(name, sims[0], tuning, EXPLICIT[name]))
         else:
+            kind = Streamed if name == "stream" else Simulated
             shown = [name] if len(sims) == 1 else [f"{name}:{path}" for path in paths]
-            columns += [Simulated(own, sim) for own, sim in zip(shown, sims, strict=True)]
+            columns += [kind(own, sim) for own, sim in zip(shown, sims, strict=True)]
     return columns
 
 

@@ -40,7 +40,7 @@ def generate_text(
     with stages():
         LOGGER.info("loading the simulator")
         sim = load(path, executor=executor, device=device, dtype=dtype)
-        ids = prompt_ids(path, sim.tokenizer, content, options["chat"])[None].to(sim.device)
+        ids = prompt_ids(path, sim.tokenizer, content, options["chat"], sim.layout.max_length)[None].to(sim.device)
         training = _training(sim, ids, options)
     console = Console(highlight=False, soft_wrap=True, markup=False)
     streams = not as_json and options["beams"] == 1
@@ -77,11 +77,11 @@ def generate_text(
         console.print(written)
 
 
-def prompt_ids(path: str, tokenizer: Any, text: str, chat: bool) -> Tensor:
+def prompt_ids(path: str, tokenizer: Any, text: str, chat: bool, most: int) -> Tensor:
     """Return token ids ``[T]`` of a prompt; of a chat's, those that the template makes of one message, an answer
-    begun."""
+    begun. most: tokens that a text may have."""
     if not chat:
-        return tokenise(path, tokenizer, text)
+        return tokenise(path, tokenizer, text, most=most)
     if getattr(tokenizer, "chat_template", None) is None:
         raise OptionError(f"The tokenizer of {path} has no chat template, so it is no chat model's; leave out --chat.")
     message = {"role": "user", "content": text}

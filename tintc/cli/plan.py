@@ -52,7 +52,7 @@ def plan_model(
         source = load_auxiliary(
             model, chosen.max_length, False, trust_remote_code=trusted, keep_adapters=chosen.keep_adapters
         )
-        program = lower_to_modules(import_auxiliary(source).program, chosen)
+        program = lower_to_modules(import_auxiliary(source, chosen).program, chosen)
         layouts = survey(program, chosen, source.max_length)
         taken = layouts.chosen
         listed = layouts.frontier()

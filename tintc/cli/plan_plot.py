@@ -1,4 +1,4 @@
-"""The picture of `tintc plan`; matplotlib is imported only here, where one is asked for."""
+"""The picture of `tintc plan`; matplotlib is imported only where a picture is asked for."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterable
 from itertools import groupby
 from pathlib import Path
+from typing import Any
 
 from tintc.errors import OptionError
 from tintc.lowering.passes.layout_candidates import Candidate, Survey
@@ -54,6 +55,13 @@ def draw(layouts: Survey, png: Path, title: str) -> None:
         axis.grid(True, which="both", alpha=0.25)
     axes[1].legend(fontsize=8)
     figure.suptitle(f"Layouts (S, S') for {title}, texts of {taken.layout.max_length} tokens")
+    save_figure(figure, png)
+
+
+def save_figure(figure: Any, png: Path) -> None:
+    """Write a figure of matplotlib, in one step, and close it; raise `OptionError` if the disk will not take it."""
+    from matplotlib import pyplot as plt
+
     unfinished = png.with_name(f".{png.name}.{os.getpid()}")
     try:
         figure.savefig(unfinished, format="png", dpi=120)

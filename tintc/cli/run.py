@@ -40,9 +40,7 @@ def run_text(
     silence_libraries()
     if file == STDIN and launched() > 1:
         raise OptionError("Several processes cannot share standard input; pass a file of its own with --file.")
-    content = read_text(text, file)
-    if options["block_size"] is not None and options["train_fraction"] is not None:
-        train_tokens(options["block_size"], options["train_fraction"])
+    content = checked_text(text, file, options)
     with processes(device) as together:
         with stages():
             LOGGER.info("loading the simulator")
@@ -61,9 +59,15 @@ def run_text(
         if evaluation.rates:
             shown["rates"] = _by_rate(evaluation)
         print_table(f"{path} on {name}", shown)
-    if LOGGER.isEnabledFor(logging.WARNING):
-        for note in _notes(evaluation, options.get("partial", False)):
-            print(note, file=sys.stderr)
+    print_notes(evaluation, options.get("partial", False))
+
+
+def checked_text(text: str | None, file: Path | None, options: dict[str, Any]) -> str:
+    """Return the text to score; raise `OptionError` for blocks without enough train tokens."""
+    content = read_text(text, file)
+    if options["block_size"] is not None and options["train_fraction"] is not None:
+        train_tokens(options["block_size"], options["train_fraction"])
+    return content
 
 
 def learning_rates(text: str | None) -> dict[str, Any]:
@@ -85,6 +89,13 @@ def _by_rate(evaluation: Evaluation) -> dict[str, Any]:
     """Return perplexities of several rates, by rate."""
     rates = evaluation.rates or []
     return {f"{one['inner_lr']:g}": "not finite" if (p := one["perplexity_after"]) is None else p for one in rates}
+
+
+def print_notes(evaluation: Evaluation, partial: bool) -> None:
+    """Print on standard error what there is to say beside the result."""
+    if LOGGER.isEnabledFor(logging.WARNING):
+        for note in _notes(evaluation, partial):
+            print(note, file=sys.stderr)
 
 
 def _notes(evaluation: Evaluation, partial: bool) -> list[str]:
@@ -129,13 +140,22 @@ def read_text(text: str | None, file: Path | None) -> str:
     return content
 
 
-def tokenise(path: str, tokenizer: Any, text: str, special: bool = True) -> Tensor:
+LONGEST_TOKEN = 256
+"""Characters of a token that hardly any is longer than."""
+
+
+def tokenise(path: str, tokenizer: Any, text: str, special: bool = True, most: int | None = None) -> Tensor:
     """Return token ids ``[n]`` as the tokenizer gives them: those of Llama and Gemma begin a text with a token of its
     own.
 
-    special: False leaves such tokens out.
+    special: False leaves such tokens out. most: tokens that are looked at; of a text that is much longer only the
+    beginning is read, if it has more than so many.
     """
     check_tokenizer(path, tokenizer)
+    if most is not None and len(text) > (most + 1) * LONGEST_TOKEN:
+        beginning = tokenise(path, tokenizer, text[: (most + 1) * LONGEST_TOKEN], special)
+        if len(beginning) > most + 1:
+            return beginning
     return torch.tensor(tokenizer(text, add_special_tokens=special)["input_ids"], dtype=torch.long)
 
 

@@ -27,6 +27,18 @@ WORST = 12
 """Parameters shown in the table unless all are asked for."""
 
 
+def check_choice(model: str | None, files: bool) -> bool:
+    """Return True if the files are to be compared; raise `OptionError` unless there is one thing to compare with."""
+    if model is None and not files:
+        raise OptionError(
+            "Name the model that the simulator was compiled from: tintc verify OUT MODEL. Or pass --files, to compare "
+            "its files with their digests."
+        )
+    if model is not None and files:
+        raise OptionError("--files compares OUT with its own digests; leave MODEL out, or --files.")
+    return files
+
+
 def verify_artefact(
     path: str,
     model: str,
@@ -70,7 +82,7 @@ def probe(path: str, sim: TintForCausalLM, text: str, wanted: int | None, is_def
         raise OptionError(f"The length is {length}; this simulator was compiled for at most {sim.layout.max_length}.")
     if sim.tokenizer is None and is_default:
         return numbers(sim.config.vocab_size, length, sim.config.placeholders)
-    ids = tokenise(path, sim.tokenizer, text)
+    ids = tokenise(path, sim.tokenizer, text, most=length)
     if len(ids) < length:
         raise InputError(f"The text has {len(ids)} tokens and {length} are asked for; pass a longer one, or --length.")
     return ids[:length]

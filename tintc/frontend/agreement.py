@@ -8,6 +8,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -27,6 +28,8 @@ LENGTH = 12
 PADS = 3
 ROWS = {"without padding": (0, 0), "with padding on the left": (PADS, 0), "with padding on the right": (0, PADS)}
 """Tokens of padding on the left and on the right of each text of the probe."""
+LEFT = 1
+"""The row of these with padding on the left."""
 ALLOWED = {torch.float64: 1e-4, torch.float32: 1e-3}
 """Largest differences relative to the size of the logits, by the model's dtype; fp64 models drop to fp32 inside."""
 ALLOWED_WIDENED = 5e-3
@@ -38,14 +41,15 @@ ALLOWED_SHORT = 0.1
 def check_agreement(
     name: str,
     model: nn.Module,
-    program: Program,
+    programs: Program | Sequence[Program | None],
     tensors: Mapping[str, Tensor],
     limit: int,
     placeholders: Sequence[int] = (),
-) -> None:
+) -> Program:
     """Compare logits on a probe of at most `limit` tokens; raise `ModelError` if they differ.
 
-    tensors: the sources of the program's parameters; placeholders: token ids that are left out, for they stand for
+    Return the program that agrees best with padding on the left, of one or of several (None: left out) that differ
+    there. tensors: the sources of their parameters; placeholders: token ids that are left out, for they stand for
     something else than text. A wrapper is run whole, and a module outside transformers on each text alone. The program
     runs in fp32 or better, and so does a half-precision model, whose modules are widened one at a time: it takes the
     memory of the largest. A model whose modules read each other's weights cannot be widened so, and is compared in its
@@ -55,29 +59,50 @@ def check_agreement(
     first_weight = next(model.parameters())
     device = first_weight.device
     wide = torch.promote_types(first_weight.dtype, torch.float32)
-    vocab_size = program.attributes["vocab_size"]
+    candidates = [programs] if isinstance(programs, Program) else [one for one in programs if one is not None]
+    vocab_size = candidates[0].attributes["vocab_size"]
     ids = numbers(vocab_size, len(ROWS) * length, placeholders).reshape(len(ROWS), length)
     valid = torch.stack([_valid(length, *pads) for pads in ROWS.values()])
     inputs = resolve_inputs(ids, attention_mask=valid)
     with torch.no_grad():
-        computed = forward(program, loading(program, tensors, wide, device), _on(inputs, device)).cpu()
+        here = _on(inputs, device)
+        logits = [forward(one, loading(one, tensors, wide, device), here).cpu() for one in candidates]
         expected, allowed = _precise_logits(model, inputs, valid, wide)
+    left = valid[LEFT]
+    distances = [float((one[LEFT] - expected[LEFT])[left].norm()) for one in logits]
+    best = min(range(len(candidates)), key=distances.__getitem__)
+    program, computed = candidates[best], logits[best]
     for row, (case, real) in enumerate(zip(ROWS, valid, strict=True)):
         right = expected[row][real]
         if not real.all() and not right.isfinite().all():
             continue  # the model's own padding fails, such as ALiBi's added to the least number of fp64
         error = float((computed[row][real] - right).norm() / right.norm())
         if error > allowed:
-            raise ModelError(_sentence(name, model, inputs, valid, case, error, allowed))
+            turned = forward(program, loading(program, tensors, wide, device), _on(_counted_anew(inputs), device)).cpu()
+            positions = not torch.equal(turned[row][real], computed[row][real])
+            raise ModelError(_sentence(name, model, inputs, valid, case, error, allowed, positions))
+    return program
+
+
+def _counted_anew(inputs: Inputs) -> Inputs:
+    """Return the inputs with positions that count padding."""
+    return replace(inputs, position_ids=resolve_inputs(inputs.input_ids).position_ids)
 
 
 def _sentence(
-    name: str, model: nn.Module, inputs: Inputs, valid: Tensor, case: str, error: float, allowed: float
+    name: str,
+    model: nn.Module,
+    inputs: Inputs,
+    valid: Tensor,
+    case: str,
+    error: float,
+    allowed: float,
+    positions: bool,
 ) -> str:
-    """Return why the model is not compiled."""
+    """Return why the model is not compiled. positions: whether they matter to its program."""
     ignored: list[str] = []
     if ROWS[case] != (0, 0):
-        ignored = _ignored_inputs(model, inputs, valid)
+        ignored = [one for one in _ignored_inputs(model, inputs, valid) if positions or one != "position_ids"]
     if ignored:
         return (
             f"{name} is not compiled, because it ignores {' and '.join(ignored)}, and so gives other logits for a "

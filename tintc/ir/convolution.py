@@ -7,24 +7,34 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-def apply_convolution(x: Tensor, weight: Tensor, bias: Tensor | None, real: Tensor | None = None) -> Tensor:
+def apply_convolution(
+    x: Tensor, weight: Tensor, bias: Tensor | None, real: Tensor | None = None, padding: Tensor | None = None
+) -> Tensor:
     """Return ``sum_i w_ci x_(t-i)c + b_c``, ``[B, T, C]``, for ``weight [C, w]`` whose last column is of the token
     itself.
 
-    real ``[B, T]``: tokens that are no padding (None: all); the others count as zero.
+    real ``[B, T]``: tokens that are no padding (None: all); the others count as ``padding [C]`` (None: zero).
     """
-    y, _ = continue_convolution(x, weight, bias, real, None)
+    y, _ = continue_convolution(x, weight, bias, real, padding, None)
     return y
 
 
 def continue_convolution(
-    x: Tensor, weight: Tensor, bias: Tensor | None, real: Tensor | None, before: Tensor | None
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    real: Tensor | None,
+    padding: Tensor | None,
+    before: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
     """Return the convolution at the tokens of ``x [B, n, C]``, and the last inputs that later tokens reach.
 
     Those, and `before`, are ``[B, w - 1, C]``; before: of the tokens before (None: there are none).
     """
-    x = _without_padding(x, real)
+    if real is not None and padding is not None:
+        x = torch.where(real[..., None], x, padding.to(x.dtype))
+    else:
+        x = _without_padding(x, real)
     reach = weight.shape[-1] - 1
     if before is None:
         before = x.new_zeros(x.shape[0], reach, x.shape[2])

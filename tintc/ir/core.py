@@ -14,7 +14,7 @@ from typing import Any, ClassVar, TypeVar
 from tintc.errors import IRError
 
 WEIGHT_KINDS = ("linear", "experts", "norm")
-TYPE_KINDS = ("tokens", "routed", "logits", *WEIGHT_KINDS)
+TYPE_KINDS = ("tokens", "routed", "logits", "number", *WEIGHT_KINDS)
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,8 @@ class Type:
     """The type of a value. `kind` names it, `dims` are its fixed sizes (batch and length are always dynamic).
 
     Kinds: ``tokens`` (dims = width: one vector per token), ``routed`` (dims = experts, chosen, width: one vector for
-    every token and each expert that it has chosen), ``logits`` (dims = vocabulary), ``linear`` (dims = dout, din; the
+    every token and each expert that it has chosen), ``logits`` (dims = vocabulary), ``number`` (dims = 1: one for a
+    whole text), ``linear`` (dims = dout, din; the
     weights of a linear layer as a value), ``experts`` (dims = experts, dout, din; those of a linear layer for each
     expert), ``norm`` (dims = width; gain and bias of a norm as a value). `parts` says which tensors a weight value
     carries besides a linear layer's matrix: ``bias`` (``bias4``: four times, a quarter each), and of a norm ``gain``,
@@ -63,6 +64,11 @@ def tokens(width: int) -> Type:
 def logits(vocab: int) -> Type:
     """Return the type of logits over `vocab` words."""
     return Type("logits", (vocab,))
+
+
+def number() -> Type:
+    """Return the type of one number for a whole text."""
+    return Type("number", (1,))
 
 
 @dataclass(eq=False)

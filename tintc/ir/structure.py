@@ -195,11 +195,13 @@ class RecurrenceSpec:
 class ConvolutionSpec:
     """A convolution of slot 0 over the tokens, for tile number `tile` of a value, of which it has `width` channels.
 
-    weight, bias: names of tables; transposed: whether later tokens are read and the bias is left out.
+    weight, bias: names of tables; padding: that of what a token adds which slot 1 marks as padding (empty: nothing);
+    transposed: whether later tokens are read and the bias is left out.
     """
 
     weight: str
     bias: str
+    padding: str
     tile: int
     width: int
     transposed: bool

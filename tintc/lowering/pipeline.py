@@ -47,7 +47,13 @@ def _plan_layout(program: Program, options: Options) -> Program:
 
 
 PIPELINE = (
-    Pass("canonicalise", "aux", "aux", lambda program, options: canonicalise(program), ("width",)),
+    Pass(
+        "canonicalise",
+        "aux",
+        "aux",
+        lambda program, options: canonicalise(program, options.gradient == "full"),
+        ("width",),
+    ),
     Pass("assign-layers", "aux", "aux", lambda program, options: assign_layers(program)),
     Pass("differentiate", "aux", "sim", differentiate, ("width", "vocab_size", "n_layers")),
     Pass("unroll-steps", "sim", "sim", lambda program, options: unroll_steps(program)),

@@ -8,6 +8,7 @@ from torch import Tensor
 from tintc.errors import ModelError
 from tintc.frontend.graph.captured import CapturedGraph
 from tintc.frontend.importer import import_graph
+from tintc.frontend.padding import reading_biases
 from tintc.frontend.source.load import AuxiliarySource
 from tintc.ir.text import print_program
 from tintc.lowering.emission.emit import emit
@@ -18,10 +19,12 @@ from tintc.runtime.artefact.tensor_files import TensorFiles
 from tintc.runtime.model.causal_lm import TintForCausalLM
 
 
-def check_program(path: str, graph: CapturedGraph, source: AuxiliarySource) -> None:
-    """Raise `ModelError` unless the artefact was made from a model with this program."""
+def check_program(path: str, graph: CapturedGraph, source: AuxiliarySource, full: bool) -> None:
+    """Raise `ModelError` unless the artefact was made from a model with this program. full: whether its gradient is."""
     text = read_auxiliary(path)
-    if text is not None and text != print_program(assign_layers(canonicalise(import_graph(graph)))):
+    program = assign_layers(canonicalise(import_graph(graph), full))
+    possible = [one for one in (program, reading_biases(graph, program)) if one is not None]
+    if text is not None and text not in map(print_program, possible):
         raise ModelError(
             f"{path} was not compiled from {source.provenance['source']}: their programs differ. Pass the model it was "
             "compiled from, or compile again."

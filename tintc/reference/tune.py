@@ -33,11 +33,12 @@ from tintc.frontend.source.modules import find_length
 from tintc.ir.auxiliary import Linear
 from tintc.ir.inputs import check_ids
 from tintc.keywords import known_keywords
-from tintc.options import at_least_one
+from tintc.options import steps
 from tintc.reference.approximations import Approximations
 from tintc.reference.captured import Override, approximate_scores, run_nodes
 from tintc.reference.experts import approximate_experts
 from tintc.reference.groups import factors, layer_parameters
+from tintc.reference.optimisers import Layer, Stepper, Steps, layers_of
 from tintc.reference.placed import masked_scores, moved_positions
 from tintc.reference.regions import difference_regions
 
@@ -52,8 +53,8 @@ class Tuned:
     """What `tune` found, by the names that a simulator's output has.
 
     logits_before, logits: ``[B, T, V]``, of the model and of what it was tuned to (`before` and `after` are their old
-    names); gradients: for every step, the update
-    over minus the learning rate of each parameter that descends, by its name in the model, ``[B, *shape]``; rows of a
+    names); gradients: for every step, the gradient of its summed loss (in a plain step, the update
+    over minus the learning rate) of each parameter that descends, by its name in the model, ``[B, *shape]``; rows of a
     tensor that do not descend are zero; losses ``[N, B]``: the summed loss in which each step begins.
     """
 
@@ -93,6 +94,10 @@ def tune(
     semantics: str = "exact",
     approximations: Approximations | None = None,
     dtype: torch.dtype = torch.float64,
+    optimizer: str = "sgd",
+    normalize: str | None = None,
+    momentum: float | None = None,
+    decay: float = 0.0,
 ) -> Tuned:
     """Fine-tune a decoder on the train tokens of each text, and predict with the result; the model stays as it was.
 
@@ -104,12 +109,14 @@ def tune(
     (None: counting tokens that are not padding); n_update_layers: top layers that descend (None: all, and embeddings
     and head too where `approximations` name no groups); loss ``ce``, ``quad`` or ``mse`` (Remark H.2), summed over
     tokens; semantics: ``exact`` counts position i if tokens i and i + 1 are train tokens, ``paper-code`` if i + 1 is;
-    approximations None: those of a simulator with these semantics. With fewer than two train tokens nothing is trained.
+    approximations None: those of a simulator with these semantics; optimizer, normalize, momentum, decay: as for
+    `tintc.compile`. With fewer than two train tokens nothing is trained.
 
     Raises `OptionError` and `InputError` for what does not fit, `UnsupportedModelError` if an approximation needs to
     know the graph's parts and they are not recognised.
     """
     _check(loss, n_steps, inner_lr)
+    steps = Steps(optimizer, normalize, momentum, decay).checked()
     check_ids(input_ids)
     if isinstance(model, CapturedGraph):
         graph = model
@@ -124,7 +131,7 @@ def tune(
         train_mask = first_half(valid)
     train = _masks(train_mask, valid, n_steps)
     loss_positions = _loss_positions(train, loss_mask, input_ids, semantics)
-    tuning = _Tuning(graph, approximations, n_update_layers, loss, dtype)
+    tuning = _Tuning(graph, approximations, n_update_layers, loss, dtype, steps)
     rows = [
         tuning.run(_Text(ids, train[:, index], loss_positions[:, index], sees[index], positions[index]), inner_lr)
         for index, ids in enumerate(input_ids.to(graph.input_ids.meta["val"].device))
@@ -151,7 +158,7 @@ def _length(model: nn.Module) -> int | None:
 def _check(loss: str, n_steps: Any, inner_lr: Any) -> None:
     if loss not in LOSSES:
         raise OptionError(f"The loss {loss!r} is unknown; choose one of {', '.join(LOSSES)}.")
-    objection = at_least_one(n_steps)
+    objection = steps(n_steps)
     if objection is not None:
         raise OptionError(f"The option n_steps is {n_steps}; {objection}.")
     if isinstance(inner_lr, Tensor) and inner_lr.numel() == 1:
@@ -254,11 +261,13 @@ class _Tuning:
         n_update_layers: int | None,
         loss: str,
         dtype: torch.dtype,
+        steps: Steps,
     ):
         self.graph = graph
         self.approximations = approximations
         self.loss = loss
         self.dtype = dtype
+        self.steps = steps
         floats = [name for name in sorted(graph.parameter_names) if graph.tensors[name].is_floating_point()]
         self.parameters = {name: graph.tensors[name].to(dtype) for name in floats}
         if approximations.groups is not None:
@@ -269,6 +278,12 @@ class _Tuning:
             self.factors = {name: torch.ones((), dtype=dtype) for name in floats if name in names}
         else:
             self.factors = {name: torch.ones((), dtype=dtype) for name in floats}
+        self.layers: list[Layer] = []
+        if steps.options.norm_of not in (None, "all"):
+            program = None
+            if approximations.groups is not None or n_update_layers is not None:
+                program = self.recognised().program
+            self.layers = layers_of(program, self.factors)
         self.overrides: dict[Node, Override] = {}
         if approximations.scores:
             self.overrides |= approximate_scores(graph, approximations.scores)
@@ -285,6 +300,7 @@ class _Tuning:
 
     def run(self, text: _Text, inner_lr: float) -> _Row:
         parameters = dict(self.parameters)
+        stepper = Stepper(self.steps, self.layers, self.parameters)
         before: Tensor | None = None
         gradients: list[Tensors] = []
         losses: list[Tensor] = []
@@ -295,7 +311,7 @@ class _Tuning:
             logits, loss, gradient = self.step(parameters, ids, *masks, overrides)
             if before is None:
                 before = logits
-            parameters |= {name: parameters[name] - inner_lr * g for name, g in gradient.items()}
+            parameters |= stepper.step(parameters, gradient, inner_lr)
             gradients.append(gradient)
             losses.append(loss)
         with torch.no_grad():

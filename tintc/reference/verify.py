@@ -154,7 +154,7 @@ def verify(
     """
     if graph is None:
         graph = captured(sim, source)
-    check_program(path, graph, source)
+    check_program(path, graph, source, sim.config.gradient == "full")
     LOGGER.info("comparing stored tensors")
     problems = stored_problems(path, sim, graph, source)
     LOGGER.info("running the simulator")
@@ -253,6 +253,10 @@ def _tuned(
         semantics=config.semantics,
         approximations=approximations,
         dtype=dtype,
+        optimizer=config.optimizer,
+        normalize=config.normalize,
+        momentum=config.momentum,
+        decay=config.decay,
     )
 
 

@@ -22,7 +22,7 @@ def check_installed() -> None:
     if missing:
         raise OptionError(
             f"A report needs {', '.join(missing)}, which {'is' if len(missing) == 1 else 'are'} not installed: "
-            "pip install 'tintc[report]'."
+            "pip install '.[report]'."
         )
 
 

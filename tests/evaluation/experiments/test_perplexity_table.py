@@ -87,6 +87,35 @@ def test_every_column(command: Command, one_layer: Path, one_layer_sim: Path, te
             assert ends[0] < found[name] < ends[1]
 
 
+def test_streams(command: Command, one_layer_sim: Path, texts: Path, tmp_path: Path) -> None:
+    """Weights go on from block to block, along the scored text and, for the choice of a rate, along the other; what was
+    kept is not run again. fp64, 1e-9."""
+    file, rates = texts / "words.test.txt", (0.05, 0.2)
+    arguments = ["--dataset", file, "--block-size", 9, "--train-fraction", "0.5", "--dtype", "float64", "--json"]
+    chosen = ["--columns", "tint,stream", "--rates", ",".join(map(str, rates)), "--predictions", tmp_path / "kept"]
+    shown = command("eval", "ppl", one_layer_sim, *arguments, *chosen)
+    assert shown.code == 0, shown.err
+    sim = tintc.load(one_layer_sim, dtype="float64")
+
+    def along(name: str, rate: float) -> float:
+        state, logits, ids = None, [], blocks(sim, (texts / name).read_text(), 9)
+        columns = torch.arange(9)[None]
+        for one in ids:
+            state = sim.adapt(one[:, :4], train_mask=torch.ones(1, 4), inner_lr=rate, state=state)
+            with torch.no_grad():
+                logits.append(sim(one, state=state).logits)
+            state = sim.adapt(one, train_mask=columns >= 3, loss_mask=columns >= 4, inner_lr=rate, state=state)
+        return perplexity(logits, ids, 4)
+
+    row = shown.json["rows"][0]
+    assert row["rates"]["stream"] == min(rates, key=lambda rate: along("words.valid.txt", rate))
+    assert row["perplexity"]["stream"] == pytest.approx(along("words.test.txt", row["rates"]["stream"]), rel=1e-9)
+    assert abs(row["perplexity"]["stream"] / row["perplexity"]["tint"] - 1) > 1e-3
+    size = (tmp_path / "kept").stat().st_size
+    assert command("eval", "ppl", one_layer_sim, *arguments, *chosen).json == shown.json
+    assert (tmp_path / "kept").stat().st_size == size
+
+
 def test_normalised_steps(command: Command, one_layer: Path, one_layer_sim: Path, texts: Path) -> None:
     """Every matrix and bias moves by the rate: a gradient of any size gives the same."""
     from tintc.evaluation.experiments.explicit import ExplicitTuning, TrainText

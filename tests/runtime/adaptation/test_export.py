@@ -59,6 +59,18 @@ def test_exported(name: str, tmp_path: Path) -> None:
     check_trained_and_exported(sim, model, text, tmp_path, sums=name == "gemma2")
 
 
+def test_exported_after_normalised_steps(tmp_path: Path) -> None:
+    model = gpt2(n_layers=1, n_heads=3, head_dim=6, d_ff=31).double()
+    rule: dict[str, Any] = {"optimizer": "normalized", "normalize": "all", "momentum": 0.5, "decay": 0.3}
+    sim = tintc.compile(model, n_steps=2, inner_lr=0.3, max_length=24, **rule)
+    ids, text = token_ids(2, 16), token_ids(2, 11, seed=3)
+    state = sim.adapt(ids)
+    state.export(tmp_path / "a", model=model, example=1)
+    with torch.no_grad():
+        found = AutoModelForCausalLM.from_pretrained(tmp_path / "a", dtype="auto").eval()(text).logits
+    assert worst(found, continued(sim, text, state.example(1))) < 1e-9
+
+
 def check_exported_without_a_model(state: Any, alone: Any, folder: Path, example: int) -> None:
     """What the simulator keeps gives the same model, tensor by tensor; a gain 1 + w has been rounded."""
     state.export(folder, example=example)

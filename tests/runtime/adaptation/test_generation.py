@@ -142,7 +142,9 @@ def test_literal_execution_generates_too() -> None:
 
 def test_beams_share_one_adaptation(monkeypatch: pytest.MonkeyPatch) -> None:
     seen = []
-    monkeypatch.setattr(prefill, "execute_program", lambda *args: seen.append(args[2].shape) or execute_program(*args))
+    monkeypatch.setattr(
+        prefill, "execute_program", lambda *args, **more: seen.append(args[2].shape) or execute_program(*args, **more)
+    )
     sim = compiled("llama")
     out = sim.generate(token_ids(2, 6), num_beams=4, max_new_tokens=4, return_dict_in_generate=True, do_sample=False)
     assert seen == [(2, 6)]

@@ -25,7 +25,7 @@ POINTS = {
             return real(tensor)
         shards._pieces = pieces""",
     "before the configuration": f"stream.structure_digest = lambda *_: {KILL}",
-    "before the texts": f"stream.write_texts = lambda *_: {KILL}",
+    "before the texts": f"stream.write_texts = lambda *_, **__: {KILL}",
     "before the renaming": f"staging._move = lambda *_: {KILL}",
     "after the exchange": f"""
         real = staging._move

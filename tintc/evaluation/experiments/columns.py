@@ -76,6 +76,33 @@ class Simulated(Column):
         return logits
 
 
+class Streamed(Simulated):
+    """A simulator whose weights go on learning from text to text: each is scored as by `Simulated`, and then the rest
+    of it is learnt too."""
+
+    def __init__(self, name: str, sim: TintForCausalLM):
+        super().__init__(name, sim)
+        self._states: list[AdaptedState] = []
+
+    def begin(self, rates: Sequence[float]) -> None:
+        """Forget what was learnt. rates: of each of the streams that follow."""
+        self._states = [unchanged(self.sim)] * len(rates)
+
+    def scores_along(self, ids: Tensor, train_tokens: int, rates: Sequence[float], score: Score) -> list[list[float]]:
+        """Return what `score` says after learning the first tokens of a text ``[T]`` with each rate; learn the rest."""
+        ids = ids[None].to(self.sim.device)
+        columns = torch.arange(ids.shape[1], device=ids.device)[None]
+        first = ids[:, :train_tokens]
+        rest = {"train_mask": columns >= train_tokens - 1, "loss_mask": columns >= train_tokens}
+        found: list[list[float]] = []
+        for place, rate in enumerate(rates):
+            state = self._states[place]
+            state = self.sim.adapt(first, train_mask=torch.ones_like(first), inner_lr=rate, state=state)
+            found.append(score(self._predictor(state)))
+            self._states[place] = self.sim.adapt(ids, **rest, inner_lr=rate, state=state)
+        return found
+
+
 class Unchanged(Simulated):
     """The auxiliary as it was compiled, which no rate changes."""
 

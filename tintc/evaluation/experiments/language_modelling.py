@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from tintc.errors import InputError
 from tintc.evaluation.blocks import Block, Blocks
 from tintc.evaluation.experiments.bootstrap import interval
-from tintc.evaluation.experiments.columns import Column, Predictor, Prompt
+from tintc.evaluation.experiments.columns import Column, Predictor, Prompt, Streamed
 from tintc.evaluation.experiments.explicit import TrainText
 from tintc.evaluation.experiments.records import Records
 from tintc.evaluation.processes import Processes
@@ -100,6 +100,8 @@ def _losses(
     on_block: OnBlock,
 ) -> list[list[float]]:
     """Return the summed loss of every block's test tokens at each rate, of all processes' blocks."""
+    if isinstance(column, Streamed):
+        return _losses_along(column, blocks, rates, records, processes, on_block)
     identity = column.identity
     own: list[list[float]] = []
     for index in processes.share(len(blocks)):
@@ -113,6 +115,33 @@ def _losses(
         own.append(losses)
         on_block()
     return processes.gathered(own)
+
+
+def _losses_along(
+    column: Streamed,
+    blocks: Blocks,
+    rates: Sequence[float],
+    records: Records,
+    processes: Processes,
+    on_block: OnBlock,
+) -> list[list[float]]:
+    """Return the same of a column that learns along the blocks: every process goes all the way, as each block needs
+    those before it."""
+    key = [column.name, column.identity, _digest(*blocks), list(rates)]
+    losses: list[list[float]] | None = records.get(key)
+    if losses is None:
+        losses = []
+        column.begin(rates)
+        for block in blocks:
+
+            def score(predictor: Predictor, block: Block = block) -> list[float]:
+                return [_loss(predictor, block)]
+
+            losses.append([values[0] for values in column.scores_along(block.ids, block.train_tokens, rates, score)])
+            on_block()
+        if processes.main:
+            records.put(key, losses)
+    return losses
 
 
 def _prompt(block: Block) -> Prompt:
@@ -131,9 +160,11 @@ def _loss(predictor: Predictor, block: Block) -> float:
     return float(F.cross_entropy(logits, block.ids[-scored:], reduction="sum"))
 
 
-def _digest(block: Block) -> str:
-    content = block.ids.numpy().tobytes() + f" {block.train_tokens} {block.start}".encode()
-    return hashlib.sha256(content).hexdigest()
+def _digest(*blocks: Block) -> str:
+    digest = hashlib.sha256()
+    for block in blocks:
+        digest.update(block.ids.numpy().tobytes() + f" {block.train_tokens} {block.start}".encode())
+    return digest.hexdigest()
 
 
 def _perplexity(loss: float, blocks: Blocks) -> float | None:

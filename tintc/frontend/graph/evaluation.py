@@ -45,6 +45,8 @@ def execute(node: Node, lookup: Callable[[Node], Any], dtype: torch.dtype | None
         return args[0]
     if name in ("view", "_unsafe_view"):
         return args[0].reshape(args[1])  # other kernels, other strides: what was a view there need not be one here
+    if name == "copy" and isinstance(args[1], Tensor):
+        return args[1].to(args[0].dtype).expand_as(args[0])  # PyTorch has no derivative of `copy`
     assert callable(node.target)
     if dtype is None:
         return node.target(*args, **kwargs)

@@ -23,6 +23,7 @@ from tintc.errors import ModelError, OptionError
 from tintc.frontend.graph.calling import longest_sequence, text_config
 from tintc.frontend.graph.trace_model import LONGEST, PROCESS_LOCK
 from tintc.frontend.source.adapters import check_peft, is_adapted, resolved, with_adapter
+from tintc.frontend.source.bounds import check_files
 from tintc.frontend.source.failures import check_report, first_sentence, why_not_loaded
 from tintc.frontend.source.gguf_header import check_gguf
 from tintc.frontend.source.kinds import (
@@ -100,6 +101,7 @@ def load_auxiliary(
             loaded = resolved(loaded, name, keep_adapters, own=False)
     elif isinstance(model_or_path, str | os.PathLike):
         place = find_place(str(model_or_path), trust_remote_code)
+        _check_folders(place)
         if configuration(place).get("model_type") == MODEL_TYPE:
             raise ModelError(simulator_sentence(place.name))
         name = place.name
@@ -170,6 +172,14 @@ def _load(place: Place, values: bool, keep_adapters: bool) -> torch.nn.Module:
     if not wants_adapter or place.adapter is None:
         return base
     return resolved(with_adapter(base, place.name, place.adapter), place.name, keep_adapters, own=True)
+
+
+def _check_folders(place: Place) -> None:
+    """Raise `ModelError` for files on this machine that are not to be opened or believed."""
+    if place.gguf_file is None and place.local:
+        check_files(place.folder, place.name)
+    if place.adapter is not None:
+        check_files(place.adapter, place.name)
 
 
 def _base(place: Place, weightless: bool) -> PreTrainedModel:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from tintc.bounded import parse_json, read_file
 from tintc.errors import ModelError
 from tintc.hub import why_missing
 
@@ -135,8 +135,8 @@ def configuration(place: Place) -> dict[str, Any]:
 def read_json(file: Path) -> dict[str, Any]:
     """Return the entries of a JSON file; none if it is not there or holds anything else."""
     try:
-        entries = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        entries = parse_json(read_file(file))
+    except OSError:
         return {}
     if not isinstance(entries, dict):
         return {}

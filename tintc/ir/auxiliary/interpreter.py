@@ -15,6 +15,7 @@ from torch import Tensor
 
 from tintc.ir.auxiliary.base import AuxOp, Context, Gradients
 from tintc.ir.auxiliary.linear import Linear, Logits
+from tintc.ir.auxiliary.steps import step_factors
 from tintc.ir.core import Parameter, Program, Value
 from tintc.ir.functions import FiniteDifference
 from tintc.ir.inputs import Inputs
@@ -31,7 +32,8 @@ class Descent:
     """Options of the simulated training (construction.md, section 10).
 
     n_update_layers None: all layers; semantics: ``exact`` or ``paper-code``; groups: of parameters, those that descend;
-    full: whether attention's scores and routing are differentiated.
+    full: whether attention's scores and routing are differentiated; momentum: of the running sum of gradients; norm_of:
+    whose norm a step divides by (`tintc.options.NORMALIZE`), None: no norm; decay: towards the tensors that are given.
     """
 
     lr: float
@@ -42,6 +44,9 @@ class Descent:
     difference: FiniteDifference = EXACT
     groups: frozenset[str] = DESCENDS
     full: bool = False
+    momentum: float = 0.0
+    norm_of: str | None = None
+    decay: float = 0.0
 
 
 def view(parameter: Parameter, tensor: Tensor) -> Tensor:
@@ -130,6 +135,7 @@ def simulate(
     if layers is None:
         layers = n_layers
     updated = dict(tensors)
+    sums: Gradients = {}
     before = None
     for step in range(descent.n_steps):
         context = Context(updated, inputs, descent.difference, step, descent.full)
@@ -137,7 +143,11 @@ def simulate(
         if before is None:
             before = values[program.outputs["logits"]]
         gradients = _gradients(program, context, values, descent, layers)
-        updated = {name: _descend(name, tensor, gradients, descent.lr) for name, tensor in updated.items()}
+        sums = {name: descent.momentum * sums.get(name, 0) + gradient for name, gradient in gradients.items()}
+        factors = step_factors(program, sums, descent.norm_of)
+        for name, total in sums.items():
+            away = updated[name] - tensors[name]
+            updated[name] = updated[name] - descent.lr * (factors[name] * total + descent.decay * away)
     after = _values(program, Context(updated, inputs, descent.difference))[program.outputs["logits"]]
     assert before is not None
     return before, after, updated
@@ -193,10 +203,3 @@ def _bias_rate(program: Program, op: Linear, descent: Descent) -> int:
     if descent.semantics == "exact":
         return 1
     return -(-op.operands[0].type.width // program.attributes["width"])
-
-
-def _descend(name: str, tensor: Tensor, gradients: Gradients, lr: float) -> Tensor:
-    """Return a parameter after a step; the same if it has no gradient."""
-    if name not in gradients:
-        return tensor
-    return tensor - lr * gradients[name]

@@ -54,19 +54,25 @@ class Recurrence(RecurrenceOptions, AuxOp):
 class Convolution(AuxOp):
     """``y_tc = sum_i w_ci x_(t-i)c + b_c``: every channel on its own, over the last tokens of the text.
 
-    weight ``[C, w]``, whose last column is of the token itself; bias ``[C]`` (empty: none). Neither descends.
+    weight ``[C, w]``, whose last column is of the token itself; bias ``[C]`` (empty: none); padding ``[C]``: what
+    padding reads as (empty: zero). None of them descends.
     """
 
     weight: str
     bias: str = ""
+    padding: str = ""
 
     def verify(self) -> None:
         (x,) = self.operands
         self.expect(x.type == self.result.type, f"types differ: {x.type} -> {self.result.type}")
 
+    def parameters(self) -> dict[str, str]:
+        names = {"weight": self.weight, "bias": self.bias, "padding": self.padding}
+        return {key: name for key, name in names.items() if name}
+
     def evaluate(self, context: Context, x: Tensor) -> Tensor:
-        real = context.inputs.real_tokens
-        return apply_convolution(x, context.parameter(self.weight), context.optional(self.bias), real)
+        bias, padding = (context.optional(name) for name in (self.bias, self.padding))
+        return apply_convolution(x, context.parameter(self.weight), bias, context.inputs.real_tokens, padding)
 
     def pullback(self, context: Context, dy: Tensor, x: Tensor) -> Pulled:
         return (apply_transposed_convolution(dy, context.parameter(self.weight), context.inputs.real_tokens),), {}

@@ -29,6 +29,11 @@ from tintc.ir.simulator.ops.mixtures.route_backward import RouteBackward, Weight
 from tintc.ir.simulator.ops.norm_backward import NormBackward
 from tintc.ir.simulator.ops.norm_descent import NormDescent
 from tintc.ir.simulator.ops.norm_forward import NormForward
+from tintc.ir.simulator.ops.optimisers.inverse_norm import InverseNorm
+from tintc.ir.simulator.ops.optimisers.kept_weights import KeptWeights
+from tintc.ir.simulator.ops.optimisers.momentum import Momentum
+from tintc.ir.simulator.ops.optimisers.step import Step
+from tintc.ir.simulator.ops.optimisers.zeros import Zeros
 from tintc.ir.simulator.ops.position_embedding import PositionEmbedding
 from tintc.ir.simulator.ops.repeat import Repeat
 from tintc.ir.simulator.ops.scale import Scale
@@ -51,11 +56,14 @@ __all__ = [
     "ExpertsForward",
     "GateBackward",
     "GateForward",
+    "InverseNorm",
+    "KeptWeights",
     "LinearBackward",
     "LinearDescent",
     "LinearForward",
     "Logits",
     "LossGradient",
+    "Momentum",
     "NormBackward",
     "NormDescent",
     "NormForward",
@@ -71,6 +79,8 @@ __all__ = [
     "SelectBackward",
     "SimOp",
     "Spread",
+    "Step",
     "StoredWeights",
     "WeightsBackward",
+    "Zeros",
 ]

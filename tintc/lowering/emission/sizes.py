@@ -16,12 +16,12 @@ from tintc.ir.layout import Layout
 from tintc.ir.simulator import Repeat, SimOp, StoredWeights
 from tintc.lowering.passes.layout_candidates import Demands
 from tintc.lowering.passes.plan_layout import layout_of
+from tintc.options import MOST_STEPS
 
 LARGEST = 1 << 31
 """The largest size that a program may have."""
 MOST_NUMBERS = 1 << 48
 """Numbers of the largest tensor."""
-MOST_STEPS = 1 << 16
 PHASES = ("forward", "loss", "backward", "descent")
 
 
@@ -75,7 +75,8 @@ def _check_op(program: Program, layout: Layout, op: SimOp) -> None:
     op.expect(tiles == planned, f"its tiles are {tiles}, and the layout gives {planned}")
     for one in op.attribute_fields():
         if one.name not in ("write", "softmax"):
-            large = [number for number in _numbers(getattr(op, one.name)) if abs(number) > LARGEST]
+            numbers = _numbers(getattr(op, one.name))
+            large = [number for number in numbers if isinstance(number, int) and abs(number) > LARGEST]
             op.expect(not large, f"its {one.name} is out of range")
     op.expect(op.phase in PHASES, f"its phase is {op.phase!r}")
     op.expect(0 <= op.step <= program.attributes["n_steps"], f"its step is {op.step}")

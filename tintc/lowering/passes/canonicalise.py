@@ -25,6 +25,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 
 from tintc.errors import Reason, UnsupportedModelError
 from tintc.ir.auxiliary import (
@@ -47,8 +48,9 @@ from tintc.lowering.passes.fold_concats import fold_concats
 from tintc.lowering.passes.fold_selects import fold_selects, rows_of, word_for
 
 
-def canonicalise(program: Program) -> Program:
-    """Return the program in canonical form; its argument is left alone.
+def canonicalise(program: Program, full: bool = False) -> Program:
+    """Return the program in canonical form; its argument is left alone. full: whether what makes queries and keys may
+    descend, and so must be stored once.
 
     Raises `UnsupportedModelError` for sigmoids that no rule removes, and for logits that are not the result of a linear
     layer.
@@ -56,7 +58,8 @@ def canonicalise(program: Program) -> Program:
     program.verify()
     ops = [replace(op) for op in program.ops]
     program = Program(program.dialect, dict(program.attributes), dict(program.parameters), ops, dict(program.outputs))
-    while sum(rule(program) for rule in RULES):
+    rules = [partial(rule, scores_descend=full) if rule is fold_selects else rule for rule in RULES]
+    while sum(rule(program) for rule in rules):
         program.verify()
     _refuse_leftovers(program)
     return program.verify()

@@ -19,6 +19,7 @@ from tintc.ir.auxiliary.interpreter import descending
 from tintc.ir.core import Block, Parameter, Program, Value
 from tintc.ir.names import Names
 from tintc.lowering.builder import Builder
+from tintc.lowering.optimiser import PARTS, Optimiser, Source
 from tintc.lowering.rules import Sweep, WeightGroup, rule_of
 from tintc.options import GROUPS, Options
 
@@ -87,6 +88,8 @@ class _Differentiation:
             )
         # A layer that is used many times is carried from step to step once.
         carried = list(dict.fromkeys(layer.name for op, layer in self.layers.items() if op in self.updated))
+        self.optimiser = Optimiser(self.options, self.sources(carried))
+        self.optimiser.start(start)
         before = Builder(self.names, "forward", "before")
         logits_before = self.forward(before, stored)
         repeat, final = self.repeat(stored, carried)
@@ -119,18 +122,36 @@ class _Differentiation:
         """Return (one descent step as a `sim.repeat`, the updated weights by name). carried: names of the weights it
         updates."""
         arguments = {name: Value(self.names.fresh(f"{name}.arg"), stored[name].type) for name in carried}
+        running = self.optimiser.carried()
+        inside = {name: Value(self.names.fresh(f"{name}.sum.arg"), value.type) for name, value in running.items()}
         body = Builder(self.names, "forward", "inside")
         weights = stored | arguments
         values: Values = {}
         self.forward(body, weights, values)
-        updated = self.backward(body, weights, values)
+        updated, sums = self.backward(body, weights, values, inside)
         results = {name: Value(self.names.fresh(f"{name}.out"), stored[name].type) for name in carried}
-        block = Block(tuple(arguments.values()), body.ops, tuple((arguments | updated)[name] for name in carried))
-        operands = tuple(stored[name] for name in carried)
+        after = {name: Value(self.names.fresh(f"{name}.sum.out"), value.type) for name, value in running.items()}
+        yields = (*((arguments | updated)[name] for name in carried), *(sums[name] for name in running))
+        block = Block((*arguments.values(), *inside.values()), body.ops, yields)
         repeat = sim.Repeat(
-            operands=operands, results=tuple(results.values()), count=self.options.n_steps, body=block, phase="descent"
+            operands=(*(stored[name] for name in carried), *running.values()),
+            results=(*results.values(), *after.values()),
+            count=self.options.n_steps,
+            body=block,
+            phase="descent",
         )
         return repeat, results
+
+    def sources(self, carried: list[str]) -> dict[str, Source]:
+        """Return what an optimiser asks of the layers that are updated: their types, the parts that descend, and where
+        they stand."""
+        sources: dict[str, Source] = {}
+        for op, layer in self.layers.items():
+            if layer.name in carried and op in self.updated:
+                stepped = descending(op, self.n_layers, self.update_layers, self.options.groups)
+                parts = tuple(part for part, key in PARTS if key in stepped and part in layer.parts)
+                sources.setdefault(layer.name, Source(layer.type, parts, op.layer, op.role))
+        return {name: sources[name] for name in carried}
 
     def forward(self, builder: Builder, weights: WeightValues, values: Values | None = None) -> Value:
         """Emit the decoder with the given weights; return the logits and fill `values` (auxiliary -> simulator)."""
@@ -147,12 +168,20 @@ class _Differentiation:
             values[op.result] = emitted.result
         return values[self.program.outputs["logits"]]
 
-    def backward(self, builder: Builder, weights: WeightValues, values: Values) -> WeightValues:
-        """Emit loss gradient, backward and descent; return the updated weights by name."""
-        sweep = Sweep(builder, self.options, values, weights, self.layers, self.updated, self.wanted())
+    def backward(
+        self, builder: Builder, weights: WeightValues, values: Values, running: WeightValues
+    ) -> tuple[WeightValues, WeightValues]:
+        """Emit loss gradient, backward and descent; return the updated weights and the sums of gradients, by name.
+
+        running: the sums of earlier steps, where an optimiser keeps them.
+        """
+        sums = self.optimiser.opened(builder, running)
+        sweep = Sweep(builder, self.options, values, weights, self.layers, self.updated, self.wanted(), sums)
         for op in reversed(self.ops):
             rule_of(op).visit(sweep, op)
-        return sweep.stepped
+        if sums is None:
+            return sweep.stepped, {}
+        return self.optimiser.steps(builder, weights, sums), sums
 
     def wanted(self) -> set[Value]:
         """Return the auxiliary values whose gradient some descent needs."""

@@ -101,8 +101,8 @@ def within(columns: Runs, first: int, last: int) -> Runs:
 
 
 def feeds_scores(users: dict[Value, list[Op]], value: Value) -> bool:
-    """Return True if a value reaches queries and keys alone, other linear layers aside: layers that make it never
-    descend."""
+    """Return True if a value reaches queries and keys alone, other linear layers aside: layers that make it do not
+    descend with the paper's gradient."""
     readers = users.get(value, [])
     return bool(readers) and all(_hands_on(users, user, value) for user in readers)
 

@@ -25,15 +25,16 @@ from tintc.ir.core import Op, Program, Value
 from tintc.lowering.passes.fold_concats import feeds_scores
 
 
-def fold_selects(program: Program) -> bool:
+def fold_selects(program: Program, scores_descend: bool = False) -> bool:
     """Rewrite the selects of one linear layer as layers of their own. Return True if there was such a layer.
 
     The layers of experts, which read a stack of matrices, are cut alike: each matrix's rows.
 
     ``select(linear(x))`` is a linear layer with those rows of the weight and bias. A row that descends belongs to one
     layer: selects that share rows, or take one twice, become selects of a layer with all their rows. What feeds queries
-    and keys alone never descends, and may share. The parts' parameters are named after what they feed: ``q``, ``k``,
-    ``v`` of an attention, ``gate``, ``up`` of a gate, else ``part0``, ``part1``.
+    and keys alone does not descend unless `scores_descend`, and may share, and have rows of zeros. The parts'
+    parameters are named after what they feed: ``q``, ``k``, ``v`` of an attention, ``gate``, ``up`` of a gate, else
+    ``part0``, ``part1``.
     """
     users = program.users()
     outputs = set(program.outputs.values())
@@ -47,7 +48,7 @@ def fold_selects(program: Program) -> bool:
         ):
             continue
         ordered = sorted(parts, key=lambda part: part.columns[0])
-        fixed = {part for part in parts if feeds_scores(users, part.result)}
+        fixed = {part for part in parts if not scores_descend and feeds_scores(users, part.result)}
         groups = _sharing_rows(ordered, fixed)
         if not _is_layer(groups[0], fixed) and _rows(groups[0]) == ((0, op.result.type.width),):
             continue
@@ -85,9 +86,13 @@ def _taken(*parts: Select) -> list[tuple[int, int]]:
 
 
 def _is_layer(group: Sequence[Select], fixed: set[Select]) -> bool:
-    """Return True if a group is one part that may be a layer of its own."""
+    """Return True if a group is one part that may be a layer of its own: a row of zeros must not descend, and no row in
+    two places."""
     (part, *others) = group
-    return not others and (part in fixed or all(a[1] <= b[0] for a, b in pairwise(_taken(part))))
+    if others or part in fixed:
+        return not others
+    each_once = all(a[1] <= b[0] for a, b in pairwise(_taken(part)))
+    return each_once and all(run[0] >= 0 for run in unfolded(part.columns))
 
 
 def _rows(group: Sequence[Select]) -> Pairs:

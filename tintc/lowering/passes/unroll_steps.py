@@ -43,7 +43,7 @@ def _copy(op: Op, mapping: dict[Value, Value], names: Names, step: int) -> Op:
     assert isinstance(op, sim.SimOp)
     # The descent of step s makes the weights after s + 1 steps.
     suffix = f"{SUFFIXES[op.phase]}{step + (op.phase == 'descent')}"
-    if isinstance(op, sim.StoredWeights):
+    if isinstance(op, sim.StoredWeights | sim.KeptWeights | sim.Zeros):
         suffix = "w0"
     results = tuple(Value(names.fresh(f"{op.origin}.{suffix}"), result.type) for result in op.results)
     operands = substitute(op.operands, mapping)

@@ -32,7 +32,7 @@ class ConvolutionRule(Rule[aux.Convolution]):
     """Emit the transposed convolution of the gradient."""
 
     def forward(self, op: aux.Convolution) -> Module:
-        return Module(sim.ConvolutionForward, {"weight": op.weight, "bias": op.bias})
+        return Module(sim.ConvolutionForward, {"weight": op.weight, "bias": op.bias, "padding": op.padding})
 
     def backward(self, sweep: Sweep, op: aux.Convolution, dy: Value) -> None:
         sweep.receive(op.operands[0], sweep.emit(sim.ConvolutionBackward, op, (dy,), weight=op.weight))

@@ -17,7 +17,8 @@ class Sweep:
 
     values: auxiliary value -> the simulator's; weights: before the update, by layer; layers: of the ops that have one;
     updated: those that descend; wanted: auxiliary values whose gradient some descent needs. Fills `gradients`
-    (auxiliary value -> gradient) and `stepped` (layer -> weights after the update).
+    (auxiliary value -> gradient) and `stepped` (layer -> weights after the update). sums: of gradients, by layer, that
+    descents add to instead of stepping the weights; None where they step them.
     """
 
     def __init__(
@@ -29,6 +30,7 @@ class Sweep:
         layers: dict[AuxOp, WeightGroup],
         updated: set[AuxOp],
         wanted: set[Value],
+        sums: dict[str, Value] | None = None,
     ):
         self.builder = builder
         self.options = options
@@ -39,6 +41,7 @@ class Sweep:
         self.wanted = wanted
         self.gradients: dict[Value, Value] = {}
         self.stepped: dict[str, Value] = {}
+        self.sums = sums
 
     def weights_of(self, op: AuxOp) -> tuple[Value, ...]:
         """Return the op's weights as a tuple of one operand; an empty one if it has none."""
@@ -93,6 +96,11 @@ class Sweep:
         if op not in self.updated:
             return
         name = self.layers[op].name
+        if self.sums is not None:
+            total = self.sums[name]
+            operands = (total, *operands)
+            self.sums[name] = self.emit(cls, op, operands, "descent", total.type, target=name, sums=True, **more)
+            return
         # Gradients are of the weights before the step; the updates of several uses are added one after the other.
         current = self.stepped.get(name, self.weights[name])
         self.stepped[name] = self.emit(cls, op, (current, *operands), "descent", current.type, target=name, **more)

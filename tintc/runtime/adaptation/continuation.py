@@ -175,6 +175,8 @@ def _layer(value: Value, producers: Mapping[Value, Any]) -> str:
     """Return the layer whose weights these are, by going back to those that are stored."""
     op = producers[value]
     while op.stored_weight() is None:
+        if op.updated_weight() is not None:
+            return op.updated_weight()
         op = producers[op.identity_operand()]
     return op.stored_weight()
 

@@ -26,6 +26,8 @@ from tintc.runtime.artefact.folder import first_line, parsed_program
 
 RECORDED = tuple(Options().recorded("config"))
 """Options that stand in the configuration only to be read: what they did is in the program's ops and in the tensors."""
+FIRST = ("inner_lr", "loss", "descend", "fd_scheme", "fd_step", "linear_attention")
+"""Those that the earliest digests cover."""
 
 
 def of_program(program: Program) -> dict[str, Any]:
@@ -67,8 +69,13 @@ def _widths(program: Program) -> dict[str, int]:
 
 
 def options_digest(config: Mapping[str, Any]) -> str:
-    """Return the sha256 of the recorded options."""
-    return text_digest(json.dumps([config.get(name) for name in RECORDED]))
+    """Return the sha256 of the recorded options; of later ones than `FIRST`, those that are not as they are by default,
+    so that folders keep their digest when an option is added."""
+    values = [config.get(name) for name in FIRST]
+    defaults = Options().recorded("config")
+    changed = {name: config[name] for name in RECORDED if config.get(name, defaults[name]) != defaults[name]}
+    later = {name: value for name, value in changed.items() if name not in FIRST}
+    return text_digest(json.dumps([*values, later] if later else values))
 
 
 def check_config(path: str | os.PathLike[str], config: Mapping[str, Any], program: Program) -> None:

@@ -15,6 +15,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from tintc.bounded import is_cached, leaves, open_regular
 from tintc.errors import ArtefactError
 from tintc.runtime.artefact.names import CARD_FILE, DIGESTS_FILE, PROGRAM_FILE
 from tintc.runtime.artefact.schema import check_manifest
@@ -102,15 +103,44 @@ def changed_files(snapshot: Snapshot, full: bool = False) -> list[str]:
     return sorted({*changed, *unknown})
 
 
-def refuse_changed(snapshot: Snapshot) -> None:
-    """Raise `ArtefactError` unless every byte of every file is as it was written."""
-    if read_digests(snapshot) is None:
+def digests_of(snapshot: Snapshot) -> Mapping[str, Mapping[str, Any]]:
+    """Return the digests of a folder's files, by name; raise `ArtefactError` if it has none."""
+    digests = read_digests(snapshot)
+    if digests is None:
         raise ArtefactError(
             f"{snapshot.folder} has no {DIGESTS_FILE}, so its files cannot be checked; compile the model again, or "
             "save the simulator anew."
         )
-    missing = [name for name in read_digests(snapshot) or () if not (snapshot.folder / name).exists()]
-    changed = changed_files(snapshot, full=True) + missing
+    return digests
+
+
+def altered(snapshot: Snapshot) -> list[str]:
+    """Return the names of files of which any byte is not as it was written, or that are missing.
+
+    Raises `ArtefactError` for a folder without digests.
+    """
+    digests = digests_of(snapshot)
+    unread = [name for name in digests if name not in snapshot.files]
+    if is_cached(snapshot.folder):
+        unread = [name for name in unread if (snapshot.folder / name).exists()]
+    wrong = [name for name in unread if not _is_as_written(snapshot.folder, name, digests[name])]
+    return sorted({*changed_files(snapshot, full=True), *wrong})
+
+
+def _is_as_written(folder: Path, name: str, wanted: Mapping[str, Any]) -> bool:
+    """Return True if a file that no simulator needs, such as the roles of its heads, is there and has the digest."""
+    if not (folder / name).is_file() or leaves(folder, name):
+        return False
+    descriptor = open_regular(folder / name)
+    try:
+        return os.fstat(descriptor).st_size == wanted["size"] and full_digest(descriptor) == wanted["sha256"]
+    finally:
+        os.close(descriptor)
+
+
+def refuse_changed(snapshot: Snapshot) -> None:
+    """Raise `ArtefactError` unless every byte of every file is as it was written."""
+    changed = altered(snapshot)
     if changed:
         raise ArtefactError(
             f"{snapshot.folder} is not as it was written: {', '.join(changed)}. Compile the model again."

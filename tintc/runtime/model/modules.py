@@ -154,7 +154,7 @@ def _shared_tensors(placed: Placed) -> dict[str, str]:
         case RecurrenceSpec():
             tables = {"skip": spec.options.skip}
         case ConvolutionSpec():
-            tables = {"weight": spec.weight, "bias": spec.bias}
+            tables = {"weight": spec.weight, "bias": spec.bias, "padding": spec.padding}
         case _:
             tables = {}
     return {key: f"tables.{table}" for key, table in tables.items() if table}

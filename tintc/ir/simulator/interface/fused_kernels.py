@@ -13,6 +13,8 @@ from torch import Tensor
 from tintc.ir.core import Value
 from tintc.ir.functions import ACTIVATIONS, FiniteDifference, at_least_fp32
 from tintc.ir.simulator.interface.fused_base import FusedRun, FusedWeights
+from tintc.ir.simulator.kernels.choice import chosen
+from tintc.ir.simulator.kernels.rows import TINY, has_kernel
 
 IN_PLACE: dict[str, Callable[[Tensor], Tensor]] = {
     "relu": torch.relu_,
@@ -105,11 +107,6 @@ def _add_product(y: Tensor, a: Tensor, b: Tensor, factor: float) -> Tensor:
     return y.baddbmm_(a, b, alpha=factor)
 
 
-TINY = 1e-18
-"""Gradients smaller than this are stepped as if they were this large, which leaves a zero gradient zero. The square of
-what is much smaller is zero in fp32."""
-
-
 def rms(x: Tensor) -> Tensor:
     """Return the root mean square over the last dimension, in one pass: ``[..., D] -> [..., 1]``."""
     return torch.linalg.vector_norm(x, dim=-1, keepdim=True) * x.shape[-1] ** -0.5
@@ -125,6 +122,10 @@ def fused_slope(fn: str, difference: FiniteDifference, g: Tensor, x: Tensor, y: 
 
     y: act(x), if it is known; used if it has that precision.
     """
+    if chosen("activation_backward", g, x) and has_kernel(fn, x):
+        from tintc.ir.simulator.kernels.triton_difference import activation_backward
+
+        return activation_backward(fn, difference, g, x)
     g = at_least_fp32(g)
     wide = at_least_fp32(x)
     recorded = torch.is_grad_enabled()

@@ -52,7 +52,7 @@ class Applied:
     gave, before the rate; scores: of its attention, those that `SimOp.shown_scores` names."""
 
     new: Tensor
-    rate: Tensor | None
+    rate: Tensor | float | None
     scores: Tensor | None
 
 
@@ -66,8 +66,20 @@ class LiteralRun(Protocol):
         """Return the embedding ``[B, T_sim, D_sim]`` with `slots [B, T, P]` side by side in its tokens."""
         ...
 
-    def apply(self, block: str, e: Tensor, mask: Tensor | None = None, rate: Tensor | None = None) -> Tensor:
+    def apply(self, block: str, e: Tensor, mask: Tensor | None = None, rate: Tensor | float | None = None) -> Tensor:
         """Return `e` after a block of `structure` (times `rate`, ``[]`` or ``[B]``) and its position gate."""
+        ...
+
+    def first(self, x: Tiles) -> Tensor:
+        """Return the number that every coordinate of the one slot of a value holds at every token, ``[B]``."""
+        ...
+
+    def empty_prefix(self) -> Tile:
+        """Return a weight tile of zeros."""
+        ...
+
+    def added(self, tile: Tile, terms: Sequence[Tensor]) -> Tensor:
+        """Return a weight tile with the prefix positions of embeddings added: residual connections."""
         ...
 
     def slot(self, e: Tensor, index: int = 0) -> Tensor:

@@ -79,6 +79,10 @@ class StoredTensors(Op):
         """Return the name of the weights whose values after a step of descent are the result; None if they are not."""
         return None
 
+    def summed_weight(self) -> str | None:
+        """Return the name of the weights whose gradients' sum is the result; None if it is none."""
+        return None
+
     def updated_parts(self) -> dict[str, tuple[int, ...]]:
         """Return the shapes of the parts of those weights that descend, by part."""
         return {}

@@ -17,6 +17,7 @@ from tintc.ir.simulator.interface.cost_model import CostModel
 from tintc.ir.simulator.interface.fused_base import FusedRun
 from tintc.ir.simulator.interface.literal_base import LiteralRun, Tiles
 from tintc.ir.simulator.interface.semantics import Interpretation
+from tintc.ir.simulator.kernels.choice import chosen
 from tintc.ir.simulator.shared.attention_common import ROWS, AttentionOp
 from tintc.ir.structure import AttentionSpec, StructuralBlock
 
@@ -63,8 +64,25 @@ class AttentionBackward(AttentionOp):
         return merge_heads(self.by_key_head(dv))
 
     def fused(self, run: FusedRun, dy: Tensor, q: Tensor, k: Tensor) -> Tensor:
+        if chosen("attention_backward", dy, q, k):
+            return merge_heads(self._by_kernel(run, dy, q, k))
         dv = reduce(torch.add, self._products(run, dy, q, k))
         return merge_heads(self.by_key_head(dv))
+
+    def _by_kernel(self, run: FusedRun, dy: Tensor, q: Tensor, k: Tensor) -> Tensor:
+        """Return dv by key/value head ``[B, n_kv_heads, m, d]``."""
+        from tintc.ir.simulator.kernels.triton_attention import Scores, values_gradient
+
+        length = k.shape[1]
+        slopes = sinks = positions = None
+        if self.slopes:
+            slopes = torch.stack([torch.full((), slope, device=q.device) for slope in self.slopes])
+            positions = run.inputs.position_ids[:, :length]
+        if self.sinks:
+            sinks = run.score_vector(self.sinks)
+        mask = run.allowed(q.shape[1], length, self.window)
+        options = Scores(self.scale, self.soft_cap, mask, slopes, positions, sinks)
+        return values_gradient(*self.rotated(run, q, k), split_heads(dy, self.n_heads), options)
 
     def _products(self, run: FusedRun, dy: Tensor, q: Tensor, k: Tensor) -> Iterator[Tensor]:
         """Yield the terms of dv by query head, ``[B, n_heads, m, d]``, of `ROWS` queries at a time."""

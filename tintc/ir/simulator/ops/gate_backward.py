@@ -15,6 +15,8 @@ from tintc.ir.simulator.interface.fused_base import FusedRun
 from tintc.ir.simulator.interface.fused_kernels import activate, fused_slope
 from tintc.ir.simulator.interface.literal_base import LiteralRun, Tiles
 from tintc.ir.simulator.interface.semantics import Interpretation
+from tintc.ir.simulator.kernels.choice import chosen
+from tintc.ir.simulator.kernels.rows import has_kernel
 from tintc.ir.simulator.ops.gate_forward import gate_blocks, gate_tiles
 from tintc.ir.simulator.shared.first_order import (
     DifferenceOp,
@@ -48,6 +50,10 @@ class GateBackward(DifferenceOp):
         return dy * act(u), self.difference.derivative(act, u, dy * g)
 
     def fused(self, run: FusedRun, dy: Tensor, g: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
+        if chosen("gate_backward", dy, g, u) and has_kernel(self.fn, u):
+            from tintc.ir.simulator.kernels.triton_difference import gate_backward
+
+            return gate_backward(self.fn, self.difference, dy, g, u)
         act = activate(self.fn, at_least_fp32(u))
         du = fused_slope(self.fn, self.difference, dy * g, u, act)
         act = act.to(u.dtype)

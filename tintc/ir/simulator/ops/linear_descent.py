@@ -16,7 +16,7 @@ from tintc.ir.simulator.interface.cost_model import CostModel, Deferral, Pending
 from tintc.ir.simulator.interface.fused_base import FusedRun, FusedWeights, Pending
 from tintc.ir.simulator.interface.literal_base import LiteralRun, PrefixTiles, Tile, Tiles
 from tintc.ir.simulator.interface.semantics import Interpretation, Weights
-from tintc.ir.simulator.shared.descent_common import DescentOp
+from tintc.ir.simulator.shared.descent_common import DescentOp, per_example
 from tintc.ir.simulator.shared.linear_common import (
     bias_chunks,
     check_linear,
@@ -95,7 +95,7 @@ def descent_blocks(layout: Layout, copies: int, tiles: tuple[int, int]) -> dict[
 
 
 def descent_tiles(
-    run: LiteralRun, w: PrefixTiles, copies: int, dy: Tiles, x: Tiles, step: int, rate: Tensor
+    run: LiteralRun, w: PrefixTiles, copies: int, dy: Tiles, x: Tiles, step: int, rate: Tensor | float
 ) -> PrefixTiles:
     """Return the weights after the step, tile by tile: row tiles read tiles of dy, column tiles those of x."""
     rows: list[list[Tile]] = []
@@ -145,7 +145,7 @@ def _add_product(weight: Tensor, a: Tensor, b: Tensor, factor: float, in_place: 
 @register("sim.linear_descent")
 @dataclass(eq=False, kw_only=True)
 class LinearDescent(DescentOp):
-    """(W, dy, x) -> W'.
+    """(W, dy, x) -> W'. Where gradients are summed, the sum is kept as pending updates, each with its factors.
 
     `tiles` (added by planning): row and column tiles. Where the bias is held m times (authors' layout; construction.md,
     section 10), every copy receives the full step.
@@ -160,22 +160,24 @@ class LinearDescent(DescentOp):
 
     def interpret(self, run: Interpretation, w: Weights, dy: Tensor, x: Tensor) -> Weights:
         assert w.weight is not None
-        rate = (run.rate(self.target, self.step) * self.rate_scale).reshape(-1, 1, 1)
+        rate = self.factor(run)
         summed = dy * run.inputs.train_mask(self.step)[..., None]
-        weight = w.weight - rate * (summed.transpose(-1, -2) @ x)
+        gradient = summed.transpose(-1, -2) @ x
+        weight = w.weight - per_example(rate, gradient) * gradient
         if w.bias is None:
             return Weights(weight, None)
-        return Weights(weight, w.bias - copies_of_bias(self.operands[0].type) * rate[:, 0] * summed.sum(1))
+        gradient = copies_of_bias(self.operands[0].type) * summed.sum(1)
+        return Weights(weight, w.bias - per_example(rate, gradient) * gradient)
 
     def fused(self, run: FusedRun, w: FusedWeights, dy: Tensor, x: Tensor) -> FusedWeights:
         """Return the weights with the update pending or carried out, as the plan says."""
         dy = self._summed(run, dy)
-        rate = run.rate(self.target, self.step) * -self.rate_scale
+        rate = -self.factor(run)
         if isinstance(rate, Tensor):
             dy = (dy * rate.reshape(-1, 1, 1)).to(dy.dtype)
             rate = 1.0
         update = Pending(dy, x, self.operands[2], copies_of_bias(self.operands[0].type), rate)
-        if run.lazy(self):
+        if self.sums or run.lazy(self):
             return replace(w, pending=(*w.pending, update))
         return materialise(w, update, run.frees(self, self.operands[0]))
 
@@ -201,7 +203,10 @@ class LinearDescent(DescentOp):
 
     def deferral(self) -> Deferral:
         """Return the update. A pending one keeps its dY, which stands in the result, and its X."""
-        return Deferral(self.target, (self.operands[2], self.result))
+        kept = (self.operands[2], self.result)
+        if self.sums:
+            return Deferral(f"sums.{self.target}", kept, always=True)
+        return Deferral(self.target, kept)
 
     def multiply_adds(self, costs: CostModel, w: Value, dy: Value, x: Value) -> int:
         if self in costs.lazy:
@@ -230,5 +235,4 @@ class LinearDescent(DescentOp):
         return (dy * run.inputs.train_mask(self.step)[..., None],)
 
     def literal(self, run: LiteralRun, w: PrefixTiles, dy: Tiles, x: Tiles) -> PrefixTiles:
-        rate = run.rate(self.target, self.step) * self.rate_scale
-        return descent_tiles(run, w, copies_of_bias(self.operands[0].type), dy, x, self.step, rate)
+        return descent_tiles(run, w, copies_of_bias(self.operands[0].type), dy, x, self.step, self.factor(run))

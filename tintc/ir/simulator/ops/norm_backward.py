@@ -18,6 +18,8 @@ from tintc.ir.simulator.interface.fused_base import FusedRun, FusedWeights
 from tintc.ir.simulator.interface.fused_kernels import rms, step_size
 from tintc.ir.simulator.interface.literal_base import LiteralRun, PrefixTiles, Tiles
 from tintc.ir.simulator.interface.semantics import Interpretation, Weights
+from tintc.ir.simulator.kernels.choice import chosen
+from tintc.ir.simulator.kernels.rows import LARGEST
 from tintc.ir.simulator.ops.linear_backward import backward_block, backward_tiles
 from tintc.ir.simulator.shared.first_order import (
     DifferenceOp,
@@ -67,14 +69,26 @@ class NormBackward(NormOp, DifferenceOp):
     def fused(self, run: FusedRun, *operands: Any) -> Tensor:
         dy, x = operands[-2:]
         w, _ = self.weights_and(operands, FusedWeights(None, None))
+        gain = None
+        if w.weight is not None:
+            gain = for_all_heads(w.weight, x.shape[-1])
+        if chosen("norm_backward", dy, x) and x.shape[-1] <= LARGEST:
+            return self._by_kernel(dy, x, gain)
         wide = at_least_fp32(x)
         g = at_least_fp32(dy)
-        if w.weight is not None:
-            g = g * for_all_heads(w.weight, x.shape[-1]).to(g.dtype)
+        if gain is not None:
+            g = g * gain.to(g.dtype)
         if self.groups == 1:
             return self._fused_difference(wide, g).to(x.dtype)
         wide, g = (value.unflatten(-1, (self.groups, -1)) for value in (wide, g))
         return self._fused_difference(wide, g).to(x.dtype).flatten(-2)
+
+    def _by_kernel(self, dy: Tensor, x: Tensor, gain: Tensor | None) -> Tensor:
+        from tintc.ir.simulator.kernels.triton_norm import norm_backward
+
+        if gain is not None:
+            gain = gain.reshape(-1, x.shape[-1])
+        return norm_backward(self.kind, self.groups, self.eps, self.difference, dy, x, gain)
 
     def _fused_difference(self, x: Tensor, g: Tensor) -> Tensor:
         """Return ``(f(x + h g) - f(x)) / h``, or the central difference, from three sums per token, without the

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cache
 
 from torch import Tensor
@@ -14,7 +14,7 @@ from tintc.ir.simulator.interface.fused_base import FusedRun, FusedWeights
 from tintc.ir.simulator.interface.literal_base import LiteralRun, PrefixTiles, Tiles
 from tintc.ir.simulator.interface.semantics import Interpretation, Weights
 from tintc.ir.simulator.ops.linear_descent import descent_block
-from tintc.ir.simulator.shared.descent_common import DescentOp
+from tintc.ir.simulator.shared.descent_common import DescentOp, per_example, with_updates
 from tintc.ir.simulator.shared.first_order import product
 from tintc.ir.simulator.shared.linear_common import bias_chunks, main_chunks
 from tintc.ir.simulator.shared.norm_common import check_norm, has
@@ -82,16 +82,18 @@ class NormDescent(DescentOp):
         self.expect(self.result.type == self.operands[0].type, "returns weights of the type it takes")
 
     def interpret(self, run: Interpretation, w: Weights, dy: Tensor, normed: Tensor | None = None) -> Weights:
-        rate = (run.rate(self.target, self.step) * self.rate_scale).reshape(-1, 1)
+        rate = self.factor(run)
         dy = dy * run.inputs.train_mask(self.step)[..., None]
         gain = w.weight
         bias = w.bias
         if "gain" in self.parts:
             assert gain is not None and normed is not None
-            gain = gain - rate * self._over_heads((dy * normed).sum(1))
+            gradient = self._over_heads((dy * normed).sum(1))
+            gain = gain - per_example(rate, gradient) * gradient
         if "bias" in self.parts:
             assert bias is not None
-            bias = bias - rate * self._over_heads(dy.sum(1))
+            gradient = self._over_heads(dy.sum(1))
+            bias = bias - per_example(rate, gradient) * gradient
         return Weights(gain, bias)
 
     def _over_heads(self, gradient: Tensor) -> Tensor:
@@ -99,16 +101,9 @@ class NormDescent(DescentOp):
         return gradient.unflatten(-1, (-1, self.operands[0].type.width)).sum(1)
 
     def fused(self, run: FusedRun, w: FusedWeights, dy: Tensor, normed: Tensor | None = None) -> FusedWeights:
-        rate = run.rate(self.target, self.step) * self.rate_scale
-        if isinstance(rate, Tensor):
-            rate = rate.to(dy.dtype).reshape(-1, 1)
-        if "gain" in self.parts:
-            assert w.weight is not None
-            w = replace(w, weight=w.weight - rate * self.gradient("gain", run, w, dy, normed))
-        if "bias" in self.parts:
-            assert w.bias is not None
-            w = replace(w, bias=w.bias - rate * self.gradient("bias", run, w, dy, normed))
-        return w
+        rate = self.factor(run)
+        gradients = {part: self.gradient(part, run, w, dy, normed) for part in self.parts}
+        return with_updates(w, {part: g * -per_example(rate, g) for part, g in gradients.items()})
 
     def updated_parts(self) -> dict[str, tuple[int, ...]]:
         return dict.fromkeys(self.parts, self.operands[0].type.dims)
@@ -155,7 +150,7 @@ class NormDescent(DescentOp):
         return "_".join(("norm_descent", *self.parts))
 
     def literal(self, run: LiteralRun, w: PrefixTiles, dy: Tiles, normed: Tiles | None = None) -> PrefixTiles:
-        rate = run.rate(self.target, self.step) * self.rate_scale
+        rate = self.factor(run)
         slots = dy
         if normed is not None:
             products = [product(run, tile, factor) for tile, factor in zip(dy, normed, strict=True)]

@@ -121,20 +121,20 @@ def named_by(block: str, eps: float) -> str:
 
 
 def mean_stages(
-    layout: Layout, width: int, extra: dict[tuple[int, int], float], groups: int = 1
+    layout: Layout, width: float, extra: dict[tuple[int, int], float], groups: int = 1
 ) -> tuple[SplitStage, SplitStage]:
     """Return stages that take means: split-wise, dimension-wise.
 
     Claim: every coordinate of slot 0 becomes the mean over the slot's first `width` coordinates, plus the slots of
-    `extra` ``{(to, from): factor}``. groups: the mean of each of so many parts of `width` coordinates, in every
-    coordinate of the part.
+    `extra` ``{(to, from): factor}`` (for any other `width`, the slot's sum over it). groups: the mean of each of so
+    many parts of `width` coordinates, in every coordinate of the part.
 
     Split-wise: each chunk of slot 0 times the all-ones matrix over `width`, which puts the chunk's sum / width into all
     its columns; other chunks stay. Dimension-wise: every chunk of slot 0 receives the sum of all of them, and `extra`
     is added slot by slot. Pads are zero and add nothing. QED.
     """
     if groups > 1:
-        return _means_by_part(layout, width, extra, groups)
+        return _means_by_part(layout, int(width), extra, groups)
     heads = layout.n_heads
     d_h = layout.d_h
     shards = layout.shards

@@ -148,7 +148,7 @@ class FusedExecutor(FusedRunBase):
 
 
 def _cut(value: Any, length: int) -> Any:
-    """Return the first `length` positions of a token value; weights as they are."""
-    if isinstance(value, Tensor) and value.shape[1] > length:
+    """Return the first `length` positions of a token value; weights and numbers as they are."""
+    if isinstance(value, Tensor) and value.dim() > 1 and value.shape[1] > length:
         return value[:, :length]
     return value

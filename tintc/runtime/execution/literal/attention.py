@@ -46,7 +46,10 @@ class TintAttention(nn.Module):
         self.transpose = spec.transpose
         self.sim_seq_len = sim_seq_len
         self.references: dict[str, Reference] = {}
-        for letter in "qkvopr":
+        letters = "qkvo"
+        if spec.w_p is not None:
+            letters = "qkvopr"
+        for letter in letters:
             setattr(self, f"w_{letter}", build_split(getattr(spec, f"w_{letter}"), spec.n_heads * spec.width))
         for letter in "qkv":
             if getattr(spec, f"positions_{letter}") is not None:

@@ -51,7 +51,7 @@ class SimModule(nn.Module):
         self.blocks = blocks
 
     def forward(
-        self, e: Tensor, block: str, executor: LiteralExecutor, mask: Tensor | None, rate: Tensor | None
+        self, e: Tensor, block: str, executor: LiteralExecutor, mask: Tensor | None, rate: Tensor | float | None
     ) -> Tensor:
         module, gate = executor.model.block(self.blocks[block])
         shown: list[Tensor] = []
@@ -67,8 +67,10 @@ class SimModule(nn.Module):
             if isinstance(gate, PositionGate):
                 passing = gate.taken(new, executor.positions)
             executor.applied.append(Applied(passing, rate, next(iter(shown), None)))
+        if isinstance(rate, Tensor):
+            rate = rate.to(new.dtype).reshape(-1, 1, 1)
         if rate is not None:
-            new = new * rate.to(new.dtype).reshape(-1, 1, 1)
+            new = new * rate
         if gate is None:
             return new
         return gate(e, new, executor.positions)
@@ -99,11 +101,17 @@ def _kept(part: tuple[slice, ...], shown: list[Tensor], scores: Tensor) -> Tenso
     return scores
 
 
+def _as_it_is(e: Tensor) -> Tensor:
+    """Return an embedding whose prefixes hold zeros, which is what they hold before anything is put there."""
+    return e
+
+
 class _Memory:
     """The table of saved embeddings, by the slots that the compiler allocated, and weights as they are handed on."""
 
     def __init__(self) -> None:
         self.weights: dict[Value, PrefixTiles | ExpertTiles] = {}
+        self.numbers: dict[Value, Tiles] = {}
         self._tiles: dict[int, Tensor] = {}
         self._slots: dict[Value, tuple[int, ...]] = {}
 
@@ -111,6 +119,8 @@ class _Memory:
         """Return weights, or the tiles of a token value, or of each expert's, that its slots hold now."""
         if value in self.weights:
             return self.weights[value]
+        if value in self.numbers:
+            return self.numbers[value]
         tiles = [self._tiles[slot] for slot in self._slots[value]]
         if value.type.kind != "routed":
             return tiles
@@ -193,6 +203,8 @@ class LiteralExecutor:
                     memory.write(value, next(slots), tiles)
                 elif value.type.kind == "routed":
                     memory.write_routed(value, next(slots), computed)
+                elif value.type.kind == "number":
+                    memory.numbers[value] = computed
                 else:
                     results[value] = computed
         results |= memory.weights
@@ -215,7 +227,10 @@ class LiteralExecutor:
         return tiles
 
     def embed(self, slots: Sequence[Tensor], prefix: Tile | None = None) -> Tensor:
-        tokens = torch.cat(tuple(slots), -1)
+        if slots:
+            tokens = torch.cat(tuple(slots), -1)
+        else:
+            tokens = torch.zeros(*self.inputs.shape, 0, dtype=self.model.dtype, device=self.positions.device)
         e = F.pad(tokens, (0, self.layout.d_sim - tokens.shape[-1]))
         if isinstance(prefix, Tensor):
             return torch.cat((prefix.to(e.dtype), e), 1)
@@ -224,9 +239,21 @@ class LiteralExecutor:
             return e
         return prefix(e)
 
-    def apply(self, block: str, e: Tensor, mask: Tensor | None = None, rate: Tensor | None = None) -> Tensor:
+    def apply(self, block: str, e: Tensor, mask: Tensor | None = None, rate: Tensor | float | None = None) -> Tensor:
         assert self.site is not None
         return self.site(e, block, self, mask, rate)
+
+    def first(self, x: Tiles) -> Tensor:
+        return x[0][:, 0, 0]
+
+    def empty_prefix(self) -> Tile:
+        return _as_it_is
+
+    def added(self, tile: Tile, terms: Sequence[Tensor]) -> Tensor:
+        prefix = self.prefix(self.embed([], tile))
+        for term in terms:
+            prefix = prefix + self.prefix(term)
+        return prefix
 
     def slot(self, e: Tensor, index: int = 0) -> Tensor:
         pitch = self.layout.pitch

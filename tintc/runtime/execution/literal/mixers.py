@@ -64,7 +64,10 @@ class Recurrence(ReferringBlock):
 
 
 class Convolution(ReferringBlock):
-    """Shifted copies of slot 0, each times the weights of its lag, and their sum."""
+    """Shifted copies of slot 0, each times the weights of its lag, and their sum.
+
+    Where padding reads as something, slot 1 has a one at padding, and that is added there first.
+    """
 
     def __init__(self, spec: ConvolutionSpec, layout: Layout):
         super().__init__(layout)
@@ -79,6 +82,9 @@ class Convolution(ReferringBlock):
         real = torch.ones(x.shape[:2], dtype=torch.bool, device=e.device)
         if spec.transposed:
             return self.put(e, apply_transposed_convolution(x, weight, real))
+        padding = self.table("padding")
+        if padding is not None:
+            x = x + self.tokens(e, 1, 1) * padding[rows].to(x.dtype)
         bias = self.table("bias")
         if bias is not None:
             bias = bias[rows]

@@ -6,6 +6,7 @@ import hashlib
 from dataclasses import dataclass
 from typing import ClassVar
 
+import torch
 from torch import Tensor
 
 from tintc.ir.convolution import apply_convolution, apply_transposed_convolution, continue_convolution
@@ -22,25 +23,25 @@ from tintc.ir.structure import ConvolutionSpec, StructuralBlock, TensorSpec
 
 @dataclass(eq=False, kw_only=True)
 class _Convolution(MixerOp):
-    """(x) -> a convolution of x, or its transpose; weight ``[C, w]`` and bias ``[C]`` are tables that nothing
-    updates."""
+    """(x) -> a convolution of x, or its transpose; weight ``[C, w]``, bias and padding ``[C]`` are tables that nothing
+    updates. padding: what padding reads as (empty: zero)."""
 
     TRANSPOSED: ClassVar[bool]
 
     weight: str
     bias: str = ""
+    padding: str = ""
 
     def verify(self) -> None:
         self.expect(len(self.operands) == 1 and self.operands[0].type == self.result.type, "keeps the width")
 
     def stored(self, storage: Storage) -> dict[str, TensorSpec]:
-        return storage.tables(self.weight, self.bias)
+        return storage.tables(self.weight, self.bias, self.padding)
 
-    def table_bias(self, run: Interpretation | FusedRun) -> Tensor | None:
-        """Return the bias; None if there is none."""
-        if not self.bias:
-            return None
-        return run.table(self.bias)
+    def vectors(self, run: Interpretation | FusedRun) -> tuple[Tensor | None, Tensor | None]:
+        """Return the bias, and what padding reads as; None for what is not there."""
+        bias, padding = (run.table(name) if name else None for name in (self.bias, self.padding))
+        return bias, padding
 
     def structure(self, layout: Layout) -> dict[str, StructuralBlock]:
         """Return the module's blocks, one for every tile.
@@ -48,21 +49,22 @@ class _Convolution(MixerOp):
         Claim: w heads of constant scores give the w shifted copies, head i with a mask that lets token t see token
         ``t - i`` alone (in the transpose ``t + i``); each is multiplied by the weights of its lag, which stand in a
         slot of their own, and a residual connection adds them and the bias. The block does these at once. Padding is
-        zero, which a gate sees to. QED. It is exact.
+        zero, which a gate sees to; where it reads as something else, a slot that marks it is multiplied by that vector,
+        and a residual connection adds the product before. QED. It is exact.
         """
         width = self.result.type.width
         return {
             self._block(tile): StructuralBlock(
                 ConvolutionSpec(
-                    self.weight, self.bias, tile, min(layout.pitch, width - tile * layout.pitch), self.TRANSPOSED
+                    self.weight, self.bias, self.padding, tile, min(layout.pitch, width - start), self.TRANSPOSED
                 )
             )
-            for tile in range(layout.tiles(width))
+            for tile, start in enumerate(range(0, width, layout.pitch))
         }
 
     def _block(self, tile: int) -> str:
         """Return a block's name: it reads a table of its layer, so the name does too."""
-        key = hashlib.sha256(f"{self.weight} {self.bias}".encode()).hexdigest()[:12]
+        key = hashlib.sha256(f"{self.weight} {self.bias} {self.padding}".rstrip().encode()).hexdigest()[:12]
         return f"{self.opname.removeprefix('sim.')}_{key}_{tile}"
 
     def multiply_adds(self, costs: CostModel, x: Value) -> int:
@@ -83,20 +85,32 @@ class ConvolutionForward(_Convolution):
     CARRIES_STATE: ClassVar[bool] = True
 
     def interpret(self, run: Interpretation, x: Tensor) -> Tensor:
-        return apply_convolution(x, run.table(self.weight), self.table_bias(run), run.inputs.real_tokens)
+        bias, padding = self.vectors(run)
+        return apply_convolution(x, run.table(self.weight), bias, run.inputs.real_tokens, padding)
 
     def fused(self, run: FusedRun, x: Tensor) -> Tensor:
-        return apply_convolution(x, run.table(self.weight), self.table_bias(run), self.real(run, x.shape[1]))
+        bias, padding = self.vectors(run)
+        return apply_convolution(x, run.table(self.weight), bias, self.real(run, x.shape[1]), padding)
+
+    def slots(self, layout: Layout) -> int:
+        return 1 + bool(self.padding)
 
     def literal(self, run: LiteralRun, x: Tiles) -> Tiles:
         real = run.real_tokens()
-        return [run.slot(run.apply(self._block(index), run.embed([tile * real]))) for index, tile in enumerate(x)]
+        results: Tiles = []
+        for index, tile in enumerate(x):
+            read = [tile * real]
+            if self.padding:
+                read.append(torch.zeros_like(tile) + (1 - real))
+            results.append(run.slot(run.apply(self._block(index), run.embed(read))))
+        return results
 
     def carried(self, run: FusedRun, state: Tensor | None, *operands: Tensor) -> tuple[Tensor, Tensor]:
         """Return the results, and as many of the last inputs as later tokens reach, ``[B, w - 1, C]``."""
         (x,) = operands
+        bias, padding = self.vectors(run)
         real = self.real(run, x.shape[1])
-        return continue_convolution(x, run.table(self.weight), self.table_bias(run), real, state)
+        return continue_convolution(x, run.table(self.weight), bias, real, padding, state)
 
 
 @register("sim.convolution_backward")

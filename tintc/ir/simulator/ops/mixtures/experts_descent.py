@@ -25,7 +25,7 @@ from tintc.ir.simulator.interface.literal_base import (
 from tintc.ir.simulator.interface.semantics import Interpretation, Weights
 from tintc.ir.simulator.ops.linear_descent import descent_blocks, descent_tiles
 from tintc.ir.simulator.ops.mixtures.experts_base import ExpertsOp
-from tintc.ir.simulator.shared.descent_common import DescentOp
+from tintc.ir.simulator.shared.descent_common import DescentOp, per_example
 from tintc.ir.simulator.shared.grouped import bias_sums, expert_sums
 from tintc.ir.simulator.shared.linear_common import copies_of_bias
 from tintc.ir.structure import StructuralBlock
@@ -51,17 +51,18 @@ class ExpertsDescent(DescentOp, ExpertsOp):
 
     def interpret(self, run: Interpretation, w: Weights, r: Tensor, dy: Tensor, x: Tensor) -> Weights:
         assert w.weight is not None
-        rate = (run.rate(self.target, self.step) * self.rate_scale).reshape(-1, 1, 1, 1)
+        rate = self.factor(run)
         weight, bias = expert_gradients(dy, x, run.inputs.train_mask(self.step)[..., None])
+        weight = w.weight - per_example(rate, weight) * weight
         if w.bias is None:
-            return Weights(w.weight - rate * weight, None)
-        return Weights(w.weight - rate * weight, w.bias - rate[..., 0] * bias)
+            return Weights(weight, None)
+        return Weights(weight, w.bias - per_example(rate, bias) * bias)
 
     def fused(self, run: FusedRun, w: FusedWeights, r: Tensor, dy: Tensor, x: Tensor) -> FusedWeights:
         """Return the weights with the update pending: carried out, every example had a stack of experts of its own."""
         experts = self.routing(run, r, dy).experts.flatten(1)
         dy = self._summed(run, dy)
-        rate = run.rate(self.target, self.step) * -self.rate_scale
+        rate = -self.factor(run)
         if isinstance(rate, Tensor):
             dy = (dy * rate.reshape(-1, 1, 1)).to(dy.dtype)
             rate = 1.0
@@ -92,7 +93,10 @@ class ExpertsDescent(DescentOp, ExpertsOp):
 
     def deferral(self) -> Deferral:
         """Return the update, which is always left pending; it keeps its dY, which stands in the result, and its X."""
-        return Deferral(self.target, (self.operands[3], self.result), always=True)
+        layer = self.target
+        if self.sums:
+            layer = f"sums.{self.target}"
+        return Deferral(layer, (self.operands[3], self.result), always=True)
 
     def multiply_adds(self, costs: CostModel, w: Value, r: Value, dy: Value, x: Value) -> int:
         costs.pending[self.result] = (*costs.updates(w), PendingUpdate(x, costs.train_end(self.step)))
@@ -110,7 +114,7 @@ class ExpertsDescent(DescentOp, ExpertsOp):
 
     def literal(self, run: LiteralRun, w: ExpertTiles, r: Tiles, dy: RoutedTiles, x: RoutedTiles) -> ExpertTiles:
         copies = copies_of_bias(self.operands[0].type)
-        rate = run.rate(self.target, self.step) * self.rate_scale
+        rate = self.factor(run)
         each = zip(w.each, dy, x, strict=True)
         return ExpertTiles([descent_tiles(run, tiles, copies, dy_e, x_e, self.step, rate) for tiles, dy_e, x_e in each])
 

@@ -76,8 +76,8 @@ class RouteBackward(RouterOptions, SimOp):
 class WeightsBackward(SimOp):
     """(r, a, y) -> ``<a_t, y_te>`` for every expert e that token t has chosen, ``[B, T, E]``, zero for the others.
 
-    Of a weighted sum of y, a is the gradient dy_t; of weighted inputs x_t, a is x_t and y_te the gradient of what expert
-    e reads.
+    Of a weighted sum of y, a is the gradient dy_t; of weighted inputs x_t, a is x_t and y_te the gradient of what
+    expert e reads.
     """
 
     ROUTES: ClassVar[bool] = True

@@ -1,0 +1,117 @@
+"""Our Triton kernels, on a GPU or else in Triton's interpreter: the same as the definitions in fp64.
+
+Tolerances are relative to the largest number: fp32 2e-5 (differences 2e-3: their own cancellation), bf16 2e-2.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from attention_programs import decoder
+from fused_cases import family, relative_to_update, token_ids
+from kernel_cases import ATTENTIONS, attention_case, close, values_by_definition
+from programs import simulator
+from torch import Tensor
+
+from tintc.ir.functions import ACTIVATIONS, FiniteDifference, norm_scale, normalise
+from tintc.ir.simulator.kernels.choice import using
+from tintc.ir.simulator.kernels.rows import FUNCTIONS
+
+pytest.importorskip("triton", reason="Triton is not installed (the extra cuda)")
+from tintc.ir.simulator.kernels import triton_attention as attention
+from tintc.ir.simulator.kernels import triton_difference as difference
+from tintc.ir.simulator.kernels import triton_norm as norm
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+SCHEMES = ("fixed", "token", "central")
+DTYPES = {torch.float32: 2e-3, torch.bfloat16: 2e-2}
+
+
+def random(*shape: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).to(DEVICE, dtype)
+
+
+@pytest.mark.parametrize("name", ATTENTIONS)
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 2e-5), (torch.bfloat16, 2e-2)])
+def test_values_gradient(name: str, dtype: torch.dtype, tolerance: float) -> None:
+    q, k, dy, options = attention_case(name, dtype, DEVICE)
+    close(attention.values_gradient(q, k, dy, options), values_by_definition(q, k, dy, options), tolerance)
+
+
+@pytest.mark.parametrize(
+    ("fn", "scheme", "dtype"),
+    [(fn, "token", torch.float32) for fn in FUNCTIONS] + [("gelu", scheme, torch.bfloat16) for scheme in SCHEMES],
+)
+def test_activation_backward(fn: str, scheme: str, dtype: torch.dtype) -> None:
+    """Cut texts, whose rows do not follow each other, and a gradient that is zero."""
+    step = FiniteDifference(scheme, 0.01)
+    dy, x = random(2, 7, 33, dtype=dtype)[:, :5], random(2, 9, 33, dtype=dtype, seed=1)[:, :5]
+    dy[0, 2] = 0
+    found = difference.activation_backward(fn, step, dy, x)
+    close(found, step.derivative(ACTIVATIONS[fn], x.double(), dy.double()), DTYPES[dtype])
+    assert not step.per_token or not bool(found[0, 2].any())
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), DTYPES.items())
+def test_gate_backward(dtype: torch.dtype, tolerance: float) -> None:
+    step = FiniteDifference("token", 0.01)
+    dy, g, u = (random(2, 5, 40, dtype=dtype, seed=seed) for seed in range(3))
+    dg, du = difference.gate_backward("silu", step, dy, g, u)
+    wide = dy.double() * g.double()
+    close(dg, dy.double() * ACTIVATIONS["silu"](u.double()), tolerance)
+    close(du, step.derivative(ACTIVATIONS["silu"], u.double(), wide), tolerance)
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), DTYPES.items())
+@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize(("kind", "groups", "gains"), [("layer", 1, 1), ("rms", 1, 2), ("rms", 3, 0), ("layer", 1, 0)])
+def test_norm_backward(kind: str, groups: int, gains: int, scheme: str, dtype: torch.dtype, tolerance: float) -> None:
+    """gains: none, one for all, or one of each example."""
+    step = FiniteDifference(scheme, 0.02)
+    dy, x = random(2, 7, 36, dtype=dtype)[:, :5], random(2, 5, 36, dtype=dtype, seed=1) * 2 + 0.3
+    gain = None
+    g = dy.double()
+    if gains:
+        gain = random(gains, 36, seed=2) + 1
+        g = g * gain[:, None].double()
+    split = [value.double().unflatten(-1, (groups, -1)) for value in (g, x)]
+    scale = norm_scale(kind, split[1], 1e-5) if step.per_token else 1.0
+    wanted = step.derivative(lambda z: normalise(kind, z, 1e-5), split[1], split[0], scale)
+    close(norm.norm_backward(kind, groups, 1e-5, step, dy, x, gain), wanted.flatten(-2), tolerance)
+
+
+@pytest.mark.parametrize("name", ["gpt2", "llama", "all of attention"])
+def test_simulators(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Kernels stand in for operators wherever a fused pass has them, fp32: 1e-3 of the update."""
+    if name == "all of attention":
+        sim = simulator(*decoder(window=3, soft_cap=2.0, slopes=(0.5, 0.25, 0.125), sunk=True), inner_lr=0.02)
+    else:
+        sim = family(name).compile(inner_lr=0.02)
+    sim.to(DEVICE, torch.float32)
+    sim.executor, ids, mask = "fused", token_ids(2, 8, 11).to(DEVICE), torch.ones(2, 8, device=DEVICE)
+    mask[0, :2] = 0
+    ran: set[str] = set()
+    for module, of in ((attention, "values_gradient"), (norm, "norm_backward")):
+        monkeypatch.setattr(module, of, _noting(ran, getattr(module, of)))
+    for of in ("activation_backward", "gate_backward"):
+        monkeypatch.setattr(difference, of, _noting(ran, getattr(difference, of)))
+    found = []
+    for way in ("torch", "triton"):
+        with torch.no_grad(), using(way):
+            found.append(sim(ids, attention_mask=mask, return_before=True))
+        assert bool(ran) == (way == "triton")
+    plain, ours = found
+    assert relative_to_update(ours.logits, plain.logits, plain.logits_before) < 1e-3
+    assert ran >= {"values_gradient", "norm_backward"}
+    assert ran & {"activation_backward", "gate_backward"}
+
+
+def _noting(ran: set[str], kernel: Callable[..., Any]) -> Callable[..., Any]:
+    def noted(*args: Any) -> Any:
+        ran.add(kernel.__name__)
+        return kernel(*args)
+
+    return noted

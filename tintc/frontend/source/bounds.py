@@ -1,0 +1,121 @@
+"""`check_files`: a model folder's files, looked at before transformers opens, loops or allocates by what they say.
+
+A pipe would be waited for, a configuration of a billion layers be built, an index be followed to files elsewhere.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from tintc.bounded import (
+    MOST_CONFIG,
+    MOST_TOKENIZER,
+    UnfitFileError,
+    is_plain_name,
+    open_regular,
+    parse_json,
+    read_file,
+)
+from tintc.errors import ModelError
+
+LIMITS = (
+    (re.compile(r"position|length|window|context|ctx|token|_ids?$"), 1 << 53),
+    (re.compile(r"layers?$|^block_count$"), 1 << 10),
+    (re.compile(r"label"), 1 << 16),
+    (re.compile(r"head_dim|hidden|width|d_model|embd|embed|intermediate|inner|ffn|_dim$|_size$"), 1 << 24),
+    (re.compile(r"head|expert|group"), 1 << 16),
+)
+"""The most that an entry of a configuration may be, by the words of its name: the first that fits."""
+MOST = 1 << 53
+LABELS = "id2label"
+INDEX = re.compile(r"\.index\.json$")
+MOST_INDEX = 1 << 26
+READ = ("*.json", "*.safetensors", "*.bin", "*.model", "*.txt", "*.jinja", "*.tiktoken", "*.gguf")
+"""Names of files that may be opened."""
+
+
+def check_files(folder: str | Path, name: str) -> None:
+    """Raise `ModelError` unless a local folder's files are regular, short enough and name no files elsewhere, and its
+    configuration's sizes are ones that there may be. name: what the user calls it."""
+    place = Path(folder)
+    for pattern in READ:
+        for file in sorted(place.glob(pattern)):
+            _check_file(file, name)
+    config = place / "config.json"
+    if config.is_file():
+        check_sizes(name, _json(config, name, MOST_CONFIG))
+
+
+def _check_file(file: Path, name: str) -> None:
+    try:
+        descriptor = open_regular(file)
+    except UnfitFileError as error:
+        raise ModelError(f"{name} has {file.name}, which is not read: {error}.") from error
+    except OSError as error:
+        raise ModelError(f"{name} has {file.name}, which cannot be opened: {error.strerror or error}.") from error
+    size = os.fstat(descriptor).st_size
+    os.close(descriptor)
+    if INDEX.search(file.name):
+        _check_index(file, name)
+    elif file.suffix == ".json" and size > MOST_TOKENIZER:
+        raise ModelError(f"{name} has {file.name} of {size:,} bytes, and at most {MOST_TOKENIZER:,} are read.")
+
+
+def _check_index(file: Path, name: str) -> None:
+    """Raise `ModelError` for an index that names anything but files of its folder, as a path elsewhere."""
+    index = _json(file, name, MOST_INDEX)
+    shards = index.get("weight_map") if isinstance(index, dict) else None
+    if not isinstance(shards, dict):
+        raise ModelError(f"{name} has {file.name}, which has no weight_map; get it again.")
+    for shard in shards.values():
+        if not is_plain_name(shard):
+            raise ModelError(f"{name} has {file.name}, which names {str(shard)[:80]!r}, no file of its folder.")
+
+
+def _json(file: Path, name: str, most: int) -> Any:
+    try:
+        return parse_json(read_file(file, most))
+    except OSError as error:
+        reason = getattr(error, "strerror", None) or error
+        raise ModelError(f"{name} has a broken {file.name}: {reason}.") from error
+
+
+def check_sizes(name: str, config: Any) -> None:
+    """Raise `ModelError` for an entry of a configuration, nested ones too, that no model has and somebody would build
+    or allocate by."""
+    if not isinstance(config, dict):
+        raise ModelError(f"{name} has a broken config.json: it is no object of settings.")
+    for key, value in _entries(config):
+        if key == LABELS and isinstance(value, dict):
+            value = len(value)
+        if isinstance(value, bool) or not isinstance(value, int):
+            continue
+        most = next((most for words, most in LIMITS if words.search(key)), MOST)
+        if abs(value) > most:
+            raise ModelError(
+                f"{name} has {key[:80]} {_shown(value)} in its config.json, and at most {most:,} is built; mend it."
+            )
+
+
+def _shown(value: int) -> str:
+    if abs(value) > MOST:
+        return "of over 15 digits"
+    return f"{value:,}"
+
+
+def _entries(config: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Yield the entries of a configuration, and of those in it."""
+    for key, value in config.items():
+        yield str(key), value
+        if isinstance(value, dict):
+            yield from _entries(value)
+        elif isinstance(value, list):
+            for inner in value:
+                if isinstance(inner, dict):
+                    yield from _entries(inner)
+                elif isinstance(inner, int):
+                    yield str(key), inner
