@@ -50,9 +50,9 @@ def compare(sim: TintForCausalLM, other: TintForCausalLM, name: str, run: TextRu
     mine, others = (options_of(one.config).recorded() for one in (sim, other))
     rows += [(key.replace("_", " "), str(mine[key]), str(others[key])) for key in mine if mine[key] != others[key]]
     for part in sim.config.digests:
-        pair = [str(one.config.digests.get(part, ""))[:12] for one in (sim, other)]
-        if pair[0] != pair[1]:
-            rows.append((f"digest of the {part}", *pair))
+        own, their = (str(one.config.digests.get(part, ""))[:12] for one in (sim, other))
+        if own != their:
+            rows.append((f"digest of the {part}", own, their))
     ours = simulated_gradients(sim, run.inputs)
     gradients = compared(ours, simulated_gradients(other, theirs.inputs))
     return Other(name, theirs, rate_curve(other, theirs), rows, gradients)

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from tintc.evaluation.rate_sweep import sweep
 from tintc.reference.approximations import Approximations
-from tintc.reference.tune import Tuned, tune
-from tintc.reference.verify import approximations_of, plain
+from tintc.reference.tune import Tuned
+from tintc.reference.verify import approximations_of, plain, tuned_with
 from tintc.report.text import TextRun, token_losses
 
 if TYPE_CHECKING:
@@ -121,18 +121,7 @@ def _tuned(
     sim: TintForCausalLM, graph: CapturedGraph, run: TextRun, approximations: Approximations, dtype: torch.dtype
 ) -> Tuned:
     config = sim.config
-    return tune(
-        graph,
-        run.ids[None],
-        run.inputs.train.cpu(),
-        inner_lr=config.inner_lr,
-        n_steps=config.n_steps,
-        n_update_layers=config.n_update_layers,
-        loss=config.loss,
-        semantics=config.semantics,
-        approximations=approximations,
-        dtype=dtype,
-    )
+    return tuned_with(graph, config, run.ids, run.inputs.train.cpu(), approximations, config.n_steps, dtype)
 
 
 def _loss(tuned: Tuned, run: TextRun) -> float:
