@@ -13,6 +13,7 @@ import statistics
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -40,11 +41,12 @@ MEMORY = "weights GB|adapted GB|keys and values GB"
 class Clock(BaseStreamer):
     """When the prompt and every token came."""
 
-    def __init__(self) -> None:
+    def __init__(self, now: Callable[[], float] = time.perf_counter) -> None:
         self.times: list[float] = []
+        self.now = now
 
     def put(self, value: Tensor) -> None:
-        self.times.append(time.perf_counter())
+        self.times.append(self.now())
 
     def end(self) -> None:
         pass
@@ -59,8 +61,8 @@ class Clock(BaseStreamer):
         return (self.times[-1] - self.times[1]) / (len(self.times) - 2)
 
 
-def generated(model: Any, ids: Tensor, **given: Any) -> tuple[Clock, Any]:
-    clock = Clock()
+def generated(model: Any, ids: Tensor, now: Callable[[], float] = time.perf_counter, **given: Any) -> tuple[Clock, Any]:
+    clock = Clock(now)
     chosen = {"max_new_tokens": NEW, "min_new_tokens": NEW, "do_sample": False, "pad_token_id": 0}
     out = model.generate(ids, streamer=clock, return_dict_in_generate=True, **chosen, **given)
     return clock, out

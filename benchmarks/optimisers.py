@@ -33,6 +33,7 @@ from tintc.evaluation.blocks import cut_blocks
 from tintc.evaluation.perplexity import held_out_loss
 from tintc.evaluation.rate_grid import PER_DECADE
 from tintc.ir.core import Value
+from tintc.ir.simulator import SimOp
 from tintc.ir.simulator.interface.fused_base import FusedWeights
 from tintc.options import NORMALISED_RATES
 from tintc.runtime.adaptation.continuation import base_weights
@@ -190,7 +191,9 @@ def step_of(case: Case, ids: Tensor, mask: Tensor) -> tuple[Tensor, list[Layer],
     inputs = sim.resolve(ids, mask)
     results = run_together(sim, replace(sim.program, outputs=outputs), inputs, sim.resolve_rates(1.0, 1))
     of_layer = {
-        op.result: op.layer for op in sim.program.ops if op.results and op.results[0] in sim.continuation.updated
+        op.result: op.layer
+        for op in sim.program.ops
+        if isinstance(op, SimOp) and op.results and op.results[0] in sim.continuation.updated
     }
     base = base_weights(sim)
     layers = []

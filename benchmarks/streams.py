@@ -52,12 +52,11 @@ def loss_of(model: PreTrainedModel, ids: Tensor) -> Tensor:
 def explicit_loop(model: PreTrainedModel, program: Program, chunks: list[Tensor]) -> None:
     """Score every chunk and descend on it, in place."""
     named = dict(model.named_parameters(remove_duplicate=False))
-    masks: dict[str, Tensor | None] = {}
+    masks: dict[str, Tensor] = {}
     for parameter in explicit.updated_parameters(program):
-        mask = explicit.mask_of(parameter, named[parameter.source])
-        before = masks.get(parameter.source)
-        masks[parameter.source] = mask if before is None else before | mask
-    whole = {name for name, mask in masks.items() if mask is not None and bool(mask.all())}
+        here = explicit.mask_of(parameter, named[parameter.source])
+        masks[parameter.source] = masks[parameter.source] | here if parameter.source in masks else here
+    whole = {name for name, mask in masks.items() if bool(mask.all())}
     for ids in chunks:
         gradients = torch.autograd.grad(loss_of(model, ids), [named[name] for name in masks])
         with torch.no_grad():

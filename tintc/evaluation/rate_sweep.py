@@ -68,7 +68,7 @@ def _shared(
 
 
 @torch.no_grad()
-def states_at(sim: TintForCausalLM, prompt: Mapping[str, Tensor], rates: Sequence[float]) -> Iterator[AdaptedState]:
+def states_at(sim: TintForCausalLM, prompt: Mapping[str, Any], rates: Sequence[float]) -> Iterator[AdaptedState]:
     """Yield the weights after training on one text with each of the rates, for little more than one where that can be.
 
     prompt: arguments of `sim.adapt`, by name, with ``input_ids [1, T]``.

@@ -85,6 +85,36 @@ def test_what_is_no_choice() -> None:
         AdaptedState.stack([state, compiled("gpt2", n_update_layers=1).adapt(TEXTS)])
 
 
+RULES: list[dict[str, Any]] = [
+    {"optimizer": "momentum"},
+    {"optimizer": "normalized", "normalize": "all", "momentum": 0.5, "decay": 0.3, "inner_lr": 0.1},
+]
+
+
+@pytest.mark.parametrize("rule", RULES, ids=("momentum", "normalised, decay"))
+def test_states_go_on_with_every_optimiser(rule: dict[str, Any]) -> None:
+    """In both executors alike, and to the same weights: what is summed begins anew in each call, and decay draws back
+    to the stored weights."""
+    sim = compiled("gpt2", n_steps=2, n_update_layers=2, **rule)
+    masks = torch.tensor([[0, 0, 1, 1, 1, 1, 1, 0, 0]] * 3)
+    found = []
+    for executor, update in (("fused", "auto"), ("fused", "lazy"), ("literal", "auto")):
+        sim.executor = executor
+        try:
+            state = adapted(sim, TEXTS, update, train_mask=masks)
+            second = adapted(sim, TEXTS.flip(1), update, train_mask=masks, state=state)
+        finally:
+            sim.executor = "fused"
+        found.append(continued(sim, PROBE.expand(3, -1), second))
+        assert worst(continued(sim, PROBE.expand(3, -1), state), found[0]) > 1e-4
+    assert worst(found[0], found[2]) < 1e-10 and worst(found[1], found[2]) < 1e-10
+    if "decay" in rule:
+        still = adapted(sim, TEXTS, "auto", train_mask=torch.zeros(3, 9), state=second)
+        kept = [w.weight for w in base_weights(sim).values() if w.weight is not None]
+        for now, before, there in zip(carried(still), carried(second), kept, strict=True):
+            assert torch.allclose(now - there, (1 - 0.1 * 0.3) ** 2 * (before - there), rtol=1e-9, atol=1e-12)
+
+
 def size(state: AdaptedState) -> int:
     """Numbers that a state holds of its own or shares with the simulator; inputs that layers share count once."""
     tensors: dict[int, Tensor] = {}

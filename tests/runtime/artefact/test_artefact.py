@@ -6,6 +6,7 @@ import errno
 import os
 import stat
 from pathlib import Path
+from typing import Any
 
 import pytest
 import tiny_models
@@ -134,6 +135,7 @@ def test_an_empty_folder_may_be_filled_with_force(tmp_path: Path) -> None:
 
 def test_options_of_load(sim: tintc.TintForCausalLM, tmp_path: Path) -> None:
     target = write_artefact(sim, tmp_path / "sim")
-    for options in ({"dtype": "int4"}, {"device": "abacus"}, {"executor": "fastest"}):
+    wrong: list[dict[str, Any]] = [{"dtype": "int4"}, {"device": "abacus"}, {"executor": "fastest"}]
+    for options in wrong:
         with pytest.raises(OptionError):
             tintc.load(target, **options)

@@ -34,7 +34,7 @@ def agree(llama: bool, width: int, heads: int, d_ff: int, semantics: str, stack:
     except OptionError as error:
         return str(error)
     ids = torch.randint(0, 11, (2, 7), generator=torch.Generator().manual_seed(0))
-    descent = Descent(1e-2, semantics=semantics, difference=FiniteDifference(options.scheme, options.fd_step))
+    descent = Descent(1e-2, semantics=semantics, difference=FiniteDifference(options.scheme, options.fd_step or 0.0))
     check_agreement(three_ways(sim, program, tensors, ids, descent))
     return repr(sim.layout)
 

@@ -56,7 +56,7 @@ def agree(name: str, ids: torch.Tensor | None = None, inner_lr: torch.Tensor | N
         chosen.n_update_layers,
         chosen.loss,
         chosen.semantics,
-        FiniteDifference(chosen.scheme, chosen.fd_step),
+        FiniteDifference(chosen.scheme, chosen.fd_step or 0.0),
     )
     ids = token_ids(2, 11) if ids is None else ids
     sim = auxiliary.compile(**options)
@@ -168,5 +168,5 @@ def test_gpt_like_by_hand_in_every_semantics() -> None:
     for semantics in ("exact", "paper-code"):
         chosen = Options(semantics=semantics)
         sim = simulator(program, tensors, semantics=semantics, inner_lr=1e-3)
-        descent = Descent(1e-3, semantics=semantics, difference=FiniteDifference(chosen.scheme, chosen.fd_step))
+        descent = Descent(1e-3, semantics=semantics, difference=FiniteDifference(chosen.scheme, chosen.fd_step or 0.0))
         check_agreement(three_ways(sim, program, tensors, ids, descent))

@@ -31,7 +31,16 @@ def test_the_count_is_what_runs(name: str, update: str, train: int | tuple[int, 
 
     With gradients on, since the counter does not know operations in place. Steps may train on parts of other lengths.
     """
-    sim = compiled(name, n_steps=2)
+    check_count(compiled(name, n_steps=2), update, train)
+
+
+@pytest.mark.parametrize("update", ["lazy", "materialised"])
+def test_the_count_of_an_optimiser_is_what_runs(update: str) -> None:
+    rule = {"optimizer": "normalized", "normalize": "all", "momentum": 0.5, "decay": 0.1}
+    check_count(compiled("llama", n_steps=2, **rule), update, 6)
+
+
+def check_count(sim: TintForCausalLM, update: str, train: int | tuple[int, ...]) -> None:
     made = plan(sim, 2, 12, train, update)
     attention = {ops.AttentionForward, ops.AttentionBackward}
     head = 2 * 2 * 2 * sim.config.hidden_size * 53

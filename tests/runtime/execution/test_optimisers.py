@@ -54,9 +54,10 @@ CASES = [("dense", rule) for rule in RULES] + [(kind, "by all") for kind in ("ex
 def test_all_ways_agree(kind: str, rule: str) -> None:
     """Two steps, padding on either side, gains and biases of norms among what descends."""
     program, tensors = MAKERS[kind]()
-    sim, options = made(kind, rule), Options(**({"descend": GROUPS} | RULES[rule]))
+    chosen: dict[str, Any] = {"descend": GROUPS} | RULES[rule]
+    sim, options = made(kind, rule), Options(**chosen)
     how: dict[str, Any] = {"momentum": options.kept_momentum, "norm_of": options.norm_of, "decay": options.decay}
-    how |= {"full": options.gradient == "full", "difference": FiniteDifference(options.scheme, options.fd_step)}
+    how |= {"full": options.gradient == "full", "difference": FiniteDifference(options.scheme, options.fd_step or 0.0)}
     descent = Descent(options.inner_lr, n_steps=2, groups=options.groups, **how)
     check_agreement(three_ways(sim, program, tensors, IDS, descent, attention_mask=PADDED))
     check_fused(sim, IDS, attention_mask=PADDED)

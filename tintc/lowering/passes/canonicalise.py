@@ -58,7 +58,7 @@ def canonicalise(program: Program, full: bool = False) -> Program:
     program.verify()
     ops = [replace(op) for op in program.ops]
     program = Program(program.dialect, dict(program.attributes), dict(program.parameters), ops, dict(program.outputs))
-    rules = [partial(rule, scores_descend=full) if rule is fold_selects else rule for rule in RULES]
+    rules = [partial(fold_selects, scores_descend=full) if rule is fold_selects else rule for rule in RULES]
     while sum(rule(program) for rule in rules):
         program.verify()
     _refuse_leftovers(program)

@@ -8,87 +8,36 @@ metadata say which simulator it belongs to.
 
 from __future__ import annotations
 
-import json
 import os
-import tempfile
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
+from tintc.bounded import open_regular, parse_json
 from tintc.errors import ArtefactError
 from tintc.ir.core import Value
 from tintc.ir.finite import is_finite
 from tintc.ir.simulator.interface.fused_base import FusedWeights, Pending
-from tintc.ir.simulator.shared.linear_common import bias_dims, main_part
+from tintc.ir.simulator.shared.linear_common import bias_dims
 from tintc.runtime.adaptation.continuation import AdaptiveSimulator, base_weights
 from tintc.runtime.adaptation.fingerprint import WeightsSnapshot, fingerprint
 from tintc.runtime.adaptation.state import AdaptedWeights
-from tintc.runtime.artefact import disk
+from tintc.runtime.adaptation.state_writer import DIGEST, FORMAT, VERSION, name_of
 from tintc.runtime.artefact.folder import first_line
-
-FORMAT, VERSION = "tintc-state", 1
+from tintc.runtime.artefact.structure_file import tensors_digest
+from tintc.runtime.artefact.tensor_files import path_of
 
 
 class _DamageError(Exception):
     """Damage of a file, as the end of a sentence."""
 
 
-def _name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
-
-
-def write_state(state: AdaptedWeights, path: str | os.PathLike[str]) -> None:
-    """Write it in one step; `ArtefactError` if the disk will not take it."""
-    state.check_current()
-    tensors, pending = _tensors(state)
-    metadata = {
-        "format": FORMAT,
-        "version": str(VERSION),
-        "simulator": fingerprint(state.sim),
-        "dtype": _name(state.sim.dtype),
-        "source": str(state.sim.config.provenance.get("source", "")),
-        "examples": str(state.examples),
-        "pending": json.dumps(pending),
-    }
-    target = Path(path).absolute()
-    temporary = None
-    try:
-        handle, temporary = tempfile.mkstemp(prefix=f".{target.name}.tintc-", dir=target.parent)
-        os.close(handle)
-        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, temporary, metadata)
-        disk.open_up(temporary)
-        os.replace(temporary, target)
-    except (OSError, SafetensorError) as error:
-        if temporary is not None:
-            with suppress(OSError):
-                os.unlink(temporary)
-        reason = getattr(error, "strerror", None) or first_line(error)
-        raise ArtefactError(f"The state cannot be written to {path}: {reason}.") from error
-
-
-def _tensors(state: AdaptedWeights) -> tuple[dict[str, Tensor], dict[str, list[tuple[str, int]]]]:
-    """Return the tensors to save, and for every layer with pending updates each one's input's name and bias's share."""
-    tensors: dict[str, Tensor] = {}
-    pending: dict[str, list[tuple[str, int]]] = {}
-    for value, w in state.weights.items():
-        layer = state.sim.continuation.updated[value]
-        for k, update in enumerate(w.pending):
-            tensors[f"{layer}.dy.{k}"] = update.dy * update.rate
-            tensors[f"inputs.{update.source.name}"] = update.x
-            if update.experts is not None:
-                # Layers share one tensor, and a file may not hold a tensor twice.
-                tensors[f"experts.{update.source.name}"] = update.experts.clone()
-            pending.setdefault(layer, []).append((update.source.name, update.bias))
-        if not w.pending:
-            parts = {main_part(value.type): w.weight, "bias": w.bias}
-            tensors |= {f"{layer}.{part}": tensor for part, tensor in parts.items() if tensor is not None}
-    return tensors, pending
+TYPES = ("F64", "F32", "BF16")
+"""Types of a state's tensors, but for those that name experts."""
 
 
 def read_state(path: str | os.PathLike[str], sim: AdaptiveSimulator) -> AdaptedWeights:
@@ -96,12 +45,13 @@ def read_state(path: str | os.PathLike[str], sim: AdaptiveSimulator) -> AdaptedW
     if Path(path).is_dir():
         raise ArtefactError(f"{path} is a folder; pass a file that sim.adapt(...).save(path) has written.")
     try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            _check(path, metadata, sim)
-            tensors = {name: _read(file.get_tensor(name), sim) for name in file.keys()}  # noqa: SIM118
+        metadata, stored = _opened(path, sim)
+        tensors = {name: _read(tensor, sim) for name, tensor in stored.items()}
         _check_finite(path, tensors)
-        return _state(metadata, tensors, sim)
+        state = _state(metadata, tensors, sim)
+        if metadata.get(DIGEST) not in (None, tensors_digest(stored.items())):
+            raise _DamageError("its numbers are not those that were written")
+        return state
     except FileNotFoundError as error:
         raise ArtefactError(f"There is no state at {path}; check the path.") from error
     except (OSError, SafetensorError) as error:
@@ -111,6 +61,23 @@ def read_state(path: str | os.PathLike[str], sim: AdaptiveSimulator) -> AdaptedW
         ) from error
     except _DamageError as error:
         raise ArtefactError(f"{path} is damaged: {error}. Adapt again.") from error
+
+
+def _opened(path: str | os.PathLike[str], sim: AdaptiveSimulator) -> tuple[dict[str, str], dict[str, Tensor]]:
+    """Return a file's metadata and its tensors, mapped; raise `ArtefactError` if it is no state of the simulator, and
+    `_DamageError` for tensors of types that no state has."""
+    descriptor = open_regular(path)
+    try:
+        with safe_open(path_of(descriptor, Path(path)), framework="pt") as file:
+            metadata = file.metadata() or {}
+            _check(path, metadata, sim)
+            for name in file.keys():  # noqa: SIM118 - not a dict
+                dtype = file.get_slice(name).get_dtype()
+                if dtype not in TYPES and not (name.startswith("experts.") and dtype == "I64"):
+                    raise _DamageError(f"{name} is of the type {dtype}")
+            return metadata, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    finally:
+        os.close(descriptor)
 
 
 def _read(tensor: Tensor, sim: AdaptiveSimulator) -> Tensor:
@@ -157,7 +124,7 @@ def _check(path: Any, metadata: dict[str, str], sim: AdaptiveSimulator) -> None:
         raise ArtefactError(f"{path} was written by a newer tintc; update tintc.")
     if metadata.get("simulator") == fingerprint(sim):
         return
-    saved, dtype = metadata.get("dtype"), _name(sim.dtype)
+    saved, dtype = metadata.get("dtype"), name_of(sim.dtype)
     if saved not in (None, dtype):
         raise ArtefactError(
             f"{path} was saved in {saved} and this simulator is in {dtype}; load the simulator with dtype={saved!r}."
@@ -176,9 +143,9 @@ def _described(metadata: dict[str, str], sim: AdaptiveSimulator) -> tuple[int, d
     sources = {operand.name: operand for op in sim.program.ops for operand in op.operands}
     layers = set(sim.continuation.updated.values())
     try:
-        entries = json.loads(metadata["pending"]).items()
+        entries = parse_json(metadata["pending"].encode()).items()
         pending = {layer: [(sources[name], int(bias)) for name, bias in updates] for layer, updates in entries}
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, OverflowError) as error:
         raise _DamageError("what it says of pending updates cannot be read") from error
     if not layers.issuperset(pending) or not all(pending.values()):
         raise _DamageError("it has pending updates of layers that the simulator does not update")

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from tintc.errors import OptionError
 
-NAMES = {torch.float64: "F64", torch.float32: "F32", torch.bfloat16: "BF16"}
+NAMES = {torch.float64: "F64", torch.float32: "F32", torch.bfloat16: "BF16", torch.int64: "I64"}
 PATTERN = "model{suffix}.safetensors"
 INDEX = "model.safetensors.index.json"
 MAX_SHARD_SIZE = "5GB"
@@ -107,10 +107,15 @@ class _Hashing:
         self.digest.update(data)
 
 
-def write_file(stream: Writes, tensors: Mapping[str, LazyTensor], after_each: Callable[[], None]) -> None:
-    """Write one safetensors file: the length of its header, the header, the tensors' bytes."""
+def write_file(
+    stream: Writes,
+    tensors: Mapping[str, LazyTensor],
+    after_each: Callable[[], None],
+    metadata: Mapping[str, str] | None = None,
+) -> None:
+    """Write one safetensors file: the length of its header, the header, the tensors' bytes. metadata: of the header."""
     ordered = sorted(tensors.items(), key=lambda item: (-item[1].dtype.itemsize, item[0]))
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    header: dict[str, Any] = {"__metadata__": dict(metadata or {"format": "pt"})}
     end = 0
     for name, planned in ordered:
         begin = end

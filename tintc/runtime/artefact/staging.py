@@ -72,7 +72,7 @@ def merged(target: Path, replaced: Iterable[str] = ()) -> Iterator[Path]:
         with disk.locked(target):
             _merge(staging, target, {file.name for pattern in replaced for file in target.glob(pattern)})
     finally:
-        if not (staging / JOURNAL).exists():
+        if not _has_journal(staging):
             _remove(staging)
         os.close(lock)
 
@@ -87,9 +87,9 @@ def _merge(staging: Path, target: Path, replaced: set[str]) -> None:
     unfinished.write_text(json.dumps({"new": new, "gone": gone}), encoding="utf-8")
     disk.sync_file(unfinished)
     os.rename(unfinished, staging / JOURNAL)
-    disk.sync_folder(staging)
-    disk.sync_folder(target)
     try:
+        disk.sync_folder(staging)
+        disk.sync_folder(target)
         _finish(staging, target, new, gone)
     except BaseException:
         _undo(staging, target, new)
@@ -126,7 +126,8 @@ def _end(staging: Path, target: Path) -> None:
     for folder in (target, staging, staging / OLD):
         disk.sync_folder(folder)
     (staging / JOURNAL).unlink()
-    disk.sync_folder(staging)
+    with suppress(OSError):  # everything is in its place, and the journal would say so again
+        disk.sync_folder(staging)
 
 
 def _rename_if_there(path: Path, new: Path) -> None:
@@ -140,7 +141,7 @@ def recover(target: Path) -> None:
     Raises `OSError` where it cannot be finished.
     """
     for staging in _hidden(target / SAVE):
-        if not os.path.lexists(staging / JOURNAL):
+        if not _has_journal(staging):
             continue
         lock = disk.lock(target, wait=False)
         if lock is None:
@@ -192,11 +193,22 @@ def _recover_move(old: Path, target: Path) -> None:
     _remove(old)
 
 
+def _has_journal(folder: Path) -> bool:
+    """Return True if a hidden folder has a journal, or a disk that fails will not say."""
+    try:
+        os.lstat(folder / JOURNAL)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError:
+        return True
+    return True
+
+
 def writer_at_work(target: Path) -> bool:
     """Return True while somebody is renaming files of `target`, or was killed while doing so."""
     if not os.path.lexists(target):
         return any(path.name.endswith(OLD) for path in _hidden(target))
-    return any(os.path.lexists(path / JOURNAL) for path in _hidden(target / SAVE))
+    return any(_has_journal(path) for path in _hidden(target / SAVE))
 
 
 def remove_abandoned(target: Path) -> None:
@@ -204,7 +216,7 @@ def remove_abandoned(target: Path) -> None:
     `recover` could not finish."""
     for folder in _hidden(target):
         unfinished = folder.name.endswith(OLD) and not target.exists()
-        if unfinished or os.path.lexists(folder / JOURNAL):
+        if unfinished or _has_journal(folder):
             continue
         with suppress(OSError):
             lock = disk.lock(folder, wait=False)
@@ -230,12 +242,20 @@ def _locked_folder(target: Path) -> tuple[Path, int]:
     """Make a new folder; return it and the descriptor that locks it."""
     while True:
         folder = Path(tempfile.mkdtemp(prefix=hidden_prefix(target), dir=target.parent))
-        with suppress(FileNotFoundError):  # another writer came between and took it for abandoned
+        lock = None
+        try:
             lock = disk.lock(folder)
             assert lock is not None
-            if folder.exists():
+            if os.path.lexists(folder):
                 return folder, lock
             os.close(lock)
+        except FileNotFoundError:  # another writer came between and took it for abandoned
+            continue
+        except BaseException:
+            if lock is not None:
+                os.close(lock)
+            _remove(folder)
+            raise
 
 
 def _remove(folder: Path) -> None:

@@ -23,11 +23,14 @@ def stored_structure(folder: str | Path) -> dict[str, Tensor]:
 
 def structure_digest(tensors: Iterable[tuple[str, Tensor]]) -> str:
     """Return the sha256 over names, shapes, dtypes and bytes of all ``structure.`` tensors, in order of their names."""
+    return tensors_digest(item for item in tensors if item[0].startswith("structure."))
+
+
+def tensors_digest(tensors: Iterable[tuple[str, Tensor]]) -> str:
+    """Return the sha256 over names, shapes, dtypes and bytes of tensors, in order of their names."""
     digest = hashlib.sha256()
-    for name, tensor in sorted(
-        (item for item in tensors if item[0].startswith("structure.")), key=lambda item: item[0]
-    ):
+    for name, tensor in sorted(tensors, key=lambda item: item[0]):
         data = tensor.detach().cpu().contiguous()
         digest.update(f"{name} {tuple(data.shape)} {data.dtype}\n".encode())
-        digest.update(data.flatten().view(torch.uint8).numpy().tobytes())
+        digest.update(data.flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()

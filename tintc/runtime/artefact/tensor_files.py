@@ -46,7 +46,7 @@ class TensorFiles:
         if length > min(MOST_HEADER, self.snapshot.size(file)):
             raise damaged(path, f"its header claims {length:,} bytes")
         try:
-            opened = safe_open(_path_of(descriptor, path), framework="pt")
+            opened = safe_open(path_of(descriptor, path), framework="pt")
             names = list(opened.keys())
         except (SafetensorError, OSError) as error:
             raise damaged(path, str(error).splitlines()[0].rstrip(".")) from error
@@ -68,7 +68,7 @@ class TensorFiles:
         return {name: file.get_tensor(name) for name, file in self._of.items()}
 
 
-def _path_of(descriptor: int, path: Path) -> str:
+def path_of(descriptor: int, path: Path) -> str:
     """Return a path to the file that is open, whatever stands at its own path by now."""
     open_file = f"/proc/self/fd/{descriptor}"
     if os.path.exists(open_file):

@@ -12,7 +12,8 @@ from torch import Tensor
 from tintc.runtime.adaptation.continuation import AdaptiveSimulator
 from tintc.runtime.adaptation.state import AdaptedWeights
 from tintc.runtime.adaptation.state_batches import average, select, stack
-from tintc.runtime.adaptation.state_file import read_state, write_state
+from tintc.runtime.adaptation.state_file import read_state
+from tintc.runtime.adaptation.state_writer import write_state
 
 if TYPE_CHECKING:
     from tintc.runtime.adaptation.export_lora import ExportedAdapter
@@ -43,10 +44,14 @@ class AdaptedState(AdaptedWeights):
         """
         return self.of_weights(average(self, shares))
 
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the state as one safetensors file; raises `ArtefactError` if it cannot be written, and `OptionError` if
-        the simulator's stored weights have changed since."""
-        write_state(self, path)
+    def save(self, path: str | os.PathLike[str], force: bool = False) -> None:
+        """Write the state as one safetensors file, the same bytes for the same state; another state is replaced.
+
+        force: replace any other file too. Raises `ArtefactError` if it cannot be written, or something else is there
+        (folders, links and devices are never replaced), and `OptionError` if the simulator's stored weights have
+        changed since.
+        """
+        write_state(self, path, force)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], sim: AdaptiveSimulator) -> AdaptedState:

@@ -18,7 +18,7 @@ from tintc.ir.simulator.interface.base import SimOp
 from tintc.ir.simulator.interface.fused_base import FusedRun
 from tintc.ir.simulator.interface.literal_base import LiteralRun, RoutedTiles, Tiles, residual
 from tintc.ir.simulator.interface.semantics import Interpretation
-from tintc.ir.simulator.interface.storage import Storage, TableCount, split_cost
+from tintc.ir.simulator.interface.storage import Storage
 from tintc.ir.simulator.shared.first_order import mean, mean_block, product
 from tintc.ir.simulator.shared.matrix_stages import matrix_stages
 from tintc.ir.structure import LinearSpec, ProductSpec, RouterSpec, StructuralBlock, TensorSpec
@@ -65,10 +65,6 @@ class RouteBackward(RouterOptions, SimOp):
     def literal(self, run: LiteralRun, dr: Tiles, z: Tiles) -> Tiles:
         e = run.apply(self._block, run.embed([*dr, *z]))
         return [run.slot(e, index) for index in range(len(z))]
-
-    def table_count(self, layout: Layout) -> TableCount:
-        """Count an activation's backward pass: the table has no row for a router."""
-        return TableCount(0, split_cost(layout), 0)
 
 
 @register("sim.weights_backward")
@@ -130,7 +126,3 @@ class WeightsBackward(SimOp):
             over = [run.slot(run.apply("experts_over", run.embed([tile]))) for tile in weights[:-1]]
             weights = residual(moved, [first, *over])
         return weights
-
-    def table_count(self, layout: Layout) -> TableCount:
-        """Count a split operation: the table has no row for these."""
-        return TableCount(0, split_cost(layout), 0)

@@ -1,0 +1,99 @@
+"""Odd configurations of decoders with other mixers: head counts, groups, kernel widths, biases, kinds of layers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from fused_cases import check_fused
+from torch import Tensor
+
+import tintc
+from tintc.errors import ModelError
+from tintc.frontend.agreement import check_agreement
+from tintc.frontend.graph.trace_model import capture
+from tintc.frontend.importer import import_graph
+from tools.sweep.tiny import VOCAB, tiny_model
+
+ODD: dict[str, tuple[str, dict[str, Any]]] = {
+    "state space, biases, three groups": (
+        "mamba2",
+        {"use_bias": True, "num_heads": 6, "head_dim": 20, "n_groups": 3, "conv_kernel": 3, "chunk_size": 5},
+    ),
+    "selective scan, biases": (
+        "mamba",
+        {"use_bias": True, "use_conv_bias": False, "conv_kernel": 2, "state_size": 3, "expand": 1},
+    ),
+    "convolution of two gates with biases": (
+        "lfm2",
+        {"conv_bias": True, "conv_L_cache": 2, "layer_types": ["conv", "full_attention"], "tie_word_embeddings": False},
+    ),
+    "state space beside attention, multipliers, biases": (
+        "falcon_h1",
+        {"num_hidden_layers": 1, "mamba_n_heads": 3, "mamba_d_head": 10, "mamba_d_ssm": 30, "mamba_n_groups": 3}
+        | {"mamba_d_conv": 2, "mamba_conv_bias": False, "mamba_proj_bias": True, "mamba_rms_norm": True}
+        | {"ssm_multipliers": [0.5, 0.6, 0.7, 0.8, 0.9], "ssm_in_multiplier": 1.5, "attention_in_multiplier": 1.2},
+    ),
+    "state space, kernel of three, attention first": (
+        "nemotron_h",
+        {"layers_block_type": ["attention", "mamba", "mlp"], "num_hidden_layers": 3, "mamba_num_heads": 6}
+        | {"mamba_head_dim": 7, "n_groups": 3, "ssm_state_size": 5, "conv_kernel": 3, "tie_word_embeddings": True},
+    ),
+    "gated delta rule, three key heads for nine": (
+        "qwen3_5_text",
+        {"linear_num_key_heads": 3, "linear_num_value_heads": 9, "linear_key_head_dim": 7, "linear_value_head_dim": 5}
+        | {"linear_conv_kernel_dim": 2, "layer_types": ["full_attention", "linear_attention"]},
+    ),
+}
+LENGTH = 12
+
+
+@pytest.mark.parametrize("case", ODD)
+def test_odd_configuration(case: str) -> None:
+    """All in fp64, two texts with padding on either side: logits as the eager model's (1e-6: it drops to fp32 inside),
+    1e-9 of the update between all ways to execute, a step lowers the train loss, and with a rate of 0 it writes what
+    the model writes."""
+    name, options = ODD[case]
+    model: Any = tiny_model(name, **options).double()
+    sim = tintc.compile(model, max_length=32, inner_lr=1e-3)
+    ids = torch.randint(3, VOCAB, (2, LENGTH), generator=torch.Generator().manual_seed(0))
+    mask = torch.ones(2, LENGTH, dtype=torch.long)
+    mask[0, :4] = 0
+    mask[1, 9:] = 0
+    real = mask.bool()
+    arguments: dict[str, Tensor] = {"attention_mask": mask}
+    if "mamba" not in name:
+        arguments["position_ids"] = (mask.cumsum(-1) - 1).clamp(min=0)
+    with torch.no_grad():
+        right = model(ids, use_cache=False, **arguments).logits[real]
+        out = sim(ids, attention_mask=mask, return_before=True)
+    assert float((out.logits_before[real] - right).norm() / right.norm()) < 1e-6
+    check_fused(sim, ids, attention_mask=mask)
+    with torch.no_grad():
+        before = sim(ids, return_before=True)
+    losses = [train_loss(logits, ids) for logits in (before.logits_before, before.logits)]
+    assert losses[1] < losses[0]
+    start = ids[:, :7]
+    settings = {"attention_mask": mask[:, :7], "do_sample": False, "max_new_tokens": 6, "min_new_tokens": 6}
+    written = sim.generate(start, inner_lr=0.0, **settings)
+    # Without transformers' cache, whose steps leave limits of time steps out.
+    assert torch.equal(written, model.generate(start, use_cache=False, **settings))
+
+
+def train_loss(logits: Tensor, ids: Tensor) -> float:
+    """The loss of the tokens that a step trains on: the first half of each text."""
+    half = LENGTH // 2
+    return float(F.cross_entropy(logits[:, : half - 1].flatten(0, 1), ids[:, 1:half].flatten()))
+
+
+def test_only_what_matters_is_blamed() -> None:
+    """A state space without positions whose padding reads as a bias is not told that it ignores `position_ids`, if it
+    is compared with a program that reads zero there."""
+    name, options = ODD["state space, biases, three groups"]
+    model = tiny_model(name, **options)
+    graph = capture(model, 32)
+    with pytest.raises(ModelError, match="what its graph was read as is not what it computes") as raised:
+        check_agreement(name, model, import_graph(graph), graph.tensors, 32)
+    assert "with padding on the left" in str(raised.value)
