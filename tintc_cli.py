@@ -492,6 +492,9 @@ def report(
         str | None, typer.Option(help="The text to train on and to read (default: a built-in one).")
     ] = None,
     file: Annotated[Path | None, typer.Option(help="A UTF-8 file with the text; - is standard input.")] = None,
+    against: Annotated[
+        str | None, typer.Option(metavar="OTHER", help="Another simulator, to compare with on the same text.")
+    ] = None,
     png: Annotated[Path | None, typer.Option(help="Also write the page's charts as images into this folder.")] = None,
     trust_remote_code: Trusted = False,
     json: Json = False,
@@ -502,7 +505,7 @@ def report(
     """
     from tintc.cli.report import write_report
 
-    write_report(path, output, model, text, file, png, trust_remote_code, json)
+    write_report(path, output, model, text, file, png, against, trust_remote_code, json)
 
 
 @app.command()

@@ -87,7 +87,8 @@ def test_links_and_names_agree(read: Reader) -> None:
 
 
 def test_every_figure_has_its_place_and_its_data(page: Page, read: Reader, data: dict[str, Any]) -> None:
-    wanted = {"losses", "gains", "rates", "teaching", "gradients", "costs", "layouts"}
+    wanted = {"losses", "gains", "rates", "teaching", "gradients", "costs", "layouts", "against"}
+    wanted |= {"against-rates", "against-gradients"}
     assert wanted <= set(data["figures"]) == set(page.figures)
     places = {name.removeprefix("figure-") for name in read.values("id") if name.startswith("figure-")}
     assert places == set(data["figures"])
@@ -108,6 +109,36 @@ def test_every_module_is_there_with_its_proof(llama_sim: Path, page: Page, read:
         formula = proof_of(kind).formula
         assert formula in plain, formula
     assert "is the gradient of" in plain, "proofs are the templates' own"
+
+
+def test_another_simulator_stands_beside_it(page: Page, data: dict[str, Any]) -> None:
+    assert "n steps</td><td><code>1</code></td><td><code>2</code>" in page.html
+    gradients = data["figures"]["against-gradients"]["datasets"]["rows"]
+    assert gradients and all(abs(row["cosine"] - 1) < 1e-6 for row in gradients), "the first step is the same, in fp32"
+    gains = data["figures"]["against"]["datasets"]["rows"]
+    assert len({row["simulator"] for row in gains}) == 2
+
+
+def test_simulators_of_other_vocabularies_are_refused(
+    command: Command, llama_sim: Path, one_layer_sim: Path, tmp_path: Path
+) -> None:
+    shown = command("report", llama_sim, "--text", STORY, "--against", one_layer_sim, "-o", tmp_path / "page.html")
+    assert shown.code == 2 and "reads this text as other tokens" in shown.err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_notebook_shows_a_small_one(llama_sim: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without altair, and with nothing unescaped or unclosed."""
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *_: None)
+    sim = tintc.load(llama_sim)
+    sim.config.provenance["source"] = "<b>name"
+    reader = Reader()
+    reader.feed(sim._repr_html_())
+    reader.close()
+    assert reader.open == [] and "<b>name" in reader.texts["td"]
+    assert len(sim._repr_html_()) < 5000
+    for line in repr(sim).splitlines()[1:-1]:
+        assert line.partition(":")[0].strip() in reader.texts["th"]
 
 
 def test_proofs_are_found_for_every_op() -> None:

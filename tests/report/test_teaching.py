@@ -104,6 +104,11 @@ def test_what_is_drawn_is_the_part_of_the_scored_tokens() -> None:
     assert abs(pairs[0][2]) == float(total.abs().max()) and len({row for row, _, _ in pairs}) == 3
 
 
+def test_other_steps_have_no_such_sums() -> None:
+    sim = compiled("llama", n_update_layers=1, optimizer="normalized")
+    assert updates_of(sim, sim.resolve(token_ids(1, LENGTH))) == []
+
+
 def test_updates_that_are_no_linear_layers_are_named() -> None:
     assert left_out(compiled("llama", n_update_layers=2).program) == ""
     assert "norms" in left_out(compiled("gpt2", n_update_layers=2, n_steps=3, inner_lr=0.005).program)

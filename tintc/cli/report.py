@@ -22,6 +22,7 @@ from tintc.runtime.artefact.folder import read_auxiliary
 from tintc.runtime.load import load
 
 if TYPE_CHECKING:
+    from tintc.report.against import Other
     from tintc.report.page import Quality
     from tintc.report.text import TextRun
     from tintc.runtime.model.causal_lm import TintForCausalLM
@@ -34,11 +35,12 @@ def write_report(
     text: str | None,
     file: Path | None,
     png: Path | None,
+    against: str | None,
     trusted: bool,
     as_json: bool,
 ) -> None:
     """Write the page. model: that the simulator was compiled from, to compare gradients with; png: a folder for charts;
-    trusted: whether Python code that comes with the model may be run."""
+    against: another simulator; trusted: whether Python code that comes with the model may be run."""
     silence_libraries()
     check_installed()
     check_place(output, "page")
@@ -48,7 +50,7 @@ def write_report(
     if text is not None or file is not None:
         content = read_text(text, file)
     with stages():
-        page, facts = make_page(path, model, content, trusted)
+        page, facts = make_page(path, model, content, against, trusted)
         LOGGER.info("writing the page")
         write_whole(output, page.html)
         images: list[Path] = []
@@ -66,7 +68,9 @@ def write_report(
     )
 
 
-def make_page(path: str, model: str | None, content: str | None, trusted: bool) -> tuple[Any, dict[str, Any]]:
+def make_page(
+    path: str, model: str | None, content: str | None, against: str | None, trusted: bool
+) -> tuple[Any, dict[str, Any]]:
     """Return the page of a simulator on a text (None: a built-in one), and what is said of it on a line."""
     from tintc.report.page import Contents, render
     from tintc.report.quality import rate_curve
@@ -85,9 +89,12 @@ def make_page(path: str, model: str | None, content: str | None, trusted: bool) 
     quality = None
     if model is not None:
         quality = compare(path, sim, model, run, trusted)
+    other = None
+    if against is not None:
+        other = beside(sim, against, run, content)
     LOGGER.info("drawing")
     name = str(sim.config.provenance.get("source", Path(path).name))
-    contents = Contents(name, sim, run, curve, shares, left_out(sim.program), auxiliary_lines(path), quality)
+    contents = Contents(name, sim, run, curve, shares, left_out(sim.program), auxiliary_lines(path), quality, other)
     facts = {
         "tokens": len(ids),
         "train_tokens": run.train,
@@ -135,6 +142,22 @@ def compare(path: str, sim: TintForCausalLM, model: str, run: TextRun, trusted: 
     with torch.no_grad():
         rows = layers_of(verdict)
     return Quality(words, rows, approximation_costs(sim, graph, run, verdict, reference_dtype(source)))
+
+
+def beside(sim: TintForCausalLM, against: str, run: TextRun, content: str | None) -> Other:
+    """Return what another simulator does with the same text."""
+    from tintc.report import against as comparing
+
+    LOGGER.info("running the other simulator")
+    other = load(against)
+    name = str(other.config.provenance.get("source", Path(against).name))
+    if name == sim.config.provenance.get("source"):
+        name = Path(against).name
+    text = content
+    if content is None and other.tokenizer is not None:
+        text = " ".join(PROBE.split())
+    comparing.check_same_tokens(sim, other, against, run.ids, text)
+    return comparing.compare(sim, other, name, run)
 
 
 def auxiliary_lines(path: str) -> dict[str, str]:

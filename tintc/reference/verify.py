@@ -168,11 +168,11 @@ def verify(
     tolerances = Tolerances.of(shortest, config.fd_scheme, config.linear_attention)
     dtype = reference_dtype(source)
     LOGGER.info("fine-tuning the model with the same approximations")
-    tuned = _tuned(graph, config, ids, mask, approximations_of(sim), config.n_steps, dtype)
+    tuned = tuned_with(graph, config, ids, mask, approximations_of(sim), config.n_steps, dtype)
     if not bool(tuned.logits.isfinite().all()):
         raise InputError(f"The learning rate {config.inner_lr} is too large for this text; pass another with --text.")
     LOGGER.info("fine-tuning the model by autograd alone")
-    exact = _tuned(graph, config, ids, mask, plain(approximations_of(sim)), 1, dtype)
+    exact = tuned_with(graph, config, ids, mask, plain(approximations_of(sim)), 1, dtype)
     sources = {name: origin_of(graph, sim.program.parameters[name].source) for name in simulated}
     stays = [name for name in simulated if sources[name] not in tuned.gradients[0]]
     products = {
@@ -233,7 +233,7 @@ def approximations_of(sim: TintForCausalLM) -> Approximations:
     return replace(chosen, scores=scores, norms=difference, activations=difference, groups=groups)
 
 
-def _tuned(
+def tuned_with(
     graph: CapturedGraph,
     config: TintConfig,
     ids: Tensor,
@@ -242,6 +242,7 @@ def _tuned(
     n_steps: int,
     dtype: torch.dtype,
 ) -> Tuned:
+    """Return the model fine-tuned with a simulator's options, but these approximations and number of steps."""
     return tune(
         graph,
         ids[None],

@@ -14,6 +14,7 @@ import tintc
 from tintc.analysis.head_roles import Roles
 from tintc.cli.legend import MEANINGS
 from tintc.report import charts
+from tintc.report.against import Other
 from tintc.report.drawing import HEIGHT, WIDTH
 from tintc.report.graph import LANES, graph_of
 from tintc.report.layouts import candidates_of, counts_of, options_of, table_of
@@ -42,7 +43,8 @@ class Quality:
 @dataclass
 class Contents:
     """What a page is made of. auxiliary: lines of the auxiliary's program by value; shares: of train tokens, by layer;
-    left_out: what the shares leave out, a sentence or nothing; quality: None without a model."""
+    left_out: what the shares leave out, a sentence or nothing; quality: None without a model;
+    other: another simulator to compare with, if any."""
 
     name: str
     sim: TintForCausalLM
@@ -52,6 +54,7 @@ class Contents:
     left_out: str = ""
     auxiliary: dict[str, str] = field(default_factory=dict)
     quality: Quality | None = None
+    other: Other | None = None
 
 
 @dataclass(frozen=True)
@@ -81,6 +84,8 @@ def render(contents: Contents, bundle: str) -> Page:
     if contents.quality is not None:
         figures["gradients"] = charts.gradients(contents.quality.gradients)
         figures["costs"] = charts.costs(contents.quality.costs)
+    if contents.other is not None:
+        figures |= _against(contents, contents.other)
     candidates = candidates_of(program, options_of(contents.sim.config))
     if candidates:
         figures["layouts"] = charts.layouts(candidates)
@@ -110,6 +115,7 @@ def render(contents: Contents, bundle: str) -> Page:
         size=(WIDTH, HEIGHT),
         layout=roles.layout,
         quality=contents.quality,
+        other=contents.other,
         figures=figures,
         table=table_of(program),
         counts=counts,
@@ -119,6 +125,19 @@ def render(contents: Contents, bundle: str) -> Page:
         bundle=bundle.replace("</script", "<\\/script"),
     )
     return Page(html, figures)
+
+
+def _against(contents: Contents, other: Other) -> dict[str, charts.Spec]:
+    """Return the figures that compare two simulators."""
+    own, their = contents.name, other.name
+    if own == their:
+        own, their = "this one", "the other one"
+    figures = {"against": charts.against(contents.run.tokens, {own: contents.run.gain, their: other.run.gain})}
+    if contents.curve and other.curve:
+        figures["against-rates"] = charts.rates_against({own: contents.curve, their: other.curve})
+    if any(row["layer"] >= 0 for row in other.gradients):
+        figures["against-gradients"] = charts.gradients(other.gradients, "the other's")
+    return figures
 
 
 def _teaching(contents: Contents, figures: dict[str, charts.Spec]) -> dict[str, Any] | None:
@@ -141,7 +160,8 @@ def _teaching(contents: Contents, figures: dict[str, charts.Spec]) -> dict[str, 
 def _contents(contents: Contents, teaching: dict[str, Any] | None) -> list[tuple[str, str]]:
     """Return the sections of the page that there are: where they stand, and what they are called."""
     listed = [("text", "What it learnt", True), ("teaching", "Which token taught what", teaching is not None)]
-    listed += [("attention", "Attention", bool(contents.run.attention)), ("inside", "Inside", True)]
+    listed += [("attention", "Attention", bool(contents.run.attention))]
+    listed += [("against", "Beside another", contents.other is not None), ("inside", "Inside", True)]
     listed += [("quality", "Its gradient", contents.quality is not None), ("size", "Size", True)]
     return [(name, title) for name, title, there in [*listed, ("provenance", "Provenance", True)] if there]
 

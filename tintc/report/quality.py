@@ -13,8 +13,8 @@ from torch import Tensor
 
 from tintc.evaluation.rate_sweep import sweep
 from tintc.reference.approximations import Approximations
-from tintc.reference.tune import Tuned, tune
-from tintc.reference.verify import approximations_of, plain
+from tintc.reference.tune import Tuned
+from tintc.reference.verify import approximations_of, plain, tuned_with
 from tintc.report.text import TextRun, token_losses
 
 if TYPE_CHECKING:
@@ -66,12 +66,7 @@ def layers_of(verdict: Verdict) -> list[dict[str, Any]]:
     """Return the gradients of `verify` as rows: parameter, layer and what it is there, cosine and error to autograd."""
     rows: list[dict[str, Any]] = []
     for name, compared in verdict.parameters.items():
-        number = NUMBER.search(name)
-        layer = -1
-        what = name
-        if number is not None:
-            layer = int(number.group(1))
-            what = name[number.end() :]
+        layer, what = place_of(name)
         rows.append(
             {
                 "parameter": name,
@@ -83,6 +78,14 @@ def layers_of(verdict: Verdict) -> list[dict[str, Any]]:
             }
         )
     return rows
+
+
+def place_of(name: str) -> tuple[int, str]:
+    """Return the number in a parameter's name and what follows it; -1 and the name where there is no number."""
+    number = NUMBER.search(name)
+    if number is None:
+        return -1, name
+    return int(number.group(1)), name[number.end() :]
 
 
 def approximation_costs(
@@ -118,18 +121,7 @@ def _tuned(
     sim: TintForCausalLM, graph: CapturedGraph, run: TextRun, approximations: Approximations, dtype: torch.dtype
 ) -> Tuned:
     config = sim.config
-    return tune(
-        graph,
-        run.ids[None],
-        run.inputs.train.cpu(),
-        inner_lr=config.inner_lr,
-        n_steps=config.n_steps,
-        n_update_layers=config.n_update_layers,
-        loss=config.loss,
-        semantics=config.semantics,
-        approximations=approximations,
-        dtype=dtype,
-    )
+    return tuned_with(graph, config, run.ids, run.inputs.train.cpu(), approximations, config.n_steps, dtype)
 
 
 def _loss(tuned: Tuned, run: TextRun) -> float:

@@ -90,8 +90,11 @@ class LayerUpdate:
 def updates_of(sim: TintForCausalLM, inputs: Inputs) -> list[LayerUpdate]:
     """Return the updates of all linear layers that descend on one text, in the order of the last pass.
 
-    inputs: of batch size one. It is one run of the simulator, by the executor that it would choose, with stored rates.
+    It is one run of the simulator, by the executor that it would choose, with stored rates. Nothing is returned where
+    steps are not plain: momentum, norms and decay make other sums. inputs: of batch size one.
     """
+    if sim.config.optimizer != "sgd" or sim.config.decay:
+        return []
     uses = _uses(sim)
     wanted: dict[str, Value] = {}
     for forward, descents in uses:

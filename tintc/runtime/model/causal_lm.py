@@ -24,7 +24,7 @@ from tintc.runtime.execution.rates import GivenRates, Rates, rates_of
 from tintc.runtime.execution.run import check_inputs, execute
 from tintc.runtime.model.activations import ActivationAccess, OnDemand
 from tintc.runtime.model.adapted_state import AdaptedState
-from tintc.runtime.model.describe import described
+from tintc.runtime.model.describe import described, described_in_html
 from tintc.runtime.model.finite import warn_of_logits
 from tintc.runtime.model.from_folder import Source
 from tintc.runtime.model.generation import TintGenerationMixin, check_kept
@@ -158,6 +158,10 @@ class TintForCausalLM(ActivationAccess, UnsupportedFeatures, SavedModel, TintGen
 
     def __repr__(self) -> str:
         return described(self)
+
+    def _repr_html_(self) -> str:
+        """Return what a notebook shows: the stages of a pass, and the facts. `tintc report` writes a whole page."""
+        return described_in_html(self)
 
     if TYPE_CHECKING:  # transformers wraps it, and type checkers take the first argument for `self`
 
