@@ -127,7 +127,17 @@ def main(
     tokenizer: Any = load_auxiliary(file, values=False).tokenizer
     text = (DOCUMENT.parent / "tutorial.md").read_text(encoding="utf-8")
     ids = tokenizer(text, return_tensors="pt").input_ids[:, :tokens]
-    head = ("gradient", "parameters", "error", "table, M", "unrolled, M", "unique, M", "fused s", "explicit s", "ratio")
+    head: tuple[str, ...] = (
+        "gradient",
+        "parameters",
+        "error",
+        "table, M",
+        "unrolled, M",
+        "unique, M",
+        "fused s",
+        "explicit s",
+        "ratio",
+    )
     rows: list[tuple[str, ...]] = [head]
     for name, options in KINDS.items():
         rows.append(row(name, options, file, ids, rounds))

@@ -35,7 +35,7 @@ FULL_PRECISION = ("rates.", "score_vectors.")
 
 
 REQUIRED = {"width": int, "vocab_size": int, "n_layers": int, "n_steps": int, "semantics": str, "layout": dict}
-OPTIONAL = ("n_update_layers", "memory_slots", "softmax_unit", "reuse")
+OPTIONAL = ("n_update_layers", "memory_slots", "softmax_unit", "reuse", "gradient")
 OUTPUTS = ("logits_before", "logits")
 
 
