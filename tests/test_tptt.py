@@ -57,7 +57,7 @@ def test_rule_is_the_loop(example: Any) -> None:
         torch.testing.assert_close(example.as_recurrence(q, k, v, beta, subtracts), right, rtol=0, atol=1e-12)
 
 
-@pytest.mark.parametrize(("order", "subtracts"), [(1, False), (2, True)])
+@pytest.mark.parametrize(("order", "subtracts"), [pytest.param(1, False, marks=pytest.mark.slow), (2, True)])
 def test_compiles(example: Any, order: int, subtracts: bool) -> None:
     """Logits under padding as the model's (fp64, 1e-6: it drops to fp32 inside); one step, 1e-9 of the update between
     all ways to execute, and 1e-3 from explicit tuning of the model."""

@@ -42,15 +42,19 @@ def test_the_module_in_the_tutorial_is_the_tested_one() -> None:
 
 
 @pytest.mark.skipif(not MODEL.exists(), reason=f"no pretrained model in {MODEL}")
-def test_the_readme(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its Python runs as it stands, block after block, with a model where it says path/to/model."""
+@pytest.mark.parametrize("page", ["README.md", "docs/guide.md"])
+def test_readme_and_guide(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, page: str) -> None:
+    """Their Python runs as it stands, block after block, with a model where they say path/to/model."""
     monkeypatch.chdir(tmp_path)
     Path("path/to").mkdir(parents=True)
     Path("path/to/model").symlink_to(MODEL)
     seen: dict[str, Any] = {}
-    for language, text in BLOCK.findall((ROOT / "README.md").read_text(encoding="utf-8")):
+    for language, text in BLOCK.findall((ROOT / page).read_text(encoding="utf-8")):
         assert language == "python"
-        exec(compile(text, "README.md", "exec"), seen)
+        exec(compile(text, page, "exec"), seen)
+    assert not seen["out"].logits.equal(seen["out"].logits_before)
+    if page == "README.md":
+        return
     assert seen["guess"].shape == (seen["sim"].config.vocab_size,) and seen["guess"].isfinite().all()
     assert Path("updated/config.json").exists() and Path("out").exists()
     assert relative(seen["exact"].logits_before, seen["out"].logits_before) < 1e-4, "the same model, in fp64"

@@ -109,7 +109,10 @@ def test_a_shorter_last_block(begun: tintc.TintForCausalLM) -> None:
     assert (both.blocks, both.tokens_scored, both.tokens_left_out) == (3, 16, 0)
 
 
-@pytest.mark.parametrize("case", ["one step", "normalised", "two steps", "literal", "split", "captured"])
+@pytest.mark.parametrize(
+    "case",
+    ["one step", "normalised", "two steps", pytest.param("literal", marks=pytest.mark.slow), "split", "captured"],
+)
 def test_several_rates_in_one_run(case: str) -> None:
     """Each gives what it gives alone, whether one backward pass serves them all or not; the best stands above."""
     options: dict[str, Any] = {"inner_lr": 0.05, "descend": "values,out,ffn,norm-bias,norm-gain"}

@@ -57,6 +57,7 @@ def test_gpt2(n_layers: int, heads: tuple[int, int], d_ff: int | None, tied: boo
     agree(gpt2(n_layers, *heads, d_ff, tie_word_embeddings=tied))
 
 
+@pytest.mark.slow
 @FEW
 @given(LAYERS, HEADS, WIDTHS, st.booleans(), st.booleans())
 def test_opt(n_layers: int, heads: tuple[int, int], d_ff: int, bias: bool, tied: bool) -> None:

@@ -132,7 +132,9 @@ def peak() -> int:
     return int(line)
 
 
-@pytest.mark.parametrize("kind", LONG)
+@pytest.mark.parametrize(
+    "kind", [kind if kind != "bloom" else pytest.param(kind, marks=pytest.mark.slow) for kind in LONG]
+)
 def test_memory_grows_with_the_length_and_not_its_square(kind: str) -> None:
     """One mask of 24,000 tokens, a byte an entry, would be 550 MiB."""
     model = build(kind, **LONG[kind])

@@ -36,10 +36,14 @@ KINDS = {
     "selective scan": ("mamba", {"intermediate_size": 20, "state_size": 4, "time_step_rank": 5}),
     "convolution": ("lfm2", {}),
 }
+FEW = ("gated delta rule", "state space", "convolution")
+"""Kinds that every run of the tests compiles."""
 IDS = token_ids(1, 16, 97)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    "kind", [kind if kind in FEW else pytest.param(kind, marks=pytest.mark.slow) for kind in KINDS]
+)
 def test_compiles_and_descends_as_the_graph(kind: str) -> None:
     """Import compares the logits with padding on either side; one step, 1e-9 of the update between all ways to execute
     and 1e-3 from explicit tuning of the graph (fp64)."""

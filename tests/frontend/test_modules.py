@@ -286,7 +286,7 @@ def coded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.Fixtu
     return folder
 
 
-@pytest.mark.parametrize("coded", [", GenerationMixin", ""], indirect=True)
+@pytest.mark.parametrize("coded", [pytest.param(", GenerationMixin", marks=pytest.mark.slow), ""], indirect=True)
 def test_code_that_comes_with_a_model(coded: Path, tmp_path: Path) -> None:
     """It is run for those who trust it alone, and the artefact names its files; also where it cannot generate."""
     with pytest.raises(ModelError, match=r"coded has Python code of its own .*: pass --trust-remote-code"):

@@ -47,10 +47,16 @@ ODD: dict[str, tuple[str, dict[str, Any]]] = {
         | {"linear_conv_kernel_dim": 2, "layer_types": ["full_attention", "linear_attention"]},
     ),
 }
+FEW = (
+    "state space, biases, three groups",
+    "convolution of two gates with biases",
+    "gated delta rule, three key heads for nine",
+)
+"""Cases that every run of the tests tries."""
 LENGTH = 12
 
 
-@pytest.mark.parametrize("case", ODD)
+@pytest.mark.parametrize("case", [case if case in FEW else pytest.param(case, marks=pytest.mark.slow) for case in ODD])
 def test_odd_configuration(case: str) -> None:
     """All in fp64, two texts with padding on either side: logits as the eager model's (1e-6: it drops to fp32 inside),
     1e-9 of the update between all ways to execute, a step lowers the train loss, and with a rate of 0 it writes what

@@ -26,7 +26,7 @@ def broken(program: Program, kind: type, **attributes: float) -> Program:
     return Program(program.dialect, program.attributes, program.parameters, ops, program.outputs)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.float32, pytest.param(torch.float64, marks=pytest.mark.slow), torch.bfloat16])
 def test_a_program_that_is_right(dtype: torch.dtype) -> None:
     models: list[Any] = [gpt2(), llama()]
     for model in models:

@@ -35,6 +35,7 @@ MODELS: dict[str, Any] = {
     "gemma3_text": lambda: tiny_model("gemma3_text"),
     "deepseek_v3": lambda: tiny_model("deepseek_v3"),
 }
+SLOW = ("gemma2", "deepseek_v3")
 MASK = (torch.arange(14) < 10)[None]
 CENTRAL = Difference("central", 3e-3)
 
@@ -60,7 +61,9 @@ def error(sim: TintForCausalLM, graph: CapturedGraph, simulated: dict[str, Tenso
     return (off / size) ** 0.5
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize(
+    "name", ["gpt2", "llama", "gemma3_text", *[pytest.param(name, marks=pytest.mark.slow) for name in SLOW]]
+)
 def test_the_full_gradient_is_autograd_s(name: str) -> None:
     model = MODELS[name]()
     sim = import_model(model).compile(gradient="full", descend="all", max_length=16)

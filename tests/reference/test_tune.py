@@ -246,9 +246,9 @@ def test_the_exact_gradient_of_the_same_layers(name: str) -> None:
         tune(whole, IDS, PREFIX, n_update_layers=last + 2, approximations=NONE)
 
 
-def test_the_readmes_three_lines() -> None:
-    """The exact gradient of the top layers, as README has it."""
-    text = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+def test_the_three_lines_of_the_guide() -> None:
+    """The exact gradient of the top layers, as the guide has it."""
+    text = (Path(__file__).parents[2] / "docs" / "guide.md").read_text(encoding="utf-8")
     (block,) = re.findall(r"^```python\n(from tintc\.reference import .*?)^```", text, re.MULTILINE | re.DOTALL)
     seen: dict[str, Any] = {"model": gpt2(n_layers=4), "ids": IDS}
     exec(block.replace('"path/to/model"', "model"), seen)
