@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
 
 LONGEST = 96
 """Tokens of a text that are shown; a matrix of more would not be legible."""
+SHOWN_LAYERS = 8
+"""Layers whose attention is shown: each takes a third of a megabyte at that length."""
 
 
 @dataclass(frozen=True)
@@ -34,12 +37,18 @@ class Attention:
         return int((self.after - self.before).abs().mean((1, 2)).argmax())
 
 
+def most_changed(layers: Sequence[Attention]) -> list[Attention]:
+    """Return the layers whose patterns the update has changed most, at most `SHOWN_LAYERS`, in their order."""
+    by_change = sorted(layers, key=lambda one: float((one.after - one.before).abs().mean()), reverse=True)
+    return sorted(by_change[:SHOWN_LAYERS], key=lambda one: one.layer)
+
+
 @dataclass(frozen=True)
 class TextRun:
     """One text, of which the first `train` tokens are trained on.
 
     tokens: as they are read; before, after ``[T]``: loss of each token under the auxiliary and under the updated one,
-    in nats (NaN for the first, which nothing predicts); attention: of the layers that the update reaches.
+    in nats (NaN for the first, which nothing predicts); attention: of the layers where the update has changed it most.
     """
 
     ids: Tensor
@@ -74,13 +83,14 @@ def run_text(sim: TintForCausalLM, ids: Tensor) -> TextRun:
             results = sim.execute(inputs, None, ("logits_before", "logits"), None)
     else:
         results = sim.execute(inputs, None, ("logits_before", "logits"), None)
-    attention = [
+    every = [
         Attention(name, layer, captured[f"pass0.{name}"][0].float(), captured[f"pass{steps}.{name}"][0].float())
         for name, layer in points.items()
     ]
     before, after = (token_losses(results[name], ids) for name in ("logits_before", "logits"))
     train = int(inputs.train_mask(0).sum())
     tokens = read_tokens(sim.tokenizer, ids.tolist())
+    attention = most_changed(every)
     return TextRun(ids, inputs, tokens, train, before, after, attention, sim.last_executor)
 
 
