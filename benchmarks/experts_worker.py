@@ -2,9 +2,8 @@
 
     python benchmarks/experts_worker.py COMPILED USED ROUNDS
 
-Coordinate `CONSTANT` of the auxiliary's embeddings is `SIZE` for every token, and its layers add little to it. A
-router's weights at it are large here for the first experts and negative for the others, so that no token chooses
-these. chosen: how many experts of a layer were chosen, at most.
+The routers' rows of the experts that are used come in pairs, w and -w, so that half of their logits are positive; the
+others' rows are zero, so that no token chooses these. chosen: how many experts of a layer were chosen, at most.
 
 seconds: processor seconds of a run, the median; peak: bytes of resident memory at most, beyond those of the loaded
 model, in these runs and in `sim.adapt`, whose state is kept.
@@ -23,16 +22,12 @@ import torch
 from torch import Tensor
 
 sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
-from experts import CONSTANT, text
+from experts import text
 
 import tintc
 from tintc.evaluation.perplexity import peak_rss_bytes
 from tintc.ir import simulator as sim_ops
 from tintc.runtime.model.causal_lm import TintForCausalLM
-
-ASIDE = 100.0
-"""A router's weights at the constant coordinate: as large for all experts, and negative for those that are not used."""
-
 
 def routers(sim: TintForCausalLM) -> list[Tensor]:
     """Weights of the layers whose outputs are routed by."""
@@ -54,8 +49,8 @@ def confine(sim: TintForCausalLM, used: int) -> None:
     with torch.no_grad():
         for weight in weights:
             rows = weight.view(-1, weight.shape[-1])  # [experts, D]
-            rows[:used, CONSTANT] = ASIDE
-            rows[used:, CONSTANT] = -ASIDE
+            rows[used // 2 : used] = -rows[: used // 2]
+            rows[used:] = 0
 
 
 def chosen(sim: TintForCausalLM, ids: Tensor) -> int:
