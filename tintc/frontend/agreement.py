@@ -123,7 +123,7 @@ def _valid(length: int, left: int, right: int) -> Tensor:
 
 
 def _on(inputs: Inputs, device: torch.device) -> Inputs:
-    return Inputs(*(getattr(inputs, name).to(device) for name in inspect.signature(Inputs).parameters))
+    return Inputs(**{name: tensor.to(device) for name, tensor in inputs.tensors().items()}, kept=inputs.kept)
 
 
 @torch.no_grad()

@@ -20,11 +20,12 @@ from tintc.errors import InputError, OptionError
 
 @dataclass(frozen=True)
 class Inputs:
-    """Resolved inputs; every field is a tensor on one device.
+    """Resolved inputs: tensors on one device, and of how many last tokens logits are asked for.
 
     input_ids, position_ids ``[B, T]``; allowed ``[B, T, T]`` bool, which keys a query may see *before* the causal mask
     of the attention op; train ``[B, T]`` bool, tokens that descent sums over; counts ``[B, T]`` bool, positions whose
-    loss counts. Both are ``[N, B, T]`` where every step trains on tokens of its own.
+    loss counts. Both are ``[N, B, T]`` where every step trains on tokens of its own. kept: how many last tokens logits
+    are asked for of; 0: of all.
     """
 
     input_ids: Tensor
@@ -32,12 +33,21 @@ class Inputs:
     allowed: Tensor
     train: Tensor
     loss_positions: Tensor
+    kept: int = 0
 
     @property
     def shape(self) -> tuple[int, int]:
         """Return (examples, tokens)."""
         batch, length = self.input_ids.shape
         return batch, length
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return the tensors by name."""
+        return {f.name: getattr(self, f.name) for f in fields(self) if f.name != "kept"}
+
+    def last(self, x: Tensor) -> Tensor:
+        """Return those of token values ``[B, T, ...]`` that logits are asked for of."""
+        return x[:, -self.kept :]
 
     def train_mask(self, step: int) -> Tensor:
         """Return the tokens that a step's descent sums over, ``[B, T]`` bool."""
@@ -77,16 +87,17 @@ class Inputs:
 
     def _taken(self, rows: slice) -> Inputs:
         """Return the inputs of some examples. Masks by step have the examples second."""
-        whole: dict[str, Tensor] = {f.name: getattr(self, f.name) for f in fields(self)}
+        whole = self.tensors()
         by_step = {name: whole.pop(name) for name in ("train", "loss_positions") if whole[name].dim() == 3}
         taken = {name: tensor[:, rows] for name, tensor in by_step.items()}
-        return Inputs(**taken, **{name: tensor[rows] for name, tensor in whole.items()})
+        return Inputs(**taken, **{name: tensor[rows] for name, tensor in whole.items()}, kept=self.kept)
 
     def repeats(self) -> int:
         """Return the largest number k such that the batch consists of examples that stand k times side by side."""
         same = torch.ones(self.shape[0] - 1, dtype=torch.bool, device=self.input_ids.device)
-        for name in (f.name for f in fields(self) if f.name != "allowed" or not self.plain):
-            tensor: Tensor = getattr(self, name)
+        for name, tensor in self.tensors().items():
+            if name == "allowed" and self.plain:
+                continue
             if tensor.dim() == 3 and name in ("train", "loss_positions"):
                 tensor = tensor.transpose(0, 1)
             rows = tensor.flatten(1)

@@ -23,6 +23,7 @@ from transformers.generation.streamers import BaseStreamer
 import tintc
 from tintc.errors import InputError, OptionError
 from tintc.ir.inputs import resolve_inputs
+from tintc.ir.simulator import Logits
 from tintc.runtime.adaptation import prefill
 from tintc.runtime.execution.run import execute_program
 from tintc.runtime.model.causal_lm import TintForCausalLM
@@ -246,6 +247,33 @@ def test_logits_to_keep() -> None:
     with pytest.raises(InputError, match=r"labels has shape \(2, 8\); with logits_to_keep .*, \(2, 3\)"):
         sim(ids, logits_to_keep=3, labels=ids)
     assert sim(ids, logits_to_keep=3, labels=ids[:, -3:]).loss.isfinite()
+
+
+@pytest.mark.parametrize("executor", ["fused", "literal"])
+def test_logits_of_last_tokens_alone_are_computed(executor: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Logits of k last tokens are the last of all (fp64, 1e-12); the head reads k tokens, and all where one looks."""
+    sim, ids = compiled("gpt2"), token_ids(2, PROMPT)
+    read: list[int] = []
+    head = Logits.logit_map
+
+    def seen(op: Logits) -> Any:
+        def mapped(scores: Tensor, **options: Any) -> Tensor:
+            read.append(scores.numel() // (2 * scores.shape[-1]))
+            return head.fget(op)(scores, **options)
+
+        return mapped
+
+    monkeypatch.setattr(sim, "executor", executor)
+    with torch.no_grad():
+        whole = sim(ids, return_before=True)
+        monkeypatch.setattr(Logits, "logit_map", property(seen))
+        kept = sim(ids, return_before=True, logits_to_keep=3)
+        assert read == [3, 3]
+        with sim.capture("*ln_f*"):
+            sim(ids, logits_to_keep=3)
+    assert read[2:] == [PROMPT]
+    torch.testing.assert_close(kept.logits, whole.logits[:, -3:], rtol=0, atol=1e-12)
+    torch.testing.assert_close(kept.logits_before, whole.logits_before[:, -3:], rtol=0, atol=1e-12)
 
 
 def test_rows_of_a_cache() -> None:

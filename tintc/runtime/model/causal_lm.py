@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Self
 
 import torch
@@ -230,6 +230,8 @@ class TintForCausalLM(ActivationAccess, UnsupportedFeatures, SavedModel, TintGen
             results, cache = self._continue_from(ids, past, state, use_cache, logits_to_keep, options)
         else:
             inputs = self.resolve(ids, train_mask, loss_mask, attention_mask, position_ids)
+            if not self._captures and not self._edited:  # what these see is whole
+                inputs = replace(inputs, kept=logits_to_keep)
             cache = None
             outputs = ("logits",)
             if return_before:

@@ -74,7 +74,7 @@ class Logits(HeadOp):
 
     Claim: literally, x is slot 0 of a token, whose first D numbers meet the rows of E, so entry n is
     ``<E_n, x> + b_n``; the table is the one that embeddings look up, where the two are tied. The map acts on every
-    entry alone. QED. It is exact.
+    entry alone. QED. It is exact. Executors leave out tokens of which no logits are asked for.
     """
 
     def verify(self) -> None:
@@ -88,9 +88,10 @@ class Logits(HeadOp):
         return self.logit_map(affine(x, run.table(self.head), self.table_bias(run.table)))
 
     def literal(self, run: LiteralRun, x: Tiles) -> Tensor:
-        return self.logit_map(run.logits(x[0], self.head, self.bias))
+        return self.logit_map(run.logits(run.inputs.last(x[0]), self.head, self.bias))
 
     def fused(self, run: FusedRun, x: Tensor) -> Tensor:
+        x = run.inputs.last(x)
         head = run.table(self.head)
         bias = self.table_bias(run.table)
         if torch.is_grad_enabled():
