@@ -29,6 +29,7 @@ from tintc.evaluation.perplexity import peak_rss_bytes
 from tintc.ir import simulator as sim_ops
 from tintc.runtime.model.causal_lm import TintForCausalLM
 
+
 def routers(sim: TintForCausalLM) -> list[Tensor]:
     """Weights of the layers whose outputs are routed by."""
     made_by = {result: op for op in sim.program.ops for result in op.results}

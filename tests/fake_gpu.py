@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import fields
 from typing import Any
 
 import torch
@@ -100,9 +99,8 @@ def on_fake_gpu(sim: TintForCausalLM) -> TintForCausalLM:
 
 def fake_inputs(inputs: Inputs) -> Inputs:
     """Inputs of the same shapes on a GPU that is not there, with what was known of their values."""
-    tensors = {f.name: getattr(inputs, f.name) for f in fields(inputs)}
-    fakes = {name: torch.empty(t.shape, dtype=t.dtype, device=GPU) for name, t in tensors.items()}
-    fake = Inputs(**fakes)
+    fakes = {name: torch.empty(t.shape, dtype=t.dtype, device=GPU) for name, t in inputs.tensors().items()}
+    fake = Inputs(**fakes, kept=inputs.kept)
     fake.__dict__["plain"] = inputs.plain
     fake.__dict__["only_padding"] = inputs.only_padding
     return fake

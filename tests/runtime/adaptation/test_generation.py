@@ -254,7 +254,7 @@ def test_logits_of_last_tokens_alone_are_computed(executor: str, monkeypatch: py
     """Logits of k last tokens are the last of all (fp64, 1e-12); the head reads k tokens, and all where one looks."""
     sim, ids = compiled("gpt2"), token_ids(2, PROMPT)
     read: list[int] = []
-    head = Logits.logit_map
+    head: Any = Logits.logit_map
 
     def seen(op: Logits) -> Any:
         def mapped(scores: Tensor, **options: Any) -> Tensor:
