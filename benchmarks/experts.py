@@ -30,7 +30,7 @@ from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM
 
 sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
 import report
-from peer import Peer
+from peer import Peer, update_error
 
 import tintc
 from tintc.runtime.model.causal_lm import TintForCausalLM
@@ -94,10 +94,6 @@ def peers(model: Qwen3MoeForCausalLM, sim: TintForCausalLM) -> dict[str, Callabl
             name = f"{implementation}, {'swapped' if swap else 'copied'}"
             found[name] = lambda ids, implementation=implementation, peer=peer: run(implementation, peer, ids)
     return found
-
-
-def update_error(found: Tensor, right: Tensor, before: Tensor) -> float:
-    return float((found - right).norm() / (right - before).norm())
 
 
 def main(

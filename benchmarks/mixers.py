@@ -30,7 +30,7 @@ sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
 import report
 from generate import NEW, PROMPT, generated
 from generate import TARGET as TOKEN_TARGET
-from peer import Peer
+from peer import Peer, update_error
 
 import tintc
 from tintc.runtime.model.causal_lm import TintForCausalLM
@@ -79,10 +79,6 @@ def peers(
                 print(f"compiled the peer in {time.perf_counter() - start:.0f} s", file=sys.stderr)
             found[f"{way}, {'swapped' if swap else 'copied'}"] = lambda ids, peer=peer: peer.run_batch(ids, TRAIN)
     return found
-
-
-def update_error(found: Tensor, right: Tensor, before: Tensor) -> float:
-    return float((found - right).norm() / (right - before).norm())
 
 
 def main(

@@ -147,3 +147,8 @@ class Peer:
                 for part, change in zip(views(new, parameter), views(gradient, parameter), strict=True):
                     part.sub_(change, alpha=self.lr)
         return new
+
+
+def update_error(found: Tensor, right: Tensor, before: Tensor) -> float:
+    """How far logits are from the right ones, as a part of what the update has changed."""
+    return float((found - right).norm() / (right - before).norm())
