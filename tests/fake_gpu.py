@@ -100,7 +100,4 @@ def on_fake_gpu(sim: TintForCausalLM) -> TintForCausalLM:
 def fake_inputs(inputs: Inputs) -> Inputs:
     """Inputs of the same shapes on a GPU that is not there, with what was known of their values."""
     fakes = {name: torch.empty(t.shape, dtype=t.dtype, device=GPU) for name, t in inputs.tensors().items()}
-    fake = Inputs(**fakes, kept=inputs.kept)
-    fake.__dict__["plain"] = inputs.plain
-    fake.__dict__["only_padding"] = inputs.only_padding
-    return fake
+    return Inputs(**fakes, kept=inputs.kept).knowing(inputs.plain, inputs.only_padding)
