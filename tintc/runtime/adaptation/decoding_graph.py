@@ -9,6 +9,7 @@ that was left there is copied in again.
 from __future__ import annotations
 
 import weakref
+from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
 
@@ -31,8 +32,11 @@ class StaticRun(ContinuedRun):
     none yet.
     """
 
-    def __init__(self, sim: AdaptiveSimulator, tokens: Inputs, positions: Tensor, seen: Tensor, place: Tensor, own: int):
-        super().__init__(sim, tokens, positions, seen[:, None], own)
+    def __init__(
+        self, sim: AdaptiveSimulator, tokens: Inputs, positions: Tensor, seen: Tensor, place: Tensor, own: int
+    ):
+        super().__init__(sim, tokens, positions, examples=own)
+        self.known = seen[:, None]
         self.place = place
 
     def allowed(self, queries: int, keys: int, window: int = 0) -> Tensor:
@@ -41,7 +45,7 @@ class StaticRun(ContinuedRun):
             mask = every <= self.place
             if window:
                 mask = mask & (every > self.place - window)
-            self._masks[window] = (mask & self.seen)[:, None]
+            self._masks[window] = (mask & self.known)[:, None]
         return self._masks[window]
 
     def alibi(self, slopes: tuple[float, ...], scores: Tensor, rows: slice) -> Tensor:
@@ -76,8 +80,14 @@ class _Room:
 
     def holds(self, layer: Any, count: int) -> bool:
         """Return whether a layer has what `lend` has left it."""
-        ours = layer.keys.data_ptr() == self.keys.data_ptr() and layer.values.data_ptr() == self.values.data_ptr()
-        return ours and layer.keys.shape[2] == count
+        same = layer.keys.data_ptr() == self.keys.data_ptr() and layer.values.data_ptr() == self.values.data_ptr()
+        return same and layer.keys.shape[2] == count
+
+    def part(self, layer: Any) -> None:
+        """Give a layer memory of its own in place of views."""
+        if layer.keys.data_ptr() == self.keys.data_ptr():
+            layer.keys = layer.keys.clone()
+            layer.values = layer.values.clone()
 
 
 class _StateRoom:
@@ -103,6 +113,10 @@ class _StateRoom:
     def holds(self, layer: Any, count: int) -> bool:
         return layer.state is self._state
 
+    def part(self, layer: Any) -> None:
+        if layer.state is self._state:
+            layer.state = layer.state.clone()
+
 
 class DecodingGraph:
     """The recorded step of so many rows, with weights of one kind, of texts of at most so many tokens."""
@@ -127,7 +141,7 @@ class DecodingGraph:
             one = torch.ones(rows, 1, dtype=torch.bool, device=device)
             tokens = Inputs(ids, ids.clone(), one[:, None], ~one, ~one)
             self._tokens = tokens.knowing(plain=True, only_padding=True)
-            self._layers = [self._room(layer) for layer in cache.layers]
+            self._layers: list[Any] = [self._room(layer) for layer in cache.layers]
             self._store: Any = SimpleNamespace(layers=self._layers, update=self._update)
             self._recording = sim.graphs.record(sim, lambda: self.run(sim))
 
@@ -136,9 +150,12 @@ class DecodingGraph:
             return _StateRoom(layer)
         return _Room(layer, self.longest, self._place)
 
+    def _pairs(self, cache: TintCache) -> Iterator[tuple[Any, Any]]:
+        """Yield each room with the layer of a cache that it is for."""
+        return zip(self._layers, cache.layers, strict=True)
+
     def _update(self, keys: Tensor, values: Tensor, place: int) -> tuple[Tensor, Tensor]:
-        room: Any = self._layers[place]
-        return room.update(keys, values)
+        return self._layers[place].update(keys, values)
 
     def run(self, sim: AdaptiveSimulator) -> Tensor:
         """Return the logits ``[B, 1, V]`` of the tokens in its buffers: what is recorded."""
@@ -170,7 +187,7 @@ class DecodingGraph:
             self._place.fill_(before)
             self._recording.replay()
             self._count = before + 1
-            for room, layer in zip(self._layers, cache.layers, strict=True):
+            for room, layer in self._pairs(cache):
                 room.lend(layer, self._count)
             return self._recording.results.clone()
 
@@ -178,13 +195,13 @@ class DecodingGraph:
         """Return whether its buffers hold what a cache has read."""
         if self._owner is None or self._owner() is not cache or self._count != count:
             return False
-        return all(room.holds(layer, count) for room, layer in zip(self._layers, cache.layers, strict=True))
+        return all(room.holds(layer, count) for room, layer in self._pairs(cache))
 
     def _load(self, cache: TintCache, count: int) -> None:
         """Copy what a cache has read, once the one before has got its own memory back."""
         self.release()
         assert cache.positions is not None
-        for room, layer in zip(self._layers, cache.layers, strict=True):
+        for room, layer in self._pairs(cache):
             room.load(layer, count)
         self._positions[:, :count].copy_(cache.positions[:, :count])
         self._seen.fill_(True)
@@ -194,18 +211,18 @@ class DecodingGraph:
 
     def release(self) -> None:
         """Give the cache whose tensors are views of the buffers copies of its own."""
-        owner = self._owner() if self._owner is not None else None
+        owner = None
+        if self._owner is not None:
+            owner = self._owner()
         if owner is not None:
-            for room, layer in zip(self._layers, owner.layers, strict=True):
-                if isinstance(room, _StateRoom):
-                    if layer.state is room.state:
-                        layer.state = layer.state.clone()
-                elif layer.keys.data_ptr() == room.keys.data_ptr():
-                    layer.keys, layer.values = layer.keys.clone(), layer.values.clone()
+            for room, layer in self._pairs(owner):
+                room.part(layer)
         self._owner = None
 
 
-def replay_step(sim: AdaptiveSimulator, tokens: Inputs, state: AdaptedWeights, cache: TintCache | None) -> Tensor | None:
+def replay_step(
+    sim: AdaptiveSimulator, tokens: Inputs, state: AdaptedWeights, cache: TintCache | None
+) -> Tensor | None:
     """Return the logits ``[B, 1, V]`` of new tokens by a graph; None if there is none for them."""
     if cache is None:
         return None

@@ -43,7 +43,10 @@ class StaticWeights:
         done: set[int] = set()
         for value, w in state.weights.items():
             own = self._own[value]
-            for mine, given, stored in ((own.weight, w.weight, base[value].weight), (own.bias, w.bias, base[value].bias)):
+            for mine, given, stored in (
+                (own.weight, w.weight, base[value].weight),
+                (own.bias, w.bias, base[value].bias),
+            ):
                 if mine is not None and given is not None and not _is_stored(given, stored):
                     mine.copy_(given)
             for place, given in zip(own.pending, w.pending, strict=True):
@@ -83,7 +86,10 @@ def _place(tensor: Tensor | None, stored: Tensor | None) -> Tensor | None:
 
 
 def _is_stored(tensor: Tensor, stored: Tensor | None) -> bool:
-    return stored is not None and tensor.data_ptr() == stored.data_ptr() and tensor.shape == stored.shape
+    """Return whether a tensor is a view of the same numbers as the stored one."""
+    if stored is None or tensor.shape != stored.shape or tensor.storage_offset() != stored.storage_offset():
+        return False
+    return tensor.untyped_storage()._cdata == stored.untyped_storage()._cdata
 
 
 def _kind(state: AdaptedWeights) -> Hashable:
@@ -116,4 +122,3 @@ def _update(update: Pending, inputs: dict[int, int]) -> Hashable:
 def _lengths(state: AdaptedWeights) -> list[int]:
     """Return the tokens of every pending update."""
     return [update.x.shape[1] for w in state.weights.values() for update in w.pending]
-

@@ -79,7 +79,9 @@ class TintOutput(ModelOutput):
         )
 
 
-class TintForCausalLM(ActivationAccess, UnsupportedFeatures, SavedModel, TintGenerationMixin, StreamingMixin, WarmUpMixin):
+class TintForCausalLM(
+    ActivationAccess, UnsupportedFeatures, SavedModel, TintGenerationMixin, StreamingMixin, WarmUpMixin
+):
     """A TinT simulator: one forward pass runs, trains and re-runs the auxiliary model on the text it is given.
 
     The tree has ``tables`` (embeddings and head), ``prefixes`` (the auxiliary's weights), ``rates``, ``score_vectors``

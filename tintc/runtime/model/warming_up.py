@@ -48,18 +48,17 @@ class WarmUpMixin:
         Raises `OptionError` for sizes that are none, and `InputError` for those that memory, or the simulator, does not
         take.
         """
+        check_count("batch", batch, 1)
+        check_count("length", length, 1)
+        check_count("new_tokens", new_tokens, 0)
         if train is None:
-            train = int(length * self.config.train_fraction) if _is_count(length) else 0
-        for name, value, least in (("batch", batch, 1), ("length", length, 1), ("train", train, 0)):
-            if not _is_count(value) or value < least:
-                raise OptionError(f"{name} is {value!r}; pass the most that there will be, at least {least}.")
+            train = int(length * self.config.train_fraction)
+        check_count("train", train, 0)
         if train > length:
             raise OptionError(f"train is {train}, more than the {length} tokens of a text; pass at most that.")
-        if not _is_count(new_tokens) or new_tokens < 0:
-            raise OptionError(f"new_tokens is {new_tokens!r}; pass the most tokens that will be generated, 0 for none.")
         check_kept(logits_to_keep)
         check_longest(length + new_tokens, self.layout.max_length)
-        ids = torch.full((batch, length), self._plain_id(), device=self.device)
+        ids = self._plain_ids(batch).expand(batch, length)
         mask = torch.zeros_like(ids)
         mask[:, :train] = 1
         outputs = ("logits",)
@@ -76,21 +75,25 @@ class WarmUpMixin:
         if new_tokens:
             self._warm_up_decoding(ids, mask, executor, length + new_tokens)
 
-    def _plain_id(self: Any) -> int:
-        """Return a token id that stands for nothing but itself."""
+    def _plain_ids(self: Any, batch: int) -> Tensor:
+        """Return token ids ``[batch, 1]`` that stand for nothing but themselves, one and another in turn: equal texts
+        side by side would be adapted to once."""
         special = set(self.config.placeholders)
-        return next(token for token in range(self.config.vocab_size) if token not in special)
+        plain = [token for token in range(self.config.vocab_size) if token not in special][:2]
+        return torch.tensor([[plain[row % len(plain)]] for row in range(batch)], device=self.device)
 
     def _warm_up_decoding(self: Any, ids: Tensor, mask: Tensor, executor: str, longest: int) -> None:
         """Capture the step after prompts like these, or run it once."""
         if executor == "literal":
             return
         _, cache = prefill(self, self.resolve(ids, mask), None, 1)
-        if self.graphs.can_record(self):
+        if self.graphs.can_record(self) and cache.state is not None:
             self.graphs.keep(DecodingGraph(self, cache.state, cache, longest))
         else:
             self(ids[:, :1], past_key_values=cache)
 
 
-def _is_count(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
+def check_count(name: str, value: object, least: int) -> None:
+    """Raise `OptionError` unless it is a number of texts or tokens, and not too small."""
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        raise OptionError(f"{name} is {value!r}; pass the most that there will be, at least {least}.")

@@ -124,9 +124,7 @@ class PassGraph:
             raise budget.refusal(self._sizes)
         return lambda: FusedExecutor(sim, self._inputs.inputs, plan, self._rates.rates, {}, on_device=True).run()
 
-    def serves(
-        self, sizes: Sizes, inputs: Inputs, rates: Rates | None, outputs: tuple[str, ...], update: str
-    ) -> bool:
+    def serves(self, sizes: Sizes, inputs: Inputs, rates: Rates | None, outputs: tuple[str, ...], update: str) -> bool:
         """Return whether it may stand in for that pass."""
         known = self._rates.takes(rates) and self.surroundings == surroundings()
         return known and self.bucket.serves(sizes, inputs, outputs, update)
