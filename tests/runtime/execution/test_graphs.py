@@ -72,7 +72,7 @@ def same(got: Any, wanted: Any) -> None:
     assert relative_to_update(got.logits_before, before, wanted.logits) < 1e-9
 
 
-@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize("name", [name for name in KINDS if name != "llama"])
 def test_a_bucket_serves_what_fits(name: str, recorded: type[TwinRecording]) -> None:
     """Fewer texts, tokens and train tokens, and padding; one graph after the other, whose results stay."""
     sim = fused(name)
@@ -227,7 +227,7 @@ def as_without(sim: TintForCausalLM, got: Any, ids: Tensor, **given: Any) -> Non
         torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-12 * float(theirs.abs().max()))
 
 
-@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize("name", ["all of attention", "experts", "delta rule"])
 def test_new_tokens(name: str, recorded: type[TwinRecording]) -> None:
     """Prompts of other lengths and other states by one graph, with padding and without; none beyond its room."""
     sim = fused(name)

@@ -111,7 +111,7 @@ def test_next_tokens(name: str) -> None:
         other = on_fake_gpu(sim)
         weights = stored_weights(other) | base_weights(other)
         cache = TintCache(other.continuation.carrying)
-        with NoHostMemory():
+        with NoCopies():
             for count in (1, 2):
                 places = torch.empty(2, count, dtype=torch.long, device=GPU)
                 run = ContinuedRun(other, fake_inputs(inputs), places)
