@@ -43,9 +43,11 @@ def test_grouped_products(transposed: bool) -> None:
 
 
 def test_experts_by_grouped_products(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A whole pass where numbers cannot be looked at, as on a GPU; bf16: 0.2 of the update, as elsewhere."""
+    """A whole pass where numbers cannot be looked at, as on a GPU; bf16: 5e-2 of the largest logit."""
     monkeypatch.setattr(choice, "READABLE", set())
-    sim = simulator(*mixture_like(chosen=2, normalise="sum"), inner_lr=0.02, n_steps=1).to(torch.bfloat16)
+    sim = simulator(*mixture_like(width=24, d_ff=16, chosen=2, normalise="sum"), inner_lr=0.02, n_steps=1).to(
+        torch.bfloat16
+    )
     sim.executor, ids = "fused", token_ids(2, 9, 11)
     asked: list[str] = []
     plain = torch.nn.functional.grouped_mm
@@ -56,7 +58,7 @@ def test_experts_by_grouped_products(monkeypatch: pytest.MonkeyPatch) -> None:
         with using("torch"):
             plainly = sim(ids, return_before=True)
     assert len(asked) == ran > 0
-    assert relative_to_update(ours.logits, plainly.logits, plainly.logits_before) < 0.2
+    close(ours.logits, plainly.logits.double(), 5e-2)
 
 
 @pytest.mark.parametrize(("scale", "biased"), [(1.0, False), (0.5, True)])
