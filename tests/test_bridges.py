@@ -6,22 +6,34 @@ fp64; 1e-9 of the logits' size for GPT-2, 1e-6 for Llama, whose rotations and RM
 from __future__ import annotations
 
 import copy
+import linecache
+import re
 import sys
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from command import tokenizer
+from command import ROOT, tokenizer
 from continuations import compiled
 from fused_cases import token_ids
 from torch import Tensor
 
+import tintc
 from tintc.bridges import auxiliary, transformer_lens
 from tintc.errors import ModelError, OptionError
 from tintc.runtime.model.causal_lm import TintForCausalLM
 
+MODEL = ROOT.parent / "shared" / "models" / "stories260K"
 TOLERANCES = {"gpt2": 1e-9, "llama": 1e-6}
 PROMPT, TEXT = token_ids(2, 14), token_ids(1, 9, seed=3)
+
+
+@pytest.fixture(autouse=True)
+def backward_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    """nnsight, once imported, reads the source of every caller of `Tensor.backward`; other tests' may have none."""
+    monkeypatch.setattr(torch.Tensor, "backward", torch.Tensor.backward)
 
 
 def with_transformer_lens() -> None:
@@ -110,6 +122,37 @@ def test_circuitsvis_shows_attention_before_and_after() -> None:
     assert all("AttentionPatterns" in page and f'"{words[0]}"' in page for page in pages)
     assert f"{float(out.attentions[2][0, 1, 5, 3]):.6f}"[:7] in pages[1]
     assert pages[0].partition("attention")[2] != pages[1].partition("attention")[2]
+
+
+PACKAGES = {"TransformerLens": "transformer_lens", "nnsight": "nnsight", "circuitsvis": "circuitsvis"}
+"""What the sections of the page need."""
+
+
+@pytest.mark.skipif(not MODEL.exists(), reason=f"no pretrained model in {MODEL}")
+def test_the_page_of_tools(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its Python runs, section after section; one is left out where its package is not installed."""
+    monkeypatch.chdir(tmp_path)
+    tintc.compile(str(MODEL), n_steps=2, inner_lr=1e-4, max_length=128, output="sim")
+    names: dict[str, Any] = {}
+    page = (ROOT / "docs" / "tools.md").read_text(encoding="utf-8")
+    for section in page.split("\n## "):
+        package = PACKAGES.get(section.partition("\n")[0])
+        if package is None or find_spec(package) is not None:
+            for text in re.findall(r"^```python\n(.*?)^```$", section, re.MULTILINE | re.DOTALL):
+                name = f"a block of {section.partition(chr(10))[0]} that ends {text[-20:]!r}"
+                linecache.cache[name] = len(text), None, text.splitlines(keepends=True), name  # nnsight reads sources
+                exec(compile(text, name, "exec"), names)
+    with torch.no_grad():
+        plain, updated = (names[name](names["ids"]).logits for name in ("plain", "updated"))
+        right = names["sim"](names["ids"], state=names["state"]).logits
+    assert off(updated, right) < 1e-4 < off(plain, right)
+    if "before" in names:
+        assert off(names["logits"], plain) < 1e-4 and off(names["after"](names["ids"]), right) < 1e-4
+        assert off(names["patched"], right) > 1e-6
+    if "traced" in names:
+        assert off(names["without"], right) > 1e-3 and names["own"].last_executor == "literal"
+    if "views" in names:
+        assert Path("after.html").stat().st_size > 1000
 
 
 def test_nnsight_traces_the_updated_auxiliary() -> None:

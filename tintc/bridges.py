@@ -53,11 +53,14 @@ def transformer_lens(
         chosen = tokenizer
     if chosen is None:
         raise OptionError("TransformerLens wants a tokenizer, and the simulator has none; pass tokenizer=.")
+    words = copy.deepcopy(chosen)
+    # TransformerLens would load a tokenizer anew that does not say this, and then finds out what it does at the ends.
+    words.init_kwargs |= {"add_bos_token": True, "name_or_path": ""}
     plain: Any = auxiliary(sim, state, example=example, model=model)
     name = str(sim.config.provenance.get("source") or type(plain).__name__)
     try:
         return TransformerBridge.boot_transformers(
-            name, hf_model=plain, tokenizer=copy.deepcopy(chosen), dtype=sim.dtype, device=str(sim.device)
+            name, hf_model=plain, tokenizer=words, dtype=sim.dtype, device=str(sim.device)
         )
     except (ValueError, KeyError, NotImplementedError) as error:
         raise ModelError(f"TransformerLens cannot take a {type(plain).__name__}: {error}") from error
