@@ -25,8 +25,7 @@ from tiny_models import gpt2, llama, opt, token_ids
 import tintc
 from tintc.ir.auxiliary.interpreter import Descent
 from tintc.ir.functions import FiniteDifference
-from tintc.option_facts import LOSSES
-from tintc.options import Options
+from tintc.options import LOSSES, Options
 
 MODELS: dict[str, Any] = {
     "gpt2": lambda: gpt2(n_heads=3, head_dim=6),

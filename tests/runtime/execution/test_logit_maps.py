@@ -11,7 +11,7 @@ from programs import check_agreement, gpt_like, simulator, three_ways
 
 from tintc.ir.auxiliary import Logits
 from tintc.ir.auxiliary.interpreter import Descent
-from tintc.option_facts import LOSSES
+from tintc.options import LOSSES
 
 
 @pytest.mark.parametrize(("scale", "softcap"), [(0.25, 0.0), (1.0, 1.5), (1.5, 2.0)])

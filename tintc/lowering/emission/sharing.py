@@ -18,8 +18,7 @@ from tintc.ir.names import Names
 from tintc.ir.simulator import SimOp
 from tintc.ir.structure import AttentionSpec, Positions, StructuralBlock
 from tintc.lowering.passes.plan_layout import layout_of
-from tintc.option_facts import REUSE
-from tintc.options import Options
+from tintc.options import REUSE, Options
 
 
 @dataclass(frozen=True)

@@ -36,7 +36,7 @@ from tintc.ir.structure import (
     TensorSpec,
     chunk_map,
 )
-from tintc.option_facts import SCHEMES
+from tintc.options import SCHEMES
 
 
 class DifferenceOp(SimOp):
