@@ -11,7 +11,7 @@ author = "The tintc authors"
 copyright = "The tintc authors, Apache-2.0"
 
 # The source folder is the repository's root, so that the links between pages, which work in a checkout, work here too.
-extensions = ["sphinx.ext.autodoc", "sphinx.ext.viewcode", "myst_nb", "pages", "anchors", "mathml"]
+extensions = ["sphinx.ext.autodoc", "sphinx.ext.viewcode", "myst_nb", "generated", "anchors", "mathml"]
 root_doc = "docs/index"
 include_patterns = ["docs/*.md", "docs/notebooks/*.ipynb", "benchmarks/RESULTS.md", "C*.md", "SECURITY.md"]
 exclude_patterns = ["docs/package.md", ".*", "build", "shared", "tests", "tintc", "tools", "examples", "*.egg-info"]
