@@ -1,8 +1,8 @@
 """The code blocks of the documentation, and how a test runs them.
 
-A block's language says what it is: ``python`` and ``sh`` run, in order, on the models and texts that `prepare` puts into
-the folder; ``console`` shows commands, behind ``$``, that a test has no means or time for, and what they print; ``text``
-is output; ``math`` and ``json`` are what they are.
+A block's language says what it is. ``python`` and ``sh`` run, in order, on the models and texts that `prepare` puts
+into the folder. ``console`` shows commands, behind ``$``, that a test has no means or time for, and what they print.
+``text`` is output; ``math`` and ``json`` are what they are.
 """
 
 from __future__ import annotations
@@ -72,8 +72,8 @@ def run_page(page: str, names: dict[str, Any], command: Command) -> str:
 def run_line(line: str, command: Command) -> str:
     """Run one line of a shell block as far as a test can, and return what it printed.
 
-    `tintc` runs here, without a launcher before it; of what is installed, and of the targets of make, it is checked that
-    they exist.
+    `tintc` runs here, without a launcher before it. Of what is installed, and of the targets of make, it is checked
+    that they exist.
     """
     words = shlex.split(line, comments=True)
     if words[:2] == ["accelerate", "launch"]:
@@ -102,7 +102,7 @@ def check_line(words: list[str]) -> None:
 
 
 def check_console(text: str) -> None:
-    """Check the commands of a ``console`` block: of `tintc`, that command and options exist; of others, what they name."""
+    """Check the commands of a ``console`` block: the commands and options of `tintc` exist."""
     asked = [line[2:] for line in lines(text) if line.startswith("$ ")]
     assert asked, text
     for line in asked:

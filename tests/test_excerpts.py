@@ -1,4 +1,4 @@
-"""What pages show of the code is the code (docs/adding-an-op.md, docs/own-decoders.md), and what they add to it works."""
+"""What docs/adding-an-op.md and docs/own-decoders.md show of the code is the code, and what they add to it works."""
 
 from __future__ import annotations
 

@@ -29,6 +29,15 @@ needs_models = pytest.mark.skipif(
 )
 OWN_SIMULATOR = {"docs/tutorial.md", "docs/guide.md", "docs/streams.md", "README.md", "docs/package.md"}
 """Pages that make their own `sim`."""
+RUN_ELSEWHERE = {"docs/adding-an-op.md": "test_excerpts.py", "docs/tools.md": "test_bridges.py"}
+"""Pages whose blocks another test runs, or compares with the code."""
+
+
+PAGES = [
+    page
+    for page in pages.pages()
+    if page not in RUN_ELSEWHERE and {"python", "sh"} & {language for language, _ in blocks(page)}
+]
 
 
 @pytest.fixture(scope="module")
@@ -45,6 +54,11 @@ def test_every_block_says_what_it_is() -> None:
     assert len(unknown) > 100 and [one for one in unknown if one[1] not in pages.LANGUAGES] == []
     without_fences = {page: pages.FENCE.sub("", pages.text_of(page)) for page in pages.pages()}
     assert [page for page, text in without_fences.items() if pages.INDENTED.search(text)] == []
+
+
+def test_pages_that_run_elsewhere_do() -> None:
+    for page, test in RUN_ELSEWHERE.items():
+        assert Path(page).name in (pages.ROOT / "tests" / test).read_text(encoding="utf-8")
 
 
 def test_commands_that_are_only_shown_exist() -> None:
@@ -72,7 +86,7 @@ def few_ids() -> dict[str, Any]:
     return {"tintc": tintc, "torch": torch, "model": model, "sim": sim, "ids": ids, "train_mask": mask}
 
 
-OWN_DECODER = '''
+OWN_DECODER = """
 class Mean(nn.Module):
     def __init__(self):
         super().__init__()
@@ -84,7 +98,7 @@ class Mean(nn.Module):
         x = self.embed(ids)
         mixed = running_mean(self.inner(x), self.strength(x).sigmoid(), decay=torch.exp(-self.rate))
         return self.head(x + self.out(mixed))
-'''
+"""
 """A decoder whose one layer mixes tokens by a function that the page of mixers defines, in the same module."""
 
 
@@ -100,7 +114,7 @@ def own_mixers(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 @needs_models
 @pytest.mark.usefixtures("own_mixers")
 @pytest.mark.filterwarnings("error:Converting a tensor")
-@pytest.mark.parametrize("page", [page for page in pages.pages() if {"python", "sh"} & {name for name, _ in blocks(page)}])
+@pytest.mark.parametrize("page", PAGES)
 def test_page(page: str, simulator: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: Command) -> None:
     monkeypatch.chdir(tmp_path)
     prepare(simulator)

@@ -27,7 +27,7 @@ def written(node: ast.AST) -> str | None:
 def sentences() -> list[str]:
     """Every string of the code."""
     texts: list[str] = []
-    for path in [*(ROOT / "tintc").rglob("*.py"), ROOT / "tintc_cli.py"]:
+    for path in [path for folder in ("tintc", "tintc_cli") for path in (ROOT / folder).rglob("*.py")]:
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             text = written(node)
             if text is not None:
