@@ -29,17 +29,18 @@ def table(heads: list[str], rows: list[list[str]]) -> str:
 
 
 def options_table() -> str:
-    """Return a row for every option of a compilation."""
+    """Return a row for every option of a compilation: its names, and what it is with its values and default."""
     rows: list[list[str]] = []
     for one in fields(Options):
         about = one.metadata["about"]
         names = [f"`--{name.replace('_', '-')}`" for name in (one.name, about.short) if name]
-        values = ", ".join(f"`{choice}`" for choice in about.choices)
-        default = ""
+        said = [cell(about.help)]
+        if about.choices:
+            said.append("Values: " + ", ".join(f"`{choice}`" for choice in about.choices) + ".")
         if one.default is not None:
-            default = f"`{one.default}`"
-        rows.append([f"`{one.name}`", ", ".join(names), values, default, cell(about.help)])
-    return table(["argument", "option", "values", "default", "what"], rows)
+            said.append(f"Default: `{one.default}`.")
+        rows.append([f"`{one.name}`", "<br>".join(names), " ".join(said)])
+    return table(["in Python", "in a terminal", "what"], rows)
 
 
 def commands() -> Iterator[tuple[str, Any]]:
@@ -96,7 +97,16 @@ def fill_in(app: Sphinx, page: str, source: list[str]) -> None:
             source[0] = source[0].replace(comment, text())
 
 
+def shorten(app: Sphinx, kind: str, name: str, thing: object, options: object, lines: list[str]) -> None:
+    """Put a link in the place of the options that a docstring lists, a line each; they have a page."""
+    known = {one.name for one in fields(Options)}
+    listed = [at for at, line in enumerate(lines) if line.partition(":")[0] in known]
+    if len(listed) == len(known):
+        lines[listed[0] : listed[-1] + 1] = [":doc:`Every option </docs/options>` has a row in a table."]
+
+
 def setup(app: Sphinx) -> dict[str, Any]:
-    """Fill in every page that is read."""
+    """Fill in every page that is read, and shorten docstrings."""
     app.connect("source-read", fill_in)
+    app.connect("autodoc-process-docstring", shorten)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
