@@ -44,7 +44,7 @@ PAGES = [
 def simulator(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The simulator that pages begin with: two steps, every layer."""
     folder = tmp_path_factory.mktemp("pages") / "sim"
-    tintc.compile(str(pages.MODEL), n_steps=2, inner_lr=1e-4, max_length=256, output=folder)
+    tintc.compile(str(pages.MODEL), n_steps=2, inner_lr=1e-4, output=folder)
     return folder
 
 
