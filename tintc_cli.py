@@ -80,9 +80,12 @@ def with_options(wanted: Callable[[Any], bool]) -> Callable[[Callable[..., None]
             options = {}
             for name in names:
                 options[name] = values.pop(name)
-                short = values.pop(short_form(name), None)
-                if short is not None:
-                    options[name] = short
+                for form in (short_form(name), former_name(name)):
+                    given = values.pop(form, None)
+                    if given is not None:
+                        options[name] = given
+                        if form == former_name(name):
+                            warn_of_former(module, name)
             command(options=options, **values)
 
         parameters: list[Parameter] = []
@@ -104,10 +107,22 @@ def short_form(name: str) -> str:
     return f"{name}_in_short"
 
 
-def option_parameters(module: Any, name: str) -> list[Parameter]:
-    """Return the parameters of a command for one option of a compilation: one, and a hidden one for a short form.
+def former_name(name: str) -> str:
+    """Return the name of the parameter that takes an option by the name that it had."""
+    return f"{name}_formerly"
 
-    Both in one would make the column of names so wide that help at 80 columns cuts it.
+
+def warn_of_former(module: Any, name: str) -> None:
+    """Say how an option is called now."""
+    former, now = (one.replace("_", "-") for one in (module.ABOUT[name].former, name))
+    logging.getLogger("tintc").warning("The option --%s is called --%s now.", former, now)
+
+
+def option_parameters(module: Any, name: str) -> list[Parameter]:
+    """Return the parameters of a command for one option of a compilation: one, and hidden ones for a short form and
+    for a former name.
+
+    All in one would make the column of names so wide that help at 80 columns cuts it.
     """
     about = module.ABOUT[name]
     kind = get_type_hints(module.Options)[name]
@@ -123,10 +138,11 @@ def option_parameters(module: Any, name: str) -> list[Parameter]:
         text += f" Short form: --{about.short}"
     shown = typer.Option(f"--{name.replace('_', '-')}", help=text, metavar=metavar)
     parameters = [Parameter(name, Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[kind, shown])]
-    if about.short:
-        hidden = typer.Option(f"--{about.short}", hidden=True)
-        annotation = Annotated[kind | None, hidden]
-        parameters.append(Parameter(short_form(name), Parameter.KEYWORD_ONLY, default=None, annotation=annotation))
+    for form, spelling in ((short_form(name), about.short), (former_name(name), about.former)):
+        if spelling:
+            hidden = typer.Option(f"--{spelling.replace('_', '-')}", hidden=True)
+            annotation = Annotated[kind | None, hidden]
+            parameters.append(Parameter(form, Parameter.KEYWORD_ONLY, default=None, annotation=annotation))
     return parameters
 
 
@@ -283,8 +299,8 @@ def run(
     lr: Annotated[
         str | None,
         typer.Option(
-            help="Learning rate, or several to compare: 1e-5,1e-4 (default: the stored one). Gradients are sums over "
-            "train tokens, so the step grows with their number."
+            help="Learning rate, or several to compare: 1e-5,1e-4 (default: the stored one). Plain steps "
+            "grow with the number of train tokens, over which gradients are summed."
         ),
     ] = None,
     no_bos: Annotated[

@@ -38,7 +38,7 @@ DOCUMENT = Path(__file__).parents[1] / "docs" / "approximations.md"
 RATE = 1e-6
 KINDS: dict[str, dict[str, Any]] = {
     "paper": {},
-    "paper, central": {"fd_scheme": "central"},
+    "paper, central": {"difference": "central"},
     "full": {"gradient": "full"},
     "full, all": {"gradient": "full", "descend": "all"},
 }

@@ -165,7 +165,7 @@ def verify(
     simulated = simulated_gradients(sim, resolve_inputs(ids[None].to(sim.device), mask, semantics=sim.config.semantics))
     config = sim.config
     shortest = max(sim.dtype, dtype_of(path), key=lambda kind: torch.finfo(kind).eps)
-    tolerances = Tolerances.of(shortest, config.fd_scheme, config.linear_attention)
+    tolerances = Tolerances.of(shortest, config.difference, config.linear_attention)
     dtype = reference_dtype(source)
     LOGGER.info("fine-tuning the model with the same approximations")
     tuned = tuned_with(graph, config, ids, mask, approximations_of(sim), config.n_steps, dtype)
@@ -224,7 +224,7 @@ def plain(approximations: Approximations) -> Approximations:
 
 def approximations_of(sim: TintForCausalLM) -> Approximations:
     """Return the approximations that a simulator was compiled with."""
-    difference = Difference(sim.config.fd_scheme, sim.config.fd_step)
+    difference = Difference(sim.config.difference, sim.config.fd_step)
     groups = frozenset(sim.config.descend.split(","))
     chosen = Approximations.of(sim.config.semantics, gradient=sim.config.gradient)
     scores: bool | Difference = True

@@ -30,7 +30,7 @@ def agree(made: tuple[Program, dict[str, torch.Tensor]], scheme: str = "central"
     program, tensors = made
     difference = FiniteDifference(scheme, FD_STEPS[scheme])
     for masks, n_steps in (({}, 2), ({"attention_mask": PADDING}, 1)):
-        options = {"gradient": "full", "descend": "all", "fd_scheme": scheme, "inner_lr": 1e-2} | given
+        options = {"gradient": "full", "descend": "all", "difference": scheme, "inner_lr": 1e-2} | given
         sim = simulator(program, tensors, n_steps=n_steps, **options)
         groups = Options(**options).groups
         descent = Descent(1e-2, n_steps, groups=groups, difference=difference, full=True)
@@ -82,7 +82,7 @@ def test_queries_alone_descend() -> None:
 
 def test_central_differences_of_the_paper_s_gradient() -> None:
     program, tensors = decoder(3)
-    sim = simulator(program, tensors, n_steps=1, inner_lr=1e-2, fd_scheme="central")
+    sim = simulator(program, tensors, n_steps=1, inner_lr=1e-2, difference="central")
     sim.trust()
     check_fused(sim, IDS)
 

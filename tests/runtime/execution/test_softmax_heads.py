@@ -137,7 +137,7 @@ def test_a_whole_simulator(name: str, dtype: torch.dtype, tolerance: float) -> N
         ("gpt2", {"loss": "mse", "n_update_layers": 1}),
         ("gpt2", {"n_steps": 3, "n_update_layers": 1}),
         ("llama", {"loss": "quad", "n_steps": 2}),
-        ("llama", {"descend": "values,norm-gain", "fd_scheme": "fixed"}),
+        ("llama", {"descend": "values,norm-gain", "difference": "fixed"}),
     ],
 )
 def test_other_options(name: str, chosen: dict[str, Any]) -> None:

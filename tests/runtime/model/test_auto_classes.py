@@ -260,7 +260,7 @@ def test_the_card(llama_sim: Path) -> None:
     )
     for said in (
         "# TinT simulator of model",
-        "| learning rate (gradients summed over train tokens) | 0.02 |",
+        "| learning rate | 0.02 |",
         "| auxiliary: model_type | llama |",
         "the top 1 of 1 layers",
         "`import tintc` before anything else",
