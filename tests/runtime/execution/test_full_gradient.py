@@ -11,12 +11,13 @@ import pytest
 import torch
 from attention_programs import VOCAB, decoder
 from fused_cases import check_fused
-from programs import check_agreement, simulator, three_ways
+from programs import Sketch, check_agreement, simulator, three_ways
 
 from tintc.errors import OptionError
+from tintc.ir.auxiliary import Activation, Gate
 from tintc.ir.auxiliary.interpreter import Descent
 from tintc.ir.core import Program
-from tintc.ir.functions import FiniteDifference
+from tintc.ir.functions import KINKED, FiniteDifference
 from tintc.ir.simulator.shared import attention_common
 from tintc.options import FD_STEPS, GROUPS, Options
 
@@ -67,6 +68,19 @@ def test_options_of_scores(kv_heads: int, options: dict[str, Any]) -> None:
 @pytest.mark.parametrize("scheme", ["token", "fixed"])
 def test_one_sided_differences(scheme: str) -> None:
     agree(decoder(1, **ALTOGETHER), scheme)
+
+
+@pytest.mark.parametrize("fn", KINKED)
+def test_activations_with_kinks(fn: str) -> None:
+    """Alone, in tiles, and as a gate."""
+    make = Sketch(12, bias=False)
+    x = make.embedding("wte", VOCAB)
+    make.layer = 0
+    wide = make.add(Activation, "act", 30, make.linear("up", x, 30, "ffn"), fn=fn)
+    gated = make.add(Gate, "gate", 12, make.linear("a", x, 12, "ffn"), make.linear("b", x, 12, "ffn"), fn=fn)
+    x = make.sum("out", make.sum("mid", x, make.linear("down", wide, 12, "ffn")), gated)
+    make.layer = -1
+    agree(make.finish(x, VOCAB, 1), descend="ffn")
 
 
 def test_blocks_of_queries(monkeypatch: pytest.MonkeyPatch) -> None:
