@@ -125,6 +125,7 @@ def fused_slope(fn: str, difference: FiniteDifference, g: Tensor, x: Tensor, y: 
     """
     if difference.spares(fn):
         return (g * KINKED[fn](x)).to(x.dtype)
+    difference = difference.for_activations()
     if chosen("activation_backward", g, x) and has_kernel(fn, x):
         from tintc.ir.simulator.kernels.triton_difference import activation_backward
 

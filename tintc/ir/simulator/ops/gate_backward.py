@@ -47,7 +47,7 @@ class GateBackward(DifferenceOp):
         if not spared and chosen("gate_backward", dy, g, u) and has_kernel(self.fn, u):
             from tintc.ir.simulator.kernels.triton_difference import gate_backward
 
-            return gate_backward(self.fn, self.difference, dy, g, u)
+            return gate_backward(self.fn, self.difference.for_activations(), dy, g, u)
         act = activate(self.fn, at_least_fp32(u))
         du = fused_slope(self.fn, self.difference, dy * g, u, act)
         act = act.to(u.dtype)

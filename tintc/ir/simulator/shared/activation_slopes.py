@@ -50,7 +50,7 @@ def activation_blocks(layout: Layout, kind: FiniteDifference, fn: str, width: in
     """Return the blocks of `activation_derivative`, by name."""
     if kind.spares(fn):
         return _kink_blocks(layout, fn)
-    blocks = difference_blocks(layout, kind, 1)
+    blocks = difference_blocks(layout, kind.for_activations(), 1)
     if kind.per_token:
         blocks |= unit_blocks(layout, layout.tiles(width), width)
     return blocks | {f"fd_act_{fn}": StructuralBlock(ActivationSpec(fn, (0, 1)))}
@@ -68,7 +68,7 @@ def activation_derivative(run: LiteralRun, kind: FiniteDifference, fn: str, g: T
 
     def slope(direction: Tensor, at: Tensor) -> Tensor:
         act = f"fd_act_{fn}"
-        return difference(run, run.embed([direction, at]), 1, kind, lambda e: run.apply(act, e))
+        return difference(run, run.embed([direction, at]), 1, kind.for_activations(), lambda e: run.apply(act, e))
 
     if not kind.per_token:
         return [slope(gi, xi) for gi, xi in zip(g, x, strict=True)]
