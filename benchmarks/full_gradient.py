@@ -160,8 +160,8 @@ def main(
         report.setting(),
         "",
         f"{tokens} tokens of [the tutorial](tutorial.md), half of them trained on, one step; CPU seconds, medians of",
-        f"{rounds} rounds (literal: once). Parameters are those that the simulator updates, and that explicit tuning does,",
-        "beside which its error and its time stand; *all* is everything below the head.",
+        f"{rounds} rounds (literal: once). Parameters are those that the simulator updates, and that explicit tuning",
+        "does, beside which error and time stand; *all* is everything below the head.",
         "",
         *report.table(rows),
     ]

@@ -61,10 +61,11 @@ class About:
     """The facts about one option besides its name, type and default.
 
     help: a sentence for the command line and for `help(tintc.compile)`; short: a shorter name that the command line
-    takes too; former: the name that it had, which is taken with a warning, and read in folders; choices: the only values allowed; check: its objections to a value; noun, verdict: for errors, the
-    option's name, and the words for a value that is none of the choices; record: ``config`` or ``program`` if the
-    stored configuration states the option, as the only place that does or as the program's attribute does; title: its
-    row in the model card; plans: True if the layout depends on it, so that `tintc plan` takes it.
+    takes too; former: the name that it had, which is taken with a warning, and read in folders; choices: the only
+    values allowed; check: its objections to a value; noun, verdict: for errors, the option's name, and the words for a
+    value that is none of the choices; record: ``config`` or ``program`` if the stored configuration states the option,
+    as the only place that does or as the program's attribute does; title: its row in the model card; plans: True if
+    the layout depends on it, so that `tintc plan` takes it.
     """
 
     help: str
