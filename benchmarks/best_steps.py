@@ -171,7 +171,7 @@ def lines(measured: list[Measured], count: int, size: int) -> list[str]:
         "",
         f"Perplexity before: {before}; {count} blocks of {size} tokens, a step on the first half of each, gains of",
         "perplexity on the second halves. *paper* and *full* are simulators' gradients, *exact* is autograd's, of the",
-        "parameters that descend by default; *all*: of everything below the head. Rates are 1, 2 and 5 of every decade.",
+        "parameters that descend by default; *all*: of everything below the head. Rates: 1, 2 and 5 of every decade.",
         "",
         *report.table(rows),
         "",
