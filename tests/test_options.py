@@ -81,13 +81,13 @@ def test_a_former_name_is_taken_and_read() -> None:
     """By tintc.compile with a warning, and by the configuration of a folder that was written under it."""
     model = tiny_models.gpt2(n_layers=1)
     with pytest.warns(DeprecationWarning, match="option fd_scheme is called difference now"):
-        config = tintc.compile(model, fd_scheme="fixed").config  # pyright: ignore[reportCallIssue]
+        config = tintc.compile(model, fd_scheme="fixed").config
     assert config.difference == config.fd_scheme == "fixed"
     stated = config.to_dict()
     stated["fd_scheme"] = stated.pop("difference")
     assert options_digest(TintConfig(**stated).to_dict()) == config.digests["options"]
     with pytest.raises(OptionError, match="no argument 'fd_scheme'; 'difference' is the nearest"):
-        tintc.compile(model, fd_scheme="fixed", difference="token")  # pyright: ignore[reportCallIssue]
+        tintc.compile(model, fd_scheme="fixed", difference="token")
 
 
 @pytest.mark.parametrize(

@@ -440,11 +440,11 @@ FORMER: dict[str, str] = {about.former: name for name, about in ABOUT.items() if
 
 def renamed(stated: Mapping[str, Any]) -> dict[str, Any]:
     """Return settings with the present names of options; a former name stays where the present one is there too."""
-    found = dict(stated)
+    settings = dict(stated)
     for former, name in FORMER.items():
-        if former in found and name not in found:
-            found[name] = found.pop(former)
-    return found
+        if former in settings and name not in settings:
+            settings[name] = settings.pop(former)
+    return settings
 
 
 def takes_options(function: Callable[..., T]) -> Callable[..., T]:
