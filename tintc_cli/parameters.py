@@ -145,6 +145,8 @@ def option_parameters(module: Any, name: str) -> list[Parameter]:
     text = about.help
     if about.short:
         text += f" Short form: --{about.short}"
+    if about.former:
+        text += f" Formerly --{about.former.replace('_', '-')}"
     shown = typer.Option(f"--{name.replace('_', '-')}", help=text, metavar=metavar)
     parameters = [Parameter(name, Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[kind, shown])]
     for form, spelling in ((short_form(name), about.short), (former_name(name), about.former)):
