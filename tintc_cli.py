@@ -546,6 +546,7 @@ Data = Annotated[
     Path | None,
     typer.Option(help="Folder of data (default: what TINTC_DATA names, or data or shared/data here or above)."),
 ]
+Picture = Annotated[Path | None, typer.Option("--png", help="Also draw the table into this file.")]
 Predictions = Annotated[
     Path | None, typer.Option(help="Keep single results in this file, and go on with those that are there.")
 ]
@@ -576,6 +577,7 @@ def ppl(
     validation_blocks: Annotated[int, typer.Option(help="Most blocks to choose rates on.")] = 8,
     data: Data = None,
     predictions: Predictions = None,
+    png: Picture = None,
     device: Annotated[Literal["cpu", "cuda"], typer.Option(help="Where it is executed.")] = "cpu",
     dtype: ComputeIn = None,
     trust_remote_code: Trusted = False,
@@ -594,6 +596,7 @@ def ppl(
         "validation_blocks": validation_blocks,
         "data": data,
         "predictions": predictions,
+        "png": png,
         "trust_remote_code": trust_remote_code,
     }
     evaluate_perplexity(paths, model, dataset, options, device, dtype, json)
@@ -634,6 +637,7 @@ def icl(
     ] = "before,icl,tint",
     data: Data = None,
     predictions: Predictions = None,
+    png: Picture = None,
     device: Annotated[Literal["cpu", "cuda"], typer.Option(help="Where it is executed.")] = "cpu",
     dtype: ComputeIn = None,
     trust_remote_code: Trusted = False,
@@ -655,6 +659,7 @@ def icl(
         "columns": columns,
         "data": data,
         "predictions": predictions,
+        "png": png,
         "trust_remote_code": trust_remote_code,
     }
     evaluate_classification(path, model, task, options, device, dtype, json)

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 from tintc.cli.console import counted_progress, print_json, print_rows, silence_libraries, stages
+from tintc.cli.eval_plot import draw_perplexities
+from tintc.cli.plan_plot import check_plot
 from tintc.cli.run import check_tokenizer
 from tintc.errors import OptionError
 from tintc.evaluation.blocks import Blocks, cut_blocks
@@ -45,6 +48,9 @@ def evaluate_perplexity(
     fractions = numbers(options["train_fraction"], "train fraction")
     names = chosen_columns(options["columns"], model, COLUMNS)
     rates = chosen_rates(options["rates"])
+    png: Path | None = options["png"]
+    if png is not None:
+        check_plot(png)
     records = Records(options["predictions"])
     with processes(device) as together:
         with stages():
@@ -76,7 +82,10 @@ def evaluate_perplexity(
                 )
                 rows.append(row)
     if together.main:
-        _print(rows, columns, {"outputs": paths, "model": model, "dataset": dataset} | texts.facts(), as_json)
+        facts = {"outputs": paths, "model": model, "dataset": dataset} | texts.facts()
+        if png is not None:
+            draw_perplexities(rows, [column.name for column in columns], png, _title(rows, facts))
+        _print(rows, columns, facts, as_json)
 
 
 class _Texts:
@@ -194,8 +203,11 @@ def _print(rows: Sequence[Row], columns: Sequence[Column], facts: dict[str, Any]
     for row in rows:
         cells = [_cell(row, column.name) for column in columns]
         shown.append([f"{row.train_fraction:g}", row.tokens, *cells])
-    title = f"Perplexity of the rest of {rows[0].blocks} blocks of {facts['block_size']} tokens of {facts['dataset']}"
-    print_rows(title, header, shown)
+    print_rows(_title(rows, facts), header, shown)
+
+
+def _title(rows: Sequence[Row], facts: dict[str, Any]) -> str:
+    return f"Perplexity of the rest of {rows[0].blocks} blocks of {facts['block_size']} tokens of {facts['dataset']}"
 
 
 def _cell(row: Row, name: str) -> str:
