@@ -60,6 +60,13 @@ class Question:
     common: Tensor
     rests: tuple[Tensor, ...]
 
+    @property
+    def reads(self) -> int:
+        """Return how many tokens are read for its answer."""
+        if all(len(rest) == 1 for rest in self.rests):
+            return len(self.common)
+        return sum(len(self.common) + len(rest) for rest in self.rests)
+
     def log_probabilities(self, predict: Predictor) -> list[float]:
         """Return the log-probability of every label, after the query."""
         if all(len(rest) == 1 for rest in self.rests):
@@ -134,7 +141,9 @@ def _scores(
     prompt = _demonstrated(tokenizer, setting)
     if not setting.demonstrations:
         prompt = _on_itself(questions[0], len(opening_of(tokenizer)))
-    prompt = replace(prompt, shared=_shared(asked))
+    shared = _shared(asked)
+    reads = len(shared) + sum(one.reads - len(shared) for one in asked)
+    prompt = replace(prompt, shared=shared, reads=reads)
 
     def score(predict: Predictor) -> list[float]:
         return [value for one in asked for value in one.log_probabilities(predict)]

@@ -27,12 +27,14 @@ Score = Callable[[Predictor], list[float]]
 class Prompt:
     """What is trained on: the arguments of `sim.adapt`, and the same as texts of their own for explicit tuning.
 
-    No texts: nothing is trained on. shared ``[n]``: what every text begins with that is scored after it.
+    No texts: nothing is trained on. shared ``[n]``: what every text begins with that is scored after it; reads: about
+    how many tokens are read after it (None: many).
     """
 
     arguments: dict[str, Tensor]
     texts: tuple[TrainText, ...]
     shared: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.long))
+    reads: int | None = None
 
 
 class Column(ABC):
@@ -68,7 +70,8 @@ class Simulated(Column):
         if not prompt.texts:
             return [score(_Reader(self.sim, unchanged(self.sim), prompt.shared))] * len(rates)
         arguments = {name: tensor.to(self.sim.device) for name, tensor in prompt.arguments.items()}
-        return [score(_Reader(self.sim, state, prompt.shared)) for state in states_at(self.sim, arguments, rates)]
+        states = states_at(self.sim, arguments, rates, prompt.reads)
+        return [score(_Reader(self.sim, state, prompt.shared)) for state in states]
 
 
 class _Reader:
