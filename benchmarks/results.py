@@ -32,6 +32,8 @@ GRADIENTS, OPTIMIZERS = ("paper", "full"), ("sgd", "normalized")
 LENGTHS = {"smol": 512, "stories15M": 256}
 PLAIN, NORMALISED = "3e-5,6e-5,1.2e-4,2.4e-4", "5e-3,1e-2,2e-2,4e-2"
 STORY_PLAIN, STORY_NORMALISED = "1e-6,3e-6,1e-5,3e-5", "2.5e-3,5e-3,1e-2,2e-2,4e-2"
+ALONE = ("6e-5", "2.4e-4")
+"""Plain rates that are also run by themselves, beside the one that the validation text chooses."""
 FRACTIONS = "0.3,0.7,0.9"
 """Besides one half, which is run on more blocks."""
 TASKS = "sst2,mr,cr,mpqa,subj,agnews,amazon"
@@ -50,9 +52,9 @@ class Run:
         return f"tintc eval {self.arguments}"
 
 
-def ppl(name: str, optimizer: str, columns: str, more: str) -> Run:
+def ppl(name: str, optimizer: str, columns: str, more: str, rates: str = "") -> Run:
     sims = f"smol-paper-{optimizer} smol-full-{optimizer}"
-    rates = PLAIN if optimizer == "sgd" else NORMALISED
+    rates = rates or (PLAIN if optimizer == "sgd" else NORMALISED)
     fixed = f"--model smollm2 --dataset wikitext --block-size 512 --validation-blocks 2 --rates {rates}"
     return Run(name, f"ppl {sims} {fixed} --columns {columns} {more} --predictions smol-ppl.jsonl")
 
@@ -103,6 +105,10 @@ def runs(blocks: int, others: int, examples: int, seeds: int) -> list[Run]:
             "smol-paper-sgd",
             "before,icl,tint",
             f"{grid} --examples {examples} --validation-examples 8",
+        ),
+        *(
+            ppl(f"half-sgd-{rate}", "sgd", "tint", f"--train-fraction 0.5 --max-blocks {blocks}", rate)
+            for rate in ALONE
         ),
         icl("zero-full-sgd", "smol-full-sgd", "before,tint", f"{zero} {small}"),
         icl("zero-paper-normalized", "smol-paper-normalized", "before,tint", f"{zero} {unit}"),

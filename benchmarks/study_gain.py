@@ -4,8 +4,8 @@
 
 The update is learnt on the first half of each block; the gain is by how many nats a token of the second halves is
 predicted better. Every variant is a simulator of its own, tried at every rate of a grid. The texts are the two in
-``benchmarks/data``; models are expected in ``../shared``. Writes docs/study-gain.md and its figures. What was measured is
-kept in ``build/study-gain.json``, so that an interrupted run goes on.
+``benchmarks/data``; models are expected in ``../shared``. Writes docs/study-gain.md and its figures. What was measured
+is kept in ``build/study-gain.json``, so that an interrupted run goes on.
 """
 
 from __future__ import annotations
