@@ -30,7 +30,7 @@ Folder = Callable[..., Path]
 @pytest.fixture
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Folder:
     """Make a dataset of splits of rows, as a folder; `datasets` reads it whatever its id, and keeps nothing."""
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", str(tmp_path / "cache"))
     load = datasets.load_dataset
 
     def make(name: str, **splits: list[dict[str, Any]]) -> Path:
