@@ -50,9 +50,17 @@ class Variant:
     def key(self) -> str:
         return json.dumps(self.options, sort_keys=True)
 
-    @property
-    def rates(self) -> tuple[float, ...]:
-        return NORMALISED if self.options["optimizer"] == "normalized" else PLAIN
+    def rates(self, model: str) -> tuple[float, ...]:
+        """Return the grid: a larger model has larger gradients, and a sum over the vocabulary much larger ones."""
+        normalised = self.options["optimizer"] == "normalized"
+        scale = 1.0
+        if not normalised and model in SMALL:
+            scale = 0.1
+        if self.options.get("loss") == "quad":
+            scale *= 0.1 if normalised else 1e-5
+        if self.options.get("normalize") == "all":
+            scale = 5.0
+        return tuple(float(f"{scale * rate:.3g}") for rate in (NORMALISED if normalised else PLAIN))
 
 
 def variants(layers: int, cheap: bool) -> list[Variant]:
@@ -93,12 +101,11 @@ def variants(layers: int, cheap: bool) -> list[Variant]:
     return made
 
 
-def measure(model: Path, variant: Variant, ids: torch.Tensor, size: int, blocks: int) -> dict[str, Any]:
+def measure(
+    model: Path, variant: Variant, rates: tuple[float, ...], ids: torch.Tensor, size: int, blocks: int
+) -> dict[str, Any]:
     """Return loss before, and after the update at each rate (None: not finite)."""
     sim = tintc.compile(model, max_length=size, **variant.options)
-    rates = variant.rates
-    if variant.options.get("normalize") == "all":
-        rates = tuple(5 * rate for rate in rates)
     found = evaluate_blocks(sim, ids, block_size=size, max_blocks=blocks, train_fraction=0.5, rates=rates)
     after = {str(one["inner_lr"]): _log(one["perplexity_after"]) for one in found.rates or ()}
     return {"before": math.log(found.perplexity_before), "after": after, "tokens": found.tokens_scored}
@@ -125,10 +132,11 @@ def main(
         ids = torch.tensor(tokenizer(text, add_special_tokens=False)["input_ids"])
         layers = json.loads((model / "config.json").read_text())["num_hidden_layers"]
         for variant in variants(layers, name in SMALL):
-            key = f"{name} {blocks} {block_size} {variant.key} {variant.rates}"
+            rates = variant.rates(name)
+            key = f"{name} {blocks} {block_size} {variant.key} {rates}"
             if key not in kept:
                 start = time.process_time()
-                kept[key] = measure(model, variant, ids, block_size, blocks)
+                kept[key] = measure(model, variant, rates, ids, block_size, blocks)
                 KEPT.write_text(json.dumps(kept))
                 seconds = time.process_time() - start
                 print(f"{name}, {variant.figure}, {variant.series}, {variant.place}: {seconds:.0f} s", file=sys.stderr)
