@@ -224,3 +224,23 @@ def test_the_head_sees_what_is_scored(model: Any, sim: tintc.TintForCausalLM) ->
     hook.remove()
     assert seen == [7, 3]
     torch.testing.assert_close(part, whole[-3:], rtol=0, atol=1e-12)
+
+
+def test_an_interrupted_task_goes_on(
+    sim: tintc.TintForCausalLM, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was kept is not scored again, and a line that was cut off is."""
+    setting = Setting(TASK, (), "single", "full", calibrated=False)
+    scored: list[str] = []
+    scores = Simulated.scores
+    monkeypatch.setattr(Simulated, "scores", lambda self, *more: scored.append(self.name) or scores(self, *more))
+
+    def run() -> list[list[list[float]]]:
+        records = Records(tmp_path / "kept")
+        return answers(Simulated("tint", sim), sim.tokenizer, 99, setting, ASKED, RATES, records, ALONE)
+
+    whole = run()
+    first, second = (tmp_path / "kept").read_bytes().splitlines(keepends=True)
+    (tmp_path / "kept").write_bytes(first + second[:20])
+    assert run() == whole == run()
+    assert len(scored) == 3
