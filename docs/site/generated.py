@@ -1,4 +1,4 @@
-"""Pages that are generated where the site is built: every option, and every command.
+"""Pages that are generated where the site is built: every option, every command, and the studies in the tree of pages.
 
 A page has a comment such as ``<!-- options -->`` in the place of what `PLACES` gives.
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import fields
+from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
 import typer
@@ -87,7 +88,17 @@ def commands_text() -> str:
     return "\n\n".join(parts)
 
 
-PLACES: dict[str, Callable[[], str]] = {"<!-- options -->": options_table, "<!-- commands -->": commands_text}
+def studies() -> str:
+    """Return the names of the pages that show results, for the tree of all pages."""
+    folder = Path(__file__).parents[1]
+    return "\n".join(path.stem for path in sorted([*folder.glob("results*.md"), *folder.glob("study-*.md")]))
+
+
+PLACES: dict[str, Callable[[], str]] = {
+    "<!-- options -->": options_table,
+    "<!-- commands -->": commands_text,
+    "<!-- studies -->": studies,
+}
 
 
 def fill_in(app: Sphinx, page: str, source: list[str]) -> None:
