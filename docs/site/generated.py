@@ -1,4 +1,4 @@
-"""Pages that are generated where the site is built: every option, every command, and the studies in the tree of pages.
+"""Pages that are generated where the site is built: every option, and every command.
 
 A page has a comment such as ``<!-- options -->`` in the place of what `PLACES` gives.
 """
@@ -8,7 +8,6 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import fields
-from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
 import typer
@@ -88,16 +87,9 @@ def commands_text() -> str:
     return "\n\n".join(parts)
 
 
-def studies() -> str:
-    """Return the names of the pages that show results, for the tree of all pages."""
-    folder = Path(__file__).parents[1]
-    return "\n".join(path.stem for path in sorted([*folder.glob("results*.md"), *folder.glob("study-*.md")]))
-
-
 PLACES: dict[str, Callable[[], str]] = {
     "<!-- options -->": options_table,
     "<!-- commands -->": commands_text,
-    "<!-- studies -->": studies,
 }
 
 
