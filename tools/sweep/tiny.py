@@ -98,6 +98,8 @@ NEEDS: dict[str, dict[str, Any]] = {
         "text_config": {"layer_types": ["linear_attention"] * 2}
     },  # others need an indexer, which it leaves out
     "qwen4_exp_text": {"layer_types": ["linear_attention"] * 2},
+    "zamba": {"layers_block_type": ["linear_attention", "hybrid", "hybrid"], "num_hidden_layers": 3, "n_mamba_heads": 2}
+    | {"mamba_d_state": 4, "attention_hidden_size": 120, "attention_head_dim": 40, "num_key_value_heads": 3},
     "zamba2": {"layers_block_type": ["linear_attention", "hybrid"], "n_mamba_heads": 4, "mamba_headdim": 30}
     | {"mamba_d_state": 10, "mamba_ngroups": 1, "num_mem_blocks": 1}
     | {"attention_hidden_size": 120, "attention_head_dim": 40, "num_key_value_heads": 3},
