@@ -103,12 +103,13 @@ def tune(
     """Fine-tune a decoder on the train tokens of each text, and predict with the result; the model stays as it was.
 
     model: a transformers model, its folder, GGUF file or hub id, a module that makes logits of token ids, or what
-    `capture` made of one (whose short convolutions read padding as zeros); input_ids ``[B, T]``; train_mask ``[B, T]`` or, for different tokens in each step, ``[N, B,
-    T]``, non-zero is true (None: the first half of the tokens of each text that are not padding, as a simulator takes
-    unless told otherwise); loss_mask ``[B, T]`` over target tokens; attention_mask ``[B, T]`` (padding, which is not
-    trained on either) or ``[B, T, T]`` (who may see whom, besides causality); position_ids ``[B, T]``, less than T
-    (None: counting tokens that are not padding); n_update_layers: top layers that descend (None: all, and embeddings
-    and head too where `approximations` name no groups); loss ``ce``, ``quad`` or ``mse`` (Remark H.2), summed over
+    `capture` made of one (whose short convolutions read padding as zeros); input_ids ``[B, T]``; train_mask ``[B, T]``
+    or, for different tokens in each step, ``[N, B, T]``, non-zero is true (None: the first half of the tokens of each
+    text that are not padding, as a simulator takes unless told otherwise); loss_mask ``[B, T]`` over target tokens;
+    attention_mask ``[B, T]`` (padding, which is not trained on either) or ``[B, T, T]`` (who may see whom, besides
+    causality); position_ids ``[B, T]``, less than T (None: counting tokens that are not padding); n_update_layers: top
+    layers that descend (None: all, and embeddings and head too where `approximations` name no groups); loss ``ce``,
+    ``quad`` or ``mse`` (Remark H.2), summed over
     tokens; semantics: ``exact`` counts position i if tokens i and i + 1 are train tokens, ``paper-code`` if i + 1 is;
     approximations None: those of a simulator with these semantics; optimizer, normalize, momentum, decay: as for
     `tintc.compile`. With fewer than two train tokens nothing is trained.
@@ -237,8 +238,8 @@ def _loss_positions(train: Tensor, loss_mask: Tensor | None, ids: Tensor, semant
 
 @dataclass(frozen=True)
 class _Text:
-    """One text: ``ids [T]``, masks ``[N, T]``, tokens that are no padding ``[T]``, and who sees whom ``[T, T]`` at which
-    positions ``[T]``, if that is not what the graph computes."""
+    """One text: ``ids [T]``, masks ``[N, T]``, tokens that are no padding ``[T]``, and who sees whom ``[T, T]`` at
+    which positions ``[T]``, if that is not what the graph computes."""
 
     ids: Tensor
     train: Tensor

@@ -26,8 +26,8 @@ MATRIX = frozenset({0, 1, 3, 4})
 class HeadProductRule:
     """``matmul(W [H, 1, o, i], x [H, B, i, T])``, and whatever else multiplies each head with a matrix of its own.
 
-    It becomes one layer whose matrix has those of the heads on its diagonal. Its zeros must not descend: so what it makes
-    may only be what is a constant of the backward pass, queries, keys, decays and strengths of a recurrence.
+    It becomes one layer whose matrix has those of the heads on its diagonal. Its zeros must not descend: so what it
+    makes may only be what is a constant of the backward pass, queries, keys, decays and strengths of a recurrence.
     """
 
     def match(self, graph: CapturedGraph, node: Node) -> Match | Fail:
