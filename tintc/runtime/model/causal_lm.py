@@ -19,6 +19,7 @@ from tintc.lowering.emission.emit import specs
 from tintc.lowering.passes.plan_layout import layout_of
 from tintc.runtime.artefact.checks import explained_loading, unreported
 from tintc.runtime.artefact.config import TintConfig
+from tintc.runtime.execution.fused.graphs import Graphs
 from tintc.runtime.execution.fused.plan import ExecutionPlan
 from tintc.runtime.execution.rates import GivenRates, Rates, rates_of
 from tintc.runtime.execution.run import check_inputs, execute
@@ -40,6 +41,7 @@ from tintc.runtime.model.unsupported import (
     refuse_arguments,
     where_it_can_run,
 )
+from tintc.runtime.model.warming_up import WarmUpMixin
 
 NOT_COMPILED = (
     "a simulator is a program of its own, which its executors run: torch.compile leaves it as it is (without "
@@ -77,7 +79,9 @@ class TintOutput(ModelOutput):
         )
 
 
-class TintForCausalLM(ActivationAccess, UnsupportedFeatures, SavedModel, TintGenerationMixin, StreamingMixin):
+class TintForCausalLM(
+    ActivationAccess, UnsupportedFeatures, SavedModel, TintGenerationMixin, StreamingMixin, WarmUpMixin
+):
     """A TinT simulator: one forward pass runs, trains and re-runs the auxiliary model on the text it is given.
 
     The tree has ``tables`` (embeddings and head), ``prefixes`` (the auxiliary's weights), ``rates``, ``score_vectors``
@@ -108,6 +112,7 @@ class TintForCausalLM(ActivationAccess, UnsupportedFeatures, SavedModel, TintGen
         self.layout: Layout = layout_of(self.program)
         self.update = "auto"
         self.plans: dict[Any, ExecutionPlan] = {}
+        self.graphs = Graphs()
         self._build()
         self._observe()
         self._start()

@@ -22,6 +22,8 @@ from tintc.errors import OptionError
 VARIABLE = "TINTC_KERNELS"
 WAYS = ("torch", "triton")
 DTYPES = (torch.bfloat16, torch.float32)
+READABLE = {"cpu"}
+"""Types of device whose tensors the host reads without waiting."""
 
 
 class Choice(NamedTuple):
@@ -48,6 +50,16 @@ def chosen(name: str, *tensors: Tensor) -> bool:
     if _way(name) != "triton" or torch.is_grad_enabled():
         return False
     return all(_can_run(tensor) for tensor in tensors)
+
+
+def readable(x: Tensor) -> bool:
+    """Return whether the host may look at numbers: elsewhere a run must not depend on them but on its device."""
+    return x.device.type in READABLE
+
+
+def ways() -> tuple[str, ...]:
+    """Return the way that each kernel of the table is asked to run now."""
+    return tuple(_way(name) for name in TABLE)
 
 
 def _can_run(tensor: Tensor) -> bool:

@@ -18,6 +18,7 @@ from tintc.ir.simulator.interface.fused_base import FusedRun
 from tintc.ir.simulator.interface.fused_kernels import widening
 from tintc.ir.simulator.interface.literal_base import LiteralRun, Tiles
 from tintc.ir.simulator.interface.semantics import Interpretation
+from tintc.ir.simulator.kernels.choice import readable
 from tintc.ir.simulator.ops.logits import HeadOp
 from tintc.ir.simulator.shared.loss_modules import loss_blocks, loss_slot
 from tintc.ir.structure import StructuralBlock
@@ -118,7 +119,7 @@ class LossGradient(HeadOp):
         counts = run.inputs.loss_positions_of(self.step)[:, run.here(self)].flatten()
         next_ids = run.inputs.next_ids[:, run.here(self)].flatten()
         rows = x.flatten(0, 1)
-        if x.device.type != "cpu":
+        if not readable(x):
             return torch.where(counts[:, None], self._gradient(run, rows, next_ids), 0.0).view_as(x)
         chosen = counts.nonzero()[:, 0]
         gradient = self._gradient(run, rows[chosen], next_ids[chosen])

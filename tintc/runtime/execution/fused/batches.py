@@ -37,8 +37,7 @@ def run_fused(
 ) -> dict[str, Tensor]:
     """Return the named outputs for a batch; raise `InputError`, which says what would fit, if the batch does not."""
     sizes = sizes_of(inputs, model.config.vocab_size)
-    limit = int(HEADROOM * available_bytes(model.device))
-    budget = Budget(model.program, outputs, model.update, model.dtype.itemsize, torch.is_grad_enabled(), limit)
+    budget = budget_of(model, outputs)
     count = _examples_at_a_time(model, budget, sizes, max_batch)
     if count >= sizes.batch:
         return _run(model, inputs, rates, budget, sizes)
@@ -52,6 +51,17 @@ def run_fused(
             row_rates = rates.rows(slice(start, start + count))
         results.append(_run(model, rows, row_rates, budget, sizes_of(rows, sizes.vocab)))
     return {label: torch.cat([result[label] for result in results]) for label in outputs}
+
+
+def budget_of(model: Simulator, outputs: tuple[str, ...]) -> Budget:
+    """Return the memory that a pass may take now."""
+    recorded = torch.is_grad_enabled()
+    return Budget(model.program, outputs, model.update, model.dtype.itemsize, recorded, _limit(model))
+
+
+def _limit(model: Simulator) -> int:
+    """Return the bytes that a run may plan to use; what graphs hold counts as available, and is not."""
+    return int(HEADROOM * max(0, available_bytes(model.device) - model.graphs.held))
 
 
 def _run(
@@ -83,7 +93,7 @@ def run_together(
     there is memory for that: whoever goes on from them reads them once per token.
     """
     sizes = replace(sizes_of(inputs, model.config.vocab_size), starts=_layers(program, starts))
-    limit = int(HEADROOM * available_bytes(model.device))
+    limit = _limit(model)
     size = model.dtype.itemsize
     recorded = torch.is_grad_enabled()
     budget = Budget(program, tuple(program.outputs), model.update, size, recorded, limit, may_split_batch=False)
