@@ -7,6 +7,7 @@ every token before, and so must be told which tokens are none.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -83,6 +84,9 @@ class _PaddedConvolution:
         self.inputs = tuple(node.all_input_nodes)
 
     def __call__(self, lookup: Lookup, dtype: torch.dtype | None) -> Tensor:
-        x, weight, bias = map_arg(self.node.args, lookup)
-        padding = x.new_zeros(()) if self.padding is None else self.padding.to(x)
+        arguments: Any = map_arg(self.node.args, lookup)
+        x, weight, bias = arguments
+        padding = x.new_zeros(())
+        if self.padding is not None:
+            padding = self.padding.to(x)
         return convolution_of_tokens(torch.where(self.real.to(x.device)[None, :, None], x, padding), weight, bias)
