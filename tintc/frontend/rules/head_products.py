@@ -35,11 +35,16 @@ class HeadProductRule:
             return NOT_MINE
         live = graph.live_inputs(node)
         (weight,) = [value for value in node.all_input_nodes if value not in live] or [None]
-        if len(live) != 1 or weight not in graph.weighted or not _makes_matrix(graph, node):
+        if len(live) != 1 or weight not in graph.weighted:
             return NOT_MINE
         matrix = _matrix(graph, node, live[0])
         if matrix is None:
             return NOT_MINE
+        if not _makes_matrix(graph, node):
+            return Fail(
+                "every head has a linear layer of its own, which is supported only where it makes queries, keys, decays "
+                "or strengths of a recurrence"
+            )
         name = constant_name(graph, weight, "heads", matrix)
 
         def build(builder: Builder, values: tuple[Value, ...]) -> Value:
