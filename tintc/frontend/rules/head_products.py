@@ -42,8 +42,8 @@ class HeadProductRule:
             return NOT_MINE
         if not _makes_matrix(graph, node):
             return Fail(
-                "every head has a linear layer of its own, which is supported only where it makes queries, keys, decays "
-                "or strengths of a recurrence"
+                "every head has a linear layer of its own, which is supported only where it makes queries, keys, "
+                "decays or strengths of a recurrence"
             )
         name = constant_name(graph, weight, "heads", matrix)
 
