@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from tintc.bounded import read_file
 from tintc.cli.console import print_json, silence_libraries, stages
 from tintc.errors import InputError, OptionError
 from tintc.frontend.graph.trace_model import capture
@@ -20,6 +21,7 @@ from tintc.ir.core import Program
 from tintc.ir.text import parse_program, print_program
 from tintc.lowering.pipeline import PIPELINE, Pass, passes_named, run_passes
 from tintc.options import Options
+from tintc.runtime.artefact.names import MOST_PROGRAM
 
 
 def run_opt(
@@ -87,7 +89,7 @@ def printed_after(passes: Sequence[Pass], names: str | None) -> set[str]:
 def read_program(path: Path) -> Program:
     """Return the program in a file; raise `InputError` if it cannot be read, `IRError` if it does not parse."""
     try:
-        return parse_program(path.read_text(encoding="utf-8"))
+        return parse_program(read_file(path, MOST_PROGRAM).decode("utf-8"))
     except OSError as error:
         raise InputError(f"Cannot read {path}: {error.strerror or error}.") from error
     except UnicodeDecodeError as error:
