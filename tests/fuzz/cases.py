@@ -7,16 +7,18 @@ import json
 import os
 import resource
 import signal
+import struct
 import sys
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from edits import Edit
+from edits import Edit, chosen
 from hypothesis import strategies as st
 from readers import KINDS, READERS, Sandbox
 
@@ -57,21 +59,30 @@ class Case(NamedTuple):
         return cls(reader, tuple(Edit(*edit) for edit in edits))
 
 
-def _edits(name: str) -> st.SearchStrategy[Case]:
-    files = READERS[name].files
-    number = st.integers(0, (1 << 16) - 1)
-
-    def of_file(file: str) -> st.SearchStrategy[Edit]:
-        return st.builds(Edit, st.just(file), st.sampled_from(KINDS[files[file]]), number, number)
-
-    edits = st.lists(st.one_of([of_file(file) for file in files]), min_size=1, max_size=4)
-    return st.builds(Case, st.just(name), edits.map(tuple))
+EDIT = 7
+"""Bytes that an edit is made of: one for its file, two each for its kind, its place and what is put there."""
+SHARES = [name for name, reader in READERS.items() for _ in range(reader.share)]
 
 
-def cases(names: tuple[str, ...] = tuple(READERS)) -> st.SearchStrategy[Case]:
-    """Return the strategy of cases, in which readers have their shares."""
-    shares = [name for name in names for _ in range(READERS[name].share)]
-    return st.sampled_from(shares).flatmap(_edits)
+def _case(shares: list[str], drawn: bytes) -> Case:
+    """Return the case that bytes stand for: the first two say which reader, each `EDIT` after them an edit."""
+    name = chosen(shares, int.from_bytes(drawn[:2]))
+    files = list(READERS[name].files.items())
+    edits = []
+    for start in range(2, len(drawn) - EDIT + 1, EDIT):
+        where, kind, place, what = struct.unpack_from(">BHHH", drawn, start)
+        file, form = chosen(files, where)
+        edits.append(Edit(file, chosen(KINDS[form], kind), place, what))
+    return Case(name, tuple(edits))
+
+
+def cases(names: Collection[str] = tuple(READERS)) -> st.SearchStrategy[Case]:
+    """Return the strategy of cases of one to four edits, in which readers have their shares.
+
+    Bytes are drawn at once, since drawing choice by choice would cost more than reading.
+    """
+    shares = [name for name in SHARES if name in names]
+    return st.binary(min_size=2 + EDIT, max_size=2 + 4 * EDIT).map(partial(_case, shares))
 
 
 @dataclass

@@ -69,7 +69,7 @@ class Sandbox:
         """Compile a simulator, and make what else is read."""
         self.base = base
         simulator_folder(base)
-        self.sim = tintc.load(base / "sim")
+        self.sim = tintc.load(shutil.copytree(base / "sim", base / "loaded"))  # whose files stay mapped, and whole
         self.sim.save_pretrained(base / "shards", max_shard_size="8KB")
         (base / "states").mkdir()
         self.sim.adapt(IDS).save(base / "states" / "learnt")
@@ -208,7 +208,7 @@ READERS: dict[str, Reader] = {
     "program": Reader("sim", {"program.tint": TEXT_ALONE}, _program, 20, follows=True),
     "states": Reader("states", {"pending": TENSORS, "learnt": TENSORS}, _states, 12, follows=True),
     "gguf": Reader("gguf", {"model.gguf": GGUF}, lambda _, folder: check_gguf(folder / "model.gguf"), 8, follows=True),
-    "place": Reader("adapter", {"adapter_config.json": JSON}, _place, 3),
+    "place": Reader("adapter", {"adapter_config.json": JSON}, _place, 3, follows=True),
     "tokenizer": Reader("sim", TOKENIZER, lambda _, folder: read_tokenizer(folder, {}), 5),
     "journal": Reader("journals", {".save.tintc-x/.journal": JSON}, _journal, 3),
     "inspect": Reader("sim", SETTINGS | WEIGHTS, lambda _, folder: read_artefact(str(folder)), 4),

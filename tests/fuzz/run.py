@@ -56,7 +56,9 @@ class Tally:
         self.sandbox = Sandbox(scratch / "sandbox")
         self.watch = Watch(self.sandbox, scratch / "tmp")
         self.counts: Counter[str] = Counter()
+        self.seconds: Counter[str] = Counter()
         self.refused = 0
+        self.started = time.process_time()
         self.slowest = 0.0
         self.largest = 0
         self.kinds: Counter[str] = Counter()
@@ -75,6 +77,7 @@ class Tally:
         (self.given.into / "current.jsonl").write_text(case.line())  # what a crash leaves
         outcome = tried(case, self.sandbox, self.watch)
         self.counts[case.reader] += 1
+        self.seconds[case.reader] += outcome.seconds
         self.refused += outcome.refused
         self.slowest = max(self.slowest, outcome.seconds)
         self.largest = max(self.largest, outcome.extra)
@@ -99,7 +102,8 @@ class Tally:
             "slowest_seconds": round(self.slowest, 3),
             "most_extra_megabytes": round(self.largest / 1e6, 1),
             "by_reader": dict(self.counts),
-            "cpu_seconds": round(usage.ru_utime + usage.ru_stime),
+            "seconds_by_reader": {name: round(seconds, 1) for name, seconds in self.seconds.items()},
+            "cpu_seconds": round(time.process_time() - self.started),
             "peak_megabytes": usage.ru_maxrss >> 10,
             "seed": self.given.seed,
         }
@@ -118,7 +122,7 @@ def drawn(tally: Tally, names: tuple[str, ...]) -> None:
     from hypothesis import HealthCheck, Phase, given, seed, settings
 
     @settings(
-        max_examples=1000,
+        max_examples=min(1000, tally.given.cases),
         database=None,
         deadline=None,
         phases=(Phase.generate,),
