@@ -25,7 +25,7 @@ from readers import KINDS, READERS, Sandbox
 from tintc.errors import TintcError
 
 MOST_SECONDS = 2.0
-"""Seconds of CPU and of sleep of a case; a case that waits for anything else is stopped after ten times as many of a clock."""
+"""Seconds of CPU and of sleep of a case; who waits for anything else is stopped after ten times as many of a clock."""
 MOST_MEMORY = 200 << 20
 """Bytes that a case may take beyond what the process has."""
 
@@ -87,8 +87,8 @@ def cases(names: Collection[str] = tuple(READERS)) -> st.SearchStrategy[Case]:
 
 @dataclass
 class Outcome:
-    """refused: whether the files were refused in a sentence; wrong: what was wrong, empty if nothing; seconds: of CPU and of sleep;
-    extra: bytes of memory beyond what the process had."""
+    """refused: whether the files were refused in a sentence; wrong: what was wrong, empty if nothing; seconds: of CPU
+    and of sleep; extra: bytes of memory beyond what the process had."""
 
     refused: bool = False
     wrong: str = ""

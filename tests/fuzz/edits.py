@@ -7,6 +7,7 @@ are taken modulo the places and choices that there are.
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import re
@@ -54,8 +55,13 @@ def _nodes(tree: Any) -> list[tuple[Any, Any]]:
     return nodes
 
 
+def _value(what: int) -> Any:
+    """Return a copy, which further edits may change."""
+    return copy.deepcopy(chosen(VALUES, what))
+
+
 def _set(inside: Any, key: Any, what: int, _: list[tuple[Any, Any]]) -> None:
-    inside[key] = chosen(VALUES, what)
+    inside[key] = _value(what)
 
 
 def _near(inside: Any, key: Any, what: int, nodes: list[tuple[Any, Any]]) -> None:
@@ -64,9 +70,13 @@ def _near(inside: Any, key: Any, what: int, nodes: list[tuple[Any, Any]]) -> Non
     if isinstance(value, bool):
         inside[key] = not value
     elif isinstance(value, int | float):
-        inside[key] = chosen((value + 1, value - 1, -value, value * 2, value * 1000, value / 2, str(value), [value]), what)
+        inside[key] = chosen(
+            (value + 1, value - 1, -value, value * 2, value * 1000, value / 2, str(value), [value]), what
+        )
     elif isinstance(value, str):
-        inside[key] = chosen((value[:-1], value + "x", (value * 2)[:MOST], value.upper(), f"../{value}", f"/{value}", " "), what)
+        inside[key] = chosen(
+            (value[:-1], value + "x", (value * 2)[:MOST], value.upper(), f"../{value}", f"/{value}", " "), what
+        )
     else:
         _copy(inside, key, what, nodes)
 
@@ -89,9 +99,9 @@ def _rename(inside: Any, key: Any, what: int, _: list[tuple[Any, Any]]) -> None:
 
 def _add(inside: Any, _: Any, what: int, __: list[tuple[Any, Any]]) -> None:
     if isinstance(inside, dict):
-        inside[chosen(NAMES, what)] = chosen(VALUES, what // len(NAMES))
+        inside[chosen(NAMES, what)] = _value(what // len(NAMES))
     else:
-        inside.append(chosen(VALUES, what))
+        inside.append(_value(what))
 
 
 def _nest(inside: Any, key: Any, what: int, _: list[tuple[Any, Any]]) -> None:

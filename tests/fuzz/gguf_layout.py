@@ -76,7 +76,9 @@ def described(data: bytes) -> dict[str, Any]:
     for _ in range(n_tensors):
         name, count = read.string(), read.number("I")
         dims = [read.number("Q") for _ in range(count)]
-        tensors.append({"name": name, "count": count, "dims": dims, "kind": read.number("I"), "offset": read.number("Q")})
+        tensors.append(
+            {"name": name, "count": count, "dims": dims, "kind": read.number("I"), "offset": read.number("Q")}
+        )
     rest = len(data) - read.at
     return {
         "version": version,

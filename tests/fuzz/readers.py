@@ -7,11 +7,9 @@ import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import gguf_layout
 import torch
-from command import simulator_folder
 from edits import BYTES, INSTEAD, TENSOR_BYTES, TEXT, TREE, Edit, chosen, dumped, edited_bytes, edited_text, edited_tree
 
 import tintc
@@ -65,10 +63,11 @@ class Reader:
 class Sandbox:
     """Whole files, in a folder of its own; copies that nobody may open stand in ``outside``."""
 
-    def __init__(self, base: Path):
-        """Compile a simulator, and make what else is read."""
+    def __init__(self, base: Path, compiled: Path):
+        """Make what is read. compiled: a folder with a model and its simulator, ``model`` and ``sim``."""
         self.base = base
-        simulator_folder(base)
+        for name in ("model", "sim"):
+            shutil.copytree(compiled / name, base / name)
         self.sim = tintc.load(shutil.copytree(base / "sim", base / "loaded"))  # whose files stay mapped, and whole
         self.sim.save_pretrained(base / "shards", max_shard_size="8KB")
         (base / "states").mkdir()
@@ -214,8 +213,12 @@ READERS: dict[str, Reader] = {
     "inspect": Reader("sim", SETTINGS | WEIGHTS, lambda _, folder: read_artefact(str(folder)), 4),
     "auxiliary": Reader("sim", {"auxiliary.tint": PROGRAM}, _auxiliary, 4, follows=True),
     "described": Reader("sim", {"auxiliary.json": JSON}, _described, 2),
-    "model": Reader("model", {"config.json": JSON, "generation_config.json": JSON} | WEIGHTS | TOKENIZER, _model, 3, follows=True),
-    "gguf model": Reader("gguf", {"model.gguf": GGUF}, lambda _, folder: load_auxiliary(folder / "model.gguf"), 1, follows=True),
+    "model": Reader(
+        "model", {"config.json": JSON, "generation_config.json": JSON} | WEIGHTS | TOKENIZER, _model, 3, follows=True
+    ),
+    "gguf model": Reader(
+        "gguf", {"model.gguf": GGUF}, lambda _, folder: load_auxiliary(folder / "model.gguf"), 1, follows=True
+    ),
     "run": Reader("sim", SETTINGS | WEIGHTS | TOKENIZER, _run, 1),
 }
 """What is read, cheap ones more often; what costs a tenth of a second, seldom."""

@@ -47,13 +47,14 @@ class Tally:
 
     def __init__(self, given: argparse.Namespace):
         from cases import Watch
+        from command import simulator_folder
         from readers import Sandbox
 
         self.given = given
         scratch = Path(tempfile.mkdtemp(prefix="tintc-fuzz-"))
         tempfile.tempdir = str(scratch / "tmp")
         (scratch / "tmp").mkdir()
-        self.sandbox = Sandbox(scratch / "sandbox")
+        self.sandbox = Sandbox(scratch / "sandbox", simulator_folder(scratch / "compiled").parent)
         self.watch = Watch(self.sandbox, scratch / "tmp")
         self.counts: Counter[str] = Counter()
         self.seconds: Counter[str] = Counter()
@@ -159,7 +160,13 @@ def guided(tally: Tally, names: tuple[str, ...]) -> None:
 
     corpus = tally.given.into / "atheris"
     corpus.mkdir(exist_ok=True)
-    options = [f"-seed={tally.given.seed + 1}", "-max_len=4096", "-len_control=0", "-print_final_stats=0", "-verbosity=0"]
+    options = [
+        f"-seed={tally.given.seed + 1}",
+        "-max_len=4096",
+        "-len_control=0",
+        "-print_final_stats=0",
+        "-verbosity=0",
+    ]
     atheris.Setup([sys.argv[0], *options, str(corpus)], test)
     atheris.Fuzz()
 

@@ -145,6 +145,8 @@ def open_snapshot(folder: Path) -> Snapshot:
                 ) from error
             if isinstance(error, FileNotFoundError) and not writer_at_work(folder) and not folder.is_dir():
                 raise ArtefactError(f"There is no folder {folder}; check the path.") from error
+        except OSError as error:
+            raise ArtefactError(f"{folder} cannot be read: {error.strerror or error}.") from error
         time.sleep(pause)
         pause = min(2 * pause, 0.05)
 

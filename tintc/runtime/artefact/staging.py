@@ -164,16 +164,18 @@ def _recover_merge(staging: Path, target: Path) -> None:
 
     Raises `JournalError` for another, which no writer has made: it is whole or not there.
     """
+    file = staging / JOURNAL
+    if file.is_symlink() or staging.is_symlink() or (staging / OLD).is_symlink() or not (staging / OLD).is_dir():
+        raise JournalError(f"{file} is not what a writer leaves; remove that folder")
     try:
-        journal = parse_json(read_file(staging / JOURNAL))
+        journal = parse_json(read_file(file))
     except FileNotFoundError:  # its writer has just come to its end
         return
     except UnfitFileError as error:
-        raise JournalError(f"{staging / JOURNAL} is damaged ({error}); remove that folder") from error
+        raise JournalError(f"{file} is damaged ({error}); remove that folder") from error
     names = [journal.get("new"), journal.get("gone")] if isinstance(journal, dict) else []
-    linked = staging.is_symlink() or (staging / OLD).is_symlink() or not (staging / OLD).is_dir()
-    if linked or not names or not all(map(_are_names, names)) or {OLD, JOURNAL}.intersection(names[0]):
-        raise JournalError(f"{staging / JOURNAL} is damaged (it is no list of files); remove that folder")
+    if not names or not all(map(_are_names, names)) or {OLD, JOURNAL}.intersection(names[0]):
+        raise JournalError(f"{file} is damaged (it is no list of files); remove that folder")
     _finish(staging, target, *names)
     _remove(staging)
 
