@@ -16,6 +16,8 @@ MOST_CONFIG = 1 << 24
 """Bytes of the longest JSON file of settings that is read."""
 MOST_TOKENIZER = 1 << 28
 """Bytes of the longest file of a tokenizer."""
+MOST_VALUES = 1 << 20
+"""Values that a JSON file may have: some take twenty times their bytes of memory."""
 DEPTH = 64
 """Lists and objects that a JSON file may nest."""
 
@@ -78,7 +80,10 @@ def read_file(path: str | os.PathLike[str], most: int = MOST_CONFIG, folder: int
 
 
 def parse_json(data: bytes) -> Any:
-    """Return what a JSON text says; raise `UnfitFileError` for one that is not UTF-8, not JSON, or nests too deep."""
+    """Return what a JSON text says; raise `UnfitFileError` for one that is not UTF-8, not JSON, nests
+    too deep or has too many values."""
+    if sum(data.count(mark) for mark in (b",", b"[", b"{")) > MOST_VALUES:
+        raise UnfitFileError(f"it has more than {MOST_VALUES:,} values")
     try:
         value = json.loads(data.decode("utf-8"))
     except UnicodeDecodeError as error:

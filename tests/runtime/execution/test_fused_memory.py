@@ -14,10 +14,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from tintc.errors import InputError, OptionError
-from tintc.runtime.execution.fused import available, batches
-from tintc.runtime.execution.fused.budget import HEADROOM
+from tintc.runtime.execution import available, memory
 from tintc.runtime.execution.fused.costs import peak_bytes
 from tintc.runtime.execution.fused.plan import Sizes, make_plan
+from tintc.runtime.execution.memory import HEADROOM
 
 IDS = token_ids(5, 12)
 
@@ -26,7 +26,7 @@ def limit(monkeypatch: pytest.MonkeyPatch, examples: float) -> None:
     """As much memory as that many examples take."""
     sim = compiled("gpt2", n_steps=2)
     one = peak_bytes(make_plan(sim.program, ("logits",), Sizes(1, 12, 6, 53)), 8)
-    monkeypatch.setattr(batches, "available_bytes", lambda device: int(one * examples / HEADROOM) + 1)
+    monkeypatch.setattr(memory, "available_bytes", lambda device: int(one * examples / HEADROOM) + 1)
 
 
 @pytest.mark.parametrize("max_batch", [1, 2, 3, 5, 99, "auto"])
@@ -127,7 +127,7 @@ def test_a_slower_update_where_the_fastest_does_not_fit(monkeypatch: pytest.Monk
     whole, sizes = run(sim, ids, **given), Sizes(4, 30, 16, 53)
     auto, lazy = (peak_bytes(make_plan(sim.program, ("logits",), sizes, update), 8) for update in ("auto", "lazy"))
     assert lazy < auto
-    monkeypatch.setattr(batches, "available_bytes", lambda device: int(lazy / HEADROOM) + 1)
+    monkeypatch.setattr(memory, "available_bytes", lambda device: int(lazy / HEADROOM) + 1)
     assert torch.allclose(run(sim, ids, **given).logits, whole.logits, rtol=0, atol=1e-12)
     with pytest.raises(InputError, match="would fit"):
         run(sim, ids, update="materialised", **given)

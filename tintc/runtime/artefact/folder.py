@@ -169,7 +169,8 @@ def write_tokenizer(tokenizer: Any, folder: Path) -> None:
 
 
 def first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+    """Return the first line of an error's message, of a long one its beginning."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:500].rstrip(".")
 
 
 @contextmanager
