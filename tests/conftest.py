@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import torch
+import torch._dynamo
+import torch.fx
 
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")  # before anything imports Triton, which looks at it then
@@ -41,9 +44,24 @@ def pytest_configure(config: pytest.Config) -> None:
         config.addinivalue_line("markers", f"{name}: transformers' own")
 
 
+def pytest_collection_finish() -> None:
+    """What is imported stays: the collector of garbage does not look at it again, and comes less often."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(50_000, 10, 10)
+
+
 @pytest.fixture(autouse=True, scope="session")
 def _one_thread() -> None:
     torch.set_num_threads(1)  # the models are tiny: more threads only wait for each other
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _cheap_tracing() -> None:
+    """Tracing records no stack of every node, which nothing reads, and keeps no shapes of operators: in models of two
+    layers few come again."""
+    torch.fx.config.do_not_emit_stack_traces = True
+    torch._dynamo.config.fake_tensor_cache_enabled = False
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -41,6 +41,16 @@ class NoCopies(TorchDispatchMode):
         return result
 
 
+class NoHostMemory(NoCopies):
+    """Raises `Waits` also where anything is made on the host, which a replayed graph would never make again."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = super().__torch_dispatch__(func, types, args, kwargs)
+        if any(isinstance(leaf, Tensor) and leaf.device.type == "cpu" for leaf in tree_leaves(result)):
+            raise Waits(f"{func} makes a tensor on the host")
+        return result
+
+
 class _Indexing(TorchFunctionMode):
     """Does by operators what ``tensor[...]`` does in C++, where a torch built without CUDA looks for the device."""
 
@@ -49,7 +59,9 @@ class _Indexing(TorchFunctionMode):
             return _indexed(*args)
         if func is Tensor.__setitem__:
             target, index, value = args
-            return _indexed(target, index).copy_(value)
+            return torch.ops.aten.copy_(_indexed(target, index), value)
+        if func is Tensor.copy_:
+            return torch.ops.aten.copy_(*args)
         if func is Tensor.__invert__:
             return torch.bitwise_not(*args)
         return func(*args, **(kwargs or {}))
@@ -100,7 +112,4 @@ def on_fake_gpu(sim: TintForCausalLM) -> TintForCausalLM:
 def fake_inputs(inputs: Inputs) -> Inputs:
     """Inputs of the same shapes on a GPU that is not there, with what was known of their values."""
     fakes = {name: torch.empty(t.shape, dtype=t.dtype, device=GPU) for name, t in inputs.tensors().items()}
-    fake = Inputs(**fakes, kept=inputs.kept)
-    fake.__dict__["plain"] = inputs.plain
-    fake.__dict__["only_padding"] = inputs.only_padding
-    return fake
+    return Inputs(**fakes, kept=inputs.kept).knowing(inputs.plain, inputs.only_padding)

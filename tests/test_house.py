@@ -124,3 +124,11 @@ def test_docstrings_begin_with_what_is_done() -> None:
                 if re.match(r"(What|Whether|Which|How|Where)\b", text):
                     wrong.append(f"{name}.{node.name}: {text.splitlines()[0]}")
     assert not wrong
+
+
+def test_an_option_of_the_command_is_written_once() -> None:
+    """No text of help stands twice: what commands share is in `tintc_cli/groups.py`."""
+    sources = [path.read_text(encoding="utf-8") for path in (ROOT / "tintc_cli").glob("*.py")]
+    calls = [node for source in sources for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Call)]
+    texts = [ast.unparse(one.value) for call in calls for one in call.keywords if one.arg == "help"]
+    assert len(texts) > 60 and len(texts) == len(set(texts)), [one for one in texts if texts.count(one) > 1]

@@ -72,10 +72,10 @@ def test_load_onto_the_gpu(cuda: torch.device, tmp_path: Path) -> None:
 
 
 def test_a_batch_that_does_not_fit_is_refused(cuda: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
-    from tintc.runtime.execution.fused import batches
+    from tintc.runtime.execution import memory
 
     sim = family("opt").compile().to(cuda)
-    monkeypatch.setattr(batches, "available_bytes", lambda device: 10_000)
+    monkeypatch.setattr(memory, "available_bytes", lambda device: 10_000)
     with pytest.raises(InputError, match="GB can be used"):
         run(sim, token_ids(4, 16).to(cuda))
 
@@ -94,3 +94,22 @@ def test_states_follow_a_simulator_from_device_to_device(cuda: torch.device) -> 
         sim(ids[:, :1].to(cuda), past_key_values=past)
     sim.to("cpu")
     assert torch.equal(sim(ids, state=state).logits, wanted)
+
+
+def test_graphs(cuda: torch.device) -> None:
+    """Replayed passes and steps are those without, fp32: 1e-5 of the logits; weights that move end them."""
+    sim = family("llama").compile(dtype=torch.float32, n_steps=2, inner_lr=0.02).to(cuda)
+    sim.executor, ids = "fused", token_ids(2, 14).to(cuda)
+    given = {"max_new_tokens": 5, "do_sample": False, "pad_token_id": 0}
+    with torch.no_grad():
+        wanted, text = sim(ids).logits, sim.generate(ids, **given)
+        sim.warm_up(2, 16)
+        sim.warm_up(3, 16, new_tokens=6)
+        sim.warm_up(2, 16, new_tokens=6)
+        for _ in range(3):
+            torch.testing.assert_close(sim(ids).logits, wanted, rtol=0, atol=1e-5 * float(wanted.abs().max()))
+            assert torch.equal(sim.generate(ids, **given), text)
+        assert len(sim.graphs) == 5
+        sim.to("cpu")
+        sim.to(cuda)
+        torch.testing.assert_close(sim(ids).logits, wanted, rtol=0, atol=1e-5 * float(wanted.abs().max()))

@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 import tintc
 from tintc.cli.run import run_text
 from tintc.evaluation.processes import Processes
+from tintc_cli.groups import Execution, Reading
 
 OPTIONS: dict[str, Any] = {"train_fraction": 0.5, "block_size": 8, "max_blocks": None, "inner_lr": None}
 OPTIONS |= {"split_steps": False}
@@ -50,12 +51,12 @@ def _one_of_two(index: int, folder: str, out: str, port: int) -> None:
     """What a launcher starts; standard output goes to a file of the process's own."""
     joins(index, port)
     with open(f"{out}/{index}", "w") as sys.stdout:
-        run_text(folder, STORY, None, OPTIONS, "auto", "cpu", None, True)
+        run_text(folder, Reading(STORY), OPTIONS, Execution(), True)
 
 
 def test_two_processes(folder: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     """Five blocks on two: the numbers of one, printed by the first."""
-    run_text(str(folder), STORY, None, OPTIONS, "auto", "cpu", None, True)
+    run_text(str(folder), Reading(STORY), OPTIONS, Execution(), True)
     alone = json.loads(capfd.readouterr().out)
     arguments = (str(folder), str(tmp_path), free_port())
     torch.multiprocessing.start_processes(_one_of_two, arguments, nprocs=2, start_method="fork")  # pyright: ignore

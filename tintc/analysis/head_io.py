@@ -129,18 +129,16 @@ def _terms(spec: AttentionSpec, letter: str) -> list[set[str]]:
     return [{name} if on else set() for on in (term.lam.build() != 0).tolist()]
 
 
+def links(stage: SplitStage) -> tuple[Tensor, Tensor]:
+    """Return (into, out): which numbers a split operation reads, and those that depend on them, pair by pair."""
+    first, second, third = stage.weight.build().nonzero().unbind(1)
+    return stage.ends(first, second, third)
+
+
 def _links(stage: SplitStage) -> dict[int, list[int]]:
     """Return the numbers that depend on a number which a split operation reads, by that number."""
-    weight = stage.weight.build()
-    width = stage.width
-    first, second, third = weight.nonzero().unbind(1)
-    if stage.kind == "dimension":
-        out = second * width + first
-        into = third * width + first
-    else:
-        out = first * width + second
-        into = first * width + third
     targets: dict[int, list[int]] = defaultdict(list)
+    into, out = links(stage)
     for source, target in zip(into.tolist(), out.tolist(), strict=True):
         targets[source].append(target)
     return targets

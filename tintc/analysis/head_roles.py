@@ -12,12 +12,17 @@ applies to what (`tintc.analysis.trace`), and the blocks' own tensors what their
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from fnmatch import fnmatchcase
+from functools import cached_property
 from typing import Any
 
+from torch import Tensor
+
 from tintc.analysis.head_io import Head, SlotRange, heads_of
+from tintc.analysis.owners import Index, Owner, Owners
 from tintc.analysis.trace import Application, Source, applications
 from tintc.errors import OptionError
 from tintc.ir.columns import StridedRuns, strided_runs_of
@@ -92,6 +97,7 @@ class Roles:
         self.layout: Layout = layout_of(program)
         self.values: dict[str, Value] = {value.name: value for op in program.ops for value in op.results}
         self.names = {op.result.name: _layer_of(op) for op in program.ops if _layer_of(op)}
+        self._program = program
         self._heads: dict[Any, tuple[Head, ...]] = {}
         blocks = placement(program)
         self.modules: list[tuple[SimOp, str, list[Applied]]] = [
@@ -129,6 +135,64 @@ class Roles:
             if op is module:
                 for applied in blocks:
                     yield from self._rows(op, site, applied)
+
+    def owner(self, tensor: str, index: int | Sequence[int]) -> Owner:
+        """Return what the number at `index` of a stored tensor is, by the tensor's name in the state dict.
+
+        Raises `OptionError` for a tensor that is not stored, and for an index that it does not have.
+        """
+        return self._owners.owner(tensor, index)
+
+    def elements(self, role: Role) -> dict[str, Tensor]:
+        """Return the stored numbers of a role: indices ``[n, dimensions]``, by tensor.
+
+        They are those of its head, and those of the auxiliary that it handles, as they are before any step. All
+        numbers of position matrices belong to all heads, and are not among them.
+        """
+        elements = self._owners.of_head(role.block, role.head)
+        name, _, expert = role.parameter.partition("[")
+        if name:
+            rows, columns = (_numbers(runs) for runs in (role.rows, role.columns))
+            elements |= self._owners.of_weights(name, int(expert.rstrip("]") or -1), rows, columns)
+        return elements
+
+    def of(self, owner: Owner) -> Iterator[Role]:
+        """Return an iterator over the roles that have a number among their `elements`."""
+        if owner.block:
+            yield from (role for role in self._by_block[owner.block] if role.head in owner.heads or role.head < 0)
+        elif owner.part == "gate":
+            yield from self._by_block[owner.tensor.removeprefix("structure.").rpartition(".")[0]]
+        else:
+            for role in self._by_parameter[f"{owner.parameter}{_of_expert(owner.expert)}"]:
+                if owner.row in _numbers(role.rows) and (owner.column < 0 or owner.column in _numbers(role.columns)):
+                    yield role
+
+    def stored(self, parameter: str, entry: Sequence[int]) -> list[tuple[str, Index]]:
+        """Return every ``(tensor, index)`` at which a number of the auxiliary is stored, by the parameter's name in the
+        program; `OptionError` if it is nowhere."""
+        return self._owners.stored(parameter, tuple(entry))
+
+    @cached_property
+    def _owners(self) -> Owners:
+        heads: dict[str, set[Head]] = defaultdict(set)
+        for _, _, blocks in self.modules:
+            for applied in blocks:
+                heads[applied.placed.name].update(applied.heads)
+        return Owners(self._program, heads)
+
+    @cached_property
+    def _by_block(self) -> dict[str, list[Role]]:
+        rows: dict[str, list[Role]] = defaultdict(list)
+        for role in self:
+            rows[role.block].append(role)
+        return rows
+
+    @cached_property
+    def _by_parameter(self) -> dict[str, list[Role]]:
+        rows: dict[str, list[Role]] = defaultdict(list)
+        for role in self:
+            rows[role.parameter].append(role)
+        return rows
 
     def _fitting(self, wanted: dict[str, Any]) -> Iterator[Role]:
         """Yield the rows whose fields are as wanted; raise `OptionError` for a text that no row has."""
@@ -277,6 +341,11 @@ def _expert_and_tile(layout: Layout, kind: Type, tile: int) -> tuple[int, int]:
     if kind.kind != "routed":
         return -1, tile
     return divmod(tile, layout.tiles(kind.width))
+
+
+def _numbers(runs: StridedRuns) -> list[int]:
+    """Return all numbers of runs."""
+    return [number for run in runs for number in range(*run)]
 
 
 def _shifted(runs: StridedRuns, offset: int, width: int) -> StridedRuns:

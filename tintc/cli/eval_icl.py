@@ -24,22 +24,17 @@ from tintc.progress import LOGGER
 from tintc.runtime.load import load
 from tintc.runtime.model.causal_lm import TintForCausalLM
 from tintc.runtime.model.finite import without_nan_warning
+from tintc_cli.groups import Setup
 
 COLUMNS = ("before", "icl", "explicit", "explicit-normalized", "tint")
 CHOICES = {"format": ("single", "multi"), "loss": ("label", "full"), "calibration": ("none", "prompt")}
 
 
-def evaluate_classification(
-    path: str,
-    model: str | None,
-    tasks: str,
-    options: dict[str, Any],
-    device: str,
-    dtype: str | None,
-    as_json: bool,
-) -> None:
+def evaluate_classification(path: str, tasks: str, options: dict[str, Any], setup: Setup, as_json: bool) -> None:
     """Print Tables 2, 4 and 5 for a simulator; `options` are the command's others, by name."""
     silence_libraries()
+    model = setup.model
+    trusted = setup.trust_remote_code
     wanted = chosen_tasks(tasks)
     shots = whole_numbers(options["shots"], "number of shots")
     chosen = {name: several(options[name], name) for name in CHOICES}
@@ -47,17 +42,16 @@ def evaluate_classification(
     budgets = layers_and_steps(options["layers_steps"])
     if budgets and model is None:
         raise OptionError("Other layers and steps need the model, to compile it again; pass it to --model.")
-    rates = chosen_rates(options["rates"])
-    records = Records(options["predictions"])
+    rates = chosen_rates(setup.rates)
+    records = Records(setup.predictions)
     sizes = Sizes(options["examples"], options["validation_examples"], options["seeds"])
-    trusted = options["trust_remote_code"]
     rows: list[IclRow] = []
-    with processes(device) as together:
+    with processes(setup.device) as together:
         with stages():
             LOGGER.info("loading")
-            sim = load(path, device=together.device or device, dtype=dtype)
+            sim = load(path, device=together.device or setup.device, dtype=setup.dtype)
             check_tokenizer(path, sim.tokenizer)
-            data = data_folder(options["data"])
+            data = data_folder(setup.data)
             read = {task.name: (examples_of(task, "train", data), examples_of(task, "test", data)) for task in wanted}
         for budget in budgets or [None]:
             own = sim

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 from tintc.cli.console import counted_progress, print_json, print_rows, silence_libraries, stages
@@ -22,6 +23,7 @@ from tintc.progress import LOGGER
 from tintc.runtime.load import load
 from tintc.runtime.model.causal_lm import TintForCausalLM
 from tintc.runtime.model.finite import without_nan_warning
+from tintc_cli.groups import Setup
 
 COLUMNS = ("before", "explicit", "explicit-normalized", "tint", "stream")
 EXPLICIT = {"explicit": False, "explicit-normalized": True}
@@ -30,31 +32,23 @@ GRID = (1e-6, 3e-6, 1e-5, 3e-5, 6e-5, 1e-4, 2.4e-4, 1e-3, 5e-3, 1e-2, 2e-2, 4e-2
 """Rates that ``--rates grid`` stands for: small ones for plain steps, large ones for normalised steps."""
 
 
-def evaluate_perplexity(
-    paths: list[str],
-    model: str | None,
-    dataset: str,
-    options: dict[str, Any],
-    device: str,
-    dtype: str | None,
-    as_json: bool,
-) -> None:
+def evaluate_perplexity(paths: list[str], dataset: str, options: dict[str, Any], setup: Setup, as_json: bool) -> None:
     """Print Table 1 for simulators of one model; `options` are the command's others, by name."""
     silence_libraries()
     paths = [*dict.fromkeys(paths)]
     fractions = numbers(options["train_fraction"], "train fraction")
-    names = chosen_columns(options["columns"], model, COLUMNS)
-    rates = chosen_rates(options["rates"])
-    records = Records(options["predictions"])
-    with processes(device) as together:
+    names = chosen_columns(options["columns"], setup.model, COLUMNS)
+    rates = chosen_rates(setup.rates)
+    records = Records(setup.predictions)
+    with processes(setup.device) as together:
         with stages():
             LOGGER.info("loading")
-            place = together.device or device
-            sims = [load(path, device=place, dtype=dtype) for path in paths]
+            place = together.device or setup.device
+            sims = [load(path, device=place, dtype=setup.dtype) for path in paths]
             for path, sim in zip(paths, sims, strict=True):
                 check_tokenizer(path, sim.tokenizer)
-            columns = made_columns(names, paths, sims, model, options["trust_remote_code"])
-            texts = _Texts(dataset, options, sims, len(rates) > 1)
+            columns = made_columns(names, paths, sims, setup.model, setup.trust_remote_code)
+            texts = _Texts(dataset, options, data_folder(setup.data), sims, len(rates) > 1)
         if not rates:
             rates = [stored_rate(sims[0])]
         cut = [(fraction, *texts.blocks(fraction)) for fraction in fractions]
@@ -76,18 +70,19 @@ def evaluate_perplexity(
                 )
                 rows.append(row)
     if together.main:
-        _print(rows, columns, {"outputs": paths, "model": model, "dataset": dataset} | texts.facts(), as_json)
+        _print(rows, columns, {"outputs": paths, "model": setup.model, "dataset": dataset} | texts.facts(), as_json)
 
 
 class _Texts:
     """The text that is scored, and another to choose rates on, as token ids."""
 
-    def __init__(self, dataset: str, options: dict[str, Any], sims: Sequence[TintForCausalLM], several: bool):
+    def __init__(
+        self, dataset: str, options: dict[str, Any], data: Path | None, sims: Sequence[TintForCausalLM], several: bool
+    ):
         self.options = options
         tokenizer = sims[0].tokenizer
         self.limit = min(sim.layout.max_length for sim in sims)
         self.opening = opening_of(tokenizer)
-        data = data_folder(options["data"])
         rows = rows_of(dataset, "test", data)
         self.validation = None
         if several:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,25 +20,17 @@ from tintc.runtime.model.adapted_state import AdaptedState
 from tintc.runtime.model.causal_lm import TintForCausalLM
 from tintc.runtime.model.finite import without_nan_warning
 from tintc.runtime.model.generation import check_longest
+from tintc_cli.groups import Execution, Prompt
 
 
-def generate_text(
-    path: str,
-    text: str | None,
-    file: Path | None,
-    options: dict[str, Any],
-    executor: str,
-    device: str,
-    dtype: str | None,
-    as_json: bool,
-) -> None:
+def generate_text(path: str, prompt: Prompt, options: dict[str, Any], execution: Execution, as_json: bool) -> None:
     """Adapt to a prompt, or take a state, and continue it; `options` are the command's."""
     silence_libraries()
     choice = _choice(options)
-    content = read_text(text, file)
+    content = read_text(prompt.text, prompt.file)
     with stages():
         LOGGER.info("loading the simulator")
-        sim = load(path, executor=executor, device=device, dtype=dtype)
+        sim = load(path, **vars(execution))
         ids = prompt_ids(path, sim.tokenizer, content, options["chat"], sim.layout.max_length)[None].to(sim.device)
         training = _training(sim, ids, options)
     console = Console(highlight=False, soft_wrap=True, markup=False)

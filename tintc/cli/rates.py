@@ -15,6 +15,7 @@ from tintc.evaluation.rate_grid import RateGrid, Tried, grid, set_rate
 from tintc.progress import LOGGER
 from tintc.runtime.load import load
 from tintc.runtime.model.finite import without_nan_warning
+from tintc_cli.groups import Placement, Reading
 
 WIDTH = 40
 """Characters of the longest bar."""
@@ -22,12 +23,10 @@ WIDTH = 40
 
 def show_rates(
     path: str,
-    text: str | None,
-    file: Path | None,
+    reading: Reading,
     lr: str | None,
     options: dict[str, Any],
-    executor: str,
-    device: str,
+    placement: Placement,
     png: Path | None,
     write: bool,
     as_json: bool,
@@ -36,11 +35,11 @@ def show_rates(
     silence_libraries()
     if png is not None:
         check_plot(png)
-    content = checked_text(text, file, options)
+    content = checked_text(reading, options)
     chosen = learning_rates(lr)
     with stages():
         LOGGER.info("loading the simulator")
-        sim = load(path, executor=executor, device=device)
+        sim = load(path, **vars(placement))
         ids = tokenise(path, sim.tokenizer, content, special=options["bos"])
     if write and not Path(path).is_dir():
         raise OptionError(f"{path} is not a folder on this machine, so no rate can be written to it.")

@@ -20,6 +20,7 @@ from tintc.progress import LOGGER
 from tintc.report.images import chart_script, check_installed, write_images
 from tintc.runtime.artefact.folder import read_auxiliary
 from tintc.runtime.load import load
+from tintc_cli.groups import Reading
 
 if TYPE_CHECKING:
     from tintc.report.against import Other
@@ -32,8 +33,7 @@ def write_report(
     path: str,
     output: Path,
     model: str | None,
-    text: str | None,
-    file: Path | None,
+    sample: Reading,
     png: Path | None,
     against: str | None,
     trusted: bool,
@@ -47,8 +47,8 @@ def write_report(
     if png is not None and (png.is_file() or not png.absolute().parent.is_dir()):
         raise OptionError(f"Cannot write images to {png}: it must be a folder, or a new name in one that exists.")
     content = None
-    if text is not None or file is not None:
-        content = read_text(text, file)
+    if sample.text is not None or sample.file is not None:
+        content = read_text(sample.text, sample.file)
     with stages():
         page, facts = make_page(path, model, content, against, trusted)
         LOGGER.info("writing the page")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,31 +21,23 @@ from tintc.progress import LOGGER
 from tintc.runtime.artefact.folder import read_config
 from tintc.runtime.load import load
 from tintc.runtime.model.finite import without_nan_warning
+from tintc_cli.groups import Execution, Reading
 
 STDIN = Path("-")
 """The file that stands for standard input."""
 
 
-def run_text(
-    path: str,
-    text: str | None,
-    file: Path | None,
-    options: dict[str, Any],
-    executor: str,
-    device: str,
-    dtype: str | None,
-    as_json: bool,
-) -> None:
+def run_text(path: str, reading: Reading, options: dict[str, Any], execution: Execution, as_json: bool) -> None:
     """Score a text before and after the update; `options` are those of `evaluate_blocks`. Processes that a launcher has
     started share the blocks, and the first of them prints."""
     silence_libraries()
-    if file == STDIN and launched() > 1:
+    if reading.file == STDIN and launched() > 1:
         raise OptionError("Several processes cannot share standard input; pass a file of its own with --file.")
-    content = checked_text(text, file, options)
-    with processes(device) as together:
+    content = checked_text(reading, options)
+    with processes(execution.device) as together:
         with stages():
             LOGGER.info("loading the simulator")
-            sim = load(path, executor=executor, device=together.device or device, dtype=dtype)
+            sim = load(path, **vars(replace(execution, device=together.device or execution.device)))
             ids = tokenise(path, sim.tokenizer, content, special=options.get("bos", True))
         LOGGER.info("running the blocks")
         with block_progress() as progress, without_nan_warning():
@@ -55,16 +48,16 @@ def run_text(
         print_json(evaluation.to_json())
     else:
         shown = {name: value for name, value in evaluation.to_json().items() if name not in ("hint", "rates")}
-        name = "the text" if file in (None, STDIN) else file
+        name = "the text" if reading.file in (None, STDIN) else reading.file
         if evaluation.rates:
             shown["rates"] = _by_rate(evaluation)
         print_table(f"{path} on {name}", shown)
     print_notes(evaluation, options.get("partial", False))
 
 
-def checked_text(text: str | None, file: Path | None, options: dict[str, Any]) -> str:
+def checked_text(reading: Reading, options: dict[str, Any]) -> str:
     """Return the text to score; raise `OptionError` for blocks without enough train tokens."""
-    content = read_text(text, file)
+    content = read_text(reading.text, reading.file)
     if options["block_size"] is not None and options["train_fraction"] is not None:
         train_tokens(options["block_size"], options["train_fraction"])
     return content

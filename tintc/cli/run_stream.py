@@ -16,6 +16,7 @@ from tintc.progress import LOGGER
 from tintc.runtime.load import load
 from tintc.runtime.model.adapted_state import AdaptedState
 from tintc.runtime.model.finite import without_nan_warning
+from tintc_cli.groups import Execution, Reading
 
 BLOCK_OPTIONS = ("train_fraction", "block_size", "max_blocks", "partial", "split_steps")
 """Options of `tintc run` that have to do with blocks, which a stream does not have."""
@@ -38,16 +39,7 @@ def check_stream_options(stream: bool, options: dict[str, Any]) -> None:
         raise OptionError("A stream learns at one learning rate; pass a single one with --lr.")
 
 
-def stream_text(
-    path: str,
-    text: str | None,
-    file: Path | None,
-    options: dict[str, Any],
-    executor: str,
-    device: str,
-    dtype: str | None,
-    as_json: bool,
-) -> None:
+def stream_text(path: str, reading: Reading, options: dict[str, Any], execution: Execution, as_json: bool) -> None:
     """Stream a text, and print its perplexity under frozen weights and under those that learn; `options` are the
     command's."""
     silence_libraries()
@@ -55,10 +47,10 @@ def stream_text(
         raise OptionError("A stream is learnt from its beginning to its end by one process; start a single one.")
     target: Path | None = options["save_state"]
     check_writable(target, "--save-state")
-    content = read_text(text, file)
+    content = read_text(reading.text, reading.file)
     with stages():
         LOGGER.info("loading the simulator")
-        sim = load(path, executor=executor, device=device, dtype=dtype)
+        sim = load(path, **vars(execution))
         ids = tokenise(path, sim.tokenizer, content, special=options["bos"]).to(sim.device)
         state = None
         if options["state"] is not None:
@@ -82,7 +74,7 @@ def stream_text(
         print_json(values)
     else:
         del values["hint"]
-        name = "the text" if file in (None, STDIN) else file
+        name = "the text" if reading.file in (None, STDIN) else reading.file
         print_table(f"{path} on {name}, as a stream", values)
     if evaluation.hint is not None and LOGGER.isEnabledFor(logging.WARNING):
         print(f"hint: {evaluation.hint}", file=sys.stderr)

@@ -17,7 +17,8 @@ from tintc.evaluation.blocks import train_tokens
 from tintc.evaluation.perplexity import peak_rss_bytes
 from tintc.frontend.source.load import ADAPTER_FATES, ADAPTERS, load_auxiliary
 from tintc.frontend.source.sample import PROBE, numbers
-from tintc.reference.verify import Compared, Verdict, verify
+from tintc.reference.verdict import Compared, Verdict
+from tintc.reference.verify import verify
 from tintc.runtime.load import load
 from tintc.runtime.model.causal_lm import TintForCausalLM
 

@@ -75,6 +75,11 @@ class Inputs:
         """Return True if padding alone is masked: who sees a token does not depend on who looks."""
         return self.plain or bool((self.allowed == self.real_tokens[:, None, :]).all())
 
+    def knowing(self, plain: bool, only_padding: bool) -> Inputs:
+        """Return these, of which that much is known whatever the tensors hold: nobody has to look at them."""
+        self.__dict__.update(plain=plain, only_padding=only_padding)
+        return self
+
     def rows(self, start: int, stop: int) -> Inputs:
         """Return the inputs of examples start ... stop - 1 of the batch."""
         return self._taken(slice(start, stop))

@@ -189,7 +189,7 @@ def _decayed_scores(a: Tensor, b: Tensor, total: Tensor) -> Tensor:
 def apply_recurrence(options: RecurrenceOptions, heads: Heads, v: Tensor, skip: Tensor | None) -> Tensor:
     """Return ``A v``, ``[B, H, T, d_v]``, for ``v [B, H, n T, d_v]``, in time and memory that grow with T."""
     y, _ = _recurrent(options, heads, v, None, keep=False)
-    return _with_skip(y, v, skip)
+    return with_skip(y, v, skip)
 
 
 def continue_recurrence(
@@ -201,7 +201,7 @@ def continue_recurrence(
     """
     y, after = _recurrent(options, heads, v, state, keep=True)
     assert after is not None
-    return _with_skip(y, v, skip), after
+    return with_skip(y, v, skip), after
 
 
 def _recurrent(
@@ -221,7 +221,8 @@ def _token_by_token(options: RecurrenceOptions) -> bool:
     return not options.delta and options.key_dim * options.value_dim <= SMALL_STATE
 
 
-def _with_skip(y: Tensor, v: Tensor, skip: Tensor | None) -> Tensor:
+def with_skip(y: Tensor, v: Tensor, skip: Tensor | None) -> Tensor:
+    """Return a recurrence's results with what tokens add of their own values, or the transpose's with the like."""
     if skip is None:
         return y
     return torch.addcmul(y, skip.to(y.dtype)[:, None, None], v)
@@ -235,4 +236,4 @@ def apply_transposed_recurrence(options: RecurrenceOptions, heads: Heads, dy: Te
         dv = transposed_scan(heads, dy)
     else:
         dv = transposed_by_chunks(heads, dy, options.delta)
-    return _with_skip(dv, dy, skip)
+    return with_skip(dv, dy, skip)

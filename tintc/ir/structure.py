@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -17,6 +18,9 @@ from tintc.ir.losses import LogitMap
 from tintc.ir.pointwise import PointwiseOptions
 from tintc.ir.recurrence import RecurrenceOptions
 from tintc.ir.router import RouterOptions
+
+Index = TypeVar("Index", int, Tensor)
+"""One place, or as many as a tensor has numbers."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +52,16 @@ class SplitStage:
     def n_results(self) -> int:
         """Return the number of chunks that the stage gives."""
         return self.n_out or self.n_heads
+
+    def ends(self, first: Index, second: Index, third: Index) -> tuple[Index, Index]:
+        """Return which number the weight's entry ``[first, second, third]`` multiplies, and to which it adds that."""
+        if self.kind == "dimension":
+            return third * self.width + first, second * self.width + first
+        return first * self.width + third, first * self.width + second
+
+    def biased(self, chunk: Index, column: Index) -> Index:
+        """Return the number to which the bias's entry ``[chunk, column]`` is added."""
+        return chunk * self.width + column
 
 
 Split = tuple[SplitStage, ...] | None
@@ -272,14 +286,24 @@ def chunk_map(n_heads: int, width: int, entries: dict[tuple[int, int], float]) -
     return SplitStage("dimension", n_heads, width, TensorSpec((width, n_heads, n_heads), build))
 
 
+def chains(spec: BlockSpec) -> dict[str, tuple[SplitStage, ...]]:
+    """Return a block's chains of split operations, by what their tensors' names begin with."""
+    if isinstance(spec, LinearSpec):
+        return {"": spec.stages}
+    if isinstance(spec, AttentionSpec):
+        return {f"w_{letter}.": getattr(spec, f"w_{letter}") or () for letter in "qkvopr"}
+    return {}
+
+
 def block_tensors(spec: BlockSpec) -> dict[str, TensorSpec]:
     """Return the tensors of a block, by the name they have below ``structure.<block>``."""
     named: dict[str, TensorSpec] = {}
-    if isinstance(spec, LinearSpec):
-        _name_stages(named, "", spec.stages)
+    for chain, stages in chains(spec).items():
+        for index, stage in enumerate(stages):
+            named[f"{chain}{index}.weight"] = stage.weight
+            if stage.bias:
+                named[f"{chain}{index}.bias"] = constant(stage.n_results, stage.width)
     if isinstance(spec, AttentionSpec):
-        for letter in "qkvopr":
-            _name_stages(named, f"w_{letter}.", getattr(spec, f"w_{letter}") or ())
         for letter in "qkv":
             positions: Positions | None = getattr(spec, f"positions_{letter}")
             if positions is not None:
@@ -287,14 +311,6 @@ def block_tensors(spec: BlockSpec) -> dict[str, TensorSpec]:
         if spec.sink is not None:
             named["sink"] = spec.sink
     return named
-
-
-def _name_stages(named: dict[str, TensorSpec], prefix: str, stages: tuple[SplitStage, ...]) -> None:
-    """Add the tensors of a chain of stages to `named`."""
-    for index, stage in enumerate(stages):
-        named[f"{prefix}{index}.weight"] = stage.weight
-        if stage.bias:
-            named[f"{prefix}{index}.bias"] = constant(stage.n_results, stage.width)
 
 
 SATURATED = 64.0

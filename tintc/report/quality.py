@@ -19,7 +19,7 @@ from tintc.report.text import TextRun, token_losses
 
 if TYPE_CHECKING:
     from tintc.frontend.graph.captured import CapturedGraph
-    from tintc.reference.verify import Verdict
+    from tintc.reference.verdict import Verdict
     from tintc.runtime.model.causal_lm import TintForCausalLM
 
 FACTORS = (0.1, 0.3, 1.0, 2.0, 3.0, 5.0, 10.0)

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from attention_programs import decoder
-from fake_gpu import GPU, NoCopies, Waits, fake_gpu, fake_inputs, on_fake_gpu
+from fake_gpu import GPU, NoCopies, NoHostMemory, Waits, fake_gpu, fake_inputs, on_fake_gpu
 from fused_cases import compiled, token_ids
 from programs import hybrid_like, mixture_like, simulator
 from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException
@@ -86,7 +86,7 @@ def check_pass(sim: TintForCausalLM, inputs: Inputs, update: str) -> None:
         other = on_fake_gpu(sim)
         plan = make_plan(other.program, ("logits_before", "logits"), sizes, update)
         run = FusedExecutor(other, fake_inputs(inputs), plan, None, {})
-        with NoCopies():
+        with NoHostMemory():
             out = run.run()
     assert out["logits"].device == GPU and out["logits"].shape == (2, LENGTH, sim.config.vocab_size)
 

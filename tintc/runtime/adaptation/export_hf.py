@@ -22,6 +22,7 @@ from tintc.errors import ArtefactError, ModelError
 from tintc.frontend.source.load import ADAPTER_FATES, ADAPTERS, load_auxiliary
 from tintc.ir.auxiliary.interpreter import view, viewed_rows
 from tintc.ir.core import Parameter
+from tintc.ir.simulator.interface.fused_base import FusedWeights
 from tintc.ir.simulator.shared.linear_common import main_part
 from tintc.runtime.adaptation.continuation import AdaptiveSimulator, weights_by_layer
 from tintc.runtime.adaptation.rebuilt import rebuilt
@@ -39,14 +40,25 @@ def export_model(state: AdaptedWeights, path: str | os.PathLike[str], model: Any
     sim = state.sim
     if Path(path).exists():
         raise ArtefactError(f"{path} exists already; choose another folder.")
-    state.check_current()
-    auxiliary = auxiliary_of(sim, model)
-    with torch.no_grad():
-        put_back(state, auxiliary)
+    auxiliary = model_of(sim, state, model)
     with writing(path, force=False) as folder:
         _save(auxiliary, folder)
         if sim.tokenizer is not None:
             write_tokenizer(copy.deepcopy(sim.tokenizer), folder)
+
+
+def model_of(sim: AdaptiveSimulator, state: AdaptedWeights | None, model: Any = None) -> nn.Module:
+    """Return the auxiliary with the weights of a state of one example, or without any update.
+
+    model: as of `auxiliary_of`, and errors too; `OptionError` if the simulator's stored weights have changed since the
+    state was made.
+    """
+    if state is not None:
+        state.check_current()
+    auxiliary = auxiliary_of(sim, model)
+    with torch.no_grad():
+        _put_back(sim, state, auxiliary)
+    return auxiliary
 
 
 def _save(model: nn.Module, folder: Path) -> None:
@@ -110,8 +122,13 @@ def auxiliary_of(sim: AdaptiveSimulator, model: Any = None) -> nn.Module:
 def put_back(state: AdaptedWeights, model: nn.Module) -> None:
     """Write every part that is not the model's own: what the update has changed, and what training the simulator's
     prefixes has."""
-    sim = state.sim
-    updated = {layer: state.weights[value] for value, layer in sim.continuation.updated.items()}
+    _put_back(state.sim, state, model)
+
+
+def _put_back(sim: AdaptiveSimulator, state: AdaptedWeights | None, model: nn.Module) -> None:
+    updated: dict[str, FusedWeights] = {}
+    if state is not None:
+        updated = {layer: state.weights[value] for value, layer in sim.continuation.updated.items()}
     target = _Target.of(model, sim)
     constants: list[tuple[Parameter, Tensor, Tensor]] = []
     for layer, (kind, old) in weights_by_layer(sim).items():

@@ -12,6 +12,7 @@ from tintc.errors import InputError
 from tintc.ir.inputs import Inputs, check_ids, check_tensor, matching, resolve_inputs
 from tintc.runtime.adaptation.cache import TintCache
 from tintc.runtime.adaptation.continuation import AdaptiveSimulator, ContinuedRun, remembered
+from tintc.runtime.adaptation.decoding_graph import replay_step
 from tintc.runtime.adaptation.fingerprint import WeightsSnapshot
 from tintc.runtime.adaptation.state import AdaptedWeights
 from tintc.runtime.execution.rates import Rates
@@ -113,6 +114,9 @@ def predict(
         seen = None
         if cache.valid is not None:
             seen = cache.valid[:, None]
+    replayed = replay_step(sim, tokens, state, cache)
+    if replayed is not None:
+        return replayed
     return ContinuedRun(sim, tokens, positions, seen, state.examples).run(state.values, cache, keep)
 
 

@@ -19,9 +19,9 @@ Run = Callable[[Inputs, Rates | None], dict[str, Tensor]]
 """A function that runs some examples."""
 
 
-def most_bytes(device: torch.device) -> int:
-    """Return the bytes that a run may plan to use."""
-    return int(HEADROOM * available_bytes(device))
+def most_bytes(device: torch.device, held: int = 0) -> int:
+    """Return the bytes that a run may plan to use. held: those that count as available, and are not."""
+    return int(HEADROOM * max(0, available_bytes(device) - held))
 
 
 def largest(fits: Callable[[int], bool], most: int) -> int:

@@ -49,6 +49,16 @@ class Rates:
         """Return the same for every example repeated, as many rows side by side."""
         return self._each(lambda rate: rate.repeat_interleave(count, 1))
 
+    def resized(self, count: int) -> Rates:
+        """Return new ones for so many examples, all zero."""
+        return self._each(lambda rate: rate.new_zeros(rate.shape[0], count))
+
+    def copy_rows(self, other: Rates) -> None:
+        """Take over those of another, of the same layers and no more examples; all others become zero."""
+        for mine, given in zip(self._all(), other._all(), strict=True):
+            mine[:, given.shape[1] :] = 0
+            mine[:, : given.shape[1]].copy_(given)
+
     def to(self, device: torch.device) -> Rates:
         return self._each(lambda rate: rate.to(device))
 
@@ -63,7 +73,7 @@ class Rates:
         return next((rate.shape[1] for rate in self._all()), 1)
 
     def _all(self) -> list[Tensor]:
-        rates = list(self.by_layer.values())
+        rates = [self.by_layer[layer] for layer in sorted(self.by_layer)]
         if self.others is not None:
             rates.append(self.others)
         return rates

@@ -13,6 +13,7 @@ from tintc.ir.core import Op, Program
 from tintc.ir.inputs import Inputs
 from tintc.ir.simulator import SimOp
 from tintc.runtime.execution.fused.batches import NO_STARTS, Starts, run_fused, run_together
+from tintc.runtime.execution.fused.pass_graph import replay_pass
 from tintc.runtime.execution.literal.budget import check_fits, run_literal
 from tintc.runtime.execution.literal.executor import LiteralExecutor
 from tintc.runtime.execution.rates import Rates
@@ -39,6 +40,9 @@ def execute(
     """
     if executor == "literal":
         return run_literal(sim, inputs, rates, outputs, max_batch)
+    replayed = replay_pass(sim, inputs, rates, outputs)
+    if replayed is not None:
+        return replayed
     return run_fused(sim, inputs, rates, outputs, max_batch)
 
 

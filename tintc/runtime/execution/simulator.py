@@ -13,6 +13,7 @@ from tintc.ir.layout import Layout
 from tintc.runtime.artefact.config import TintConfig
 
 if TYPE_CHECKING:
+    from tintc.runtime.execution.fused.graphs import Graphs
     from tintc.runtime.execution.literal.prefix import Prefix
 
 
@@ -21,7 +22,8 @@ class Simulator(Protocol):
 
     tables, prefixes, score_vectors: the modules that hold the auxiliary's tensors. edits: functions that replace token
     values as soon as they are computed. update: how fused execution keeps updates, one of `UPDATES` in `fused/plan.py`;
-    plans: the last, by sizes; shared_inputs: layers whose products share an input (`fused/packed_linear.py`). Edits and
+    plans: the last, by sizes; shared_inputs: layers whose products share an input (`fused/packed_linear.py`);
+    graphs: what was recorded to be replayed. Edits and
     plans are the model's, so no two threads run one simulator at a time.
     """
 
@@ -30,11 +32,13 @@ class Simulator(Protocol):
     layout: Layout
     tables: Any
     prefixes: Any
+    rates: Any
     score_vectors: Any
     edits: dict[Value, Callable[[Tensor], Tensor]]
     update: str
     plans: dict[Any, Any]
     shared_inputs: list[tuple[str, ...]]
+    graphs: Graphs
 
     @property
     def device(self) -> torch.device:

@@ -19,6 +19,7 @@ from tintc.lowering.emission.emit import specs
 from tintc.lowering.passes.plan_layout import layout_of
 from tintc.runtime.artefact.checks import explained_loading, unreported
 from tintc.runtime.artefact.config import TintConfig
+from tintc.runtime.execution.fused.graphs import Graphs
 from tintc.runtime.execution.fused.plan import ExecutionPlan
 from tintc.runtime.execution.rates import GivenRates, Rates, rates_of
 from tintc.runtime.execution.run import check_inputs, execute
@@ -40,6 +41,7 @@ from tintc.runtime.model.unsupported import (
     refuse_arguments,
     where_it_can_run,
 )
+from tintc.runtime.model.warming_up import WarmUpMixin
 
 NOT_COMPILED = (
     "a simulator is a program of its own, which its executors run: torch.compile leaves it as it is (without "
@@ -77,7 +79,9 @@ class TintOutput(ModelOutput):
         )
 
 
-class TintForCausalLM(ActivationAccess, UnsupportedFeatures, SavedModel, TintGenerationMixin, StreamingMixin):
+class TintForCausalLM(
+    ActivationAccess, UnsupportedFeatures, SavedModel, TintGenerationMixin, StreamingMixin, WarmUpMixin
+):
     """A TinT simulator: one forward pass runs, trains and re-runs the auxiliary model on the text it is given.
 
     The tree has ``tables`` (embeddings and head), ``prefixes`` (the auxiliary's weights), ``rates``, ``score_vectors``
@@ -108,6 +112,7 @@ class TintForCausalLM(ActivationAccess, UnsupportedFeatures, SavedModel, TintGen
         self.layout: Layout = layout_of(self.program)
         self.update = "auto"
         self.plans: dict[Any, ExecutionPlan] = {}
+        self.graphs = Graphs()
         self._build()
         self._observe()
         self._start()
@@ -201,7 +206,7 @@ class TintForCausalLM(ActivationAccess, UnsupportedFeatures, SavedModel, TintGen
         stored rates a number; ``[B]``, one per example; ``[N]``, one per step; or ``[N, B]``, ``[N, 1]``, ``[1, B]``:
         where B is N and more than 1, pass two dimensions. Or a mapping from the auxiliary's
         layers (-1: the final norm), and ``"default"``, to such rates; layers without one take the stored. max_batch:
-        examples that fused execution runs at a time, ``auto``: as many as memory takes; None: all, refused if memory
+        examples that run at a time, ``auto``: as many as memory takes; None: all, refused if memory
         will not take them. num_items_in_batch: what the labels' summed losses are divided by (default: their number).
         shift_labels ``[B, T]``: in place of labels, each at the position before it. output_hidden_states,
         output_attentions, return_dict: as in transformers. Raises `InputError` for ids out of range, texts too long and
@@ -284,7 +289,7 @@ class TintForCausalLM(ActivationAccess, UnsupportedFeatures, SavedModel, TintGen
     ) -> dict[str, Tensor]:
         """Return the named outputs, by the executor that may run; captures are filled.
 
-        inner_lr: as in a forward pass; max_batch: examples that fused execution runs at a time.
+        inner_lr: as in a forward pass; max_batch: examples that run at a time.
         """
         rates = self.resolve_rates(inner_lr, inputs.shape[0])
         results = execute(self, inputs, rates, self._with_points(outputs), self.choose_executor(), max_batch)

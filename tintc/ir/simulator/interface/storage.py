@@ -9,6 +9,7 @@ import torch
 
 from tintc.ir.core import Op
 from tintc.ir.layout import Layout
+from tintc.ir.simulator.interface.elements import Element
 from tintc.ir.structure import TensorSpec
 
 
@@ -66,6 +67,22 @@ class StoredTensors(Op):
     def stored(self, storage: Storage) -> dict[str, TensorSpec]:
         """Return the tensors of the artefact that the op reads, by state-dict name, but for structural ones."""
         return {}
+
+    def element(self, storage: Storage, tensor: str, index: tuple[int, ...]) -> Element:
+        """Return what the number at `index` of one of the stored tensors is, by the tensor's state-dict name.
+
+        Here: of parameters that are stored as they are, and of rates.
+        """
+        part, _, name = tensor.partition(".")
+        if part == "rates":
+            return Element("rate", name, None, step=index[0])
+        return Element(part.removesuffix("s").replace("_", " "), name, index)
+
+    def indices(self, storage: Storage, tensor: str, entry: tuple[int, ...]) -> list[tuple[int, ...]]:
+        """Return where the stored tensor has the number at `entry` of its parameter: what `element` says, backwards."""
+        shape = self.stored(storage)[tensor].shape
+        fits = len(entry) == len(shape) and all(0 <= i < n for i, n in zip(entry, shape, strict=True))
+        return [entry] if fits else []
 
     def rates(self) -> tuple[str, ...]:
         """Return the names of the stored rates that the op reads, at its step."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 
 import torch.nn.functional as F
@@ -12,11 +13,12 @@ from tintc.ir.core import Value, register
 from tintc.ir.layout import Layout
 from tintc.ir.simulator.interface.base import SimOp
 from tintc.ir.simulator.interface.cost_model import CostModel
+from tintc.ir.simulator.interface.elements import Element
 from tintc.ir.simulator.interface.fused_base import FusedRun, FusedWeights
 from tintc.ir.simulator.interface.literal_base import ExpertTiles, LiteralRun, PrefixTiles
 from tintc.ir.simulator.interface.semantics import Interpretation, Weights
 from tintc.ir.simulator.interface.storage import Storage
-from tintc.ir.simulator.shared.linear_common import weight_tiles
+from tintc.ir.simulator.shared.linear_common import bias_in_prefix, weight_in_prefix, weight_tiles
 from tintc.ir.structure import TensorSpec
 
 
@@ -34,6 +36,13 @@ def whole(vector: TensorSpec, width: int) -> TensorSpec:
     if vector.shape == (width,):
         return vector
     return TensorSpec((width,), lambda: whole_vector(vector.build(), width))
+
+
+def own_entry(vector: TensorSpec, row: int) -> tuple[int, ...]:
+    """Return the index in a gain or bias of number `row` of `whole`."""
+    *groups, width = vector.shape
+    group, column = divmod(row % math.prod(vector.shape), width)
+    return (group, column) if groups else (column,)
 
 
 @register("sim.weights")
@@ -78,6 +87,67 @@ class StoredWeights(SimOp):
         if self.result.type.kind == "experts":
             return vector
         return whole(vector, self.result.type.dims[0])
+
+    def element(self, storage: Storage, tensor: str, index: tuple[int, ...]) -> Element:
+        """Return what a number of the weights is: of which row and column, and where it stands in prefixes.
+
+        A gain that prefixes hold as a matrix stands on its diagonal. Of rows beyond dout there is no entry and no
+        place: they are zeros that fill the last prefix.
+        """
+        kind = self.result.type
+        expert = -1
+        own = index
+        if kind.kind == "experts":
+            expert, *own = index
+        name = f"{self.name}.{tensor.rpartition('.')[2]}"
+        if tensor.endswith(".weight"):
+            return self._of_matrix(storage.layout, name, expert, *own)
+        (row,) = own
+        entry = index
+        if expert < 0:
+            entry = own_entry(storage.parameter(name), row)
+        if tensor.endswith(".bias"):
+            return Element("bias", name, entry, row, -1, expert, bias_in_prefix(storage.layout, kind, row))
+        held_in = row
+        if "vector" in kind.parts:
+            held_in = 0
+        return Element("gain", name, entry, row, places=(weight_in_prefix(storage.layout, held_in, row),))
+
+    def _of_matrix(self, layout: Layout, name: str, expert: int, prefix: int, stacked: int, column: int) -> Element:
+        row = prefix * layout.stack + stacked
+        if row >= self.result.type.dims[-2]:
+            return Element("padding", name, None, row, column, expert)
+        entry = (row, column)
+        if expert >= 0:
+            entry = (expert, row, column)
+        return Element("weight", name, entry, row, column, expert, (weight_in_prefix(layout, row, column),))
+
+    def at(self, layout: Layout, tensor: str, expert: int, row: int, column: int) -> tuple[int, ...]:
+        """Return the index of a number of the weights in the stored tensor (`stack_rows`). column: of a matrix."""
+        index: tuple[int, ...] = (row,)
+        if tensor.endswith(".weight"):
+            index = (*divmod(row, layout.stack), column)
+        if expert >= 0:
+            return (expert, *index)
+        return index
+
+    def indices(self, storage: Storage, tensor: str, entry: tuple[int, ...]) -> list[tuple[int, ...]]:
+        """Return every place of a number of the weights; a gain that heads share has as many as there are heads."""
+        name = f"{self.name}.{tensor.rpartition('.')[2]}"
+        parameter = storage.parameter(name)
+        shape = parameter.shape
+        if len(entry) != len(shape) or not all(0 <= i < n for i, n in zip(entry, shape, strict=True)):
+            return []
+        if self.result.type.kind == "experts":
+            expert, *own = entry
+            return [self.at(storage.layout, tensor, expert, own[0], own[-1])]
+        if tensor.endswith(".weight"):
+            return [self.at(storage.layout, tensor, -1, *entry)]
+        count = math.prod(shape)
+        first = entry[0]
+        if len(entry) == 2:
+            first = entry[0] * shape[1] + entry[1]
+        return [(row,) for row in range(first, self.result.type.dims[0], count)]
 
     def interpret(self, run: Interpretation) -> Weights:
         kind = self.result.type

@@ -19,13 +19,14 @@ from torch import Tensor
 
 from tintc.ir.simulator.interface.chosen_experts import Groups, Routing, examples_of
 from tintc.ir.simulator.interface.fused_base import FusedWeights, Pending
+from tintc.ir.simulator.kernels.choice import readable
 from tintc.ir.simulator.kernels.grouped import grouped_sums
 from tintc.ir.simulator.shared.grouped_device import linear_on_device, transposed_on_device
 
 
 def grouped_linear(w: FusedWeights, routing: Routing, x: Tensor) -> Tensor:
     """Return ``W_e x + b_e`` of every vector ``x [B, n, k, din]``, pending updates included: ``[B, n, k, dout]``."""
-    if x.device.type != "cpu":
+    if not readable(x):
         return linear_on_device(w, routing.experts, x)
     weight, bias, rows = _own(w, routing)
 
@@ -46,7 +47,7 @@ def grouped_linear(w: FusedWeights, routing: Routing, x: Tensor) -> Tensor:
 
 def grouped_transposed(w: FusedWeights, routing: Routing, dy: Tensor) -> Tensor:
     """Return ``W_e^T dy`` of every vector ``dy [B, n, k, dout]``, pending updates included: ``[B, n, k, din]``."""
-    if dy.device.type != "cpu":
+    if not readable(dy):
         return transposed_on_device(w, routing.experts, dy)
     weight, _, rows = _own(w, routing)
 
@@ -167,7 +168,7 @@ def carried_out(w: FusedWeights, update: Pending) -> FusedWeights:
 def expert_sums(dy: Tensor, x: Tensor, experts: Tensor, count: int) -> Tensor:
     """Return ``sum dy x^T [B, count, dout, din]`` over each expert's vectors; ``dy [B, N, dout]``, ``x [B, N, din]``,
     ``experts [B, N]``."""
-    if dy.device.type != "cpu":
+    if not readable(dy):
         return grouped_sums(dy, x, experts, count)
     sums = dy.new_zeros(dy.shape[0], count, dy.shape[-1], x.shape[-1])
     for example in range(dy.shape[0]):

@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from tintc.ir.core import Op, Type, Value
 from tintc.ir.layout import Layout
 from tintc.ir.routing import Move
+from tintc.ir.simulator.interface.elements import InPrefix
 from tintc.ir.structure import SplitStage, chunk_map
 
 
@@ -134,6 +135,21 @@ def prefix_tile(layout: Layout, rows: Tensor, bias: Tensor | None, copies: int, 
         return F.pad(main, (0, width))
     part = bias[..., None, r * pitch : (r + 1) * pitch] / copies
     return torch.cat((main, F.pad(part, (0, width - part.shape[-1], 0, k - 1))), -1)
+
+
+def weight_in_prefix(layout: Layout, row: int, column: int) -> InPrefix:
+    """Return where `prefix_tile` puts the number (row, column) of a weight."""
+    tile_row, row = divmod(row, layout.pitch)
+    tile_column, column = divmod(column, layout.pitch)
+    prefix, stacked_row = divmod(row, layout.stack)
+    return InPrefix((tile_row, tile_column), prefix, stacked_row * layout.pitch + column)
+
+
+def bias_in_prefix(layout: Layout, weights: Type, row: int) -> tuple[InPrefix, ...]:
+    """Return where `prefix_tile` puts number `row` of a bias: every copy of it."""
+    tile_row, row = divmod(row, layout.pitch)
+    number = layout.stack * layout.pitch + row
+    return tuple(InPrefix((tile_row, column), 0, number) for column in range(copies_of_bias(weights)))
 
 
 def weight_tiles(layout: Layout, weights: Value) -> tuple[int, int]:

@@ -36,8 +36,7 @@ def run_fused(
 ) -> dict[str, Tensor]:
     """Return the named outputs for a batch; raise `InputError`, which says what would fit, if the batch does not."""
     sizes = sizes_of(inputs, model.config.vocab_size)
-    limit = most_bytes(model.device)
-    budget = Budget(model.program, outputs, model.update, model.dtype.itemsize, torch.is_grad_enabled(), limit)
+    budget = budget_of(model, outputs)
 
     def fits(batch: int) -> bool:
         return plan_for(model, budget, replace(sizes, batch=batch)) is not None
@@ -49,6 +48,17 @@ def run_fused(
         return _run(model, rows, own, budget, same)
 
     return in_parts(model, inputs, rates, count, run)
+
+
+def budget_of(model: Simulator, outputs: tuple[str, ...]) -> Budget:
+    """Return the memory that a pass may take now."""
+    recorded = torch.is_grad_enabled()
+    return Budget(model.program, outputs, model.update, model.dtype.itemsize, recorded, _limit(model))
+
+
+def _limit(model: Simulator) -> int:
+    """Return the bytes that a run may plan to use; what graphs hold counts as available, and is not."""
+    return most_bytes(model.device, model.graphs.held)
 
 
 def _run(
@@ -80,7 +90,7 @@ def run_together(
     there is memory for that: whoever goes on from them reads them once per token.
     """
     sizes = replace(sizes_of(inputs, model.config.vocab_size), starts=_layers(program, starts))
-    limit = most_bytes(model.device)
+    limit = _limit(model)
     size = model.dtype.itemsize
     recorded = torch.is_grad_enabled()
     budget = Budget(program, tuple(program.outputs), model.update, size, recorded, limit, may_split_batch=False)

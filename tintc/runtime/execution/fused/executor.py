@@ -29,7 +29,8 @@ class FusedExecutor(FusedRunBase):
 
     What has to be known of values (sizes, rates) is read before the run; `run` itself never waits for a GPU. starts:
     weights in place of stored ones, by the value of these; `Sizes.starts` of the plan names their layers.
-    carrying: ops whose state after the text is wanted too, by name; the plan runs them on the whole text.
+    carrying: ops whose state after the text is wanted too, by name; the plan runs them on the whole text. on_device:
+    whether rates are not read but left on the device, for a run that is recorded.
     """
 
     def __init__(
@@ -40,12 +41,13 @@ class FusedExecutor(FusedRunBase):
         rates: Rates | None,
         starts: Mapping[Value, FusedWeights],
         carrying: Mapping[str, SimOp] | None = None,
+        on_device: bool = False,
     ):
         super().__init__(model, inputs, inputs.position_ids)
         self.carrying = {op: name for name, op in (carrying or {}).items()}
         self.plan = plan
         self.starts = starts
-        self._rates = read_rates(model, plan.ops, rates, self.recorded)
+        self._rates = read_rates(model, plan.ops, rates, self.recorded or on_device)
         self._parts: dict[SimOp, Tensor] = {}
         self._trains: dict[tuple[int, int], Tensor | None] = {}
 

@@ -15,15 +15,15 @@ RunRates = dict[tuple[str, int], Tensor | float]
 """The rate of every parameter in every step that a run updates it in."""
 
 
-def read_rates(model: Simulator, ops: Iterable[SimOp], rates: Rates | None, recorded: bool) -> RunRates:
+def read_rates(model: Simulator, ops: Iterable[SimOp], rates: Rates | None, as_tensors: bool) -> RunRates:
     """Return the rates of all descents among `ops`: those given, else the stored.
 
-    A rate is a number if all examples share it and autograd does not record the run, else a tensor ``[]`` or ``[B]``.
-    All numbers come from the device in one transfer.
+    A rate is a number if all examples share it, else a tensor ``[]`` or ``[B]``. All numbers come from the device in
+    one transfer. as_tensors: none are wanted, as autograd or a graph records the run.
     """
     wanted = [(name, op.step) for op in ops for name in op.rates()]
     tensors = {key: _rate(model, rates, *key) for key in wanted}
-    if recorded or not tensors:
+    if as_tensors or not tensors:
         return dict(tensors)
     width = max(rate.numel() for rate in tensors.values())
     rows = [rate.detach().reshape(-1).expand(width) if rate.numel() == 1 else rate for rate in tensors.values()]
