@@ -67,7 +67,7 @@ def test_what_is_adapted_is_not_cut(monkeypatch: pytest.MonkeyPatch) -> None:
     limit(monkeypatch, 0.9)
     kept, sim.executor = sim.executor, "literal"
     try:
-        with pytest.raises(InputError, match="texts of .* tokens would fit"):
+        with pytest.raises(InputError, match=r"texts of .* tokens would fit"):
             sim.adapt(IDS[:1])
     finally:
         sim.executor = kept
