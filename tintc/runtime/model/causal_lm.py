@@ -87,8 +87,8 @@ class TintForCausalLM(
     The tree has ``tables`` (embeddings and head), ``prefixes`` (the auxiliary's weights), ``rates``, ``score_vectors``
     (what attention makes its scores with), ``structure`` (tensors that do not depend on the layer, registered once
     unless the program says that modules share less) and ``sites`` (one module per module of the program, without
-    tensors of their own: hook these). Every tensor of the file is a parameter of it. Edits, captures and plans are the
-    model's, so one simulator serves one run at a time: threads need one each.
+    tensors of their own: hook these). Every tensor of the file is a parameter of it. Several threads may run one
+    simulator: edits and captures are those of the caller's context.
     """
 
     config: TintConfig
@@ -114,7 +114,6 @@ class TintForCausalLM(
         self.plans: dict[Any, ExecutionPlan] = {}
         self.graphs = Graphs()
         self._build()
-        self._observe()
         self._start()
         self._keep_in_fp32_modules_strict = self._precise_kinds()
         self.post_init()
