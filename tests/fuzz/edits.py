@@ -81,7 +81,7 @@ def _near(inside: Any, key: Any, what: int, nodes: list[tuple[Any, Any]]) -> Non
         _copy(inside, key, what, nodes)
 
 
-def _drop(inside: Any, key: Any, _: int, __: list[tuple[Any, Any]]) -> None:
+def _drop(inside: Any, key: Any, what: int, _: list[tuple[Any, Any]]) -> None:
     del inside[key]
 
 
@@ -105,7 +105,7 @@ def _add(inside: Any, _: Any, what: int, __: list[tuple[Any, Any]]) -> None:
 
 
 def _nest(inside: Any, key: Any, what: int, _: list[tuple[Any, Any]]) -> None:
-    for _ in range(chosen((1, 2, 10, 63, 66, 500), what)):
+    for _depth in range(chosen((1, 2, 10, 63, 66, 500), what)):
         inside[key] = [inside[key]]
 
 

@@ -19,7 +19,8 @@ import resource
 import sys
 import tempfile
 import time
-from collections import Counter
+from collections import Counter, defaultdict
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +58,7 @@ class Tally:
         self.sandbox = Sandbox(scratch / "sandbox", simulator_folder(scratch / "compiled").parent)
         self.watch = Watch(self.sandbox, scratch / "tmp")
         self.counts: Counter[str] = Counter()
-        self.seconds: Counter[str] = Counter()
+        self.seconds: defaultdict[str, float] = defaultdict(float)
         self.refused = 0
         self.started = time.process_time()
         self.slowest = 0.0
@@ -127,7 +128,7 @@ def drawn(tally: Tally, names: tuple[str, ...]) -> None:
         database=None,
         deadline=None,
         phases=(Phase.generate,),
-        suppress_health_check=list(HealthCheck),
+        suppress_health_check=[*HealthCheck],
     )
     @given(cases(names))
     def one(case: Case) -> None:
@@ -142,9 +143,10 @@ def drawn(tally: Tally, names: tuple[str, ...]) -> None:
 
 def guided(tally: Tally, names: tuple[str, ...]) -> None:
     """Cases that atheris makes, which keeps those that reach new lines of tintc."""
-    import atheris
     from cases import Case, cases
     from hypothesis import given, settings
+
+    atheris = import_module("atheris")
 
     @settings(database=None, deadline=None)
     @given(cases(names))
@@ -175,9 +177,7 @@ def main() -> None:
     given = arguments()
     logging.disable(logging.CRITICAL)
     if given.guided:
-        import atheris
-
-        with atheris.instrument_imports(include=["tintc"], enable_loader_override=False):
+        with import_module("atheris").instrument_imports(include=["tintc"], enable_loader_override=False):
             import readers
     else:
         import readers

@@ -66,7 +66,7 @@ def test_drawn_cases(sandbox: Sandbox, tmp_path: Path) -> None:
             deadline=None,
             derandomize=True,
             phases=[Phase.generate],
-            suppress_health_check=list(HealthCheck),
+            suppress_health_check=[*HealthCheck],
         )
         @given(cases.cases())
         def each(case: Case) -> None:

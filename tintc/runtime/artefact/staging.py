@@ -16,6 +16,7 @@ import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from tintc.bounded import UnfitFileError, is_plain_name, parse_json, read_file
 from tintc.runtime.artefact import disk
@@ -173,10 +174,13 @@ def _recover_merge(staging: Path, target: Path) -> None:
         return
     except UnfitFileError as error:
         raise JournalError(f"{file} is damaged ({error}); remove that folder") from error
-    names = [journal.get("new"), journal.get("gone")] if isinstance(journal, dict) else []
-    if not names or not all(map(_are_names, names)) or {OLD, JOURNAL}.intersection(names[0]):
+    new: Any = None
+    gone: Any = None
+    if isinstance(journal, dict):
+        new, gone = journal.get("new"), journal.get("gone")
+    if not (_are_names(new) and _are_names(gone)) or {OLD, JOURNAL}.intersection(new):
         raise JournalError(f"{file} is damaged (it is no list of files); remove that folder")
-    _finish(staging, target, *names)
+    _finish(staging, target, new, gone)
     _remove(staging)
 
 

@@ -101,9 +101,9 @@ class ActivationAccess:
     def edit(self, edits: Mapping[str, Edit]) -> Iterator[None]:
         """Replace the values at these points inside the block: ``{pattern: function of [B, T, width]}``.
 
-        Runs of other threads are not edited. Whatever reads the point afterwards, the backward pass included, reads what the function returns. A batch must
-        run whole. Raises `OptionError` for points that are no token values, and for a value that several passes share
-        unless all of them are meant: what no update reaches is computed once.
+        Whatever reads the point afterwards, the backward pass included, reads what the function returns. A batch must
+        run whole. Runs of other threads are not edited. Raises `OptionError` for points that are no token values, and for
+        a value that several passes share unless all of them are meant: what no update reaches is computed once.
         """
         labels: list[str] = []
         added: dict[Value, Edit] = {}

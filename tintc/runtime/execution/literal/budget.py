@@ -17,6 +17,7 @@ from tintc.errors import InputError
 from tintc.ir.core import Program
 from tintc.ir.inputs import Inputs
 from tintc.ir.layout import Layout
+from tintc.ir.simulator import SimOp
 from tintc.ir.simulator.shared.linear_common import count_tiles
 from tintc.lowering.emission.sharing import placement
 from tintc.runtime.execution.literal.executor import LiteralExecutor
@@ -51,7 +52,8 @@ def peak_bytes(program: Program, layout: Layout, batch: int, length: int, itemsi
 def _modules(program: Program) -> int:
     """Return how often a run applies a structural block."""
     placed = placement(program)
-    return sum(math.prod(getattr(op, "tiles", ())) * max(1, len(placed.get(op, {}))) for op in program.ops)
+    ops = [op for op in program.ops if isinstance(op, SimOp)]
+    return sum(math.prod(getattr(op, "tiles", ())) * max(1, len(placed.get(op, {}))) for op in ops)
 
 
 def run_literal(
