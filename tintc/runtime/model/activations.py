@@ -102,8 +102,8 @@ class ActivationAccess:
         """Replace the values at these points inside the block: ``{pattern: function of [B, T, width]}``.
 
         Whatever reads the point afterwards, the backward pass included, reads what the function returns. A batch must
-        run whole. Runs of other threads are not edited. Raises `OptionError` for points that are no token values, and for
-        a value that several passes share unless all of them are meant: what no update reaches is computed once.
+        run whole. Runs of other threads are not edited. Raises `OptionError` for points that are no token values, and
+        for a value that several passes share unless all of them are meant: what no update reaches is computed once.
         """
         labels: list[str] = []
         added: dict[Value, Edit] = {}
