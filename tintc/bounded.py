@@ -35,7 +35,7 @@ def open_regular(path: str | os.PathLike[str], folder: int | None = None) -> int
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=folder)
     try:
         _check_regular(os.fstat(descriptor))
-    except UnfitFileError:
+    except OSError:
         os.close(descriptor)
         raise
     return descriptor

@@ -231,7 +231,7 @@ def test_a_mapping_that_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     """Of a GGUF file, which is mapped."""
     (tmp_path / "model.gguf").write_bytes(b"GGUF" + bytes(100))
     monkeypatch.setattr("tintc.frontend.source.gguf_header.mmap", lambda *_, **__: fail())
-    with pytest.raises(ModelError, match="model.gguf cannot be read: Input/output error"):
+    with pytest.raises(ModelError, match=r"model\.gguf cannot be read: Input/output error"):
         load_auxiliary(tmp_path)
 
 

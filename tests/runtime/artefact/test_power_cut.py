@@ -113,7 +113,6 @@ def cuts(
     """Return what is there after each change, on both disks. check: looks at such a disk, and may write to it."""
     disk = Disk(base)
     found: list[tuple[str, str]] = []
-    seen: list[str] = []
 
     def cut() -> None:
         with patch.context() as inside:

@@ -90,11 +90,24 @@ def read_auxiliary(path: str | os.PathLike[str], **hub: Any) -> str | None:
         return snapshot.text(AUXILIARY_FILE)
 
 
-def opened(path: str | os.PathLike[str], weights: bool, **hub: Any) -> Snapshot:
-    """Return the open files of an artefact, local or on the hub; raise `ArtefactError` unless they are a simulator's.
+@contextmanager
+def opened(path: str | os.PathLike[str], weights: bool, **hub: Any) -> Iterator[Snapshot]:
+    """Give the open files of an artefact, local or on the hub; raise `ArtefactError` unless they are a simulator's, and
+    for a disk that fails in the block.
 
     weights: whether files of tensors on the hub are fetched.
     """
+    try:
+        with _opened(path, weights, **hub) as snapshot:
+            yield snapshot
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise ArtefactError(f"{path} cannot be read: {error.strerror or first_line(error)}.") from error
+
+
+def _opened(path: str | os.PathLike[str], weights: bool, **hub: Any) -> Snapshot:
+    """Return the open files, which the caller closes."""
     why = None
     if not Path(path).exists() and not writer_at_work(Path(path)):
         why = why_missing(str(path), **hub)
