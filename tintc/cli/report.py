@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +18,7 @@ from tintc.frontend.source.sample import PROBE, numbers
 from tintc.progress import LOGGER
 from tintc.report.images import chart_script, check_installed, write_images
 from tintc.runtime.artefact.folder import read_auxiliary
+from tintc.runtime.artefact.one_file import check_replaceable, staged_file
 from tintc.runtime.load import load
 from tintc_cli.groups import Reading
 
@@ -175,11 +175,11 @@ def check_place(path: Path, what: str) -> None:
 
 
 def write_whole(path: Path, text: str) -> None:
-    """Write a file so that it appears whole or not at all."""
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
+    """Write a file so that it appears whole or not at all; it may replace another, but no link or device."""
+    target = path.absolute()
+    check_replaceable(target, lambda _: True, "page")
     try:
-        unfinished.write_text(text, encoding="utf-8")
-        unfinished.replace(path)
+        with staged_file(target) as stream:
+            stream.write(text.encode())
     except OSError as error:
-        unfinished.unlink(missing_ok=True)
         raise OptionError(f"Cannot write {path}: {error.strerror or error}.") from error

@@ -280,11 +280,14 @@ def _dtype(model: nn.Module) -> torch.dtype:
 
 def _provenance(model: nn.Module, name: str, kind: str) -> dict[str, Any]:
     config: Any = getattr(model, "config", None)
+    architectures = getattr(config, "architectures", None)
+    if not isinstance(architectures, list | tuple) or not all(isinstance(one, str) for one in architectures):
+        architectures = None
     return {
         "source": name,
         "format": kind,
         "model_type": getattr(config, "model_type", ""),
-        "architectures": list(getattr(config, "architectures", None) or [type(model).__name__]),
+        "architectures": list(architectures or [type(model).__name__]),
         "parameters": sum(tensor.numel() for tensor in model.parameters()),
         "dtype": str(_dtype(model)).removeprefix("torch."),
         "torch": torch.__version__,
