@@ -151,6 +151,15 @@ Scores = bool | Difference
 """How probabilities are differentiated: exactly, not at all (True), or by finite differences."""
 
 
+def is_over_keys(captured: CapturedGraph, node: Node) -> bool:
+    """Return True if a node is a softmax over the tokens that a query may see, and not, as a router's, over choices:
+    its last dimension grows with the text."""
+    if opname(node) not in SOFTMAX:
+        return False
+    short, long = (captured.shape(node, 1, length) for length in (5, 7))
+    return short is None or long is None or short[-1] != long[-1]
+
+
 def approximate_scores(captured: CapturedGraph, scores: Scores) -> dict[Node, Override]:
     """Return overrides that make attention probabilities constants (paper Def. E.3) or differentiate them by finite
     differences, fused or written out; the matrices of recurrences are constants either way."""
@@ -161,7 +170,7 @@ def approximate_scores(captured: CapturedGraph, scores: Scores) -> dict[Node, Ov
             found[node] = _Attention(node, scores)
         elif node.target is recurrence_of_tokens:
             found[node] = _DetachedRecurrence(node, scores)
-        elif opname(node) in SOFTMAX:
+        elif opname(node) in SOFTMAX and (scores is True or is_over_keys(captured, node)):
             found[node] = _Softmax(node, scores)
         elif opname(node) == "logsumexp" and node.args[0] in normalised and scores is True:
             found[node] = _Softmax(node, scores)  # the sum of the exponentials is in the gate of an attention sink

@@ -18,18 +18,18 @@ from torch.fx import Node
 from tintc.errors import InputError, OptionError
 from tintc.frontend.graph.captured import CapturedGraph
 from tintc.frontend.graph.evaluation import execute, opname
-from tintc.reference.captured import SOFTMAX, Lookup, Override, Scores, attention_of, seen_softmax
+from tintc.reference.captured import Lookup, Override, Scores, attention_of, is_over_keys, seen_softmax
 
 
 def masked_scores(captured: CapturedGraph, overrides: Mapping[Node, Override], sees: Tensor) -> dict[Node, Override]:
     """Return overrides by which attention also obeys ``sees [T, T]`` bool. overrides: those that it has already."""
     masked: dict[Node, Override] = {}
-    normalised = {node.args[0] for node in captured.module.graph.nodes if opname(node) in SOFTMAX}
+    normalised = {node.args[0] for node in captured.module.graph.nodes if is_over_keys(captured, node)}
     for node in captured.module.graph.nodes:
         scores = getattr(overrides.get(node), "scores", False)
         if opname(node) == "scaled_dot_product_attention":
             masked[node] = _MaskedAttention(node, sees, scores)
-        elif opname(node) in SOFTMAX:
+        elif is_over_keys(captured, node):
             masked[node] = _MaskedSoftmax(node, sees, scores)
         elif opname(node) == "logsumexp" and node.args[0] in normalised:
             masked[node] = _MaskedSum(node, sees, scores)
