@@ -7,7 +7,7 @@ For the paper's gradient and the full one: the error of the gradient of all para
 transformers' own autograd in fp64; the counts of `tintc inspect --params`; and fused execution against explicit tuning
 of the same parameters with transformers and autograd, a pass, a step and another pass, in turn in one process, on one
 thread, by CPU time; of the smallest model literal execution too, once. Half of the tokens are trained on. stories260K
-and stories15M are expected in ``../shared``. Updates docs/approximations.md.
+and stories15M are expected in ``../shared``. Updates docs/approximations.md and RESULTS.md.
 """
 
 from __future__ import annotations
@@ -159,7 +159,7 @@ def main(
     body = [
         report.setting(),
         "",
-        f"{tokens} tokens of [the tutorial](tutorial.md), half of them trained on, one step; CPU seconds, medians of",
+        f"{tokens} tokens of docs/tutorial.md, half of them trained on, one step; CPU seconds, medians of",
         f"{rounds} rounds (literal: once). Parameters are those that the simulator updates, and that explicit tuning",
         "does, beside which error and time stand; *all* is everything below the head.",
         "",
@@ -168,6 +168,7 @@ def main(
     print("\n".join(body))
     if write:
         report.write_section("full", "What each approximation buys", body, DOCUMENT)
+        report.write_section("full", "Gradients: error, parameters and time of each kind", body)
 
 
 if __name__ == "__main__":

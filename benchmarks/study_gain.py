@@ -69,7 +69,7 @@ def variants(layers: int, cheap: bool) -> list[Variant]:
     steps = {"plain steps": {"optimizer": "sgd"}, "normalised steps": {"optimizer": "normalized"}}
     approximations: dict[str, dict[str, Any]] = {
         "as in the paper": {},
-        "differences both ways": {"fd_scheme": "central"},
+        "differences both ways": {"difference": "central"},
         "scores differentiated (full)": {"gradient": "full"},
         "full, every group descends": {"gradient": "full", "descend": "all"},
         "quadratic loss": {"loss": "quad"},

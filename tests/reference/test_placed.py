@@ -28,8 +28,9 @@ def test_rotary_learned_and_computed_positions_move(model_type: str) -> None:
     assert relative(found, right) < 1e-5
 
 
-@pytest.mark.parametrize("model_type", ["llama", "gpt_neo", "flint", "granite_swa"])
+@pytest.mark.parametrize("model_type", ["llama", "gpt_neo", "flint", "granite_swa", "gpt_oss"])
 def test_masks_hide_tokens_from_sinks_too(model_type: str) -> None:
+    """And leave routers alone, whose softmax is over experts."""
     model, ids = tiny_model(model_type), token_ids(1, len(POSITIONS))
     graph = capture(model)
     padding, places = torch.arange(len(POSITIONS)) >= 3, (torch.arange(len(POSITIONS)) - 3).clamp(min=0)
