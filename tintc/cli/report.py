@@ -74,7 +74,7 @@ def make_page(
     """Return the page of a simulator on a text (None: a built-in one), and what is said of it on a line."""
     from tintc.report.page import Contents, render
     from tintc.report.quality import rate_curve
-    from tintc.report.teaching import by_layer, left_out, updates_of
+    from tintc.report.teaching import by_layer, updates_of
     from tintc.report.text import run_text
 
     LOGGER.info("loading the simulator")
@@ -94,7 +94,7 @@ def make_page(
         other = beside(sim, against, run, content)
     LOGGER.info("drawing")
     name = str(sim.config.provenance.get("source", Path(path).name))
-    contents = Contents(name, sim, run, curve, shares, left_out(sim.program), auxiliary_lines(path), quality, other)
+    contents = Contents(name, sim, run, curve, shares, auxiliary_lines(path), quality, other)
     facts = {
         "tokens": len(ids),
         "train_tokens": run.train,
