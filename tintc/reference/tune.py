@@ -123,7 +123,7 @@ def tune(
     elif isinstance(model, nn.Module):
         graph = capture(model, _length(model))
     else:
-        graph = capture(load_auxiliary(model).model)
+        graph = capture(load_auxiliary(model, with_tokenizer=False).model)
     if approximations is None:
         approximations = Approximations.of(semantics)
     valid, sees, positions = _placed(input_ids, attention_mask, position_ids)
