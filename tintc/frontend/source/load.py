@@ -76,6 +76,7 @@ def load_auxiliary(
     vocab_size: int | None = None,
     trust_remote_code: bool = False,
     keep_adapters: bool = False,
+    with_tokenizer: bool = True,
 ) -> AuxiliarySource:
     """Return the model of a folder or the config.json in it, of a ``.gguf`` file or of a hub id, or one in memory.
 
@@ -85,7 +86,8 @@ def load_auxiliary(
     Weights keep the checkpoint's dtype, and quantised ones are made plain numbers; docs/checkpoints.md has every form
     that is read. values: whether the weights are needed; if not they are not looked at, and a model without weight
     files has zeros. keep_adapters: leave adapters of peft as layers of their own; otherwise they are merged into the
-    weights. Raises `ModelError` (missing or broken files, missing, misshapen or non-finite weights, a package that is
+    weights. with_tokenizer: whether the tokenizer is needed, whose reading is a quarter of a GGUF file's. Raises
+    `ModelError` (missing or broken files, missing, misshapen or non-finite weights, a package that is
     missing, not a causal language model) and `OptionError` for a `max_length` the model does not have.
     """
     tokenizer = None
@@ -109,7 +111,8 @@ def load_auxiliary(
         adapted = place.adapter is not None
         with _quiet():
             loaded = _load(place, values, keep_adapters)
-            tokenizer, tokenizer_problem = _tokenizer(place)
+            if with_tokenizer:
+                tokenizer, tokenizer_problem = _tokenizer(place)
         if not adapted:  # else written to
             weights = MappedWeights(loaded.state_dict().values())
     else:
