@@ -16,7 +16,7 @@ from torch import Tensor
 from tintc.ir.layout import Layout
 from tintc.ir.losses import LogitMap
 from tintc.ir.pointwise import PointwiseOptions
-from tintc.ir.recurrence import RecurrenceOptions
+from tintc.ir.recurrence.heads import RecurrenceOptions
 from tintc.ir.router import RouterOptions
 
 Index = TypeVar("Index", int, Tensor)

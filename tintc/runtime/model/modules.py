@@ -24,8 +24,8 @@ from tintc.lowering.emission.emit import blocks_of, specs
 from tintc.lowering.emission.sharing import Placed, placement, sites
 from tintc.runtime.execution.fused.packed_linear import shared_inputs
 from tintc.runtime.execution.literal.blocks import PositionGate, build_block
-from tintc.runtime.execution.literal.executor import SimModule
 from tintc.runtime.execution.literal.prefix import Prefix
+from tintc.runtime.execution.literal.sim_module import SimModule
 from tintc.runtime.execution.module_tree import Container, FullPrecision, owner, place_module, place_parameter, refer_to
 from tintc.runtime.model.unsupported import WRAPPED, check_own
 

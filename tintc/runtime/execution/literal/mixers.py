@@ -10,7 +10,8 @@ from tintc.ir.convolution import apply_convolution, apply_transposed_convolution
 from tintc.ir.functions import merge_heads, split_heads
 from tintc.ir.layout import Layout
 from tintc.ir.pointwise import apply_pointwise
-from tintc.ir.recurrence import Heads, recurrence_matrix
+from tintc.ir.recurrence import recurrence_matrix
+from tintc.ir.recurrence.heads import Heads
 from tintc.ir.structure import ConvolutionSpec, PointwiseSpec, RecurrenceSpec
 from tintc.runtime.execution.module_tree import Reference
 

@@ -10,15 +10,9 @@ from torch import Tensor
 from tintc.ir.core import Value, register
 from tintc.ir.functions import merge_heads, split_heads
 from tintc.ir.layout import Layout
-from tintc.ir.recurrence import (
-    Heads,
-    RecurrenceOptions,
-    apply_recurrence,
-    apply_transposed_recurrence,
-    continue_recurrence,
-    recurrence_matrix,
-)
-from tintc.ir.recurrence_chunks import CHUNK
+from tintc.ir.recurrence import apply_recurrence, apply_transposed_recurrence, continue_recurrence, recurrence_matrix
+from tintc.ir.recurrence.chunks import CHUNK
+from tintc.ir.recurrence.heads import Heads, RecurrenceOptions
 from tintc.ir.simulator.interface.cost_model import CostModel
 from tintc.ir.simulator.interface.fused_base import FusedRun
 from tintc.ir.simulator.interface.literal_base import LiteralRun, Tiles
