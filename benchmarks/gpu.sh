@@ -22,18 +22,19 @@ part() {
 }
 
 part 25 ceilings
-echo "== CUDA tests (at most 95 s)"
-timeout -k 5 95 "$python" -m pytest -q -n "${WORKERS:-4}" --maxfail=30 -p no:cacheprovider tests/cuda tests/ir/test_kernels.py \
+echo "== CUDA tests (at most 90 s)"
+timeout -k 5 90 "$python" -m pytest -q -n "${WORKERS:-4}" --maxfail=30 -p no:cacheprovider tests/cuda tests/ir/test_kernels.py \
   > "$out/cuda-tests.log" 2>&1 || failed=1
 tail -n 3 "$out/cuda-tests.log"
 part 50 table opt-125m
 part 25 kernels opt-125m
 part 40 table smollm2-135m
-part 60 table llama-1.2b
-part 50 lora opt-125m --compiled
+part 50 table llama-1.2b
+part 45 lora opt-125m --compiled
 part 30 twins llama-1.2b
 part 20 twins opt-125m
-part 25 kernels llama-1.2b
-part 25 decode smollm2-135m
+part 20 kernels llama-1.2b
+part 30 graphs smollm2-135m
+part 30 decode smollm2-135m
 part 20 report
 exit $failed

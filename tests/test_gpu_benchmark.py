@@ -34,11 +34,12 @@ def test_every_part_leaves_figures(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     parts.lora(setup, "opt-125m", compiled=False)
     parts.kernels(setup, "opt-125m")
     parts.twins(setup, "opt-125m")
+    parts.graphs(setup, "opt-125m")
     parts.decode(setup, "opt-125m")
     section.write(setup)
     text = (tmp_path / section.SECTION).read_text(encoding="utf-8")
     assert {line["part"] for line in read_figures(tmp_path)} == set(section.PARTS) and "Not measured" not in text
-    for head in (section.TABLE, section.LORA, section.KERNELS, section.TWINS, section.DECODE):
+    for head in (section.TABLE, section.LORA, section.KERNELS, section.TWINS, section.GRAPHS, section.DECODE):
         assert "| " + " | ".join(head.split("|")) + " |" in text
     assert not any("refused" in line for line in read_figures(tmp_path))
 
@@ -49,7 +50,7 @@ def test_a_section_of_what_there_is(tmp_path: Path) -> None:
     setup.note("table", **given, length=2048, refused="It does not fit.")
     setup.note("table", **given, length=512, fused=1.0, forward=0.2, explicit=8.0, peak=None, products=5)
     lines = section.section(read_figures(tmp_path), tmp_path, plots=False)
-    assert "Not measured in this run: ceilings, lora, kernels, twins, decode." in lines
+    assert "Not measured in this run: ceilings, lora, kernels, twins, graphs, decode." in lines
     cells = next(line for line in lines if "| 512 |" in line)
     assert "5.00 **fail** (<= 4) | 0.12 pass (<= 0.2)" in cells
     assert any("It does not fit." in line for line in lines)
@@ -64,7 +65,7 @@ def test_a_part_that_fails_costs_the_others_nothing(tmp_path: Path) -> None:
     done = subprocess.run([SCRIPT, "--tiny"], env=given, capture_output=True, text=True, check=False)
     calls = (tmp_path / "calls").read_text(encoding="utf-8").splitlines()
     assert done.returncode == 1 and "failed: kernels opt-125m (3)" in done.stdout, done.stderr
-    assert [call.split()[2] for call in calls][-1] == "report" and len(calls) == 12
+    assert [call.split()[2] for call in calls][-1] == "report" and len(calls) == 13
     limits = re.findall(r"^part (\d+)|timeout -k 5 (\d+)", SCRIPT.read_text(encoding="utf-8"), re.MULTILINE)
     assert len(limits) == len(calls) and sum(int(a or b) for a, b in limits) < 480
 

@@ -2,7 +2,7 @@
 
     python -m benchmarks.gpu PART [MODEL] [--out build/gpu] [--seconds 60] [--tiny] [--device cuda]
 
-Parts: ceilings; table, lora, kernels, twins and decode, of one model; report, which needs no GPU.
+Parts: ceilings; table, lora, kernels, twins, graphs and decode, of one model; report, which needs no GPU.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from benchmarks.gpu.setup import Setup
 
 
 def main(
-    part: Annotated[str, typer.Argument(help="ceilings, table, lora, kernels, twins, decode or report.")],
+    part: Annotated[str, typer.Argument(help="ceilings, table, lora, kernels, twins, graphs, decode or report.")],
     model: Annotated[str, typer.Argument(help="Whose shape.")] = parts.MODELS[0],
     out: Annotated[Path, typer.Option(help="Folder of the figures.")] = Path("build/gpu"),
     seconds: Annotated[float, typer.Option(help="After which no new measurement begins.")] = 60,
@@ -42,6 +42,8 @@ def main(
         parts.kernels(setup, model)
     elif part == "twins":
         parts.twins(setup, model)
+    elif part == "graphs":
+        parts.graphs(setup, model)
     elif part == "decode":
         parts.decode(setup, model)
     elif part == "report":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
@@ -23,6 +24,8 @@ from tintc.runtime.execution.fused.plan import Sizes, make_plan
 MODELS = ("opt-125m", "smollm2-135m", "llama-1.2b")
 POINTS = ((64, 512), (8, 512), (1, 512), (64, 2048), (8, 2048), (1, 2048), (64, 256), (64, 1024), (8, 256), (1, 256))
 """(texts, tokens of each), the first the one that is looked at closely."""
+SMALL_POINTS = ((1, 128), (1, 512), (8, 128), (8, 512))
+"""Passes that are mostly launches."""
 TINY_POINTS = ((3, 16), (1, 24))
 PROMPT, NEW = 128, 64
 EXPLICIT = 2
@@ -151,7 +154,7 @@ def twins(setup: Setup, name: str) -> None:
     ids = setup.texts(batch, length, sim.config.vocab_size)
     with using("torch"):
         plain = sim(ids).logits
-        for kernel in ("none", "all", *TABLE):
+        for kernel in ("none", "triton", *TABLE):
             if not setup.left:
                 return
             with _with_kernel(kernel):
@@ -161,10 +164,31 @@ def twins(setup: Setup, name: str) -> None:
 
 
 def _with_kernel(kernel: str) -> AbstractContextManager[None]:
-    """Return a block in which that one of our kernels runs, or all or none of them."""
-    if kernel == "none":
-        return using("torch")
-    return using("triton", *([] if kernel == "all" else [kernel]))
+    """Return a block in which that one kernel runs, ours in Triton or a library's, or all of ours, or none."""
+    if kernel in TABLE:
+        return using(TABLE[kernel].other, kernel)
+    return using("torch" if kernel == "none" else kernel)
+
+
+@torch.no_grad()
+def graphs(setup: Setup, name: str) -> None:
+    """Passes over few tokens, launched op by op and as one graph, and what a graph costs: time to capture, memory."""
+    sim = make("tiny" if setup.tiny else name, setup.device, BF16).sim
+    for batch, length in TINY_POINTS if setup.tiny else SMALL_POINTS:
+        if not setup.left:
+            return
+        sim.graphs.clear()
+        ids = setup.texts(batch, length, sim.config.vocab_size)
+        plain = sim(ids).logits.double()
+        without = setup.median(lambda ids=ids: sim(ids), 3)
+        setup.wait()
+        started = time.perf_counter()
+        kept = setup.peak(lambda batch=batch, length=length: sim.warm_up(batch, length))
+        captured = time.perf_counter() - started
+        apart = float((sim(ids).logits.double() - plain).norm() / plain.norm())
+        seconds = setup.median(lambda ids=ids: sim(ids), 5)
+        given = {"model": name, "batch": batch, "length": length, "apart": apart, "captured": len(sim.graphs)}
+        setup.note("graphs", **given, without=without, seconds=seconds, capture=captured, kept=kept)
 
 
 @torch.no_grad()
@@ -181,7 +205,11 @@ def decode(setup: Setup, name: str) -> None:
         state = sim.adapt(ids)
         ours = setup.median(lambda ids=ids, given=given, state=state: sim.generate(ids, state=state, **given), 2)
         theirs = setup.median(lambda ids=ids, given=given: _generate(measured.auxiliary, ids, given), 2)
-        setup.note("decode", model=name, batch=batch, prompt=prompt, new=new, ours=ours, theirs=theirs)
+        sim.warm_up(batch, prompt, new_tokens=new)
+        replayed = setup.median(lambda ids=ids, given=given, state=state: sim.generate(ids, state=state, **given), 2)
+        sim.graphs.clear()
+        times = {"ours": ours, "replayed": replayed, "theirs": theirs}
+        setup.note("decode", model=name, batch=batch, prompt=prompt, new=new, **times)
 
 
 def _generate(model: PreTrainedModel, ids: Tensor, given: dict[str, int]) -> Tensor:

@@ -18,8 +18,9 @@ FORWARD_TARGET, EXPLICIT_TARGET = 4.0, 0.2
 TABLE = "model|dtype|texts|tokens|ms|tokens/s|share of rate|over a forward pass|over explicit tuning|peak GB"
 LORA = "model|texts|tokens|simulated ms|adapters ms|adapters, compiled ms|ratio to the faster"
 KERNELS = "kernel|calls|ms|share"
-TWINS = "model|our kernel|ms|to none|logits apart"
-DECODE = "model|texts|ours, tokens/s|transformers', tokens/s|ratio of times"
+TWINS = "model|kernel|ms|to none|logits apart"
+GRAPHS = "model|texts|tokens|without ms|replayed ms|ratio|capture s|kept GB|logits apart"
+DECODE = "model|texts|ours, tokens/s|replayed, tokens/s|transformers', tokens/s|ratio of times"
 EXPLAINED = """Random weights in published shapes; half of each text is trained on, every text has an update of its own.
 *share of rate*: multiply-adds of the plan per second, of those of a product of 8192 x 8192 matrices in the same dtype
 (fp32 with TF32). *over explicit tuning*: of the same texts one by one, in eager mode, from the time of two. *peak*: of
@@ -27,9 +28,13 @@ memory beyond the weights. Targets are of 64 texts of 512 tokens in bfloat16."""
 ADAPTERS = (
     """The peer in a batch: adapters of rank 8 for every text, in plain autograd (`benchmarks/gpu/lora_peer.py`)."""
 )
-TWINNED = """A pass with our Triton kernels (`tintc/ir/simulator/kernels/choice.py`) in the place
-of PyTorch's operators, each alone and all."""
-DECODED = """New tokens after a prompt of 128 tokens, greedily, the weights adapted to it before."""
+TWINNED = """A pass with one kernel of the table (`tintc/ir/simulator/kernels/choice.py`) in the place of PyTorch's
+operators, ours in Triton or a library's, and with all of ours. A kernel that a pass does not need changes nothing."""
+REPLAYED = (
+    """Passes over few tokens, launched op by op, and replayed as one CUDA graph that `sim.warm_up` has captured."""
+)
+DECODED = """New tokens after a prompt of 128 tokens, greedily, the weights adapted to it before;
+*replayed*: each token by a CUDA graph, which the ratio is of."""
 
 
 def write(setup: Setup) -> None:
@@ -141,16 +146,35 @@ def _twins(by_part: dict[str, list[dict[str, Any]]]) -> list[str]:
     return [*TWINNED.splitlines(), "", *report.table([TWINS.split("|"), *rows])]
 
 
+def _graphs(by_part: dict[str, list[dict[str, Any]]]) -> list[str]:
+    rows = []
+    for line in by_part["graphs"]:
+        sizes = [line["model"], str(line["batch"]), str(line["length"])]
+        times = [f"{line[name] * 1e3:.1f}" for name in ("without", "seconds")]
+        kept = f"{line['kept'] / 1e9:.2f}" if line["kept"] is not None else "-"
+        ratio = f"{line['seconds'] / line['without']:.2f}" if line["captured"] else "not captured"
+        rows.append([*sizes, *times, ratio, f"{line['capture']:.1f}", kept, f"{line['apart']:.1e}"])
+    return [*REPLAYED.splitlines(), "", *report.table([GRAPHS.split("|"), *rows])]
+
+
 def _decode(by_part: dict[str, list[dict[str, Any]]]) -> list[str]:
     rows = []
     for line in by_part["decode"]:
         new = line["batch"] * line["new"]
-        speeds = [f"{new / line[name]:,.0f}" for name in ("ours", "theirs")]
-        rows.append([line["model"], str(line["batch"]), *speeds, f"{line['ours'] / line['theirs']:.2f}"])
+        speeds = [f"{new / line[name]:,.0f}" for name in ("ours", "replayed", "theirs")]
+        rows.append([line["model"], str(line["batch"]), *speeds, f"{line['replayed'] / line['theirs']:.2f}"])
     return [*DECODED.splitlines(), "", *report.table([DECODE.split("|"), *rows])]
 
 
-PARTS = {"ceilings": _ceilings, "table": _table, "lora": _lora, "kernels": _kernels, "twins": _twins, "decode": _decode}
+PARTS = {
+    "ceilings": _ceilings,
+    "table": _table,
+    "lora": _lora,
+    "kernels": _kernels,
+    "twins": _twins,
+    "graphs": _graphs,
+    "decode": _decode,
+}
 """What makes the lines of each part, from all figures by part."""
 
 

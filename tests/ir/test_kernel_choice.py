@@ -21,11 +21,12 @@ def with_triton(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_table_and_what_overrides_it(with_triton: None, monkeypatch: pytest.MonkeyPatch) -> None:
     name, other, x = "norm_backward", "gate_backward", torch.zeros(3)
     with torch.no_grad():
-        assert [name for name, entry in TABLE.items() if chosen(name, x) != (entry.way == "triton")] == []
+        ours = [name for name, entry in TABLE.items() if entry.other == "triton"]
+        assert [name for name in ours if chosen(name, x) != (TABLE[name].way == "triton")] == []
         monkeypatch.setenv(VARIABLE, f"{name}=triton")
         assert chosen(name, x) and not chosen(other, x)
         monkeypatch.setenv(VARIABLE, "triton")
-        assert all(chosen(name, x) for name in TABLE)
+        assert all(chosen(name, x) for name in ours) and not chosen("recurrence", x)
         with using("torch", name):
             assert not chosen(name, x) and chosen(other, x)
             with using("triton"):
@@ -48,10 +49,25 @@ def test_where_ours_cannot_run(with_triton: None, monkeypatch: pytest.MonkeyPatc
             assert not chosen("norm_backward", x)
 
 
-@pytest.mark.parametrize("asked", ["cuda", "norm=triton", "norm_backward=cuda"])
+def test_libraries(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each where it is, and takes what there is."""
+    short, even = torch.zeros(3, 8, 24, dtype=torch.bfloat16), torch.zeros(3, 8)
+    with torch.no_grad(), using("library"):
+        assert chosen("grouped_product", short) and not chosen("grouped_product", short[..., :23])
+        assert not chosen("grouped_product", even) and not chosen("norm_backward", even)
+        assert chosen("loss_gradient", even) and not chosen("recurrence", short)
+        with using("torch"):
+            assert not chosen("grouped_product", short)
+        with torch.inference_mode():
+            assert not chosen("loss_gradient", even)
+        monkeypatch.setattr(choice, "has_module", lambda name: True)
+        assert not chosen("recurrence", short)  # on a CPU
+
+
+@pytest.mark.parametrize("asked", ["cuda", "norm=triton", "norm_backward=cuda", "recurrence=triton"])
 def test_what_does_not_exist_is_refused(asked: str, with_triton: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(VARIABLE, asked)
-    with torch.no_grad(), pytest.raises(OptionError, match="each with one of torch and triton"):
+    with torch.no_grad(), pytest.raises(OptionError, match="each also as torch's operators"):
         chosen("norm_backward", torch.zeros(3))
     with pytest.raises(OptionError, match="there are the kernels"), using("triton", "norm"):
         pass

@@ -24,6 +24,7 @@ pytest.importorskip("triton", reason="Triton is not installed (the extra cuda)")
 from tintc.ir.simulator.kernels import triton_attention as attention
 from tintc.ir.simulator.kernels import triton_difference as difference
 from tintc.ir.simulator.kernels import triton_norm as norm
+from tintc.ir.simulator.kernels import triton_products as products
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 SCHEMES = ("fixed", "token", "central")
@@ -83,6 +84,29 @@ def test_norm_backward(kind: str, groups: int, gains: int, scheme: str, dtype: t
     close(norm.norm_backward(kind, groups, 1e-5, step, dy, x, gain), wanted.flatten(-2), tolerance)
 
 
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 2e-5), (torch.bfloat16, 2e-2)])
+@pytest.mark.parametrize(
+    ("n", "k", "t", "out", "own", "biases"), [(70, 37, 5, 65, 0, 1), (3, 16, 41, 9, 2, 2), (5, 33, 40, 70, 2, 0)]
+)
+def test_two_products(
+    n: int, k: int, t: int, out: int, own: int, biases: int, dtype: torch.dtype, tolerance: float
+) -> None:
+    """own: weights of each example; biases: none, one for all, or one of each example. Operands are views."""
+    x, s, b = (
+        random(2, k, n, dtype=dtype).transpose(1, 2),
+        random(2, n, t, dtype=dtype, seed=1),
+        random(2, t, 80, seed=2),
+    )
+    b = b.to(dtype)[..., :out]
+    weight = random(*([2] * bool(own)), out, k, dtype=dtype, seed=3)
+    bias = random(*([2] * (biases == 2)), out, dtype=dtype, seed=4) if biases else None
+    found = products.two_products(x, weight.transpose(-1, -2), bias, s, b, 2, -0.3)
+    wanted = x.double() @ weight.double().transpose(-1, -2) - 0.3 * (s.double() + 2) @ b.double()
+    if bias is not None:
+        wanted = wanted + (bias.double() if biases == 1 else bias[:, None].double())
+    close(found, wanted, tolerance)
+
+
 @pytest.mark.parametrize("name", ["gpt2", "llama", "all of attention"])
 def test_simulators(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Kernels stand in for operators wherever a fused pass has them, fp32: 1e-3 of the update."""
@@ -94,7 +118,9 @@ def test_simulators(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     sim.executor, ids, mask = "fused", token_ids(2, 8, 11).to(DEVICE), torch.ones(2, 8, device=DEVICE)
     mask[0, :2] = 0
     ran: set[str] = set()
-    for module, of in ((attention, "values_gradient"), (norm, "norm_backward")):
+    sim.update = "lazy"
+    replaced = ((attention, "values_gradient"), (norm, "norm_backward"), (products, "two_products"))
+    for module, of in replaced:
         monkeypatch.setattr(module, of, _noting(ran, getattr(module, of)))
     for of in ("activation_backward", "gate_backward"):
         monkeypatch.setattr(difference, of, _noting(ran, getattr(difference, of)))
@@ -105,7 +131,7 @@ def test_simulators(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
         assert bool(ran) == (way == "triton")
     plain, ours = found
     assert relative_to_update(ours.logits, plain.logits, plain.logits_before) < 1e-3
-    assert ran >= {"values_gradient", "norm_backward"}
+    assert ran >= {"values_gradient", "norm_backward", "two_products"}
     assert ran & {"activation_backward", "gate_backward"}
 
 

@@ -60,10 +60,17 @@ def widening(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 def apply_linear(run: FusedRun, w: FusedWeights, x: Tensor, source: Value, shared: Tensor | None = None) -> Tensor:
     """Return y = W x + b, pending updates included. shared: the same without them, if it is known."""
+    updates = w.pending
     y = shared
-    if y is None:
+    if y is None and updates and w.weight is not None and chosen("two_products", x, w.weight, updates[0].dy):
+        from tintc.ir.simulator.kernels.triton_products import two_products
+
+        first, *updates = updates
+        scores = run.scores(x, source, first)
+        y = two_products(x, w.weight.transpose(-1, -2), w.bias, scores, first.dy, first.bias, first.rate)
+    elif y is None:
         y = _plain_linear(w, x)
-    for pending in w.pending:
+    for pending in updates:
         scores = run.scores(x, source, pending)
         if pending.bias:
             scores = scores + pending.bias
@@ -94,8 +101,15 @@ def _rows(bias: Tensor) -> Tensor:
 def apply_transposed(w: FusedWeights, dy: Tensor) -> Tensor:
     """Return dx = W^T dy, pending updates included."""
     assert w.weight is not None
-    dx = dy @ w.weight
-    for pending in w.pending:
+    updates = w.pending
+    if updates and chosen("two_products", dy, w.weight, updates[0].x):
+        from tintc.ir.simulator.kernels.triton_products import two_products
+
+        first, *updates = updates
+        dx = two_products(dy, w.weight, None, dy @ first.dy.transpose(1, 2), first.x, 0.0, first.rate)
+    else:
+        dx = dy @ w.weight
+    for pending in updates:
         dx = _add_product(dx, dy @ pending.dy.transpose(1, 2), pending.x, pending.rate)
     return dx
 

@@ -1,7 +1,7 @@
-"""Which kernel runs where there are two: PyTorch's operators, or one of ours in Triton. One table.
+"""Which kernel runs where there are two: PyTorch's operators, or one of ours in Triton, or a library's. One table.
 
-A kernel never changes what is computed, only how fast. Ours read numbers in bfloat16 or float32, compute in float32,
-and have no derivatives: where autograd records, on a CPU, and without Triton, PyTorch's operators run, whatever the
+A kernel never changes what is computed, only how fast. Kernels read numbers in bfloat16 or float32, compute in float32,
+and have no derivatives: where autograd records, and where a kernel cannot run, PyTorch's operators run, whatever the
 table says.
 """
 
@@ -15,22 +15,24 @@ from functools import cache
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from tintc.errors import OptionError
 
 VARIABLE = "TINTC_KERNELS"
-WAYS = ("torch", "triton")
+WAYS = ("torch", "triton", "library")
 DTYPES = (torch.bfloat16, torch.float32)
 READABLE = {"cpu"}
 """Types of device whose tensors the host reads without waiting."""
 
 
 class Choice(NamedTuple):
-    """What runs, and why."""
+    """What runs, why, and what else there is: a kernel in Triton, or one of a library."""
 
     way: str
     reason: str
+    other: str = "triton"
 
 
 UNMEASURED = "no GPU has measured it yet (benchmarks/gpu.sh does)"
@@ -39,17 +41,46 @@ TABLE = {
     "norm_backward": Choice("torch", UNMEASURED),
     "activation_backward": Choice("torch", UNMEASURED),
     "gate_backward": Choice("torch", UNMEASURED),
+    "two_products": Choice("torch", UNMEASURED),
+    "grouped_product": Choice(
+        "library",
+        "torch's grouped_mm multiplies each vector once, PyTorch's other operators with every expert",
+        "library",
+    ),
+    "loss_gradient": Choice(
+        "torch", "on a CPU 0.42 s against 4.5 s of linear_cross_entropy: 512 positions, 49152 words", "library"
+    ),
+    "recurrence": Choice("torch", UNMEASURED, "library"),
 }
-"""Our kernels by name."""
+"""Kernels by name."""
 
 _asked: list[dict[str, str]] = []
 
 
 def chosen(name: str, *tensors: Tensor) -> bool:
-    """Return whether our kernel of that name runs on these tensors."""
-    if _way(name) != "triton" or torch.is_grad_enabled():
+    """Return whether the kernel of that name runs on these tensors, in place of PyTorch's operators."""
+    way = _way(name)
+    if way == "torch" or torch.is_grad_enabled() or any(tensor.dtype not in DTYPES for tensor in tensors):
         return False
-    return all(_can_run(tensor) for tensor in tensors)
+    if way == "triton":
+        return has_triton() and all(tensor.is_cuda or interpreted() for tensor in tensors)
+    return _has_library(name, tensors)
+
+
+def _has_library(name: str, tensors: tuple[Tensor, ...]) -> bool:
+    """Return whether the library that has a kernel is there, and takes these tensors."""
+    if name == "recurrence":
+        return has_module("fla") and all(tensor.is_cuda and tensor.dtype == torch.bfloat16 for tensor in tensors)
+    if name == "loss_gradient":
+        return hasattr(F, "linear_cross_entropy") and not torch.is_inference_mode_enabled()
+    even = all(size % 8 == 0 for tensor in tensors for size in tensor.shape[1:])
+    return hasattr(F, "grouped_mm") and even and all(tensor.dtype == torch.bfloat16 for tensor in tensors)
+
+
+@cache
+def has_module(name: str) -> bool:
+    """Return whether a package is installed."""
+    return importlib.util.find_spec(name) is not None
 
 
 def readable(x: Tensor) -> bool:
@@ -62,16 +93,9 @@ def ways() -> tuple[str, ...]:
     return tuple(_way(name) for name in TABLE)
 
 
-def _can_run(tensor: Tensor) -> bool:
-    if tensor.dtype not in DTYPES or not has_triton():
-        return False
-    return tensor.is_cuda or interpreted()
-
-
-@cache
 def has_triton() -> bool:
     """Return whether Triton is installed."""
-    return importlib.util.find_spec("triton") is not None
+    return has_module("triton")
 
 
 def interpreted() -> bool:
@@ -88,32 +112,41 @@ def _way(name: str) -> str:
 
 @cache
 def _from_environment(text: str) -> dict[str, str]:
-    """Return what the environment's variable asks for: one way for all, or ``name=way,...``."""
+    """Return what the environment's variable asks for: one way for all that have it, or ``name=way,...``."""
     if not text:
         return {}
     if "=" not in text:
-        return _checked(dict.fromkeys(TABLE, text))
+        return _checked(_all(text))
     entries = [entry.partition("=") for entry in text.split(",")]
     return _checked({name: way for name, _, way in entries})
 
 
+def _all(way: str) -> dict[str, str]:
+    """Return that way for all kernels that have it; for all if none has it, which is refused then."""
+    having = [name for name, choice in TABLE.items() if way in ("torch", choice.other)]
+    return dict.fromkeys(having or TABLE, way)
+
+
 def _checked(asked: dict[str, str]) -> dict[str, str]:
     for name, way in asked.items():
-        if name not in TABLE or way not in WAYS:
+        if name not in TABLE or way not in ("torch", TABLE[name].other):
+            known = ", ".join(f"{kernel} ({choice.other})" for kernel, choice in TABLE.items())
             raise OptionError(
-                f"{VARIABLE} asks for {name}={way}; there are the kernels {', '.join(TABLE)}, each with one of "
-                f"{' and '.join(WAYS)}."
+                f"{VARIABLE} asks for {name}={way}; there are the kernels {known}, each also as torch's operators."
             )
     return asked
 
 
 @contextmanager
 def using(way: str, *names: str) -> Iterator[None]:
-    """Yield in a block in which these kernels (without names: all) run that way: ``torch`` or ``triton``.
+    """Yield in a block in which these kernels run that way, one of `WAYS`; without names, all that have it.
 
     Raises `OptionError` for a kernel or a way that does not exist.
     """
-    _asked.append(_checked(dict.fromkeys(names or TABLE, way)))
+    asked = _all(way)
+    if names:
+        asked = dict.fromkeys(names, way)
+    _asked.append(_checked(asked))
     try:
         yield
     finally:

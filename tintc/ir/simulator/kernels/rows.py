@@ -1,7 +1,8 @@
-"""Rows for kernels that take one vector at a time: where they lie, how large a block holds one, how far to step."""
+"""What kernels are told: where rows lie, how large a block holds one, how far to step, how products are taken."""
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from tintc.ir.functions import FiniteDifference
@@ -43,3 +44,12 @@ def constants(difference: FiniteDifference) -> dict[str, float | bool]:
         "CENTRAL": difference.central,
         "TINY": TINY,
     }
+
+
+def precision(x: Tensor) -> str:
+    """Return how products are taken: those of fp32 numbers as PyTorch is told to take its own."""
+    if x.device.type == "cpu":
+        return "wide"  # Triton's interpreter multiplies bfloat16 as if it were integers
+    if x.dtype == torch.float32 and torch.backends.cuda.matmul.allow_tf32:
+        return "tf32"
+    return "ieee"

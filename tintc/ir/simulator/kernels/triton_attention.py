@@ -15,6 +15,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from tintc.ir.simulator.kernels.rows import precision
+
 
 @dataclass(frozen=True)
 class Scores:
@@ -170,7 +172,7 @@ def values_gradient(q: Tensor, k: Tensor, dy: Tensor, options: Scores) -> Tensor
     slopes, positions, sinks, mask = given
     chosen = {
         "WIDTH": width, "PADDED": padded[0], "ROWS": side, "COLUMNS": side, "CAPPED": bool(options.soft_cap),
-        "ALIBI": options.slopes is not None, "MASKED": options.mask is not None, "PRECISION": _precision(q),
+        "ALIBI": options.slopes is not None, "MASKED": options.mask is not None, "PRECISION": precision(q),
     }  # fmt: skip
     _log_sums_kernel[(triton.cdiv(n, side), batch * heads)](
         q, k, sums, slopes, positions, sinks, mask, heads, n, m, heads // kv_heads, *q.stride()[:3], *k.stride()[:3],
@@ -182,12 +184,3 @@ def values_gradient(q: Tensor, k: Tensor, dy: Tensor, options: Scores) -> Tensor
         PADDED_VALUES=padded[1], **chosen,
     )  # fmt: skip
     return dv
-
-
-def _precision(x: Tensor) -> str:
-    """Return how products are taken: those of fp32 numbers as PyTorch is told to take its own."""
-    if x.device.type == "cpu":
-        return "wide"  # Triton's interpreter multiplies bfloat16 as if it were integers
-    if x.dtype == torch.float32 and torch.backends.cuda.matmul.allow_tf32:
-        return "tf32"
-    return "ieee"

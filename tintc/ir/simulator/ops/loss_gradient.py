@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from tintc.ir.core import Value, register
@@ -18,7 +19,7 @@ from tintc.ir.simulator.interface.fused_base import FusedRun
 from tintc.ir.simulator.interface.fused_kernels import widening
 from tintc.ir.simulator.interface.literal_base import LiteralRun, Tiles
 from tintc.ir.simulator.interface.semantics import Interpretation
-from tintc.ir.simulator.kernels.choice import readable
+from tintc.ir.simulator.kernels.choice import chosen, readable
 from tintc.ir.simulator.ops.logits import HeadOp
 from tintc.ir.simulator.shared.loss_modules import loss_blocks, loss_slot
 from tintc.ir.structure import StructuralBlock
@@ -74,6 +75,26 @@ def blockwise_gradient(
     if bias is not None:
         score = score + bias[next_ids][:, None]
     return total.sub_(target * logit_map.slope(logit_map(score))).to(x.dtype)
+
+
+def library_gradient(
+    kind: str, x: Tensor, head: Tensor, bias: Tensor | None, next_ids: Tensor, logit_map: LogitMap = PLAIN
+) -> Tensor:
+    """Return `loss_gradient` of ``ce`` without a soft cap for ``x [n, D]``, as torch's loss by chunks gives it."""
+    scale = logit_map.scale
+    if bias is not None:
+        bias = bias * scale
+    with torch.enable_grad():
+        leaf = x.detach().requires_grad_()
+        loss = F.linear_cross_entropy(
+            leaf * scale,
+            head.detach(),
+            next_ids,
+            linear_bias=bias,
+            reduction="sum",
+            options=torch.nn.LinearCrossEntropyOptions(),
+        )
+        return torch.autograd.grad(loss, leaf)[0]
 
 
 def _entries(bias: Tensor | None, words: slice) -> Tensor | None:
@@ -132,6 +153,8 @@ class LossGradient(HeadOp):
         gradient = blockwise_gradient
         if torch.is_grad_enabled():
             gradient = loss_gradient
+        elif self.loss == "ce" and not self.softcap and chosen("loss_gradient", rows, head):
+            gradient = library_gradient
         parts = zip(rows.split(CHUNK), next_ids.split(CHUNK), strict=True)
         return torch.cat([gradient(self.loss, chunk, head, bias, ids, self.logit_map) for chunk, ids in parts])
 

@@ -10,14 +10,22 @@ from torch import Tensor
 from tintc.ir.core import Value, register
 from tintc.ir.functions import merge_heads, split_heads
 from tintc.ir.layout import Layout
-from tintc.ir.recurrence import apply_recurrence, apply_transposed_recurrence, continue_recurrence, recurrence_matrix
+from tintc.ir.recurrence import (
+    Heads,
+    RecurrenceOptions,
+    apply_recurrence,
+    apply_transposed_recurrence,
+    continue_recurrence,
+    recurrence_matrix,
+    with_skip,
+)
 from tintc.ir.recurrence.chunks import CHUNK
-from tintc.ir.recurrence.heads import Heads, RecurrenceOptions
 from tintc.ir.simulator.interface.cost_model import CostModel
 from tintc.ir.simulator.interface.fused_base import FusedRun
 from tintc.ir.simulator.interface.literal_base import LiteralRun, Tiles
 from tintc.ir.simulator.interface.semantics import Interpretation
 from tintc.ir.simulator.interface.storage import Storage, TableCount, attention_cost
+from tintc.ir.simulator.kernels import fla
 from tintc.ir.simulator.ops.mixers.mixer_base import MixerOp
 from tintc.ir.structure import RecurrenceSpec, StructuralBlock, TensorSpec
 
@@ -117,7 +125,10 @@ class RecurrenceForward(_Recurrence):
 
     def fused(self, run: FusedRun, q: Tensor, k: Tensor, v: Tensor, g: Tensor, beta: Tensor) -> Tensor:
         heads = Heads.of(self, q, k, g, beta, self.real(run, q.shape[1]))
-        return merge_heads(apply_recurrence(self, heads, self.split_values(v), _vector(self, run)))
+        values = self.split_values(v)
+        if fla.takes(self, values):
+            return merge_heads(with_skip(fla.recurrence(self, heads, values), values, _vector(self, run)))
+        return merge_heads(apply_recurrence(self, heads, values, _vector(self, run)))
 
     def carried(self, run: FusedRun, state: Tensor | None, *operands: Tensor) -> tuple[Tensor, Tensor]:
         """Return the results, and the state ``[B, n_heads, key_dim, value_dim]`` that the tokens leave."""
@@ -142,5 +153,9 @@ class RecurrenceBackward(_Recurrence):
 
     def fused(self, run: FusedRun, dy: Tensor, q: Tensor, k: Tensor, g: Tensor, beta: Tensor) -> Tensor:
         heads = Heads.of(self, q, k, g, beta, self.real(run, q.shape[1]))
-        dv = apply_transposed_recurrence(self, heads, split_heads(dy, self.n_heads), _vector(self, run))
-        return self.merge_values(dv)
+        given = split_heads(dy, self.n_heads)
+        if fla.takes(self, given):
+            return self.merge_values(
+                with_skip(fla.transposed_recurrence(self, heads, given), given, _vector(self, run))
+            )
+        return self.merge_values(apply_transposed_recurrence(self, heads, given, _vector(self, run)))
