@@ -14,7 +14,8 @@ from programs import gpt_like, simulator
 from tiny_models import llama
 
 import tintc
-from tintc.analysis.head_roles import Place, Role, Roles
+from tintc.analysis.head_roles import Roles
+from tintc.analysis.role import Place, Role
 from tintc.errors import OptionError
 from tintc.runtime.model.causal_lm import TintForCausalLM
 

@@ -9,10 +9,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from tintc.errors import OptionError
-from tintc.ir.core import Op, Program
-from tintc.ir.layout import Layout
-from tintc.ir.simulator import StoredWeights
-from tintc.ir.structure import (
+from tintc.ir.block_specs import (
     AttentionSpec,
     ConvolutionSpec,
     PointwiseSpec,
@@ -20,6 +17,9 @@ from tintc.ir.structure import (
     RouterSpec,
     VocabularySpec,
 )
+from tintc.ir.core import Op, Program
+from tintc.ir.layout import Layout
+from tintc.ir.simulator import StoredWeights
 from tintc.lowering.emission.emit import blocks_of, specs
 from tintc.lowering.emission.sharing import Placed, placement, sites
 from tintc.runtime.execution.fused.packed_linear import shared_inputs

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from tintc.ir.block_specs import ActivationSpec
 from tintc.ir.core import register
 from tintc.ir.functions import ACTIVATIONS
 from tintc.ir.layout import Layout
@@ -22,7 +23,7 @@ from tintc.ir.simulator.shared.first_order import (
     derivative_slots,
     widened,
 )
-from tintc.ir.structure import ActivationSpec, StructuralBlock
+from tintc.ir.structure import StructuralBlock
 
 
 @register("sim.activation_backward")

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from tintc.ir.block_specs import ActivationSpec
 from tintc.ir.core import register
 from tintc.ir.functions import ACTIVATIONS, at_least_fp32
 from tintc.ir.layout import Layout
@@ -26,7 +27,7 @@ from tintc.ir.simulator.shared.first_order import (
     product,
     widened,
 )
-from tintc.ir.structure import ActivationSpec, StructuralBlock
+from tintc.ir.structure import StructuralBlock
 
 
 @register("sim.gate_backward")
