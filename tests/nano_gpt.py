@@ -1,4 +1,4 @@
-"""nanoGPT in fifty lines, as people write a decoder without transformers; docs/tutorial.md shows the same."""
+"""nanoGPT in fifty lines, as people write a decoder without transformers; docs/own-decoders.md shows the same."""
 
 from __future__ import annotations
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from inspect import signature
 from pathlib import Path
@@ -13,6 +16,7 @@ import pytest
 import torch
 import typer
 import typer.rich_utils
+from command import ROOT as REPOSITORY
 from command import STORY, Command, tokenizer
 from typer.main import get_command
 
@@ -175,3 +179,58 @@ def test_the_plan_is_read_where_no_terminal_breaks_lines(command: Command, one_l
 def test_help_says_what_sampling_starts_from(command: Command) -> None:
     shown = " ".join(command("generate", "--help").out.replace("\u2502", " ").split())
     assert "Seed of the sampling; without one, every run samples another text." in shown
+
+
+SAID: dict[str, list[str]] = {
+    "plan": ["plan", "{model}"],
+    "explain": ["explain", "{model}"],
+    "opt": ["opt", "{model}", "--passes", "canonicalise"],
+    "inspect": ["inspect", "{sim}"],
+    "program": ["inspect", "{sim}", "--ir", "sim"],
+    "roles": ["inspect", "{sim}", "--roles", "descent_0.*"],
+    "run": ["run", "{sim}", "--file", "{text}", "--block-size", "12"],
+    "rates": ["rates", "{sim}", "--file", "{text}", "--block-size", "12"],
+    "generate": ["generate", "{sim}", "--text", "the cat sat on the mat", "--max-new-tokens", "3"],
+    "verify": ["verify", "{sim}", "{model}", "--text", "{text}"],
+    "families": ["families", "llama"],
+}
+"""Commands that print a result."""
+
+
+@pytest.mark.parametrize("name", SAID)
+def test_results_go_to_standard_output_and_everything_else_to_standard_error(
+    command: Command, one_layer: Path, one_layer_sim: Path, tmp_path: Path, name: str
+) -> None:
+    """What is on standard output does not depend on how much is said beside it."""
+    text = tmp_path / "text.txt"
+    text.write_text(STORY, encoding="utf-8")
+    places = {"model": one_layer, "sim": one_layer_sim, "text": text}
+    arguments = [part.format(**places) for part in SAID[name]]
+    silent, plain, telling = (command(*before, *arguments) for before in (["--quiet"], [], ["--verbose"]))
+    assert (silent.code, silent.err) == (0, "") and silent.out.strip()
+    assert [without_seconds(one.out) for one in (plain, telling)] == [without_seconds(silent.out)] * 2
+    assert all(re.match(r"(note|hint|warning): ", line) for line in plain.err.splitlines()), plain.err
+    said = [line for line in telling.err.splitlines() if not re.match(r" *\d+\.\d\d s  \S", line)]
+    assert said == plain.err.splitlines()
+
+
+def without_seconds(text: str) -> list[str]:
+    """The lines of a result but for times and memory, which are another's every time."""
+    return [line for line in text.splitlines() if not re.search(r"second|rss|time|took", line)]
+
+
+def test_completion_is_quick_and_knows_options_and_their_values() -> None:
+    """A shell asks the command itself, which imports neither torch nor tintc for it; bash, as its script asks."""
+
+    def completed(line: str) -> list[str]:
+        program = "import sys, tintc_cli\ntry:\n tintc_cli.main()\nfinally:\n assert 'torch' not in sys.modules"
+        asked = {"COMP_WORDS": line, "COMP_CWORD": str(len(line.split(" ")) - 1), "_TINTC_COMPLETE": "complete_bash"}
+        path = {"PYTHONPATH": str(REPOSITORY), "PATH": os.environ["PATH"]}
+        done = subprocess.run(
+            [sys.executable, "-c", program], env=asked | path, capture_output=True, text=True, check=True
+        )
+        return done.stdout.split()
+
+    assert completed("tintc com") == ["compile"]
+    assert "--optimizer" in completed("tintc compile --opt")
+    assert {"sgd", "momentum", "normalized"} <= set(completed("tintc compile --optimizer "))

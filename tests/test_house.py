@@ -132,3 +132,23 @@ def test_an_option_of_the_command_is_written_once() -> None:
     calls = [node for source in sources for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Call)]
     texts = [ast.unparse(one.value) for call in calls for one in call.keywords if one.arg == "help"]
     assert len(texts) > 60 and len(texts) == len(set(texts)), [one for one in texts if texts.count(one) > 1]
+
+
+PRINTERS = ("tintc.cli",)
+"""What a command shows is printed there; everything else logs, as `tintc`, or warns."""
+
+
+def test_only_commands_print() -> None:
+    """The package logs by one name, and never by the root logger, which is the user's."""
+    wrong: list[str] = []
+    for name, tree in trees().items():
+        for node in ast.walk(tree):
+            if not isinstance(node, ast.Call):
+                continue
+            called = ast.unparse(node.func)
+            prints = called in ("print", "sys.stdout.write", "sys.stderr.write")
+            roots = called in {f"logging.{level}" for level in ("debug", "info", "warning", "error", "basicConfig")}
+            unnamed = called == "logging.getLogger" and not node.args
+            if (prints and not name.startswith(PRINTERS)) or roots or unnamed:
+                wrong.append(f"{name}:{node.lineno} {called}")
+    assert not wrong

@@ -3,13 +3,19 @@ elsewhere."""
 
 from __future__ import annotations
 
+import os
 import re
+import shutil
+import subprocess
+import sys
+import tarfile
 import tomllib
+import zipfile
 from importlib.metadata import version
 from pathlib import Path
 
 import pytest
-from command import ROOT
+from command import ROOT, STORY
 from setuptools.command.egg_info import FileList
 
 import tintc
@@ -83,3 +89,68 @@ def test_one_version() -> None:
     assert "version" not in PROJECT and "version" in PROJECT["dynamic"]
     cited = re.search(r"^version: (.*)$", (ROOT / "CITATION.cff").read_text(encoding="utf-8"), re.MULTILINE)
     assert cited is not None and cited[1] == tintc.__version__ == version("tintc")
+
+
+EXTRAS = (
+    "altair",
+    "captum",
+    "circuitsvis",
+    "fast_sugiyama",
+    "lm_eval",
+    "matplotlib",
+    "nnsight",
+    "transformer_lens",
+    "triton",
+)
+"""What the extras bring."""
+BARE = f"""
+import sys
+sys.modules.update(dict.fromkeys({EXTRAS}))  # importing any of these fails
+import tintc_cli
+tintc_cli.main()
+"""
+
+
+@pytest.mark.slow
+def test_wheel_and_source_distribution_install_and_run(one_layer: Path, tmp_path: Path) -> None:
+    """Both are built from a copy of what is tracked; the wheel, which is made of the source distribution, has all that
+    the package has, and compiles and runs from where it was installed, with nothing of the extras."""
+    tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=False).stdout.split()
+    if not tracked:
+        pytest.skip("this is no checkout")
+    for name in tracked:
+        target = tmp_path / "source" / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(ROOT / name, target)
+    build = "import sys, setuptools.build_meta as meta; print(getattr(meta, 'build_' + sys.argv[1])(sys.argv[2]))"
+    made: dict[str, Path] = {}
+    folder = tmp_path / "source"
+    for kind in ("sdist", "wheel"):
+        run = [sys.executable, "-c", build, kind, str(tmp_path)]
+        done = subprocess.run(run, cwd=folder, capture_output=True, text=True, check=True)
+        made[kind] = tmp_path / done.stdout.split()[-1]
+        if kind == "sdist":
+            with tarfile.open(made[kind]) as archive:
+                archive.extractall(tmp_path / "unpacked", filter="data")
+            (folder,) = (tmp_path / "unpacked").iterdir()
+    wanted = {name for name in tracked if name.startswith(("tintc/", "tintc_cli/"))}
+    with zipfile.ZipFile(made["wheel"]) as wheel:
+        assert wanted == {name for name in wheel.namelist() if ".dist-info/" not in name}
+        wheel.extractall(tmp_path / "installed")
+    (tmp_path / "text.txt").write_text(STORY, encoding="utf-8")
+    for command in (
+        ["compile", str(one_layer), "-o", "sim"],
+        ["run", "sim", "--file", "text.txt", "--block-size", "12"],
+    ):
+        environment = os.environ | {"PYTHONPATH": str(tmp_path / "installed"), "HF_HUB_OFFLINE": "1"}
+        run = [sys.executable, "-c", BARE, *command]
+        done = subprocess.run(run, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+    assert "perplexity_after" in done.stdout
+
+
+def test_all_extras_are_known_to_the_test_of_the_bare_package() -> None:
+    """What the commands must do without."""
+    extras = {name: wanted for name, wanted in PROJECT["optional-dependencies"].items() if name not in ("dev", "demo")}
+    names = {re.split(r"[\s>=;\[]", one)[0].replace("-", "_") for wanted in extras.values() for one in wanted}
+    assert names - {"vl_convert_python"} <= set(EXTRAS)

@@ -1,31 +1,24 @@
 """tintc: compiles Hugging Face decoders into TinT simulators (arXiv 2307.01189).
 
-Importing it registers simulators with transformers and its Auto classes. The compiler and the reference, which most who
-only load one do without, are imported when they are first asked for.
+Importing it registers simulators with transformers and its Auto classes. Everything else is imported when it is first
+asked for: the compiler, the reference, and the model with what transformers' models are made of.
 """
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-import transformers
-from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
-
 from tintc import masks
 from tintc.runtime.artefact.config import TintConfig
-from tintc.runtime.load import load
-from tintc.runtime.model.adapted_state import AdaptedState
-from tintc.runtime.model.causal_lm import TintForCausalLM, TintOutput
-from tintc.runtime.model.unsupported import NoBaseModel
+from tintc.runtime.model.auto_classes import register
 
 if TYPE_CHECKING:
-    from tintc import mixers, reference
+    from tintc import bridges, mixers, reference
     from tintc.compiler import compile
+    from tintc.runtime.load import load
+    from tintc.runtime.model.adapted_state import AdaptedState
+    from tintc.runtime.model.causal_lm import TintForCausalLM, TintOutput
 
-AutoConfig.register(TintConfig.model_type, TintConfig, exist_ok=True)
-AutoModelForCausalLM.register(TintConfig, TintForCausalLM, exist_ok=True)
-AutoModel.register(TintConfig, NoBaseModel, exist_ok=True)
-# `transformers serve` and TRL look there for the class that a folder's config.json names.
-setattr(transformers, TintForCausalLM.__name__, TintForCausalLM)
+register()
 
 __version__ = "0.1.0"
 __all__ = [
@@ -33,12 +26,22 @@ __all__ = [
     "TintConfig",
     "TintForCausalLM",
     "TintOutput",
+    "bridges",
     "compile",
     "load",
     "masks",
     "mixers",
     "reference",
 ]
+PLACES = {
+    "AdaptedState": "tintc.runtime.model.adapted_state",
+    "TintForCausalLM": "tintc.runtime.model.causal_lm",
+    "TintOutput": "tintc.runtime.model.causal_lm",
+    "compile": "tintc.compiler",
+    "load": "tintc.runtime.load",
+}
+"""Where that is which is imported when it is asked for."""
+MODULES = ("bridges", "mixers", "reference")
 
 
 def __dir__() -> list[str]:
@@ -46,8 +49,8 @@ def __dir__() -> list[str]:
 
 
 def __getattr__(name: str) -> Any:
-    if name == "compile":
-        return import_module("tintc.compiler").compile
-    if name in ("mixers", "reference"):
+    if name in PLACES:
+        return getattr(import_module(PLACES[name]), name)
+    if name in MODULES:
         return import_module(f"tintc.{name}")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -10,6 +10,8 @@ from contextlib import contextmanager
 from rich.console import Console
 
 LOGGER = logging.getLogger("tintc")
+NOTE = logging.INFO + 5
+"""What a command says beside its result: shown unless --quiet is given, and not a stage."""
 
 
 class _Stages(logging.Handler):
@@ -21,7 +23,7 @@ class _Stages(logging.Handler):
         self.show = show
 
     def emit(self, record: logging.LogRecord) -> None:
-        if record.levelno < logging.WARNING:
+        if record.levelno <= logging.INFO:
             self.show(record.getMessage())
         else:
             self.console.print(record.getMessage(), markup=False, highlight=False)

@@ -39,7 +39,7 @@ def configure(
     """Set what is said on standard error besides mistakes."""
     if quiet and verbose:
         raise typer.BadParameter("--quiet and --verbose exclude each other.")
-    level = logging.WARNING
+    level = logging.INFO + 1
     if quiet:
         level = logging.ERROR
     if verbose:
@@ -63,7 +63,7 @@ def reported(level: int) -> Iterator[None]:
 
 
 class Lines(logging.Handler):
-    """Print warnings as such, and stages with the seconds since the command began."""
+    """Print warnings as such, notes as they are, and stages with the seconds since the command began."""
 
     def __init__(self, level: int) -> None:
         super().__init__(level)
@@ -73,4 +73,6 @@ class Lines(logging.Handler):
         shown = f"{time.monotonic() - self.start:7.2f} s  "
         if record.levelno >= logging.WARNING:
             shown = "warning: "
+        elif record.levelno > logging.INFO:
+            shown = ""
         print(f"{shown}{record.getMessage()}", file=sys.stderr)

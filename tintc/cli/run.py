@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +16,7 @@ from tintc.evaluation.blocks import train_tokens
 from tintc.evaluation.perplexity import Evaluation, evaluate_blocks
 from tintc.evaluation.processes import launched, processes
 from tintc.frontend.source.load import TOKENIZER_PROBLEM
-from tintc.progress import LOGGER
+from tintc.progress import LOGGER, NOTE
 from tintc.runtime.artefact.folder import read_config
 from tintc.runtime.load import load
 from tintc.runtime.model.finite import without_nan_warning
@@ -86,9 +85,8 @@ def _by_rate(evaluation: Evaluation) -> dict[str, Any]:
 
 def print_notes(evaluation: Evaluation, partial: bool) -> None:
     """Print on standard error what there is to say beside the result."""
-    if LOGGER.isEnabledFor(logging.WARNING):
-        for note in _notes(evaluation, partial):
-            print(note, file=sys.stderr)
+    for note in _notes(evaluation, partial):
+        LOGGER.log(NOTE, note)
 
 
 def _notes(evaluation: Evaluation, partial: bool) -> list[str]:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import logging
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +10,7 @@ from tintc.cli.run import STDIN, check_writable, read_text, tokenise
 from tintc.errors import OptionError
 from tintc.evaluation.processes import launched
 from tintc.evaluation.streaming import evaluate_stream
-from tintc.progress import LOGGER
+from tintc.progress import LOGGER, NOTE
 from tintc.runtime.load import load
 from tintc.runtime.model.adapted_state import AdaptedState
 from tintc.runtime.model.finite import without_nan_warning
@@ -76,5 +74,5 @@ def stream_text(path: str, reading: Reading, options: dict[str, Any], execution:
         del values["hint"]
         name = "the text" if reading.file in (None, STDIN) else reading.file
         print_table(f"{path} on {name}, as a stream", values)
-    if evaluation.hint is not None and LOGGER.isEnabledFor(logging.WARNING):
-        print(f"hint: {evaluation.hint}", file=sys.stderr)
+    if evaluation.hint is not None:
+        LOGGER.log(NOTE, f"hint: {evaluation.hint}")

@@ -25,6 +25,7 @@ from tintc.runtime.execution.rates import GivenRates, Rates, rates_of
 from tintc.runtime.execution.run import check_inputs, execute
 from tintc.runtime.model.activations import ActivationAccess, OnDemand
 from tintc.runtime.model.adapted_state import AdaptedState
+from tintc.runtime.model.auto_classes import register_model
 from tintc.runtime.model.describe import described, described_in_html
 from tintc.runtime.model.finite import warn_of_logits
 from tintc.runtime.model.from_folder import Source
@@ -302,3 +303,6 @@ class TintForCausalLM(
             return None
         dtype = torch.promote_types(self.dtype, torch.float32)
         return rates_of(inner_lr, self.program, batch, dtype, self.device)
+
+
+register_model(TintForCausalLM)

@@ -16,7 +16,6 @@ from torch._functorch.pyfunctorch import retrieve_all_functorch_interpreters
 
 from tintc.errors import ArtefactError, InputError, OptionError
 from tintc.runtime.adaptation.cache import TintCache
-from tintc.runtime.artefact.config import TintConfig
 from tintc.runtime.execution.module_tree import Container
 from tintc.runtime.execution.run import refuse_float16
 
@@ -158,22 +157,6 @@ class NoModule(OptionError, NotImplementedError):
 
 class NoField(OptionError, AttributeError):
     """There is no such field; whoever only asks whether there is one is told no."""
-
-
-class NoBaseModel:
-    """The class that `AutoModel` makes of a simulator's configuration: none, which it says."""
-
-    config_class = TintConfig
-
-    @classmethod
-    def from_pretrained(cls, *_: Any, **__: Any) -> Any:
-        """Raise `NoModule`."""
-        raise NoModule(
-            "A simulator has no model without its language-model head, which AutoModel asks for; load it by tintc.load "
-            "or AutoModelForCausalLM, and take hidden_states[-1] of output_hidden_states=True."
-        )
-
-    _from_config = from_pretrained
 
 
 class UnsupportedFeatures:
