@@ -48,7 +48,7 @@ def measure(model: Path, length: int) -> dict[str, dict[int, Tensor]]:
     exact = tune(capture(source.model, source.max_length), ids, mask, inner_lr=0.0, approximations=chosen).gradients[0]
     found: dict[str, dict[int, Tensor]] = {}
     for scheme in SCHEMES:
-        sim = tintc.compile(str(model), fd_scheme=scheme, dtype="float32")
+        sim = tintc.compile(str(model), difference=scheme, dtype="float32")
         layers = {op.target: op.layer for op in sim.program.ops if hasattr(op, "target")}  # pyright: ignore
         assert layers.keys() == first_step(sim.program).keys()
         sums: dict[int, Tensor] = defaultdict(lambda: torch.zeros(2, dtype=torch.float64))

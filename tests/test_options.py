@@ -20,7 +20,8 @@ import tintc_cli
 from tintc.errors import OptionError
 from tintc.options import ABOUT, Options
 from tintc.runtime.artefact.card import model_card
-from tintc.runtime.artefact.checks import RECORDED
+from tintc.runtime.artefact.checks import RECORDED, options_digest
+from tintc.runtime.artefact.config import TintConfig
 
 COMMANDS: Any = get_command(tintc_cli.app)
 
@@ -48,15 +49,17 @@ def test_commands_take_options_by_the_same_name(name: str) -> None:
 def test_short_forms_are_the_options(command: Command, tmp_path: Path) -> None:
     """Every spelling that an earlier version had gives the same simulator."""
     model = model_folder(tmp_path / "model", tiny_models.gpt2(n_layers=2))
-    short = ("--steps", 2, "--update-layers", 1, "--lr", 0.02, "--difference", "fixed")
-    long = ("--n-steps", 2, "--n-update-layers", 1, "--inner-lr", 0.02, "--fd-scheme", "fixed")
+    short = ("--steps", 2, "--update-layers", 1, "--lr", 0.02, "--fd-scheme", "fixed")
+    long = ("--n-steps", 2, "--n-update-layers", 1, "--inner-lr", 0.02, "--difference", "fixed")
     configurations = []
     for number, options in enumerate((short, long)):
-        assert command("compile", model, "-o", tmp_path / str(number), *options, "--json").code == 0
+        found = command("compile", model, "-o", tmp_path / str(number), *options, "--json")
+        assert found.code == 0
+        assert ("warning: The option --fd-scheme is called --difference now." in found.err) == (options is short)
         configurations.append((tmp_path / str(number) / "config.json").read_text())
     assert configurations[0] == configurations[1]
     config = tintc.TintConfig.from_pretrained(tmp_path / "0")
-    assert (config.n_steps, config.n_update_layers, config.inner_lr, config.fd_scheme) == (2, 1, 0.02, "fixed")
+    assert (config.n_steps, config.n_update_layers, config.inner_lr, config.difference) == (2, 1, 0.02, "fixed")
 
 
 def test_options_come_as_keywords_by_position_or_as_one() -> None:
@@ -72,6 +75,19 @@ def test_options_come_as_keywords_by_position_or_as_one() -> None:
     ]
     assert {name: getattr(configs[0], name) for name in RECORDED} == chosen.recorded("config")
     assert all(config.to_dict() == configs[0].to_dict() for config in configs)
+
+
+def test_a_former_name_is_taken_and_read() -> None:
+    """By tintc.compile with a warning, and by the configuration of a folder that was written under it."""
+    model = tiny_models.gpt2(n_layers=1)
+    with pytest.warns(DeprecationWarning, match="option fd_scheme is called difference now"):
+        config = tintc.compile(model, fd_scheme="fixed").config
+    assert config.difference == config.fd_scheme == "fixed"
+    stated = config.to_dict()
+    stated["fd_scheme"] = stated.pop("difference")
+    assert options_digest(TintConfig(**stated).to_dict()) == config.digests["options"]
+    with pytest.raises(OptionError, match="no argument 'fd_scheme'; 'difference' is the nearest"):
+        tintc.compile(model, fd_scheme="fixed", difference="token")
 
 
 @pytest.mark.parametrize(
@@ -100,7 +116,7 @@ def test_groups_come_as_text_or_as_names(given: Any) -> None:
 
 def test_the_digest_of_recorded_options_keeps_its_order() -> None:
     """Folders that earlier versions wrote are checked by it."""
-    assert RECORDED[:6] == ("inner_lr", "loss", "descend", "fd_scheme", "fd_step", "linear_attention")
+    assert RECORDED[:6] == ("inner_lr", "loss", "descend", "difference", "fd_step", "linear_attention")
 
 
 def test_configuration_and_card_have_every_recorded_option() -> None:
@@ -128,7 +144,7 @@ def test_configuration_and_card_have_every_recorded_option() -> None:
         ({"dtype": "int8"}, "The dtype 'int8' is not supported; choose one of float32, bfloat16, float64."),
         ({"inner_lr": float("nan")}, "The learning rate is nan; it must be a finite number, zero or more."),
         ({"fd_step": 1.0}, "The finite-difference step is 1.0; it must lie between 0 and 1."),
-        ({"semantics": "paper-code", "fd_scheme": "token"}, "choose exact for token"),
+        ({"semantics": "paper-code", "difference": "token"}, "choose exact for token"),
     ],
 )
 def test_values_out_of_range(options: dict[str, Any], says: str) -> None:

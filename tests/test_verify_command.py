@@ -53,7 +53,7 @@ CASES: list[tuple[str, dict[str, Any]]] = [
     ("opt", {"loss": "mse", "n_steps": 2, "descend": "values,norm-gain"}),
     (
         "llama",
-        {"gradient": "full", "descend": "all", "fd_scheme": "central"},
+        {"gradient": "full", "descend": "all", "difference": "central"},
     ),  # the others have key biases of gradient 0
     ("llama", {"optimizer": "normalized", "normalize": "all", "momentum": 0.9, "decay": 0.01, "n_steps": 2}),
 ]

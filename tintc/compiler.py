@@ -141,7 +141,17 @@ def dtype_of(options: Options, source: AuxiliarySource) -> torch.dtype:
     dtype = as_dtype(options.dtype) or source.dtype
     if options.linear_attention == "softmax":
         check_precise(dtype)
+        warn_of_coarse_heads(dtype)
     return dtype
+
+
+def warn_of_coarse_heads(dtype: torch.dtype) -> None:
+    """Log that softmax heads round a trained model's update away, unless they are in fp64."""
+    if dtype != torch.float64:
+        logger.warning(
+            "Softmax heads in float32 leave an error of the size of the update in trained models; float64 is precise "
+            "enough (--dtype float64)."
+        )
 
 
 def check_adapters(options: Options, source: AuxiliarySource) -> None:

@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Mapping
 from dataclasses import Field, dataclass, field, fields, replace
 from functools import wraps
 from numbers import Integral, Real
@@ -60,14 +61,16 @@ class About:
     """The facts about one option besides its name, type and default.
 
     help: a sentence for the command line and for `help(tintc.compile)`; short: a shorter name that the command line
-    takes too; choices: the only values allowed; check: its objections to a value; noun, verdict: for errors, the
-    option's name, and the words for a value that is none of the choices; record: ``config`` or ``program`` if the
-    stored configuration states the option, as the only place that does or as the program's attribute does; title: its
-    row in the model card; plans: True if the layout depends on it, so that `tintc plan` takes it.
+    takes too; former: the name that it had, which is taken with a warning, and read in folders; choices: the only
+    values allowed; check: its objections to a value; noun, verdict: for errors, the option's name, and the words for a
+    value that is none of the choices; record: ``config`` or ``program`` if the stored configuration states the option,
+    as the only place that does or as the program's attribute does; title: its row in the model card; plans: True if
+    the layout depends on it, so that `tintc plan` takes it.
     """
 
     help: str
     short: str = ""
+    former: str = ""
     choices: tuple[str, ...] = ()
     check: Check | None = None
     noun: str = ""
@@ -171,7 +174,7 @@ class Options:
         check=finite_rate,
         noun="learning rate",
         record="config",
-        title="learning rate (gradients summed over train tokens)",
+        title="learning rate",
         plans=False,
     )
     loss: str = option(
@@ -209,11 +212,11 @@ class Options:
     head_width: int | None = option(None, "Width of a head (default: the least that will do).", check=size)
     heads: int | None = option(None, "Heads of an embedding (default: the least that will do).", check=size)
     max_length: int | None = option(None, "Longest text, in tokens (default: the model's, at most 2048).", check=size)
-    fd_scheme: str | None = option(
+    difference: str | None = option(
         None,
         "How finite differences are taken: fixed, with one step; token, with one per token; central, with one per "
         "token and both ways (default: token; with paper-code: fixed; with the full gradient: central).",
-        short="difference",
+        former="fd_scheme",
         choices=SCHEMES,
         noun="difference",
         record="config",
@@ -318,9 +321,9 @@ class Options:
             raise option_error(f"The group {constant[0]} receives no gradient with gradient paper; choose full.")
         if self.semantics == "paper-code" and self.gradient != "paper":
             raise option_error("The semantics paper-code has the paper's gradient; choose exact for the full one.")
-        if self.semantics == "paper-code" and self.fd_scheme not in (None, "fixed"):
+        if self.semantics == "paper-code" and self.difference not in (None, "fixed"):
             raise option_error(
-                f"The semantics paper-code has differences of a fixed step; choose exact for {self.fd_scheme}."
+                f"The semantics paper-code has differences of a fixed step; choose exact for {self.difference}."
             )
         self._check_optimizer()
 
@@ -368,9 +371,9 @@ class Options:
         """Return the finite-difference scheme that is chosen, or that semantics and gradient prescribe
         (construction.md, section 10)."""
         if self.gradient == "full":
-            return self.fd_scheme or "central"
+            return self.difference or "central"
         prescribed = {"exact": "token", "paper-code": "fixed"}
-        return self.fd_scheme or prescribed.get(self.semantics, "token")
+        return self.difference or prescribed.get(self.semantics, "token")
 
     def reaches(self, group: str) -> bool:
         """Return True if a group of parameters receives a gradient."""
@@ -389,8 +392,8 @@ class Options:
         """Return the options that the stored configuration states. record: those of one kind of `About.record`."""
         wanted = [name for name, about in ABOUT.items() if about.record and record in ("", about.record)]
         values = {name: getattr(self, name) for name in wanted}
-        if "fd_scheme" in values:
-            values["fd_scheme"] = self.scheme
+        if "difference" in values:
+            values["difference"] = self.scheme
         if "momentum" in values:
             values["momentum"] = self.kept_momentum
             values["normalize"] = self.norm_of
@@ -431,6 +434,17 @@ def option_error(sentence: str) -> Exception:
 
 ABOUT: dict[str, About] = {one.name: one.metadata["about"] for one in fields(Options)}
 """Every option, by name."""
+FORMER: dict[str, str] = {about.former: name for name, about in ABOUT.items() if about.former}
+"""Options that had another name, by that name."""
+
+
+def renamed(stated: Mapping[str, Any]) -> dict[str, Any]:
+    """Return settings with the present names of options; a former name stays where the present one is there too."""
+    settings = dict(stated)
+    for former, name in FORMER.items():
+        if former in settings and name not in settings:
+            settings[name] = settings.pop(former)
+    return settings
 
 
 def takes_options(function: Callable[..., T]) -> Callable[..., T]:
@@ -450,7 +464,7 @@ def takes_options(function: Callable[..., T]) -> Callable[..., T]:
         from tintc import keywords as of_functions
 
         shorts = {about.short.replace("-", "_"): name for name, about in ABOUT.items() if about.short}
-        of_functions.refuse_unknown(function.__name__, keywords, signature.parameters, shorts)
+        of_functions.refuse_unknown(function.__name__, keywords, signature.parameters, shorts | FORMER)
 
     @wraps(function)
     def called(*values: Any, **keywords: Any) -> T:
@@ -460,6 +474,9 @@ def takes_options(function: Callable[..., T]) -> Callable[..., T]:
             values = (values[0], *values[2:])
         if "options" in keywords:
             chosen = keywords.pop("options")
+        for former in keywords.keys() & FORMER.keys():
+            warnings.warn(f"The option {former} is called {FORMER[former]} now.", DeprecationWarning, stacklevel=2)
+        keywords = renamed(keywords)
         refuse_unknown(keywords)
         arguments = signature.bind(*values, **keywords).arguments
         settings = {name: arguments.pop(name) for name in ABOUT if name in arguments}

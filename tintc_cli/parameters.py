@@ -6,6 +6,7 @@ dataclass, as one parameter, and the command line has an option for every field 
 
 from __future__ import annotations
 
+import logging
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, fields
@@ -95,13 +96,17 @@ def of_options(wanted: Callable[[Any], bool]) -> Spread:
 
 
 def without_short_forms(names: list[str], values: dict[str, Any]) -> Chosen:
-    """Return options by name; one that was given by its short form has that value."""
+    """Return options by name; one that was given by its short form, or by a former name, has that value."""
     options: Chosen = {}
     for name in names:
         options[name] = values[name]
-        short = values.get(short_form(name))
-        if short is not None:
-            options[name] = short
+        for form in (short_form(name), former_name(name)):
+            given = values.get(form)
+            if given is None:
+                continue
+            options[name] = given
+            if form == former_name(name):
+                warn_of_former(name)
     return options
 
 
@@ -110,10 +115,23 @@ def short_form(name: str) -> str:
     return f"{name}_in_short"
 
 
-def option_parameters(module: Any, name: str) -> list[Parameter]:
-    """Return the parameters of a command for one option of a compilation: one, and a hidden one for a short form.
+def former_name(name: str) -> str:
+    """Return the name of the parameter that takes an option by the name that it had."""
+    return f"{name}_formerly"
 
-    Both in one would make the column of names so wide that help at 80 columns cuts it.
+
+def warn_of_former(name: str) -> None:
+    """Say how an option is called now."""
+    former = options_module().ABOUT[name].former
+    spellings = (one.replace("_", "-") for one in (former, name))
+    logging.getLogger("tintc").warning("The option --%s is called --%s now.", *spellings)
+
+
+def option_parameters(module: Any, name: str) -> list[Parameter]:
+    """Return the parameters of a command for one option of a compilation: one, and hidden ones for a short form and
+    for a former name.
+
+    All in one would make the column of names so wide that help at 80 columns cuts it.
     """
     about = module.ABOUT[name]
     kind = get_type_hints(module.Options)[name]
@@ -127,10 +145,13 @@ def option_parameters(module: Any, name: str) -> list[Parameter]:
     text = about.help
     if about.short:
         text += f" Short form: --{about.short}"
+    if about.former:
+        text += f" Formerly --{about.former.replace('_', '-')}"
     shown = typer.Option(f"--{name.replace('_', '-')}", help=text, metavar=metavar)
     parameters = [Parameter(name, Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[kind, shown])]
-    if about.short:
-        hidden = typer.Option(f"--{about.short}", hidden=True)
-        annotation = Annotated[kind | None, hidden]
-        parameters.append(Parameter(short_form(name), Parameter.KEYWORD_ONLY, default=None, annotation=annotation))
+    for form, spelling in ((short_form(name), about.short), (former_name(name), about.former)):
+        if spelling:
+            hidden = typer.Option(f"--{spelling.replace('_', '-')}", hidden=True)
+            annotation = Annotated[kind | None, hidden]
+            parameters.append(Parameter(form, Parameter.KEYWORD_ONLY, default=None, annotation=annotation))
     return parameters

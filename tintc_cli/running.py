@@ -37,8 +37,8 @@ def run(
     lr: Annotated[
         str | None,
         typer.Option(
-            help="Learning rate, or several to compare: 1e-5,1e-4 (default: the stored one). Gradients are sums over "
-            "train tokens, so the step grows with their number."
+            help="Learning rate, or several to compare: 1e-5,1e-4 (default: the stored one). Plain steps grow "
+            "with the number of train tokens, over which gradients are summed."
         ),
     ] = None,
     split_steps: Annotated[bool, typer.Option("--split-steps", help="Train each step on a part of its own.")] = False,

@@ -178,6 +178,13 @@ def test_rates_are_suggested_by_how_far_off_they_were(after: float, tried: list[
     assert str(hint_of(10.0, after, tried, "64 in a block")).endswith(f"such as --lr {suggested}.")
 
 
+def test_the_hint_of_normalised_steps_says_nothing_of_sums() -> None:
+    sim, ids = tintc.compile(tiny_models.gpt2().double(), optimizer="normalized"), tiny_models.token_ids(1, 24)[0]
+    hint = str(evaluate_blocks(sim, ids, inner_lr=30.0).hint)
+    assert "as long as the learning rate says" in hint and "summed" not in hint
+    assert hint.endswith("--lr 0.1,0.01,0.001,0.0001.")
+
+
 @given(train=st.integers(2, 40), steps=st.integers(1, 9))
 def test_steps_share_the_train_tokens(train: int, steps: int) -> None:
     block = Block(torch.zeros(50), train, train)

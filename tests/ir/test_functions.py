@@ -15,6 +15,7 @@ from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding, apply
 from tintc.ir.functions import (
     ACTIVATIONS,
     GATES_ONLY,
+    KINKED,
     FiniteDifference,
     alibi,
     causal_mask,
@@ -47,6 +48,18 @@ def test_norms_are_torch_s(width: int, eps: float, seed: int) -> None:
 def test_activations_map_zero_to_zero() -> None:
     zero = torch.zeros(3, dtype=torch.float64)
     assert {name for name, f in ACTIVATIONS.items() if bool((f(zero) != 0).any())} == GATES_ONLY
+
+
+@pytest.mark.parametrize("fn", KINKED)
+def test_slopes_at_kinks_are_autograd_s(fn: str) -> None:
+    """Central differences spare these: exact however near the kink, where any difference would be half of it off."""
+    x = torch.tensor([-3.0, -1 - 1e-9, -1e-9, 1e-9, 0.4, 1 - 1e-9, 1 + 1e-9, 2.0], dtype=torch.float64)
+    x, g = x.requires_grad_(), torch.linspace(-2, 3, 8, dtype=torch.float64)
+    (right,) = torch.autograd.grad(ACTIVATIONS[fn](x), x, g)
+    central = FiniteDifference("central", 3e-3)
+    torch.testing.assert_close(central.of_activation(fn, x.detach(), g), right, rtol=0, atol=1e-15)
+    crossing = central.derivative(ACTIVATIONS[fn], x.detach(), g)
+    assert float((crossing - right).abs().max()) > (1e-4 if fn == "relu2" else 0.2)
 
 
 def test_alibi_tells_neighbours_apart_in_bfloat16() -> None:

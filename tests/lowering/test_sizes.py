@@ -29,7 +29,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "nothing shared": {"reuse": "none"},
     "softmax heads": {"linear_attention": "softmax"},
     "two steps, the full gradient": {"gradient": "full", "descend": "all", "n_steps": 2},
-    "central differences": {"fd_scheme": "central"},
+    "central differences": {"difference": "central"},
 }
 
 

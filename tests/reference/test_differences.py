@@ -37,7 +37,7 @@ def test_fixed_steps_in_exact_semantics() -> None:
     """`--difference fixed` without the rest of paper-code: another gradient than the token step's, but close."""
     gradients = []
     for scheme in ("fixed", "token"):
-        sim = family("gpt2").compile(fd_scheme=scheme, inner_lr=0.02)
+        sim = family("gpt2").compile(difference=scheme, inner_lr=0.02)
         check_fused(sim, IDS)
         gradients.append(simulated_gradients(sim, resolve_inputs(IDS[:1])))
     fixed, token = gradients
@@ -49,12 +49,12 @@ def test_fixed_steps_in_exact_semantics() -> None:
 @pytest.mark.parametrize("scheme", ["free", "calibrated"])
 def test_unknown_schemes_are_refused(scheme: str) -> None:
     with pytest.raises(OptionError, match=f"'{scheme}' is unknown; choose one of fixed, token"):
-        Options(fd_scheme=scheme)
+        Options(difference=scheme)
 
 
 def test_paper_code_has_fixed_steps() -> None:
     with pytest.raises(OptionError, match="paper-code has differences of a fixed step; choose exact for token"):
-        Options(semantics="paper-code", fd_scheme="token")
+        Options(semantics="paper-code", difference="token")
 
 
 def test_a_text_that_nothing_is_calibrated_on_is_refused() -> None:

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 from programs import import_model
-from tiny_models import gpt2, llama
+from tiny_models import gpt2, llama, opt
 from torch import Tensor
 
 import tintc
@@ -30,6 +30,7 @@ from tools.sweep.tiny import tiny_model
 
 MODELS: dict[str, Any] = {
     "gpt2": lambda: gpt2(n_heads=3, head_dim=6),
+    "opt": lambda: opt(n_heads=3, head_dim=6),
     "llama": lambda: llama(n_heads=4, n_kv_heads=2, head_dim=6, attention_bias=True),
     "gemma2": lambda: tiny_model("gemma2"),
     "gemma3_text": lambda: tiny_model("gemma3_text"),
@@ -62,7 +63,7 @@ def error(sim: TintForCausalLM, graph: CapturedGraph, simulated: dict[str, Tenso
 
 
 @pytest.mark.parametrize(
-    "name", ["gpt2", "llama", "gemma3_text", *[pytest.param(name, marks=pytest.mark.slow) for name in SLOW]]
+    "name", ["gpt2", "opt", "llama", "gemma3_text", *[pytest.param(name, marks=pytest.mark.slow) for name in SLOW]]
 )
 def test_the_full_gradient_is_autograd_s(name: str) -> None:
     model = MODELS[name]()

@@ -34,7 +34,9 @@ FAR = (0.1, 0.01, 1e-3, 1e-4)
 RUINED = 2.0
 """Times the perplexity before the update, from which on the model is ruined."""
 HOPELESS = 1e-2
-"""A rate that hardly any model gains from: of larger ones, what is suggested is smaller than this."""
+HOPELESS_NORMALISED = 1.0
+"""Rates of plain and of normalised steps that hardly any model gains from: of larger ones, what is suggested is smaller
+than this."""
 HIGHEST = 700
 """Mean loss above which its perplexity is no finite number."""
 ROUNDING = 1e-6
@@ -160,7 +162,7 @@ def evaluate_blocks(
         processes=processes.count,
         opening_tokens=blocks.opening,
         tokens_left_out=blocks.left_out,
-        hint=hint_of(perplexity_before, perplexity_after, tried, f"{trained} in a block"),
+        hint=hint_of(perplexity_before, perplexity_after, tried, f"{trained} in a block", sim.config.optimizer),
         rates=by_rate,
     )
 
@@ -189,23 +191,26 @@ def _losses(
     return [score(out.logits_before), score(out.logits)]
 
 
-def hint_of(before: float, after: float, tried: Sequence[Any], summed: str) -> str | None:
+def hint_of(before: float, after: float, tried: Sequence[Any], summed: str, optimizer: str = "sgd") -> str | None:
     """Return what to say of an update that made it worse, None if it did not.
 
-    summed: over how many train tokens gradients were, as a part of the sentence.
+    summed: over how many train tokens gradients were, as a part of the sentence; optimizer: what a step is made of.
     """
     if after <= before * (1 + ROUNDING):
         return None
-    why = (
-        "The text is predicted worse after the update than before. Gradients are summed over train tokens, here "
-        f"{summed}, so the step may be too large for so many"
-    )
+    if optimizer == "normalized":
+        hopeless = HOPELESS_NORMALISED
+        why = "The step is as long as the learning rate says, whatever the gradient, so it may be too large"
+    else:
+        hopeless = HOPELESS
+        why = f"Gradients are summed over train tokens, here {summed}, so the step may be too large for so many"
+    why = f"The text is predicted worse after the update than before. {why}"
     numbers = [rate for rate in tried if isinstance(rate, int | float)]
     if not numbers:
         return f"{why}; try smaller learning rates."
-    start = min(*numbers, HOPELESS)
+    start = min(*numbers, hopeless)
     factors = NEAR
-    if after > RUINED * before or min(numbers) > HOPELESS:
+    if after > RUINED * before or min(numbers) > hopeless:
         factors = FAR
     smaller = ",".join(f"{start * factor:.1g}" for factor in factors)
     return f"{why}; try smaller learning rates, such as --lr {smaller}."

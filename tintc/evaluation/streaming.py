@@ -90,6 +90,6 @@ def evaluate_stream(
         executor=sim.last_executor,
         device=str(sim.device),
         opening_tokens=len(opening),
-        hint=hint_of(frozen, streamed, [rate], f"{chunk_size} in a chunk"),
+        hint=hint_of(frozen, streamed, [rate], f"{chunk_size} in a chunk", sim.config.optimizer),
     )
     return evaluation, stream.state

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -33,6 +33,17 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 
 GATES_ONLY = frozenset({"sigmoid", "softplus"})
 """Those that do not map 0 to 0. An embedding's zero pads must stay zero, so they may only multiply another value."""
+
+
+KINKED: dict[str, Callable[[Tensor], Tensor]] = {
+    "relu": lambda x: (x > 0).to(x.dtype),
+    "relu2": lambda x: 2 * torch.relu(x),
+    "hardtanh": lambda x: (F.hardtanh(x) == x).to(x.dtype),
+    "at_most_one": lambda x: (x <= 1).to(x.dtype),
+}
+"""The slopes of activations that have a kink, or whose slope has one. A difference across a kink is off by up to the
+gradient itself however small its step; central ones leave these activations out, since their slopes are as simple as
+they are."""
 
 
 def at_least_fp32(x: Tensor) -> Tensor:
@@ -77,7 +88,8 @@ class FiniteDifference:
     """The choice of a first-order step (paper Defs. F.3, G.3; construction.md, section 6.1).
 
     ``fixed``: step `eps` everywhere, as in the paper. ``token``: step ``eps * c / rms(g)`` per token, which suits the
-    gradient whatever its size; a zero gradient gives zero. ``central``: the same steps both ways.
+    gradient whatever its size; a zero gradient gives zero. ``central``: the same steps both ways, shorter ones for
+    activations, and the exact slopes of activations that have kinks.
     """
 
     scheme: str
@@ -92,6 +104,26 @@ class FiniteDifference:
     def central(self) -> bool:
         """Return True if steps are taken both ways."""
         return self.scheme == "central"
+
+    def spares(self, fn: str) -> bool:
+        """Return True if an activation's slope is taken as it is, exactly."""
+        return self.central and fn in KINKED
+
+    def for_activations(self) -> FiniteDifference:
+        """Return the difference that is taken of activations: a third of the step where it goes both ways.
+
+        Gradients are heavy-tailed over the coordinates of a feed-forward layer, and the error at each is of second
+        order in its own part of the step; norms mix coordinates, so that only the whole step's length counts.
+        """
+        if self.central:
+            return replace(self, eps=self.eps / 3)
+        return self
+
+    def of_activation(self, fn: str, x: Tensor, g: Tensor) -> Tensor:
+        """Return ``act'(x) g``, by a difference or, where this `spares` the activation, exactly."""
+        if self.spares(fn):
+            return g * KINKED[fn](x)
+        return self.for_activations().derivative(ACTIVATIONS[fn], x, g)
 
     def derivative(self, f: Callable[[Tensor], Tensor], x: Tensor, g: Tensor, c: Tensor | float = 1.0) -> Tensor:
         """Return ``J_f(x) g``: to first order ``(f(x + h g) - f(x)) / h``, to second ``(f(x + h g) - f(x - h g)) / 2h``

@@ -17,8 +17,9 @@ class Difference:
     """A derivative to first order, ``J_f(x) g ~ (f(x + h g) - f(x)) / h`` (paper Defs. F.3, G.3).
 
     scheme ``fixed``: h is `step`; ``token``: h is ``step * scale / rms(g)`` for every token on its own, where the scale
-    is 1 for activations and that of the norm at x for norms; ``central``: that h both ways, ``(f(x + h g) -
-    f(x - h g)) / 2h``. A zero gradient gives zero. step None: 0.003 for central ones, 0.001 for others.
+    is 1 for activations and that of the norm at x for norms; ``central``: that h both ways, a third of it for
+    activations, ``(f(x + h g) - f(x - h g)) / 2h``, and none where activations have kinks, which autograd
+    differentiates. A zero gradient gives zero. step None: 0.003 for central ones, 0.001 for others.
     """
 
     scheme: str = "token"
@@ -38,7 +39,11 @@ class Difference:
             return (f(x + self.step * g) - at_x) / self.step
         size = g.pow(2).mean(-1, keepdim=True).sqrt()
         unit = g / size.masked_fill(size == 0, 1.0)
-        scale = norm_scale(f, x, at_x, unit) if is_norm else 1.0
+        scale: Tensor | float = 1.0
+        if is_norm:
+            scale = norm_scale(f, x, at_x, unit)
+        elif self.scheme == "central":
+            scale = 1 / 3
         move = self.step * scale * unit
         if self.scheme == "central":
             return size * (f(x + move) - f(x - move)) / (2 * self.step * scale)

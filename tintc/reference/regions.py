@@ -24,6 +24,7 @@ from tintc.frontend.importer import Recognised
 from tintc.frontend.rules.shared_factors import SharedFactors, shared_factors
 from tintc.ir.auxiliary import Activation, Multiply, Norm, Scale
 from tintc.ir.core import Op, Program
+from tintc.ir.functions import KINKED
 from tintc.reference.approximations import Difference
 from tintc.reference.captured import Lookup, Override
 
@@ -166,7 +167,7 @@ def activation_regions(
         act = op
         if isinstance(op, Scale | Multiply):
             act = producers[op.operands[-1]]
-        if not isinstance(act, Activation) or act in after_head:
+        if not isinstance(act, Activation) or act in after_head or _is_exact(difference, act):
             continue
         before = producers[act.operands[0]]
         if act is op:
@@ -176,6 +177,11 @@ def activation_regions(
         elif isinstance(op, Multiply) and (factors := shared_factors(graph, node)) is not None:
             regions[node] = _SharedFactors(graph, factors, difference)
     return regions
+
+
+def _is_exact(difference: Difference, act: Activation) -> bool:
+    """Return True if autograd differentiates an activation, because it has a kink that steps both ways would cross."""
+    return difference.scheme == "central" and act.fn in KINKED
 
 
 def _after_head(program: Program) -> set[Op]:

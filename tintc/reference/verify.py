@@ -135,7 +135,7 @@ def references_for(
 def tolerances_for(path: str, sim: TintForCausalLM) -> Tolerances:
     """Return the tolerances for the shorter of the types that are stored and computed in."""
     shortest = max(sim.dtype, dtype_of(path), key=lambda kind: torch.finfo(kind).eps)
-    return Tolerances.of(shortest, sim.config.fd_scheme, sim.config.linear_attention)
+    return Tolerances.of(shortest, sim.config.difference, sim.config.linear_attention)
 
 
 def reference_dtype(source: AuxiliarySource) -> torch.dtype:
@@ -154,7 +154,7 @@ def plain(approximations: Approximations) -> Approximations:
 
 def approximations_of(sim: TintForCausalLM) -> Approximations:
     """Return the approximations that a simulator was compiled with."""
-    difference = Difference(sim.config.fd_scheme, sim.config.fd_step)
+    difference = Difference(sim.config.difference, sim.config.fd_step)
     groups = frozenset(sim.config.descend.split(","))
     chosen = Approximations.of(sim.config.semantics, gradient=sim.config.gradient)
     scores: bool | Difference = True

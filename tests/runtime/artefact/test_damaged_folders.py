@@ -50,8 +50,8 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
     "other steps": (lambda folder: change_config(folder, n_steps=7), "says n_steps 7 and its program 1; put 1 back"),
     "another rate": (lambda folder: change_config(folder, inner_lr=0.5), "was changed in one of inner_lr, "),
     "steps once calibrated": (
-        lambda folder: change_config(folder, fd_scheme="calibrated"),
-        "was compiled with fd_scheme 'calibrated', which this version of tintc does not have; compile the model again",
+        lambda folder: change_config(folder, difference="calibrated"),
+        "was compiled with difference 'calibrated', which this version of tintc does not have; compile the model again",
     ),
     "steps once calibrated, in the program": (
         lambda folder: change_program(folder, 'scheme="token"', 'scheme="calibrated"'),

@@ -11,12 +11,13 @@ import pytest
 import torch
 from attention_programs import VOCAB, decoder
 from fused_cases import check_fused
-from programs import check_agreement, simulator, three_ways
+from programs import Sketch, check_agreement, simulator, three_ways
 
 from tintc.errors import OptionError
+from tintc.ir.auxiliary import Activation, Gate
 from tintc.ir.auxiliary.interpreter import Descent
 from tintc.ir.core import Program
-from tintc.ir.functions import FiniteDifference
+from tintc.ir.functions import KINKED, FiniteDifference
 from tintc.ir.simulator.shared import attention_common
 from tintc.options import FD_STEPS, GROUPS, Options
 
@@ -30,7 +31,7 @@ def agree(made: tuple[Program, dict[str, torch.Tensor]], scheme: str = "central"
     program, tensors = made
     difference = FiniteDifference(scheme, FD_STEPS[scheme])
     for masks, n_steps in (({}, 2), ({"attention_mask": PADDING}, 1)):
-        options = {"gradient": "full", "descend": "all", "fd_scheme": scheme, "inner_lr": 1e-2} | given
+        options = {"gradient": "full", "descend": "all", "difference": scheme, "inner_lr": 1e-2} | given
         sim = simulator(program, tensors, n_steps=n_steps, **options)
         groups = Options(**options).groups
         descent = Descent(1e-2, n_steps, groups=groups, difference=difference, full=True)
@@ -69,6 +70,19 @@ def test_one_sided_differences(scheme: str) -> None:
     agree(decoder(1, **ALTOGETHER), scheme)
 
 
+@pytest.mark.parametrize("fn", KINKED)
+def test_activations_with_kinks(fn: str) -> None:
+    """Alone, in tiles, and as a gate."""
+    make = Sketch(12, bias=False)
+    x = make.embedding("wte", VOCAB)
+    make.layer = 0
+    wide = make.add(Activation, "act", 30, make.linear("up", x, 30, "ffn"), fn=fn)
+    gated = make.add(Gate, "gate", 12, make.linear("a", x, 12, "ffn"), make.linear("b", x, 12, "ffn"), fn=fn)
+    x = make.sum("out", make.sum("mid", x, make.linear("down", wide, 12, "ffn")), gated)
+    make.layer = -1
+    agree(make.finish(x, VOCAB, 1), descend="ffn")
+
+
 def test_blocks_of_queries(monkeypatch: pytest.MonkeyPatch) -> None:
     """Fused execution takes four queries at a time: keys collect the gradients of all blocks."""
     monkeypatch.setattr(attention_common, "ROWS", 4)
@@ -82,7 +96,7 @@ def test_queries_alone_descend() -> None:
 
 def test_central_differences_of_the_paper_s_gradient() -> None:
     program, tensors = decoder(3)
-    sim = simulator(program, tensors, n_steps=1, inner_lr=1e-2, fd_scheme="central")
+    sim = simulator(program, tensors, n_steps=1, inner_lr=1e-2, difference="central")
     sim.trust()
     check_fused(sim, IDS)
 

@@ -23,6 +23,7 @@ from torch import Tensor
 import tintc
 from tintc.analysis.parameter_counts import count_parameters, unrolled_count
 from tintc.analysis.report import parameter_report
+from tintc.compiler import warn_of_coarse_heads
 from tintc.errors import ModelError, OptionError
 from tintc.evaluation.perplexity import evaluate_blocks
 from tintc.ir.functions import sink_softmax
@@ -139,7 +140,8 @@ def test_a_whole_simulator(name: str, dtype: torch.dtype, tolerance: float) -> N
         ("gpt2", {"loss": "mse", "n_update_layers": 1}),
         ("gpt2", {"n_steps": 3, "n_update_layers": 1}),
         ("llama", {"loss": "quad", "n_steps": 2}),
-        ("llama", {"descend": "values,norm-gain", "fd_scheme": "fixed"}),
+        ("llama", {"gradient": "full", "descend": "all"}),
+        ("llama", {"descend": "values,norm-gain", "difference": "fixed"}),
     ],
 )
 def test_other_options(name: str, chosen: dict[str, Any]) -> None:
@@ -186,6 +188,7 @@ def test_which_executor(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> Non
     with torch.no_grad():
         assert float((loaded(ids).logits - right).abs().max()) < 1e-5
     assert loaded.config.linear_attention == "softmax" and "softmax" in (tmp_path / "sim" / "program.tint").read_text()
+    assert "leave an error" not in caplog.text
     loaded.executor = "fused"
     with pytest.raises(OptionError, match="softmax heads"):
         loaded(ids)
@@ -193,10 +196,12 @@ def test_which_executor(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> Non
         load(tmp_path / "sim", dtype="float32")(ids)
 
 
-def test_what_is_refused() -> None:
+def test_what_is_refused(caplog: pytest.LogCaptureFixture) -> None:
     model = family("llama").source.model
     with pytest.raises(OptionError, match="float32"):
         tintc.compile(model, linear_attention="softmax", dtype="bfloat16")
+    warn_of_coarse_heads(torch.float32)
+    assert "Softmax heads in float32 leave an error of the size of the update" in caplog.text
     with pytest.raises(OptionError, match="unknown"):
         tintc.compile(model, linear_attention="hard")
     with pytest.raises(OptionError, match="calibration text"):

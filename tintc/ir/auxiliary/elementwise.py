@@ -76,7 +76,7 @@ class Activation(AuxOp):
         return ACTIVATIONS[self.fn](x)
 
     def pullback(self, context: Context, dy: Tensor, x: Tensor) -> Pulled:
-        return (context.difference.derivative(ACTIVATIONS[self.fn], x, dy),), {}
+        return (context.difference.of_activation(self.fn, x, dy),), {}
 
 
 @register("aux.gate")
@@ -95,5 +95,4 @@ class Gate(AuxOp):
         return g * ACTIVATIONS[self.fn](u)
 
     def pullback(self, context: Context, dy: Tensor, g: Tensor, u: Tensor) -> Pulled:
-        act = ACTIVATIONS[self.fn]
-        return (dy * act(u), context.difference.derivative(act, u, dy * g)), {}
+        return (dy * ACTIVATIONS[self.fn](u), context.difference.of_activation(self.fn, u, dy * g)), {}

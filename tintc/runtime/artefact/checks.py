@@ -26,7 +26,7 @@ from tintc.runtime.artefact.folder import first_line, parsed_program
 
 RECORDED = tuple(Options().recorded("config"))
 """Options that stand in the configuration only to be read: what they did is in the program's ops and in the tensors."""
-FIRST = ("inner_lr", "loss", "descend", "fd_scheme", "fd_step", "linear_attention")
+FIRST = ("inner_lr", "loss", "descend", "difference", "fd_step", "linear_attention")
 """Those that the earliest digests cover."""
 
 

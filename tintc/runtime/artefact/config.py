@@ -11,7 +11,7 @@ from transformers import PretrainedConfig
 from tintc.errors import ArtefactError
 from tintc.hub import MODEL_TYPE
 from tintc.ir.structure import SATURATED
-from tintc.options import ABOUT, Options
+from tintc.options import ABOUT, FORMER, Options, renamed
 from tintc.runtime.artefact.beside import HUB_ARGUMENTS, text_beside, text_digest
 from tintc.runtime.artefact.names import AUXILIARY_FILE, DESCRIPTION_FILE, PROGRAM_FILE
 
@@ -72,6 +72,7 @@ class TintConfig(PretrainedConfig):
     """
 
     model_type = MODEL_TYPE
+    attribute_map = FORMER
 
     def __init__(
         self,
@@ -97,6 +98,7 @@ class TintConfig(PretrainedConfig):
         **kwargs: Any,
     ):
         check_format(format_version, "The configuration")
+        kwargs = renamed(kwargs)
         check_choices(kwargs, "The simulator")
         kwargs.pop("gate_scale", None)  # written by earlier versions
         self.program: str | None = kwargs.pop("program", None)

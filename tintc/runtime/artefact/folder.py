@@ -20,6 +20,7 @@ from tintc.ir.core import Program
 from tintc.ir.text import parse_program
 from tintc.lowering.emission.emit import check_complete
 from tintc.lowering.emission.sizes import check_sizes
+from tintc.options import renamed
 from tintc.runtime.artefact.beside import local_folder, text_digest
 from tintc.runtime.artefact.card import model_card
 from tintc.runtime.artefact.config import FORMAT_VERSION, TintConfig, check_choices, check_format
@@ -127,6 +128,7 @@ def config_in(path: str | os.PathLike[str], snapshot: Snapshot) -> dict[str, Any
             f"{path} holds a model of type {kind!r}, not a compiled simulator; run 'tintc compile {path} -o OUT' first."
         )
     check_format(config.get("format_version", FORMAT_VERSION), str(path))
+    config = renamed(config)
     check_choices(config, str(path))
     check_entries(f"{path}/{CONFIG_FILE}", config)
     return config

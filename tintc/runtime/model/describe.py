@@ -27,7 +27,7 @@ def facts(sim: StructuralModel) -> dict[str, str]:
         f"width {layout.d_aux}, {attributes['vocab_size']} tokens",
         "descent": f"{steps} on the top {attributes['n_update_layers']} layers, {config.descend}",
         "rate and loss": f"{config.inner_lr:g}, {config.loss}, semantics {config.semantics}",
-        "differences": f"{config.fd_scheme}, step {config.fd_step:g}",
+        "differences": f"{config.difference}, step {config.fd_step:g}",
         "texts": f"up to {layout.max_length} tokens, of which {config.train_fraction:g} is trained on by default",
         "layout": f"S {layout.stack}, S' {layout.shards}, K {layout.n_prefixes} prefixes, D_sim {layout.d_sim}, "
         f"{layout.n_heads} heads",

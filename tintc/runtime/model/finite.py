@@ -20,8 +20,7 @@ if TYPE_CHECKING:
     from tintc.runtime.model.structure import StructuralModel
 
 BLOWN_UP = (
-    "what the update gives is NaN or infinite: the learning rate is too large for this text, over whose train tokens "
-    "gradients are summed; choose a smaller inner_lr"
+    "what the update gives is NaN or infinite: the learning rate is too large for this text; choose a smaller inner_lr"
 )
 logger = logging.getLogger("tintc")
 

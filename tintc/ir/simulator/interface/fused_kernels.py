@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tintc.ir.core import Value
-from tintc.ir.functions import ACTIVATIONS, FiniteDifference, at_least_fp32
+from tintc.ir.functions import ACTIVATIONS, KINKED, FiniteDifference, at_least_fp32
 from tintc.ir.simulator.interface.fused_base import FusedRun, FusedWeights
 from tintc.ir.simulator.kernels.choice import chosen
 from tintc.ir.simulator.kernels.rows import TINY, has_kernel
@@ -132,10 +132,14 @@ def step_size(eps: float, size: Tensor) -> Tensor:
 
 
 def fused_slope(fn: str, difference: FiniteDifference, g: Tensor, x: Tensor, y: Tensor | None = None) -> Tensor:
-    """Return act'(x) * g by a finite difference, computed in fp32 or better, in the dtype of x.
+    """Return act'(x) * g by a finite difference, computed in fp32 or better, in the dtype of x; exactly where the
+    difference spares the activation.
 
     y: act(x), if it is known; used if it has that precision.
     """
+    if difference.spares(fn):
+        return (g * KINKED[fn](x)).to(x.dtype)
+    difference = difference.for_activations()
     if chosen("activation_backward", g, x) and has_kernel(fn, x):
         from tintc.ir.simulator.kernels.triton_difference import activation_backward
 

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from tintc.ir.block_specs import ActivationSpec
 from tintc.ir.core import register
 from tintc.ir.functions import ACTIVATIONS
 from tintc.ir.layout import Layout
@@ -16,13 +15,8 @@ from tintc.ir.simulator.interface.fused_base import FusedRun
 from tintc.ir.simulator.interface.fused_kernels import fused_slope
 from tintc.ir.simulator.interface.literal_base import LiteralRun, Tiles
 from tintc.ir.simulator.interface.semantics import Interpretation
-from tintc.ir.simulator.shared.first_order import (
-    DifferenceOp,
-    activation_blocks,
-    activation_derivative,
-    derivative_slots,
-    widened,
-)
+from tintc.ir.simulator.shared.activation_slopes import activation_blocks, activation_derivative, derivative_slots
+from tintc.ir.simulator.shared.first_order import DifferenceOp, widened
 from tintc.ir.structure import StructuralBlock
 
 
@@ -42,7 +36,7 @@ class ActivationBackward(DifferenceOp):
         self.expect(len(self.operands) == 2 and len(kinds) == 1, "takes dy and x of one width and keeps it")
 
     def interpret(self, run: Interpretation, dy: Tensor, x: Tensor) -> Tensor:
-        return self.difference.derivative(ACTIVATIONS[self.fn], x, dy)
+        return self.difference.of_activation(self.fn, x, dy)
 
     def fused(self, run: FusedRun, dy: Tensor, x: Tensor, y: Tensor | None = None) -> Tensor:
         """Return dx. y: act(x), where the forward pass has left it."""
@@ -58,21 +52,19 @@ class ActivationBackward(DifferenceOp):
         """Return the blocks of the literal form, by name.
 
         Claim: they give ``dx = (act(x + h dy) - act(x)) / h``, tile by tile: that of `activation_derivative` with g =
-        dy, where `fd_act_*` is act on the slots 0 and 1. QED.
+        dy, where `fd_act_*` is act on the slots 0 and 1. QED. Central differences spare activations that have kinks:
+        of these dx is exact (`tintc.ir.simulator.shared.activation_slopes`).
 
         In every coordinate dx is within ``h/2 sup|act''| dy^2`` of ``act'(x) dy`` (Theorem G.4): the remainder of a
         Taylor step of h dy, over h. ReLU is exact where ``|x| > h |dy|``, as no kink lies on the way, and elsewhere off
         by at most |dy| (Theorem G.7; tests/theorems/test_first_order_bounds.py).
         """
-        width = self.result.type.width
-        blocks = activation_blocks(layout, self.difference, layout.tiles(width), width)
-        return blocks | {f"fd_act_{self.fn}": StructuralBlock(ActivationSpec(self.fn, (0, 1)))}
+        return activation_blocks(layout, self.difference, self.fn, self.result.type.width)
 
     def slots(self, layout: Layout) -> int:
-        return derivative_slots(layout, self.difference, self.result.type.width)
+        return derivative_slots(layout, self.difference, self.fn, self.result.type.width)
 
     def literal(self, run: LiteralRun, dy: Tiles, x: Tiles) -> Tiles:
-        act = f"fd_act_{self.fn}"
         width = self.result.type.width
-        slopes = activation_derivative(run, self.difference, act, widened(dy), widened(x), width)
+        slopes = activation_derivative(run, self.difference, self.fn, widened(dy), widened(x), width)
         return [slope.to(dy[0].dtype) for slope in slopes]

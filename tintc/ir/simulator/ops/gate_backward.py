@@ -7,7 +7,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from tintc.ir.block_specs import ActivationSpec
 from tintc.ir.core import register
 from tintc.ir.functions import ACTIVATIONS, at_least_fp32
 from tintc.ir.layout import Layout
@@ -19,14 +18,8 @@ from tintc.ir.simulator.interface.semantics import Interpretation
 from tintc.ir.simulator.kernels.choice import chosen
 from tintc.ir.simulator.kernels.rows import has_kernel
 from tintc.ir.simulator.ops.gate_forward import gate_blocks, gate_tiles
-from tintc.ir.simulator.shared.first_order import (
-    DifferenceOp,
-    activation_blocks,
-    activation_derivative,
-    derivative_slots,
-    product,
-    widened,
-)
+from tintc.ir.simulator.shared.activation_slopes import activation_blocks, activation_derivative, derivative_slots
+from tintc.ir.simulator.shared.first_order import DifferenceOp, product, widened
 from tintc.ir.structure import StructuralBlock
 
 
@@ -47,14 +40,14 @@ class GateBackward(DifferenceOp):
         self.expect(shape, "takes dy, g, u of one width and gives dg, du of that width")
 
     def interpret(self, run: Interpretation, dy: Tensor, g: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
-        act = ACTIVATIONS[self.fn]
-        return dy * act(u), self.difference.derivative(act, u, dy * g)
+        return dy * ACTIVATIONS[self.fn](u), self.difference.of_activation(self.fn, u, dy * g)
 
     def fused(self, run: FusedRun, dy: Tensor, g: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
-        if chosen("gate_backward", dy, g, u) and has_kernel(self.fn, u):
+        spared = self.difference.spares(self.fn)
+        if not spared and chosen("gate_backward", dy, g, u) and has_kernel(self.fn, u):
             from tintc.ir.simulator.kernels.triton_difference import gate_backward
 
-            return gate_backward(self.fn, self.difference, dy, g, u)
+            return gate_backward(self.fn, self.difference.for_activations(), dy, g, u)
         act = activate(self.fn, at_least_fp32(u))
         du = fused_slope(self.fn, self.difference, dy * g, u, act)
         act = act.to(u.dtype)
@@ -75,16 +68,15 @@ class GateBackward(DifferenceOp):
 
         In every coordinate du is within ``h/2 sup|act''| p^2`` of ``act'(u) p``, as in `sim.activation_backward`.
         """
-        width = self.results[0].type.width
-        blocks = activation_blocks(layout, self.difference, layout.tiles(width), width)
-        return blocks | gate_blocks(self.fn) | {f"fd_act_{self.fn}": StructuralBlock(ActivationSpec(self.fn, (0, 1)))}
+        blocks = activation_blocks(layout, self.difference, self.fn, self.results[0].type.width)
+        return blocks | gate_blocks(self.fn)
 
     def slots(self, layout: Layout) -> int:
-        return derivative_slots(layout, self.difference, self.results[0].type.width)
+        return derivative_slots(layout, self.difference, self.fn, self.results[0].type.width)
 
     def literal(self, run: LiteralRun, dy: Tiles, g: Tiles, u: Tiles) -> tuple[Tiles, Tiles]:
         dg = gate_tiles(run, self.fn, dy, u)
         direction = [product(run, a, b) for a, b in zip(widened(dy), widened(g), strict=True)]
         width = self.results[0].type.width
-        du = activation_derivative(run, self.difference, f"fd_act_{self.fn}", direction, widened(u), width)
+        du = activation_derivative(run, self.difference, self.fn, direction, widened(u), width)
         return dg, [slope.to(dg[0].dtype) for slope in du]

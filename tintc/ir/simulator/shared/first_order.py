@@ -230,37 +230,3 @@ def difference_across(
     behind = f([run.slot(e, 1) for e in steps])
     name = _difference_name(kind)
     return [run.slot(run.apply(name, run.embed([a, b]))) for a, b in zip(ahead, behind, strict=True)]
-
-
-def derivative_slots(layout: Layout, kind: FiniteDifference, width: int) -> int:
-    """Return the most slots that `activation_derivative` needs in one embedding: two for a difference, and where tokens
-    have steps of their own all tiles of g together, for their norm."""
-    if not kind.per_token:
-        return 2
-    return max(2, layout.tiles(width))
-
-
-def activation_blocks(layout: Layout, kind: FiniteDifference, n_tiles: int, width: int) -> dict[str, StructuralBlock]:
-    """Return the blocks of `activation_derivative`, by name, but for the activation itself."""
-    blocks = difference_blocks(layout, kind, 1)
-    if kind.per_token:
-        blocks |= unit_blocks(layout, n_tiles, width)
-    return blocks
-
-
-def activation_derivative(run: LiteralRun, kind: FiniteDifference, act: str, g: Tiles, x: Tiles, width: int) -> Tiles:
-    """Return ``(act(x + h g) - act(x)) / h``, tile by tile, or the central difference; `act` names the block that
-    applies act to slots 0 and 1.
-
-    Claim: it is `difference` along g with the constant step. With ``token``, c = 1: along ``g^ = g / r`` it gives
-    ``(act(x + h g) - act(x)) / eps`` for ``h = eps / r``, and times r that is divided by h. The same of ``central``
-    with ``act(x - h g)`` and 2h. QED.
-    """
-
-    def slope(direction: Tensor, at: Tensor) -> Tensor:
-        return difference(run, run.embed([direction, at]), 1, kind, lambda e: run.apply(act, e))
-
-    if not kind.per_token:
-        return [slope(gi, xi) for gi, xi in zip(g, x, strict=True)]
-    units, size = unit(run, g, width)
-    return [product(run, slope(ui, xi), size) for ui, xi in zip(units, x, strict=True)]
