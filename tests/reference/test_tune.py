@@ -29,7 +29,7 @@ from tintc.ir.auxiliary.interpreter import view
 from tintc.ir.inputs import resolve_inputs
 from tintc.ir.simulator.interface.interpreter import interpret
 from tintc.ir.simulator.interface.semantics import Weights
-from tintc.options import LOSSES
+from tintc.option_facts import LOSSES
 from tintc.reference import Approximations, Difference, Tuned, tune
 from tintc.reference.approximations import DESCENDS, GROUPS
 from tintc.reference.simulated_gradients import first_step, simulated_gradients

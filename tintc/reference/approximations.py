@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from tintc.errors import OptionError
-from tintc.options import DESCENDS, FD_STEPS, GROUPS, SCHEMES
+from tintc.option_facts import DESCENDS, FD_STEPS, GROUPS, SCHEMES
 
 
 @dataclass(frozen=True)

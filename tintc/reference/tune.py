@@ -33,7 +33,7 @@ from tintc.frontend.source.modules import find_length
 from tintc.ir.auxiliary import Linear
 from tintc.ir.inputs import check_ids
 from tintc.keywords import known_keywords
-from tintc.options import steps
+from tintc.option_facts import steps
 from tintc.reference.approximations import Approximations
 from tintc.reference.captured import Override, approximate_scores, run_nodes
 from tintc.reference.experts import approximate_experts

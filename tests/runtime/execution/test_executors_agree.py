@@ -25,7 +25,8 @@ from tiny_models import gpt2, llama, opt, token_ids
 import tintc
 from tintc.ir.auxiliary.interpreter import Descent
 from tintc.ir.functions import FiniteDifference
-from tintc.options import LOSSES, Options
+from tintc.option_facts import LOSSES
+from tintc.options import Options
 
 MODELS: dict[str, Any] = {
     "gpt2": lambda: gpt2(n_heads=3, head_dim=6),

@@ -18,7 +18,7 @@ from tintc.ir.auxiliary import Gate, Linear
 from tintc.ir.core import Program, Value, substitute
 from tintc.ir.inputs import resolve_inputs
 from tintc.ir.simulator.interface.interpreter import interpret
-from tintc.options import LOSSES
+from tintc.option_facts import LOSSES
 from tintc.runtime.execution.fused.plan import UPDATES
 from tintc.runtime.model.causal_lm import TintForCausalLM
 

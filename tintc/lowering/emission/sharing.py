@@ -19,7 +19,8 @@ from tintc.ir.names import Names
 from tintc.ir.simulator import SimOp
 from tintc.ir.structure import StructuralBlock
 from tintc.lowering.passes.plan_layout import layout_of
-from tintc.options import REUSE, Options
+from tintc.option_facts import REUSE
+from tintc.options import Options
 
 
 @dataclass(frozen=True)

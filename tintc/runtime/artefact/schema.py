@@ -14,7 +14,9 @@ from transformers import GenerationConfig, PretrainedConfig
 
 from tintc.bounded import is_plain_name
 from tintc.errors import ArtefactError
-from tintc.options import ABOUT, DTYPES, Options, objection_to
+from tintc.option_conflicts import objection_to
+from tintc.option_facts import DTYPES
+from tintc.options import ABOUT, Options
 from tintc.runtime.artefact.names import TEMPLATES
 from tintc.runtime.artefact.snapshot import damaged
 

@@ -29,7 +29,7 @@ from tintc.ir.layout import Layout
 from tintc.ir.simulator.interface.base import SimOp
 from tintc.ir.simulator.interface.literal_base import LiteralRun, Tiles
 from tintc.ir.structure import StructuralBlock, chunk_map
-from tintc.options import SCHEMES
+from tintc.option_facts import SCHEMES
 
 
 class DifferenceOp(SimOp):
