@@ -65,12 +65,12 @@ class Tuned:
 
     @property
     def before(self) -> Tensor:
-        """`logits_before`; warns."""
+        """Return `logits_before`; warn."""
         return self._renamed("before", "logits_before")
 
     @property
     def after(self) -> Tensor:
-        """`logits`; warns."""
+        """Return `logits`; warn."""
         return self._renamed("after", "logits")
 
     def _renamed(self, old: str, new: str) -> Tensor:

@@ -171,6 +171,7 @@ def write_tokenizer(tokenizer: Any, folder: Path) -> None:
 
 
 def first_line(error: BaseException) -> str:
+    """Return the first line of an error's message, without the full stop; its class's name if it has none."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
 
 
