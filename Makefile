@@ -10,7 +10,7 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --dist loadfile
 # Packages are installed without byte code, which takes a minute for all of them; what is imported writes its own, once.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo docs test test-all sweep bench clean
+.PHONY: demo docs test test-all sweep bench results clean
 
 $(INSTALLED): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -47,6 +47,10 @@ sweep: $(INSTALLED)
 
 bench: $(INSTALLED)
 	$(BIN)/python benchmarks/real_input.py
+
+# The paper's experiments on real models, for hours; an interrupted run goes on. Fills docs/results.md.
+results: $(INSTALLED)
+	$(BIN)/python benchmarks/results.py
 
 clean:
 	rm -rf $(VENV) build *.egg-info

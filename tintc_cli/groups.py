@@ -118,6 +118,7 @@ class Setup:
     predictions: Annotated[
         Path | None, typer.Option(help="Keep single results in this file, and go on with those that are there.")
     ] = None
+    png: Annotated[Path | None, typer.Option(help="Also draw the table into this file.")] = None
     device: Device = "cpu"
     dtype: ComputeIn = None
     trust_remote_code: Trusted = False

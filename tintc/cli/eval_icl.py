@@ -10,7 +10,9 @@ from typing import Any
 
 import tintc
 from tintc.cli.console import counted_progress, print_json, print_rows, silence_libraries, stages
+from tintc.cli.eval_plot import draw_accuracies
 from tintc.cli.eval_ppl import chosen_columns, chosen_rates, made_columns
+from tintc.cli.plan_plot import check_plot
 from tintc.cli.run import check_tokenizer
 from tintc.errors import OptionError
 from tintc.evaluation.experiments.columns import Column, InContext
@@ -43,6 +45,8 @@ def evaluate_classification(path: str, tasks: str, options: dict[str, Any], setu
     if budgets and model is None:
         raise OptionError("Other layers and steps need the model, to compile it again; pass it to --model.")
     rates = chosen_rates(setup.rates)
+    if setup.png is not None:
+        check_plot(setup.png)
     records = Records(setup.predictions)
     sizes = Sizes(options["examples"], options["validation_examples"], options["seeds"])
     rows: list[IclRow] = []
@@ -63,6 +67,8 @@ def evaluate_classification(path: str, tasks: str, options: dict[str, Any], setu
                 with counted_progress(posed.task.name, None) as (progress, task), without_nan_warning():
                     rows.append(experiment.row(lambda count: progress.advance(task, count)))
     if together.main:
+        if setup.png is not None:
+            draw_accuracies(rows, names, setup.png, _title(rows))
         _print(rows, names, {"output": path, "model": model}, as_json)
 
 
@@ -145,8 +151,11 @@ def _print(rows: Sequence[IclRow], names: Sequence[str], facts: dict[str, Any], 
         cells = [_cell(row, name) for name in names]
         budget = f"{row.layers}x{row.steps}"
         shown.append([row.task, row.shots, row.format or "-", row.loss or "-", budget, row.calibration, *cells])
-    examples = rows[0].examples
-    print_rows(f"Accuracy in % on {examples} examples, with its spread over seeds", header, shown)
+    print_rows(f"{_title(rows)} in %, with its spread over seeds", header, shown)
+
+
+def _title(rows: Sequence[IclRow]) -> str:
+    return f"Accuracy on {rows[0].examples} examples"
 
 
 def _cell(row: IclRow, name: str) -> str:

@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from tintc.cli.console import counted_progress, print_json, print_rows, silence_libraries, stages
+from tintc.cli.eval_plot import draw_perplexities
+from tintc.cli.plan_plot import check_plot
 from tintc.cli.run import check_tokenizer
 from tintc.errors import OptionError
 from tintc.evaluation.blocks import Blocks, cut_blocks
@@ -39,6 +41,8 @@ def evaluate_perplexity(paths: list[str], dataset: str, options: dict[str, Any],
     fractions = numbers(options["train_fraction"], "train fraction")
     names = chosen_columns(options["columns"], setup.model, COLUMNS)
     rates = chosen_rates(setup.rates)
+    if setup.png is not None:
+        check_plot(setup.png)
     records = Records(setup.predictions)
     with processes(setup.device) as together:
         with stages():
@@ -70,7 +74,10 @@ def evaluate_perplexity(paths: list[str], dataset: str, options: dict[str, Any],
                 )
                 rows.append(row)
     if together.main:
-        _print(rows, columns, {"outputs": paths, "model": setup.model, "dataset": dataset} | texts.facts(), as_json)
+        facts = {"outputs": paths, "model": setup.model, "dataset": dataset} | texts.facts()
+        if setup.png is not None:
+            draw_perplexities(rows, [column.name for column in columns], setup.png, _title(rows, facts))
+        _print(rows, columns, facts, as_json)
 
 
 class _Texts:
@@ -189,8 +196,11 @@ def _print(rows: Sequence[Row], columns: Sequence[Column], facts: dict[str, Any]
     for row in rows:
         cells = [_cell(row, column.name) for column in columns]
         shown.append([f"{row.train_fraction:g}", row.tokens, *cells])
-    title = f"Perplexity of the rest of {rows[0].blocks} blocks of {facts['block_size']} tokens of {facts['dataset']}"
-    print_rows(title, header, shown)
+    print_rows(_title(rows, facts), header, shown)
+
+
+def _title(rows: Sequence[Row], facts: dict[str, Any]) -> str:
+    return f"Perplexity of the rest of {rows[0].blocks} blocks of {facts['block_size']} tokens of {facts['dataset']}"
 
 
 def _cell(row: Row, name: str) -> str:

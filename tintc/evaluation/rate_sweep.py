@@ -8,6 +8,7 @@ Several steps are not linear, and literal execution makes the updates of its mod
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,7 @@ from tintc.ir.simulator.interface.fused_base import FusedWeights
 from tintc.runtime.adaptation.continuation import base_weights
 from tintc.runtime.adaptation.prefill import predict
 from tintc.runtime.execution.fused.batches import run_together
+from tintc.runtime.execution.fused.plan import WRITE_COST
 from tintc.runtime.model.adapted_state import AdaptedState
 from tintc.runtime.model.precision import in_its_own_dtype
 
@@ -68,18 +70,45 @@ def _shared(
 
 
 @torch.no_grad()
-def states_at(sim: TintForCausalLM, prompt: Mapping[str, Any], rates: Sequence[float]) -> Iterator[AdaptedState]:
+def states_at(
+    sim: TintForCausalLM, prompt: Mapping[str, Any], rates: Sequence[float], reads: int | None = None
+) -> Iterator[AdaptedState]:
     """Yield the weights after training on one text with each of the rates, for little more than one where that can be.
 
-    prompt: arguments of `sim.adapt`, by name, with ``input_ids [1, T]``.
+    prompt: arguments of `sim.adapt`, by name, with ``input_ids [1, T]``. reads: how many tokens each of the weights
+    will read (None: many); for few of them it is cheaper not to write out what was learnt.
     """
     if not _is_shared(sim):
         for rate in rates:
             yield sim.adapt(**prompt, inner_lr=rate)
         return
-    results = _at_rate_1(sim, sim.resolve(**prompt), {})
+    inputs = sim.resolve(**prompt)
+    if reads is not None and _stays_pending(sim, int(inputs.train.sum()), reads):
+        with _pending_updates(sim):
+            results = _at_rate_1(sim, inputs, {})
+        for rate in rates:
+            yield AdaptedState(sim, _weights(sim, results, rate), 1)
+        return
+    results = _at_rate_1(sim, inputs, {})
     for rate in rates:
         yield _state(sim, results, rate)
+
+
+def _stays_pending(sim: TintForCausalLM, trained: int, reads: int) -> bool:
+    """Return True if reading so many tokens with pending updates costs less than carrying these out."""
+    shapes = [value.type.dims for value in sim.continuation.updated if value.type.kind == "linear"]
+    pending = sum(reads * trained * (dout + din) for dout, din in shapes)
+    return pending < sum((trained + WRITE_COST) * dout * din for dout, din in shapes)
+
+
+@contextmanager
+def _pending_updates(sim: TintForCausalLM) -> Iterator[None]:
+    before = sim.update
+    sim.update = "lazy"
+    try:
+        yield
+    finally:
+        sim.update = before
 
 
 def unchanged(sim: TintForCausalLM) -> AdaptedState:
@@ -99,9 +128,12 @@ def _labels(sim: TintForCausalLM) -> dict[str, Value]:
 
 def _state(sim: TintForCausalLM, results: Mapping[str, Any], rate: float) -> AdaptedState:
     """Return the weights at a rate, from those at rate 1."""
+    return AdaptedState(sim, _weights(sim, results, rate), 1).settled()
+
+
+def _weights(sim: TintForCausalLM, results: Mapping[str, Any], rate: float) -> dict[Value, FusedWeights]:
     base = base_weights(sim)
-    weights = {value: _between(base[value], results[label], rate) for label, value in _labels(sim).items()}
-    return AdaptedState(sim, weights, 1).settled()
+    return {value: _between(base[value], results[label], rate) for label, value in _labels(sim).items()}
 
 
 def _between(base: FusedWeights, updated: FusedWeights, rate: float) -> FusedWeights:

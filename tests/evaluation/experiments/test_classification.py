@@ -195,3 +195,52 @@ def test_the_command(
     assert wrong.code == 2 and "pass such as 12x1" in wrong.err
     long = command("eval", "icl", llama_sim, *sizes, "--shots", 16, *where)
     assert long.code == 2 and "Compile with a larger max length" in long.err
+
+
+def test_demonstrations_are_read_once(sim: tintc.TintForCausalLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The context of many queries, and scores without an update, whatever the set of demonstrations is trained on."""
+    from tintc.evaluation.experiments import columns
+
+    read: list[int] = []
+    run = columns.predict
+    monkeypatch.setattr(columns, "predict", lambda sim, ids, *more: read.append(ids.shape[1]) or run(sim, ids, *more))
+    records = Records(None)
+    for loss in ("label", "full"):
+        setting = Setting(TASK, SHOWN, "multi", loss, calibrated=False)
+        for column in (InContext("icl", sim), Unchanged("before", sim), Simulated("tint", sim)):
+            answers(column, sim.tokenizer, 99, setting, ASKED, [0.02], records, ALONE)
+    context = len(tokenizer()(setting.context)["input_ids"])
+    each = [context + 1, 2, 4]  # of the two queries, after what they share
+    assert read == 4 * each  # "the" opens every query; "icl" and "before" are run for the first loss alone
+
+
+def test_the_head_sees_what_is_scored(model: Any, sim: tintc.TintForCausalLM) -> None:
+    """Explicit tuning's logits of the last tokens are those of all, cut; fp64, 1e-12."""
+    tuning = ExplicitTuning(model, sim.program)
+    ids = torch.arange(7)
+    seen: list[int] = []
+    hook = model.lm_head.register_forward_hook(lambda _, given, out: seen.append(given[0].shape[1]))
+    whole, part = tuning.logits(ids, 7), tuning.logits(ids, 3)
+    hook.remove()
+    assert seen == [7, 3]
+    torch.testing.assert_close(part, whole[-3:], rtol=0, atol=1e-12)
+
+
+def test_an_interrupted_task_goes_on(
+    sim: tintc.TintForCausalLM, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was kept is not scored again, and a line that was cut off is."""
+    setting = Setting(TASK, (), "single", "full", calibrated=False)
+    scored: list[str] = []
+    scores = Simulated.scores
+    monkeypatch.setattr(Simulated, "scores", lambda self, *more: scored.append(self.name) or scores(self, *more))
+
+    def run() -> list[list[list[float]]]:
+        records = Records(tmp_path / "kept")
+        return answers(Simulated("tint", sim), sim.tokenizer, 99, setting, ASKED, RATES, records, ALONE)
+
+    whole = run()
+    first, second = (tmp_path / "kept").read_bytes().splitlines(keepends=True)
+    (tmp_path / "kept").write_bytes(first + second[:20])
+    assert run() == whole == run()
+    assert len(scored) == 3

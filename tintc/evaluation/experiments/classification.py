@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -60,6 +60,13 @@ class Question:
     common: Tensor
     rests: tuple[Tensor, ...]
 
+    @property
+    def reads(self) -> int:
+        """Return how many tokens are read for its answer."""
+        if all(len(rest) == 1 for rest in self.rests):
+            return len(self.common)
+        return sum(len(self.common) + len(rest) for rest in self.rests)
+
     def log_probabilities(self, predict: Predictor) -> list[float]:
         """Return the log-probability of every label, after the query."""
         if all(len(rest) == 1 for rest in self.rests):
@@ -104,12 +111,14 @@ def answers(
 
     limit: the longest text; on_examples is called with the number of examples that were done.
     """
-    size = TOGETHER if setting.demonstrations else 1
+    size = TOGETHER
+    if column.has_rate and not setting.demonstrations:
+        size = 1
     parts = [examples[at : at + size] for at in range(0, len(examples), size)]
     own = []
     for index in processes.share(len(parts)):
         part = parts[index]
-        key = [column.name, column.identity, _digest(setting, part), list(rates) * column.has_rate]
+        key = [column.name, column.identity, _digest(column, setting, part), list(rates) * column.has_rate]
         scores = records.get(key)
         if scores is None:
             scores = _scores(column, tokenizer, limit, setting, part, rates)
@@ -124,7 +133,7 @@ def _scores(
 ) -> list[list[list[float]]]:
     """Return the scores of labels for examples that share one training."""
     labels = setting.task.labels
-    before = setting.context if setting.format == "multi" or column.in_context else ""
+    before = _before_queries(column, setting)
     questions = [question(tokenizer, before + setting.task.query(one.text), labels, limit) for one in part]
     asked = [*questions]
     if setting.calibrated:
@@ -132,6 +141,9 @@ def _scores(
     prompt = _demonstrated(tokenizer, setting)
     if not setting.demonstrations:
         prompt = _on_itself(questions[0], len(opening_of(tokenizer)))
+    shared = _shared(asked)
+    reads = len(shared) + sum(one.reads - len(shared) for one in asked)
+    prompt = replace(prompt, shared=shared, reads=reads)
 
     def score(predict: Predictor) -> list[float]:
         return [value for one in asked for value in one.log_probabilities(predict)]
@@ -171,16 +183,31 @@ def _on_itself(asked: Question, opening: int) -> Prompt:
     return Prompt(arguments, (TrainText(ids, targets),))
 
 
-def _digest(setting: Setting, part: Sequence[Example]) -> str:
-    content = [
-        setting.task.template,
-        setting.task.labels,
-        setting.pairs,
-        setting.format,
-        setting.loss,
-        setting.calibrated,
-        [one.text for one in part],
-    ]
+def _shared(asked: Sequence[Question]) -> Tensor:
+    """Return the tokens that all of several questions begin with."""
+    rows = [one.common.tolist() for one in asked]
+    if len(rows) == 1:
+        return asked[0].common[:0]
+    same = 0
+    while same < min(map(len, rows)) and len({row[same] for row in rows}) == 1:
+        same += 1
+    return asked[0].common[:same]
+
+
+def _before_queries(column: Column, setting: Setting) -> str:
+    """Return what a column reads before every query."""
+    if setting.format == "multi" or column.in_context:
+        return setting.context
+    return ""
+
+
+def _digest(column: Column, setting: Setting, part: Sequence[Example]) -> str:
+    """Return a digest of all that scores depend on, besides column and rates."""
+    task = setting.task
+    content = [task.template, task.labels, setting.calibrated, _before_queries(column, setting)]
+    if column.has_rate:
+        content += [setting.pairs, setting.format, setting.loss]
+    content.append([one.text for one in part])
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -12,6 +12,7 @@ from torch import Tensor
 from tintc.errors import OptionError
 from tintc.evaluation.experiments.explicit import ExplicitTuning, TrainText
 from tintc.evaluation.rate_sweep import states_at, unchanged
+from tintc.runtime.adaptation.cache import TintCache
 from tintc.runtime.adaptation.fingerprint import fingerprint
 from tintc.runtime.adaptation.prefill import predict
 from tintc.runtime.model.adapted_state import AdaptedState
@@ -26,11 +27,14 @@ Score = Callable[[Predictor], list[float]]
 class Prompt:
     """What is trained on: the arguments of `sim.adapt`, and the same as texts of their own for explicit tuning.
 
-    No texts: nothing is trained on.
+    No texts: nothing is trained on. shared ``[n]``: what every text begins with that is scored after it; reads: about
+    how many tokens are read after it (None: many).
     """
 
     arguments: dict[str, Tensor]
     texts: tuple[TrainText, ...]
+    shared: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.long))
+    reads: int | None = None
 
 
 class Column(ABC):
@@ -64,16 +68,35 @@ class Simulated(Column):
 
     def scores(self, prompt: Prompt, rates: Sequence[float], score: Score) -> list[list[float]]:
         if not prompt.texts:
-            return [score(self._predictor(unchanged(self.sim)))] * len(rates)
+            return [score(_Reader(self.sim, unchanged(self.sim), prompt.shared))] * len(rates)
         arguments = {name: tensor.to(self.sim.device) for name, tensor in prompt.arguments.items()}
-        return [score(self._predictor(state)) for state in states_at(self.sim, arguments, rates)]
+        states = states_at(self.sim, arguments, rates, prompt.reads)
+        return [score(_Reader(self.sim, state, prompt.shared)) for state in states]
 
-    def _predictor(self, state: AdaptedState) -> Predictor:
-        def logits(ids: Tensor, count: int) -> Tensor:
-            with torch.no_grad():
-                return predict(self.sim, ids[None].to(self.sim.device), None, None, state, None, count)[0].cpu()
 
-        return logits
+class _Reader:
+    """Predictions under one state. What all texts begin with is read once, and kept."""
+
+    def __init__(self, sim: TintForCausalLM, state: AdaptedState, shared: Tensor):
+        self.sim = sim
+        self.state = state
+        self.shared = shared
+        self._cache: TintCache | None = None
+
+    @torch.no_grad()
+    def __call__(self, ids: Tensor, count: int) -> Tensor:
+        known = len(self.shared)
+        cache = None
+        if known and len(ids) - known >= count and torch.equal(ids[:known], self.shared):
+            cache = self._after_shared().branched()
+            ids = ids[known:]
+        return predict(self.sim, ids[None].to(self.sim.device), None, None, self.state, cache, count)[0].cpu()
+
+    def _after_shared(self) -> TintCache:
+        if self._cache is None:
+            self._cache = TintCache(self.sim.continuation.carrying, self.state)
+            predict(self.sim, self.shared[None].to(self.sim.device), None, None, self.state, self._cache, 1)
+        return self._cache
 
 
 class Streamed(Simulated):
@@ -98,7 +121,7 @@ class Streamed(Simulated):
         for place, rate in enumerate(rates):
             state = self._states[place]
             state = self.sim.adapt(first, train_mask=torch.ones_like(first), inner_lr=rate, state=state)
-            found.append(score(self._predictor(state)))
+            found.append(score(_Reader(self.sim, state, ids[0, :0])))
             self._states[place] = self.sim.adapt(ids, **rest, inner_lr=rate, state=state)
         return found
 
@@ -109,7 +132,7 @@ class Unchanged(Simulated):
     has_rate = False
 
     def scores(self, prompt: Prompt, rates: Sequence[float], score: Score) -> list[list[float]]:
-        return super().scores(Prompt({}, ()), rates, score)
+        return super().scores(Prompt({}, (), prompt.shared), rates, score)
 
 
 class InContext(Unchanged):
@@ -133,7 +156,7 @@ class Explicit(Column):
 
     def scores(self, prompt: Prompt, rates: Sequence[float], score: Score) -> list[list[float]]:
         def logits(ids: Tensor, count: int) -> Tensor:
-            return self.tuning.logits(ids)[-count:]
+            return self.tuning.logits(ids, count)
 
         if not prompt.texts:
             return [score(logits)] * len(rates)

@@ -10,6 +10,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from transformers import PreTrainedModel
 
 from tintc.errors import ModelError
 from tintc.frontend.graph.calling import called_on_ids
@@ -70,10 +71,10 @@ class ExplicitTuning:
             tensor.requires_grad_(True)
 
     @torch.no_grad()
-    def logits(self, ids: Tensor) -> Tensor:
-        """Return logits ``[T, V]`` of ``ids [T]`` under the present weights."""
-        with called_on_ids(self.model):
-            return self.model(ids[None])[0]
+    def logits(self, ids: Tensor, count: int) -> Tensor:
+        """Return logits ``[count, V]`` of the last of ``ids [T]`` under the present weights."""
+        with called_on_ids(self.model), _head_on_last(self.model, count):
+            return self.model(ids[None])[0, -count:]
 
     def after(
         self, texts: Sequence[TrainText], rates: Sequence[float], normalised: bool, predict: Callable[[], T]
@@ -135,3 +136,17 @@ class ExplicitTuning:
             with torch.no_grad():
                 for name, tensor in self.tensors.items():
                     tensor.copy_(before[name])
+
+
+@contextmanager
+def _head_on_last(model: nn.Module, count: int) -> Iterator[None]:
+    """Let the head of a model of transformers, where it has one, see the last `count` tokens alone."""
+    head = model.get_output_embeddings() if isinstance(model, PreTrainedModel) else None
+    if not isinstance(head, nn.Module):
+        yield
+        return
+    hook = head.register_forward_pre_hook(lambda _, arguments: (arguments[0][:, -count:], *arguments[1:]))
+    try:
+        yield
+    finally:
+        hook.remove()

@@ -27,7 +27,7 @@ class IclRow:
 
     format, loss: None without demonstrations; layers, steps: that are updated, in so many steps; accuracy: the mean
     over seeds, by_seed: of each; interval: the bootstrap's over examples at 95 %, of all seeds together; rates: those
-    that were taken, by seed.
+    that were taken, by seed; right: which examples are answered right, by seed, for comparisons one by one.
     """
 
     task: str
@@ -43,6 +43,7 @@ class IclRow:
     by_seed: dict[str, list[float]]
     interval: dict[str, list[float]]
     rates: dict[str, list[float]]
+    right: dict[str, list[list[bool]]]
 
 
 @dataclass(frozen=True)
@@ -123,6 +124,7 @@ class Experiment:
             by_seed=by_seed,
             interval={name: _interval(runs) for name, runs in right.items()},
             rates=taken,
+            right=right,
         )
 
     def _drawn(self, seed: int) -> tuple[Setting, list[Example]]:

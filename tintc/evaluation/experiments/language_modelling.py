@@ -32,7 +32,7 @@ class Row:
     """A line of the table. tokens: that are scored; interval: the bootstrap's, over blocks, at 95 %.
 
     rates: those that were taken, by column; columns without a rate are not in it. A perplexity that is no finite
-    number is None.
+    number is None. block_losses: the summed loss of each block's test tokens, for comparisons block by block.
     """
 
     train_fraction: float
@@ -41,6 +41,7 @@ class Row:
     rates: dict[str, float]
     perplexity: dict[str, float | None]
     interval: dict[str, list[float] | None]
+    block_losses: dict[str, list[float | None]]
 
 
 def evaluate_row(
@@ -61,6 +62,7 @@ def evaluate_row(
     taken: dict[str, float] = {}
     perplexities: dict[str, float | None] = {}
     intervals: dict[str, list[float] | None] = {}
+    by_block: dict[str, list[float | None]] = {}
     for column in columns:
         rate = rates[0]
         if column.has_rate:
@@ -70,8 +72,9 @@ def evaluate_row(
         losses = [values[0] for values in _losses(column, blocks, [rate], records, processes, on_block)]
         perplexities[column.name] = _perplexity(sum(losses), blocks)
         intervals[column.name] = _interval(losses, blocks)
+        by_block[column.name] = [loss if math.isfinite(loss) else None for loss in losses]
     tokens = sum(block.scored for block in blocks)
-    return Row(train_fraction, len(blocks), tokens, taken, perplexities, intervals)
+    return Row(train_fraction, len(blocks), tokens, taken, perplexities, intervals, by_block)
 
 
 def _best_rate(

@@ -21,7 +21,8 @@ CLASSIFICATION = "classification"
 class Task:
     """A task's name, how a text becomes a query, and the word of every label, which follows the query as it is.
 
-    folder: of its data in a folder of data; hub, column: the dataset with it on the hub, and the texts' column there.
+    folder: of its data in a folder of data; hub, column: the dataset with it on the hub, and the texts' column there;
+    hub_test: the split there whose labels are known.
     """
 
     name: str
@@ -30,6 +31,7 @@ class Task:
     folder: str
     hub: str
     column: str
+    hub_test: str = "test"
 
     def query(self, text: str) -> str:
         """Return a text's query."""
@@ -66,9 +68,7 @@ def examples_of(task: Task, split: str, data: Path | None) -> list[Example]:
     if data is not None:
         path = data / CLASSIFICATION / task.folder / f"{split}.jsonl"
     if path is None or not path.is_file():
-        texts = from_hub((task.hub,), split, task.column)
-        labels = from_hub((task.hub,), split, "label")
-        return [Example(str(text), int(label)) for text, label in zip(texts, labels, strict=True)]
+        return _from_hub(task, split)
     examples = []
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
         try:
@@ -83,6 +83,18 @@ def examples_of(task: Task, split: str, data: Path | None) -> list[Example]:
             ) from error
         examples.append(example)
     return examples
+
+
+def _from_hub(task: Task, split: str) -> list[Example]:
+    own = task.hub_test if split == "test" else split
+    texts = from_hub((task.hub,), own, task.column)
+    labels = [int(label) for label in from_hub((task.hub,), own, "label")]
+    if not {*labels} <= {*range(len(task.labels))}:
+        raise InputError(
+            f"The split {own} of {task.hub} has labels besides 0 to {len(task.labels) - 1}; those of tests are often "
+            "withheld. Name a split whose labels are known in tasks.json, or pass a folder of data to --data."
+        )
+    return [Example(str(text), label) for text, label in zip(texts, labels, strict=True)]
 
 
 def drawn(examples: Sequence[Example], count: int, seed: int) -> list[Example]:

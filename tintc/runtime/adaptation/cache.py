@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -92,6 +93,13 @@ class TintCache(Cache):
         if valid is not None or self.valid is not None:
             self.valid = torch.cat((_all_valid(past, self.valid), _all_valid(positions, valid)), 1)
         self.positions = torch.cat((past, positions), 1)
+
+    def branched(self) -> Self:
+        """Return a cache that goes on from the same tokens and leaves this one as it is; nothing is copied, as what is
+        kept is replaced and never written over."""
+        branch = copy.copy(self)
+        branch.layers = [copy.copy(layer) for layer in self.layers]
+        return branch
 
     def reorder_cache(self, beam_idx: torch.LongTensor) -> None:
         """Exchange rows among those of one example, whose weights they share."""

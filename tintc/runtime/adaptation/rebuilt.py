@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from transformers import GenerationConfig, PreTrainedModel
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from tintc.errors import ModelError
+from tintc.frontend.alone import renamed
 from tintc.ir.auxiliary.interpreter import viewed_rows
 from tintc.ir.core import Parameter
 from tintc.ir.simulator.shared.linear_common import main_part
@@ -23,7 +25,45 @@ SHOWN = 3
 """Tensors named in a message before "and n more"."""
 
 
-def rebuilt(sim: AdaptiveSimulator, described: str) -> PreTrainedModel:
+@dataclass
+class Target:
+    """A model that is written to. tensors: by the names that the simulator's program has for them; adapters: those of
+    them that are no tensors of the model, but added to some (see `describe_model`)."""
+
+    model: nn.Module
+    tensors: dict[str, Tensor]
+    adapters: list[dict[str, Any]] = field(default_factory=list)
+
+    @classmethod
+    def of(cls, model: nn.Module, sim: AdaptiveSimulator) -> Target:
+        """Return the target of a model: the captured one, or the one that is built of what the simulator keeps."""
+        own = dict(model.named_buffers()) | dict(model.named_parameters(remove_duplicate=False))
+        entries: dict[str, Any] = json.loads(sim.config.described or "{}")
+        if type(model).__name__ != entries.get("class"):
+            return cls(model, own)
+        made = {entry["of"] for entry in entries["sums"].values()}
+        sources = {parameter.source for parameter in sim.program.parameters.values()} | made
+        places = [(before, after) for before, after in entries.get("places", [])]
+        tensors = {source: own[name] for source in sources if (name := renamed(source, places)) in own}
+        adapters = entries.get("adapters", [])
+        for adapter in adapters:
+            rank, width, made_width = adapter["sizes"]
+            tensors[adapter["a"]] = torch.full((rank, width), torch.nan, dtype=torch.float64)
+            tensors[adapter["b"]] = torch.full((made_width, rank), torch.nan, dtype=torch.float64)
+        return cls(model, own | tensors, adapters)
+
+    def finished(self) -> nn.Module:
+        """Return the model, with adapters added to its weights."""
+        weights = dict(self.model.named_parameters(remove_duplicate=False))
+        for adapter in self.adapters:
+            added = adapter["scale"] * (self.tensors[adapter["b"]].double() @ self.tensors[adapter["a"]].double())
+            weight = weights[adapter["weight"]]
+            weight.data += (added.T if adapter["transposed"] else added).to(weight.dtype)
+        self.adapters = []
+        return self.model
+
+
+def rebuilt(sim: AdaptiveSimulator, described: str) -> Target:
     """Return the auxiliary as it was before any update, in the simulator's dtype.
 
     described: what `describe_model` made of it. Raises `ModelError` if the simulator does not hold all of it, or
@@ -31,9 +71,8 @@ def rebuilt(sim: AdaptiveSimulator, described: str) -> PreTrainedModel:
     """
     entries: dict[str, Any] = json.loads(described)
     model: Any = _empty(entries)
-    tensors: dict[str, Tensor] = {}
-    for name, tensor in (*model.named_buffers(), *model.named_parameters(remove_duplicate=False)):
-        tensors[name] = tensor.data
+    target = Target.of(model, sim)
+    tensors = target.tensors
     with torch.no_grad():
         for parameter, stored in kept_tensors(sim):
             made = entries["sums"].get(parameter.source)
@@ -41,7 +80,9 @@ def rebuilt(sim: AdaptiveSimulator, described: str) -> PreTrainedModel:
                 tensors[made["of"]].copy_((stored.double() - made["plus"]).reshape(tensors[made["of"]].shape))
             elif parameter.source in tensors:
                 _write(parameter, stored, tensors[parameter.source])
-    missing = [name for name, parameter in model.named_parameters() if bool(parameter.isnan().any())]
+    matrices = [(name, target.tensors[name]) for adapter in target.adapters for name in (adapter["a"], adapter["b"])]
+    held = (*model.named_parameters(), *matrices)
+    missing = [name for name, tensor in held if bool(tensor.isnan().any())]
     if missing:
         more = ""
         if len(missing) > SHOWN:
@@ -50,7 +91,8 @@ def rebuilt(sim: AdaptiveSimulator, described: str) -> PreTrainedModel:
             f"The simulator does not hold {', '.join(missing[:SHOWN])}{more} of its auxiliary, which the logits do not "
             "need or a rule has made numbers of; pass the auxiliary, or its folder, with model=."
         )
-    return model.to(sim.dtype).eval()
+    model.to(sim.dtype).eval()
+    return target
 
 
 def _empty(entries: dict[str, Any]) -> PreTrainedModel:

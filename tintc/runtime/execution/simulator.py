@@ -23,7 +23,7 @@ class Simulator(Protocol):
     tables, prefixes, score_vectors: the modules that hold the auxiliary's tensors. edits: functions that replace token
     values as soon as they are computed. update: how fused execution keeps updates, one of `UPDATES` in `fused/plan.py`;
     plans: the last, by sizes; shared_inputs: layers whose products share an input (`fused/packed_linear.py`);
-    graphs: what was recorded to be replayed. Edits and
+    graphs: what was recorded to be replayed; placed: whether layers may lie on several devices. Edits and
     plans are the model's, so no two threads run one simulator at a time.
     """
 
@@ -39,6 +39,7 @@ class Simulator(Protocol):
     plans: dict[Any, Any]
     shared_inputs: list[tuple[str, ...]]
     graphs: Graphs
+    placed: bool
 
     @property
     def device(self) -> torch.device:

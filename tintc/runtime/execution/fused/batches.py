@@ -18,6 +18,7 @@ from tintc.ir.simulator.interface.fused_base import FusedWeights, Pending
 from tintc.runtime.execution.fused.available import available_bytes
 from tintc.runtime.execution.fused.budget import HEADROOM, Budget
 from tintc.runtime.execution.fused.executor import FusedExecutor
+from tintc.runtime.execution.fused.placed import devices_of
 from tintc.runtime.execution.fused.plan import ExecutionPlan, Sizes, Start
 from tintc.runtime.execution.rates import Rates
 from tintc.runtime.execution.simulator import Simulator
@@ -61,7 +62,8 @@ def budget_of(model: Simulator, outputs: tuple[str, ...]) -> Budget:
 
 def _limit(model: Simulator) -> int:
     """Return the bytes that a run may plan to use; what graphs hold counts as available, and is not."""
-    return int(HEADROOM * max(0, available_bytes(model.device) - model.graphs.held))
+    available = sum(available_bytes(device) for device in devices_of(model))
+    return int(HEADROOM * max(0, available - model.graphs.held))
 
 
 def _run(

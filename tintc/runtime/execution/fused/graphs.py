@@ -97,7 +97,8 @@ class Graphs:
 
     def can_record(self, sim: Simulator) -> bool:
         """Return whether a run of the simulator can be recorded here and now."""
-        return self.enabled and sim.device.type in RECORDINGS and not torch.is_grad_enabled() and not sim.edits
+        free = not torch.is_grad_enabled() and not sim.edits and not sim.placed
+        return self.enabled and free and sim.device.type in RECORDINGS
 
     def of_kind(self, sim: Simulator, kind: type[Graph]) -> list[Graph]:
         """Return the graphs of a kind that may be replayed now; all are dropped if the simulator's tensors moved."""
