@@ -82,7 +82,7 @@ def every_pair() -> Iterator[tuple[str, str, str, Tensor]]:
             yield name, loss, ("exact", "paper-code")[(row + column) % 2], masks[(row + column // 2) % 2]
 
 
-@pytest.mark.parametrize(("name", "loss", "semantics", "mask"), every_pair())
+@pytest.mark.parametrize(("name", "loss", "semantics", "mask"), list(every_pair()))
 def test_with_all_approximations_it_is_the_simulator(name: str, loss: str, semantics: str, mask: Tensor) -> None:
     """Two steps on the top two of three layers; train tokens that are a prefix of the text, and such that are not."""
     options: dict[str, Any] = {"n_steps": 2, "n_update_layers": 2, "inner_lr": LR, "loss": loss, "semantics": semantics}

@@ -60,8 +60,8 @@ WHY = {
         "transformers' interface for experts."
     ),
     "minimax": (
-        "its linear attention (lightning attention) is a loop over blocks of 256 tokens inside of a module: there is no "
-        "function that could be made known as a recurrence, although it is one, linear in its values."
+        "its linear attention (lightning attention) is a loop over blocks of 256 tokens inside of a module: there is "
+        "no function that could be made known as a recurrence, although it is one, linear in its values."
     ),
     "qwen4_exp": (
         "there are several residual streams, which every token mixes, before and after each layer, by a matrix that "
@@ -76,8 +76,8 @@ WHY = {
         "that could be made known."
     ),
     "rwkv": (
-        "its recurrence is a loop over tokens, and its result a quotient of two sums of values and of weights; division "
-        "by a value is no operation of a program."
+        "its recurrence is a loop over tokens, and its result a quotient of two sums of values and of weights; "
+        "division by a value is no operation of a program."
     ),
     "xlstm": (
         "its memory is read through a division by the larger of two values that both depend on the text, which is no "
