@@ -33,7 +33,7 @@ from tintc.evaluation.perplexity import held_out_loss
 from tintc.frontend.graph.trace_model import capture
 from tintc.frontend.importer import recognise
 from tintc.frontend.source.load import AuxiliarySource, load_auxiliary
-from tintc.options import SCHEMES
+from tintc.option_facts import SCHEMES
 from tintc.reference import Approximations, Difference, Tuned, tune
 from tintc.reference.approximations import DESCENDS
 from tintc.reference.groups import members

@@ -28,7 +28,7 @@ from tintc.frontend.graph.trace_model import capture
 from tintc.frontend.source.load import load_auxiliary
 from tintc.ir.auxiliary.interpreter import view
 from tintc.ir.inputs import resolve_inputs
-from tintc.options import SCHEMES
+from tintc.option_facts import SCHEMES
 from tintc.reference import Approximations, tune
 from tintc.reference.approximations import DESCENDS
 from tintc.reference.simulated_gradients import first_step, simulated_gradients

@@ -38,7 +38,7 @@ from tintc.evaluation.rate_grid import PER_DECADE
 from tintc.ir.core import Value
 from tintc.ir.simulator import SimOp
 from tintc.ir.simulator.interface.fused_base import FusedWeights
-from tintc.options import NORMALISED_RATES
+from tintc.option_facts import NORMALISED_RATES
 from tintc.runtime.adaptation.continuation import base_weights
 from tintc.runtime.adaptation.prefill import predict
 from tintc.runtime.execution.fused.batches import run_together

@@ -33,7 +33,7 @@ import shapes
 from peer import Peer
 
 import tintc
-from tintc.options import FD_STEPS
+from tintc.option_facts import FD_STEPS
 from tintc.runtime.load import write_artefact
 from tintc.runtime.model.causal_lm import TintForCausalLM
 

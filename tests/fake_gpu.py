@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+import torch._dynamo
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.overrides import TorchFunctionMode
@@ -92,7 +93,9 @@ def _indexed(x: Tensor, index: Any) -> Tensor:
 @contextmanager
 def fake_gpu() -> Iterator[None]:
     """A block whose tensors are fake."""
-    with FakeTensorMode(), _Indexing(), torch.no_grad(), using("torch"):
+    with torch._dynamo.config.patch(fake_tensor_cache_enabled=True):  # layers and steps repeat the same shapes
+        mode = FakeTensorMode()
+    with mode, _Indexing(), torch.no_grad(), using("torch"):
         yield
 
 

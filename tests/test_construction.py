@@ -11,11 +11,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from tintc.ir.block_specs import AttentionSpec
 from tintc.ir.layout import Layout
 from tintc.ir.simulator.ops.linear_backward import backward_block
 from tintc.ir.simulator.ops.linear_descent import descent_block
 from tintc.ir.simulator.ops.linear_forward import forward_block
-from tintc.ir.structure import AttentionSpec, StructuralBlock, block_tensors, shared_tensors
+from tintc.ir.structure import StructuralBlock, block_tensors, shared_tensors
 from tintc.runtime.execution.literal.attention import TintAttention
 from tintc.runtime.execution.module_tree import refer_to
 

@@ -32,7 +32,8 @@ from tintc.ir.text import print_program
 from tintc.lowering.emission.emit import emit, specs, stored_dtype
 from tintc.lowering.passes.calibrate_softmax_heads import TOKENS, calibrate_softmax_heads, check_precise
 from tintc.lowering.pipeline import AUXILIARY_PASSES, SIMULATOR_PASSES, run_passes
-from tintc.options import Options, takes_options
+from tintc.option_arguments import takes_options
+from tintc.options import Options
 from tintc.progress import progress as shown_stages
 from tintc.runtime.artefact.beside import text_digest
 from tintc.runtime.artefact.checks import of_program, options_digest

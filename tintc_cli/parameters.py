@@ -78,13 +78,19 @@ def of_group(group: type[Any]) -> Spread:
 
 def options_module() -> Any:
     """Return `tintc.options` without importing the package, which would take seconds."""
-    name = "tintc.options"
-    if name not in sys.modules:
-        spec = spec_from_file_location(name, Path(__file__).resolve().parents[1] / "tintc" / "options.py")
-        assert spec is not None and spec.loader is not None
-        sys.modules[name] = module_from_spec(spec)
-        spec.loader.exec_module(sys.modules[name])
-    return sys.modules[name]
+    for name in ("option_facts", "option_conflicts", "options"):
+        load_alone(f"tintc.{name}")
+    return sys.modules["tintc.options"]
+
+
+def load_alone(name: str) -> None:
+    """Import a module of the package whose own imports are loaded already, without the package around it."""
+    if name in sys.modules:
+        return
+    spec = spec_from_file_location(name, Path(__file__).resolve().parents[1] / f"{name.replace('.', '/')}.py")
+    assert spec is not None and spec.loader is not None
+    sys.modules[name] = module_from_spec(spec)
+    spec.loader.exec_module(sys.modules[name])
 
 
 def of_options(wanted: Callable[[Any], bool]) -> Spread:

@@ -14,7 +14,8 @@ from programs import gpt_like, simulator
 from tiny_models import llama
 
 import tintc
-from tintc.analysis.head_roles import Place, Role, Roles
+from tintc.analysis.head_roles import Roles
+from tintc.analysis.role import Place, Role
 from tintc.errors import OptionError
 from tintc.runtime.model.causal_lm import TintForCausalLM
 
@@ -49,7 +50,7 @@ def test_a_row_of_every_phase(sim: TintForCausalLM) -> None:
     assert gate.block == "gates.update" and gate.head == -1 and gate.writes[0].at == "prefixes"
 
 
-@pytest.mark.parametrize("name", ["gpt2", "opt", "llama"])
+@pytest.mark.parametrize("name", ["gpt2", pytest.param("opt", marks=pytest.mark.slow), "llama"])
 def test_the_heads_of_a_step_write_every_entry_once(name: str) -> None:
     """Weights, biases and gains: what the rows of the descent say they write is the whole parameter."""
     sim = compiled(name, descend="values,out,ffn,norm-bias,norm-gain")

@@ -14,12 +14,13 @@ import torch
 from programs import gpt_like, hybrid_like, llama_like, mixture_like, simulator
 from torch import Tensor
 
-from tintc.analysis.head_roles import Role, Roles
-from tintc.analysis.owners import Owner
+from tintc.analysis.head_roles import Roles
+from tintc.analysis.owner import Owner
+from tintc.analysis.role import Role
 from tintc.errors import OptionError
 from tintc.ir.auxiliary.interpreter import view
+from tintc.ir.block_specs import AttentionSpec, TensorSpec
 from tintc.ir.simulator.interface.weights import own_entry
-from tintc.ir.structure import AttentionSpec, TensorSpec
 from tintc.lowering.emission.emit import blocks_of
 from tintc.runtime.model.causal_lm import TintForCausalLM
 

@@ -17,7 +17,7 @@ from programs import import_model
 from tiny_models import gpt2, llama, token_ids
 from torch import Tensor, nn
 
-from tintc.analysis.head_roles import Role
+from tintc.analysis.role import Role
 from tintc.runtime.model.causal_lm import TintForCausalLM
 
 MODELS: dict[str, Any] = {

@@ -26,13 +26,14 @@ def broken(program: Program, kind: type, **attributes: float) -> Program:
     return Program(program.dialect, program.attributes, program.parameters, ops, program.outputs)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, pytest.param(torch.float64, marks=pytest.mark.slow), torch.bfloat16])
-def test_a_program_that_is_right(dtype: torch.dtype) -> None:
-    models: list[Any] = [gpt2(), llama()]
-    for model in models:
-        source = load_auxiliary(model.to(dtype))
-        auxiliary = driver.import_auxiliary(source)
-        check_agreement("it", source.model, auxiliary.program, auxiliary.tensors, source.max_length)
+@pytest.mark.parametrize(
+    ("make", "dtype"),
+    [(gpt2, torch.float32), (llama, torch.bfloat16), pytest.param(llama, torch.float64, marks=pytest.mark.slow)],
+)
+def test_a_program_that_is_right(make: Any, dtype: torch.dtype) -> None:
+    source = load_auxiliary(make().to(dtype))
+    auxiliary = driver.import_auxiliary(source)
+    check_agreement("it", source.model, auxiliary.program, auxiliary.tensors, source.max_length)
 
 
 def test_a_model_that_cannot_take_padding_itself() -> None:

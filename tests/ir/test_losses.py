@@ -11,7 +11,7 @@ from torch import Tensor
 
 from tintc.ir.losses import PLAIN, LogitMap, loss_gradient
 from tintc.ir.simulator.ops import loss_gradient as module
-from tintc.options import LOSSES
+from tintc.option_facts import LOSSES
 
 MAPS = [PLAIN, LogitMap(scale=0.3), LogitMap(softcap=2.0), LogitMap(scale=-1.7, softcap=0.8)]
 

@@ -8,15 +8,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tintc.ir.recurrence import (
-    Heads,
-    RecurrenceOptions,
-    apply_recurrence,
-    apply_transposed_recurrence,
-    continue_recurrence,
-    recurrence_matrix,
-)
-from tintc.ir.recurrence_chunks import CHUNK
+from tintc.ir.recurrence import apply_recurrence, apply_transposed_recurrence, continue_recurrence, recurrence_matrix
+from tintc.ir.recurrence.chunks import CHUNK
+from tintc.ir.recurrence.heads import Heads, RecurrenceOptions
 
 SIZES = st.sampled_from([(4, 2, 3, 5), (4, 1, 9, 8), (3, 3, 10, 1), (4, 1, 7, 1), (2, 2, 12, 7)])
 """Heads, key heads, key and value width; states below and above the size up to which tokens come one by one."""

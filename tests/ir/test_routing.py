@@ -10,10 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from tintc.ir.block_specs import SplitStage
 from tintc.ir.layout import Layout
 from tintc.ir.routing import Move, colour, route
 from tintc.ir.simulator.shared.linear_common import heads_to_rows, rows_to_heads
-from tintc.ir.structure import SplitStage
 
 QUICK = settings(max_examples=60, deadline=None, derandomize=True)
 

@@ -21,7 +21,14 @@ from tools.sweep.variants import DENSE, DOZEN, VARIANTS
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.mark.parametrize(("model_type", "variant"), DOZEN)
+OFTEN = ("falcon", "gemma2", "gpt_neox", "granite", "opt")
+"""Types of the dozen that are checked with every commit: norms, positions, attentions and residuals of every kind."""
+
+
+@pytest.mark.parametrize(
+    ("model_type", "variant"),
+    [case if case[0] in OFTEN else pytest.param(*case, marks=pytest.mark.slow) for case in DOZEN],
+)
 def test_a_representative_dozen(model_type: str, variant: str) -> None:
     outcome = check_family(model_type, variant, **(VARIANTS[model_type][variant] if variant else {}))
     assert outcome.passed, (outcome.stage, outcome.reasons)

@@ -13,7 +13,7 @@ from tintc.frontend.graph.trace_model import capture
 from tintc.frontend.importer import import_graph
 from tintc.ir.auxiliary.interpreter import Descent, view
 from tintc.ir.inputs import resolve_inputs
-from tintc.options import FULL_ONLY, GROUPS
+from tintc.option_facts import FULL_ONLY, GROUPS
 from tintc.reference import Approximations, tune
 from tintc.reference.groups import origin_of
 from tintc.reference.simulated_gradients import simulated_gradients

@@ -9,9 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from tintc.ir.columns import StridedRuns, strided_runs_of
-from tintc.ir.layout import Layout
-from tintc.ir.structure import (
+from tintc.ir.block_specs import (
     ActivationSpec,
     AttentionSpec,
     BlockSpec,
@@ -26,9 +24,11 @@ from tintc.ir.structure import (
     RouterSpec,
     Split,
     SplitStage,
-    StructuralBlock,
     VocabularySpec,
 )
+from tintc.ir.columns import StridedRuns, strided_runs_of
+from tintc.ir.layout import Layout
+from tintc.ir.structure import StructuralBlock
 
 LETTERS = {"q": "query", "k": "key", "v": "value"}
 

@@ -14,80 +14,38 @@ from __future__ import annotations
 import json
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields, replace
-from fnmatch import fnmatchcase
+from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
 from torch import Tensor
 
 from tintc.analysis.head_io import Head, SlotRange, heads_of
-from tintc.analysis.owners import Index, Owner, Owners
+from tintc.analysis.owner import Index, Owner
+from tintc.analysis.owners import Owners
+from tintc.analysis.role import (
+    FIELDS,
+    Applied,
+    Place,
+    Role,
+    compact,
+    compact_head,
+    expert_and_tile,
+    fits,
+    held_part,
+    numbers_of,
+    of_expert,
+    shifted,
+)
 from tintc.analysis.trace import Application, Source, applications
 from tintc.errors import OptionError
-from tintc.ir.columns import StridedRuns, strided_runs_of
-from tintc.ir.core import Program, Type, Value
+from tintc.ir.core import Program, Value
 from tintc.ir.layout import Layout
 from tintc.ir.simulator import KeptWeights, SimOp
-from tintc.ir.simulator.shared.linear_common import matrix_sides
 from tintc.lowering.emission.sharing import Placed, placement, sites
 from tintc.lowering.passes.plan_layout import layout_of
 
 VERSION = 1
-
-
-@dataclass(frozen=True)
-class Place:
-    """Numbers that a head reads or writes.
-
-    as_: ``query``, ``key``, ``value`` or ``result``; at: ``tokens``, ``prefixes``, or the tokens that the mask lets it
-    see; slot: of the embedding, -1 for all of it (a gate's); of: the value or parameter that stands there (``a + b``
-    for a sum, ``#2`` for what the module's third block made, ``a[3]`` for that of expert 3); numbers: of it, rows of a
-    matrix.
-    """
-
-    as_: str
-    at: str
-    slot: int
-    of: str
-    numbers: StridedRuns
-
-
-@dataclass(frozen=True)
-class Role:
-    """The role of one head of one module.
-
-    site: the module, below ``sites``; block: its tensors, below ``structure``; head: its index there, -1 for a block
-    without heads or a gate; phase: forward, loss, backward, descent or gate; step: the pass or gradient step; layer: of
-    the auxiliary, -1 outside; parameter: the auxiliary's, as the program names it (empty: none; ``up.weight[3]`` for
-    that of expert 3); rows, columns: the part of it (runs ``start, stop, step``; of vectors there are only rows); tile:
-    the weight tile (row, column).
-    """
-
-    site: str
-    block: str
-    head: int
-    phase: str
-    step: int
-    layer: int
-    parameter: str
-    rows: StridedRuns
-    columns: StridedRuns
-    tile: tuple[int, int] | None
-    reads: tuple[Place, ...]
-    writes: tuple[Place, ...]
-
-
-FIELDS = tuple(field.name for field in fields(Role))
-
-
-@dataclass(frozen=True)
-class Applied:
-    """A block where it is applied: the application, the block as it is built, what its heads do."""
-
-    application: Application
-    placed: Placed
-    heads: tuple[Head, ...]
 
 
 class Roles:
@@ -152,7 +110,7 @@ class Roles:
         elements = self._owners.of_head(role.block, role.head)
         name, _, expert = role.parameter.partition("[")
         if name:
-            rows, columns = (_numbers(runs) for runs in (role.rows, role.columns))
+            rows, columns = (numbers_of(runs) for runs in (role.rows, role.columns))
             elements |= self._owners.of_weights(name, int(expert.rstrip("]") or -1), rows, columns)
         return elements
 
@@ -163,8 +121,10 @@ class Roles:
         elif owner.part == "gate":
             yield from self._by_block[owner.tensor.removeprefix("structure.").rpartition(".")[0]]
         else:
-            for role in self._by_parameter[f"{owner.parameter}{_of_expert(owner.expert)}"]:
-                if owner.row in _numbers(role.rows) and (owner.column < 0 or owner.column in _numbers(role.columns)):
+            for role in self._by_parameter[f"{owner.parameter}{of_expert(owner.expert)}"]:
+                if owner.row in numbers_of(role.rows) and (
+                    owner.column < 0 or owner.column in numbers_of(role.columns)
+                ):
                     yield role
 
     def stored(self, parameter: str, entry: Sequence[int]) -> list[tuple[str, Index]]:
@@ -200,12 +160,12 @@ class Roles:
         for op, site, blocks in self.modules:
             for applied in blocks:
                 for role in self._rows(op, site, applied):
-                    if _fits(role, wanted):
+                    if fits(role, wanted):
                         none = False
                         yield role
         texts = {name: value for name, value in wanted.items() if none and isinstance(value, str)}
         for name, value in texts.items():
-            if not any(_fits(role, {name: value}) for role in self):
+            if not any(fits(role, {name: value}) for role in self):
                 raise OptionError(f"No role has the {name} {value!r}; sim.roles() gives all, one after the other.")
 
     def _rows(self, op: SimOp, site: str, applied: Applied) -> Iterator[Role]:
@@ -237,7 +197,7 @@ class Roles:
         return replace(
             base,
             head=head.index,
-            parameter=f"{name}.{part}{_of_expert(held.expert)}",
+            parameter=f"{name}.{part}{of_expert(held.expert)}",
             rows=rows,
             columns=columns,
             tile=tile,
@@ -268,9 +228,9 @@ class Roles:
         if len(sources) == 1 and isinstance(sources[0][0], str) and sources[0][0] in self.values:
             name, tile = sources[0]
             kind = self.values[str(name)].type
-            expert, tile = _expert_and_tile(self.layout, kind, tile)
-            named = [f"{name}{_of_expert(expert)}"]
-            numbers = _shifted(numbers, tile * self.layout.pitch, kind.width)
+            expert, tile = expert_and_tile(self.layout, kind, tile)
+            named = [f"{name}{of_expert(expert)}"]
+            numbers = shifted(numbers, tile * self.layout.pitch, kind.width)
         return Place(part.as_, part.at, part.slot, " + ".join(named), numbers)
 
     def _in_prefix(self, applied: Applied, part: SlotRange) -> Place:
@@ -285,7 +245,7 @@ class Roles:
             part.as_,
             part.at,
             part.slot,
-            f"{self.names[held.weights]}.{name}{_of_expert(held.expert)}" if rows else "",
+            f"{self.names[held.weights]}.{name}{of_expert(held.expert)}" if rows else "",
             rows,
         )
 
@@ -294,64 +254,12 @@ class Roles:
         heads: dict[tuple[Head, ...], int] = {}
         modules = []
         for op, site, blocks in self.modules:
-            applies = [_compact(applied, heads.setdefault(applied.heads, len(heads))) for applied in blocks]
+            applies = [compact(applied, heads.setdefault(applied.heads, len(heads))) for applied in blocks]
             modules.append({"site": site, "phase": op.phase, "step": op.step, "layer": op.layer, "applies": applies})
-        table = [[_compact_head(head) for head in of_block] for of_block in heads]
+        table = [[compact_head(head) for head in of_block] for of_block in heads]
         weights = {name: layer for name, layer in self.names.items() if layer}
         whole = {"version": VERSION, "layout": self.layout.to_attributes(), "weights": weights, "heads": table}
         return json.dumps(whole | {"modules": modules}, separators=(",", ":")) + "\n"
-
-
-def held_part(
-    layout: Layout, kind: Type, row: int, column: int, part: SlotRange
-) -> tuple[str, StridedRuns, StridedRuns]:
-    """Return (name, rows, columns) of what numbers of the prefixes hold of a weight tile (`linear_common`,
-    `norm_common`).
-
-    Prefix k holds row ``k*S + s`` of the tile at slot s, and prefix 0 the bias at slot S; of a norm, rows of the
-    diagonal of its gain, or the gain itself at slot 0 of prefix 0.
-    """
-    dout, din = matrix_sides(kind)
-    pitch = layout.pitch
-    if part.slot == layout.stack:
-        biased = any(name.startswith("bias") for name in kind.parts)
-        return "bias", _shifted(part.numbers, row * pitch, dout) if biased else (), ()
-    if part.slot > layout.stack:
-        return "", (), ()
-    columns = _shifted(part.numbers, column * pitch, din)
-    if "vector" in kind.parts:
-        return "gain", columns if part.slot == 0 else (), ()
-    rows = _shifted(((part.slot, pitch, layout.stack),), row * pitch, dout)
-    if kind.kind != "norm":
-        return "weight", rows if columns else (), columns
-    diagonal = [range(*run) for run in columns]
-    common = [number for run in rows for number in range(*run) if any(number in other for other in diagonal)]
-    return "gain", strided_runs_of(common) if "gain" in kind.parts else (), ()
-
-
-def _of_expert(expert: int) -> str:
-    """Return ``[3]`` for expert 3, nothing where there are none."""
-    if expert < 0:
-        return ""
-    return f"[{expert}]"
-
-
-def _expert_and_tile(layout: Layout, kind: Type, tile: int) -> tuple[int, int]:
-    """Return whose tile of a value it is, -1 where there are no experts, and its number among theirs."""
-    if kind.kind != "routed":
-        return -1, tile
-    return divmod(tile, layout.tiles(kind.width))
-
-
-def _numbers(runs: StridedRuns) -> list[int]:
-    """Return all numbers of runs."""
-    return [number for run in runs for number in range(*run)]
-
-
-def _shifted(runs: StridedRuns, offset: int, width: int) -> StridedRuns:
-    """Return runs of a tile's numbers as those of the whole value, which is `width` wide."""
-    moved = (range(start + offset, min(stop + offset, width), step) for start, stop, step in runs)
-    return tuple((run.start, run[-1] + 1, run.step) for run in moved if run)
 
 
 def _layer_of(op: Any) -> str:
@@ -364,41 +272,3 @@ def _layer_of(op: Any) -> str:
     if isinstance(op, KeptWeights):
         return op.name
     return op.stored_weight() or op.updated_weight() or ""
-
-
-def _fits(role: Role, wanted: dict[str, Any]) -> bool:
-    """Return True if the role's fields are as wanted."""
-    for name, value in wanted.items():
-        field = getattr(role, name)
-        matches = field == value
-        if isinstance(value, str):
-            matches = fnmatchcase(field, value)
-        if not matches:
-            return False
-    return True
-
-
-def _compact(applied: Applied, heads: int) -> dict[str, Any]:
-    """Return one application as JSON: contents of every slot as ``[value, tile]`` or ``[application, slot]`` of this
-    module; feeds alike."""
-    application = applied.application
-    held = application.held
-    compact: dict[str, Any] = {"block": applied.placed.name, "heads": heads, "slots": application.contents}
-    if held is not None:
-        compact["tile"] = [held.weights, held.row, held.column]
-        if held.expert >= 0:
-            compact["expert"] = held.expert
-    if applied.placed.gate:
-        compact["gate"] = applied.placed.gate
-    if application.feeds:
-        compact["feeds"] = {str(slot): targets for slot, targets in application.feeds.items()}
-    if application.steps:
-        compact["steps"] = application.steps
-    return compact
-
-
-def _compact_head(head: Head) -> dict[str, Any]:
-    def shown(part: SlotRange) -> list[Any]:
-        return [part.as_, part.at, part.slot, *part.numbers]
-
-    return {"head": head.index, "reads": [shown(p) for p in head.reads], "writes": [shown(p) for p in head.writes]}

@@ -15,12 +15,13 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from tintc.ir import simulator as sim
+from tintc.ir.block_specs import TensorSpec
 from tintc.ir.core import Program
 from tintc.ir.layout import Layout
 from tintc.ir.simulator.interface.base import SimOp
 from tintc.ir.simulator.interface.storage import TableCount, attention_cost, split_cost
 from tintc.ir.simulator.shared.linear_common import count_tiles
-from tintc.ir.structure import StructuralBlock, TensorSpec, block_tensors, shared_tensors
+from tintc.ir.structure import StructuralBlock, block_tensors, shared_tensors
 from tintc.lowering.emission.emit import specs, storage_of
 from tintc.lowering.emission.sharing import Placed, around, placement, position_kinds, reuse_of
 from tintc.lowering.passes.plan_layout import layout_of

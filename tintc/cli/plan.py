@@ -137,6 +137,7 @@ def explain(layouts: Survey, options: Options) -> str:
 
 
 def refusal(candidate: Candidate) -> dict[str, Any]:
+    """Return the layout of a candidate, and the conditions that it breaks."""
     layout = candidate.layout
     return {"stack": layout.stack, "shards": layout.shards, "conditions": list(candidate.broken)}
 

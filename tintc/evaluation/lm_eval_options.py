@@ -8,6 +8,7 @@ from tintc.errors import OptionError
 
 
 def fraction(given: float | str) -> float:
+    """Return a train fraction from 0 to less than 1, which may be given as text; raise `OptionError` otherwise."""
     try:
         fraction = float(given)
     except ValueError:
@@ -18,6 +19,7 @@ def fraction(given: float | str) -> float:
 
 
 def rate(given: float | str) -> float:
+    """Return a finite learning rate of zero or more, which may be given as text; raise `OptionError` otherwise."""
     try:
         rate = float(given)
     except ValueError:
@@ -28,12 +30,14 @@ def rate(given: float | str) -> float:
 
 
 def length(given: int | str) -> int:
+    """Return a maximal length of at least 2 tokens, which may be given as text; raise `OptionError` otherwise."""
     if not str(given).isdecimal() or int(given) < 2:
         raise OptionError(f"The max length is {given}; it must be a number of tokens, at least 2.")
     return int(given)
 
 
 def batch(size: int | str, largest: int | None) -> int:
+    """Return a batch size, for ``auto`` the largest one or 1; raise `OptionError` for what is none."""
     if str(size).startswith("auto"):
         return largest or 1
     if not str(size).isdigit() or int(size) < 1:

@@ -63,7 +63,7 @@ def joined(device: str) -> Processes:
 
 
 def left() -> None:
-    """Part from the others."""
+    """Leave the others."""
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         PartialState().destroy_process_group()
 

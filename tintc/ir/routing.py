@@ -18,7 +18,7 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from tintc.ir.structure import SplitStage, TensorSpec
+from tintc.ir.block_specs import SplitStage, TensorSpec
 
 
 @dataclass(frozen=True)

@@ -23,8 +23,9 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from tintc.ir.block_specs import AttentionSpec, Positions, Split, SplitStage, TensorSpec
 from tintc.ir.layout import Layout
-from tintc.ir.structure import AttentionSpec, Positions, Split, SplitStage, StructuralBlock, TensorSpec, chunk_map
+from tintc.ir.structure import StructuralBlock, chunk_map
 
 Matrix = Callable[[], Tensor]
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from tintc.errors import OptionError
-from tintc.options import DESCENDS, FD_STEPS, GROUPS, SCHEMES
+from tintc.option_facts import DESCENDS, FD_STEPS, GROUPS, SCHEMES
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Difference:
             raise OptionError(f"The difference {self.scheme!r} is unknown; choose one of {', '.join(SCHEMES)}.")
 
     def along(self, f: Callable[[Tensor], Tensor], x: Tensor, g: Tensor, is_norm: bool) -> Tensor:
-        """The derivative of f at ``x [..., D]`` along g, of the shape of x."""
+        """Return the derivative of f at ``x [..., D]`` along g, of the shape of x."""
         assert self.step is not None
         at_x = f(x)
         if self.scheme == "fixed":
@@ -50,8 +50,8 @@ class Difference:
         return size * (f(x + move) - at_x) / (self.step * scale)
 
     def of_softmax(self, scores: Tensor, c: Tensor) -> Tensor:
-        """The derivative of the softmax of ``scores [..., n, m]`` along c, which is zero where keys are hidden; h is
-        ``step / |c|`` for every row on its own, or `step` if that is fixed."""
+        """Return the derivative of the softmax of ``scores [..., n, m]`` along c, which is zero where keys are hidden;
+        h is ``step / |c|`` for every row on its own, or `step` if that is fixed."""
         assert self.step is not None
         if self.scheme == "fixed":
             return ((scores + self.step * c).softmax(-1) - scores.softmax(-1)) / self.step
@@ -112,8 +112,8 @@ class Approximations:
 
     @classmethod
     def of(cls, semantics: str = "exact", step: float | None = None, gradient: str = "paper") -> Approximations:
-        """All those of a simulator with these semantics, ``exact`` or ``paper-code``, and this gradient, ``paper`` or
-        ``full``."""
+        """Return all those of a simulator with these semantics, ``exact`` or ``paper-code``, and this gradient,
+        ``paper`` or ``full``."""
         if semantics not in ("exact", "paper-code"):
             raise OptionError(f"The semantics {semantics!r} is unknown; choose exact or paper-code.")
         if gradient == "full":

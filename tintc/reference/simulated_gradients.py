@@ -31,7 +31,7 @@ Gradients = dict[str, Tensor]
 
 
 def first_step(program: Program) -> dict[str, Value]:
-    """The weights, or the sums of gradients, that the first step's descents make, by the layer's name."""
+    """Return the weights, or the sums of gradients, that the first step's descents make, by the layer's name."""
     return {name: op.results[0] for name, op in _first_descents(program).items()}
 
 

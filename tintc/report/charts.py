@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import altair as alt
 
-from tintc.report.text import Attention
-
 if TYPE_CHECKING:
     from torch import Tensor
 
     from tintc.report.quality import Cost, Rate
+
 
 BEFORE, AFTER = "#d9730d", "#2f7de1"
 """Colours of before and after the update, and so of what was lost and what was gained."""
@@ -115,148 +113,6 @@ def rates(curve: Sequence[Rate], stored: float) -> Spec:
     )
 
 
-def matrix(
-    grids: Mapping[str, Tensor],
-    rows: Sequence[str],
-    columns: Sequence[str],
-    titles: tuple[str, str, str],
-    signed: bool,
-    square: bool = False,
-) -> Spec:
-    """Return grids ``[rows, columns]`` as one figure, of which the signal ``shown`` says which is seen.
-
-    titles: of the rows, the columns and the cells. Colours are scaled to each grid by itself, and grow with a power
-    less than one, so that small numbers are seen.
-    """
-    values = [
-        {"grid": name, "v": [_short(x) for x in grid.flatten().tolist()], "most": _short(float(grid.abs().max()) or 1)}
-        for name, grid in grids.items()
-    ]
-    row_title, column_title, cell_title = titles
-    wide = len(columns)
-    colours = alt.Scale(domain=[-1, -0.001, 0.001, 1], range=SIGNED)
-    if not signed:
-        colours = alt.Scale(domain=[0, 1], range=SHADED)
-    names_r, names_c = json.dumps(list(map(visible, rows))), json.dumps(list(map(visible, columns)))
-    labels = {"labelOverlap": True, "ticks": False, "domain": False, "labelFontSize": 10, "labelLimit": 70}
-    chart = (
-        of("rows")
-        .transform_filter("datum.grid === shown")
-        .transform_flatten(["v"])
-        .transform_window(n="row_number()")
-        .transform_filter("datum.v != 0")
-        .transform_calculate(
-            r=f"floor((datum.n - 1) / {wide})",
-            c=f"(datum.n - 1) % {wide}",
-            row=f"{names_r}[datum.r]",
-            column=f"{names_c}[datum.c]",
-            relative="(datum.v > 0 ? 1 : -1) * pow(abs(datum.v / datum.most), 0.7)",
-        )
-        .mark_rect()
-        .encode(
-            x=alt.X(
-                "c:O",
-                title=column_title,
-                scale=alt.Scale(domain=list(range(wide)), padding=0),
-                axis=alt.Axis(labelExpr=f"{names_c}[datum.value]", labelAngle=-90, **labels),
-            ),
-            y=alt.Y(
-                "r:O",
-                title=row_title,
-                scale=alt.Scale(domain=list(range(len(rows))), padding=0),
-                axis=alt.Axis(labelExpr=f"{names_r}[datum.value]", **labels),
-            ),
-            color=alt.Color("relative:Q", scale=colours, legend=None),
-            tooltip=[
-                alt.Tooltip("row:N", title=row_title),
-                alt.Tooltip("column:N", title=column_title),
-                alt.Tooltip("v:Q", title=cell_title, format=".3g"),
-            ],
-        )
-        .add_params(alt.param(name="shown", value=next(iter(grids))))
-    )
-    height = 380 if square else max(160, min(560, 11 * len(rows) + 40))
-    return finished(chart, height, {"rows": values}, "canvas")
-
-
-def attention(layers: Sequence[Attention], tokens: Sequence[str]) -> dict[str, Spec]:
-    """Return figures of attention before and after the update, and of the change, each with all layers."""
-    grids: dict[str, dict[str, Tensor]] = {"before": {}, "after": {}, "change": {}}
-    for one in layers:
-        head = one.most_changed()
-        for label, choose in ((attention_label(one, None), None), (attention_label(one, head), head)):
-            before = one.before.mean(0) if choose is None else one.before[choose]
-            after = one.after.mean(0) if choose is None else one.after[choose]
-            grids["before"][label] = before
-            grids["after"][label] = after
-            grids["change"][label] = after - before
-    titles = ("the token that looks", "the token it looks at", "probability")
-    return {
-        name: matrix(shown, tokens, tokens, titles, signed=name == "change", square=True)
-        for name, shown in grids.items()
-    }
-
-
-def attention_label(one: Attention, head: int | None) -> str:
-    """Return what a pattern is called in the list of those that can be shown."""
-    layer = one.name.replace("layers.", "layer ").replace(".attention", "")
-    if head is None:
-        return f"{layer}, mean of its heads"
-    return f"{layer}, head {head} (most changed)"
-
-
-def against(tokens: Sequence[str], gains: Mapping[str, Tensor]) -> Spec:
-    """Return what two simulators have gained on every token, each by its name."""
-    rows = [
-        {"place": place, "token": visible(tokens[place]), "simulator": name, "gain": round(gain, 4)}
-        for name, own in gains.items()
-        for place, gain in enumerate(own.tolist())
-        if place
-    ]
-    chart = (
-        of("rows")
-        .mark_point(filled=True, size=34, opacity=0.85)
-        .encode(
-            x=alt.X("place:Q", title="token", axis=alt.Axis(grid=False)),
-            y=alt.Y("gain:Q", title="gained, nats"),
-            color=_by_simulator(gains),
-            tooltip=["simulator:N", "place:Q", "token:N", "gain:Q"],
-        )
-    )
-    return finished(chart, 220, {"rows": rows})
-
-
-def rates_against(curves: Mapping[str, Sequence[Rate]]) -> Spec:
-    """Return the loss over the rate of two simulators, each by its name."""
-    rows = [
-        {"rate": one.rate, "loss": round(one.loss, 5), "simulator": name}
-        for name, curve in curves.items()
-        for one in curve
-        if one.rate > 0
-    ]
-    chart = (
-        of("rows")
-        .mark_line(point=alt.OverlayMarkDef(size=40))
-        .encode(
-            x=alt.X(
-                "rate:Q",
-                title="learning rate",
-                scale=alt.Scale(type="log"),
-                axis=alt.Axis(format=".0e", grid=False, tickCount=3),
-            ),
-            y=alt.Y("loss:Q", title="mean loss of the rest, nats", scale=alt.Scale(zero=False)),
-            color=_by_simulator(curves),
-            tooltip=["simulator:N", "rate:Q", "loss:Q"],
-        )
-    )
-    return finished(chart, 220, {"rows": rows})
-
-
-def _by_simulator(names: Mapping[str, Any]) -> alt.Color:
-    scale = alt.Scale(domain=list(names), range=[AFTER, BEFORE])
-    return alt.Color("simulator:N", title=None, scale=scale, legend=alt.Legend(labelLimit=300))
-
-
 def gradients(rows: Sequence[Mapping[str, Any]], other: str = "autograd's") -> Spec:
     """Return the cosine of every parameter's gradient to another one, by layer."""
     kinds = sorted({row["what"] for row in rows if row["layer"] >= 0})
@@ -325,8 +181,3 @@ def visible(token: str) -> str:
     if not shown.strip():
         return "␣" * max(1, len(shown))
     return shown.strip()
-
-
-def _short(value: float) -> float:
-    """Return the number with three digits, which is what a figure shows."""
-    return float(f"{value:.3g}")

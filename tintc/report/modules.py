@@ -6,7 +6,8 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from tintc.analysis.head_roles import Applied, Place, Role, Roles
+from tintc.analysis.head_roles import Roles
+from tintc.analysis.role import Applied, Place, Role
 from tintc.analysis.trace import Application, Source
 from tintc.ir.columns import StridedRuns
 from tintc.ir.layout import Layout

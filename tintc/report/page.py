@@ -13,7 +13,7 @@ from markupsafe import Markup, escape
 import tintc
 from tintc.analysis.head_roles import Roles
 from tintc.cli.legend import MEANINGS
-from tintc.report import charts
+from tintc.report import attention_charts, charts, comparison_charts
 from tintc.report.against import Other
 from tintc.report.drawing import HEIGHT, WIDTH
 from tintc.report.graph import LANES, graph_of
@@ -75,10 +75,13 @@ def render(contents: Contents, bundle: str) -> Page:
     teaching = _teaching(contents, figures)
     patterns: list[str] = []
     if run.attention:
-        attention = charts.attention(run.attention, run.tokens)
+        attention = attention_charts.attention(run.attention, run.tokens)
         figures |= {f"attention-{name}": chart for name, chart in attention.items()}
         for one in run.attention:
-            patterns += [charts.attention_label(one, None), charts.attention_label(one, one.most_changed())]
+            patterns += [
+                attention_charts.attention_label(one, None),
+                attention_charts.attention_label(one, one.most_changed()),
+            ]
     if contents.quality is not None:
         figures["gradients"] = charts.gradients(contents.quality.gradients)
         figures["costs"] = charts.costs(contents.quality.costs)
@@ -130,9 +133,11 @@ def _against(contents: Contents, other: Other) -> dict[str, charts.Spec]:
     own, their = contents.name, other.name
     if own == their:
         own, their = "this one", "the other one"
-    figures = {"against": charts.against(contents.run.tokens, {own: contents.run.gain, their: other.run.gain})}
+    figures = {
+        "against": comparison_charts.against(contents.run.tokens, {own: contents.run.gain, their: other.run.gain})
+    }
     if contents.curve and other.curve:
-        figures["against-rates"] = charts.rates_against({own: contents.curve, their: other.curve})
+        figures["against-rates"] = comparison_charts.rates_against({own: contents.curve, their: other.curve})
     if any(row["layer"] >= 0 for row in other.gradients):
         figures["against-gradients"] = charts.gradients(other.gradients, "the other's")
     return figures
@@ -146,7 +151,9 @@ def _teaching(contents: Contents, figures: dict[str, charts.Spec]) -> dict[str, 
     grids = teaching_grids(contents.shares, run)
     total = next(iter(grids.values()))
     titles = ("predicted", "train token", "part of the output's length")
-    figures["teaching"] = charts.matrix(grids, run.tokens[run.train :], run.tokens[: run.train], titles, signed=True)
+    figures["teaching"] = attention_charts.matrix(
+        grids, run.tokens[run.train :], run.tokens[: run.train], titles, signed=True
+    )
     return {"names": list(grids), "pairs": named_pairs(total, run), "shares": shares_by_place(total, run)}
 
 

@@ -38,8 +38,7 @@ def hybrid(kind: str, n_steps: int = 1) -> TintForCausalLM:
     return sim
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("padded", [False, True])
+@pytest.mark.parametrize(("kind", "padded"), [(next(iter(KINDS)), False), *((kind, True) for kind in KINDS)])
 def test_token_by_token(kind: str, padded: bool) -> None:
     """Two steps; the prompt, two tokens together, then one at a time; with padding on the left of one text and without.
 

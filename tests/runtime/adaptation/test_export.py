@@ -35,7 +35,7 @@ EXPORTED: dict[str, Any] = {
 """Transposed weights; grouped heads; query, key and value in one tensor, each in its own order; gains 1 + w."""
 
 
-MORE = ("llama", "gpt_neox", "falcon")
+MORE = ("llama", "gpt_neox", "falcon", "bloom")
 
 
 @pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow) if n in MORE else n for n in EXPORTED])

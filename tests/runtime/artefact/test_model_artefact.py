@@ -23,7 +23,9 @@ MAKERS = {
 }
 
 
-@pytest.mark.parametrize("name", MAKERS)
+@pytest.mark.parametrize(
+    "name", [pytest.param("gpt2", marks=pytest.mark.slow), pytest.param("opt", marks=pytest.mark.slow), "llama"]
+)
 def test_round_trip_without_the_auxiliary(name: str, tmp_path: Path) -> None:
     """Same tensors, program and files, bit for bit, after compile -> save -> load -> save -> load; outputs to 1e-12.
 

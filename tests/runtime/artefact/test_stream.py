@@ -27,7 +27,12 @@ needs_linux = pytest.mark.skipif(not MAPS.exists(), reason="only Linux says what
 
 
 @pytest.mark.parametrize(
-    ("make", "dtype"), [(tiny_models.gpt2, None), (tiny_models.opt, "float64"), (tiny_models.llama, "bfloat16")]
+    ("make", "dtype"),
+    [
+        (tiny_models.gpt2, None),
+        pytest.param(tiny_models.opt, "float64", marks=pytest.mark.slow),
+        (tiny_models.llama, "bfloat16"),
+    ],
 )
 def test_same_files(tmp_path: Path, make: Callable[[], Any], dtype: str | None) -> None:
     """Byte for byte."""

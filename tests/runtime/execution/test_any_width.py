@@ -39,7 +39,7 @@ def agree(llama: bool, width: int, heads: int, d_ff: int, semantics: str, stack:
     return repr(sim.layout)
 
 
-@settings(max_examples=25, deadline=None, derandomize=True)
+@settings(max_examples=16, deadline=None, derandomize=True)
 @given(
     st.booleans(),
     st.integers(1, 3),
@@ -76,7 +76,6 @@ def test_widths_that_do_not_divide(
         (13, 3, 17, None, None),
         (13, 3, 17, 5, 2),
         (31, 1, 67, None, None),
-        (60, 3, 140, None, None),
         (60, 3, 140, 7, 3),
         (18, 3, 20, 3, 2),
     ],

@@ -36,18 +36,18 @@ def agree(made: tuple[Program, dict[str, torch.Tensor]], **options: Any) -> None
         check_agreement({**ways, "fused": (out.logits_before, out.logits)})
 
 
-@pytest.mark.parametrize("kv_heads", [1, 3])
 @pytest.mark.parametrize(
-    "options",
+    ("kv_heads", "options"),
     [
-        {"window": 4},
-        {"soft_cap": 0.7},
-        {"slopes": (0.5, 0.25, 0.0625)},
-        {"gained": True},
-        {"scaled": True},
-        {"sunk": True},
-        {"sunk": True, "scaled": True, "window": 3, "soft_cap": 1.5, "slopes": (0.5, 0.25, -0.1)},
-        {"window": 3, "soft_cap": 1.5, "slopes": (0.5, 0.25, -0.1), "gained": True},
+        (1, {"window": 4}),
+        (3, {"soft_cap": 0.7}),
+        (1, {"slopes": (0.5, 0.25, 0.0625)}),
+        (3, {"gained": True}),
+        (1, {"scaled": True}),
+        (3, {"sunk": True}),
+        (1, {"sunk": True, "scaled": True, "window": 3, "soft_cap": 1.5, "slopes": (0.5, 0.25, -0.1)}),
+        (3, {"sunk": True, "scaled": True, "window": 3, "soft_cap": 1.5, "slopes": (0.5, 0.25, -0.1)}),
+        (1, {"window": 3, "soft_cap": 1.5, "slopes": (0.5, 0.25, -0.1), "gained": True}),
     ],
 )
 def test_options_of_scores(kv_heads: int, options: dict[str, Any]) -> None:
@@ -94,8 +94,7 @@ def test_heads_together_are_wider_than_the_stream(whole: bool) -> None:
     agree(decoder(3, width=12, q_norm={"kind": "rms", "whole": whole}, v_norm=True))
 
 
-@pytest.mark.parametrize("value_dim", [4, 9])
-@pytest.mark.parametrize("kv_heads", [1, 3])
+@pytest.mark.parametrize(("kv_heads", "value_dim"), [(1, 9), (3, 4)])
 def test_values_of_another_width_than_keys(kv_heads: int, value_dim: int) -> None:
     agree(decoder(kv_heads, value_dim=value_dim, gained=kv_heads == 3 and value_dim == 4))
 

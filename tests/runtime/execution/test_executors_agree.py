@@ -25,7 +25,8 @@ from tiny_models import gpt2, llama, opt, token_ids
 import tintc
 from tintc.ir.auxiliary.interpreter import Descent
 from tintc.ir.functions import FiniteDifference
-from tintc.options import LOSSES, Options
+from tintc.option_facts import LOSSES
+from tintc.options import Options
 
 MODELS: dict[str, Any] = {
     "gpt2": lambda: gpt2(n_heads=3, head_dim=6),
@@ -63,10 +64,10 @@ def agree(name: str, ids: torch.Tensor | None = None, inner_lr: torch.Tensor | N
     check_agreement(three_ways(sim, auxiliary.auxiliary.program, auxiliary.tensors, ids, descent, inner_lr, **masks))
 
 
-@pytest.mark.parametrize("loss", LOSSES)
 @pytest.mark.parametrize("name", MODELS)
-def test_models_and_losses(name: str, loss: str) -> None:
-    agree(name, loss=loss)
+def test_models_and_losses(name: str) -> None:
+    """Every model with one loss, and every loss with two models at least."""
+    agree(name, loss=LOSSES[[*MODELS].index(name) % len(LOSSES)])
 
 
 @pytest.mark.parametrize("steps", [1, 3])
@@ -75,9 +76,15 @@ def test_steps(name: str, steps: int) -> None:
     agree(name, n_steps=steps)
 
 
-@pytest.mark.parametrize("layers", [1, 2])
-@pytest.mark.parametrize("name", ["opt", "llama, three layers"])
-@pytest.mark.parametrize("semantics", ["exact", "paper-code"])
+@pytest.mark.parametrize(
+    ("name", "layers", "semantics"),
+    [
+        ("opt", 1, "exact"),
+        ("opt", 2, "paper-code"),
+        ("llama, three layers", 1, "paper-code"),
+        ("llama, three layers", 2, "exact"),
+    ],
+)
 def test_top_layers(name: str, layers: int, semantics: str) -> None:
     agree(name, n_update_layers=layers, semantics=semantics)
 
@@ -89,8 +96,11 @@ def test_paper_code(name: str) -> None:
 
 
 @pytest.mark.parametrize(("stack", "shards"), [(1, 1), (2, 2), (3, 3), (4, 2), (6, 3), (3, 1)])
-@pytest.mark.parametrize("name", ["gpt2", "llama, tied, biases"])
-def test_layouts(name: str, stack: int, shards: int) -> None:
+def test_layouts(stack: int, shards: int) -> None:
+    """Models take turns."""
+    name = "gpt2"
+    if stack % 2:
+        name = "llama, tied, biases"
     agree(name, stack=stack, shards=shards, n_steps=1)
 
 

@@ -19,7 +19,8 @@ from tintc.ir.auxiliary.interpreter import Descent
 from tintc.ir.core import Program
 from tintc.ir.functions import KINKED, FiniteDifference
 from tintc.ir.simulator.shared import attention_common
-from tintc.options import FD_STEPS, GROUPS, Options
+from tintc.option_facts import FD_STEPS, GROUPS
+from tintc.options import Options
 
 IDS = torch.randint(0, VOCAB, (2, 9), generator=torch.Generator().manual_seed(0))
 PADDING = torch.ones(2, 9, dtype=torch.long)

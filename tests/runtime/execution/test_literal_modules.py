@@ -25,7 +25,8 @@ from tintc.ir.simulator.interface.literal_base import PrefixTiles
 from tintc.ir.simulator.interface.semantics import Interpretation, Weights
 from tintc.lowering.passes.allocate_slots import allocate_slots
 from tintc.lowering.passes.plan_layout import plan_layout
-from tintc.options import LOSSES, Options
+from tintc.option_facts import LOSSES
+from tintc.options import Options
 from tintc.runtime.execution.literal.executor import LiteralExecutor
 
 LENGTH, VOCAB = 6, 9

@@ -46,6 +46,7 @@ SIMULATORS: dict[str, Callable[[], TintForCausalLM]] = {
     "state space": lambda: written(hybrid_like, key_heads=1, by_coordinate=True, skip=True),
 }
 LENGTH = 9
+SELDOM = ("opt", "sinks", "sparse mixer")
 
 
 def written(make: Callable[..., Any], **options: Any) -> TintForCausalLM:
@@ -91,7 +92,9 @@ def check_pass(sim: TintForCausalLM, inputs: Inputs, update: str) -> None:
     assert out["logits"].device == GPU and out["logits"].shape == (2, LENGTH, sim.config.vocab_size)
 
 
-@pytest.mark.parametrize("name", SIMULATORS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow) if name in SELDOM else name for name in SIMULATORS]
+)
 def test_passes(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of two steps, each with train tokens of its own, and padding."""
     monkeypatch.setattr(executor, "read_rates", known_rates)

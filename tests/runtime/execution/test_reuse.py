@@ -29,7 +29,8 @@ from tintc.ir import simulator as sim
 from tintc.ir.text import parse_program, print_program
 from tintc.lowering.emission.emit import check_complete
 from tintc.lowering.emission.sharing import placement
-from tintc.options import REUSE, Options
+from tintc.option_facts import REUSE
+from tintc.options import Options
 from tintc.runtime.load import write_artefact
 from tintc.runtime.model.causal_lm import TintForCausalLM
 

@@ -15,12 +15,12 @@ from programs import gpt_like, llama_like
 from torch import Tensor
 
 from tintc.compiler import lower_to_modules
+from tintc.ir.block_specs import AttentionSpec, Split, SplitStage, TensorSpec
 from tintc.ir.layout import Layout
 from tintc.ir.simulator.ops.linear_backward import backward_block
 from tintc.ir.simulator.ops.linear_descent import descent_block
 from tintc.ir.simulator.ops.linear_forward import forward_block
 from tintc.ir.simulator.shared.linear_common import heads_to_rows, rows_to_heads
-from tintc.ir.structure import AttentionSpec, Split, SplitStage, TensorSpec
 from tintc.lowering.passes.layout_candidates import survey
 from tintc.options import Options
 from tintc.runtime.execution.literal.split import build_split

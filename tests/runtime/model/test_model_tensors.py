@@ -20,7 +20,10 @@ from tintc.runtime.model.causal_lm import TintForCausalLM
 IDS = torch.randint(0, 11, (1, 8), generator=torch.Generator().manual_seed(3))
 
 
-@pytest.fixture(scope="module", params=["gpt", "llama", pytest.param("gpt, paper-code", marks=pytest.mark.slow)])
+@pytest.fixture(
+    scope="module",
+    params=["gpt", *(pytest.param(name, marks=pytest.mark.slow) for name in ("llama", "gpt, paper-code"))],
+)
 def sim(request: pytest.FixtureRequest) -> TintForCausalLM:
     options: dict[str, object] = {"n_steps": 2, "inner_lr": 0.01, "stack": 2, "shards": 2}
     make = llama_like if request.param == "llama" else gpt_like

@@ -162,7 +162,7 @@ def _merges(graph: CapturedGraph, node: Node, result: Node, cache: _Cache) -> bo
 
 
 def _puts_heads_in_order(graph: CapturedGraph, node: Node, result: Node) -> bool:
-    """As `_merges`, by pushing distinct numbers from the result to the node."""
+    """Return what `_merges` does, by pushing distinct numbers from the result to the node."""
     batch = 2
     length = 3
     shape = graph.shape(result, batch, length)

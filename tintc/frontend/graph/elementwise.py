@@ -139,4 +139,5 @@ def probe(graph: CapturedGraph, node: Node, source: Node) -> Tensor:
 
 
 def agrees(a: Tensor, b: Tensor) -> bool:
+    """Return True if a is b, up to `TOLERANCE` of the larger of b and 1."""
     return bool(((a - b).abs() <= TOLERANCE * b.abs().clamp(min=1)).all())

@@ -85,6 +85,7 @@ def peel(graph: CapturedGraph, node: Node) -> Node:
 
 
 def is_noise(graph: CapturedGraph, node: Node) -> bool:
+    """Return True if the node adds nothing: a cast, a copy, or the like."""
     return _behind(graph, node) is not None
 
 

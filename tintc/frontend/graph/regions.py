@@ -30,6 +30,7 @@ LAYOUT = COPIES | CASTS | VIEWS | MOVES
 
 
 def moves(node: Node) -> bool:
+    """Return True if the node moves numbers without changing them."""
     return opname(node) in LAYOUT
 
 

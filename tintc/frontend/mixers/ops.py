@@ -14,7 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tintc.ir.functions import at_least_fp32, merge_heads
-from tintc.ir.recurrence import Heads, RecurrenceOptions, apply_recurrence
+from tintc.ir.recurrence import apply_recurrence
+from tintc.ir.recurrence.heads import Heads, RecurrenceOptions
 
 RECURRENCE = (
     "(Tensor q, Tensor k, Tensor v, Tensor g, Tensor beta, Tensor? skip, float scale, bool delta, float unit_eps)"

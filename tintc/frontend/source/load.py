@@ -6,40 +6,33 @@ import io
 import logging
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass, field
-from functools import partial
-from glob import escape, glob
 from pathlib import Path
 from typing import Any, TextIO
 
 import torch
 import transformers
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GgufConfig, PreTrainedModel
 
 from tintc.errors import ModelError, OptionError
 from tintc.frontend.graph.calling import longest_sequence, text_config
 from tintc.frontend.graph.trace_model import LONGEST, PROCESS_LOCK
-from tintc.frontend.source.adapters import check_peft, is_adapted, resolved, with_adapter
-from tintc.frontend.source.bounds import check_files
-from tintc.frontend.source.failures import check_report, first_sentence, why_not_loaded
-from tintc.frontend.source.gguf_header import check_gguf
+from tintc.frontend.source.adapters import is_adapted, resolved
 from tintc.frontend.source.kinds import (
     check_kind,
     is_registered,
-    method_of,
     not_a_model,
     simulator_sentence,
     unwrapped,
 )
+from tintc.frontend.source.model_at import check_folders, model_at
 from tintc.frontend.source.modules import PADDING, count_ids, find_length, padding_of
-from tintc.frontend.source.places import Place, configuration, find_place, has_weights
-from tintc.frontend.source.quantised import check_packages, dequantised, dequantising
+from tintc.frontend.source.places import Place, configuration, find_place
+from tintc.frontend.source.tokenizer_at import tokenizer_at
 from tintc.frontend.source.trust import TRUSTED, trusted_code
-from tintc.frontend.source.weightless import weightless_model
-from tintc.frontend.source.wrappers import TEXT_PATH, loader_of, placeholders, text_path
+from tintc.frontend.source.wrappers import TEXT_PATH, placeholders, text_path
 from tintc.hub import MODEL_TYPE
 from tintc.ir.finite import is_finite
 from tintc.mapped import MappedWeights
@@ -90,51 +83,35 @@ def load_auxiliary(
     `ModelError` (missing or broken files, missing, misshapen or non-finite weights, a package that is
     missing, not a causal language model) and `OptionError` for a `max_length` the model does not have.
     """
-    tokenizer = None
-    tokenizer_problem = ""
-    weights = MappedWeights()
     if isinstance(model_or_path, nn.Module):
-        loaded = unwrapped(model_or_path)
-        path = str(getattr(getattr(loaded, "config", None), "name_or_path", ""))
-        name = Path(path).name or type(loaded).__name__
-        kind = "memory"
-        adapted = is_adapted(loaded)
-        if adapted:
-            loaded = resolved(loaded, name, keep_adapters, own=False)
+        loaded = _in_memory(model_or_path, keep_adapters)
     elif isinstance(model_or_path, str | os.PathLike):
         place = find_place(str(model_or_path), trust_remote_code)
-        _check_folders(place)
-        if configuration(place).get("model_type") == MODEL_TYPE:
-            raise ModelError(simulator_sentence(place.name))
-        name = place.name
-        kind = place.format
-        adapted = place.adapter is not None
-        with _quiet():
-            loaded = _load(place, values, keep_adapters)
-            if with_tokenizer:
-                tokenizer, tokenizer_problem = _tokenizer(place)
-        if not adapted:  # else written to
-            weights = MappedWeights(loaded.state_dict().values())
+        loaded = _at_place(place, values, keep_adapters, with_tokenizer)
     else:
         raise ModelError(not_a_model(model_or_path))
-    model = check_kind(loaded, name, keep_adapters)
+    model = check_kind(loaded.model, loaded.name, keep_adapters)
     if values:
-        _check_finite(model, name, weights)
-    config = text_config(model)
-    provenance = _provenance(model, name, kind)
-    facts = {TOKENIZER_PROBLEM: tokenizer_problem, TRUSTED: trusted_code(model, tokenizer), TEXT_PATH: text_path(model)}
-    if adapted:
+        _check_finite(model, loaded.name, loaded.weights)
+    facts = {
+        TOKENIZER_PROBLEM: loaded.tokenizer_problem,
+        TRUSTED: trusted_code(model, loaded.tokenizer),
+        TEXT_PATH: text_path(model),
+    }
+    if loaded.adapted:
         facts[ADAPTERS] = ADAPTER_FATES[keep_adapters]
+    config = text_config(model)
     if is_registered(model):
-        length = _length(name, longest_sequence(config), max_length)
-        count = _vocabulary(name, config, vocab_size)
+        length = _length(loaded.name, longest_sequence(config), max_length)
+        count = _vocabulary(loaded.name, config, vocab_size)
     else:
-        count = count_ids(model, name, vocab_size)
-        length = find_length(model, name, max_length)
+        count = count_ids(model, loaded.name, vocab_size)
+        length = find_length(model, loaded.name, max_length)
         facts[PADDING] = padding_of(model)
+    provenance = _provenance(model, loaded.name, loaded.kind)
     return AuxiliarySource(
         model=model,
-        tokenizer=tokenizer,
+        tokenizer=loaded.tokenizer,
         provenance=provenance | {key: said for key, said in facts.items() if said},
         vocab_size=count,
         max_length=length,
@@ -143,8 +120,50 @@ def load_auxiliary(
         eos_token_id=getattr(config, "eos_token_id", None),
         pad_token_id=getattr(config, "pad_token_id", None),
         placeholders=placeholders(model),
-        weights=weights,
+        weights=loaded.weights,
     )
+
+
+@dataclass
+class _Loaded:
+    """A model before it is checked. kind: where it was: ``memory``, or the format of its files; adapted: whether peft
+    has given it adapters."""
+
+    model: nn.Module
+    name: str
+    kind: str
+    adapted: bool
+    tokenizer: Any | None = None
+    tokenizer_problem: str = ""
+    weights: MappedWeights = field(default_factory=MappedWeights)
+
+
+def _in_memory(model: nn.Module, keep_adapters: bool) -> _Loaded:
+    """Return a model that a caller has, without what wraps it; adapters stay, or a copy has them merged."""
+    model = unwrapped(model)
+    path = str(getattr(getattr(model, "config", None), "name_or_path", ""))
+    name = Path(path).name or type(model).__name__
+    adapted = is_adapted(model)
+    if adapted:
+        model = resolved(model, name, keep_adapters, own=False)
+    return _Loaded(model, name, "memory", adapted)
+
+
+def _at_place(place: Place, values: bool, keep_adapters: bool, with_tokenizer: bool) -> _Loaded:
+    """Return the model and the tokenizer at a place; raise `ModelError` for a simulator, or files that are broken."""
+    check_folders(place)
+    if configuration(place).get("model_type") == MODEL_TYPE:
+        raise ModelError(simulator_sentence(place.name))
+    tokenizer = None
+    problem = ""
+    with quietly():
+        model = model_at(place, values, keep_adapters)
+        if with_tokenizer:
+            tokenizer, problem = tokenizer_at(place)
+    loaded = _Loaded(model, place.name, place.format, place.adapter is not None, tokenizer, problem)
+    if not loaded.adapted:  # an adapter is written into the weights, which are then no file's any more
+        loaded.weights = MappedWeights(model.state_dict().values())
+    return loaded
 
 
 TOKENIZER_PROBLEM = "tokenizer_problem"
@@ -152,97 +171,6 @@ TOKENIZER_PROBLEM = "tokenizer_problem"
 ADAPTERS = "adapters"
 """Key of the provenance's entry that says what became of adapters."""
 ADAPTER_FATES = {False: "merged", True: "kept"}
-TOKENIZER_FILES = ("tokenizer*", "vocab*", "*.model", "merges.txt", "*.tiktoken")
-
-
-def _load(place: Place, values: bool, keep_adapters: bool) -> torch.nn.Module:
-    """Return the model at a place, with its adapter if it has one.
-
-    Raises `ModelError` for every failure of transformers, and for weights that would be left random.
-    """
-    method = method_of(configuration(place).get("quantization_config"))
-    if place.gguf_file is not None:
-        check_gguf(Path(place.folder) / place.gguf_file)
-    weightless = not values and (bool(method) or not has_weights(place))
-    if method and not weightless:
-        check_packages(place.name, method)
-    wants_adapter = place.adapter is not None and (values or keep_adapters)
-    if wants_adapter:
-        check_peft(place.name)
-    base = _base(place, weightless)
-    if method and not weightless:
-        base = dequantised(base, place.name, method)
-    if not wants_adapter or place.adapter is None:
-        return base
-    return resolved(with_adapter(base, place.name, place.adapter), place.name, keep_adapters, own=True)
-
-
-def _check_folders(place: Place) -> None:
-    """Raise `ModelError` for files on this machine that are not to be opened or believed."""
-    if place.gguf_file is None and place.local:
-        check_files(place.folder, place.name)
-    if place.adapter is not None:
-        check_files(place.adapter, place.name)
-
-
-def _base(place: Place, weightless: bool) -> PreTrainedModel:
-    """Return the model at a place, with its weights or without, as transformers loads it."""
-    try:
-        make = _maker(place, weightless)
-        try:
-            loaded = make(attn_implementation="sdpa")
-        except ValueError as error:
-            if "attention" not in str(error):
-                raise
-            loaded = make(attn_implementation="eager")
-    except Exception as error:
-        raise ModelError(why_not_loaded(place, error)) from error
-    if weightless:
-        return loaded
-    model, report = loaded
-    check_report(place.name, report, model)
-    return model.eval()
-
-
-def _maker(place: Place, weightless: bool) -> Callable[..., Any]:
-    """Return the function that makes the model; if it loads weights, it returns a report with it."""
-    config = AutoConfig.from_pretrained(place.folder, **place.options)
-    if weightless:
-        return partial(weightless_model, config, trust_remote_code=place.trusted)
-    # Files that torch has pickled are read by its weights-only loader, which runs no code.
-    options: dict[str, Any] = {"output_loading_info": True, "ignore_mismatched_sizes": True, "weights_only": True}
-    options |= {"config": config, "dtype": "auto"}
-    loader: Any = AutoModelForCausalLM
-    if place.gguf_file:
-        options |= {"dtype": torch.float32, "quantization_config": GgufConfig(dequantize=True)}
-    else:
-        loader = loader_of(config)
-        if getattr(config, "quantization_config", None) is not None:
-            config.quantization_config = dequantising(config.quantization_config)
-    return partial(loader.from_pretrained, place.folder, **place.options, **options)
-
-
-def _tokenizer(place: Place) -> tuple[Any | None, str]:
-    """Return the tokenizer beside the weights, and why it cannot be read; None if there is none or it cannot.
-
-    An adapter's own comes before its base's. transformers makes an empty tokenizer for some model types when a folder
-    has none; that would only mislead.
-    """
-    options = place.options
-    folder = place.folder
-    if place.adapter is not None and _has_tokenizer(place.adapter):
-        folder = place.adapter
-        options = {"local_files_only": True, "trust_remote_code": False}
-    elif place.local and not place.gguf_file and not _has_tokenizer(folder):
-        return None, ""
-    try:
-        return AutoTokenizer.from_pretrained(folder, **options), ""
-    except Exception as error:  # of transformers, or of a package that it asks for
-        return None, first_sentence(error)
-
-
-def _has_tokenizer(folder: str) -> bool:
-    return any(glob(f"{escape(folder)}/{name}") for name in TOKENIZER_FILES)
 
 
 def _check_finite(model: nn.Module, name: str, weights: MappedWeights) -> None:
@@ -299,7 +227,7 @@ def _provenance(model: nn.Module, name: str, kind: str) -> dict[str, Any]:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quietly() -> Iterator[None]:
     """Drop reports of transformers (ours follow as errors), and progress bars unless somebody watches.
 
     Both are settings of the whole process, so that one thread at a time loads.

@@ -22,7 +22,7 @@ from tintc.ir.inputs import Inputs
 from tintc.ir.lazy import Lazy
 from tintc.ir.liveness import last_reads
 from tintc.ir.losses import loss_gradient
-from tintc.options import DESCENDS
+from tintc.option_facts import DESCENDS
 
 EXACT = FiniteDifference("token", 1e-3)
 
@@ -33,7 +33,8 @@ class Descent:
 
     n_update_layers None: all layers; semantics: ``exact`` or ``paper-code``; groups: of parameters, those that descend;
     full: whether attention's scores and routing are differentiated; momentum: of the running sum of gradients; norm_of:
-    whose norm a step divides by (`tintc.options.NORMALIZE`), None: no norm; decay: towards the tensors that are given.
+    whose norm a step divides by (`tintc.option_facts.NORMALIZE`), None: no norm; decay: towards the tensors that
+    are given.
     """
 
     lr: float

@@ -15,7 +15,8 @@ from tintc.ir.convolution import apply_convolution, apply_transposed_convolution
 from tintc.ir.core import register, tokens
 from tintc.ir.functions import merge_heads, split_heads
 from tintc.ir.pointwise import PointwiseOptions, apply_pointwise
-from tintc.ir.recurrence import Heads, RecurrenceOptions, recurrence_matrix
+from tintc.ir.recurrence import recurrence_matrix
+from tintc.ir.recurrence.heads import Heads, RecurrenceOptions
 
 
 @register("aux.recurrence")

@@ -23,9 +23,10 @@ from torch import Tensor
 from tintc.errors import IRError, ModelError
 from tintc.ir import simulator as sim
 from tintc.ir.auxiliary.interpreter import view
+from tintc.ir.block_specs import TensorSpec
 from tintc.ir.core import Program
 from tintc.ir.simulator.interface.storage import Storage
-from tintc.ir.structure import TensorSpec, block_tensors, shared_tensors
+from tintc.ir.structure import block_tensors, shared_tensors
 from tintc.lowering.emission.sharing import Placed, around, placement, reuse_of
 from tintc.lowering.passes.plan_layout import layout_of
 

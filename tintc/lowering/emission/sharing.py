@@ -13,12 +13,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from tintc.errors import IRError
+from tintc.ir.block_specs import AttentionSpec, Positions
 from tintc.ir.core import Program
 from tintc.ir.names import Names
 from tintc.ir.simulator import SimOp
-from tintc.ir.structure import AttentionSpec, Positions, StructuralBlock
+from tintc.ir.structure import StructuralBlock
 from tintc.lowering.passes.plan_layout import layout_of
-from tintc.options import REUSE, Options
+from tintc.option_facts import REUSE
+from tintc.options import Options
 
 
 @dataclass(frozen=True)

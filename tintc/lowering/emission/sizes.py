@@ -16,7 +16,7 @@ from tintc.ir.layout import Layout
 from tintc.ir.simulator import Repeat, SimOp, StoredWeights
 from tintc.lowering.passes.layout_candidates import Demands
 from tintc.lowering.passes.plan_layout import layout_of
-from tintc.options import MOST_STEPS
+from tintc.option_facts import MOST_STEPS
 
 LARGEST = 1 << 31
 """The largest size that a program may have."""

@@ -26,33 +26,26 @@ from itertools import pairwise
 
 from tintc.errors import Reason, UnsupportedModelError
 from tintc.ir.auxiliary import (
-    Activation,
     Add,
     Attention,
     AuxOp,
-    Convolution,
     Embedding,
     Experts,
-    Gate,
     Linear,
     Norm,
-    Pointwise,
-    Recurrence,
-    Route,
-    Scale,
-    Select,
 )
-from tintc.ir.core import Op, Program, Value
-
-QUERY, KEY, VALUE, GATE, RECURRENT_QUERY, RECURRENT_KEY, OTHER = range(7)
-"""What a value may serve as; queries and keys of attentions aside from those of recurrences."""
-RECURRENT = (RECURRENT_QUERY, RECURRENT_KEY, VALUE, GATE, GATE)
-"""What the operands of a recurrence are."""
-SCORES = frozenset({QUERY, KEY, RECURRENT_QUERY, RECURRENT_KEY})
-CONSTANT = frozenset({GATE, RECURRENT_QUERY, RECURRENT_KEY})
-"""What a recurrence takes for constants of the backward pass."""
-PASSED = Norm | Add | Scale | Gate | Select | Activation | Convolution | Pointwise
-"""What may lie between a linear layer and the attention whose operand it makes."""
+from tintc.ir.core import Op, Program
+from tintc.lowering.passes.layer_flow import (
+    CONSTANT,
+    KEY,
+    OTHER,
+    QUERY,
+    RECURRENT_KEY,
+    RECURRENT_QUERY,
+    SCORES,
+    VALUE,
+    Flow,
+)
 
 
 def assign_layers(program: Program) -> Program:
@@ -64,7 +57,7 @@ def assign_layers(program: Program) -> Program:
     layer and its attention, heads if single heads are normalised; embedding before the first layer, final after the
     last. Raises `UnsupportedModelError` if the attentions do not form a chain.
     """
-    flow = _Flow(program)
+    flow = Flow(program)
     layers = _layers(flow)
     ops: list[Op] = []
     reasons: list[Reason] = []
@@ -82,124 +75,7 @@ def assign_layers(program: Program) -> Program:
     return Program(program.dialect, attributes, dict(program.parameters), ops, dict(program.outputs)).verify()
 
 
-class _Flow:
-    """The flow of values in a program of the auxiliary dialect: who feeds whom."""
-
-    def __init__(self, program: Program):
-        self.ops = program.ops
-        self.producers = program.producers()
-        self.users = program.users()
-        self.order = {op: index for index, op in enumerate(program.ops)}
-        self.head = self.producers[program.outputs["logits"]]
-        self.ancestors: dict[Op, frozenset[Op]] = {}
-        for op in program.ops:
-            sources = self.sources(op)
-            self.ancestors[op] = frozenset(sources).union(*(self.ancestors[source] for source in sources))
-        self.groups = self._groups([op for op in program.ops if self.mixes(op)])
-
-    def sources(self, op: Op) -> list[Op]:
-        """Return the ops whose results the op reads."""
-        return [self.producers[value] for value in op.operands]
-
-    def mixes(self, op: Op) -> bool:
-        """Return True if an op counts as the attention of a layer."""
-        if isinstance(op, Convolution):
-            return not self._leads_to_mixer(op.result)
-        return isinstance(op, Attention | Recurrence)
-
-    def _leads_to_mixer(self, value: Value) -> bool:
-        """Return True if a value leads to an attention or a recurrence without passing a linear layer or a sum with
-        the residual stream."""
-        return any(
-            isinstance(user, Attention | Recurrence)
-            or (isinstance(user, PASSED) and not isinstance(user, Add) and self._leads_to_mixer(user.result))
-            for user in self.users.get(value, [])
-        )
-
-    def _groups(self, attentions: list[Op]) -> list[list[Op]]:
-        """Return the attentions by layer."""
-        groups: list[list[Op]] = []
-        for op in attentions:
-            if groups and not self.ancestors[op].intersection(groups[-1]):
-                groups[-1].append(op)
-            else:
-                groups.append([op])
-        return groups
-
-    def paths_from(self, root: Op) -> dict[Op, frozenset[Op]]:
-        """Return the ops that every path from `root` to an op passes, both ends included, for every op that `root`
-        leads to."""
-        passed: dict[Op, frozenset[Op]] = {root: frozenset({root})}
-        for op in self.ops[self.order[root] + 1 :]:
-            reached = [passed[source] for source in self.sources(op) if source in passed]
-            if reached:
-                passed[op] = frozenset.intersection(*reached) | {op}
-        return passed
-
-    def passed(self, roots: Sequence[Op], goals: Sequence[Op]) -> list[Op]:
-        """Return the ops that every path from a root to a goal passes, in order, goals aside; none unless every root
-        leads to every goal."""
-        paths = [self.paths_from(root) for root in roots]
-        if not paths or any(goal not in before for before in paths for goal in goals):
-            return []
-        common = frozenset.intersection(*(before[goal] for before in paths for goal in goals))
-        return sorted(common - set(goals), key=self.order.__getitem__)
-
-    def before_attention(self, value: Value, summed: bool = False) -> set[int]:
-        """Return what a value serves attentions as; `OTHER` for any other use.
-
-        Linear layers end the search, except those that make constants of a recurrence alone, if no sum comes before
-        them (summed): it may be with the residual stream.
-        """
-        uses: set[int] = set()
-        for user in self.users.get(value, []):
-            operands = [at for at, operand in enumerate(user.operands) if operand is value]
-            if isinstance(user, Attention):
-                uses.update(operands)
-            elif isinstance(user, Recurrence):
-                uses.update(RECURRENT[at] for at in operands)
-            elif isinstance(user, Convolution) and self.mixes(user):
-                uses.add(VALUE)
-            elif isinstance(user, PASSED):
-                uses |= self.before_attention(user.result, summed or self._may_add_residual(user))
-            elif isinstance(user, Linear) and not summed and self.before_attention(user.result) <= CONSTANT:
-                uses |= self.before_attention(user.result)
-            else:
-                uses.add(OTHER)
-        return uses or {OTHER}
-
-    def _may_add_residual(self, op: Op) -> bool:
-        """Return True for sums, but those of linear layers' results that do not need each other, as of a layer and its
-        adapter."""
-        if not isinstance(op, Add):
-            return False
-        summands = [self._behind_scale(operand) for operand in op.operands]
-        needed = frozenset().union(*(self.ancestors[summand] for summand in summands))
-        return any(not isinstance(summand, Linear) or summand in needed for summand in summands)
-
-    def _behind_scale(self, value: Value) -> Op:
-        op = self.producers[value]
-        while isinstance(op, Scale):
-            op = self.producers[op.operands[0]]
-        return op
-
-    def feeds_routing(self, value: Value) -> bool:
-        """Return True if a value reaches the choice of experts and nothing else, what is linear aside."""
-        readers = self.users.get(value, [])
-        return bool(readers) and all(
-            isinstance(user, Route) or (isinstance(user, PASSED | Linear) and self.feeds_routing(user.result))
-            for user in readers
-        )
-
-    def after_attention(self, value: Value) -> bool:
-        """Return True if a value is an attention's result, or made of such alone; gates may come from elsewhere."""
-        op = self.producers[value]
-        if isinstance(op, Norm | Scale | Select | Add):
-            return all(self.after_attention(operand) for operand in op.operands)
-        return self.mixes(op) or (isinstance(op, Gate) and any(map(self.after_attention, op.operands)))
-
-
-def _layers(flow: _Flow) -> dict[Op, int]:
+def _layers(flow: Flow) -> dict[Op, int]:
     """Return the layer of every op that is in one."""
     starts = _starts(flow)
     layers: dict[Op, int] = {}
@@ -209,7 +85,7 @@ def _layers(flow: _Flow) -> dict[Op, int]:
     return layers
 
 
-def _own(flow: _Flow, inside: list[Op], stop: Op, attentions: Sequence[Op]) -> set[Op]:
+def _own(flow: Flow, inside: list[Op], stop: Op, attentions: Sequence[Op]) -> set[Op]:
     """Return the ops between a layer's start and its end that are the layer's own.
 
     They are those that lead on through the end alone, and those that the layer's attentions need.
@@ -222,7 +98,7 @@ def _own(flow: _Flow, inside: list[Op], stop: Op, attentions: Sequence[Op]) -> s
     return own
 
 
-def _starts(flow: _Flow) -> list[Op]:
+def _starts(flow: Flow) -> list[Op]:
     """Return the op with which every layer begins; raise `UnsupportedModelError` if the attentions do not form a
     chain."""
     reasons: list[Reason] = []
@@ -246,13 +122,13 @@ def _starts(flow: _Flow) -> list[Op]:
     return starts
 
 
-def _embeddings(flow: _Flow, group: Sequence[Op]) -> list[Op]:
+def _embeddings(flow: Flow, group: Sequence[Op]) -> list[Op]:
     """Return the token embeddings that a group of attentions needs; positions and constants join in later."""
     needed = frozenset().union(*(flow.ancestors[op] for op in group))
     return [op for op in flow.ops if type(op) is Embedding and op in needed]
 
 
-def _end(flow: _Flow, starts: list[Op]) -> Op:
+def _end(flow: Flow, starts: list[Op]) -> Op:
     """Return the last layer's end, among the ops that every path from its attentions to the logits passes."""
     after = flow.passed(flow.groups[-1], (flow.head,))
     sums = [op for op in after if isinstance(op, Add)]
@@ -274,7 +150,7 @@ def _last_sum(ops: Sequence[Op]) -> int:
     return max((place for place, op in enumerate(ops) if isinstance(op, Add)), default=0)
 
 
-def _role(flow: _Flow, op: AuxOp, layer: int) -> str:
+def _role(flow: Flow, op: AuxOp, layer: int) -> str:
     """Return the role of an op in its layer, empty for ops that have none."""
     if isinstance(op, Experts):
         if layer >= 0:
@@ -293,7 +169,7 @@ def _role(flow: _Flow, op: AuxOp, layer: int) -> str:
     return "layer"
 
 
-def _linear_role(flow: _Flow, op: Linear, layer: int) -> str:
+def _linear_role(flow: Flow, op: Linear, layer: int) -> str:
     """Return the role of a linear layer; ``mixed`` if it makes both operands of attention and something else."""
     if layer < 0:
         return "projection"
@@ -313,7 +189,7 @@ def _linear_role(flow: _Flow, op: Linear, layer: int) -> str:
     return "gate"
 
 
-def _adapter_role(flow: _Flow, op: Linear, feeds: set[int]) -> str:
+def _adapter_role(flow: Flow, op: Linear, feeds: set[int]) -> str:
     """Return the role of one of an adapter's two layers: that of the second, which reads the first alone."""
     readers = flow.users.get(op.result, [])
     if all(isinstance(reader, Linear) for reader in readers):

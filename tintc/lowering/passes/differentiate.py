@@ -21,7 +21,8 @@ from tintc.ir.names import Names
 from tintc.lowering.builder import Builder
 from tintc.lowering.optimiser import PARTS, Optimiser, Source
 from tintc.lowering.rules import Sweep, WeightGroup, rule_of
-from tintc.options import GROUPS, Options
+from tintc.option_facts import GROUPS
+from tintc.options import Options
 
 Values = dict[Value, Value]
 WeightValues = dict[str, Value]

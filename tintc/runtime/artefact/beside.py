@@ -94,4 +94,5 @@ def _weight_files(path: str | os.PathLike[str], hub: dict[str, Any]) -> list[str
 
 
 def text_digest(text: str) -> str:
+    """Return the SHA-256 of a text in UTF-8, in hexadecimal."""
     return hashlib.sha256(text.encode()).hexdigest()

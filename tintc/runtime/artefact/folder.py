@@ -184,7 +184,10 @@ def write_tokenizer(tokenizer: Any, folder: Path) -> None:
 
 
 def first_line(error: BaseException) -> str:
-    """Return the first line of an error's message, of a long one its beginning."""
+    """Return the first line of an error's message, of a long one its beginning, without the full stop.
+
+    An error without a message has its class's name.
+    """
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:500].rstrip(".")
 
 

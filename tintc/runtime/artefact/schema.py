@@ -14,7 +14,9 @@ from transformers import GenerationConfig, PretrainedConfig
 
 from tintc.bounded import is_plain_name
 from tintc.errors import ArtefactError
-from tintc.options import ABOUT, DTYPES, Options, objection_to
+from tintc.option_conflicts import objection_to
+from tintc.option_facts import DTYPES
+from tintc.options import ABOUT, Options
 from tintc.runtime.artefact.names import TEMPLATES
 from tintc.runtime.artefact.snapshot import damaged
 
@@ -44,18 +46,23 @@ def is_number(value: Any) -> bool:
 
 
 def is_text(value: Any) -> bool:
+    """Return True for a text of no more than `LONGEST_TEXT` characters."""
     return isinstance(value, str) and len(value) <= LONGEST_TEXT
 
 
 def is_scalar(value: Any) -> bool:
+    """Return True for null, a boolean, a number or a text."""
     return value is None or isinstance(value, bool) or is_number(value) or is_text(value)
 
 
 def is_list_of(rule: Rule) -> Rule:
+    """Return the rule of lists whose entries fit that one."""
     return lambda value: isinstance(value, list) and len(value) <= LARGEST >> 10 and all(map(rule, value))
 
 
 def is_mapping_of(rule: Rule) -> Rule:
+    """Return the rule of mappings whose values fit that one."""
+
     def fits(value: Any) -> bool:
         return isinstance(value, dict) and len(value) <= MOST_ENTRIES and all(map(rule, value.values()))
 

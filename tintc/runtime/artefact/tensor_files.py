@@ -11,7 +11,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from tintc.errors import ArtefactError
-from tintc.ir.structure import TensorSpec
+from tintc.ir.block_specs import TensorSpec
 from tintc.runtime.artefact.folder import first_line
 from tintc.runtime.artefact.names import INDEX_FILE
 from tintc.runtime.artefact.snapshot import Snapshot, damaged

@@ -57,6 +57,7 @@ def place_module(root: nn.Module, name: str, module: nn.Module) -> None:
 
 
 def place_parameter(root: nn.Module, name: str, parameter: nn.Parameter) -> None:
+    """Register a parameter under a dotted name, with the modules above it."""
     parent, leaf = ensure_parent(root, name)
     parent.register_parameter(leaf, parameter)
 

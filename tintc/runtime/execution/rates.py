@@ -64,12 +64,12 @@ class Rates:
 
     @property
     def alike(self) -> bool:
-        """True if all examples have the same."""
+        """Return True if all examples have the same."""
         return all(bool((rate == rate[:, :1]).all()) for rate in self._all())
 
     @property
     def batch(self) -> int:
-        """The number of examples that they are for; 1 if all are as stored."""
+        """Return the number of examples that they are for; 1 if all are as stored."""
         return next((rate.shape[1] for rate in self._all()), 1)
 
     def _all(self) -> list[Tensor]:

@@ -82,7 +82,7 @@ class ActivationAccess:
         return list(points_of(self.program).values())
 
     def roles(self) -> Roles:
-        """Return the role of every head and gate: rows of `tintc.analysis.head_roles.Role`, ``to_json()``."""
+        """Return the role of every head and gate: rows of `tintc.analysis.role.Role`, ``to_json()``."""
         return Roles(self.program)
 
     @contextmanager

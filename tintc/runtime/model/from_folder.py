@@ -88,7 +88,7 @@ class Source:
 
     @property
     def arguments(self) -> dict[str, Any]:
-        """The arguments that transformers needs besides the user's."""
+        """Return the arguments that transformers needs besides the user's."""
         arguments: dict[str, Any] = {"state_dict": dict(self.tensors)}
         if self.generation is not None:
             arguments["generation_config"] = self.generation

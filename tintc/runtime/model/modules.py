@@ -9,10 +9,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from tintc.errors import OptionError
-from tintc.ir.core import Op, Program
-from tintc.ir.layout import Layout
-from tintc.ir.simulator import StoredWeights
-from tintc.ir.structure import (
+from tintc.ir.block_specs import (
     AttentionSpec,
     ConvolutionSpec,
     PointwiseSpec,
@@ -20,12 +17,15 @@ from tintc.ir.structure import (
     RouterSpec,
     VocabularySpec,
 )
+from tintc.ir.core import Op, Program
+from tintc.ir.layout import Layout
+from tintc.ir.simulator import StoredWeights
 from tintc.lowering.emission.emit import blocks_of, specs
 from tintc.lowering.emission.sharing import Placed, placement, sites
 from tintc.runtime.execution.fused.packed_linear import shared_inputs
 from tintc.runtime.execution.literal.blocks import PositionGate, build_block
-from tintc.runtime.execution.literal.executor import SimModule
 from tintc.runtime.execution.literal.prefix import Prefix
+from tintc.runtime.execution.literal.sim_module import SimModule
 from tintc.runtime.execution.module_tree import Container, FullPrecision, owner, place_module, place_parameter, refer_to
 from tintc.runtime.model.unsupported import WRAPPED, check_own
 

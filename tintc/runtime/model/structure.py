@@ -84,7 +84,7 @@ class StructuralModel(SimulatorModules):
 
     @property
     def executor(self) -> str:
-        """``auto``, ``fused`` or ``literal``; setting another raises `OptionError`."""
+        """Return ``auto``, ``fused`` or ``literal``; setting another raises `OptionError`."""
         return self._executor
 
     @executor.setter

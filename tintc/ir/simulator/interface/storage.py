@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 import torch
 
+from tintc.ir.block_specs import TensorSpec
 from tintc.ir.core import Op
 from tintc.ir.layout import Layout
 from tintc.ir.simulator.interface.elements import Element
-from tintc.ir.structure import TensorSpec
 
 
 @dataclass(frozen=True)

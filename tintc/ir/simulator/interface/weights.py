@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tintc.ir.auxiliary.norm import whole_vector
+from tintc.ir.block_specs import TensorSpec
 from tintc.ir.core import Value, register
 from tintc.ir.layout import Layout
 from tintc.ir.simulator.interface.base import SimOp
@@ -19,7 +20,6 @@ from tintc.ir.simulator.interface.literal_base import ExpertTiles, LiteralRun, P
 from tintc.ir.simulator.interface.semantics import Interpretation, Weights
 from tintc.ir.simulator.interface.storage import Storage
 from tintc.ir.simulator.shared.linear_common import bias_in_prefix, weight_in_prefix, weight_tiles
-from tintc.ir.structure import TensorSpec
 
 
 def stack_rows(weight: Tensor, stack: int) -> Tensor:

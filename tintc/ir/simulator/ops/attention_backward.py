@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from tintc.ir.block_specs import AttentionSpec
 from tintc.ir.core import Value, register
 from tintc.ir.functions import merge_heads, split_heads
 from tintc.ir.layout import Layout
@@ -19,7 +20,7 @@ from tintc.ir.simulator.interface.literal_base import LiteralRun, Tiles
 from tintc.ir.simulator.interface.semantics import Interpretation
 from tintc.ir.simulator.kernels.choice import chosen
 from tintc.ir.simulator.shared.attention_common import ROWS, AttentionOp
-from tintc.ir.structure import AttentionSpec, StructuralBlock
+from tintc.ir.structure import StructuralBlock
 
 
 def seen_pairs(length: int) -> int:

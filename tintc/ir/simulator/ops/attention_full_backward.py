@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from tintc.ir.block_specs import AttentionSpec, InverseRootSpec, LinearSpec, ProductSpec
 from tintc.ir.core import Value, register
 from tintc.ir.functions import at_least_fp32, merge_heads, split_heads
 from tintc.ir.layout import Layout
@@ -30,7 +31,7 @@ from tintc.ir.simulator.shared.first_order import (
 )
 from tintc.ir.simulator.shared.matrix_stages import matrix_stages
 from tintc.ir.simulator.shared.softmax_slopes import softmax_slopes
-from tintc.ir.structure import AttentionSpec, InverseRootSpec, LinearSpec, ProductSpec, StructuralBlock
+from tintc.ir.structure import StructuralBlock
 
 SCRATCH = 10
 """Tensors of scores that exist at one time in the fused form."""

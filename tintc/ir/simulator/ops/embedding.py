@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch.nn.functional as F
 from torch import Tensor
 
+from tintc.ir.block_specs import TensorSpec
 from tintc.ir.core import register
 from tintc.ir.inputs import Inputs
 from tintc.ir.simulator.interface.base import SimOp
@@ -14,7 +15,6 @@ from tintc.ir.simulator.interface.fused_base import FusedRun
 from tintc.ir.simulator.interface.literal_base import LiteralRun, Tiles
 from tintc.ir.simulator.interface.semantics import Interpretation
 from tintc.ir.simulator.interface.storage import Storage
-from tintc.ir.structure import TensorSpec
 
 
 @register("sim.embedding")

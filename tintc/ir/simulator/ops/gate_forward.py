@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from tintc.ir.block_specs import ActivationSpec, ProductSpec
 from tintc.ir.core import register
 from tintc.ir.functions import ACTIVATIONS
 from tintc.ir.layout import Layout
@@ -16,7 +17,7 @@ from tintc.ir.simulator.interface.fused_kernels import activate
 from tintc.ir.simulator.interface.literal_base import LiteralRun, Tiles
 from tintc.ir.simulator.interface.semantics import Interpretation
 from tintc.ir.simulator.interface.storage import TableCount, split_cost
-from tintc.ir.structure import ActivationSpec, ProductSpec, StructuralBlock
+from tintc.ir.structure import StructuralBlock
 
 
 def gate_blocks(fn: str) -> dict[str, StructuralBlock]:

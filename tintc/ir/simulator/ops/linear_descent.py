@@ -9,6 +9,7 @@ from functools import cache
 import torch
 from torch import Tensor
 
+from tintc.ir.block_specs import AttentionSpec, Positions
 from tintc.ir.core import Value, register
 from tintc.ir.layout import Layout
 from tintc.ir.routing import route
@@ -25,7 +26,7 @@ from tintc.ir.simulator.shared.linear_common import (
     rows_to_heads,
     weight_tiles,
 )
-from tintc.ir.structure import AttentionSpec, Positions, StructuralBlock, chunk_map, indicator
+from tintc.ir.structure import StructuralBlock, chunk_map, indicator
 
 
 @cache

@@ -10,6 +10,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from tintc.ir.auxiliary.base import affine
+from tintc.ir.block_specs import AttentionSpec, Positions
 from tintc.ir.core import Value, register
 from tintc.ir.layout import Layout
 from tintc.ir.routing import route
@@ -30,7 +31,7 @@ from tintc.ir.simulator.shared.linear_common import (
     select_chunks,
     weight_tiles,
 )
-from tintc.ir.structure import AttentionSpec, Positions, StructuralBlock, chunk_map, indicator
+from tintc.ir.structure import StructuralBlock, chunk_map, indicator
 
 
 @cache

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tintc.ir.auxiliary.base import affine
+from tintc.ir.block_specs import TensorSpec
 from tintc.ir.core import Value, register
 from tintc.ir.losses import LogitMap
 from tintc.ir.simulator.interface.base import SimOp
@@ -19,7 +20,6 @@ from tintc.ir.simulator.interface.fused_kernels import FEW, widening
 from tintc.ir.simulator.interface.literal_base import LiteralRun, Tiles
 from tintc.ir.simulator.interface.semantics import Interpretation
 from tintc.ir.simulator.interface.storage import Storage
-from tintc.ir.structure import TensorSpec
 
 
 def aligned_scores(x: Tensor, head: Tensor, bias: Tensor | None) -> Tensor:

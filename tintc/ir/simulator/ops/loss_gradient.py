@@ -23,7 +23,7 @@ from tintc.ir.simulator.kernels.choice import chosen, readable
 from tintc.ir.simulator.ops.logits import HeadOp
 from tintc.ir.simulator.shared.loss_modules import loss_blocks, loss_slot
 from tintc.ir.structure import StructuralBlock
-from tintc.options import LOSSES
+from tintc.option_facts import LOSSES
 
 CHUNK = 1024
 """Positions whose scores exist at one time in fused execution."""

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tintc.ir.block_specs import LinearSpec, ProductSpec
 from tintc.ir.core import register
 from tintc.ir.functions import at_least_fp32, norm_scale, normalise
 from tintc.ir.layout import Layout
@@ -35,7 +36,7 @@ from tintc.ir.simulator.shared.first_order import (
 )
 from tintc.ir.simulator.shared.norm_common import NormOp, check_norm, for_all_heads, has, vector_blocks, vectors
 from tintc.ir.simulator.shared.shared_vectors import spread_blocks, spread_out
-from tintc.ir.structure import LinearSpec, ProductSpec, StructuralBlock
+from tintc.ir.structure import StructuralBlock
 
 
 @register("sim.norm_backward")

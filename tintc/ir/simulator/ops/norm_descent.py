@@ -7,6 +7,7 @@ from functools import cache
 
 from torch import Tensor
 
+from tintc.ir.block_specs import AttentionSpec, Positions, ProductSpec
 from tintc.ir.core import Value, register
 from tintc.ir.layout import Layout
 from tintc.ir.simulator.interface.cost_model import CostModel
@@ -19,7 +20,7 @@ from tintc.ir.simulator.shared.first_order import product
 from tintc.ir.simulator.shared.linear_common import bias_chunks, main_chunks
 from tintc.ir.simulator.shared.norm_common import check_norm, has
 from tintc.ir.simulator.shared.shared_vectors import gather_blocks, gathered
-from tintc.ir.structure import AttentionSpec, Positions, ProductSpec, StructuralBlock, chunk_map, indicator
+from tintc.ir.structure import StructuralBlock, chunk_map, indicator
 
 PARTS = (("bias",), ("gain",), ("gain", "bias"))
 

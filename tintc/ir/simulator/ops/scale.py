@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from tintc.ir.block_specs import LinearSpec
 from tintc.ir.core import register
 from tintc.ir.layout import Layout
 from tintc.ir.simulator.interface.base import SimOp
@@ -14,7 +15,7 @@ from tintc.ir.simulator.interface.literal_base import LiteralRun, Tiles
 from tintc.ir.simulator.interface.semantics import Interpretation
 from tintc.ir.simulator.interface.storage import TableCount, split_cost
 from tintc.ir.simulator.shared.first_order import slot_map
-from tintc.ir.structure import LinearSpec, StructuralBlock
+from tintc.ir.structure import StructuralBlock
 
 
 @register("sim.scale")

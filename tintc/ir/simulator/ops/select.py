@@ -10,6 +10,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from tintc.ir.block_specs import LinearSpec
 from tintc.ir.columns import Runs, fits, put_back, take, unfolded
 from tintc.ir.core import register
 from tintc.ir.layout import Layout
@@ -19,7 +20,7 @@ from tintc.ir.simulator.interface.literal_base import LiteralRun, Tiles
 from tintc.ir.simulator.interface.semantics import Interpretation
 from tintc.ir.simulator.interface.storage import TableCount, split_cost
 from tintc.ir.simulator.shared.matrix_stages import matrix_stages
-from tintc.ir.structure import LinearSpec, StructuralBlock
+from tintc.ir.structure import StructuralBlock
 
 
 @cache

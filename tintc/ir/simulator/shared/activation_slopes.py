@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from tintc.ir.block_specs import ActivationSpec, GroupNormSpec, LinearSpec, ProductSpec
 from tintc.ir.functions import FiniteDifference
 from tintc.ir.layout import Layout
 from tintc.ir.simulator.interface.literal_base import LiteralRun, Tiles
@@ -30,7 +31,7 @@ from tintc.ir.simulator.shared.first_order import (
     unit,
     unit_blocks,
 )
-from tintc.ir.structure import ActivationSpec, GroupNormSpec, LinearSpec, ProductSpec, StructuralBlock
+from tintc.ir.structure import StructuralBlock
 
 SLOPE_OF = {"relu": "relu", "relu2": "relu"}
 """Kinked activations whose slope is made of an activation's value, and that one; the others are clips."""

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from tintc.ir.block_specs import SplitStage, TensorSpec
 from tintc.ir.core import Value
 from tintc.ir.functions import soft_capped, split_heads
 from tintc.ir.inputs import Inputs, check_positions
@@ -26,7 +27,7 @@ from tintc.ir.simulator.interface.base import SimOp
 from tintc.ir.simulator.interface.fused_base import FusedRun
 from tintc.ir.simulator.interface.semantics import Interpretation
 from tintc.ir.simulator.interface.storage import Storage
-from tintc.ir.structure import SplitStage, TensorSpec, chunk_map
+from tintc.ir.structure import chunk_map
 
 ROWS = 512
 """Queries whose attention probabilities exist at one time in fused execution."""

@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
+from tintc.ir.block_specs import TensorSpec
 from tintc.ir.core import Type, Value
 from tintc.ir.layout import Layout
 from tintc.ir.simulator.interface.base import SimOp
@@ -16,7 +17,6 @@ from tintc.ir.simulator.interface.literal_base import Applied, LiteralRun, Prefi
 from tintc.ir.simulator.interface.semantics import Interpretation, Shape
 from tintc.ir.simulator.interface.storage import Storage
 from tintc.ir.simulator.shared.linear_common import stacked, unstacked
-from tintc.ir.structure import TensorSpec
 
 
 @dataclass(eq=False, kw_only=True)

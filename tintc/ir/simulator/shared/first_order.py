@@ -23,20 +23,13 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from tintc.ir.block_specs import GroupNormSpec, LinearSpec, ProductSpec, SplitStage, TensorSpec
 from tintc.ir.functions import FiniteDifference, at_least_fp32
 from tintc.ir.layout import Layout
 from tintc.ir.simulator.interface.base import SimOp
 from tintc.ir.simulator.interface.literal_base import LiteralRun, Tiles
-from tintc.ir.structure import (
-    GroupNormSpec,
-    LinearSpec,
-    ProductSpec,
-    SplitStage,
-    StructuralBlock,
-    TensorSpec,
-    chunk_map,
-)
-from tintc.options import SCHEMES
+from tintc.ir.structure import StructuralBlock, chunk_map
+from tintc.option_facts import SCHEMES
 
 
 class DifferenceOp(SimOp):

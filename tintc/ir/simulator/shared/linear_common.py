@@ -14,11 +14,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from tintc.ir.block_specs import SplitStage
 from tintc.ir.core import Op, Type, Value
 from tintc.ir.layout import Layout
 from tintc.ir.routing import Move
 from tintc.ir.simulator.interface.elements import InPrefix
-from tintc.ir.structure import SplitStage, chunk_map
+from tintc.ir.structure import chunk_map
 
 
 def main_chunks(layout: Layout) -> range:

@@ -25,23 +25,21 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from tintc.ir.layout import Layout
-from tintc.ir.losses import LogitMap
-from tintc.ir.simulator.interface.literal_base import LiteralRun
-from tintc.ir.simulator.shared.first_order import product, slot_map
-from tintc.ir.structure import (
+from tintc.ir.block_specs import (
     ActivationSpec,
     AttentionSpec,
     LinearSpec,
     Positions,
     ProductSpec,
     SplitStage,
-    StructuralBlock,
     TensorSpec,
     VocabularySpec,
-    chunk_map,
-    indicator,
 )
+from tintc.ir.layout import Layout
+from tintc.ir.losses import LogitMap
+from tintc.ir.simulator.interface.literal_base import LiteralRun
+from tintc.ir.simulator.shared.first_order import product, slot_map
+from tintc.ir.structure import StructuralBlock, chunk_map, indicator
 
 
 @cache

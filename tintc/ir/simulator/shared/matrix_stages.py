@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from tintc.ir.block_specs import SplitStage, TensorSpec
 from tintc.ir.layout import Layout
-from tintc.ir.structure import SplitStage, TensorSpec
 
 
 def matrix_stages(layout: Layout, entries: Sequence[tuple[int, int]]) -> tuple[SplitStage, ...]:

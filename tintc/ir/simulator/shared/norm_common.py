@@ -15,20 +15,13 @@ from torch import Tensor
 
 from tintc.errors import OptionError
 from tintc.ir.auxiliary.norm import per_token
+from tintc.ir.block_specs import AttentionSpec, GroupNormSpec, Positions, ProductSpec
 from tintc.ir.core import Op, Value
 from tintc.ir.layout import Layout
 from tintc.ir.simulator.interface.base import SimOp
 from tintc.ir.simulator.interface.literal_base import LiteralRun, PrefixTiles, Tiles
 from tintc.ir.simulator.shared.linear_common import bias_chunks, main_chunks
-from tintc.ir.structure import (
-    AttentionSpec,
-    GroupNormSpec,
-    Positions,
-    ProductSpec,
-    StructuralBlock,
-    chunk_map,
-    indicator,
-)
+from tintc.ir.structure import StructuralBlock, chunk_map, indicator
 
 W = TypeVar("W")
 

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from tintc.ir.block_specs import LinearSpec
 from tintc.ir.core import Value
 from tintc.ir.layout import Layout
 from tintc.ir.simulator.interface.literal_base import LiteralRun, Tiles
 from tintc.ir.simulator.shared.matrix_stages import matrix_stages
-from tintc.ir.structure import LinearSpec, StructuralBlock
+from tintc.ir.structure import StructuralBlock
 
 
 def heads_by_slot(layout: Layout, weights: Value, value: Value) -> list[int]:

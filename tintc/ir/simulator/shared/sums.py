@@ -12,6 +12,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from tintc.ir.block_specs import LinearSpec
 from tintc.ir.core import Type
 from tintc.ir.layout import Layout
 from tintc.ir.simulator.interface.fused_base import FusedWeights, Pending
@@ -19,7 +20,7 @@ from tintc.ir.simulator.interface.literal_base import ExpertTiles, PrefixTiles, 
 from tintc.ir.simulator.shared.descent_common import per_example, plus
 from tintc.ir.simulator.shared.grouped import bias_sums, expert_sums
 from tintc.ir.simulator.shared.linear_common import bias_dims, main_part, matrix_sides
-from tintc.ir.structure import LinearSpec, StructuralBlock, chunk_map
+from tintc.ir.structure import StructuralBlock, chunk_map
 
 FLOOR = 1e-24
 """What is added to a squared norm: a gradient whose norm is far below 1e-12 counts as none."""

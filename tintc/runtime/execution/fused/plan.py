@@ -59,7 +59,7 @@ class Sizes:
 
     @property
     def train_ends(self) -> tuple[int, ...]:
-        """`train_end` of every step, once where all are alike."""
+        """Return `train_end` of every step, once where all are alike."""
         if isinstance(self.train, int):
             return (self.train,)
         return self.train
@@ -152,7 +152,7 @@ class ExecutionPlan:
 
     @cached_property
     def carried(self) -> set[Value]:
-        """The values that pending updates keep."""
+        """Return the values that pending updates keep."""
         return {value for op in self.lazy for value in self.operands(op) if value.type.kind in ("tokens", "routed")}
 
     def resolve(self, value: Value) -> Value:

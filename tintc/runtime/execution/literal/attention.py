@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tintc.ir.block_specs import AttentionSpec
 from tintc.ir.functions import alibi, masked_softmax, rotate, sink_softmax, soft_capped
-from tintc.ir.structure import AttentionSpec
 from tintc.runtime.execution.literal.split import build_split
 from tintc.runtime.execution.module_tree import Reference
 

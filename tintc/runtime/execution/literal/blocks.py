@@ -6,11 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tintc.ir.functions import ACTIVATIONS, norm_scale
-from tintc.ir.layout import Layout
-from tintc.ir.losses import hidden
-from tintc.ir.router import routing_gradient, routing_weights
-from tintc.ir.structure import (
+from tintc.ir.block_specs import (
     ActivationSpec,
     AttentionSpec,
     BlockSpec,
@@ -25,6 +21,10 @@ from tintc.ir.structure import (
     RouterSpec,
     VocabularySpec,
 )
+from tintc.ir.functions import ACTIVATIONS, norm_scale
+from tintc.ir.layout import Layout
+from tintc.ir.losses import hidden
+from tintc.ir.router import routing_gradient, routing_weights
 from tintc.runtime.execution.literal.attention import TintAttention
 from tintc.runtime.execution.literal.mixers import Convolution, Pointwise, Recurrence
 from tintc.runtime.execution.literal.split import build_split

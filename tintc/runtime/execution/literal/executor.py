@@ -6,12 +6,12 @@ the slots the compiler allocated), the prefixes as they are handed on, positions
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from tintc.analysis.capture_points import point_of, shown_by
@@ -25,118 +25,14 @@ from tintc.ir.simulator.interface.literal_base import (
     Applied,
     ExpertTiles,
     PrefixTiles,
-    RoutedTiles,
     Tile,
     Tiles,
     literal,
 )
-from tintc.runtime.execution.literal.attention import TintAttention
-from tintc.runtime.execution.literal.blocks import PositionGate
 from tintc.runtime.execution.literal.prefix import given_prefixes
+from tintc.runtime.execution.literal.sim_module import Memory, SimModule, unchanged
 from tintc.runtime.execution.rates import Rates
 from tintc.runtime.execution.simulator import Simulator
-
-
-class SimModule(nn.Module):
-    """One module of the simulator: an op of the program, applying structural blocks that others may share.
-
-    Called once for every block the op applies (a layer of several tiles applies its attention once per tile); a hook
-    sees ``[B, K + T, D_sim]`` go in and come out.
-    """
-
-    def __init__(self, op: SimOp, blocks: Mapping[str, str]):
-        """Keep the op. blocks: the built block's name, for every name that the op's literal form gives one."""
-        super().__init__()
-        self.op = op
-        self.blocks = blocks
-
-    def forward(
-        self, e: Tensor, block: str, executor: LiteralExecutor, mask: Tensor | None, rate: Tensor | float | None
-    ) -> Tensor:
-        module, gate = executor.model.block(self.blocks[block])
-        shown: list[Tensor] = []
-        if isinstance(module, TintAttention):
-            if mask is None and module.kind == "sink":
-                mask = executor.prefix_mask()
-            keep = self._keep_scores(executor, shown)
-            new = module(e, executor.positions, mask, executor.token_positions, keep)
-        else:
-            new = module(e)
-        if executor.applied is not None:
-            passing = new
-            if isinstance(gate, PositionGate):
-                passing = gate.taken(new, executor.positions)
-            executor.applied.append(Applied(passing, rate, next(iter(shown), None)))
-        if isinstance(rate, Tensor):
-            rate = rate.to(new.dtype).reshape(-1, 1, 1)
-        if rate is not None:
-            new = new * rate
-        if gate is None:
-            return new
-        return gate(e, new, executor.positions)
-
-    def _keep_scores(self, executor: LiteralExecutor, shown: list[Tensor]) -> Callable[[Tensor], Tensor] | None:
-        """Return the function that keeps scores in `shown`; None if nobody wants to see any."""
-        if executor.applied is None:
-            return None
-        part = self.op.shown_scores(executor.layout)
-        if part is None:
-            return None
-        return partial(_kept, part, shown)
-
-    def extra_repr(self) -> str:
-        return self.op.opname
-
-
-def _kept(part: tuple[slice, ...], shown: list[Tensor], scores: Tensor) -> Tensor:
-    """Keep a part of the scores to be shown; return the scores to go on with.
-
-    These read that very part where autograd records it, so that gradients reach it.
-    """
-    shown.append(scores[part])
-    if not torch.is_grad_enabled():
-        return scores
-    scores = scores.clone()
-    scores[part] = shown[0]
-    return scores
-
-
-def _as_it_is(e: Tensor) -> Tensor:
-    """Return an embedding whose prefixes hold zeros, which is what they hold before anything is put there."""
-    return e
-
-
-class _Memory:
-    """The table of saved embeddings, by the slots that the compiler allocated, and weights as they are handed on."""
-
-    def __init__(self) -> None:
-        self.weights: dict[Value, PrefixTiles | ExpertTiles] = {}
-        self.numbers: dict[Value, Tiles] = {}
-        self._tiles: dict[int, Tensor] = {}
-        self._slots: dict[Value, tuple[int, ...]] = {}
-
-    def read(self, value: Value) -> Any:
-        """Return weights, or the tiles of a token value, or of each expert's, that its slots hold now."""
-        if value in self.weights:
-            return self.weights[value]
-        if value in self.numbers:
-            return self.numbers[value]
-        tiles = [self._tiles[slot] for slot in self._slots[value]]
-        if value.type.kind != "routed":
-            return tiles
-        count = len(tiles) // value.type.dims[0]
-        return [tiles[start : start + count] for start in range(0, len(tiles), count)]
-
-    def write(self, value: Value, slots: tuple[int, ...], tiles: Tiles) -> None:
-        """Put the tiles of a token value into its slots."""
-        self._slots[value] = slots
-        self._tiles.update(zip(slots, tiles, strict=True))
-
-    def write_routed(self, value: Value, slots: tuple[int, ...], experts: RoutedTiles) -> None:
-        """Put the tiles of each expert's vectors into the slots from the one that is named on."""
-        tiles = [tile for of_expert in experts for tile in of_expert]
-        (first,) = slots
-        self.write(value, tuple(range(first, first + len(tiles))), tiles)
 
 
 class LiteralExecutor:
@@ -173,7 +69,7 @@ class LiteralExecutor:
         points = {label: point_of(program, label) for label in outputs}
         kept = {point.value for point in points.values() if not point.show}
         shown = shown_by(points)
-        memory = _Memory()
+        memory = Memory()
         results: dict[Value, Any] = {}
         seen: dict[str, Tensor] = {}
         batch = self.inputs.shape[0]
@@ -251,7 +147,7 @@ class LiteralExecutor:
         return x[0][:, 0, 0]
 
     def empty_prefix(self) -> Tile:
-        return _as_it_is
+        return unchanged
 
     def added(self, tile: Tile, terms: Sequence[Tensor]) -> Tensor:
         prefix = self.prefix(self.embed([], tile))

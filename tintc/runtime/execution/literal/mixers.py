@@ -6,12 +6,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from tintc.ir.block_specs import ConvolutionSpec, PointwiseSpec, RecurrenceSpec
 from tintc.ir.convolution import apply_convolution, apply_transposed_convolution
 from tintc.ir.functions import merge_heads, split_heads
 from tintc.ir.layout import Layout
 from tintc.ir.pointwise import apply_pointwise
-from tintc.ir.recurrence import Heads, recurrence_matrix
-from tintc.ir.structure import ConvolutionSpec, PointwiseSpec, RecurrenceSpec
+from tintc.ir.recurrence import recurrence_matrix
+from tintc.ir.recurrence.heads import Heads
 from tintc.runtime.execution.module_tree import Reference
 
 

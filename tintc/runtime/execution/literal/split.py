@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from tintc.ir.structure import Split, SplitStage
+from tintc.ir.block_specs import Split, SplitStage
 
 
 class SplitOperation(nn.Module):

@@ -9,6 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from tintc.ir.block_specs import ConvolutionSpec, TensorSpec
 from tintc.ir.convolution import apply_convolution, apply_transposed_convolution, continue_convolution
 from tintc.ir.core import Value, register
 from tintc.ir.layout import Layout
@@ -18,7 +19,7 @@ from tintc.ir.simulator.interface.literal_base import LiteralRun, Tiles
 from tintc.ir.simulator.interface.semantics import Interpretation
 from tintc.ir.simulator.interface.storage import Storage, TableCount, attention_cost
 from tintc.ir.simulator.ops.mixers.mixer_base import MixerOp
-from tintc.ir.structure import ConvolutionSpec, StructuralBlock, TensorSpec
+from tintc.ir.structure import StructuralBlock
 
 
 @dataclass(eq=False, kw_only=True)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from tintc.ir.block_specs import PointwiseSpec, TensorSpec
 from tintc.ir.core import register
 from tintc.ir.layout import Layout
 from tintc.ir.pointwise import PointwiseOptions, apply_pointwise
@@ -15,7 +16,7 @@ from tintc.ir.simulator.interface.fused_base import FusedRun
 from tintc.ir.simulator.interface.literal_base import LiteralRun, Tiles
 from tintc.ir.simulator.interface.semantics import Interpretation
 from tintc.ir.simulator.interface.storage import Storage, TableCount, split_cost
-from tintc.ir.structure import PointwiseSpec, StructuralBlock, TensorSpec
+from tintc.ir.structure import StructuralBlock
 
 
 @register("sim.pointwise")

@@ -7,6 +7,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
+from tintc.ir.block_specs import RecurrenceSpec, TensorSpec
 from tintc.ir.core import Value, register
 from tintc.ir.functions import merge_heads, split_heads
 from tintc.ir.layout import Layout
@@ -19,7 +20,7 @@ from tintc.ir.recurrence import (
     recurrence_matrix,
     with_skip,
 )
-from tintc.ir.recurrence_chunks import CHUNK
+from tintc.ir.recurrence.chunks import CHUNK
 from tintc.ir.simulator.interface.cost_model import CostModel
 from tintc.ir.simulator.interface.fused_base import FusedRun
 from tintc.ir.simulator.interface.literal_base import LiteralRun, Tiles
@@ -27,7 +28,7 @@ from tintc.ir.simulator.interface.semantics import Interpretation
 from tintc.ir.simulator.interface.storage import Storage, TableCount, attention_cost
 from tintc.ir.simulator.kernels import fla
 from tintc.ir.simulator.ops.mixers.mixer_base import MixerOp
-from tintc.ir.structure import RecurrenceSpec, StructuralBlock, TensorSpec
+from tintc.ir.structure import StructuralBlock
 
 
 @dataclass(eq=False, kw_only=True)

@@ -9,6 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from tintc.ir.block_specs import ChosenSpec, LinearSpec, ProductSpec, SplitStage, TensorSpec
 from tintc.ir.core import Value, register
 from tintc.ir.layout import Layout
 from tintc.ir.routed import check_routed, factors
@@ -20,7 +21,7 @@ from tintc.ir.simulator.interface.semantics import Interpretation
 from tintc.ir.simulator.interface.storage import TableCount, split_cost
 from tintc.ir.simulator.shared.first_order import product
 from tintc.ir.simulator.shared.matrix_stages import matrix_stages
-from tintc.ir.structure import ChosenSpec, LinearSpec, ProductSpec, SplitStage, StructuralBlock, TensorSpec, chunk_map
+from tintc.ir.structure import StructuralBlock, chunk_map
 
 
 @dataclass(eq=False, kw_only=True)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from tintc.ir.block_specs import RouterSpec, TensorSpec
 from tintc.ir.core import register
 from tintc.ir.layout import Layout
 from tintc.ir.router import RouterOptions, routing_weights
@@ -16,7 +17,7 @@ from tintc.ir.simulator.interface.fused_base import FusedRun
 from tintc.ir.simulator.interface.literal_base import LiteralRun, Tiles
 from tintc.ir.simulator.interface.semantics import Interpretation
 from tintc.ir.simulator.interface.storage import Storage, TableCount, split_cost
-from tintc.ir.structure import RouterSpec, StructuralBlock, TensorSpec
+from tintc.ir.structure import StructuralBlock
 
 
 @register("sim.route")

@@ -10,6 +10,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from tintc.ir.block_specs import LinearSpec, ProductSpec, RouterSpec, TensorSpec
 from tintc.ir.core import register
 from tintc.ir.layout import Layout
 from tintc.ir.routed import check_routed, weights_gradient
@@ -21,7 +22,7 @@ from tintc.ir.simulator.interface.semantics import Interpretation
 from tintc.ir.simulator.interface.storage import Storage
 from tintc.ir.simulator.shared.first_order import mean, mean_block, product
 from tintc.ir.simulator.shared.matrix_stages import matrix_stages
-from tintc.ir.structure import LinearSpec, ProductSpec, RouterSpec, StructuralBlock, TensorSpec
+from tintc.ir.structure import StructuralBlock
 
 
 @register("sim.route_backward")

@@ -9,6 +9,7 @@ from functools import cache
 import torch
 from torch import Tensor
 
+from tintc.ir.block_specs import AttentionSpec, GroupNormSpec, LinearSpec, Positions, ProductSpec
 from tintc.ir.core import Type, Value, register
 from tintc.ir.functions import at_least_fp32
 from tintc.ir.layout import Layout
@@ -20,16 +21,7 @@ from tintc.ir.simulator.interface.semantics import Interpretation, Weights
 from tintc.ir.simulator.shared.first_order import mean_stages, slot_map, widened
 from tintc.ir.simulator.shared.linear_common import copies_of_bias, select_chunks
 from tintc.ir.simulator.shared.sums import FLOOR, each_of, held_sums, squared_norm, squares
-from tintc.ir.structure import (
-    AttentionSpec,
-    GroupNormSpec,
-    LinearSpec,
-    Positions,
-    ProductSpec,
-    StructuralBlock,
-    chunk_map,
-    indicator,
-)
+from tintc.ir.structure import StructuralBlock, chunk_map, indicator
 
 
 @cache

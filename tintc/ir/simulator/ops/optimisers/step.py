@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from tintc.ir.block_specs import TensorSpec
 from tintc.ir.core import Value, register
 from tintc.ir.layout import Layout
 from tintc.ir.simulator.interface.base import SimOp
@@ -32,7 +33,7 @@ from tintc.ir.simulator.shared.sums import (
     times_name,
     written_out,
 )
-from tintc.ir.structure import StructuralBlock, TensorSpec
+from tintc.ir.structure import StructuralBlock
 
 Held = PrefixTiles | ExpertTiles
 

@@ -14,14 +14,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-if TYPE_CHECKING:
-    from tintc.ir.recurrence import Heads
+from tintc.ir.recurrence.heads import Heads
 
 CHUNK = 64
 """Tokens of a chunk."""

@@ -7,14 +7,11 @@ is the same recurrence from the end of the text: queries and keys change places,
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-if TYPE_CHECKING:
-    from tintc.ir.recurrence import Heads
+from tintc.ir.recurrence.heads import Heads
 
 SPAN = 32
 """Tokens whose states exist at one time."""
