@@ -10,7 +10,7 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --dist loadfile
 # Packages are installed without byte code, which takes a minute for all of them; what is imported writes its own, once.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo docs test test-all sweep bench results clean
+.PHONY: demo docs test test-all fuzz sweep bench results clean
 
 $(INSTALLED): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -40,6 +40,11 @@ test-all: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
 	$(PYTEST)
+
+# Mutated files for as long as one likes: `make fuzz FUZZ="--minutes 60"`; what is wrong lies in fuzz-results.
+FUZZ ?= --minutes 10
+fuzz: $(INSTALLED)
+	OMP_NUM_THREADS=1 $(BIN)/python tests/fuzz/run.py $(FUZZ)
 
 # Every decoder type that transformers registers; writes docs/families.md and what `tintc families` prints.
 sweep: $(INSTALLED)

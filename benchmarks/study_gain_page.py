@@ -14,7 +14,7 @@ FIGURES = {
     "approximations": "Which approximations",
     "layers": "How many layers",
     "steps": "How many steps",
-    "optimisers": "Which optimiser",
+    "optimisers": "Which optimiser, in two steps",
     "rate": "Which rate",
 }
 BEGIN, END = "<!-- figures:begin -->", "<!-- figures:end -->"
@@ -89,7 +89,7 @@ def _draw(figure: str, entries: Sequence[dict[str, Any]], models: Sequence[str])
         axis.set_title(f"{model}{', ' if one else ''}{one}", fontsize=10)
         axis.grid(alpha=0.25)
     axes[0][0].set_ylabel("gain in nats a token" if figure not in ("approximations", "optimisers") else "")
-    axes[0][0].legend(fontsize=7)
+    axes[0][0].legend(fontsize=7, loc="best" if figure in ("layers", "steps") else "lower left")
     plot.savefig(DOCS / f"study-gain-{figure}.png", dpi=90)
     plt.close(plot)
 

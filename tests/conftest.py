@@ -58,9 +58,7 @@ def _one_thread() -> None:
 
 @pytest.fixture(autouse=True, scope="session")
 def _cheap_tracing() -> None:
-    """Tracing records no stack of every node, which nothing reads, and keeps no shapes of operators: in models of two
-    layers few come again."""
-    torch.fx.config.do_not_emit_stack_traces = True
+    """Tracing keeps no shapes of operators: in models of two layers few come again."""
     torch._dynamo.config.fake_tensor_cache_enabled = False
 
 

@@ -103,16 +103,17 @@ class Mean(nn.Module):
 
 
 @pytest.fixture
-def own_mixers(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """What a page registers is forgotten afterwards."""
-    before = dict(REGISTERED)
+def own_settings() -> Iterator[None]:
+    """The mixers that a page registers are forgotten afterwards, and PyTorch's switch for TF32 is put back."""
+    before, allowed = dict(REGISTERED), torch.backends.cuda.matmul.allow_tf32
     yield
     REGISTERED.clear()
     REGISTERED.update(before)
+    torch.backends.cuda.matmul.allow_tf32 = allowed
 
 
 @needs_models
-@pytest.mark.usefixtures("own_mixers")
+@pytest.mark.usefixtures("own_settings")
 @pytest.mark.filterwarnings("error:Converting a tensor")
 @pytest.mark.parametrize("page", PAGES)
 def test_page(page: str, simulator: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: Command) -> None:

@@ -16,6 +16,8 @@ MOST_CONFIG = 1 << 24
 """Bytes of the longest JSON file of settings that is read."""
 MOST_TOKENIZER = 1 << 28
 """Bytes of the longest file of a tokenizer."""
+MOST_VALUES = 1 << 20
+"""Values that a JSON file may have: some take twenty times their bytes of memory."""
 DEPTH = 64
 """Lists and objects that a JSON file may nest."""
 
@@ -33,7 +35,7 @@ def open_regular(path: str | os.PathLike[str], folder: int | None = None) -> int
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=folder)
     try:
         _check_regular(os.fstat(descriptor))
-    except UnfitFileError:
+    except OSError:
         os.close(descriptor)
         raise
     return descriptor
@@ -78,7 +80,10 @@ def read_file(path: str | os.PathLike[str], most: int = MOST_CONFIG, folder: int
 
 
 def parse_json(data: bytes) -> Any:
-    """Return what a JSON text says; raise `UnfitFileError` for one that is not UTF-8, not JSON, or nests too deep."""
+    """Return what a JSON text says; raise `UnfitFileError` for one that is not UTF-8, not JSON, nests
+    too deep or has too many values."""
+    if sum(data.count(mark) for mark in (b",", b"[", b"{")) > MOST_VALUES:
+        raise UnfitFileError(f"it has more than {MOST_VALUES:,} values")
     try:
         value = json.loads(data.decode("utf-8"))
     except UnicodeDecodeError as error:

@@ -74,10 +74,10 @@ def test_load_onto_the_gpu(cuda: torch.device, tmp_path: Path) -> None:
 
 
 def test_a_batch_that_does_not_fit_is_refused(cuda: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
-    from tintc.runtime.execution.fused import batches
+    from tintc.runtime.execution import memory
 
     sim = family("opt").compile().to(cuda)
-    monkeypatch.setattr(batches, "available_bytes", lambda device: 10_000)
+    monkeypatch.setattr(memory, "available_bytes", lambda device: 10_000)
     with pytest.raises(InputError, match="GB can be used"):
         run(sim, token_ids(4, 16).to(cuda))
 

@@ -103,7 +103,21 @@ def sparse(path: Path) -> None:
     os.truncate(path, 3 << 30)
 
 
+def journal(content: str, old: bool = True) -> Change:
+    """Return the change that adds what an interrupted save leaves. old: with its folder of old files."""
+
+    def change(folder: Path) -> None:
+        staging = folder / ".save.tintc-x"
+        staging.mkdir()
+        if old:
+            (staging / ".old").mkdir()
+        (staging / ".journal").write_text(content)
+
+    return change
+
+
 DEEP = "[" * 100_000
+MANY = f"[{'[],' * (1 << 20)}[]]"
 LIES: dict[str, tuple[Change, str]] = {
     # the program's numbers
     "tiles without end": (program(r"tiles=\[1, 1\]", f"tiles=[{HUGE}, 1]"), "a number that is not finite, or of over"),
@@ -133,6 +147,7 @@ LIES: dict[str, tuple[Change, str]] = {
     "an op that is none": (program(r"sim\.add\(", "os.system("), "os.system"),
     "a value before it is there": (program(r"sim\.add\(%\S+, ", "sim.add(%nothing, "), "%nothing is not defined"),
     "a value twice": (program(r"%model\.layers\.0\.add\.f0 =", "%model.embed_tokens.f0 ="), "line 35"),
+    "operands missing": (program(r"sim\.add\([^)]*\)", "sim.add()"), "sim.add"),
     "an attribute twice": (program("n_steps=1", "n_steps=1, n_steps=1"), "stands there twice"),
     "another dialect": (program(r"sim\.program", "aux.program"), "is damaged"),
     "no program at all": (text("program.tint", ""), "a program starts with"),
@@ -142,6 +157,8 @@ LIES: dict[str, tuple[Change, str]] = {
     "a configuration that is a list": (text("config.json", "[]"), "not a compiled simulator"),
     "a configuration without end": (text("config.json", DEEP), "nests more than"),
     "a configuration of gigabytes": (instead("config.json", sparse), "bytes, and at most"),
+    "a configuration of lists": (text("config.json", MANY), "it has more than 1,048,576 values"),
+    "semantics without end": (entry("config.json", semantics=["exact"] * 10_000), "was compiled with semantics"),
     "digests true": (entry("config.json", digests=True), "its digests is True"),
     "a train fraction as text": (entry("config.json", train_fraction=""), "its train_fraction is ''"),
     "a train fraction of 7": (entry("config.json", train_fraction=7), "its train_fraction is 7"),
@@ -170,6 +187,12 @@ LIES: dict[str, tuple[Change, str]] = {
         entry("digests.json", files={"../x": {"size": 1, "sha256": "0" * 64, "sample": "0" * 64}}),
         "its entry of '../x' is no digest",
     ),
+    # what an interrupted save leaves
+    "a journal of nothing": (journal(""), "is damaged (it is not valid JSON"),
+    "a journal of other folders": (journal('{"new": ["../x"], "gone": []}'), "it is no list of files"),
+    "a journal of itself": (journal('{"new": [".journal"], "gone": []}'), "it is no list of files"),
+    "a journal of one file twice": (journal('{"new": ["a", "a"], "gone": []}'), "it is no list of files"),
+    "a journal without old files": (journal('{"new": [], "gone": []}', old=False), "is not what a writer leaves"),
     # the shard index
     "a shard above": (index("../outside.safetensors"), "no safetensors file in the folder"),
     "a shard by its whole path": (index("/etc/passwd"), "no safetensors file in the folder"),
@@ -191,6 +214,7 @@ LIES: dict[str, tuple[Change, str]] = {
     "offsets backwards": (tensor(data_offsets=[64, 0]), "damaged"),
     "offsets that overflow": (tensor(data_offsets=[0, (1 << 64) - 1]), "damaged"),
     "offsets below nothing": (tensor(data_offsets=[-8, 8]), "damaged"),
+    "a header that is a text": (header(lambda entries: entries.update({"x": "c" * 70_000})), "damaged"),
     "a tensor that overflows": (tensor(shape=[1 << 32, 1 << 32]), "damaged"),
     "a type that is none": (tensor(dtype="PICKLE"), "damaged"),
     "numbers that are whole": (tensor(dtype="I32"), "of the type I32, which no simulator has"),

@@ -44,6 +44,16 @@ LIES: dict[str, tuple[Change, str]] = {
     "a shard above": (index("../outside.safetensors"), "names '../outside.safetensors', no file of its folder"),
     "a shard by its whole path": (index("/etc/passwd"), "no file of its folder"),
     "a shard that is a number": (index(7), "no file of its folder"),
+    "a base without end": (
+        entry("adapter_config.json", base_model_name_or_path="[" * 5000),
+        "is an adapter of peft for",
+    ),
+    "a base with a null byte": (
+        entry("adapter_config.json", base_model_name_or_path="a\0"),
+        "is an adapter of peft for",
+    ),
+    "a base of nobody": (entry("adapter_config.json", base_model_name_or_path="~nobody-"), "is an adapter of peft for"),
+    "a length of lists": (entry(CONFIG, max_position_embeddings=[32] * 10_000), "expected int, got list"),
     "an index that is a list": (text("model.safetensors.index.json", "[]"), "has no weight_map"),
 }
 
@@ -55,7 +65,7 @@ def test_lies(llama_sim: Path, tmp_path: Path, lie: str) -> None:
     change(folder)
     with pytest.raises(ModelError) as refused:
         load_auxiliary(folder)
-    assert says in str(refused.value) and "\n" not in str(refused.value)
+    assert says in str(refused.value) and "\n" not in str(refused.value) and len(str(refused.value)) < 1000
 
 
 def gguf(entries: dict[str, Any], tensors: int = 0, claimed: int | None = None, version: int = 3) -> bytes:

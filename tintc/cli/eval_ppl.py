@@ -13,7 +13,7 @@ from tintc.cli.plan_plot import check_plot
 from tintc.cli.run import check_tokenizer
 from tintc.errors import OptionError
 from tintc.evaluation.blocks import Blocks, cut_blocks
-from tintc.evaluation.experiments.columns import Column, Explicit, Simulated, Streamed, Unchanged, stored_rate
+from tintc.evaluation.experiments.columns import Column, Explicit, Simulated, Streamed, Unchanged
 from tintc.evaluation.experiments.explicit import ExplicitTuning
 from tintc.evaluation.experiments.language_modelling import Row, evaluate_row
 from tintc.evaluation.experiments.records import Records
@@ -53,8 +53,6 @@ def evaluate_perplexity(paths: list[str], dataset: str, options: dict[str, Any],
                 check_tokenizer(path, sim.tokenizer)
             columns = made_columns(names, paths, sims, setup.model, setup.trust_remote_code)
             texts = _Texts(dataset, options, data_folder(setup.data), sims, len(rates) > 1)
-        if not rates:
-            rates = [stored_rate(sims[0])]
         cut = [(fraction, *texts.blocks(fraction)) for fraction in fractions]
         total = sum(
             len(together.share(len(part))) * len(columns) for _, *parts in cut for part in parts if part is not None

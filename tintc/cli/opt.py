@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import os
+import re
 import sys
-import tempfile
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from tintc.bounded import read_file
 from tintc.cli.console import print_json, silence_libraries, stages
 from tintc.errors import InputError, OptionError
 from tintc.frontend.graph.trace_model import capture
@@ -20,6 +19,8 @@ from tintc.ir.core import Program
 from tintc.ir.text import parse_program, print_program
 from tintc.lowering.pipeline import PIPELINE, Pass, passes_named, run_passes
 from tintc.options import Options
+from tintc.runtime.artefact.names import MOST_PROGRAM
+from tintc.runtime.artefact.one_file import check_replaceable, staged_file
 
 
 def run_opt(
@@ -87,7 +88,7 @@ def printed_after(passes: Sequence[Pass], names: str | None) -> set[str]:
 def read_program(path: Path) -> Program:
     """Return the program in a file; raise `InputError` if it cannot be read, `IRError` if it does not parse."""
     try:
-        return parse_program(path.read_text(encoding="utf-8"))
+        return parse_program(read_file(path, MOST_PROGRAM).decode("utf-8"))
     except OSError as error:
         raise InputError(f"Cannot read {path}: {error.strerror or error}.") from error
     except UnicodeDecodeError as error:
@@ -95,16 +96,18 @@ def read_program(path: Path) -> Program:
 
 
 def write(path: Path, text: str) -> None:
-    """Write a file in one step: whatever happens, it is the old one or the new one."""
-    temporary = None
+    """Write a program in one step: whatever happens, the file is the old one or the new one. Raises `ArtefactError` for
+    a place where something else is, and `InputError` if the disk will not take it."""
+    target = path.absolute()
+    check_replaceable(target, _is_program, "program", advice="")
     try:
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-        Path(temporary).replace(path)
+        with staged_file(target) as stream:
+            stream.write(text.encode())
     except OSError as error:
         raise InputError(f"Cannot write {path}: {error.strerror or error}.") from error
-    finally:
-        if temporary is not None:
-            with suppress(FileNotFoundError):
-                os.unlink(temporary)
+
+
+def _is_program(file: Path) -> bool:
+    """Return True for a file that begins as a program, and for an empty one."""
+    with file.open("rb") as opened:
+        return re.match(rb"(aux|sim)\.program|//|$", opened.read(20)) is not None

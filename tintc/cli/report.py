@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +18,7 @@ from tintc.frontend.source.sample import PROBE, numbers
 from tintc.progress import LOGGER
 from tintc.report.images import chart_script, check_installed, write_images
 from tintc.runtime.artefact.folder import read_auxiliary
+from tintc.runtime.artefact.one_file import check_replaceable, staged_file
 from tintc.runtime.load import load
 from tintc_cli.groups import Reading
 
@@ -74,7 +74,7 @@ def make_page(
     """Return the page of a simulator on a text (None: a built-in one), and what is said of it on a line."""
     from tintc.report.page import Contents, render
     from tintc.report.quality import rate_curve
-    from tintc.report.teaching import by_layer, left_out, updates_of
+    from tintc.report.teaching import by_layer, updates_of
     from tintc.report.text import run_text
 
     LOGGER.info("loading the simulator")
@@ -94,7 +94,7 @@ def make_page(
         other = beside(sim, against, run, content)
     LOGGER.info("drawing")
     name = str(sim.config.provenance.get("source", Path(path).name))
-    contents = Contents(name, sim, run, curve, shares, left_out(sim.program), auxiliary_lines(path), quality, other)
+    contents = Contents(name, sim, run, curve, shares, auxiliary_lines(path), quality, other)
     facts = {
         "tokens": len(ids),
         "train_tokens": run.train,
@@ -122,15 +122,15 @@ def token_ids(path: str, sim: TintForCausalLM, content: str | None) -> Tensor:
 
 def compare(path: str, sim: TintForCausalLM, model: str, run: TextRun, trusted: bool) -> Quality:
     """Return how the simulator's gradients do beside its model's."""
-    from tintc.reference.verify import captured, reference_dtype, verify
+    from tintc.reference.verify import captured, reference_dtype, verified
     from tintc.report.page import Quality
     from tintc.report.quality import approximation_costs, layers_of
 
     LOGGER.info("loading the model")
     kept = sim.config.provenance.get(ADAPTERS) == ADAPTER_FATES[True]
-    source = load_auxiliary(model, trust_remote_code=trusted, keep_adapters=kept)
+    source = load_auxiliary(model, trust_remote_code=trusted, keep_adapters=kept, with_tokenizer=False)
     graph = captured(sim, source)
-    verdict = verify(path, sim, source, run.ids, run.train, graph)
+    verdict, references = verified(path, sim, source, run.ids, run.train, graph)
     words = f"It does not do what its options say: {'; '.join(verdict.problems)}."
     if verdict.ok:
         words = (
@@ -141,7 +141,8 @@ def compare(path: str, sim: TintForCausalLM, model: str, run: TextRun, trusted: 
     LOGGER.info("fine-tuning the model with each approximation by itself")
     with torch.no_grad():
         rows = layers_of(verdict)
-    return Quality(words, rows, approximation_costs(sim, graph, run, verdict, reference_dtype(source)))
+    compared = verdict, references.exact
+    return Quality(words, rows, approximation_costs(sim, graph, run, compared, reference_dtype(source)))
 
 
 def beside(sim: TintForCausalLM, against: str, run: TextRun, content: str | None) -> Other:
@@ -175,11 +176,11 @@ def check_place(path: Path, what: str) -> None:
 
 
 def write_whole(path: Path, text: str) -> None:
-    """Write a file so that it appears whole or not at all."""
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
+    """Write a file so that it appears whole or not at all; it may replace another, but no link or device."""
+    target = path.absolute()
+    check_replaceable(target, lambda _: True, "page")
     try:
-        unfinished.write_text(text, encoding="utf-8")
-        unfinished.replace(path)
+        with staged_file(target) as stream:
+            stream.write(text.encode())
     except OSError as error:
-        unfinished.unlink(missing_ok=True)
         raise OptionError(f"Cannot write {path}: {error.strerror or error}.") from error

@@ -37,7 +37,8 @@ def run_text(path: str, reading: Reading, options: dict[str, Any], execution: Ex
         with stages():
             LOGGER.info("loading the simulator")
             sim = load(path, **vars(replace(execution, device=together.device or execution.device)))
-            ids = tokenise(path, sim.tokenizer, content, special=options.get("bos", True))
+            most = needed_tokens(options, sim.config.max_position_embeddings)
+            ids = tokenise(path, sim.tokenizer, content, special=options.get("bos", True), most=most)
         LOGGER.info("running the blocks")
         with block_progress() as progress, without_nan_warning():
             evaluation = evaluate_blocks(sim, ids, on_block=progress, processes=together, **options)
@@ -52,6 +53,14 @@ def run_text(path: str, reading: Reading, options: dict[str, Any], execution: Ex
             shown["rates"] = _by_rate(evaluation)
         print_table(f"{path} on {name}", shown)
     print_notes(evaluation, options.get("partial", False))
+
+
+def needed_tokens(options: dict[str, Any], limit: int) -> int | None:
+    """Return the most tokens that the blocks asked for have, None for all of the text. limit: of a text."""
+    blocks = options.get("max_blocks")
+    if blocks is None:
+        return None
+    return max(1, blocks) * (options.get("block_size") or limit)
 
 
 def checked_text(reading: Reading, options: dict[str, Any]) -> str:
@@ -119,7 +128,7 @@ def read_text(text: str | None, file: Path | None) -> str:
         assert file is not None
         name = "standard input" if file == STDIN else file
         try:
-            content = (sys.stdin.buffer.read() if file == STDIN else file.read_bytes()).decode("utf-8")
+            content = _bytes_of(file, name).decode("utf-8")
         except OSError as error:
             raise InputError(f"Cannot read {name}: {error.strerror or error}.") from error
         except UnicodeDecodeError as error:
@@ -129,6 +138,24 @@ def read_text(text: str | None, file: Path | None) -> str:
     if any("\ud800" <= character <= "\udfff" for character in content):
         raise InputError("The text is not valid Unicode; pass UTF-8.")
     return content
+
+
+MOST_TEXT = 1 << 26
+"""Bytes of the longest text that is read: a tokenizer takes two hundred times as many of memory."""
+
+
+def _bytes_of(file: Path, name: object) -> bytes:
+    """Return the bytes of a file, which may be a pipe; raise `InputError` for more than a tokenizer can take."""
+    if file == STDIN:
+        data = sys.stdin.buffer.read(MOST_TEXT + 1)
+    else:
+        with file.open("rb") as opened:
+            data = opened.read(MOST_TEXT + 1)
+    if len(data) > MOST_TEXT:
+        raise InputError(
+            f"{name} has more than {MOST_TEXT:,} bytes, which is the most that is read; pass a part of it."
+        )
+    return data
 
 
 LONGEST_TOKEN = 256

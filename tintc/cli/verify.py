@@ -65,7 +65,7 @@ def verify_artefact(
         sim = load(path, executor=executor, dtype=dtype)
         ids = probe(path, sim, content, length, is_default=file is None)
         kept = sim.config.provenance.get(ADAPTERS) == ADAPTER_FATES[True]
-        source = load_auxiliary(model, trust_remote_code=trusted, keep_adapters=kept)
+        source = load_auxiliary(model, trust_remote_code=trusted, keep_adapters=kept, with_tokenizer=False)
         fraction = sim.config.train_fraction if train_fraction is None else train_fraction
         verdict = verify(path, sim, source, ids, train_tokens(len(ids), fraction))
     facts = {"output": path, "model": model, "seconds": time.perf_counter() - start, "peak_rss_bytes": peak_rss_bytes()}

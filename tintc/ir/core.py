@@ -218,7 +218,11 @@ def _verify_ops(program: Program, ops: list[Op], defined: set[Value], names: set
         for operand in op.operands:
             if operand not in defined:
                 raise IRError(f"{op.opname} uses {operand} before it is defined.")
-        op.verify()
+        try:
+            op.verify()
+        except ValueError as error:  # of unpacking them
+            counts = f"{len(op.operands)} operands and {len(op.results)} results"
+            raise IRError(f"{op.opname} has {counts}, and needs others.") from error
         body: Block | None = getattr(op, "body", None)
         if body is not None:
             _claim(names, body.arguments)

@@ -127,7 +127,7 @@ def tune(
         own = model
         graph = capture(own, _length(own))
     else:
-        own = load_auxiliary(model).model
+        own = load_auxiliary(model, with_tokenizer=False).model
         graph = capture(own)
     if approximations is None:
         approximations = Approximations.of(semantics)

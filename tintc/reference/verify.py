@@ -71,6 +71,18 @@ def verify(
     graph: the captured model, where it was captured already. Raises `ModelError` if the simulator was compiled from
     another model, `InputError` if training blows up on this text.
     """
+    return verified(path, sim, source, ids, train, graph)[0]
+
+
+def verified(
+    path: str,
+    sim: TintForCausalLM,
+    source: AuxiliarySource,
+    ids: Tensor,
+    train: int,
+    graph: CapturedGraph | None = None,
+) -> tuple[Verdict, References]:
+    """Return the same, and the explicit tuning that the simulator was compared with."""
     if graph is None:
         graph = captured(sim, source)
     check_program(path, graph, source, sim.config.gradient == "full")
@@ -87,7 +99,7 @@ def verify(
     problems += gradient_problems(gradients.parameters)
     problems += direction_problems(sim.dtype, numbers.update_cosine, gradients.whole.cosine)
     problems += other_parameters(sim, references.tuned, gradients.sources, gradients.stays)
-    return Verdict(
+    verdict = Verdict(
         problems=problems,
         tolerances=tolerances,
         logits_before_error=numbers.before / float(references.tuned.logits_before.norm()),
@@ -102,6 +114,7 @@ def verify(
         tokens=len(ids),
         train_tokens=train,
     )
+    return verdict, references
 
 
 def simulated_run(sim: TintForCausalLM, ids: Tensor, mask: Tensor) -> Simulated:

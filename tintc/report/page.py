@@ -43,15 +43,13 @@ class Quality:
 @dataclass
 class Contents:
     """What a page is made of. auxiliary: lines of the auxiliary's program by value; shares: of train tokens, by layer;
-    left_out: what the shares leave out, a sentence or nothing; quality: None without a model;
-    other: another simulator to compare with, if any."""
+    quality: None without a model; other: another simulator to compare with, if any."""
 
     name: str
     sim: TintForCausalLM
     run: TextRun
     curve: list[Rate]
     shares: dict[int, Tensor]
-    left_out: str = ""
     auxiliary: dict[str, str] = field(default_factory=dict)
     quality: Quality | None = None
     other: Other | None = None
@@ -141,7 +139,7 @@ def _against(contents: Contents, other: Other) -> dict[str, charts.Spec]:
 
 
 def _teaching(contents: Contents, figures: dict[str, charts.Spec]) -> dict[str, Any] | None:
-    """Return what is said of who taught what, and add its figure; None where no linear layer was updated."""
+    """Return what is said of who taught what, and add its figure; None where steps are not plain."""
     run = contents.run
     if not contents.shares:
         return None
@@ -149,12 +147,7 @@ def _teaching(contents: Contents, figures: dict[str, charts.Spec]) -> dict[str, 
     total = next(iter(grids.values()))
     titles = ("predicted", "train token", "part of the output's length")
     figures["teaching"] = charts.matrix(grids, run.tokens[run.train :], run.tokens[: run.train], titles, signed=True)
-    return {
-        "names": list(grids),
-        "pairs": named_pairs(total, run),
-        "shares": shares_by_place(total, run),
-        "note": contents.left_out,
-    }
+    return {"names": list(grids), "pairs": named_pairs(total, run), "shares": shares_by_place(total, run)}
 
 
 def _contents(contents: Contents, teaching: dict[str, Any] | None) -> list[tuple[str, str]]:

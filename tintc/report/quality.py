@@ -89,16 +89,19 @@ def place_of(name: str) -> tuple[int, str]:
 
 
 def approximation_costs(
-    sim: TintForCausalLM, graph: CapturedGraph, run: TextRun, verdict: Verdict, dtype: torch.dtype
+    sim: TintForCausalLM, graph: CapturedGraph, run: TextRun, compared: tuple[Verdict, Tuned], dtype: torch.dtype
 ) -> list[Cost]:
     """Return what each of the simulator's approximations costs by itself, by explicit fine-tuning of the model, and
     last what all of them cost, by the simulator.
 
-    graph: the captured model; verdict: of `verify` on the same text; dtype: that of the reference.
+    graph: the captured model; compared: the verdict of `verify` on the same text, and the one step by autograd that it
+    has compared with; dtype: that of the reference.
     """
+    verdict, exact = compared
     own = approximations_of(sim)
     none = plain(own)
-    exact = _tuned(sim, graph, run, none, dtype)
+    if sim.config.n_steps > 1:
+        exact = _tuned(sim, graph, run, none, dtype)
     scores = "attention scores held constant"
     if own.scores is not True:
         scores = "attention scores by finite differences"

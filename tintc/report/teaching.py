@@ -6,89 +6,54 @@ layer's output by exactly
 
     sum_j c_tj,    c_tj = -sum_s eta_s (<x_t, x_sj> + m) dy_sj
 
-where m is how many times the bias is stored (0 without one). Nothing is estimated. What a layer *reads* may have
-changed too, by updates below it; that is those layers' doing, and is not in its sum.
+where m is how many times the bias is stored (0 without one). Of experts it is this for each expert that both tokens
+have chosen. A norm ``y = gain f(x) + bias`` is linear in its gain and bias, so there
+
+    c_tj = -sum_s eta_s (f(x_t) (f(x_sj) dy_sj) + dy_sj),
+
+coordinate by coordinate, of which only the parts that descend are left, and which are added over the heads that share a
+gain. Nothing is estimated. What a layer *reads* may have changed too, by updates below it; that is those layers' doing,
+and is not in its sum.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from tintc.ir.core import Program, Value
+from tintc.ir.core import Value
+from tintc.ir.functions import normalise_groups
 from tintc.ir.inputs import Inputs
-from tintc.ir.simulator import LinearDescent, LinearForward, SimOp
+from tintc.ir.simulator import (
+    ExpertsDescent,
+    ExpertsForward,
+    LinearDescent,
+    LinearForward,
+    NormDescent,
+    NormForward,
+    SimOp,
+)
+from tintc.ir.simulator.interface.chosen_experts import Routing
+from tintc.ir.simulator.shared.descent_common import DescentOp
 from tintc.ir.simulator.shared.linear_common import copies_of_bias
+from tintc.report.taught import ExpertsUpdate, LayerUpdate, LinearUpdate, NormStep, NormUpdate, Step
 from tintc.runtime.execution.run import execute_program
 from tintc.runtime.model.precision import in_its_own_dtype
 
 if TYPE_CHECKING:
     from tintc.runtime.model.causal_lm import TintForCausalLM
 
-
-@dataclass(frozen=True)
-class Step:
-    """One step of a layer's descent. x ``[n, din]``: inputs of the first n tokens; dy ``[n, dout]``: gradients of the
-    outputs there, zero at tokens that are not trained on; rate: what they are multiplied by; copies: of the bias."""
-
-    x: Tensor
-    dy: Tensor
-    rate: float
-    copies: int
-
-
-@dataclass(frozen=True)
-class LayerUpdate:
-    """The update of one linear layer, where the last pass uses it.
-
-    name: the layer's weights; origin: the auxiliary's value; layer: of the auxiliary, -1 outside; x ``[T, din]`` and
-    output ``[T, dout]``: the layer's in the last pass.
-    """
-
-    name: str
-    origin: str
-    layer: int
-    x: Tensor
-    output: Tensor
-    steps: tuple[Step, ...]
-
-    def change(self) -> Tensor:
-        """Return the change of the output that the update has made, ``[T, dout]``."""
-        return torch.stack([self._weights(step) @ step.dy for step in self.steps]).sum(0)
-
-    def contribution(self, token: int) -> Tensor:
-        """Return ``c_tj`` for all tokens t and the train token j, ``[T, dout]``: what it has taught this layer."""
-        parts = [self._weights(step)[:, token, None] * step.dy[token] for step in self.steps if token < len(step.dy)]
-        if not parts:
-            return torch.zeros_like(self.output)
-        return torch.stack(parts).sum(0)
-
-    def shares(self) -> Tensor:
-        """Return ``[T, T]``: by how much of the output's length train token j (column) has moved it at token t (row).
-
-        It is ``<c_tj, d_t> / (|d_t| |y_t|)`` for the change d_t and the output y_t, so that a row adds up to
-        ``|d_t| / |y_t|``. Below zero a token has pulled against the change that all together have made.
-        """
-        length = len(self.x)
-        change = self.change()
-        unit = change / (change.norm(dim=1, keepdim=True) * self.output.norm(dim=1, keepdim=True)).clamp(min=1e-30)
-        shares = self.x.new_zeros(length, length)
-        for step in self.steps:
-            shares[:, : len(step.dy)] += self._weights(step) * (unit @ step.dy.T)
-        return shares
-
-    def _weights(self, step: Step) -> Tensor:
-        """Return ``-eta (<x_t, x_j> + m)``, ``[T, n]``."""
-        return -step.rate * (self.x @ step.x.T + step.copies)
+Values = dict[str, Tensor]
+"""Values of a run by name, of its one text: ``[T, width]``, and of routed values ``[T, k, width]``."""
 
 
 @torch.no_grad()
 @in_its_own_dtype
 def updates_of(sim: TintForCausalLM, inputs: Inputs) -> list[LayerUpdate]:
-    """Return the updates of all linear layers that descend on one text, in the order of the last pass.
+    """Return the updates of everything that descends on one text, in the order of the last pass.
 
     It is one run of the simulator, by the executor that it would choose, with stored rates. Nothing is returned where
     steps are not plain: momentum, norms and decay make other sums. inputs: of batch size one.
@@ -98,27 +63,28 @@ def updates_of(sim: TintForCausalLM, inputs: Inputs) -> list[LayerUpdate]:
     uses = _uses(sim)
     wanted: dict[str, Value] = {}
     for forward, descents in uses:
-        for value in (forward.operands[1], forward.result):
+        for value in (*forward.operands[1:], forward.result):
             wanted[value.name] = value
         for descent in descents:
             for value in descent.operands[1:]:
                 wanted[value.name] = value
     program = replace(sim.program, outputs=wanted)
-    values = execute_program(sim, program, inputs, None, sim.choose_executor())
-    found = {name: value[0].to(torch.float64) for name, value in values.items()}
-    return [_update(sim, inputs, found, forward, descents) for forward, descents in uses]
+    executor = sim.choose_executor()
+    values = execute_program(sim, program, inputs, None, executor)
+    reading = _Reading(sim, inputs, {name: value[0].to(torch.float64) for name, value in values.items()}, executor)
+    return [reading.update(forward, descents) for forward, descents in uses]
 
 
-def _uses(sim: TintForCausalLM) -> list[tuple[LinearForward, list[LinearDescent]]]:
-    """Return every linear module of the last pass whose weights a descent gives, with these descents, last first."""
+def _uses(sim: TintForCausalLM) -> list[tuple[SimOp, list[DescentOp]]]:
+    """Return every module of the last pass whose weights a descent gives, with these descents, last first."""
     makers = sim.program.producers()
-    uses: list[tuple[LinearForward, list[LinearDescent]]] = []
+    uses: list[tuple[SimOp, list[DescentOp]]] = []
     for op in sim.program.ops:
-        if not isinstance(op, LinearForward):
+        if not isinstance(op, LinearForward | ExpertsForward | NormForward):
             continue
-        descents: list[LinearDescent] = []
+        descents: list[DescentOp] = []
         maker = makers.get(op.operands[0])
-        while isinstance(maker, LinearDescent):
+        while isinstance(maker, DescentOp):
             descents.append(maker)
             maker = makers.get(maker.operands[0])
         if descents and op.step == sim.program.attributes["n_steps"]:
@@ -126,33 +92,81 @@ def _uses(sim: TintForCausalLM) -> list[tuple[LinearForward, list[LinearDescent]
     return uses
 
 
-def _update(
-    sim: TintForCausalLM,
-    inputs: Inputs,
-    values: dict[str, Tensor],
-    forward: LinearForward,
-    descents: list[LinearDescent],
-) -> LayerUpdate:
-    steps: list[Step] = []
-    for op in descents:
-        _, dy, x = (values.get(operand.name) for operand in op.operands)
-        assert dy is not None and x is not None
+@dataclass(frozen=True)
+class _Reading:
+    """A run in which updates are read."""
+
+    sim: TintForCausalLM
+    inputs: Inputs
+    values: Values
+    executor: str
+
+    def update(self, forward: SimOp, descents: list[DescentOp]) -> LayerUpdate:
+        """Return the update that descents have made of the weights of a module."""
+        about: dict[str, Any] = {
+            "name": descents[0].target,
+            "origin": forward.origin,
+            "layer": forward.layer,
+            "output": self.values[forward.result.name],
+        }
+        if isinstance(forward, NormForward):
+            x = self.values[forward.operands[-1].name]
+            normed = normalise_groups(forward.kind, x, forward.eps, forward.groups)
+            steps = tuple(self._norm_step(op) for op in descents if isinstance(op, NormDescent))
+            return NormUpdate(**about, normed=normed, steps=steps)
+        x = self.values[forward.operands[-1].name]
+        if isinstance(forward, ExpertsForward):
+            steps = tuple(self._step(op, self._chosen(op)) for op in descents if isinstance(op, ExpertsDescent))
+            chosen = self._chosen(forward)
+            about["output"] = about["output"] * (chosen >= 0)[..., None]
+            return ExpertsUpdate(**about, x=x, chosen=chosen, steps=steps)
+        steps = tuple(self._step(op, None) for op in descents if isinstance(op, LinearDescent))
+        return LinearUpdate(**about, x=x, steps=steps)
+
+    def _step(self, op: DescentOp, chosen: Tensor | None) -> Step:
+        dy, x = (self.values[operand.name] for operand in op.operands[-2:])
         count = min(len(dy), len(x))
-        trained = inputs.train_mask(op.step)[0, :count, None].to(dy)
-        rate = float(sim.rate(op.target)[op.step]) * op.rate_scale
-        steps.append(Step(x[:count], dy[:count] * trained, rate, copies_of_bias(op.operands[0].type)))
-    read = values[forward.operands[1].name]
-    return LayerUpdate(descents[0].target, forward.origin, forward.layer, read, values[forward.result.name], (*steps,))
+        if chosen is not None:
+            chosen = chosen[:count]
+        trained = self._trained(op, dy[:count])
+        return Step(x[:count], trained, self._rate(op), copies_of_bias(op.operands[0].type), chosen)
+
+    def _norm_step(self, op: NormDescent) -> NormStep:
+        """Return a step of a norm; what heads share is added up, and handed to each of them."""
+        dy = self.values[op.operands[1].name]
+        shared = op.operands[0].type.width
+        gain = None
+        if "gain" in op.parts:
+            normed = self.values[op.operands[2].name]
+            dy = dy[: len(normed)]
+            gain = _over_heads(self._trained(op, dy * normed[: len(dy)]), shared)
+        bias = None
+        if "bias" in op.parts:
+            bias = _over_heads(self._trained(op, dy), shared)
+        return NormStep(gain, bias, self._rate(op))
+
+    def _trained(self, op: DescentOp, dy: Tensor) -> Tensor:
+        """Return dy where the step sums it, else zero."""
+        mask = self.inputs.train_mask(op.step)[0, : len(dy)].to(dy)
+        return dy * mask.reshape(-1, *[1] * (dy.dim() - 1))
+
+    def _rate(self, op: DescentOp) -> float:
+        return float(self.sim.rate(op.target)[op.step]) * op.rate_scale
+
+    def _chosen(self, op: SimOp) -> Tensor:
+        """Return the experts ``[n, k]`` whose vectors a routed value has, -1 where one is not chosen: of literal
+        execution all, in their order, of fused execution those that a token has chosen."""
+        weights = self.values[op.operands[1].name]
+        experts = torch.arange(weights.shape[-1]).expand(weights.shape)
+        if self.executor != "literal":
+            experts = Routing.of(weights[None], op.operands[-1].type.dims[1]).experts[0]
+        return experts.masked_fill(weights.gather(-1, experts) == 0, -1)
 
 
-def left_out(program: Program) -> str:
-    """Return a sentence on updates that are no linear layer's, which are not in these sums; empty if there are none."""
-    descents = [op for op in program.ops if isinstance(op, SimOp) and op.phase == "descent"]
-    kinds = {op.operands[0].type.kind for op in descents if not isinstance(op, LinearDescent)}
-    if not kinds:
-        return ""
-    names = sorted(kind.removesuffix("s") + "s" for kind in kinds)
-    return f"Updates of {' and '.join(names)} are not in these sums."
+def _over_heads(gradients: Tensor, width: int) -> Tensor:
+    """Return ``[n, D]`` added over the heads of that width, for each of them."""
+    heads = gradients.shape[-1] // width
+    return gradients.unflatten(-1, (heads, width)).sum(1).repeat(1, heads)
 
 
 def by_layer(updates: list[LayerUpdate]) -> dict[int, Tensor]:

@@ -16,6 +16,7 @@ from torch.nn import functional as F
 import tintc
 from tintc.evaluation.experiments.bootstrap import interval
 from tintc.evaluation.experiments.columns import Column
+from tintc.evaluation.rate_grid import set_rate
 from tintc.reference.approximations import DESCENDS, Approximations
 from tintc.reference.tune import tune
 
@@ -214,12 +215,19 @@ def test_mistakes(command: Command, one_layer_sim: Path, texts: Path, given: tup
     assert MISTAKES[given] in shown.err
 
 
-def test_several_simulators(command: Command, one_layer_sim: Path, two_layers_sim: Path, texts: Path) -> None:
-    """Each has a column of its own."""
+def test_several_simulators(
+    command: Command, one_layer_sim: Path, two_layers_sim: Path, texts: Path, tmp_path: Path
+) -> None:
+    """Each has a column of its own, and takes the rate that it stores."""
     file = ("--dataset", texts / "words.test.txt", "--block-size", 9, "--max-blocks", 2)
-    sims = (one_layer_sim, two_layers_sim)
-    together = command("eval", "ppl", *sims, *file, "--json").json["rows"][0]["perplexity"]
+    faster = tintc.load(two_layers_sim)
+    set_rate(faster, 0.03)
+    faster.save_pretrained(tmp_path / "faster")
+    sims = (one_layer_sim, tmp_path / "faster")
+    row = command("eval", "ppl", *sims, *file, "--json").json["rows"][0]
+    together = row["perplexity"]
     assert {*together} == {"before", *(f"tint:{sim}" for sim in sims)}
+    assert row["rates"] == {f"tint:{one_layer_sim}": 0.01, f"tint:{tmp_path / 'faster'}": 0.03}
     for sim in sims:
         alone = command("eval", "ppl", sim, *file, "--json").json["rows"][0]["perplexity"]
         assert together[f"tint:{sim}"] == alone["tint"]

@@ -7,6 +7,7 @@ The files are a few bytes: what is tested is the order of renaming and synchroni
 from __future__ import annotations
 
 import errno
+import io
 import os
 import pkgutil
 import signal
@@ -16,11 +17,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from command import finished, forked
+from command import finished, forked, process
 
+import tintc
+from tintc.errors import ArtefactError, ModelError
+from tintc.frontend.source.load import load_auxiliary
 from tintc.runtime.artefact.one_file import staged_file
 from tintc.runtime.artefact.snapshot import open_snapshot
 from tintc.runtime.artefact.staging import merged, staged
+from tintc.runtime.model.from_folder import Source
 
 NAMES = ("config.json", "model.safetensors", "program.tint", "tokenizer.json")
 MOST_CALLS = 200
@@ -30,8 +35,23 @@ WRITERS: dict[str, Callable[[Path], AbstractContextManager[Path]]] = {
 }
 UNUSED = {"a folder for another": ("os.rename",), "files in a folder": ("tintc.runtime.artefact.disk._renameat2",)}
 """Calls that a writer does not make."""
+WRITE = "writing"
+"""Not a call of a module, but of whatever file was opened."""
 SHORT = ("os.rename", "os.fsync", "tintc.runtime.artefact.disk._renameat2")
-LONG = ("os.open", "os.mkdir", "os.unlink", "os.chmod", "os.listdir", "os.scandir", "fcntl.flock", "os.stat")
+LONG = (
+    "os.open",
+    "io.open",
+    WRITE,
+    "os.mkdir",
+    "os.unlink",
+    "os.chmod",
+    "os.listdir",
+    "os.scandir",
+    "fcntl.flock",
+    "os.stat",
+)
+SAFE_OPEN = "tintc.runtime.artefact.tensor_files.safe_open"
+"""What maps files of tensors."""
 CALLS = [*SHORT, *(pytest.param(name, marks=pytest.mark.slow) for name in LONG)]
 
 
@@ -71,8 +91,11 @@ def check_after(target: Path, writer: str) -> str:
 
 def nth(name: str, n: int, act: Callable[[], object], patch: pytest.MonkeyPatch) -> list[int]:
     """Have the n-th call of a function do something else; return the number of calls, in a list."""
-    real = pkgutil.resolve_name(name)
     calls = [0]
+    if name == WRITE:
+        patch.setattr("io.open", _counting_writes(io.open, calls, n, act))
+        return calls
+    real = pkgutil.resolve_name(name)
 
     def counted(*given: Any, **named: Any) -> Any:
         calls[0] += 1
@@ -84,6 +107,31 @@ def nth(name: str, n: int, act: Callable[[], object], patch: pytest.MonkeyPatch)
 
     patch.setattr(name, counted)
     return calls
+
+
+def _counting_writes(real: Any, calls: list[int], n: int, act: Callable[[], object]) -> Any:
+    """Return an `open` of files of which the n-th write of all does something else."""
+
+    def opened(*given: Any, **named: Any) -> Any:
+        file = real(*given, **named)
+        if not file.writable():
+            return file
+        write = file.write
+
+        def counted(data: Any) -> Any:
+            calls[0] += 1
+            if calls[0] == n + 1:
+                write(data[: len(data) // 2])  # as a disk that is full does
+                act()
+            return write(data)
+
+        try:
+            file.write = counted
+        except AttributeError:  # one of C, which stays as it is
+            return file
+        return file
+
+    return opened
 
 
 def fail() -> None:
@@ -157,3 +205,44 @@ def test_one_file(tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) ->
                 assert [path.name for path in target.parent.iterdir()] == ["state"]
             save()
             assert [path.name for path in target.parent.iterdir()] == ["state"] and target.read_text() == "new"
+
+
+@pytest.mark.parametrize("name", ["os.open", "os.pread", "os.fstat", "os.stat", "os.listdir", SAFE_OPEN])
+def test_every_call_of_a_reader_fails_once(llama_sim: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A folder whose disk fails while it is read is refused in a sentence, and no descriptor is left open."""
+    Source.of(llama_sim, {})
+    before = len(os.listdir("/proc/self/fd"))
+    refused = 0
+    for n in range(MOST_CALLS):
+        with monkeypatch.context() as patch:
+            calls = nth(name, n, fail, patch)
+            try:
+                Source.of(llama_sim, {})
+            except ArtefactError as error:
+                refused += 1
+                assert "\n" not in str(error)
+        if calls[0] <= n:
+            break
+    assert calls[0] <= n and refused
+    assert len(os.listdir("/proc/self/fd")) <= before
+
+
+def test_a_mapping_that_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a GGUF file, which is mapped."""
+    (tmp_path / "model.gguf").write_bytes(b"GGUF" + bytes(100))
+    monkeypatch.setattr("tintc.frontend.source.gguf_header.mmap", lambda *_, **__: fail())
+    with pytest.raises(ModelError, match=r"model\.gguf cannot be read: Input/output error"):
+        load_auxiliary(tmp_path)
+
+
+def test_two_that_compile_to_one_place(two_layers: Path, tmp_path: Path) -> None:
+    """Neither may replace what is there: one wins, the other is refused in a sentence, and the place is whole."""
+    out = tmp_path / "sim"
+    running = [process("compile", two_layers, "-o", out, "--lr", rate) for rate in (0.25, 0.5)]
+    results = [finished(one) for one in running]
+    assert sorted(result.code for result in results) == [0, 2], results
+    (loser,) = [result for result in results if result.code]
+    assert "exists already" in loser.err and len(loser.err.strip().splitlines()) == 1
+    won = 0.25 if results[0].code == 0 else 0.5
+    assert tintc.load(out).config.inner_lr == won
+    assert [path.name for path in tmp_path.iterdir()] == ["sim"]

@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import re
-import weakref
+import resource
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import torch
+from command import finished, forked
 from fused_cases import FAMILIES, compiled, run, token_ids
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+from live_bytes import Live
 
 from tintc.errors import InputError, OptionError
-from tintc.runtime.execution.fused import available, batches
-from tintc.runtime.execution.fused.budget import HEADROOM
+from tintc.runtime.execution import available, memory
 from tintc.runtime.execution.fused.costs import peak_bytes
 from tintc.runtime.execution.fused.plan import Sizes, make_plan
+from tintc.runtime.execution.memory import HEADROOM
 
 IDS = token_ids(5, 12)
 
@@ -26,7 +27,7 @@ def limit(monkeypatch: pytest.MonkeyPatch, examples: float) -> None:
     """As much memory as that many examples take."""
     sim = compiled("gpt2", n_steps=2)
     one = peak_bytes(make_plan(sim.program, ("logits",), Sizes(1, 12, 6, 53)), 8)
-    monkeypatch.setattr(batches, "available_bytes", lambda device: int(one * examples / HEADROOM) + 1)
+    monkeypatch.setattr(memory, "available_bytes", lambda device: int(one * examples / HEADROOM) + 1)
 
 
 @pytest.mark.parametrize("max_batch", [1, 2, 3, 5, 99, "auto"])
@@ -73,34 +74,6 @@ def test_parts_that_make_no_sense(max_batch: Any) -> None:
         run(compiled("gpt2", n_steps=2), IDS, max_batch=max_batch)
 
 
-class Live(TorchDispatchMode):
-    """Bytes of the storages that PyTorch's ops make, as long as they live."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.now = self.peak = 0
-        self.known: set[int] = set()
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        given = {
-            leaf.untyped_storage()._cdata for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)
-        }
-        out = func(*args, **(kwargs or {}))
-        for leaf in tree_leaves(out):
-            if isinstance(leaf, torch.Tensor):
-                storage = leaf.untyped_storage()
-                if storage._cdata not in given | self.known:
-                    self.known.add(storage._cdata)
-                    self.now += storage.nbytes()
-                    self.peak = max(self.peak, self.now)
-                    weakref.finalize(storage, self.drop, storage._cdata, storage.nbytes())
-        return out
-
-    def drop(self, key: int, size: int) -> None:
-        self.now -= size
-        self.known.discard(key)
-
-
 @pytest.mark.parametrize("recorded", [False, True])
 @pytest.mark.parametrize("update", ["lazy", "materialised"])
 @pytest.mark.parametrize("name", FAMILIES)
@@ -127,7 +100,7 @@ def test_a_slower_update_where_the_fastest_does_not_fit(monkeypatch: pytest.Monk
     whole, sizes = run(sim, ids, **given), Sizes(4, 30, 16, 53)
     auto, lazy = (peak_bytes(make_plan(sim.program, ("logits",), sizes, update), 8) for update in ("auto", "lazy"))
     assert lazy < auto
-    monkeypatch.setattr(batches, "available_bytes", lambda device: int(lazy / HEADROOM) + 1)
+    monkeypatch.setattr(memory, "available_bytes", lambda device: int(lazy / HEADROOM) + 1)
     assert torch.allclose(run(sim, ids, **given).logits, whole.logits, rtol=0, atol=1e-12)
     with pytest.raises(InputError, match="would fit"):
         run(sim, ids, update="materialised", **given)
@@ -166,3 +139,44 @@ def test_limits_of_containers(
     monkeypatch.setattr(available, "CGROUP", tmp_path)
     monkeypatch.setattr(available, "MEMBERSHIP", tmp_path / "cgroup")
     assert available.container_bytes() == left
+
+
+@pytest.mark.parametrize("process", [None, 3 << 30])
+def test_limits_of_address_space(monkeypatch: pytest.MonkeyPatch, process: int | None) -> None:
+    """What `ulimit -v` leaves beyond what the process has counts as memory; no limit counts as none."""
+    used = psutil.Process().memory_info().vms
+    most = resource.RLIM_INFINITY if process is None else used + process
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (most, most))
+    if process is None:
+        assert available.address_bytes() == available.UNLIMITED
+    else:
+        assert abs(available.address_bytes() - process) < 1 << 28
+        assert available.available_bytes(torch.device("cpu")) <= process + (1 << 28)
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (1, 1))
+    assert available.available_bytes(torch.device("cpu")) == 0
+
+
+def test_what_a_gpu_has_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Free memory, and what PyTorch keeps cached; the machine's own memory does not count."""
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (1000, 5000))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda _: 700)
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda _: 300)
+    assert available.available_bytes(torch.device("cuda", 0)) == 1400
+
+
+def test_under_a_limit_of_address_space(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process that may not have more is refused in a sentence, by both executors, and ends whole."""
+    sim = compiled("gpt2", torch.float32)
+
+    def limited() -> None:
+        used = psutil.Process().memory_info().vms
+        resource.setrlimit(resource.RLIMIT_AS, (used + (1 << 27), used + (1 << 27)))
+        for sim.executor in ("fused", "literal"):
+            try:
+                with torch.no_grad():
+                    sim(token_ids(1, 32).expand(4000, -1))
+            except InputError as error:
+                print(str(error).partition("would fit")[1])
+
+    result = finished(forked(limited))
+    assert result.code == 0 and result.out.split("\n")[:2] == ["would fit"] * 2, result

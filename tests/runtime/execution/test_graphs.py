@@ -25,7 +25,8 @@ from tintc.runtime.adaptation.cache import TintCache
 from tintc.runtime.adaptation.continuation import ContinuedRun, base_weights, stored_weights
 from tintc.runtime.adaptation.decoding_graph import DecodingGraph
 from tintc.runtime.adaptation.state import AdaptedWeights
-from tintc.runtime.execution.fused import batches, graphs
+from tintc.runtime.execution import memory
+from tintc.runtime.execution.fused import graphs
 from tintc.runtime.execution.fused.pass_graph import Bucket, PassGraph
 from tintc.runtime.model.causal_lm import TintForCausalLM
 
@@ -207,7 +208,7 @@ def test_sizes_that_are_none(given: dict[str, Any], says: str, sim: TintForCausa
 
 
 def test_what_graphs_hold_is_not_planned_with(sim: TintForCausalLM, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(batches, "available_bytes", lambda device: 1 << 30)
+    monkeypatch.setattr(memory, "available_bytes", lambda device: 1 << 30)
     sim.plans.clear()
     sim.graphs.held = 1 << 30
     with pytest.raises(InputError, match="GB can be used"):
@@ -333,7 +334,7 @@ def capturing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(graphs.RECORDINGS, "cuda", OnFakeGPU)
     for name, value in (("_places", ()), ("new_pool", None), ("_unused", 0)):
         monkeypatch.setattr(graphs, name, lambda sim, value=value: value)
-    monkeypatch.setattr(batches, "available_bytes", lambda device: 1 << 40)
+    monkeypatch.setattr(memory, "available_bytes", lambda device: 1 << 40)
 
 
 @pytest.mark.parametrize("name", ["all of attention", "experts", "state space"])

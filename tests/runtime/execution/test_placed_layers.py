@@ -75,10 +75,6 @@ def test_no_operator_meets_both(name: str, padded: bool) -> None:
         run = ContinuedRun(other, given, given.position_ids, seen)
         logits = run.run(stored_weights(other) | base_weights(other), cache)
         assert logits.device == GPU
-        assert {layer.keys.device for layer in cache.layers if getattr(layer, "keys", None) is not None} <= {
-            GPU,
-            SECOND,
-        }
 
 
 @pytest.fixture

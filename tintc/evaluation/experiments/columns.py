@@ -38,9 +38,10 @@ class Prompt:
 
 
 class Column(ABC):
-    """One way to adapt, and its name in tables."""
+    """One way to adapt, its name in tables, and the simulator that it is, or that it stands beside."""
 
     name: str
+    sim: TintForCausalLM
     has_rate = True
     in_context = False
     """Whether a query is read after the demonstrations, whatever the format."""

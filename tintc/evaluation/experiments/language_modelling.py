@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from tintc.errors import InputError
 from tintc.evaluation.blocks import Block, Blocks
 from tintc.evaluation.experiments.bootstrap import interval
-from tintc.evaluation.experiments.columns import Column, Predictor, Prompt, Streamed
+from tintc.evaluation.experiments.columns import Column, Predictor, Prompt, Streamed, stored_rate
 from tintc.evaluation.experiments.explicit import TrainText
 from tintc.evaluation.experiments.records import Records
 from tintc.evaluation.processes import Processes
@@ -56,7 +56,8 @@ def evaluate_row(
 ) -> Row:
     """Return perplexities of the blocks' test tokens under every column.
 
-    rates: several to choose from on the blocks of `validation`, or one. on_block is called after each block of each
+    rates: several to choose from on the blocks of `validation`, or one, or none: every column takes the rate that its
+    simulator stores. on_block is called after each block of each
     column. Raises `InputError` if a column has no rate with a finite result.
     """
     taken: dict[str, float] = {}
@@ -64,9 +65,13 @@ def evaluate_row(
     intervals: dict[str, list[float] | None] = {}
     by_block: dict[str, list[float | None]] = {}
     for column in columns:
-        rate = rates[0]
+        rate = 0.0
         if column.has_rate:
-            if validation is not None and len(rates) > 1:
+            if not rates:
+                rate = stored_rate(column.sim)
+            elif validation is None or len(rates) == 1:
+                rate = rates[0]
+            else:
                 rate = _best_rate(column, validation, rates, records, processes, on_block)
             taken[column.name] = rate
         losses = [values[0] for values in _losses(column, blocks, [rate], records, processes, on_block)]

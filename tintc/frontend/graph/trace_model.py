@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.export.graph_signature import InputKind, OutputKind
 from torch.fx import Node
+from torch.fx import config as fx_config
 from transformers import masking_utils
 
 from tintc.errors import ModelError
@@ -56,6 +57,7 @@ def capture(model: nn.Module, max_length: int | None = None, name: str | None = 
         stack.enter_context(PROCESS_LOCK)
         for context in (torch.no_grad(), _without_packing(), _without_cache(model), _preserved(model), _quiet()):
             stack.enter_context(context)
+        stack.enter_context(_without_stacks())
         stack.enter_context(opaque_experts(model))
         stack.enter_context(mixers_as_nodes(model))
         try:
@@ -181,6 +183,17 @@ def _quiet() -> Iterator[None]:
     finally:
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)
+
+
+@contextmanager
+def _without_stacks() -> Iterator[None]:
+    """Have tracing record no stack of calls for every node, which nothing reads and takes a fifth of the time."""
+    kept = fx_config.do_not_emit_stack_traces
+    fx_config.do_not_emit_stack_traces = True
+    try:
+        yield
+    finally:
+        fx_config.do_not_emit_stack_traces = kept
 
 
 LENGTH_CHANGES = "Constraints violated"

@@ -18,6 +18,8 @@ OTHER_WEIGHTS = ("*.bin", "*.pth", "*.pt", "*.ckpt", "*.h5", "*.msgpack")
 """Names of files that hold weights and are not read."""
 SHOWN = 3
 """Tensors named in a message before "and n more"."""
+LONGEST = 500
+"""Characters of an error of somebody else that are shown."""
 
 
 def why_not_loaded(place: Place, error: Exception) -> str:
@@ -95,6 +97,8 @@ def listed(items: list[str]) -> str:
 
 
 def first_sentence(error: Exception) -> str:
-    """Return the first sentence of an error's message."""
+    """Return the first sentence of an error's message, of a long one its beginning."""
     text = " ".join(str(error).split()).split(". ")[0] or "no message"
+    if len(text) > LONGEST:
+        text = f"{text[:LONGEST]} ..."
     return text.rstrip(".") + "."

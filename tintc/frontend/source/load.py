@@ -76,6 +76,7 @@ def load_auxiliary(
     vocab_size: int | None = None,
     trust_remote_code: bool = False,
     keep_adapters: bool = False,
+    with_tokenizer: bool = True,
 ) -> AuxiliarySource:
     """Return the model of a folder or the config.json in it, of a ``.gguf`` file or of a hub id, or one in memory.
 
@@ -85,7 +86,8 @@ def load_auxiliary(
     Weights keep the checkpoint's dtype, and quantised ones are made plain numbers; docs/checkpoints.md has every form
     that is read. values: whether the weights are needed; if not they are not looked at, and a model without weight
     files has zeros. keep_adapters: leave adapters of peft as layers of their own; otherwise they are merged into the
-    weights. Raises `ModelError` (missing or broken files, missing, misshapen or non-finite weights, a package that is
+    weights. with_tokenizer: whether the tokenizer is needed, whose reading is a quarter of a GGUF file's. Raises
+    `ModelError` (missing or broken files, missing, misshapen or non-finite weights, a package that is
     missing, not a causal language model) and `OptionError` for a `max_length` the model does not have.
     """
     tokenizer = None
@@ -109,7 +111,8 @@ def load_auxiliary(
         adapted = place.adapter is not None
         with _quiet():
             loaded = _load(place, values, keep_adapters)
-            tokenizer, tokenizer_problem = _tokenizer(place)
+            if with_tokenizer:
+                tokenizer, tokenizer_problem = _tokenizer(place)
         if not adapted:  # else written to
             weights = MappedWeights(loaded.state_dict().values())
     else:
@@ -280,11 +283,14 @@ def _dtype(model: nn.Module) -> torch.dtype:
 
 def _provenance(model: nn.Module, name: str, kind: str) -> dict[str, Any]:
     config: Any = getattr(model, "config", None)
+    architectures = getattr(config, "architectures", None)
+    if not isinstance(architectures, list | tuple) or not all(isinstance(one, str) for one in architectures):
+        architectures = None
     return {
         "source": name,
         "format": kind,
         "model_type": getattr(config, "model_type", ""),
-        "architectures": list(getattr(config, "architectures", None) or [type(model).__name__]),
+        "architectures": list(architectures or [type(model).__name__]),
         "parameters": sum(tensor.numel() for tensor in model.parameters()),
         "dtype": str(_dtype(model)).removeprefix("torch."),
         "torch": torch.__version__,

@@ -53,7 +53,11 @@ def find_place(text: str, trusted: bool = False) -> Place:
 
     trusted: see `Place`.
     """
-    path = Path(text).expanduser()
+    try:
+        path = Path(text).expanduser()
+        path.is_file()
+    except (OSError, RuntimeError) as error:  # too long, or the home of nobody
+        raise ModelError(f"There is no model {text[:80]}: {getattr(error, 'strerror', None) or error}.") from error
     if path.is_file() and path.name == "config.json":
         path = path.absolute().parent
     if path.is_file():
@@ -87,7 +91,7 @@ def _of_adapter(path: Path, text: str, trusted: bool) -> Place:
             f"{text} is an adapter of peft that does not say which model it is for; write the model's folder or id as "
             f"base_model_name_or_path into its {ADAPTER}."
         )
-    if (Path(base).expanduser() / ADAPTER).is_file():
+    if _is_adapter(base):
         raise ModelError(
             f"{text} is an adapter for {base}, which is an adapter too; merge that into its base first: "
             "PeftModel.from_pretrained(model, adapter).merge_and_unload().save_pretrained(folder) in Python."
@@ -96,10 +100,17 @@ def _of_adapter(path: Path, text: str, trusted: bool) -> Place:
         place = find_place(base, trusted)
     except ModelError as error:
         raise ModelError(
-            f"{text} is an adapter of peft for {base}, which cannot be had ({str(error).rstrip('.')}); write the "
+            f"{text} is an adapter of peft for {base[:80]}, which cannot be had ({str(error).rstrip('.')}); write the "
             f"model's folder as base_model_name_or_path into its {ADAPTER}."
         ) from error
     return replace(place, name=path.resolve().name, adapter=str(path))
+
+
+def _is_adapter(path: str) -> bool:
+    try:
+        return (Path(path).expanduser() / ADAPTER).is_file()
+    except (OSError, RuntimeError):
+        return False
 
 
 def _gguf_in(path: Path, text: str) -> Place:

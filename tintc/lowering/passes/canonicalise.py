@@ -27,7 +27,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 
-from tintc.errors import Reason, UnsupportedModelError
+from tintc.errors import IRError, Reason, UnsupportedModelError
 from tintc.ir.auxiliary import (
     Activation,
     AuxOp,
@@ -227,9 +227,15 @@ def make_logits(program: Program) -> bool:
 
 
 def remove_dead_code(program: Program) -> bool:
-    """Remove ops and parameters that nothing uses. Return True if there were any."""
+    """Remove ops and parameters that nothing uses. Return True if there were any.
+
+    Raises `IRError` for an op of a parameter that the program, which may be somebody's text, does not declare.
+    """
     kept = needed_ops(program.ops, program.outputs.values())
     names = [name for op in kept if isinstance(op, AuxOp) for name in op.parameters().values()]
+    undeclared = sorted(set(names) - program.parameters.keys())
+    if undeclared:
+        raise IRError(f"The program names the parameter @{undeclared[0]}, which it does not declare.")
     changed = len(kept) < len(program.ops) or set(names) != set(program.parameters)
     program.ops, program.parameters = kept, {name: program.parameters[name] for name in names}
     return changed

@@ -107,7 +107,7 @@ def auxiliary_of(sim: AdaptiveSimulator, model: Any = None) -> Target:
     if model is None:
         chosen = name
     try:
-        source = load_auxiliary(chosen)
+        source = load_auxiliary(chosen, with_tokenizer=False)
     except ModelError as error:
         if model is not None:
             raise

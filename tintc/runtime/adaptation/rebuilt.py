@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,13 +13,19 @@ from torch import Tensor, nn
 from transformers import GenerationConfig, PreTrainedModel
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-from tintc.errors import ModelError
+from tintc.errors import ArtefactError, ModelError
 from tintc.frontend.alone import renamed
+from tintc.frontend.source.bounds import check_sizes
 from tintc.ir.auxiliary.interpreter import viewed_rows
 from tintc.ir.core import Parameter
 from tintc.ir.simulator.shared.linear_common import main_part
 from tintc.runtime.adaptation.continuation import AdaptiveSimulator, weights_by_layer
+from tintc.runtime.adaptation.description import entries_of, misfit
+from tintc.runtime.artefact.folder import first_line
+from tintc.runtime.artefact.names import DESCRIPTION_FILE
 
+SLACK = 1 << 22
+"""Numbers that a model may have and the simulator not, so that what is missing can be named."""
 SHOWN = 3
 """Tensors named in a message before "and n more"."""
 
@@ -38,16 +43,28 @@ class Target:
     def of(cls, model: nn.Module, sim: AdaptiveSimulator) -> Target:
         """Return the target of a model: the captured one, or the one that is built of what the simulator keeps."""
         own = dict(model.named_buffers()) | dict(model.named_parameters(remove_duplicate=False))
-        entries: dict[str, Any] = json.loads(sim.config.described or "{}")
-        if type(model).__name__ != entries.get("class"):
+        try:
+            entries = entries_of(sim.config.described or "")
+        except ArtefactError:  # not needed of a model that is at hand
+            return cls(model, own)
+        if type(model).__name__ != entries["class"]:
             return cls(model, own)
         made = {entry["of"] for entry in entries["sums"].values()}
         sources = {parameter.source for parameter in sim.program.parameters.values()} | made
-        places = [(before, after) for before, after in entries.get("places", [])]
+        places = [(before, after) for before, after in entries["places"]]
         tensors = {source: own[name] for source in sources if (name := renamed(source, places)) in own}
-        adapters = entries.get("adapters", [])
+        adapters = entries["adapters"]
+        held = held_numbers(sim)
         for adapter in adapters:
             rank, width, made_width = adapter["sizes"]
+            if rank * max(width, made_width) > held + SLACK:
+                raise misfit(f"an adapter has {rank} times {max(width, made_width)} numbers")
+            weight = own.get(adapter["weight"])
+            shape = (made_width, width)
+            if adapter["transposed"]:
+                shape = (width, made_width)
+            if weight is None or tuple(weight.shape) != shape:
+                raise misfit(f"an adapter is of {adapter['weight'][:80]}, which is no weight of its sizes")
             tensors[adapter["a"]] = torch.full((rank, width), torch.nan, dtype=torch.float64)
             tensors[adapter["b"]] = torch.full((made_width, rank), torch.nan, dtype=torch.float64)
         return cls(model, own | tensors, adapters)
@@ -67,19 +84,17 @@ def rebuilt(sim: AdaptiveSimulator, described: str) -> Target:
     """Return the auxiliary as it was before any update, in the simulator's dtype.
 
     described: what `describe_model` made of it. Raises `ModelError` if the simulator does not hold all of it, or
-    transformers has no such model.
+    transformers has no such model, and `ArtefactError` for a description that is damaged.
     """
-    entries: dict[str, Any] = json.loads(described)
-    model: Any = _empty(entries)
+    entries = entries_of(described)
+    model: Any = _empty(entries, held_numbers(sim))
     target = Target.of(model, sim)
-    tensors = target.tensors
     with torch.no_grad():
         for parameter, stored in kept_tensors(sim):
-            made = entries["sums"].get(parameter.source)
-            if made is not None:
-                tensors[made["of"]].copy_((stored.double() - made["plus"]).reshape(tensors[made["of"]].shape))
-            elif parameter.source in tensors:
-                _write(parameter, stored, tensors[parameter.source])
+            try:
+                _restore(parameter, stored, entries["sums"].get(parameter.source), target.tensors)
+            except (RuntimeError, IndexError) as error:
+                raise misfit(f"the simulator's {parameter.source} is of another shape") from error
     matrices = [(name, target.tensors[name]) for adapter in target.adapters for name in (adapter["a"], adapter["b"])]
     held = (*model.named_parameters(), *matrices)
     missing = [name for name, tensor in held if bool(tensor.isnan().any())]
@@ -95,25 +110,36 @@ def rebuilt(sim: AdaptiveSimulator, described: str) -> Target:
     return target
 
 
-def _empty(entries: dict[str, Any]) -> PreTrainedModel:
-    """Return the model of a description, its parameters NaN in float64, so that what is not written shows."""
+def _empty(entries: dict[str, Any], held: int) -> PreTrainedModel:
+    """Return the model of a description, its parameters NaN in float64, so that what is not written shows.
+
+    held: the numbers that the simulator has, of which a larger model is not made.
+    """
     kind = getattr(transformers, entries["class"], None)
     config = dict(entries["config"])
     model_type = config.pop("model_type", None)
-    if kind is None or model_type not in CONFIG_MAPPING:
+    known = isinstance(model_type, str) and model_type in CONFIG_MAPPING
+    if not (isinstance(kind, type) and issubclass(kind, PreTrainedModel) and known):
         raise ModelError(
-            f"transformers has no {entries['class']}, which the simulator was compiled from; pass it with model=."
+            f"transformers has no {entries['class'][:80]}, which the simulator was compiled from; pass it with model=."
         )
-    with init_empty_weights(include_buffers=False):
-        model: Any = kind._from_config(CONFIG_MAPPING[model_type].from_dict(config))
+    check_sizes(DESCRIPTION_FILE, config)
+    try:
+        with init_empty_weights(include_buffers=False):
+            model: Any = kind._from_config(CONFIG_MAPPING[model_type].from_dict(config))
+        if entries["generation"] is not None:
+            model.generation_config = GenerationConfig.from_dict(entries["generation"])
+    except Exception as error:  # of transformers, which stumbles over settings that no model has
+        raise misfit(first_line(error)[:200]) from error
+    count = sum(parameter.numel() for parameter in model.parameters())
+    if count > held + SLACK:
+        raise misfit(f"it describes {count:,} parameters, and the simulator holds {held:,}")
     for module in model.modules():
         for name, parameter in module._parameters.items():
             if parameter is not None:
                 unknown = torch.full(parameter.shape, torch.nan, dtype=torch.float64)
                 module._parameters[name] = nn.Parameter(unknown, requires_grad=False)
     model.tie_weights()
-    if entries["generation"] is not None:
-        model.generation_config = GenerationConfig.from_dict(entries["generation"])
     return model
 
 
@@ -129,6 +155,20 @@ def kept_tensors(sim: AdaptiveSimulator) -> Iterator[tuple[Parameter, Tensor]]:
             parameter = parameters.get(f"{layer}.{part}")
             if stored is not None and parameter is not None:
                 yield parameter, stored.detach().cpu().reshape(-1, *parameter.shape)[0]
+
+
+def held_numbers(sim: AdaptiveSimulator) -> int:
+    """Return how many numbers the simulator keeps of its auxiliary."""
+    return sum(stored.numel() for _, stored in kept_tensors(sim))
+
+
+def _restore(parameter: Parameter, stored: Tensor, made: dict[str, Any] | None, tensors: dict[str, Tensor]) -> None:
+    """Write a stored tensor to where it came from. made: the parameter that it is a sum of, and what was added."""
+    if made is not None and made["of"] in tensors:
+        tensor = tensors[made["of"]]
+        tensor.copy_((stored.double() - made["plus"]).reshape(tensor.shape))
+    elif made is None and parameter.source in tensors:
+        _write(parameter, stored, tensors[parameter.source])
 
 
 def _write(parameter: Parameter, stored: Tensor, tensor: Tensor) -> None:

@@ -42,8 +42,8 @@ def check_choices(config: Mapping[str, Any], what: str) -> None:
         value = config.get(name)
         if value is not None and value not in choices:
             raise ArtefactError(
-                f"{what} was compiled with {name} {value!r}, which this version of tintc does not have; compile "
-                "the model again."
+                f"{what} was compiled with {name} {str(value)[:80]!r}, which this version of tintc does not have; "
+                "compile the model again."
             )
 
 

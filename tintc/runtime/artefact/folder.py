@@ -91,11 +91,24 @@ def read_auxiliary(path: str | os.PathLike[str], **hub: Any) -> str | None:
         return snapshot.text(AUXILIARY_FILE)
 
 
-def opened(path: str | os.PathLike[str], weights: bool, **hub: Any) -> Snapshot:
-    """Return the open files of an artefact, local or on the hub; raise `ArtefactError` unless they are a simulator's.
+@contextmanager
+def opened(path: str | os.PathLike[str], weights: bool, **hub: Any) -> Iterator[Snapshot]:
+    """Give the open files of an artefact, local or on the hub; raise `ArtefactError` unless they are a simulator's, and
+    for a disk that fails in the block.
 
     weights: whether files of tensors on the hub are fetched.
     """
+    try:
+        with _opened(path, weights, **hub) as snapshot:
+            yield snapshot
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise ArtefactError(f"{path} cannot be read: {error.strerror or first_line(error)}.") from error
+
+
+def _opened(path: str | os.PathLike[str], weights: bool, **hub: Any) -> Snapshot:
+    """Return the open files, which the caller closes."""
     why = None
     if not Path(path).exists() and not writer_at_work(Path(path)):
         why = why_missing(str(path), **hub)
@@ -171,7 +184,8 @@ def write_tokenizer(tokenizer: Any, folder: Path) -> None:
 
 
 def first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+    """Return the first line of an error's message, of a long one its beginning."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:500].rstrip(".")
 
 
 @contextmanager

@@ -20,10 +20,12 @@ from tintc.runtime.artefact import disk
 from tintc.runtime.artefact.staging import hidden_prefix
 
 
-def check_replaceable(target: Path, is_own: Callable[[Path], bool], kind: str) -> None:
+def check_replaceable(
+    target: Path, is_own: Callable[[Path], bool], kind: str, advice: str = "pass force=True to replace it, or "
+) -> None:
     """Raise `ArtefactError` if something is at a path that a writer of such files may not replace.
 
-    is_own: whether a file is one of them; kind: what they are, as "state".
+    is_own: whether a file is one of them; kind: what they are, as "state"; advice: how to replace another file.
     """
     try:
         status = os.lstat(target)
@@ -36,9 +38,7 @@ def check_replaceable(target: Path, is_own: Callable[[Path], bool], kind: str) -
     if not stat.S_ISREG(status.st_mode):
         raise ArtefactError(f"{target} is no regular file, so it will not be replaced; choose another name.")
     if not is_own(target):
-        raise ArtefactError(
-            f"{target} exists already and is not a {kind}; pass force=True to replace it, or choose another name."
-        )
+        raise ArtefactError(f"{target} exists already and is not a {kind}; {advice}choose another name.")
 
 
 @contextmanager

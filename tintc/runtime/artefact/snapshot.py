@@ -26,7 +26,7 @@ from tintc.runtime.artefact.names import (
     is_tokenizers,
     most_bytes,
 )
-from tintc.runtime.artefact.staging import recover, writer_at_work
+from tintc.runtime.artefact.staging import JournalError, recover, writer_at_work
 
 PATIENCE = 10.0
 """Seconds to wait for a writer that is renaming files, before a reader gives up."""
@@ -136,6 +136,8 @@ def open_snapshot(folder: Path) -> Snapshot:
         try:
             recover(folder)
             return _open(folder)
+        except JournalError as error:
+            raise ArtefactError(f"{folder} cannot be read: {error}.") from error
         except (_ChangedError, FileNotFoundError) as error:
             if time.monotonic() > deadline:
                 raise ArtefactError(
@@ -143,6 +145,8 @@ def open_snapshot(folder: Path) -> Snapshot:
                 ) from error
             if isinstance(error, FileNotFoundError) and not writer_at_work(folder) and not folder.is_dir():
                 raise ArtefactError(f"There is no folder {folder}; check the path.") from error
+        except OSError as error:
+            raise ArtefactError(f"{folder} cannot be read: {error.strerror or error}.") from error
         time.sleep(pause)
         pause = min(2 * pause, 0.05)
 

@@ -16,15 +16,20 @@ import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
-from tintc.bounded import is_plain_name, parse_json, read_file
+from tintc.bounded import UnfitFileError, is_plain_name, parse_json, read_file
 from tintc.runtime.artefact import disk
-from tintc.runtime.artefact.names import CONFIG_FILE, PROGRAM_FILE
+from tintc.runtime.artefact.names import CONFIG_FILE, MOST_SHARDS, PROGRAM_FILE
 
 OLD = ".old"
 JOURNAL = ".journal"
 SAVE = "save"
 """The name before ``.tintc-`` of what is hidden inside a folder."""
+
+
+class JournalError(UnfitFileError):
+    """A journal that no writer has left, with what to do about it."""
 
 
 class TakenError(Exception):
@@ -138,7 +143,7 @@ def _rename_if_there(path: Path, new: Path) -> None:
 def recover(target: Path) -> None:
     """Finish what writers to `target` that were killed had begun to rename; leave to living ones what is theirs.
 
-    Raises `OSError` where it cannot be finished.
+    Raises `OSError` where it cannot be finished, a `JournalError` for a journal that is damaged.
     """
     for staging in _hidden(target / SAVE):
         if not _has_journal(staging):
@@ -156,19 +161,34 @@ def recover(target: Path) -> None:
 
 
 def _recover_merge(staging: Path, target: Path) -> None:
-    """Finish renaming by a journal, which is believed only where it names files in these two folders."""
-    if staging.is_symlink() or (staging / OLD).is_symlink() or not (staging / OLD).is_dir():
-        return
+    """Finish renaming by a journal, which is believed only where it names files in these two folders.
+
+    Raises `JournalError` for another, which no writer has made: it is whole or not there.
+    """
+    file = staging / JOURNAL
+    if file.is_symlink() or staging.is_symlink() or (staging / OLD).is_symlink() or not (staging / OLD).is_dir():
+        raise JournalError(f"{file} is not what a writer leaves; remove that folder")
     try:
-        journal = parse_json(read_file(staging / JOURNAL))
-        new, gone = journal["new"], journal["gone"]
-        usable = all(is_plain_name(name) for name in (*new, *gone))
-    except (OSError, KeyError, TypeError):
-        usable = False
-        new = gone = []
-    if usable and not {OLD, JOURNAL}.intersection(new):
-        _finish(staging, target, new, gone)
-        _remove(staging)
+        journal = parse_json(read_file(file))
+    except FileNotFoundError:  # its writer has just come to its end
+        return
+    except UnfitFileError as error:
+        raise JournalError(f"{file} is damaged ({error}); remove that folder") from error
+    new: Any = None
+    gone: Any = None
+    if isinstance(journal, dict):
+        new, gone = journal.get("new"), journal.get("gone")
+    if not (_are_names(new) and _are_names(gone)) or {OLD, JOURNAL}.intersection(new):
+        raise JournalError(f"{file} is damaged (it is no list of files); remove that folder")
+    _finish(staging, target, new, gone)
+    _remove(staging)
+
+
+def _are_names(names: object) -> bool:
+    """Return True for a list of names of files in a folder, each once, and no more than an artefact may have."""
+    if not isinstance(names, list) or len(names) > 2 * MOST_SHARDS:
+        return False
+    return all(map(is_plain_name, names)) and len(set(names)) == len(names)
 
 
 def _recover_move(old: Path, target: Path) -> None:

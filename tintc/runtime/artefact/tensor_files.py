@@ -12,6 +12,7 @@ from torch import Tensor
 
 from tintc.errors import ArtefactError
 from tintc.ir.structure import TensorSpec
+from tintc.runtime.artefact.folder import first_line
 from tintc.runtime.artefact.names import INDEX_FILE
 from tintc.runtime.artefact.snapshot import Snapshot, damaged
 
@@ -49,7 +50,7 @@ class TensorFiles:
             opened = safe_open(path_of(descriptor, path), framework="pt")
             names = list(opened.keys())
         except (SafetensorError, OSError) as error:
-            raise damaged(path, str(error).splitlines()[0].rstrip(".")) from error
+            raise damaged(path, first_line(error)) from error
         for name in names:
             of_index = (self.snapshot.weight_map or {}).get(name, file)
             if name in self._of or of_index != file:

@@ -14,6 +14,7 @@ from tintc.ir.inputs import Inputs
 from tintc.ir.simulator import SimOp
 from tintc.runtime.execution.fused.batches import NO_STARTS, Starts, run_fused, run_together
 from tintc.runtime.execution.fused.pass_graph import replay_pass
+from tintc.runtime.execution.literal.budget import check_fits, run_literal
 from tintc.runtime.execution.literal.executor import LiteralExecutor
 from tintc.runtime.execution.rates import Rates
 from tintc.runtime.execution.simulator import Simulator
@@ -34,11 +35,11 @@ def execute(
 ) -> dict[str, Tensor]:
     """Return the named outputs and capture points of the simulator's program.
 
-    rates: instead of the stored ones; executor ``fused`` or ``literal``; max_batch: examples that fused execution runs
-    at a time. Raises `InputError` if memory does not take the batch.
+    rates: instead of the stored ones; executor ``fused`` or ``literal``; max_batch: examples that run at a time,
+    ``auto``: as many as memory takes. Raises `InputError` if memory does not take the batch.
     """
     if executor == "literal":
-        return LiteralExecutor(sim, inputs, rates).run(outputs)
+        return run_literal(sim, inputs, rates, outputs, max_batch)
     replayed = replay_pass(sim, inputs, rates, outputs)
     if replayed is not None:
         return replayed
@@ -61,6 +62,7 @@ def execute_program(
     the state that the text leaves.
     """
     if executor == "literal":
+        check_fits(sim, program, inputs)
         return LiteralExecutor(sim, inputs, rates, starts).run(tuple(program.outputs), program)
     return run_together(sim, program, inputs, rates, starts, carrying)
 

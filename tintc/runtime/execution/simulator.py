@@ -20,11 +20,10 @@ if TYPE_CHECKING:
 class Simulator(Protocol):
     """A simulator's program, its tensors by the names that the program gives them, and how to run it.
 
-    tables, prefixes, score_vectors: the modules that hold the auxiliary's tensors. edits: functions that replace token
-    values as soon as they are computed. update: how fused execution keeps updates, one of `UPDATES` in `fused/plan.py`;
-    plans: the last, by sizes; shared_inputs: layers whose products share an input (`fused/packed_linear.py`);
-    graphs: what was recorded to be replayed; placed: whether layers may lie on several devices. Edits and
-    plans are the model's, so no two threads run one simulator at a time.
+    tables, prefixes, score_vectors: the modules that hold the auxiliary's tensors. update: how fused execution keeps
+    updates, one of `UPDATES` in `fused/plan.py`; plans: the last, by sizes; shared_inputs: layers whose products share
+    an input (`fused/packed_linear.py`); graphs: what was recorded to be replayed, by the thread that recorded it;
+    placed: whether layers may lie on several devices. Several threads may run one simulator.
     """
 
     config: TintConfig
@@ -34,12 +33,16 @@ class Simulator(Protocol):
     prefixes: Any
     rates: Any
     score_vectors: Any
-    edits: dict[Value, Callable[[Tensor], Tensor]]
     update: str
     plans: dict[Any, Any]
     shared_inputs: list[tuple[str, ...]]
     graphs: Graphs
     placed: bool
+
+    @property
+    def edits(self) -> dict[Value, Callable[[Tensor], Tensor]]:
+        """Return functions that replace token values as soon as they are computed, in the caller's context."""
+        ...
 
     @property
     def device(self) -> torch.device:

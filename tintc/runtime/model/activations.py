@@ -12,7 +12,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from contextvars import ContextVar
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -30,15 +31,51 @@ class CapturedValues(dict[str, Tensor]):
     """The values of the last run inside the ``with`` block, by point."""
 
 
+@dataclass(frozen=True, eq=False)
+class Block:
+    """A block of a capture or an edit. of: the simulator; captured: the points that are; edits: of values, and the
+    points that they are of."""
+
+    of: object
+    captured: tuple[str, ...] = ()
+    seen: CapturedValues = field(default_factory=CapturedValues)
+    edits: Mapping[Value, Edit] = field(default_factory=dict)
+    edited: tuple[str, ...] = ()
+
+
+_BLOCKS: ContextVar[tuple[Block, ...]] = ContextVar("blocks", default=())
+"""The blocks that are open in a context: a thread, or a task of asyncio, has its own."""
+
+
+@contextmanager
+def _open(block: Block) -> Iterator[Block]:
+    _BLOCKS.set((*_BLOCKS.get(), block))
+    try:
+        yield block
+    finally:
+        _BLOCKS.set(tuple(other for other in _BLOCKS.get() if other is not block))
+
+
 class ActivationAccess:
     """The part of `TintForCausalLM` that captures and edits."""
 
     program: Program
 
-    def _observe(self) -> None:
-        self.edits: dict[Value, Edit] = {}
-        self._edited: tuple[str, ...] = ()
-        self._captures: list[tuple[tuple[str, ...], CapturedValues]] = []
+    def _blocks_here(self) -> list[Block]:
+        return [block for block in _BLOCKS.get() if block.of is self]
+
+    @property
+    def edits(self) -> dict[Value, Edit]:
+        """Return the edits of the caller's context; of several of one value, the last."""
+        return {value: edit for block in self._blocks_here() for value, edit in block.edits.items()}
+
+    @property
+    def _edited(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(name for block in self._blocks_here() for name in block.edited))
+
+    @property
+    def _captures(self) -> list[tuple[tuple[str, ...], CapturedValues]]:
+        return [(block.captured, block.seen) for block in self._blocks_here() if block.captured]
 
     def capture_points(self) -> list[Point]:
         """Return every capture point: its name, its shape (``B`` examples, ``T`` tokens) and what it is."""
@@ -50,30 +87,25 @@ class ActivationAccess:
 
     @contextmanager
     def capture(self, *patterns: str) -> Iterator[CapturedValues]:
-        """Fill the dictionary it gives with the points that match, at every run inside the block.
+        """Fill the dictionary it gives with the points that match, at every run inside the block, of this thread.
 
         patterns: names with ``*`` and ``?``; without ``pass<p>.`` or ``step<s>.`` in front they mean every pass or
         step. Raises `OptionError` for a pattern that no point matches, and without any.
         """
         if not patterns:
             raise OptionError("Say what to capture, '*' for everything; sim.capture_points() lists what there is.")
-        request = tuple(select(self.program, patterns)), CapturedValues()
-        self._captures.append(request)
-        try:
-            yield request[1]
-        finally:
-            self._captures = [other for other in self._captures if other is not request]
+        with _open(Block(self, captured=tuple(select(self.program, patterns)))) as block:
+            yield block.seen
 
     @contextmanager
     def edit(self, edits: Mapping[str, Edit]) -> Iterator[None]:
         """Replace the values at these points inside the block: ``{pattern: function of [B, T, width]}``.
 
         Whatever reads the point afterwards, the backward pass included, reads what the function returns. A batch must
-        run whole. Raises `OptionError` for points that are no token values, and for a value that several passes share
-        unless all of them are meant: what no update reaches is computed once.
+        run whole. Runs of other threads are not edited. Raises `OptionError` for points that are no token values, and
+        for a value that several passes share unless all of them are meant: what no update reaches is computed once.
         """
-        before = dict(self.edits)
-        labels = self._edited
+        labels: list[str] = []
         added: dict[Value, Edit] = {}
         points = points_of(self.program)
         for pattern, function in edits.items():
@@ -85,14 +117,9 @@ class ActivationAccess:
                 )
             check_editable([points[name] for name in names], list(points.values()), pattern)
             added |= {points[name].value: _same_shape(name, function) for name in names}
-            labels = (*labels, *(name for name in names if name not in labels))
-        self.edits = before | added
-        self._edited = labels
-        try:
+            labels += names
+        with _open(Block(self, edits=added, edited=tuple(labels))):
             yield
-        finally:
-            self.edits = before
-            self._edited = tuple(name for name in labels if points[name].value in before)
 
     def _refuse_points(self, *wanted: bool | None) -> None:
         """Raise `OptionError` if anybody wants whole values, which passes with a cache or a state do not have."""

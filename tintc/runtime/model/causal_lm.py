@@ -90,8 +90,8 @@ class TintForCausalLM(
     The tree has ``tables`` (embeddings and head), ``prefixes`` (the auxiliary's weights), ``rates``, ``score_vectors``
     (what attention makes its scores with), ``structure`` (tensors that do not depend on the layer, registered once
     unless the program says that modules share less) and ``sites`` (one module per module of the program, without
-    tensors of their own: hook these). Every tensor of the file is a parameter of it. Edits, captures and plans are the
-    model's, so one simulator serves one run at a time: threads need one each.
+    tensors of their own: hook these). Every tensor of the file is a parameter of it. Several threads may run one
+    simulator: edits and captures are those of the caller's context.
     """
 
     config: TintConfig
@@ -117,7 +117,6 @@ class TintForCausalLM(
         self.plans: dict[Any, ExecutionPlan] = {}
         self.graphs = Graphs()
         self._build()
-        self._observe()
         self._start()
         self._keep_in_fp32_modules_strict = self._precise_kinds()
         self.post_init()
@@ -213,7 +212,7 @@ class TintForCausalLM(
         stored rates a number; ``[B]``, one per example; ``[N]``, one per step; or ``[N, B]``, ``[N, 1]``, ``[1, B]``:
         where B is N and more than 1, pass two dimensions. Or a mapping from the auxiliary's
         layers (-1: the final norm), and ``"default"``, to such rates; layers without one take the stored. max_batch:
-        examples that fused execution runs at a time, ``auto``: as many as memory takes; None: all, refused if memory
+        examples that run at a time, ``auto``: as many as memory takes; None: all, refused if memory
         will not take them. num_items_in_batch: what the labels' summed losses are divided by (default: their number).
         shift_labels ``[B, T]``: in place of labels, each at the position before it. output_hidden_states,
         output_attentions, return_dict: as in transformers. Raises `InputError` for ids out of range, texts too long and
@@ -296,7 +295,7 @@ class TintForCausalLM(
     ) -> dict[str, Tensor]:
         """Return the named outputs, by the executor that may run; captures are filled.
 
-        inner_lr: as in a forward pass; max_batch: examples that fused execution runs at a time.
+        inner_lr: as in a forward pass; max_batch: examples that run at a time.
         """
         rates = self.resolve_rates(inner_lr, inputs.shape[0])
         results = execute(self, inputs, rates, self._with_points(outputs), self.choose_executor(), max_batch)

@@ -9,17 +9,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tintc.errors import InputError, OptionError
 from tintc.ir.core import Program, Value
 from tintc.ir.inputs import Inputs
 from tintc.ir.simulator import SimOp
 from tintc.ir.simulator.interface.cost_model import PendingUpdate
 from tintc.ir.simulator.interface.fused_base import FusedWeights, Pending
-from tintc.runtime.execution.fused.available import available_bytes
-from tintc.runtime.execution.fused.budget import HEADROOM, Budget
+from tintc.runtime.execution.fused.budget import Budget
 from tintc.runtime.execution.fused.executor import FusedExecutor
 from tintc.runtime.execution.fused.placed import devices_of
 from tintc.runtime.execution.fused.plan import ExecutionPlan, Sizes, Start
+from tintc.runtime.execution.memory import at_a_time, in_parts, most_bytes
 from tintc.runtime.execution.rates import Rates
 from tintc.runtime.execution.simulator import Simulator
 
@@ -39,19 +38,17 @@ def run_fused(
     """Return the named outputs for a batch; raise `InputError`, which says what would fit, if the batch does not."""
     sizes = sizes_of(inputs, model.config.vocab_size)
     budget = budget_of(model, outputs)
-    count = _examples_at_a_time(model, budget, sizes, max_batch)
-    if count >= sizes.batch:
-        return _run(model, inputs, rates, budget, sizes)
-    if model.edits:
-        raise InputError("A batch whose values are edited must run whole; pass a smaller one, without max_batch.")
-    results: list[dict[str, Tensor]] = []
-    for start in range(0, sizes.batch, count):
-        rows = inputs.rows(start, start + count)
-        row_rates = rates
-        if rates is not None:
-            row_rates = rates.rows(slice(start, start + count))
-        results.append(_run(model, rows, row_rates, budget, sizes_of(rows, sizes.vocab)))
-    return {label: torch.cat([result[label] for result in results]) for label in outputs}
+
+    def fits(batch: int) -> bool:
+        return plan_for(model, budget, replace(sizes, batch=batch)) is not None
+
+    count = at_a_time(sizes.batch, max_batch, fits, lambda batch: budget.refusal(replace(sizes, batch=batch)))
+
+    def run(rows: Inputs, own: Rates | None) -> dict[str, Tensor]:
+        same = sizes if rows is inputs else sizes_of(rows, sizes.vocab)
+        return _run(model, rows, own, budget, same)
+
+    return in_parts(model, inputs, rates, count, run)
 
 
 def budget_of(model: Simulator, outputs: tuple[str, ...]) -> Budget:
@@ -62,8 +59,7 @@ def budget_of(model: Simulator, outputs: tuple[str, ...]) -> Budget:
 
 def _limit(model: Simulator) -> int:
     """Return the bytes that a run may plan to use; what graphs hold counts as available, and is not."""
-    available = sum(available_bytes(device) for device in devices_of(model))
-    return int(HEADROOM * max(0, available - model.graphs.held))
+    return most_bytes(devices_of(model), model.graphs.held)
 
 
 def _run(
@@ -147,19 +143,3 @@ def plan_for(model: Simulator, budget: Budget, sizes: Sizes) -> ExecutionPlan | 
                 model.plans.clear()
             model.plans[key] = plan
     return plan
-
-
-def _examples_at_a_time(model: Simulator, budget: Budget, sizes: Sizes, max_batch: int | str | None) -> int:
-    """Return the number of examples to run at a time; raise `OptionError` for a wrong `max_batch`."""
-    if isinstance(max_batch, int) and max_batch >= 1:
-        sizes = replace(sizes, batch=min(max_batch, sizes.batch))
-    elif max_batch is not None and max_batch != "auto":
-        raise OptionError(f"max_batch is {max_batch!r}; pass a number of examples, 'auto' or None.")
-    if plan_for(model, budget, sizes) is not None:
-        return sizes.batch
-    batch = 0
-    if max_batch == "auto":
-        batch = budget.largest_batch(sizes)
-    if batch == 0:
-        raise budget.refusal(sizes)
-    return batch

@@ -13,6 +13,7 @@ are dropped as soon as any of its tensors lies elsewhere. ``sim.graphs.enabled =
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Callable
 from typing import Any, Protocol, Self, TypeVar
 
@@ -79,6 +80,7 @@ class Graphs:
         self._kept: list[Any] = []
         self._places: tuple[tuple[Any, ...], ...] = ()
         self._pool: Any = None
+        self._thread: int | None = None
 
     def __len__(self) -> int:
         return len(self._kept)
@@ -93,10 +95,17 @@ class Graphs:
         """Drop all graphs and their memory."""
         self._kept = []
         self._pool = None
+        self._thread = None
         self.held = 0
 
     def can_record(self, sim: Simulator) -> bool:
-        """Return whether a run of the simulator can be recorded here and now."""
+        """Return whether a run of the simulator can be recorded here and now.
+
+        A graph has its inputs in one place, so that the thread that recorded the first has them all; others run
+        without, until they are dropped.
+        """
+        if self._thread not in (None, threading.get_ident()):
+            return False
         free = not torch.is_grad_enabled() and not sim.edits and not sim.placed
         return self.enabled and free and sim.device.type in RECORDINGS
 
@@ -122,6 +131,7 @@ class Graphs:
         if places != self._places:
             self.clear()
         self._places = places
+        self._thread = threading.get_ident()
         if self._pool is None:
             self._pool = new_pool(sim.device)
         before = _unused(sim.device)

@@ -165,7 +165,8 @@ class LiteralExecutor:
     def run(self, outputs: tuple[str, ...], program: Program | None = None) -> dict[str, Any]:
         """Return the named outputs of the model's program and the named capture points.
 
-        Logits are ``[B, T, V]``, weights `PrefixTiles`. program: the same ops with other outputs.
+        Logits are ``[B, T, V]``, routed values ``[B, T, E, width]``, weights `PrefixTiles`. program: the same ops with
+        other outputs.
         """
         if program is None:
             program = self.model.program
@@ -203,6 +204,9 @@ class LiteralExecutor:
                     memory.write(value, next(slots), tiles)
                 elif value.type.kind == "routed":
                     memory.write_routed(value, next(slots), computed)
+                    if value in kept:
+                        width = value.type.width
+                        results[value] = torch.stack([torch.cat(tiles, -1)[..., :width] for tiles in computed], 2)
                 elif value.type.kind == "number":
                     memory.numbers[value] = computed
                 else:

@@ -1,7 +1,8 @@
-"""The memory that a run may take: of the machine, of the container around it, or of the GPU."""
+"""The memory that a run may take: of the machine, of the container around it, of this process, or of the GPU."""
 
 from __future__ import annotations
 
+import resource
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,7 +20,15 @@ def available_bytes(device: torch.device) -> int:
     if device.type == "cuda":
         cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return torch.cuda.mem_get_info(device)[0] + cached
-    return min(psutil.virtual_memory().available, container_bytes())
+    return min(psutil.virtual_memory().available, container_bytes(), address_bytes())
+
+
+def address_bytes() -> int:
+    """Return the bytes of address space that this process may still have (``ulimit -v``), or `UNLIMITED`."""
+    most, _ = resource.getrlimit(resource.RLIMIT_AS)
+    if most in (resource.RLIM_INFINITY, -1):
+        return UNLIMITED
+    return max(0, most - psutil.Process().memory_info().vms)
 
 
 def container_bytes() -> int:

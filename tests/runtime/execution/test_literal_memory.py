@@ -1,0 +1,73 @@
+"""Literal runs that will not fit are refused before they start, or run in parts (fp64, 1e-12)."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import pytest
+import torch
+from fused_cases import FAMILIES, compiled, run, token_ids
+from live_bytes import Live
+
+from tintc.errors import InputError
+from tintc.runtime.execution import memory
+from tintc.runtime.execution.literal.budget import peak_bytes
+
+IDS = token_ids(5, 12)
+
+
+def limit(monkeypatch: pytest.MonkeyPatch, examples: float) -> None:
+    """As much memory as a literal run of that many examples takes."""
+    sim = compiled("gpt2")
+    one = peak_bytes(sim.program, sim.layout, 1, 12, 8, False)
+    monkeypatch.setattr(memory, "available_bytes", lambda device: int(one * examples / memory.HEADROOM) + 1)
+
+
+@pytest.mark.parametrize("recorded", [False, True])
+@pytest.mark.parametrize("name", FAMILIES)
+def test_the_estimate_is_what_a_run_takes(name: str, recorded: bool) -> None:
+    """Within a tenth below and the double above the bytes of all tensors alive at the peak, fp32."""
+    sim = compiled(name, torch.float32)
+    for batch, length in ((2, 30), (1, 12)):
+        kept, sim.executor = sim.executor, "literal"
+        with torch.set_grad_enabled(recorded), Live() as live:
+            sim(token_ids(batch, length))
+        sim.executor = kept
+        estimate = peak_bytes(sim.program, sim.layout, batch, length, 4, recorded)
+        assert 0.9 < estimate / live.peak < 2, (batch, length)
+
+
+@pytest.mark.parametrize("max_batch", [2, "auto"])
+def test_parts_give_what_the_whole_gives(monkeypatch: pytest.MonkeyPatch, max_batch: Any) -> None:
+    sim, rates = compiled("gpt2"), torch.linspace(0.01, 0.05, 5, dtype=torch.float64)
+    whole = run(sim, IDS, "literal", inner_lr=rates, return_before=True)
+    limit(monkeypatch, 2.5)
+    parts = run(sim, IDS, "literal", inner_lr=rates, return_before=True, max_batch=max_batch)
+    assert torch.allclose(parts.logits, whole.logits, rtol=0, atol=1e-12)
+    assert torch.allclose(parts.logits_before, whole.logits_before, rtol=0, atol=1e-12)
+
+
+def test_the_refusal_names_what_fits(monkeypatch: pytest.MonkeyPatch) -> None:
+    sim = compiled("gpt2")
+    limit(monkeypatch, 2.2)
+    with pytest.raises(InputError, match=r"A batch of 5 texts of 12 tokens needs about .* a batch of 2 would fit, or"):
+        run(sim, IDS, "literal")
+    assert run(sim, IDS[:2], "literal").logits.shape[0] == 2
+    limit(monkeypatch, 0.9)
+    with pytest.raises(InputError) as refused:
+        run(sim, IDS[:1], "literal", max_batch="auto")
+    shorter = re.search(r"texts of (\d+) tokens would fit", str(refused.value))
+    assert shorter is not None
+    assert run(sim, IDS[:1, : int(shorter[1])], "literal").logits.shape[0] == 1
+
+
+def test_what_is_adapted_is_not_cut(monkeypatch: pytest.MonkeyPatch) -> None:
+    sim = compiled("gpt2")
+    limit(monkeypatch, 0.9)
+    kept, sim.executor = sim.executor, "literal"
+    try:
+        with pytest.raises(InputError, match=r"texts of .* tokens would fit"):
+            sim.adapt(IDS[:1])
+    finally:
+        sim.executor = kept

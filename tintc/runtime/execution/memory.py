@@ -1,0 +1,102 @@
+"""What a run may take, and the sentence for a batch that does not fit: shared by both executors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from tintc.errors import InputError, OptionError
+from tintc.ir.inputs import Inputs
+from tintc.runtime.execution.available import available_bytes
+from tintc.runtime.execution.rates import Rates
+from tintc.runtime.execution.simulator import Simulator
+
+HEADROOM = 0.9
+"""Share of the available memory that a run may plan to use."""
+Run = Callable[[Inputs, Rates | None], dict[str, Tensor]]
+"""A function that runs some examples."""
+
+
+def most_bytes(devices: Sequence[torch.device], held: int = 0) -> int:
+    """Return the bytes that a run on these devices may plan to use.
+
+    held: those that count as available, and are not.
+    """
+    available = sum(map(available_bytes, devices))
+    return int(HEADROOM * max(0, available - held))
+
+
+def largest(fits: Callable[[int], bool], most: int) -> int:
+    """Return the largest n <= most with fits(n), by bisection; 0 if none."""
+    low = 0
+    high = most
+    while low < high:
+        middle = (low + high + 1) // 2
+        if fits(middle):
+            low = middle
+        else:
+            high = middle - 1
+    return low
+
+
+def refusal(
+    batch: int, length: int, need: int, limit: int, fits: Callable[[int, int], bool], parts: bool, recorded: bool
+) -> InputError:
+    """Return the error that says what would fit: a smaller batch, or, at this batch, a shorter text.
+
+    need, limit: bytes; fits: whether a batch of texts of a length would; parts: whether the batch may run in parts;
+    recorded: whether autograd records the run.
+    """
+    smaller = largest(lambda count: fits(count, length), batch)
+    if smaller:
+        advice = f"a batch of {smaller} would fit"
+        if parts:
+            advice += ", or pass max_batch='auto'"
+    else:
+        shorter = largest(lambda count: fits(batch, count), length)
+        advice = "no text would fit: free memory"
+        if shorter:
+            advice = f"texts of {shorter} tokens would fit"
+    if recorded:
+        advice += ", and without gradients (torch.no_grad()) a run takes far less"
+    return InputError(
+        f"A batch of {batch} texts of {length} tokens needs about {need / 1e9:.2f} GB; {limit / 1e9:.2f} GB can be "
+        f"used; {advice}."
+    )
+
+
+def at_a_time(
+    batch: int, max_batch: int | str | None, fits: Callable[[int], bool], refused: Callable[[int], InputError]
+) -> int:
+    """Return the number of examples to run at a time; raise `OptionError` for a wrong `max_batch`, and the error that
+    `refused` gives for a number that does not fit."""
+    if isinstance(max_batch, int) and max_batch >= 1:
+        batch = min(max_batch, batch)
+    elif max_batch is not None and max_batch != "auto":
+        raise OptionError(f"max_batch is {max_batch!r}; pass a number of examples, 'auto' or None.")
+    if fits(batch):
+        return batch
+    fitting = 0
+    if max_batch == "auto":
+        fitting = largest(fits, batch)
+    if fitting == 0:
+        raise refused(batch)
+    return fitting
+
+
+def in_parts(model: Simulator, inputs: Inputs, rates: Rates | None, count: int, run: Run) -> dict[str, Tensor]:
+    """Return what running all examples gives, `count` of them at a time."""
+    batch = inputs.shape[0]
+    if count >= batch:
+        return run(inputs, rates)
+    if model.edits:
+        raise InputError("A batch whose values are edited must run whole; pass a smaller one, without max_batch.")
+    results: list[dict[str, Tensor]] = []
+    for start in range(0, batch, count):
+        row_rates = rates
+        if rates is not None:
+            row_rates = rates.rows(slice(start, start + count))
+        results.append(run(inputs.rows(start, start + count), row_rates))
+    return {label: torch.cat([result[label] for result in results]) for label in results[0]}
