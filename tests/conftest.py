@@ -15,7 +15,6 @@ if not torch.cuda.is_available():
 
 import tiny_models
 import torch._dynamo
-import torch.fx
 from command import Command, contents, make_command, model_folder, simulator_folder
 from exports import fresh_exports, shared_exports
 
