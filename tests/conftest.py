@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pytest
 import torch
-import torch._dynamo
-import torch.fx
 
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")  # before anything imports Triton, which looks at it then
 
 import tiny_models
+import torch._dynamo
+import torch.fx
 from command import Command, contents, make_command, model_folder, simulator_folder
 from exports import fresh_exports, shared_exports
 

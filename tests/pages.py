@@ -22,6 +22,8 @@ MODEL = ROOT.parent / "shared" / "models" / "stories260K"
 DATA = ROOT.parent / "shared" / "data" / "classification" / "sst2"
 LANGUAGES = {"python", "sh", "console", "text", "math", "json", "{toctree}", "{eval-rst}"}
 FENCE = re.compile(r"^( *)```([\w{}-]*)\n(.*?)^\1```$", re.MULTILINE | re.DOTALL)
+WRITTEN = re.compile(r"^<!-- (\w+):begin -->$.*?^<!-- \1:end -->$", re.MULTILINE | re.DOTALL)
+"""A section that a benchmark writes: what it shows was run then."""
 INDENTED = re.compile(r"(?:\A|\n)\n(?: {4}\S.*\n)")
 
 
@@ -32,7 +34,8 @@ def pages() -> list[str]:
 
 
 def text_of(page: str) -> str:
-    return (ROOT / page).read_text(encoding="utf-8")
+    """A page without the sections that a benchmark writes."""
+    return WRITTEN.sub("", (ROOT / page).read_text(encoding="utf-8"))
 
 
 def blocks(page: str) -> list[tuple[str, str]]:

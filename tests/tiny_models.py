@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 import torch
 from transformers import AutoConfig, PreTrainedModel
 
@@ -53,3 +54,15 @@ def token_ids(batch: int, length: int, vocab: int = 53, seed: int = 1) -> torch.
 def relative(a: torch.Tensor, b: torch.Tensor) -> float:
     """Largest difference relative to the largest entry of b."""
     return float((a - b).detach().abs().max() / b.detach().abs().max())
+
+
+def adapted(base: Any, targets: list[str]) -> Any:
+    """A `PeftModel` whose update is not zero."""
+    peft = pytest.importorskip("peft", reason="pip install peft")
+    torch.manual_seed(0)
+    config = peft.LoraConfig(r=4, lora_alpha=8, target_modules=targets, task_type="CAUSAL_LM")
+    model = peft.get_peft_model(base, config).eval()
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.05)
+    return model

@@ -11,14 +11,16 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from tintc.errors import InputError, OptionError
+from tintc.errors import InputError, ModelError, OptionError
 from tintc.frontend.agreement import check_agreement
+from tintc.frontend.alone import decoder_alone
 from tintc.frontend.described import describe_model
 from tintc.frontend.exact_agreement import check_graph
 from tintc.frontend.graph.captured import CapturedGraph
 from tintc.frontend.graph.trace_model import capture
 from tintc.frontend.importer import import_graph
 from tintc.frontend.padding import reading_biases
+from tintc.frontend.source.adapters import kept_adapters
 from tintc.frontend.source.load import ADAPTER_FATES, ADAPTERS, TOKENIZER_PROBLEM, AuxiliarySource, load_auxiliary
 from tintc.frontend.source.modules import PADDING
 from tintc.frontend.source.sample import sample
@@ -250,11 +252,28 @@ def streamed_tensors(
     return config, tensors
 
 
-def _can_be_rebuilt(source: AuxiliarySource) -> bool:
-    """Return True if the model is what transformers makes of its configuration and a simulator holds all of its
-    weights: no layers of adapters, no towers for images, no class of anybody else's."""
-    others = {TEXT_PATH, PADDING, TRUSTED}.intersection(source.provenance)
-    return not others and source.provenance.get(ADAPTERS) != ADAPTER_FATES[True]
+def _described(source: AuxiliarySource, auxiliary: Auxiliary) -> str | None:
+    """Return what is kept of the model so that it can be built again, of a wrapper its decoder of text; None if it is
+    not what transformers makes of a configuration, or has weights that a simulator does not hold."""
+    model = source.model
+    if not isinstance(model, PreTrainedModel) or {PADDING, TRUSTED}.intersection(source.provenance):
+        return None
+    if source.provenance.get(ADAPTERS) == ADAPTER_FATES[True]:
+        kept = kept_adapters(model)
+        if kept is None or TEXT_PATH in source.provenance:
+            return None
+        return describe_model(model, auxiliary.graph, kept[1], kept[0])
+    if TEXT_PATH not in source.provenance:
+        return describe_model(model, auxiliary.graph)
+    alone = decoder_alone(model)
+    if alone is None:
+        return None
+    name = type(alone.model).__name__
+    try:  # a wrapper may do more to its decoder's logits
+        check_agreement(name, alone.model, auxiliary.program, auxiliary.tensors, source.max_length)
+    except ModelError:
+        return None
+    return describe_model(alone.model, auxiliary.graph, alone.places)
 
 
 def configure(program: Program, auxiliary: Auxiliary, source: AuxiliarySource, options: Options) -> TintConfig:
@@ -272,7 +291,6 @@ def configure(program: Program, auxiliary: Auxiliary, source: AuxiliarySource, o
         architectures=["TintForCausalLM"],
     )
     config.auxiliary = print_program(auxiliary.program)
-    if _can_be_rebuilt(source) and isinstance(source.model, PreTrainedModel):
-        config.described = describe_model(source.model, auxiliary.graph)
+    config.described = _described(source, auxiliary)
     config.digests = {"program": text_digest(text), "options": options_digest(config.to_dict())}
     return config

@@ -87,7 +87,10 @@ def commands_text() -> str:
     return "\n\n".join(parts)
 
 
-PLACES: dict[str, Callable[[], str]] = {"<!-- options -->": options_table, "<!-- commands -->": commands_text}
+PLACES: dict[str, Callable[[], str]] = {
+    "<!-- options -->": options_table,
+    "<!-- commands -->": commands_text,
+}
 
 
 def fill_in(app: Sphinx, page: str, source: list[str]) -> None:

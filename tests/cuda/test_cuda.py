@@ -10,8 +10,10 @@ from pathlib import Path
 import pytest
 import torch
 from fused_cases import FAMILIES, compiled, family, relative_to_update, run, token_ids
+from kernel_cases import close
 
 from tintc.errors import InputError
+from tintc.ir.simulator.kernels.grouped import grouped_product
 from tintc.runtime.execution.fused.plan import UPDATES
 from tintc.runtime.load import load, write_artefact
 
@@ -113,3 +115,26 @@ def test_graphs(cuda: torch.device) -> None:
         sim.to("cpu")
         sim.to(cuda)
         torch.testing.assert_close(sim(ids).logits, wanted, rtol=0, atol=1e-5 * float(wanted.abs().max()))
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+def test_grouped_products(cuda: torch.device, transposed: bool) -> None:
+    """bf16, 1e-2 of the largest; experts that nobody chose among them."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(13, 16 if transposed else 24, generator=generator).to(cuda, torch.bfloat16)
+    weight = torch.randn(5, 16, 24, generator=generator).to(cuda, torch.bfloat16)
+    keys = torch.tensor([3, 0, 0, 3, 1, 0, 3, 3, 1, 0, 0, 1, 3], device=cuda)
+    with torch.no_grad():
+        wanted = grouped_product(x.double(), weight.double(), keys, transposed)
+        close(grouped_product(x, weight, keys, transposed), wanted, 1e-2)
+
+
+def test_layers_on_two_cards(cuda: torch.device) -> None:
+    """fp64, 1e-9 of the update."""
+    if torch.cuda.device_count() < 2:
+        pytest.skip("there is one GPU")
+    ids = token_ids(2, 12).to(cuda)
+    sim = family("llama").compile(n_steps=2, inner_lr=0.02).to(cuda)
+    right = run(sim, ids, return_before=True)
+    assert len(sim.place_layers({"": 0, "prefixes.model.layers.1": 1})) == 2
+    assert relative_to_update(run(sim, ids).logits, right.logits, right.logits_before) < 1e-9

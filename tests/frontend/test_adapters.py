@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from command import Command, model_folder
-from tiny_models import gpt2, llama, relative, token_ids
+from tiny_models import adapted, gpt2, llama, relative, token_ids
 
 import tintc
 from tintc.errors import ModelError, OptionError
@@ -20,18 +20,6 @@ from tintc.frontend.source.load import ADAPTERS, load_auxiliary
 from tintc.reference import Approximations, tune
 
 IDS = token_ids(1, 14)
-
-
-def adapted(base: Any, targets: list[str]) -> Any:
-    """A `PeftModel` whose update is not zero."""
-    peft = pytest.importorskip("peft", reason="pip install peft")
-    torch.manual_seed(0)
-    config = peft.LoraConfig(r=4, lora_alpha=8, target_modules=targets, task_type="CAUSAL_LM")
-    model = peft.get_peft_model(base, config).eval()
-    for name, parameter in model.named_parameters():
-        if "lora_B" in name:
-            torch.nn.init.normal_(parameter, std=0.05)
-    return model
 
 
 @pytest.fixture

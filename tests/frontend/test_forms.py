@@ -21,10 +21,12 @@ from safetensors.torch import save_file
 from tiny_models import llama, relative, token_ids
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
+import tintc
 from tintc.errors import ModelError
 from tintc.frontend.source import quantised
 from tintc.frontend.source.gguf_header import check_gguf
 from tintc.frontend.source.load import TOKENIZER_PROBLEM, load_auxiliary
+from tools.sweep.tiny import tiny_model
 
 IDS = token_ids(2, 9)
 
@@ -316,3 +318,36 @@ def test_layers_that_only_their_package_can_read(monkeypatch: pytest.MonkeyPatch
     assert not any(isinstance(module, Packed) for module in plain.modules())
     assert relative(logits(plain), before) < 1e-6
     assert isinstance(load_auxiliary(plain).model, torch.nn.Module)
+
+
+FOUR_BITS = torch.tensor([0, 0.5, 1, 1.5, 2, 3, 4, 6, -0.0, -0.5, -1, -1.5, -2, -3, -4, -6])
+"""The numbers of MXFP4; 32 in a row of a matrix share an exponent, and two stand in a byte, the lower half first."""
+
+
+def test_mxfp4(tmp_path: Path) -> None:
+    """Experts as OpenAI packs them, without the package for its kernels: to the bit what the codes stand for."""
+    model = tiny_model("gpt_oss", hidden_size=64, intermediate_size=32, head_dim=16, num_local_experts=4).bfloat16()
+    state = {key: tensor.contiguous() for key, tensor in model.state_dict().items()}
+    generator = torch.Generator().manual_seed(0)
+    right: dict[str, torch.Tensor] = {}
+    for key in [key for key in state if key.endswith(("gate_up_proj", "down_proj"))]:
+        experts, width, rows = state.pop(key).shape
+        codes = torch.randint(16, (experts, rows, width // 32, 32), generator=generator)
+        scales = torch.randint(120, 124, (experts, rows, width // 32), generator=generator)
+        state[f"{key}_blocks"] = (codes[..., ::2] + 16 * codes[..., 1::2]).to(torch.uint8)
+        state[f"{key}_scales"] = scales.to(torch.uint8)
+        right[key] = (FOUR_BITS[codes] * 2.0 ** (scales[..., None] - 127)).flatten(2).transpose(1, 2)
+    save_file(state, tmp_path / "model.safetensors", {"format": "pt"})
+    model.config.save_pretrained(tmp_path)
+    kept = ["model.layers.*.self_attn", "model.layers.*.mlp.router", "model.embed_tokens", "lm_head"]
+    change_config(tmp_path, quantization_config={"quant_method": "mxfp4", "modules_to_not_convert": kept})
+    source = load_auxiliary(tmp_path)
+    read = source.model.state_dict()
+    assert len(right) == 4
+    for key, numbers in right.items():
+        assert torch.equal(read[key].float(), numbers), key
+    unpacked = [key for key in state if not key.endswith(("_blocks", "_scales"))]
+    assert all(torch.equal(read[key], state[key]) for key in unpacked)
+    sim = tintc.compile(tmp_path, inner_lr=1e-2, max_length=16)
+    with torch.no_grad():
+        assert relative(sim(IDS, return_before=True).logits_before, logits(source.model.float())) < 1e-4

@@ -16,7 +16,7 @@ from transformers.models.qwen3_5 import modeling_qwen3_5
 
 import tintc
 from tintc import mixers
-from tintc.errors import OptionError
+from tintc.errors import OptionError, UnsupportedModelError
 from tintc.frontend.graph.trace_model import capture
 from tintc.frontend.importer import import_graph
 from tintc.frontend.mixers import ops
@@ -160,6 +160,36 @@ def test_recurrence_outside_of_an_export_is_the_loop() -> None:
     torch.testing.assert_close(y[0, :, 0], torch.stack(rows), rtol=0, atol=1e-12)
     (gradient,) = torch.autograd.grad(y.sum(), beta)
     assert gradient.abs().sum() > 0
+
+
+def test_heads_with_projections_of_their_own_are_one_layer() -> None:
+    """Zeros off the diagonal; and where such a layer makes values, which descend, it is refused."""
+    model: Any = tiny_model("zamba", layers_block_type=["hybrid", "hybrid"], num_hidden_layers=2)
+    graph = capture(model, 32)
+    program = import_graph(graph)
+    mixer = model.model.layers[0].mamba_decoder.mamba
+    source = program.parameters["model.layers.0.mamba_decoder.mamba.x_proj_weight"].source
+    wanted = torch.block_diag(*mixer.x_proj_weight.detach().double())
+    torch.testing.assert_close(graph.tensors[source], wanted, rtol=0, atol=1e-12)
+    assert sum(isinstance(op, Recurrence) for op in program.ops) == 4, "two heads in each of two layers"
+    with pytest.raises(UnsupportedModelError, match="every head has a linear layer of its own"):
+        import_graph(capture(PerHead(), 32))
+
+
+class PerHead(Ours):
+    """Each half of what the convolution reads is multiplied with a matrix of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.own = nn.Parameter(torch.randn(2, 1, 6, 6))
+
+    def forward(self, ids: Tensor) -> Any:
+        x = self.embed(ids)
+        heads = (self.own @ self.inner(x).unflatten(-1, (2, 6)).permute(2, 0, 3, 1)).permute(1, 3, 0, 2).flatten(2)
+        one = torch.ones_like(x[..., :1]).unsqueeze(2)
+        g = -self.rate.exp().expand_as(x)
+        mixed = mixers.recurrence(one, one, heads.unsqueeze(-1), g, self.strength(x).sigmoid()).squeeze(-1)
+        return SimpleNamespace(logits=self.head(x + self.out(mixed)))
 
 
 def test_recurrence_op_is_in_the_program() -> None:

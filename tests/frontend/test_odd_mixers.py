@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
 from fused_cases import check_fused
+from programs import relative_to_update
 from torch import Tensor
 
 import tintc
@@ -15,6 +17,7 @@ from tintc.errors import ModelError
 from tintc.frontend.agreement import check_agreement
 from tintc.frontend.graph.trace_model import capture
 from tintc.frontend.importer import import_graph
+from tintc.reference import tune
 from tools.sweep.tiny import VOCAB, tiny_model
 
 ODD: dict[str, tuple[str, dict[str, Any]]] = {
@@ -46,11 +49,39 @@ ODD: dict[str, tuple[str, dict[str, Any]]] = {
         {"linear_num_key_heads": 3, "linear_num_value_heads": 9, "linear_key_head_dim": 7, "linear_value_head_dim": 5}
         | {"linear_conv_kernel_dim": 2, "layer_types": ["full_attention", "linear_attention"]},
     ),
+    "selective scan beside attention without positions, experts": (
+        "jamba",
+        {"attn_layer_period": 2, "attn_layer_offset": 1, "expert_layer_period": 2, "expert_layer_offset": 1}
+        | {"num_experts": 5, "num_experts_per_tok": 3, "mamba_d_state": 3, "mamba_d_conv": 3, "mamba_expand": 1}
+        | {"mamba_dt_rank": 5, "mamba_proj_bias": True, "mamba_conv_bias": False},
+    ),
+    "selective scan, three heads with projections of their own": (
+        "zamba",
+        {"layers_block_type": ["hybrid", "linear_attention", "hybrid"], "n_mamba_heads": 3, "mamba_d_state": 5}
+        | {"mamba_d_conv": 3, "mamba_expand": 1, "mamba_dt_rank": 3, "mamba_proj_bias": True},
+    ),
+    "gated delta rule, experts": (
+        "qwen3_next",
+        {"linear_num_key_heads": 3, "linear_num_value_heads": 9, "linear_key_head_dim": 7, "linear_value_head_dim": 5}
+        | {"linear_conv_kernel_dim": 3, "num_experts": 5, "num_experts_per_tok": 3, "moe_intermediate_size": 23}
+        | {"layer_types": ["linear_attention", "full_attention"], "shared_expert_intermediate_size": 19},
+    ),
+    "delta rule by coordinate, experts": (
+        "kimi_linear",
+        {"linear_num_heads": 3, "linear_head_dim": 7, "num_local_experts": 5, "num_experts_per_tok": 3},
+    ),
+    "state space, three groups, experts": (
+        "granitemoehybrid",
+        {"mamba_n_heads": 6, "mamba_d_head": 20, "mamba_n_groups": 3, "mamba_d_state": 5, "mamba_d_conv": 3}
+        | {"num_local_experts": 5, "num_experts_per_tok": 3, "shared_intermediate_size": 19, "mamba_proj_bias": True}
+        | {"embedding_multiplier": 1.5, "residual_multiplier": 0.7, "logits_scaling": 2.0},
+    ),
 }
 FEW = (
     "state space, biases, three groups",
     "convolution of two gates with biases",
     "gated delta rule, three key heads for nine",
+    "selective scan beside attention without positions, experts",
 )
 """Cases that every run of the tests tries."""
 LENGTH = 12
@@ -59,10 +90,11 @@ LENGTH = 12
 @pytest.mark.parametrize("case", [case if case in FEW else pytest.param(case, marks=pytest.mark.slow) for case in ODD])
 def test_odd_configuration(case: str) -> None:
     """All in fp64, two texts with padding on either side: logits as the eager model's (1e-6: it drops to fp32 inside),
-    1e-9 of the update between all ways to execute, a step lowers the train loss, and with a rate of 0 it writes what
-    the model writes."""
+    1e-9 of the update between all ways to execute and from explicit tuning, a step lowers the train loss, and with a
+    rate of 0 it writes what the model writes."""
     name, options = ODD[case]
     model: Any = tiny_model(name, **options).double()
+    model.set_experts_implementation("eager")  # others refuse fp64
     sim = tintc.compile(model, max_length=32, inner_lr=1e-3)
     ids = torch.randint(3, VOCAB, (2, LENGTH), generator=torch.Generator().manual_seed(0))
     mask = torch.ones(2, LENGTH, dtype=torch.long)
@@ -70,13 +102,15 @@ def test_odd_configuration(case: str) -> None:
     mask[1, 9:] = 0
     real = mask.bool()
     arguments: dict[str, Tensor] = {"attention_mask": mask}
-    if "mamba" not in name:
+    if "position_ids" in inspect.signature(model.forward).parameters:
         arguments["position_ids"] = (mask.cumsum(-1) - 1).clamp(min=0)
     with torch.no_grad():
         right = model(ids, use_cache=False, **arguments).logits[real]
         out = sim(ids, attention_mask=mask, return_before=True)
     assert float((out.logits_before[real] - right).norm() / right.norm()) < 1e-6
     check_fused(sim, ids, attention_mask=mask)
+    tuned = tune(model, ids, attention_mask=mask, inner_lr=1e-3)
+    assert relative_to_update(out.logits[real], tuned.logits[real], tuned.logits_before[real]) < 1e-9
     with torch.no_grad():
         before = sim(ids, return_before=True)
     losses = [train_loss(logits, ids) for logits in (before.logits_before, before.logits)]

@@ -10,7 +10,7 @@ import torch
 from tiny_models import relative, token_ids
 from torch.overrides import TorchFunctionMode
 from transformers import AutoModelForImageTextToText
-from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+from wrappers import TYPES, wrapper
 
 import tintc
 from tintc.compiler import import_auxiliary
@@ -21,22 +21,8 @@ from tintc.frontend.source.wrappers import TEXT_PATH
 from tintc.ir.auxiliary.interpreter import forward, loading
 from tintc.ir.inputs import resolve_inputs
 from tintc.reference.verify import verify
-from tools.sweep.tiny import VOCAB, _merged, _small
+from tools.sweep.tiny import VOCAB
 
-SECTIONS = {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [4, 3, 3]}}
-TOWER = {"hidden_size": 60, "out_hidden_size": 60, "depth": 1, "num_heads": 3}
-TYPES: dict[str, dict[str, Any]] = {
-    "gemma3": {},  # replaces the ids of images, which lie outside its vocabulary
-    "gemma4": {},  # caps its logits after the head
-    "qwen2_5_vl": {"vision_config": TOWER, "text_config": SECTIONS},  # positions of three kinds
-    "qwen3_vl": {},  # no argument use_cache of its own
-    "mistral3": {},
-    "smolvlm": {},
-    "llava": {},
-    "cohere2_vision": {},  # scales its logits after the head
-    "mllama": {},  # layers that a text without images skips
-}
-"""Types, and what is small in them besides what the sweep makes so."""
 TOLERANCE = 1e-9
 """Of logits in fp64."""
 
@@ -50,18 +36,6 @@ class Wide(TorchFunctionMode):
         args = [torch.float64 if one is torch.float32 else one for one in args]
         kwargs = {key: torch.float64 if one is torch.float32 else one for key, one in (kwargs or {}).items()}
         return func(*args, **kwargs)
-
-
-def wrapper(kind: str, dtype: torch.dtype = torch.float64) -> Any:
-    """A tiny wrapper of that type with random weights."""
-    configuration = CONFIG_MAPPING[kind]
-    torch.manual_seed(0)
-    options = _merged(_small(configuration()), TYPES[kind])
-    model = AutoModelForImageTextToText.from_config(configuration(**options), attn_implementation="sdpa")
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(0.05 * torch.randn_like(parameter))
-    return model.to(dtype).eval()
 
 
 @pytest.mark.parametrize("kind", TYPES)

@@ -21,6 +21,7 @@ from tintc.options import Options
 CONFIG = "config.json"
 LIES: dict[str, tuple[Change, str]] = {
     "layers without end": (entry(CONFIG, num_hidden_layers=10**6), "num_hidden_layers 1,000,000 in its config.json"),
+    "more layers than weights": (entry(CONFIG, num_hidden_layers=1000), "weights of 1 at most"),
     "a width without end": (entry(CONFIG, hidden_size=10**9), "hidden_size 1,000,000,000"),
     "heads without end": (entry(CONFIG, num_attention_heads=10**9), "num_attention_heads"),
     "words without end": (entry(CONFIG, vocab_size=1 << 62), "vocab_size"),

@@ -89,9 +89,16 @@ class Builder:
         if transpose:
             shape = (*shape[:-2], shape[-1], shape[-2])
         parameter = Parameter(name, shape, transpose, stacked=stacked)
-        alias = self.graph.origins.get(name, name)
+        stem = self.graph.origins.get(name, name)
+        alias = stem
+        number = 1
         while self.program.parameters.setdefault(alias, parameter) != parameter:
-            alias += ".t"
+            if self.program.parameters[alias].source == name:
+                stem = f"{stem}.t"  # the same tensor, read the other way round
+                alias = stem
+            else:
+                number += 1
+                alias = f"{stem}_{number}"  # another tensor computed from the same parameter
         return alias
 
     def within(self, graph: CapturedGraph, node: Node, experts: int, chosen: int) -> Builder:

@@ -1,19 +1,23 @@
 """`describe_model`: what an artefact keeps of its auxiliary besides the weights, so that it can be built again.
 
 The simulator's own parameters say which tensor of the auxiliary each is a view of: transposed, certain rows. Missing
-are the configuration, and how gains were computed that are not tensors of the model, such as 1 + w.
+are the configuration, how gains were computed that are not tensors of the model, such as 1 + w, and where tensors lie
+in the model that is built: of a wrapper that is its decoder of text alone, of a model with adapters the one without.
 """
 
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from tintc.frontend.alone import Places
 from tintc.frontend.graph.captured import CapturedGraph
+from tintc.frontend.source.adapters import Adapter
 
 VERSION = 1
 PRIVATE = ("_name_or_path", "name_or_path", "quantization_config")
@@ -21,11 +25,15 @@ PRIVATE = ("_name_or_path", "name_or_path", "quantization_config")
 ROUNDING = 1e-12
 
 
-def describe_model(model: PreTrainedModel, graph: CapturedGraph) -> str:
+def describe_model(
+    model: PreTrainedModel, graph: CapturedGraph, places: Places | None = None, adapters: list[Adapter] | None = None
+) -> str:
     """Return a JSON object, as text.
 
     class: of transformers; config: its configuration; generation: its settings for generating, null if there are none;
-    sums: constant -> the parameter that it is made of, and the number that was added to it.
+    sums: constant -> the parameter that it is made of, and the number that was added to it; places: beginnings of names
+    in the captured model and what stands for them in this one; adapters: layers that were captured beside a weight, and
+    are added to it in this one.
     """
     entries: dict[str, Any] = json.loads(model.config.to_json_string(use_diff=False))
     settings = getattr(model, "generation_config", None)
@@ -40,6 +48,8 @@ def describe_model(model: PreTrainedModel, graph: CapturedGraph) -> str:
         "config": {key: value for key, value in entries.items() if key not in PRIVATE},
         "generation": None if settings is None else json.loads(settings.to_json_string()),
         "sums": sums,
+        "places": places or [],
+        "adapters": [asdict(adapter) for adapter in adapters or []],
     }
     return json.dumps(described, indent=1)
 

@@ -14,13 +14,13 @@ import torch
 from torch import Tensor
 
 from tintc.frontend.graph.captured import CapturedGraph
-from tintc.ir.auxiliary import Activation, Add, Concat, Convolution, Gate, Linear, Scale, Select
+from tintc.ir.auxiliary import Activation, Add, Concat, Convolution, Gate, Linear, Multiply, Scale, Select
 from tintc.ir.auxiliary.base import Context
 from tintc.ir.auxiliary.interpreter import EXACT, loading
 from tintc.ir.core import Op, Parameter, Program, Value
 from tintc.ir.inputs import resolve_inputs
 
-PASSED = Select | Scale | Gate | Activation | Add | Concat
+PASSED = Select | Scale | Gate | Multiply | Activation | Add | Concat
 """What may lie between a linear layer and a convolution that reads it."""
 
 

@@ -80,6 +80,13 @@ class Inputs:
         self.__dict__.update(plain=plain, only_padding=only_padding)
         return self
 
+    def to(self, device: torch.device) -> Inputs:
+        """Return the inputs on a device, of which as much is known."""
+        moved = Inputs(**{name: tensor.to(device) for name, tensor in self.tensors().items()}, kept=self.kept)
+        known = {name: value for name, value in self.__dict__.items() if name in ("plain", "only_padding")}
+        moved.__dict__.update(known)
+        return moved
+
     def rows(self, start: int, stop: int) -> Inputs:
         """Return the inputs of examples start ... stop - 1 of the batch."""
         return self._taken(slice(start, stop))

@@ -147,6 +147,11 @@ def _widened(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
 SOFTMAX = ("softmax", "_softmax")
 
 
+def is_attention(node: Node) -> bool:
+    """Return True for a softmax over keys, as many as there are tokens; one over experts is a router's."""
+    return opname(node) in SOFTMAX and not isinstance(node.meta["val"].shape[-1], int)
+
+
 Scores = bool | Difference
 """How probabilities are differentiated: exactly, not at all (True), or by finite differences."""
 
@@ -155,13 +160,13 @@ def approximate_scores(captured: CapturedGraph, scores: Scores) -> dict[Node, Ov
     """Return overrides that make attention probabilities constants (paper Def. E.3) or differentiate them by finite
     differences, fused or written out; the matrices of recurrences are constants either way."""
     found: dict[Node, Override] = {}
-    normalised = {node.args[0] for node in captured.module.graph.nodes if opname(node) in SOFTMAX}
+    normalised = {node.args[0] for node in captured.module.graph.nodes if is_attention(node)}
     for node in captured.module.graph.nodes:
         if opname(node) == "scaled_dot_product_attention":
             found[node] = _Attention(node, scores)
         elif node.target is recurrence_of_tokens:
             found[node] = _DetachedRecurrence(node, scores)
-        elif opname(node) in SOFTMAX:
+        elif is_attention(node):
             found[node] = _Softmax(node, scores)
         elif opname(node) == "logsumexp" and node.args[0] in normalised and scores is True:
             found[node] = _Softmax(node, scores)  # the sum of the exponentials is in the gate of an attention sink
@@ -186,15 +191,20 @@ class _Softmax:
 
 
 class _DetachedRecurrence(_Softmax):
-    """Only the values are not constants."""
-
     def __call__(self, lookup: Lookup, dtype: torch.dtype | None) -> Tensor:
-        arguments: Any = map_arg(self.node.args, lookup)
-        q, k, v, g, beta, skip, *options = arguments
+        return recurrence_of(self.node, lookup, self.scores)
+
+
+def recurrence_of(node: Node, lookup: Lookup, scores: Scores, real: Tensor | None = None) -> Tensor:
+    """Return the value of a recurrence, of which only the values are no constants unless scores is False; real: the
+    tokens ``[B, T]`` that are no padding (None: all)."""
+    arguments: Any = map_arg(node.args, lookup)
+    q, k, v, g, beta, skip, *options = arguments
+    if scores is not False:
         q, k, g, beta = (value.detach() for value in (q, k, g, beta))
         if skip is not None:
             skip = skip.detach()
-        return recurrence_of_tokens(q, k, v, g, beta, skip, *options)
+    return recurrence_of_tokens(q, k, v, g, beta, skip, *options, real=real)
 
 
 class _Attention(_Softmax):

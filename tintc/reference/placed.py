@@ -18,28 +18,29 @@ from torch.fx import Node
 from tintc.errors import InputError, OptionError
 from tintc.frontend.graph.captured import CapturedGraph
 from tintc.frontend.graph.evaluation import execute, opname
-from tintc.reference.captured import SOFTMAX, Lookup, Override, Scores, attention_of, seen_softmax
+from tintc.reference.captured import Lookup, Override, Scores, attention_of, is_attention, seen_softmax
 
 
 def masked_scores(captured: CapturedGraph, overrides: Mapping[Node, Override], sees: Tensor) -> dict[Node, Override]:
     """Return overrides by which attention also obeys ``sees [T, T]`` bool. overrides: those that it has already."""
     masked: dict[Node, Override] = {}
-    normalised = {node.args[0] for node in captured.module.graph.nodes if opname(node) in SOFTMAX}
+    normalised = {node.args[0] for node in captured.module.graph.nodes if is_attention(node)}
     for node in captured.module.graph.nodes:
         scores = getattr(overrides.get(node), "scores", False)
         if opname(node) == "scaled_dot_product_attention":
             masked[node] = _MaskedAttention(node, sees, scores)
-        elif opname(node) in SOFTMAX:
+        elif is_attention(node):
             masked[node] = _MaskedSoftmax(node, sees, scores)
         elif opname(node) == "logsumexp" and node.args[0] in normalised:
             masked[node] = _MaskedSum(node, sees, scores)
     return masked
 
 
-def moved_positions(captured: CapturedGraph, positions: Tensor) -> dict[Node, Override]:
+def moved_positions(captured: CapturedGraph, positions: Tensor, valid: Tensor | None = None) -> dict[Node, Override]:
     """Return overrides that put everything that depends on a token's position at ``positions [T]``, each less than T.
 
-    Raises `OptionError` if the graph has positions in another form, such as a bias of the scores.
+    valid ``[T]``: the tokens that are no padding (None: all). Raises `OptionError` if the graph has positions in
+    another form, such as a bias of the scores, which depends on distances alone, and distances change.
     """
     if bool((positions < 0).any() or (positions >= len(positions)).any()):
         raise InputError(f"position_ids must be from 0 to {len(positions) - 1}, the length of the text less one.")
@@ -56,9 +57,17 @@ def moved_positions(captured: CapturedGraph, positions: Tensor) -> dict[Node, Ov
             moved[node] = _Moved(node, positions, dim)
         if node not in captured.live and (dim is not None or follows):
             behind.add(node)  # is where it belongs already
-    if not moved:
+    if not moved and not _are_shifted(positions, valid):
         raise OptionError("This model has no position embedding, learned or rotary, for position_ids to move.")
     return moved
+
+
+def _are_shifted(positions: Tensor, valid: Tensor | None) -> bool:
+    """Return True if all tokens that are no padding stand equally far from where the graph has them."""
+    shifts = positions - torch.arange(len(positions)).to(positions)
+    if valid is not None:
+        shifts = shifts[valid.to(shifts.device)]
+    return bool((shifts == shifts[:1]).all())
 
 
 def _dimension(captured: CapturedGraph, node: Node) -> int | None:

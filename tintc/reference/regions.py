@@ -27,13 +27,15 @@ from tintc.ir.core import Op, Program
 from tintc.ir.functions import KINKED
 from tintc.reference.approximations import Difference
 from tintc.reference.captured import Lookup, Override
+from tintc.reference.parts import Parts, parts_read
 
 
 class Region:
     """The function of one vector per token that lies between two nodes, with its derivative by finite differences.
 
     A norm's gain and bias stay outside of the difference, as in Def. F.3: the region runs with gain 1 and bias 0, and
-    both are applied to its result, where autograd differentiates them exactly.
+    both are applied to its result, where autograd differentiates them exactly. parts: the columns of an activation
+    that are differentiated together, None: all.
     """
 
     def __init__(
@@ -44,8 +46,10 @@ class Region:
         difference: Difference,
         gain: str | None,
         bias: str | None,
+        parts: Parts | None = None,
     ):
         self.root, self.source, self.difference = root, source, difference
+        self.parts = parts
         self.nodes = between(graph, root, (source,))
         outside = [value for node in self.nodes for value in node.all_input_nodes if value not in {source, *self.nodes}]
         self.inputs = (source, *dict.fromkeys(outside))
@@ -79,8 +83,9 @@ class Region:
         return y
 
     def differentiated(self, x: Tensor, f: Callable[[Tensor], Tensor]) -> Tensor:
-        """Return f(x), whose derivative is a difference with a step for every token, or head where a norm has them."""
-        result: Any = _FirstOrder.apply(x, f, self.difference, self.is_norm, self.layout)
+        """Return f(x), whose derivative is a difference with a step for every token, or head where a norm has them, or
+        part where an activation has."""
+        result: Any = _FirstOrder.apply(x, f, self.difference, self.is_norm, self.layout, self.parts)
         return result
 
 
@@ -101,23 +106,25 @@ class _FirstOrder(torch.autograd.Function):
         difference: Difference,
         is_norm: bool,
         layout: VectorLayout | None,
+        parts: Parts | None,
     ) -> Tensor:
         ctx.save_for_backward(x)
         ctx.layout = layout
+        ctx.parts = parts
         ctx.f = f
         ctx.difference = difference
         ctx.is_norm = is_norm
         return f(x)
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None, None]:
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         (x,) = ctx.saved_tensors
         (g,) = gradients
         g = g.reshape(x.shape)
         layout = ctx.layout
-        if layout is None or layout.is_rows:
+        if layout is None or (layout.is_rows and ctx.parts is None):
             pulled = ctx.difference.along(lambda z: ctx.f(z).reshape(x.shape), x, g, ctx.is_norm)
-            return pulled, None, None, None, None
+            return pulled, *UNUSED
 
         def rows(value: Tensor) -> Tensor:
             return layout.take(value.reshape(x.shape), 1, value.numel() // layout.width)
@@ -125,8 +132,30 @@ class _FirstOrder(torch.autograd.Function):
         def f(z: Tensor) -> Tensor:
             return rows(ctx.f(layout.place(z, tuple(x.shape))))
 
-        pulled = ctx.difference.along(f, rows(x), rows(g), ctx.is_norm)
-        return layout.place(pulled, tuple(x.shape)), None, None, None, None
+        if ctx.parts is None:
+            pulled = ctx.difference.along(f, rows(x), rows(g), ctx.is_norm)
+        else:
+            pulled = _by_parts(f, rows(x), rows(g), ctx.difference, ctx.parts)
+        return layout.place(pulled, tuple(x.shape)), *UNUSED
+
+
+UNUSED = (None,) * 5
+"""Gradients of what is no tensor."""
+
+
+def _by_parts(f: Callable[[Tensor], Tensor], x: Tensor, g: Tensor, difference: Difference, parts: Parts) -> Tensor:
+    """Return the derivative at ``x [B, T, W]`` along g of a function of single numbers, with a step for every part."""
+    pulled = torch.zeros_like(x)
+    for part in parts:
+        columns = list(part)
+
+        def of_part(z: Tensor, columns: list[int] = columns) -> Tensor:
+            moved = x.clone()
+            moved[..., columns] = z
+            return f(moved)[..., columns]
+
+        pulled[..., columns] = difference.along(of_part, x[..., columns], g[..., columns], False)
+    return pulled
 
 
 def difference_regions(
@@ -171,7 +200,8 @@ def activation_regions(
             continue
         before = producers[act.operands[0]]
         if act is op:
-            regions[node] = Region(graph, node, sources[0], difference, None, None)
+            parts = parts_read(program, op.result)
+            regions[node] = Region(graph, node, sources[0], difference, None, None, parts)
         elif isinstance(op, Scale) and isinstance(before, Scale) and before.operands[0] is placed.values[sources[0]]:
             regions[node] = _Scaled(graph, node, sources[0], difference, before.factor, op.factor)
         elif isinstance(op, Multiply) and (factors := shared_factors(graph, node)) is not None:
@@ -227,5 +257,5 @@ class _SharedFactors:
             batch = 1  # one text at a time
         spread = self.source_layout.take(lookup(self.factors.source), batch, length)[..., self.factors.columns]
         function = self.region.function(lookup, dtype)
-        f = cast(Tensor, _FirstOrder.apply(spread, function, self.region.difference, False, None))
+        f = cast(Tensor, _FirstOrder.apply(spread, function, self.region.difference, False, None, None))
         return vector * self.vector_layout.place(f, tuple(vector.shape))

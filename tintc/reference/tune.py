@@ -39,6 +39,7 @@ from tintc.reference.captured import Override, approximate_scores, run_nodes
 from tintc.reference.experts import approximate_experts
 from tintc.reference.groups import factors, layer_parameters
 from tintc.reference.optimisers import Layer, Stepper, Steps, layers_of
+from tintc.reference.padded import mixes_by_state, padded_mixers, padding_vectors
 from tintc.reference.placed import masked_scores, moved_positions
 from tintc.reference.regions import difference_regions
 
@@ -102,12 +103,13 @@ def tune(
     """Fine-tune a decoder on the train tokens of each text, and predict with the result; the model stays as it was.
 
     model: a transformers model, its folder, GGUF file or hub id, a module that makes logits of token ids, or what
-    `capture` made of one; input_ids ``[B, T]``; train_mask ``[B, T]`` or, for different tokens in each step, ``[N, B,
-    T]``, non-zero is true (None: the first half of the tokens of each text that are not padding, as a simulator takes
-    unless told otherwise); loss_mask ``[B, T]`` over target tokens; attention_mask ``[B, T]`` (padding, which is not
-    trained on either) or ``[B, T, T]`` (who may see whom, besides causality); position_ids ``[B, T]``, less than T
-    (None: counting tokens that are not padding); n_update_layers: top layers that descend (None: all, and embeddings
-    and head too where `approximations` name no groups); loss ``ce``, ``quad`` or ``mse`` (Remark H.2), summed over
+    `capture` made of one (whose short convolutions read padding as zeros); input_ids ``[B, T]``; train_mask ``[B, T]``
+    or, for different tokens in each step, ``[N, B, T]``, non-zero is true (None: the first half of the tokens of each
+    text that are not padding, as a simulator takes unless told otherwise); loss_mask ``[B, T]`` over target tokens;
+    attention_mask ``[B, T]`` (padding, which is not trained on either) or ``[B, T, T]`` (who may see whom, besides
+    causality); position_ids ``[B, T]``, less than T (None: counting tokens that are not padding); n_update_layers: top
+    layers that descend (None: all, and embeddings and head too where `approximations` name no groups); loss ``ce``,
+    ``quad`` or ``mse`` (Remark H.2), summed over
     tokens; semantics: ``exact`` counts position i if tokens i and i + 1 are train tokens, ``paper-code`` if i + 1 is;
     approximations None: those of a simulator with these semantics; optimizer, normalize, momentum, decay: as for
     `tintc.compile`. With fewer than two train tokens nothing is trained.
@@ -118,12 +120,15 @@ def tune(
     _check(loss, n_steps, inner_lr)
     steps = Steps(optimizer, normalize, momentum, decay).checked()
     check_ids(input_ids)
+    own: nn.Module | None = None
     if isinstance(model, CapturedGraph):
         graph = model
     elif isinstance(model, nn.Module):
-        graph = capture(model, _length(model))
+        own = model
+        graph = capture(own, _length(own))
     else:
-        graph = capture(load_auxiliary(model).model)
+        own = load_auxiliary(model).model
+        graph = capture(own)
     if approximations is None:
         approximations = Approximations.of(semantics)
     valid, sees, positions = _placed(input_ids, attention_mask, position_ids)
@@ -132,10 +137,12 @@ def tune(
     train = _masks(train_mask, valid, n_steps)
     loss_positions = _loss_positions(train, loss_mask, input_ids, semantics)
     tuning = _Tuning(graph, approximations, n_update_layers, loss, dtype, steps)
-    rows = [
-        tuning.run(_Text(ids, train[:, index], loss_positions[:, index], sees[index], positions[index]), inner_lr)
-        for index, ids in enumerate(input_ids.to(graph.input_ids.meta["val"].device))
-    ]
+    if own is not None and not bool(valid.all()) and mixes_by_state(graph):
+        tuning.padding = padding_vectors(own, graph, tuning.recognised(), input_ids.shape[1])
+    rows: list[_Row] = []
+    for index, ids in enumerate(input_ids.to(graph.input_ids.meta["val"].device)):
+        given = (train[:, index], loss_positions[:, index], valid[index], sees[index], positions[index])
+        rows.append(tuning.run(_Text(ids, *given), inner_lr))
     gradients = tuple(
         {name: torch.stack([row.gradients[n][name] for row in rows]) for name in step}
         for n, step in enumerate(rows[0].gradients)
@@ -231,12 +238,13 @@ def _loss_positions(train: Tensor, loss_mask: Tensor | None, ids: Tensor, semant
 
 @dataclass(frozen=True)
 class _Text:
-    """One text: ``ids [T]``, masks ``[N, T]``, and who sees whom ``[T, T]`` at which positions ``[T]``, if that is not
-    what the graph computes."""
+    """One text: ``ids [T]``, masks ``[N, T]``, tokens that are no padding ``[T]``, and who sees whom ``[T, T]`` at
+    which positions ``[T]``, if that is not what the graph computes."""
 
     ids: Tensor
     train: Tensor
     loss_positions: Tensor
+    valid: Tensor
     sees: Tensor | None
     positions: Tensor | None
 
@@ -252,7 +260,8 @@ class _Row:
 
 
 class _Tuning:
-    """One model with one choice of approximations."""
+    """One model with one choice of approximations. padding: what padding reads as in short convolutions, ``[C]``, where
+    that is not zero."""
 
     def __init__(
         self,
@@ -284,6 +293,7 @@ class _Tuning:
             if approximations.groups is not None or n_update_layers is not None:
                 program = self.recognised().program
             self.layers = layers_of(program, self.factors)
+        self.padding: dict[Node, Tensor] = {}
         self.overrides: dict[Node, Override] = {}
         if approximations.scores:
             self.overrides |= approximate_scores(graph, approximations.scores)
@@ -325,7 +335,9 @@ class _Tuning:
         if text.sees is not None:
             overrides |= masked_scores(self.graph, self.overrides, text.sees)
         if text.positions is not None:
-            overrides |= moved_positions(self.graph, text.positions)
+            overrides |= moved_positions(self.graph, text.positions, text.valid)
+        if not bool(text.valid.all()):
+            overrides |= padded_mixers(self.graph, self.overrides, text.valid, self.padding)
         return overrides
 
     @torch.enable_grad()

@@ -54,6 +54,8 @@ DELTA = {
     "linear_key_head_dim": 10,
     "linear_value_head_dim": 14,
 }
+PARTIAL = 0.4
+"""Share of a head that turns, where the default share of 20 is not an even number of coordinates."""
 NEEDS: dict[str, dict[str, Any]] = {
     "bailing_hybrid": {"n_group": 1, "topk_group": 1},
     "bamba": {"mamba_n_heads": 4, "mamba_d_head": 30},
@@ -64,6 +66,11 @@ NEEDS: dict[str, dict[str, Any]] = {
         "sliding_window": WINDOW,
     },
     "dots1": {"n_routed_experts": 8, "num_experts_per_tok": 2, "n_shared_experts": 1, "n_group": 1, "topk_group": 1},
+    "dbrx": {
+        "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0},
+        "attn_config": {"rope_theta": 10000.0, "kv_n_heads": 1, "clip_qkv": 8.0},
+        "ffn_config": {"hidden_size": 60, "ffn_hidden_size": 28, "moe_num_experts": 8, "moe_top_k": 2},
+    },
     "deepseek_v2": {"num_experts_per_tok": 2},
     "diffllama": {"hidden_size": 80, "num_attention_heads": 4, "num_key_value_heads": 2},
     "gemma3n_text": {"num_kv_shared_layers": 0},
@@ -98,6 +105,15 @@ NEEDS: dict[str, dict[str, Any]] = {
         "text_config": {"layer_types": ["linear_attention"] * 2}
     },  # others need an indexer, which it leaves out
     "qwen4_exp_text": {"layer_types": ["linear_attention"] * 2},
+    "zamba": {"layers_block_type": ["linear_attention", "hybrid", "hybrid"], "num_hidden_layers": 3, "n_mamba_heads": 2}
+    | {"mamba_d_state": 4, "attention_hidden_size": 120, "attention_head_dim": 40, "num_key_value_heads": 3},
+    "xlm": {"emb_dim": 60},
+    "zaya": {
+        "num_experts_per_tok": 1,
+        "rope_parameters": {
+            "hybrid": {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": PARTIAL}
+        },
+    },
     "zamba2": {"layers_block_type": ["linear_attention", "hybrid"], "n_mamba_heads": 4, "mamba_headdim": 30}
     | {"mamba_d_state": 10, "mamba_ngroups": 1, "num_mem_blocks": 1}
     | {"attention_hidden_size": 120, "attention_head_dim": 40, "num_key_value_heads": 3},
@@ -106,8 +122,6 @@ NEEDS: dict[str, dict[str, Any]] = {
 LATENT = {"num_key_value_heads": 3, "head_dim": 8}
 """Latent attention has as many key heads as query heads, and calls the part of a head that turns its head_dim."""
 TOKENS = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
-PARTIAL = 0.4
-"""Share of a head that turns, where the default share of 20 is not an even number of coordinates."""
 
 
 def registered_types() -> list[str]:

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -211,6 +213,33 @@ def test_what_graphs_hold_is_not_planned_with(sim: TintForCausalLM, monkeypatch:
     sim.graphs.held = 1 << 30
     with pytest.raises(InputError, match="GB can be used"):
         sim(token_ids(2, 8, VOCAB))
+
+
+def test_how_cuda_captures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """After runs on a stream of its own, into the pool that it is given; nothing runs anew in a replay."""
+    log: list[str] = []
+
+    @contextmanager
+    def noted(name: str) -> Iterator[None]:
+        log.append(name)
+        yield
+        log.append(f"end of {name}")
+
+    stream = SimpleNamespace(wait_stream=lambda other: log.append("wait"))
+    graph = SimpleNamespace(replay=lambda: log.append("replay"))
+    for name, value in {
+        "CUDAGraph": lambda: graph,
+        "Stream": lambda: stream,
+        "current_stream": lambda: stream,
+        "device": lambda device: noted(str(device)),
+        "stream": lambda aside: noted("aside"),
+        "graph": lambda graph, pool: noted(f"capture into {pool}"),
+    }.items():
+        monkeypatch.setattr(torch.cuda, name, value)
+    recording = graphs.CudaRecording(lambda: log.append("run"), torch.device("cuda", 1), "the pool")
+    recording.replay()
+    before = ["cuda:1", "wait", "aside", *["run"] * graphs.WARM_RUNS, "end of aside", "wait"]
+    assert log == [*before, "capture into the pool", "run", "end of capture into the pool", "end of cuda:1", "replay"]
 
 
 def generate(sim: TintForCausalLM, ids: Tensor, **given: Any) -> Any:

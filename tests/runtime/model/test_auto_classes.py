@@ -83,7 +83,7 @@ def test_options_of_from_pretrained(llama_sim: Path, options: dict[str, Any], dt
     ("options", "says"),
     [
         ({"dtype": torch.float16}, "choose one of float32, bfloat16, float64"),
-        ({"device_map": {"tables": "cpu", "": "disk"}}, "runs on one device"),
+        ({"device_map": {"tables": "cpu", "": "disk"}}, "The device 'disk' is unknown"),
         ({"device_map": "abacus"}, "choose cpu or cuda"),
         ({"executor": "quick"}, "choose one of auto, fused, literal"),
         ({"attn_implementation": "sdpa"}, "leave it out"),

@@ -1,5 +1,5 @@
 """Where a node keeps one vector per token, whatever shape it has: ``[B, T, W]``, ``[B, T, H, d]``, ``[B, H, T, d]``,
-``[B, W, T]``, ``[B * T * H, d]``.
+``[B, W, T]``, ``[H, B, d, T]``, ``[B * T * H, d]``.
 
 The program knows vectors of W = H * d numbers alone; heads are equal parts of them.
 """
@@ -40,7 +40,7 @@ class VectorLayout:
     @property
     def ends_in_tokens(self) -> bool:
         """Return True if the last dimension counts tokens, as in ``[B, W, T]``."""
-        return self.length == len(self.sizes) + 1
+        return self.batch == 0 and self.length == len(self.sizes) + 1
 
     @property
     def groups(self) -> int:
@@ -85,13 +85,14 @@ def vector_layout(graph: CapturedGraph, node: Node) -> VectorLayout | None:
         return _merged(first, second)
     pairs = list(zip(first, second, strict=True))
     batches, lengths = zip(*PROBES, strict=True)
-    if pairs.count(lengths) != 1 or pairs[0] != batches:
+    if pairs.count(lengths) != 1 or batches not in pairs:
         return None
     length = pairs.index(lengths)
-    others = [pair for dim, pair in enumerate(pairs) if dim not in (0, length)]
-    if not all(a == b for a, b in others):
+    batch = pairs.index(batches)
+    others = [pair for dim, pair in enumerate(pairs) if dim not in (batch, length)]
+    if batch > length or not all(a == b for a, b in others):
         return None
-    return VectorLayout(0, length, tuple(size for size, _ in others))
+    return VectorLayout(batch, length, tuple(size for size, _ in others))
 
 
 def _merged(first: tuple[int, ...], second: tuple[int, ...]) -> VectorLayout | None:

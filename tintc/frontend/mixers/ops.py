@@ -84,8 +84,10 @@ def recurrence_of_tokens(
     scale: float,
     delta: bool,
     unit_eps: float,
+    real: Tensor | None = None,
 ) -> Tensor:
-    """Compute what `recurrence` describes, in fp32 or better."""
+    """Compute what `recurrence` describes, in fp32 or better. real ``[B, T]``: tokens that are no padding (None: all);
+    the others neither write nor decay."""
     options = RecurrenceOptions(
         operands=(),
         results=(),
@@ -100,7 +102,6 @@ def recurrence_of_tokens(
         writes=writes_of(v.shape[2:]),
     )
     q, k, g, beta = (at_least_fp32(value).flatten(2) for value in (q, k, g, beta))
-    real = torch.ones(v.shape[:2], dtype=torch.bool, device=v.device)
     heads = Heads.of(options, q, k, g, beta, real)
     y = apply_recurrence(options, heads, options.split_values(at_least_fp32(v).flatten(2)), skip)
     return merge_heads(y).unflatten(-1, (v.shape[2], v.shape[-1])).to(v.dtype)

@@ -18,6 +18,7 @@ from tintc.frontend.rules.arithmetic import (
 from tintc.frontend.rules.columns import HeadsRule, SelectRule
 from tintc.frontend.rules.embeddings import EmbeddingRule, PositionEmbeddingRule, PositionTableRule
 from tintc.frontend.rules.experts import ExpertsRule
+from tintc.frontend.rules.head_products import HeadProductRule
 from tintc.frontend.rules.linear import LinearRule
 from tintc.frontend.rules.mixers import ConvolutionRule, PointwiseRule, RecurrenceRule
 from tintc.frontend.rules.multipliers import MultipliersRule
@@ -40,6 +41,7 @@ RULES: tuple[type[Rule], ...] = (
     SwishRule,
     MixtureRule,
     ClampRule,
+    HeadProductRule,
     LinearRule,
     HeadsRule,
     SelectRule,

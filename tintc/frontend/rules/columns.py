@@ -18,6 +18,8 @@ from tintc.frontend.rule import NOT_MINE, Fail, Match
 from tintc.ir.core import Value
 
 SPLITS = frozenset({"split", "split_with_sizes", "chunk"})
+JOINS = frozenset({"cat", "concat", "concatenate"})
+"""Operations that may put one value beside itself."""
 
 
 class HeadsRule:
@@ -34,7 +36,8 @@ class HeadsRule:
         vectors = {source: its for source, its in layouts.items() if its is not None}
         if not vectors:
             return self._several(graph, node)
-        if layout.is_rows and all(its.is_rows for its in vectors.values()):
+        rows = layout.is_rows and all(its.is_rows for its in vectors.values())
+        if rows and opname(node) not in JOINS:
             return NOT_MINE
         *_, farthest = vectors
         return self._cut(graph, node, (farthest,))

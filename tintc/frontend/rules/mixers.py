@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from torch.fx import Node
@@ -160,13 +161,24 @@ def _only_strengths(graph: CapturedGraph, node: Node) -> bool:
 
 def _ends(graph: CapturedGraph, node: Node) -> list[bool]:
     """Return of everything that a value reaches whether it is a decay or strength of a recurrence."""
-    readers = [user for user in node.users if opname(user) not in CHECKS and user in graph.live]
+
+    def passes(user: Node) -> bool:
+        return crosses(graph, user) or moves(user) or user.target is convolution_of_tokens
+
+    return reached(graph, node, STRENGTHS, passes)
+
+
+def reached(graph: CapturedGraph, node: Node, operands: frozenset[int], passes: Callable[[Node], bool]) -> list[bool]:
+    """Return of everything that a value reaches, through nodes that `passes` allows, whether it is one of those
+    operands of a recurrence."""
     ends: list[bool] = []
-    for user in readers:
+    for user in node.users:
+        if opname(user) in CHECKS or user not in graph.live:
+            continue
         if user.target is recurrence_of_tokens:
-            ends.append(STRENGTHS.issuperset(at for at, operand in enumerate(user.args) if operand is node))
-        elif crosses(graph, user) or moves(user) or user.target is convolution_of_tokens:
-            ends += _ends(graph, user)
+            ends.append(operands.issuperset(at for at, operand in enumerate(user.args) if operand is node))
+        elif passes(user):
+            ends += reached(graph, user, operands, passes)
         else:
             ends.append(False)
     return ends

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import sys
 import warnings
+from dataclasses import dataclass
 from importlib import import_module
 from importlib.util import find_spec
 from typing import Any
@@ -88,6 +89,58 @@ def _unmergeable(model: Any, name: str) -> str:
         f"{name} is an adapter of the kind {kind}, which changes what the model reads and not its weights, so it is no "
         "part of a decoder; pass the model without it."
     )
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """An adapter ``scale B A`` of a weight, by the names of all three. sizes: rank, width of what it reads and of what
+    it makes; transposed: whether the weight is stored ``[in, out]``."""
+
+    weight: str
+    a: str
+    b: str
+    sizes: tuple[int, int, int]
+    scale: float
+    transposed: bool
+
+
+def kept_adapters(model: nn.Module) -> tuple[list[Adapter], list[tuple[str, str]]] | None:
+    """Return the adapters of a model that has them as layers, and where what lies inside these layers is in the model
+    without: beginnings of names, there and here. None if one is more than a product of two matrices that is added to a
+    linear layer's weight.
+    """
+    tuners = import_module("peft.tuners")
+    layer_of_peft = import_module("peft.tuners.tuners_utils").BaseTunerLayer
+    copy_of_peft = import_module("peft.utils.other").ModulesToSaveWrapper
+    adapters: list[Adapter] = []
+    places: list[tuple[str, str]] = []
+    modules: list[tuple[str, Any]] = list(model.named_modules())
+    for path, module in modules:
+        if isinstance(module, copy_of_peft):
+            places += [(f"{path}.modules_to_save.{name}.", f"{path}.") for name in module.active_adapters]
+        elif isinstance(module, tuners.lora.Linear) and _is_plain(module):
+            places.append((f"{path}.base_layer.", f"{path}."))
+            adapters += [
+                Adapter(
+                    f"{path}.weight",
+                    f"{path}.lora_A.{name}.weight",
+                    f"{path}.lora_B.{name}.weight",
+                    (*module.lora_A[name].weight.shape, len(module.lora_B[name].weight)),
+                    float(module.scaling[name]),
+                    bool(module.fan_in_fan_out),
+                )
+                for name in module.active_adapters
+                if name in module.lora_A
+            ]
+        elif isinstance(module, layer_of_peft):
+            return None
+    return adapters, places
+
+
+def _is_plain(layer: Any) -> bool:
+    """Return True if the adapters of a layer are two matrices each, and nothing more."""
+    biased = any(layer.lora_bias.get(name) for name in layer.active_adapters)
+    return not (biased or layer.lora_variant or layer.merged or layer.lora_embedding_A)
 
 
 def adapter_parameters(model: nn.Module) -> frozenset[str]:

@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError, safe_open
+
 from tintc.bounded import (
     MOST_CONFIG,
     MOST_TOKENIZER,
@@ -31,6 +33,11 @@ LIMITS = (
 )
 """The most that an entry of a configuration may be, by the words of its name: the first that fits."""
 MOST = 1 << 53
+LAYERS = re.compile(r"layers?$")
+MANY_LAYERS = 128
+"""So many are built in less than a second."""
+NUMBER = re.compile(r"(?<=\.)\d{1,9}(?=\.)")
+"""A number between dots: that of a layer, in a tensor's name."""
 LABELS = "id2label"
 INDEX = re.compile(r"\.index\.json$")
 MOST_INDEX = 1 << 26
@@ -47,7 +54,37 @@ def check_files(folder: str | Path, name: str) -> None:
             _check_file(file, name)
     config = place / "config.json"
     if config.is_file():
-        check_sizes(name, _json(config, name, MOST_CONFIG))
+        entries = _json(config, name, MOST_CONFIG)
+        check_sizes(name, entries)
+        _check_layers(place, name, entries)
+
+
+def _check_layers(folder: Path, name: str, config: dict[str, Any]) -> None:
+    """Raise `ModelError` for more layers than the files of weights have, where it would take seconds to build them."""
+    asked = [(value, key) for key, value in _entries(config) if LAYERS.search(key) and type(value) is int]
+    most, key = max(asked, default=(0, ""))
+    if most <= MANY_LAYERS:
+        return
+    numbers = [int(number) for tensor in _tensors(folder) for number in NUMBER.findall(tensor)]
+    held = max(numbers, default=most) + 1
+    if held < most:
+        raise ModelError(
+            f"{name} has {key[:80]} {most:,} in its config.json, and its files have weights of {held:,} at most; get "
+            "both from one place."
+        )
+
+
+def _tensors(folder: Path) -> list[str]:
+    """Return the names of tensors in a folder's safetensors files; none where a file cannot be read, which is said when
+    it is."""
+    names: list[str] = []
+    for file in folder.glob("*.safetensors"):
+        try:
+            with safe_open(file, "pt") as opened:
+                names += opened.keys()
+        except (OSError, SafetensorError):
+            return []
+    return names
 
 
 def _check_file(file: Path, name: str) -> None:

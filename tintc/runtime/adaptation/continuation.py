@@ -206,10 +206,15 @@ class ContinuedRun(FusedRunBase):
         examples: int = 1,
         plan: Continuation | None = None,
     ):
+        self.seen = seen
         super().__init__(sim, tokens, positions)
         self.plan = plan or sim.continuation
-        self.seen = seen
         self.examples = examples
+
+    def _begin(self, inputs: Inputs, positions: Tensor) -> None:
+        super()._begin(inputs, positions)
+        if self.seen is not None:
+            self.seen = self.seen.to(positions.device)
 
     def run(self, weights: Mapping[Value, FusedWeights], cache: Cache | None = None, keep: int = 0) -> Tensor:
         """Return logits ``[B, n, V]``, or of the last `keep` tokens if it is not 0.
@@ -223,29 +228,30 @@ class ContinuedRun(FusedRunBase):
         values: dict[Value, Any] = dict(weights)
         folds = self.inputs.shape[0] != self.examples
         for op, operands, result, kept, place, weighted, last in self.plan.steps[:-1]:
-            inputs = [values[value] for value in operands]
+            run, inputs = self.placed(op, [values[value] for value in operands])
             if kept:
-                pair = op.remember(self, *[values[value] for value in kept])
+                pair = op.remember(run, *[inputs[operands.index(value)] for value in kept])
                 if cache is not None:
                     pair = cache.update(*pair, place)
-                values[result] = op.continued(self, *pair, *inputs)
+                values[result] = op.continued(run, *pair, *inputs)
             elif op.CARRIES_STATE and cache is not None:
                 layer: Any = cache.layers[place]
-                values[result], layer.state = op.carried(self, layer.state, *inputs)
+                values[result], layer.state = op.carried(run, layer.state, *inputs)
             elif weighted and folds:
-                values[result] = self._folded(op, inputs)
+                values[result] = run._folded(op, inputs)
             else:
-                values[result] = op.fused(self, *inputs)
+                values[result] = op.fused(run, *inputs)
             for value in last:
                 del values[value]
-                if self._scores:
-                    self._scores.pop(value, None)
+                if run._scores:
+                    run._scores.pop(value, None)
         (x,) = (values[value] for value in self.plan.tail.operands)
         return x
 
     def tail(self, x: Tensor) -> Tensor:
         """Return logits ``[B, n, V]`` from what the last op reads."""
-        return self.plan.tail.fused(self, x)
+        run, (x,) = self.placed(self.plan.tail, [x])
+        return self.plan.tail.fused(run, x)
 
     def _folded(self, op: SimOp, operands: list[Any]) -> Tensor:
         """Run an op that reads weights on the rows of each example side by side, as tokens of one text.

@@ -20,12 +20,13 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from tintc.errors import ArtefactError, ModelError
 from tintc.frontend.source.load import ADAPTER_FATES, ADAPTERS, load_auxiliary
+from tintc.frontend.source.wrappers import TEXT_PATH
 from tintc.ir.auxiliary.interpreter import view, viewed_rows
 from tintc.ir.core import Parameter
 from tintc.ir.simulator.interface.fused_base import FusedWeights
 from tintc.ir.simulator.shared.linear_common import main_part
 from tintc.runtime.adaptation.continuation import AdaptiveSimulator, weights_by_layer
-from tintc.runtime.adaptation.rebuilt import rebuilt
+from tintc.runtime.adaptation.rebuilt import Target, rebuilt
 from tintc.runtime.adaptation.state import AdaptedWeights
 from tintc.runtime.artefact.folder import write_tokenizer, writing
 
@@ -58,7 +59,7 @@ def model_of(sim: AdaptiveSimulator, state: AdaptedWeights | None, model: Any = 
     auxiliary = auxiliary_of(sim, model)
     with torch.no_grad():
         _put_back(sim, state, auxiliary)
-    return auxiliary
+        return auxiliary.finished()
 
 
 def _save(model: nn.Module, folder: Path) -> None:
@@ -71,22 +72,30 @@ def _save(model: nn.Module, folder: Path) -> None:
     save_file(tensors, folder / STATE_DICT, {"format": "pt"})
 
 
-def auxiliary_of(sim: AdaptiveSimulator, model: Any = None) -> nn.Module:
+def auxiliary_of(sim: AdaptiveSimulator, model: Any = None) -> Target:
     """Return a copy of the auxiliary, in the simulator's dtype, whose tensors may be written to.
 
     model: where to have it from, in place of what the simulator keeps of it; folders of earlier versions keep nothing,
-    and name where it was. Raises `ModelError` if it cannot be had.
+    and name where it was. Adapters that are layers are the simulator's own in any case. Raises `ModelError` if it
+    cannot be had.
     """
-    name = str(sim.config.provenance.get("source", ""))
+    provenance = sim.config.provenance
+    name = str(provenance.get("source", ""))
     described = sim.config.described
-    if model is None and described is not None:
+    keeps_adapters = provenance.get(ADAPTERS) == ADAPTER_FATES[True]
+    if described is not None and (model is None or keeps_adapters):
         return rebuilt(sim, described)
-    if sim.config.provenance.get(ADAPTERS) == ADAPTER_FATES[True]:
+    if keeps_adapters:
         raise ModelError(
-            "The simulator keeps adapters as layers, which no model of transformers has, so it is not exported; "
-            "compile with the adapters merged."
+            "The simulator keeps adapters as layers that are more than two matrices each, which cannot be added to a "
+            "weight, so it is not exported; compile with the adapters merged."
         )
-    if model is None and (not name or sim.config.provenance.get("format") == "memory"):
+    if model is None and (not name or provenance.get("format") == "memory"):
+        if part := provenance.get(TEXT_PATH):
+            raise ModelError(
+                f"The simulator holds {part}; no model of transformers is that decoder alone, so pass the whole model, "
+                "or its folder, with model=."
+            )
         raise ModelError("The simulator was compiled from a model in memory; pass it, or its folder, with model=.")
     if model is None and "/" not in name and not Path(name).exists():
         # A name without an owner is that of a folder, which the hub may have a stranger of.
@@ -113,23 +122,23 @@ def auxiliary_of(sim: AdaptiveSimulator, model: Any = None) -> nn.Module:
         entries.pop("quantization_config")
         plain = AutoModelForCausalLM.from_config(type(config).from_dict(entries))
         plain.load_state_dict(auxiliary.state_dict())
-        return plain.to(sim.dtype).eval()
+        return Target.of(plain.to(sim.dtype).eval(), sim)
     if isinstance(model, nn.Module):
         auxiliary = copy.deepcopy(auxiliary)
-    return auxiliary.to("cpu", sim.dtype)
+    return Target.of(auxiliary.to("cpu", sim.dtype), sim)
 
 
-def put_back(state: AdaptedWeights, model: nn.Module) -> None:
+def put_back(state: AdaptedWeights, auxiliary: Target) -> None:
     """Write every part that is not the model's own: what the update has changed, and what training the simulator's
     prefixes has."""
-    _put_back(state.sim, state, model)
+    _put_back(state.sim, state, auxiliary)
 
 
-def _put_back(sim: AdaptiveSimulator, state: AdaptedWeights | None, model: nn.Module) -> None:
+def _put_back(sim: AdaptiveSimulator, state: AdaptedWeights | None, auxiliary: Target) -> None:
     updated: dict[str, FusedWeights] = {}
     if state is not None:
         updated = {layer: state.weights[value] for value, layer in sim.continuation.updated.items()}
-    target = _Target.of(model, sim)
+    target = _Writing.of(auxiliary, sim)
     constants: list[tuple[Parameter, Tensor, Tensor]] = []
     for layer, (kind, old) in weights_by_layer(sim).items():
         new = updated.get(layer, old)
@@ -150,8 +159,8 @@ def _put_back(sim: AdaptiveSimulator, state: AdaptedWeights | None, model: nn.Mo
 
 
 @dataclass
-class _Target:
-    """The model that is written to.
+class _Writing:
+    """A model while it is written to.
 
     known: whether its embeddings and head are the simulator's, so that what else differs was trained; trained: whether
     anything did; written: of every tensor the rows that were, by its id.
@@ -164,9 +173,9 @@ class _Target:
     written: dict[int, Tensor] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, model: nn.Module, sim: AdaptiveSimulator) -> _Target:
-        """Return the target of a model; raise `ModelError` if its embeddings or its head are not the simulator's."""
-        target = cls(model, dict(model.named_buffers()) | dict(model.named_parameters(remove_duplicate=False)))
+    def of(cls, auxiliary: Target, sim: AdaptiveSimulator) -> _Writing:
+        """Begin to write; raise `ModelError` if the model's embeddings or its head are not the simulator's."""
+        target = cls(auxiliary.model, auxiliary.tensors)
         for name, table in sim.tables.named_parameters():
             parameter = sim.program.parameters[name]
             if parameter.source in target.tensors:

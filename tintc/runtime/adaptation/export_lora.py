@@ -101,10 +101,12 @@ def export_lora(
     if Path(path).exists():
         raise ArtefactError(f"{path} exists already; choose another folder.")
     state.check_current()
-    before = auxiliary_of(sim, model)
-    after = copy.deepcopy(before)
+    stored = auxiliary_of(sim, model)
+    updated = copy.deepcopy(stored)
     with torch.no_grad():
-        put_back(state, after)
+        put_back(state, updated)
+        before = stored.finished()
+        after = updated.finished()
         changed = _changed(before, after)
         linear = {name: change for name in changed if (change := _linear_change(before, after, name)) is not None}
     norms = [name for name in changed if name not in linear]

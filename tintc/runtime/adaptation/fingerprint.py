@@ -72,7 +72,7 @@ def _places(sim: AdaptiveSimulator) -> tuple[tuple[int, int], ...]:
 
 
 def _numbers(sim: AdaptiveSimulator) -> Tensor:
-    return torch.cat([sample_of(tensor, GLANCED) for tensor in _stored(sim)])
+    return torch.cat([sample_of(tensor, GLANCED).to(sim.device) for tensor in _stored(sim)])
 
 
 def _stored(sim: AdaptiveSimulator) -> Iterator[Tensor]:

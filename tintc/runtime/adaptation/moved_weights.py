@@ -14,7 +14,7 @@ from tintc.runtime.adaptation.fingerprint import WeightsSnapshot
 def moved(w: FusedWeights, stored: FusedWeights, before: WeightsSnapshot, device: torch.device) -> FusedWeights:
     """Return weights of a state with those that are the simulator's own taken from `stored`, the rest on its device.
 
-    before: where the simulator's own lay when the state was made.
+    before: where the simulator's own lay when the state was made; device: of layers that store none.
     """
 
     def part(tensor: Tensor | None, now: Tensor | None) -> Tensor | None:
@@ -22,9 +22,13 @@ def moved(w: FusedWeights, stored: FusedWeights, before: WeightsSnapshot, device
             return None
         if now is not None and before.held(tensor) and tensor.shape == now.shape:
             return now
-        return tensor.to(device)
+        return tensor.to(here)
 
-    pending = tuple(_on_device(update, device) for update in w.pending)
+    here = device
+    for tensor in (stored.weight, stored.bias):
+        if tensor is not None:
+            here = tensor.device
+    pending = tuple(_on_device(update, here) for update in w.pending)
     return replace(w, weight=part(w.weight, stored.weight), bias=part(w.bias, stored.bias), pending=pending)
 
 

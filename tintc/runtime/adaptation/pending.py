@@ -53,7 +53,7 @@ def joined(weights: Mapping[Value, FusedWeights], renamed: Renamed, trained: Ten
 
     def columns(tensor: Tensor) -> Tensor:
         """Return a tensor ``[B, t, ...]`` of the tokens that were trained on."""
-        return tensor[:, trained[: tensor.shape[1]]]
+        return tensor[:, trained[: tensor.shape[1]].to(tensor.device)]
 
     def of_this_run(update: Pending) -> Pending:
         if update.experts is not None:  # several vectors a token; those of other tokens have dy = 0

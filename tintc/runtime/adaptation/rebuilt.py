@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -14,6 +16,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from tintc.bounded import UnfitFileError, parse_json
 from tintc.errors import ArtefactError, ModelError
+from tintc.frontend.alone import renamed
 from tintc.frontend.source.bounds import check_sizes
 from tintc.ir.auxiliary.interpreter import viewed_rows
 from tintc.ir.core import Parameter
@@ -21,7 +24,7 @@ from tintc.ir.simulator.shared.linear_common import main_part
 from tintc.runtime.adaptation.continuation import AdaptiveSimulator, weights_by_layer
 from tintc.runtime.artefact.folder import first_line
 from tintc.runtime.artefact.names import DESCRIPTION_FILE
-from tintc.runtime.artefact.schema import is_number
+from tintc.runtime.artefact.schema import is_number, is_size
 
 SLACK = 1 << 22
 """Numbers that a model may have and the simulator not, so that what is missing can be named."""
@@ -29,32 +32,75 @@ SHOWN = 3
 """Tensors named in a message before "and n more"."""
 
 
-def rebuilt(sim: AdaptiveSimulator, described: str) -> PreTrainedModel:
+@dataclass
+class Target:
+    """A model that is written to. tensors: by the names that the simulator's program has for them; adapters: those of
+    them that are no tensors of the model, but added to some (see `describe_model`)."""
+
+    model: nn.Module
+    tensors: dict[str, Tensor]
+    adapters: list[dict[str, Any]] = field(default_factory=list)
+
+    @classmethod
+    def of(cls, model: nn.Module, sim: AdaptiveSimulator) -> Target:
+        """Return the target of a model: the captured one, or the one that is built of what the simulator keeps."""
+        own = dict(model.named_buffers()) | dict(model.named_parameters(remove_duplicate=False))
+        entries: dict[str, Any] = {}
+        if sim.config.described is not None:
+            with suppress(ArtefactError):  # a model that was passed needs none
+                entries = _entries(sim.config.described)
+        if type(model).__name__ != entries.get("class"):
+            return cls(model, own)
+        made = {entry["of"] for entry in entries["sums"].values()}
+        sources = {parameter.source for parameter in sim.program.parameters.values()} | made
+        places = [(before, after) for before, after in entries.get("places", [])]
+        tensors = {source: own[name] for source in sources if (name := renamed(source, places)) in own}
+        adapters = entries.get("adapters", [])
+        for adapter in adapters:
+            rank, width, made_width = adapter["sizes"]
+            if max(rank * width, rank * made_width) > SLACK + sum(tensor.numel() for tensor in own.values()):
+                raise _misfit("it describes adapters larger than its model")
+            tensors[adapter["a"]] = torch.full((rank, width), torch.nan, dtype=torch.float64)
+            tensors[adapter["b"]] = torch.full((made_width, rank), torch.nan, dtype=torch.float64)
+        return cls(model, own | tensors, adapters)
+
+    def finished(self) -> nn.Module:
+        """Return the model, with adapters added to its weights."""
+        weights = dict(self.model.named_parameters(remove_duplicate=False))
+        for adapter in self.adapters:
+            added = adapter["scale"] * (self.tensors[adapter["b"]].double() @ self.tensors[adapter["a"]].double())
+            weight = weights[adapter["weight"]]
+            weight.data += (added.T if adapter["transposed"] else added).to(weight.dtype)
+        self.adapters = []
+        return self.model
+
+
+def rebuilt(sim: AdaptiveSimulator, described: str) -> Target:
     """Return the auxiliary as it was before any update, in the simulator's dtype.
 
     described: what `describe_model` made of it. Raises `ModelError` if the simulator does not hold all of it, or
     transformers has no such model, and `ArtefactError` for a description that is damaged.
     """
     entries = _entries(described)
-    held = sum(stored.numel() for _, stored in kept_tensors(sim))
-    model: Any = _empty(entries, held)
-    tensors: dict[str, Tensor] = {}
-    for name, tensor in (*model.named_buffers(), *model.named_parameters(remove_duplicate=False)):
-        tensors[name] = tensor.data
+    model: Any = _empty(entries, sum(stored.numel() for _, stored in kept_tensors(sim)))
+    target = Target.of(model, sim)
+    tensors = target.tensors
     with torch.no_grad():
         for parameter, stored in kept_tensors(sim):
             made = entries["sums"].get(parameter.source)
-            target = tensors.get(parameter.source if made is None else made["of"])
-            if target is None:
+            written = tensors.get(parameter.source if made is None else made["of"])
+            if written is None:
                 continue
             try:
                 if made is not None:
-                    target.copy_((stored.double() - made["plus"]).reshape(target.shape))
+                    written.copy_((stored.double() - made["plus"]).reshape(written.shape))
                 else:
-                    _write(parameter, stored, target)
+                    _write(parameter, stored, written)
             except (RuntimeError, IndexError) as error:
                 raise _misfit(f"the simulator's {parameter.source} is of another shape") from error
-    missing = [name for name, parameter in model.named_parameters() if bool(parameter.isnan().any())]
+    matrices = [(name, target.tensors[name]) for adapter in target.adapters for name in (adapter["a"], adapter["b"])]
+    held = (*model.named_parameters(), *matrices)
+    missing = [name for name, tensor in held if bool(tensor.isnan().any())]
     if missing:
         more = ""
         if len(missing) > SHOWN:
@@ -63,7 +109,8 @@ def rebuilt(sim: AdaptiveSimulator, described: str) -> PreTrainedModel:
             f"The simulator does not hold {', '.join(missing[:SHOWN])}{more} of its auxiliary, which the logits do not "
             "need or a rule has made numbers of; pass the auxiliary, or its folder, with model=."
         )
-    return model.to(sim.dtype).eval()
+    model.to(sim.dtype).eval()
+    return target
 
 
 def _entries(described: str) -> dict[str, Any]:
@@ -81,7 +128,23 @@ def _entries(described: str) -> dict[str, Any]:
     for name, fits in rules.items():
         if not isinstance(entries, dict) or name not in entries or not fits(entries[name]):
             raise _misfit(f"it has no {name} of a model")
+    for name, fits in (("places", _is_place), ("adapters", _is_adapter)):
+        several = entries.get(name, [])
+        if not isinstance(several, list) or not all(map(fits, several)):
+            raise _misfit(f"it has no {name} of a model")
     return entries
+
+
+def _is_place(value: Any) -> bool:
+    return isinstance(value, list) and len(value) == 2 and all(isinstance(one, str) for one in value)
+
+
+def _is_adapter(value: Any) -> bool:
+    if not isinstance(value, dict) or not all(isinstance(value.get(name), str) for name in ("a", "b", "weight")):
+        return False
+    sizes = value.get("sizes")
+    counted = isinstance(sizes, list) and len(sizes) == 3 and all(map(is_size, sizes))
+    return counted and is_number(value.get("scale")) and isinstance(value.get("transposed"), bool)
 
 
 def _is_sum(value: Any) -> bool:

@@ -85,7 +85,7 @@ class AdaptedWeights:
         fewer numbers than all experts' weights: a token reads few of them. So a state is never larger than its weights
         carried out, or one update. What was carried out before stays so.
         """
-        left = most_bytes(self.sim.device)
+        left = most_bytes([self.sim.device])
         stored = base_weights(self.sim)
         weights: dict[Value, FusedWeights] = {}
         for value, w in self.weights.items():

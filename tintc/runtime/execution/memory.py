@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor
@@ -19,9 +19,9 @@ Run = Callable[[Inputs, Rates | None], dict[str, Tensor]]
 """A function that runs some examples."""
 
 
-def most_bytes(device: torch.device, held: int = 0) -> int:
+def most_bytes(devices: Iterable[torch.device], held: int = 0) -> int:
     """Return the bytes that a run may plan to use. held: those that count as available, and are not."""
-    return int(HEADROOM * max(0, available_bytes(device) - held))
+    return int(HEADROOM * max(0, sum(available_bytes(device) for device in devices) - held))
 
 
 def largest(fits: Callable[[int], bool], most: int) -> int:

@@ -22,8 +22,8 @@ class Simulator(Protocol):
 
     tables, prefixes, score_vectors: the modules that hold the auxiliary's tensors. update: how fused execution keeps
     updates, one of `UPDATES` in `fused/plan.py`; plans: the last, by sizes; shared_inputs: layers whose products share
-    an input (`fused/packed_linear.py`); graphs: what was recorded to be replayed, by the thread that recorded it.
-    Several threads may run one simulator.
+    an input (`fused/packed_linear.py`); graphs: what was recorded to be replayed, by the thread that recorded it;
+    placed: whether layers may lie on several devices. Several threads may run one simulator.
     """
 
     config: TintConfig
@@ -37,6 +37,7 @@ class Simulator(Protocol):
     plans: dict[Any, Any]
     shared_inputs: list[tuple[str, ...]]
     graphs: Graphs
+    placed: bool
 
     @property
     def edits(self) -> dict[Value, Callable[[Tensor], Tensor]]:

@@ -27,9 +27,11 @@ from tintc.runtime.model.activations import ActivationAccess, OnDemand
 from tintc.runtime.model.adapted_state import AdaptedState
 from tintc.runtime.model.auto_classes import register_model
 from tintc.runtime.model.describe import described, described_in_html
+from tintc.runtime.model.devices import names_several
 from tintc.runtime.model.finite import warn_of_logits
 from tintc.runtime.model.from_folder import Source
 from tintc.runtime.model.generation import TintGenerationMixin, check_kept
+from tintc.runtime.model.placing import PlacingMixin
 from tintc.runtime.model.precision import in_its_own_dtype
 from tintc.runtime.model.saving import SavedModel
 from tintc.runtime.model.streaming import StreamingMixin
@@ -81,7 +83,7 @@ class TintOutput(ModelOutput):
 
 
 class TintForCausalLM(
-    ActivationAccess, UnsupportedFeatures, SavedModel, TintGenerationMixin, StreamingMixin, WarmUpMixin
+    ActivationAccess, UnsupportedFeatures, SavedModel, TintGenerationMixin, StreamingMixin, WarmUpMixin, PlacingMixin
 ):
     """A TinT simulator: one forward pass runs, trains and re-runs the auxiliary model on the text it is given.
 
@@ -127,17 +129,21 @@ class TintForCausalLM(
 
         executor: ``auto``, ``fused`` or ``literal``. Raises `ArtefactError` if the folder is not a simulator, is
         damaged, or lacks or has extra tensors (extra ones are left out if its program was edited); transformers' own
-        keyword arguments pass through (`device_map`: of one device; `dtype`: float32, bfloat16 or float64), and what
-        the configuration has may be given by name. With None for the folder, `config` and `state_dict` say all.
+        keyword arguments pass through (`device_map`: of one device, or as `place_layers` takes it; `dtype`: float32,
+        bfloat16 or float64), and what the configuration has may be given by name. With None for the folder, `config`
+        and `state_dict` say all.
         """
         check_executor(executor)
         wants_info = kwargs.pop("output_loading_info", False)
+        wanted = kwargs.get("device_map")
         with unreported(), explained_loading(pretrained_model_name_or_path):
             source = Source.of(pretrained_model_name_or_path, kwargs)
             loaded: Any = super().from_pretrained(None, *args, **kwargs, **source.arguments)
         sim, info = loaded
         sim.executor = executor
         source.finish(sim)
+        if names_several(wanted):
+            sim.place_layers(wanted)
         if wants_info:
             return sim, info
         return sim

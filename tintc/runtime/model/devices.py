@@ -1,4 +1,4 @@
-"""The device that a simulator is loaded onto: one, as all of a program runs on one."""
+"""The device that a simulator is loaded onto; layers that are to lie on several are moved there afterwards."""
 
 from __future__ import annotations
 
@@ -24,10 +24,11 @@ def as_device(device: torch.device | str | None) -> torch.device:
 
 
 def one_device(device_map: Any) -> dict[str, torch.device] | None:
-    """Return the `device_map` of transformers that puts everything on the one device that is meant; None for None.
+    """Return the `device_map` of transformers that puts everything on the one device that is meant; None for None, and
+    where several are meant.
 
     What transformers distributes by itself (``auto`` and the like) goes to the GPU, if there is one. Raises
-    `OptionError` for a map that names several devices, and for devices that are not there.
+    `OptionError` for devices that are not there.
     """
     if device_map is None:
         return None
@@ -35,15 +36,28 @@ def one_device(device_map: Any) -> dict[str, torch.device] | None:
         device_map = "cpu"
         if torch.cuda.is_available():
             device_map = "cuda"
-    devices = {str(device_map)}
+    if names_several(device_map):
+        return None
+    device = str(device_map)
     if isinstance(device_map, Mapping):
-        devices = set(map(str, device_map.values()))
-    if len(devices) != 1:
-        raise OptionError(
-            f"The device map names {', '.join(sorted(devices))}; a simulator runs on one device, so pass "
-            "device_map='cuda' or device_map='cpu'."
-        )
-    device = devices.pop()
-    if device.isdigit():
-        device = f"cuda:{device}"
-    return {"": as_device(device)}
+        device = str(next(iter(device_map.values()), "cpu"))
+    return {"": as_device(named(device))}
+
+
+def names_several(device_map: Any) -> bool:
+    """Return whether a `device_map` puts modules on different devices."""
+    return isinstance(device_map, Mapping) and len(set(map(str, device_map.values()))) > 1
+
+
+def check_devices(device_map: Any) -> None:
+    """Raise `OptionError` for a device of several that is not there."""
+    if names_several(device_map):
+        for device in device_map.values():
+            as_device(named(device))
+
+
+def named(device: Any) -> str:
+    """Return a device's name; a number is a GPU's."""
+    if str(device).isdigit():
+        return f"cuda:{device}"
+    return str(device)

@@ -21,7 +21,7 @@ from tintc.runtime.artefact.names import AUXILIARY_FILE, CONFIG_FILE, DESCRIPTIO
 from tintc.runtime.artefact.schema import generation_config
 from tintc.runtime.artefact.snapshot import Stamp, damaged
 from tintc.runtime.artefact.tensor_files import TensorFiles, check_shapes
-from tintc.runtime.model.devices import one_device
+from tintc.runtime.model.devices import check_devices, one_device
 from tintc.runtime.model.finite import check_weights
 from tintc.runtime.model.precision import warn_if_short
 from tintc.runtime.model.saving import SavedModel
@@ -52,6 +52,7 @@ class Source:
         Raises `ArtefactError` if the folder is no simulator or its files do not fit each other, and `OptionError` for
         devices that cannot be had. No number of a tensor has been read then.
         """
+        check_devices(kwargs.get("device_map"))
         kwargs["device_map"] = one_device(kwargs.get("device_map"))
         config = kwargs.pop("config", None)
         tensors = kwargs.pop("state_dict", None) or {}

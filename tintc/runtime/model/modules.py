@@ -35,6 +35,8 @@ class SimulatorModules(PreTrainedModel):
 
     program: Program
     layout: Layout
+    placed = False
+    """Whether layers may lie on several devices."""
 
     def _build(self) -> None:
         """Make the modules and their empty parameters, from the program alone."""

@@ -157,6 +157,9 @@ class StructuralModel(SimulatorModules):
         if self.executor == "fused" and reason is not None:
             raise OptionError(f"The executor fused cannot be used: {reason}. Choose auto or literal.")
         if self.executor == "literal" or reason is not None:
+            if self.placed:
+                why = reason or "the executor literal is asked for"
+                raise OptionError(f"Layers lie on several devices, which only fused execution runs on, and {why}.")
             self.last_executor = "literal"
         else:
             self.last_executor = "fused"

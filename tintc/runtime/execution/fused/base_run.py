@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Hashable, Mapping
+from copy import copy
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -11,8 +13,10 @@ from torch import Tensor
 from tintc.ir.core import Value
 from tintc.ir.functions import alibi
 from tintc.ir.inputs import Inputs
+from tintc.ir.simulator import SimOp
 from tintc.ir.simulator.interface.chosen_experts import Routing
 from tintc.ir.simulator.interface.fused_base import Pending
+from tintc.runtime.execution.fused.placed import device_of, layer_devices, moved
 from tintc.runtime.execution.fused.rotary_cache import RotaryCache
 from tintc.runtime.execution.simulator import Simulator
 
@@ -25,16 +29,48 @@ class FusedRunBase:
 
     def __init__(self, model: Simulator, inputs: Inputs, positions: Tensor):
         self.model = model
+        self.recorded = torch.is_grad_enabled()
+        self._devices = layer_devices(model)
+        self._elsewhere: dict[torch.device, Self] = {}
+        self._begin(inputs, positions)
+
+    def _begin(self, inputs: Inputs, positions: Tensor) -> None:
+        """Set what ops read of the text, and nothing that is computed once for several of them."""
         self.inputs = inputs
         self.positions = positions
-        self.recorded = torch.is_grad_enabled()
-        self._rotations = RotaryCache(model, inputs.position_ids)
+        self._brought: dict[str, Tensor] = {}
+        self._rotations = RotaryCache(self.score_vector, inputs.position_ids)
         self._masks: dict[Hashable, Tensor] = {}
         self._scores: dict[Value, dict[Hashable, Tensor]] = {}
         self._routings: dict[tuple[Value, tuple[int, ...]], Routing] = {}
 
+    def placed(self, op: SimOp, operands: list[Any]) -> tuple[Self, list[Any]]:
+        """Return the run that an op belongs to, and what it reads, both on the device of its layer."""
+        if not self._devices:
+            return self, operands
+        device = device_of(op, operands, self._devices, self.model.device)
+        return self._on(device), [moved(value, device) for value in operands]
+
+    def _on(self, device: torch.device) -> Self:
+        """Return this run as ops on a device see it."""
+        if device == self.inputs.input_ids.device:
+            return self
+        if device not in self._elsewhere:
+            other = copy(self)
+            other._begin(self.inputs.to(device), self.positions.to(device))
+            self._elsewhere[device] = other
+        return self._elsewhere[device]
+
+    def _bring(self, name: str, tensor: Tensor) -> Tensor:
+        """Return a tensor of the simulator on the device of this run's text."""
+        if not self._devices or tensor.device == self.inputs.input_ids.device:
+            return tensor
+        if name not in self._brought:
+            self._brought[name] = tensor.to(self.inputs.input_ids.device)
+        return self._brought[name]
+
     def table(self, name: str) -> Tensor:
-        return self.model.table(name)
+        return self._bring(f"tables.{name}", self.model.table(name))
 
     def stored(self, name: str) -> Mapping[str, Tensor]:
         return stored_parts(self.model, name)
@@ -56,7 +92,7 @@ class FusedRunBase:
         return self._rotations.apply_rotary(heads, inv_freq, style, start, back)
 
     def score_vector(self, name: str) -> Tensor:
-        return self.model.score_vector(name)
+        return self._bring(f"score_vectors.{name}", self.model.score_vector(name))
 
     def alibi(self, slopes: tuple[float, ...], scores: Tensor, rows: slice) -> Tensor:
         return alibi(slopes, self.positions[:, rows], self.positions[:, : scores.shape[-1]], scores)

@@ -16,6 +16,7 @@ from tintc.ir.simulator.interface.cost_model import PendingUpdate
 from tintc.ir.simulator.interface.fused_base import FusedWeights, Pending
 from tintc.runtime.execution.fused.budget import Budget
 from tintc.runtime.execution.fused.executor import FusedExecutor
+from tintc.runtime.execution.fused.placed import devices_of
 from tintc.runtime.execution.fused.plan import ExecutionPlan, Sizes, Start
 from tintc.runtime.execution.memory import at_a_time, in_parts, most_bytes
 from tintc.runtime.execution.rates import Rates
@@ -58,7 +59,7 @@ def budget_of(model: Simulator, outputs: tuple[str, ...]) -> Budget:
 
 def _limit(model: Simulator) -> int:
     """Return the bytes that a run may plan to use; what graphs hold counts as available, and is not."""
-    return most_bytes(model.device, model.graphs.held)
+    return most_bytes(devices_of(model), model.graphs.held)
 
 
 def _run(

@@ -48,6 +48,9 @@ class FusedExecutor(FusedRunBase):
         self.plan = plan
         self.starts = starts
         self._rates = read_rates(model, plan.ops, rates, self.recorded or on_device)
+
+    def _begin(self, inputs: Inputs, positions: Tensor) -> None:
+        super()._begin(inputs, positions)
         self._parts: dict[SimOp, Tensor] = {}
         self._trains: dict[tuple[int, int], Tensor | None] = {}
 
@@ -63,15 +66,15 @@ class FusedExecutor(FusedRunBase):
             if op.results[0] in self.starts:
                 continue
             visible: dict[str, Tensor] = {}
+            run, given = self.placed(op, [_cut(values[value], read) for value in operands])
             if op in shown:
-                visible = self._show(op, [_cut(values[value], read) for value in operands])
+                visible = run._show(op, given)
                 seen |= {label: visible[name] for label, name in shown[op]}
-            form = partial(op.fused, self)
+            form = partial(op.fused, run)
             if visible and self.recorded:
-                form = partial(op.fused_showing, self, visible)
-            given = [_cut(values[value], read) for value in operands]
+                form = partial(op.fused_showing, run, visible)
             if op in self.carrying:
-                result, seen[self.carrying[op]] = op.carried(self, None, *given)
+                result, seen[self.carrying[op]] = op.carried(run, None, *given)
             else:
                 result = form(*given)
             if edits and op.results[0] in edits:
@@ -82,7 +85,7 @@ class FusedExecutor(FusedRunBase):
                 values.update(zip(op.results, result, strict=True))
             for value in last:
                 del values[value]
-                self._scores.pop(value, None)
+                run._scores.pop(value, None)
         return {label: values[value] for label, value in self.plan.outputs.items()} | self._unseen() | seen
 
     def _show(self, op: SimOp, operands: list[Any]) -> dict[str, Tensor]:
@@ -102,7 +105,10 @@ class FusedExecutor(FusedRunBase):
         return zeros
 
     def rate(self, name: str, step: int) -> Tensor | float:
-        return self._rates[name, step]
+        rate = self._rates[name, step]
+        if isinstance(rate, Tensor):
+            return self._bring(f"rates.{name}.{step}", rate)
+        return rate
 
     def here(self, op: SimOp) -> slice:
         return slice(0, self.plan.lengths[op])

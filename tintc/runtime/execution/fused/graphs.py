@@ -106,7 +106,8 @@ class Graphs:
         """
         if self._thread not in (None, threading.get_ident()):
             return False
-        return self.enabled and sim.device.type in RECORDINGS and not torch.is_grad_enabled() and not sim.edits
+        free = not torch.is_grad_enabled() and not sim.edits and not sim.placed
+        return self.enabled and free and sim.device.type in RECORDINGS
 
     def of_kind(self, sim: Simulator, kind: type[Graph]) -> list[Graph]:
         """Return the graphs of a kind that may be replayed now; all are dropped if the simulator's tensors moved."""

@@ -87,6 +87,7 @@ def _packable(layers: Sequence[Prefix]) -> bool:
     """Return whether no rows that only fill a prefix lie between the weights, and all are plain parameters."""
     parameters = [getattr(layer, part) for layer in layers for part in layer.parts]
     plain = all(isinstance(tensor, nn.Parameter) and not tensor.is_inference() for tensor in parameters)
+    plain = plain and len({tensor.device for tensor in parameters}) == 1
     return plain and all(layer.weight.shape[:2].numel() == layer.holds.dims[0] for layer in layers)
 
 

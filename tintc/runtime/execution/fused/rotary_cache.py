@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
-
-from tintc.runtime.execution.simulator import Simulator
 
 
 class RotaryCache:
     """Rotates heads at ``position_ids [B, T]`` by the model's frequencies, as `tintc.ir.functions.rotate` does."""
 
-    def __init__(self, model: Simulator, position_ids: Tensor):
-        self.model = model
+    def __init__(self, score_vector: Callable[[str], Tensor], position_ids: Tensor):
+        self.score_vector = score_vector
         self.position_ids = position_ids
         self._known: dict[str, tuple[Tensor, Tensor]] = {}
 
@@ -37,7 +37,7 @@ class RotaryCache:
     def _tables(self, inv_freq: str, style: str) -> tuple[Tensor, Tensor]:
         """Return the factors of a coordinate and of its partner in the pair: ``[B, 1, T, d]`` each."""
         if inv_freq not in self._known:
-            frequencies = self.model.score_vector(inv_freq)
+            frequencies = self.score_vector(inv_freq)
             angle = self.position_ids[:, None, :, None].to(frequencies.dtype) * frequencies
             cos = angle.cos()
             sin = angle.sin()
