@@ -128,7 +128,7 @@ def drawn(tally: Tally, names: tuple[str, ...]) -> None:
         database=None,
         deadline=None,
         phases=(Phase.generate,),
-        suppress_health_check=[*HealthCheck],
+        suppress_health_check=tuple(HealthCheck.__members__.values()),
     )
     @given(cases(names))
     def one(case: Case) -> None:

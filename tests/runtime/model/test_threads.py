@@ -33,7 +33,7 @@ def learnt(sim: TintForCausalLM, ids: Tensor) -> Tensor:
 
 
 def generated(sim: TintForCausalLM, ids: Tensor) -> Tensor:
-    return sim.generate(ids, max_new_tokens=3, do_sample=False).double()  # pyright: ignore[reportReturnType]
+    return sim.generate(ids, max_new_tokens=3, do_sample=False).double()
 
 
 def captured(sim: TintForCausalLM, ids: Tensor) -> Tensor:

@@ -130,13 +130,13 @@ def _end_of_tensor(reader: _Reader, name: str) -> int:
     """Return where a tensor's numbers end, in bytes from the beginning of all tensors' numbers."""
     n_dimensions = reader.number("I")
     if n_dimensions > MOST_DIMENSIONS:
-        raise _Broken(f"its tensor {name[:80]} has {n_dimensions} dimensions")
+        raise _Broken(f"its tensor {name[:80]!r} has {n_dimensions} dimensions")
     elements = math.prod(reader.number("Q") for _ in range(n_dimensions))
     kind = reader.number("I")
     try:
         in_block, block_bytes = GGML_QUANT_SIZES[GGMLQuantizationType(kind)]
     except (KeyError, ValueError):
-        raise _Broken(f"its tensor {name[:80]} has the unknown type {kind}") from None
+        raise _Broken(f"its tensor {name[:80]!r} has the unknown type {kind}") from None
     return reader.number("Q") + elements // in_block * block_bytes
 
 
