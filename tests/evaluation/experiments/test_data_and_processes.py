@@ -55,7 +55,9 @@ def rows_of(text: str) -> list[dict[str, Any]]:
     return [{"text": row} for one in rows for row in (one, "")]
 
 
-def test_a_dataset_by_its_id(command: Command, one_layer_sim: Path, hub: Folder, tmp_path: Path) -> None:
+def test_a_dataset_by_its_id(
+    command: Command, one_layer_sim: Path, hub: Folder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """It is the file with the same rows, and rates are chosen on its validation split; a folder is a dataset too."""
     other = " ".join(reversed(TEXT.split()))
     folder = hub("someone/words", test=rows_of(TEXT), validation=rows_of(other))
@@ -65,6 +67,8 @@ def test_a_dataset_by_its_id(command: Command, one_layer_sim: Path, hub: Folder,
     found = [command(*run, dataset) for dataset in (tmp_path / "words.test.txt", "someone/words", folder)]
     assert [one.code for one in found] == [0, 0, 0], found[-1].err
     assert found[0].json["rows"] == found[1].json["rows"] == found[2].json["rows"]
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
     missing = command(*run, "someone/else")
     assert missing.code == 2 and "The dataset someone/else could not be read" in missing.err
 

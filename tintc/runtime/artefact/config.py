@@ -42,7 +42,7 @@ def check_choices(config: Mapping[str, Any], what: str) -> None:
         value = config.get(name)
         if value is not None and value not in choices:
             raise ArtefactError(
-                f"{what} was compiled with {name} {str(value)[:80]!r}, which this version of tintc does not have; "
+                f"{what} was compiled with {name} {repr(value)[:80]}, which this version of tintc does not have; "
                 "compile the model again."
             )
 

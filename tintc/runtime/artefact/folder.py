@@ -164,9 +164,9 @@ def _model_type(config: Any) -> Any:
     if not isinstance(config, dict):
         return None
     kind = config.get("model_type")
-    if isinstance(kind, str) and len(kind) <= 80:
-        return kind
-    return f"{str(kind)[:80]}..." if len(str(kind)) > 80 else kind
+    if len(str(kind)) > 80:
+        return f"{str(kind)[:80]}..."
+    return kind
 
 
 def read_config(path: str | os.PathLike[str], **hub: Any) -> dict[str, Any]:
