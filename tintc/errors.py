@@ -12,9 +12,22 @@ from dataclasses import dataclass
 
 from tintc.folding import folded
 
+LONGEST = 1500
+"""Characters of a line. What makes one longer is a value that it quotes from a file, which can be anything."""
+
 
 class TintcError(Exception):
     """A user's mistake, with a sentence that says what to do about it."""
+
+    def __init__(self, message: object = ""):
+        """Keep the message; of a line that is too long, its beginning, and its end, which has the advice."""
+        super().__init__("\n".join(map(_shortened, str(message).split("\n"))))
+
+
+def _shortened(line: str) -> str:
+    if len(line) <= LONGEST:
+        return line
+    return f"{line[: LONGEST - 300]} ... {line[-200:]}"
 
 
 class ModelError(TintcError):
