@@ -14,6 +14,8 @@ from typing import Any
 
 MOST_CONFIG = 1 << 24
 """Bytes of the longest JSON file of settings that is read."""
+MOST_GENERATION = 1 << 16
+"""Bytes of the longest file of settings of generation, of which transformers makes and compares many copies."""
 MOST_TOKENIZER = 1 << 28
 """Bytes of the longest file of a tokenizer."""
 MOST_VALUES = 1 << 20

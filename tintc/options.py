@@ -4,8 +4,8 @@ A field of `Options`, with its default and what `About` says of it, makes an arg
 the commands `compile`, `plan` and `opt`, a field of the stored configuration, and a row of the model card and of the
 reports. To add an option, add a field here and read it in the pass that it is for.
 
-Nothing of tintc is imported when this module is: the command reads it before it imports the package, which takes
-seconds.
+Nothing is imported when this module is but the facts and conflicts beside it: the command reads it before it imports
+the package, which takes seconds.
 """
 
 from __future__ import annotations

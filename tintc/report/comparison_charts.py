@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 import altair as alt
 
+from tintc.report.charts import AFTER, BEFORE, Spec, finished, of, visible
+
 if TYPE_CHECKING:
     from torch import Tensor
 
     from tintc.report.quality import Rate
-from tintc.report.charts import AFTER, BEFORE, Spec, finished, of, visible
 
 
 def against(tokens: Sequence[str], gains: Mapping[str, Tensor]) -> Spec:

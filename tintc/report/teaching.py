@@ -157,7 +157,7 @@ class _Reading:
         """Return the experts ``[n, k]`` whose vectors a routed value has, -1 where one is not chosen: of literal
         execution all, in their order, of fused execution those that a token has chosen."""
         weights = self.values[op.operands[1].name]
-        experts = torch.arange(weights.shape[-1]).expand(weights.shape)
+        experts = torch.arange(weights.shape[-1], device=weights.device).expand(weights.shape)
         if self.executor != "literal":
             experts = Routing.of(weights[None], op.operands[-1].type.dims[1]).experts[0]
         return experts.masked_fill(weights.gather(-1, experts) == 0, -1)

@@ -302,6 +302,33 @@ def test_two_texts_in_turn(sim: TintForCausalLM, recorded: type[TwinRecording]) 
         torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-12 * float(theirs.abs().max()))
 
 
+def test_branches_and_resets(sim: TintForCausalLM, recorded: type[TwinRecording]) -> None:
+    """A branch of a cache keeps what it had while a graph goes on with the cache, and with other texts."""
+    sim.warm_up(1, 8, new_tokens=6)
+    ids, others = (token_ids(1, 8, VOCAB, seed=seed) for seed in (1, 2))
+    more = token_ids(1, 4, VOCAB, seed=3)
+
+    def apart() -> list[Tensor]:
+        past = sim(ids, use_cache=True).past_key_values
+        logits = [sim(more[:, :1], past_key_values=past).logits]
+        branch = past.branched()
+        logits.append(sim(more[:, 1:2], past_key_values=past).logits)
+        later = sim(others, use_cache=True).past_key_values
+        logits.append(sim(more[:, 2:3], past_key_values=later).logits)
+        logits.append(sim(more[:, 3:], past_key_values=branch).logits)
+        for layer in branch.layers:
+            layer.reset()
+        logits.append(sim(more[:, 1:2], past_key_values=later).logits)
+        return logits
+
+    before = recorded.replays
+    got = apart()
+    assert recorded.replays == before + 5
+    sim.graphs.enabled = False
+    for ours, theirs in zip(got, apart(), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-12 * float(theirs.abs().max()))
+
+
 def test_beams_and_other_batches(sim: TintForCausalLM, recorded: type[TwinRecording]) -> None:
     """Rows that change places are read in again; more rows for an example than were foreseen run without."""
     sim.warm_up(2, 8, new_tokens=5)

@@ -153,7 +153,7 @@ class Explicit(Column):
 
     @property
     def identity(self) -> str:
-        return f"explicit {self.normalised} {fingerprint(self.sim)}"
+        return f"explicit {self.normalised} {fingerprint(self.sim)} {self.sim.dtype}"
 
     def scores(self, prompt: Prompt, rates: Sequence[float], score: Score) -> list[list[float]]:
         def logits(ids: Tensor, count: int) -> Tensor:

@@ -15,6 +15,7 @@ from safetensors import SafetensorError, safe_open
 
 from tintc.bounded import (
     MOST_CONFIG,
+    MOST_GENERATION,
     MOST_TOKENIZER,
     UnfitFileError,
     is_plain_name,
@@ -57,6 +58,9 @@ def check_files(folder: str | Path, name: str) -> None:
         entries = _json(config, name, MOST_CONFIG)
         check_sizes(name, entries)
         _check_layers(place, name, entries)
+    generation = place / "generation_config.json"
+    if generation.is_file():
+        _json(generation, name, MOST_GENERATION)
 
 
 def _check_layers(folder: Path, name: str, config: dict[str, Any]) -> None:

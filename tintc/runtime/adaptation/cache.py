@@ -63,7 +63,8 @@ class TintCache(Cache):
     transformers keeps them, or a `StateLayer`.
 
     state: the weights that they were made with, of which each example has as many rows of the batch as every other,
-    side by side; None before the prompt has been read. positions, valid ``[B, m]``: of all tokens so far; valid is None
+    side by side; None before the prompt has been read. lent: whether tensors are views of what a recorded step writes
+    over. positions, valid ``[B, m]``: of all tokens so far; valid is None
     while none is padding.
     """
 
@@ -79,6 +80,7 @@ class TintCache(Cache):
         self.state = state
         self.positions = None
         self.valid = None
+        self.lent = False
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         if self.positions is None:
@@ -95,10 +97,16 @@ class TintCache(Cache):
         self.positions = torch.cat((past, positions), 1)
 
     def branched(self) -> Self:
-        """Return a cache that goes on from the same tokens and leaves this one as it is; nothing is copied, as what is
-        kept is replaced and never written over."""
+        """Return a cache that goes on from the same tokens and leaves this one as it is.
+
+        Nothing is copied, as what is kept is replaced and never written over, but for what a recorded step has lent.
+        """
         branch = copy.copy(self)
-        branch.layers = [copy.copy(layer) for layer in self.layers]
+        copied = copy.copy
+        if self.lent:
+            copied = copy.deepcopy
+        branch.layers = [copied(layer) for layer in self.layers]
+        branch.lent = False
         return branch
 
     def reorder_cache(self, beam_idx: torch.LongTensor) -> None:

@@ -85,7 +85,7 @@ class _Room:
 
     def part(self, layer: Any) -> None:
         """Give a layer memory of its own in place of views."""
-        if layer.keys.data_ptr() == self.keys.data_ptr():
+        if layer.keys is not None and layer.keys.data_ptr() == self.keys.data_ptr():
             layer.keys = layer.keys.clone()
             layer.values = layer.values.clone()
 
@@ -189,6 +189,7 @@ class DecodingGraph:
             self._count = before + 1
             for room, layer in self._pairs(cache):
                 room.lend(layer, self._count)
+            cache.lent = True
             return self._recording.results.clone()
 
     def _has(self, cache: TintCache, count: int) -> bool:
@@ -217,6 +218,7 @@ class DecodingGraph:
         if owner is not None:
             for room, layer in self._pairs(owner):
                 room.part(layer)
+            owner.lent = False
         self._owner = None
 
 

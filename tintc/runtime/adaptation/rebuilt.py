@@ -54,11 +54,11 @@ class Target:
         places = [(before, after) for before, after in entries["places"]]
         tensors = {source: own[name] for source in sources if (name := renamed(source, places)) in own}
         adapters = entries["adapters"]
-        held = held_numbers(sim)
+        count = sum(rank * (width + made_width) for rank, width, made_width in (one["sizes"] for one in adapters))
+        if adapters and count > held_numbers(sim) + SLACK:
+            raise misfit(f"its adapters have {count:,} numbers")
         for adapter in adapters:
             rank, width, made_width = adapter["sizes"]
-            if rank * max(width, made_width) > held + SLACK:
-                raise misfit(f"an adapter has {rank} times {max(width, made_width)} numbers")
             weight = own.get(adapter["weight"])
             shape = (made_width, width)
             if adapter["transposed"]:
@@ -92,7 +92,7 @@ def rebuilt(sim: AdaptiveSimulator, described: str) -> Target:
     with torch.no_grad():
         for parameter, stored in kept_tensors(sim):
             try:
-                _restore(parameter, stored, entries["sums"].get(parameter.source), target.tensors)
+                _restore(parameter, stored.cpu(), entries["sums"].get(parameter.source), target.tensors)
             except (RuntimeError, IndexError) as error:
                 raise misfit(f"the simulator's {parameter.source} is of another shape") from error
     matrices = [(name, target.tensors[name]) for adapter in target.adapters for name in (adapter["a"], adapter["b"])]
@@ -149,12 +149,12 @@ def kept_tensors(sim: AdaptiveSimulator) -> Iterator[tuple[Parameter, Tensor]]:
     for group in (sim.tables, sim.score_vectors):
         for name, table in group.named_parameters():
             if name in parameters:
-                yield parameters[name], table.detach().cpu()
+                yield parameters[name], table.detach()
     for layer, (kind, weights) in weights_by_layer(sim).items():
         for part, stored in ((main_part(kind), weights.weight), ("bias", weights.bias)):
             parameter = parameters.get(f"{layer}.{part}")
             if stored is not None and parameter is not None:
-                yield parameter, stored.detach().cpu().reshape(-1, *parameter.shape)[0]
+                yield parameter, stored.detach().reshape(-1, *parameter.shape)[0]
 
 
 def held_numbers(sim: AdaptiveSimulator) -> int:

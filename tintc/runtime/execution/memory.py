@@ -22,9 +22,10 @@ Run = Callable[[Inputs, Rates | None], dict[str, Tensor]]
 def most_bytes(devices: Sequence[torch.device], held: int = 0) -> int:
     """Return the bytes that a run on these devices may plan to use.
 
-    held: those that count as available, and are not.
+    Of several devices as much as the fullest has, since a plan does not say what lies where. held: those that count as
+    available, and are not.
     """
-    available = sum(map(available_bytes, devices))
+    available = min(map(available_bytes, devices))
     return int(HEADROOM * max(0, available - held))
 
 

@@ -20,6 +20,8 @@ def as_device(device: torch.device | str | None) -> torch.device:
         raise OptionError(f"The device {device!r} is unknown; choose cpu or cuda.") from error
     if wanted.type == "cuda" and not torch.cuda.is_available():
         raise OptionError("No CUDA GPU can be used here; choose the device cpu, or install a CUDA build of torch.")
+    if wanted.type == "cuda" and wanted.index is not None and wanted.index >= torch.cuda.device_count():
+        raise OptionError(f"There is no GPU {wanted.index} here; the last is cuda:{torch.cuda.device_count() - 1}.")
     return wanted
 
 

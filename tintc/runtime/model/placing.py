@@ -45,7 +45,7 @@ class PlacingMixin:
         _check_rest(self, devices)
         for name, module in modules.items():
             nn.Module.to(module, devices[name])
-        self.placed = len(set(devices.values())) > 1
+        self.placed = len({parameter.device for parameter in self.parameters()}) > 1
         self.graphs.clear()
         return devices_of(self)
 
@@ -63,7 +63,7 @@ def _planned(sim: Any, max_memory: Mapping[Any, Any] | None) -> dict[str, Any]:
     planned = infer_auto_device_map(layers, max_memory=memory)
     if any(device in ("cpu", "disk") for device in planned.values()):
         raise OptionError(
-            "The layers do not fit on the GPUs there are; use smaller numbers (--dtype bfloat16), or more GPUs."
+            "The layers do not fit on the GPUs there are; compile with dtype='bfloat16', or use more GPUs."
         )
     first = next(iter(planned.values()))
     return {"": first} | {f"{LAYERS}.{name}".rstrip("."): device for name, device in planned.items()}

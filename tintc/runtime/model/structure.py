@@ -156,19 +156,19 @@ class StructuralModel(SimulatorModules):
             reason = self.why_literal()
         if self.executor == "fused" and reason is not None:
             raise OptionError(f"The executor fused cannot be used: {reason}. Choose auto or literal.")
+        executor = "fused"
         if self.executor == "literal" or reason is not None:
+            executor = "literal"
             if self.placed:
                 why = reason or "the executor literal is asked for"
                 raise OptionError(f"Layers lie on several devices, which only fused execution runs on, and {why}.")
-            self.last_executor = "literal"
-        else:
-            self.last_executor = "fused"
+        self.last_executor = executor
         if reason is not None and reason not in self._warnings_given:
             logger.warning("running literally, which is slow: %s", reason)
             self._warnings_given.add(reason)
-        if self.last_executor == "literal":
+        if executor == "literal":
             self._warn_of_unheard_hooks()
-        return self.last_executor
+        return executor
 
     def _warn_of_unheard_hooks(self) -> None:
         """Say, once, which hooks will not fire: those on modules that only group others."""

@@ -43,7 +43,8 @@ class WarmUpMixin:
         a train mask). padded: attention_mask is given; return_before, logits_to_keep: as they will be in a forward
         pass, the latter of texts of exactly that length. inner_lr: rates that will be given, their numbers aside: a
         number, or a mapping with the same layers. new_tokens: also capture decoding, of at most so many tokens after
-        such prompts. Where nothing can be captured, without a GPU or with `graphs.enabled` off, all this is run once.
+        such prompts. Graphs serve the thread that warms up; others run without.
+        Where nothing can be captured, without a GPU or with `graphs.enabled` off, all this is run once.
 
         Raises `OptionError` for sizes that are none, and `InputError` for those that memory, or the simulator, does not
         take.
@@ -69,6 +70,7 @@ class WarmUpMixin:
         inputs = self.resolve(ids, mask)
         executor = self.choose_executor()
         if executor == "fused" and self.graphs.can_record(self):
+            self.graphs.drop(lambda graph: isinstance(graph, PassGraph) and graph.same(bucket, rates))
             self.graphs.keep(PassGraph(self, bucket, rates))
         else:
             execute(self, inputs, rates, outputs, executor)

@@ -46,7 +46,7 @@ class FusedRunBase:
 
     def placed(self, op: SimOp, operands: list[Any]) -> tuple[Self, list[Any]]:
         """Return the run that an op belongs to, and what it reads, both on the device of its layer."""
-        if not self._devices:
+        if not self.model.placed:
             return self, operands
         device = device_of(op, operands, self._devices, self.model.device)
         return self._on(device), [moved(value, device) for value in operands]
@@ -63,7 +63,7 @@ class FusedRunBase:
 
     def _bring(self, name: str, tensor: Tensor) -> Tensor:
         """Return a tensor of the simulator on the device of this run's text."""
-        if not self._devices or tensor.device == self.inputs.input_ids.device:
+        if not self.model.placed or tensor.device == self.inputs.input_ids.device:
             return tensor
         if name not in self._brought:
             self._brought[name] = tensor.to(self.inputs.input_ids.device)

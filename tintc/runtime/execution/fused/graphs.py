@@ -117,6 +117,10 @@ class Graphs:
             self.clear()
         return [graph for graph in self._kept if isinstance(graph, kind)]
 
+    def drop(self, unwanted: Callable[[Any], bool]) -> None:
+        """Forget the graphs that another is to replace."""
+        self._kept = [graph for graph in self._kept if not unwanted(graph)]
+
     def keep(self, graph: Any) -> None:
         """Keep a graph, whatever it is."""
         self._kept.append(graph)
@@ -131,11 +135,11 @@ class Graphs:
         if places != self._places:
             self.clear()
         self._places = places
-        self._thread = threading.get_ident()
         if self._pool is None:
             self._pool = new_pool(sim.device)
         before = _unused(sim.device)
         recording = RECORDINGS[sim.device.type](run, sim.device, self._pool)
+        self._thread = threading.get_ident()
         self.held += max(0, _unused(sim.device) - before)
         return recording
 

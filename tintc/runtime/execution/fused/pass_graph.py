@@ -124,6 +124,10 @@ class PassGraph:
             raise budget.refusal(self._sizes)
         return lambda: FusedExecutor(sim, self._inputs.inputs, plan, self._rates.rates, {}, on_device=True).run()
 
+    def same(self, bucket: Bucket, rates: Rates | None) -> bool:
+        """Return whether it serves just what a graph of this bucket and these rates would."""
+        return self.bucket == bucket and self._rates.takes(rates) and self.surroundings == surroundings()
+
     def serves(self, sizes: Sizes, inputs: Inputs, rates: Rates | None, outputs: tuple[str, ...], update: str) -> bool:
         """Return whether it may stand in for that pass."""
         known = self._rates.takes(rates) and self.surroundings == surroundings()

@@ -1,7 +1,7 @@
 """Layers on several devices: where each op runs, and what it reads brought there.
 
 An op runs where its layer's weights lie, and an op outside of all layers with the embeddings and the head. Values of
-tokens go along, once for every device: between two cards these are a layer's residual stream forward, its gradient
+tokens go along: between two cards these are a layer's residual stream forward, its gradient
 backward, and what masks and positions a layer there reads.
 """
 
@@ -19,21 +19,25 @@ from tintc.runtime.execution.simulator import Simulator
 
 
 def layer_devices(model: Simulator) -> dict[int, torch.device]:
-    """Return where each layer's weights lie that are elsewhere than the embeddings; none where all lie together."""
-    devices: dict[int, torch.device] = {}
-    if not model.placed:
-        return devices
-    for op in model.program.ops:
-        if isinstance(op, StoredWeights):
-            parameter = next(model.prefix(op.name).parameters())
-            if parameter.device != model.device:
-                devices[op.layer] = parameter.device
-    return devices
+    """Return where each layer's weights lie that are elsewhere than the embeddings; none where all lie together.
+
+    What is outside of all layers, such as a last norm, runs where the weights lie that it reads.
+    """
+    devices = {op.layer: device for op, device in _weight_devices(model) if op.layer >= 0}
+    return {layer: device for layer, device in devices.items() if device != model.device}
 
 
 def devices_of(model: Simulator) -> list[torch.device]:
     """Return all devices that a run uses."""
-    return list(dict.fromkeys((model.device, *layer_devices(model).values())))
+    return list(dict.fromkeys((model.device, *(device for _, device in _weight_devices(model)))))
+
+
+def _weight_devices(model: Simulator) -> list[tuple[SimOp, torch.device]]:
+    """Return where each op's weights lie; nothing where all lie together."""
+    if not model.placed:
+        return []
+    stored = [op for op in model.program.ops if isinstance(op, StoredWeights)]
+    return [(op, next(model.prefix(op.name).parameters()).device) for op in stored]
 
 
 def device_of(op: SimOp, operands: Sequence[Any], devices: dict[int, torch.device], main: torch.device) -> torch.device:
