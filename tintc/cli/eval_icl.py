@@ -61,7 +61,7 @@ def evaluate_classification(path: str, tasks: str, options: dict[str, Any], setu
             own = sim
             if budget is not None:
                 own = recompiled(sim, str(model), *budget, trusted)
-            columns = icl_columns(names, path, own, model, trusted)
+            columns = icl_columns(names, path, own, model, trusted, bool(rates))
             for posed in posed_rows(wanted, shots, chosen):
                 experiment = Experiment(own, columns, posed, *read[posed.task.name], sizes, rates, records, together)
                 with counted_progress(posed.task.name, None) as (progress, task), without_nan_warning():
@@ -87,10 +87,10 @@ def posed_rows(tasks: Sequence[Task], shots: Sequence[int], chosen: dict[str, li
 
 
 def icl_columns(
-    names: Sequence[str], path: str, sim: TintForCausalLM, model: str | None, trusted: bool
+    names: Sequence[str], path: str, sim: TintForCausalLM, model: str | None, trusted: bool, chosen: bool
 ) -> list[Column]:
-    """Return the columns of these names, in their order."""
-    others = made_columns([name for name in names if name != "icl"], [path], [sim], model, trusted)
+    """Return the columns of these names, in their order. chosen: whether rates are chosen, not stored."""
+    others = made_columns([name for name in names if name != "icl"], [path], [sim], model, trusted, chosen)
     by_name: dict[str, Column] = {column.name: column for column in others}
     by_name["icl"] = InContext("icl", sim)
     return [by_name[name] for name in names]

@@ -51,7 +51,7 @@ def evaluate_perplexity(paths: list[str], dataset: str, options: dict[str, Any],
             sims = [load(path, device=place, dtype=setup.dtype) for path in paths]
             for path, sim in zip(paths, sims, strict=True):
                 check_tokenizer(path, sim.tokenizer)
-            columns = made_columns(names, paths, sims, setup.model, setup.trust_remote_code)
+            columns = made_columns(names, paths, sims, setup.model, setup.trust_remote_code, bool(rates))
             texts = _Texts(dataset, options, data_folder(setup.data), sims, len(rates) > 1)
         cut = [(fraction, *texts.blocks(fraction)) for fraction in fractions]
         total = sum(
@@ -124,15 +124,26 @@ class _Texts:
 
 
 def made_columns(
-    names: Sequence[str], paths: list[str], sims: Sequence[TintForCausalLM], model: str | None, trusted: bool
+    names: Sequence[str],
+    paths: list[str],
+    sims: Sequence[TintForCausalLM],
+    model: str | None,
+    trusted: bool,
+    chosen: bool,
 ) -> list[Column]:
     """Return the columns of these names; a simulator's is called ``tint``, or ``tint:OUT`` where there are several, and
     ``stream`` likewise.
 
-    Explicit tuning is of the parameters that the first simulator updates.
+    Explicit tuning is of the parameters that the first simulator updates. chosen: whether rates are chosen, not stored.
     """
     columns: list[Column] = []
     tuning = None
+    if "explicit" in names and not chosen and sims[0].config.optimizer == "normalized":
+        LOGGER.warning(
+            "the column explicit takes plain steps at the stored rate, %g, which is meant for normalised ones; pass "
+            "--rates grid, or the column explicit-normalized",
+            sims[0].config.inner_lr,
+        )
     if any(name in EXPLICIT for name in names):
         assert model is not None
         source = load_auxiliary(model, trust_remote_code=trusted)

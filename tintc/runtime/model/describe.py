@@ -21,6 +21,8 @@ def facts(sim: StructuralModel) -> dict[str, str]:
     """Return what was compiled, what it does with a text, its sizes, and how it runs."""
     config, layout, attributes = sim.config, sim.layout, sim.program.attributes
     steps = f"{config.n_steps} step{'' if config.n_steps == 1 else 's'}"
+    if config.optimizer != "sgd":
+        steps += f" ({config.optimizer})"
     count = sum(math.prod(spec.shape) for spec in specs(sim.program).values())
     return {
         "simulates": f"{config.provenance.get('source', 'an auxiliary model')}, {attributes['n_layers']} layers of "
