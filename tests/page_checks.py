@@ -101,7 +101,7 @@ def approximations(seen: Names) -> None:
 
 
 def modules(seen: Names) -> None:
-    assert seen["patched"].isfinite().all() and seen["role"].phase == "descent"
+    assert seen["patched"].isfinite().all() and seen["role"].phase == "backward"
 
 
 def report(seen: Names) -> None:
