@@ -28,7 +28,7 @@ from torch import Tensor
 
 sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
 import report
-import shapes
+from subjects import file_of, text_of
 
 import tintc
 from tintc.evaluation.blocks import cut_blocks
@@ -38,8 +38,6 @@ from tintc.ir.inputs import resolve_inputs
 from tintc.reference.simulated_gradients import simulated_gradients
 
 HERE = Path(__file__).resolve().parent
-SHARED = HERE.parents[1] / "shared"
-WIKITEXT = SHARED / "data" / "wikitext" / "wiki.test.raw"
 DOCUMENT, PLOT = HERE.parent / "docs" / "approximations.md", HERE.parent / "docs" / "best_steps.png"
 SIMULATORS: dict[str, dict[str, Any]] = {"paper": {}, "full": {"gradient": "full", "descend": "all"}}
 ALL = ", all"
@@ -226,14 +224,10 @@ def main(
     """Measure, print and write down."""
     transformers.logging.set_verbosity_error()
     torch.set_num_threads(1)
-    stories = "\n".join((HERE / "data" / name).read_text(encoding="utf-8") for name in ("story.txt", "tides.txt"))
     measured: list[Measured] = []
     for name in models.split(","):
-        file = shapes.smollm2() if name == "SmolLM2" else SHARED / "models" / name
-        if file is None or not file.exists():
-            raise SystemExit(f"This needs {name}, which is not here.")
-        text = WIKITEXT.read_text(encoding="utf-8")[:200_000] if name == "SmolLM2" else stories
-        measured.append(measure(Subject(name, file, block_size), text, blocks, block_size))
+        subject = Subject(name, file_of(name), block_size)
+        measured.append(measure(subject, text_of(name), blocks, block_size))
         print("\n".join(lines(measured, blocks, block_size)), flush=True)
     if write:
         plot(measured[-1])

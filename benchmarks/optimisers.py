@@ -29,7 +29,7 @@ from torch import Tensor
 
 sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
 import report
-import shapes
+from subjects import file_of, text_of
 
 import tintc
 from tintc.evaluation.blocks import cut_blocks
@@ -46,8 +46,6 @@ from tintc.runtime.model.adapted_state import AdaptedState
 from tintc.runtime.model.causal_lm import TintForCausalLM
 
 HERE = Path(__file__).resolve().parent
-SHARED = HERE.parents[1] / "shared"
-WIKITEXT = SHARED / "data" / "wikitext" / "wiki.test.raw"
 DOCUMENT = HERE.parent / "docs" / "optimisers.md"
 
 
@@ -129,21 +127,6 @@ class Case:
         """Return the best rate and its loss."""
         rate = min(self.losses[scheme], key=lambda rate: self.losses[scheme][rate])
         return rate, self.losses[scheme][rate]
-
-
-def file_of(name: str) -> Path:
-    """Return the file or folder of a model; stop where it is not here."""
-    found = {"SmolLM2": shapes.smollm2, "Gemma": shapes.gemma3}.get(name, lambda: SHARED / "models" / name)()
-    if found is None or not found.exists():
-        raise SystemExit(f"This needs {name}, which is not here.")
-    return found
-
-
-def text_of(name: str) -> str:
-    """Return the text that a model reads."""
-    if name in ("SmolLM2", "Gemma"):
-        return WIKITEXT.read_text(encoding="utf-8")[:200_000]
-    return "\n".join((HERE / "data" / part).read_text(encoding="utf-8") for part in ("story.txt", "tides.txt"))
 
 
 @torch.no_grad()

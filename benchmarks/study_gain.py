@@ -24,12 +24,12 @@ import typer
 sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).resolve().parents[1])]
 import report
 import study_gain_page
+from subjects import file_of, text_of
 
 import tintc
 from tintc.evaluation.perplexity import evaluate_blocks
 
 ROOT = Path(__file__).resolve().parents[1]
-SHARED = ROOT.parent / "shared"
 KEPT = ROOT / "build" / "study-gain.json"
 PLAIN = (1e-6, 3e-6, 1e-5, 3e-5, 1e-4, 3e-4, 1e-3)
 NORMALISED = (2.5e-3, 5e-3, 1e-2, 2e-2, 4e-2, 8e-2)
@@ -125,11 +125,10 @@ def main(
     KEPT.parent.mkdir(exist_ok=True)
     kept: dict[str, Any] = json.loads(KEPT.read_text()) if KEPT.exists() else {}
     shown: list[dict[str, Any]] = []
-    text = "\n".join((ROOT / "benchmarks" / "data" / name).read_text("utf-8") for name in ("story.txt", "tides.txt"))
     for name in models.split(","):
-        model = SHARED / "models" / name
+        model = file_of(name)
         tokenizer = tintc.compile(model, max_length=8).tokenizer
-        ids = torch.tensor(tokenizer(text, add_special_tokens=False)["input_ids"])
+        ids = torch.tensor(tokenizer(text_of(name), add_special_tokens=False)["input_ids"])
         layers = json.loads((model / "config.json").read_text())["num_hidden_layers"]
         for variant in variants(layers, name in SMALL):
             rates = variant.rates(name)

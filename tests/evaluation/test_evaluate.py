@@ -138,7 +138,9 @@ def test_several_rates_in_one_run(case: str) -> None:
 
 def test_one_backward_pass_serves_several_rates(monkeypatch: pytest.MonkeyPatch) -> None:
     sim, runs = tintc.compile(tiny_models.gpt2().double()), []
-    monkeypatch.setattr("tintc.evaluation.rate_sweep.run_together", lambda *a: runs.append(a) or run_together(*a))
+    monkeypatch.setattr(
+        "tintc.evaluation.rate_sweep.run_together", lambda *a, **k: runs.append(a) or run_together(*a, **k)
+    )
     monkeypatch.setattr(sim, "execute", None)
     evaluate_blocks(sim, tiny_models.token_ids(1, 24)[0], 12, rates=[0.1, 0.2, 0.3])
     assert len(runs) == 2

@@ -12,12 +12,12 @@ import struct
 from pathlib import Path
 from typing import Any
 
-import gguf
 import pytest
 import torch
 from command import change_config, model_folder
 from gguf import GGMLQuantizationType as Quantisation
 from safetensors.torch import save_file
+from tiny_gguf import write_llama
 from tiny_models import llama, relative, token_ids
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
@@ -105,30 +105,7 @@ def test_short_types_keep_their_numbers(tmp_path: Path, dtype: torch.dtype) -> N
 
 def write_gguf(path: Path, kind: Quantisation, blocks: int | None = None) -> None:
     """A Llama of two layers, of widths that every quantisation has blocks for; blocks: what the header claims."""
-    model = build_for_gguf()
-    config = model.config
-    writer = gguf.GGUFWriter(path, "llama")
-    writer.add_block_count(config.num_hidden_layers if blocks is None else blocks)
-    writer.add_context_length(config.max_position_embeddings)
-    writer.add_embedding_length(config.hidden_size)
-    writer.add_feed_forward_length(config.intermediate_size)
-    writer.add_head_count(config.num_attention_heads)
-    writer.add_head_count_kv(config.num_key_value_heads)
-    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
-    writer.add_rope_freq_base(10000.0)
-    writer.add_vocab_size(config.vocab_size)
-    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, config.num_hidden_layers)
-    for key, tensor in model.state_dict().items():
-        name = names.get_name(key, try_suffixes=(".weight",))
-        numbers = tensor.numpy()
-        if tensor.dim() == 2:
-            writer.add_tensor(str(name), gguf.quants.quantize(numbers, kind), raw_dtype=kind)
-        else:
-            writer.add_tensor(str(name), numbers)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+    write_llama(path, build_for_gguf(), kind, blocks)
 
 
 def build_for_gguf() -> Any:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import gguf
+from tiny_gguf import write_llama
 from tiny_models import llama
 
 CODES = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
@@ -16,27 +17,13 @@ STRING, ARRAY = 8, 9
 def write_tiny(path: Path) -> None:
     """Write a Llama of one layer, with an entry of every kind."""
     model = llama(n_layers=1, n_heads=2, n_kv_heads=1, head_dim=16, d_ff=32, vocab=23, tie_word_embeddings=False)
-    config = model.config
-    writer = gguf.GGUFWriter(path, "llama")
-    writer.add_block_count(config.num_hidden_layers)
-    writer.add_context_length(config.max_position_embeddings)
-    writer.add_embedding_length(config.hidden_size)
-    writer.add_feed_forward_length(config.intermediate_size)
-    writer.add_head_count(config.num_attention_heads)
-    writer.add_head_count_kv(config.num_key_value_heads)
-    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
-    writer.add_rope_freq_base(10000.0)
-    writer.add_vocab_size(config.vocab_size)
-    writer.add_array("notes", ["a", "b"])
-    writer.add_array("numbers", [1, 2, 3])
-    writer.add_bool("flag", True)
-    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, config.num_hidden_layers)
-    for key, tensor in model.state_dict().items():
-        writer.add_tensor(str(names.get_name(key, try_suffixes=(".weight",))), tensor.numpy())
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+
+    def entries(writer: gguf.GGUFWriter) -> None:
+        writer.add_array("notes", ["a", "b"])
+        writer.add_array("numbers", [1, 2, 3])
+        writer.add_bool("flag", True)
+
+    write_llama(path, model, more=entries)
 
 
 class _Reading:

@@ -12,7 +12,7 @@ import tintc
 from tintc.cli.console import counted_progress, print_json, print_rows, silence_libraries, stages
 from tintc.cli.eval_plot import draw_accuracies
 from tintc.cli.eval_ppl import chosen_columns, chosen_rates, made_columns
-from tintc.cli.plan_plot import check_plot
+from tintc.cli.pictures import check_plot
 from tintc.cli.run import check_tokenizer
 from tintc.errors import OptionError
 from tintc.evaluation.experiments.columns import Column, InContext

@@ -1,12 +1,11 @@
-"""The pictures of `tintc eval`; matplotlib is imported only where a picture is asked for."""
+"""The pictures of `tintc eval`."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-from tintc.cli.plan_plot import save_figure
+from tintc.cli.pictures import pyplot, save_figure
 from tintc.evaluation.experiments.in_context import IclRow
 from tintc.evaluation.experiments.language_modelling import Row
 
@@ -19,7 +18,7 @@ ROW_HEIGHT = 0.35
 def draw_perplexities(rows: Sequence[Row], names: Sequence[str], png: Path, title: str) -> None:
     """Draw every column's perplexity, with its interval, over the train fraction; results that are not finite are left
     out."""
-    figure, axis = _axis((7, 4.5))
+    figure, axis = pyplot().subplots(figsize=(7, 4.5), constrained_layout=True)
     for place, name in enumerate(names):
         shift = DODGE * (place - (len(names) - 1) / 2)
         points: list[tuple[float, float, list[float]]] = []
@@ -38,7 +37,8 @@ def draw_perplexities(rows: Sequence[Row], names: Sequence[str], png: Path, titl
 
 def draw_accuracies(rows: Sequence[IclRow], names: Sequence[str], png: Path, title: str) -> None:
     """Draw every column's accuracy, with its interval, as bars below each other, a group for every row."""
-    figure, axis = _axis((8, 1.2 + ROW_HEIGHT * len(rows) * len(names)))
+    size = (8, 1.2 + ROW_HEIGHT * len(rows) * len(names))
+    figure, axis = pyplot().subplots(figsize=size, constrained_layout=True)
     height = 0.8 / len(names)
     for place, name in enumerate(names):
         values = [row.accuracy[name] for row in rows]
@@ -68,12 +68,3 @@ def _whiskers(values: Sequence[float], intervals: Sequence[Sequence[float]]) -> 
     below = [max(0.0, value - low) for value, (low, _) in zip(values, intervals, strict=True)]
     above = [max(0.0, high - value) for value, (_, high) in zip(values, intervals, strict=True)]
     return [below, above]
-
-
-def _axis(size: tuple[float, float]) -> tuple[Any, Any]:
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
-    return plt.subplots(figsize=size, constrained_layout=True)

@@ -11,7 +11,8 @@ from typing import Any
 from tintc.analysis.parameter_counts import count_parameters
 from tintc.cli.console import paragraph, print_json, print_rows, print_table, silence_libraries, stages
 from tintc.cli.legend import print_legend
-from tintc.cli.plan_plot import check_plot, draw
+from tintc.cli.pictures import check_plot
+from tintc.cli.plan_plot import draw
 from tintc.compiler import import_auxiliary, lower_to_modules
 from tintc.frontend.source.load import load_auxiliary
 from tintc.ir.core import Program

@@ -1,15 +1,12 @@
-"""The picture of `tintc plan`; matplotlib is imported only where a picture is asked for."""
+"""The picture of `tintc plan`."""
 
 from __future__ import annotations
 
-import importlib.util
-import os
 from collections.abc import Iterable
 from itertools import groupby
 from pathlib import Path
-from typing import Any
 
-from tintc.errors import OptionError
+from tintc.cli.pictures import pyplot, save_figure
 from tintc.lowering.passes.layout_candidates import Candidate, Survey
 
 DEAREST = 4.0
@@ -18,27 +15,14 @@ MOST_SHARDS = 8
 """And those with more shards."""
 
 
-def check_plot(png: Path) -> None:
-    """Raise `OptionError` where a picture cannot be drawn or written."""
-    if importlib.util.find_spec("matplotlib") is None:
-        raise OptionError("--png needs matplotlib, which is not installed: pip install matplotlib, or leave out --png.")
-    if not png.parent.is_dir() or png.is_dir():
-        raise OptionError(f"Cannot write {png}: it must be a file in a folder that exists.")
-
-
 def draw(layouts: Survey, png: Path, title: str) -> None:
     """Draw prefixes K against D_sim and against estimated work, coloured by S'.
 
     A line joins the layouts that no other beats, with their S and S' (those of one K together); the chosen one is a
     star.
     """
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
     taken = layouts.chosen
-    figure, axes = plt.subplots(1, 2, figsize=(11, 4.5), constrained_layout=True)
+    figure, axes = pyplot().subplots(1, 2, figsize=(11, 4.5), constrained_layout=True)
     panels = (("D_sim", lambda c: c.layout.d_sim), ("multiply-adds of a literal run", lambda c: c.work))
     front = sorted(_shown(layouts, layouts.frontier()), key=lambda c: (c.layout.n_prefixes, -c.work))
     for axis, (label, value) in zip(axes, panels, strict=True):
@@ -56,21 +40,6 @@ def draw(layouts: Survey, png: Path, title: str) -> None:
     axes[1].legend(fontsize=8)
     figure.suptitle(f"Layouts (S, S') for {title}, texts of {taken.layout.max_length} tokens")
     save_figure(figure, png)
-
-
-def save_figure(figure: Any, png: Path) -> None:
-    """Write a figure of matplotlib, in one step, and close it; raise `OptionError` if the disk will not take it."""
-    from matplotlib import pyplot as plt
-
-    unfinished = png.with_name(f".{png.name}.{os.getpid()}")
-    try:
-        figure.savefig(unfinished, format="png", dpi=120)
-        unfinished.replace(png)
-    except OSError as error:
-        unfinished.unlink(missing_ok=True)
-        raise OptionError(f"Cannot write {png}: {error.strerror or error}.") from error
-    finally:
-        plt.close(figure)
 
 
 def _shown(layouts: Survey, candidates: Iterable[Candidate]) -> list[Candidate]:

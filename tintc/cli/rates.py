@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from tintc.cli.console import block_progress, print_json, print_lines, print_rows, silence_libraries, stages
-from tintc.cli.plan_plot import check_plot, save_figure
+from tintc.cli.pictures import check_plot, pyplot, save_figure
 from tintc.cli.run import checked_text, learning_rates, print_notes, tokenise
 from tintc.errors import OptionError
 from tintc.evaluation.perplexity import evaluate_blocks
@@ -100,13 +100,8 @@ def _bar(one: Tried, largest: float) -> str:
 
 def draw(tried: RateGrid, png: Path, title: str) -> None:
     """Draw loss over rate; losses that are far above the one before are cut off."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
     shown = [(one.inner_lr, one.loss) for one in tried.rates if one.loss is not None and one.inner_lr > 0]
-    figure, axis = plt.subplots(figsize=(6, 4), constrained_layout=True)
+    figure, axis = pyplot().subplots(figsize=(6, 4), constrained_layout=True)
     axis.plot([rate for rate, _ in shown], [loss for _, loss in shown], "o-")
     axis.axhline(tried.loss_before, color="grey", linestyle="--", label="before the update")
     spread = max(tried.best.gain or 0.0, 1e-3)

@@ -8,7 +8,6 @@ Several steps are not linear, and literal execution makes the updates of its mod
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -84,8 +83,7 @@ def states_at(
         return
     inputs = sim.resolve(**prompt)
     if reads is not None and _stays_pending(sim, int(inputs.train.sum()), reads):
-        with _pending_updates(sim):
-            results = _at_rate_1(sim, inputs, {})
+        results = _at_rate_1(sim, inputs, {}, update="lazy")
         for rate in rates:
             yield AdaptedState(sim, _weights(sim, results, rate), 1)
         return
@@ -101,25 +99,18 @@ def _stays_pending(sim: TintForCausalLM, trained: int, reads: int) -> bool:
     return pending < sum((trained + WRITE_COST) * dout * din for dout, din in shapes)
 
 
-@contextmanager
-def _pending_updates(sim: TintForCausalLM) -> Iterator[None]:
-    before = sim.update
-    sim.update = "lazy"
-    try:
-        yield
-    finally:
-        sim.update = before
-
-
 def unchanged(sim: TintForCausalLM) -> AdaptedState:
     """Return the weights that any training starts from."""
     return AdaptedState(sim, base_weights(sim), 1)
 
 
-def _at_rate_1(sim: TintForCausalLM, inputs: Inputs, outputs: Mapping[str, Value]) -> dict[str, Any]:
-    """Return these outputs, and the weights after one step at rate 1 by their label in `_labels`."""
+def _at_rate_1(
+    sim: TintForCausalLM, inputs: Inputs, outputs: Mapping[str, Value], update: str | None = None
+) -> dict[str, Any]:
+    """Return these outputs, and the weights after one step at rate 1 by their label in `_labels`. update: how they are
+    kept, as for `run_together`."""
     program = replace(sim.program, outputs={**outputs, **_labels(sim)})
-    return run_together(sim, program, inputs, sim.resolve_rates(1.0, 1))
+    return run_together(sim, program, inputs, sim.resolve_rates(1.0, 1), update=update)
 
 
 def _labels(sim: TintForCausalLM) -> dict[str, Value]:

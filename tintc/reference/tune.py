@@ -28,13 +28,11 @@ from tintc.frontend.source.load import load_auxiliary
 from tintc.frontend.source.modules import find_length
 from tintc.ir.inputs import check_ids
 from tintc.keywords import known_keywords
-from tintc.option_facts import steps
+from tintc.option_facts import LOSSES, steps
 from tintc.reference.approximations import Approximations
 from tintc.reference.optimisers import Steps
 from tintc.reference.padded import mixes_by_state, padding_vectors
 from tintc.reference.tuning import Tensors, Text, TunedRow, Tuning
-
-LOSSES = ("ce", "quad", "mse")
 
 
 @dataclass(frozen=True)

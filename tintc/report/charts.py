@@ -85,16 +85,21 @@ def losses(tokens: Sequence[str], before: Tensor, after: Tensor, train: int) -> 
     return {"losses": finished(shade + points, 190, data), "gains": finished(shade + bars, 130, data)}
 
 
-def rates(curve: Sequence[Rate], stored: float) -> Spec:
-    """Return the loss of the tokens that were not trained on, over the rate."""
-    rows = [{"rate": one.rate, "loss": round(one.loss, 5)} for one in curve if one.rate > 0]
-    y = alt.Y("loss:Q", title="mean loss of the rest, nats", scale=alt.Scale(zero=False))
+def loss_over_rate() -> tuple[alt.X, alt.Y]:
+    """Return the axes of a chart of losses over rates."""
     x = alt.X(
         "rate:Q",
         title="learning rate",
         scale=alt.Scale(type="log"),
         axis=alt.Axis(format=".0e", grid=False, tickCount=3),
     )
+    return x, alt.Y("loss:Q", title="mean loss of the rest, nats", scale=alt.Scale(zero=False))
+
+
+def rates(curve: Sequence[Rate], stored: float) -> Spec:
+    """Return the loss of the tokens that were not trained on, over the rate."""
+    rows = [{"rate": one.rate, "loss": round(one.loss, 5)} for one in curve if one.rate > 0]
+    x, y = loss_over_rate()
     line = of("rows").mark_line(color=AFTER, point=alt.OverlayMarkDef(size=45, color=AFTER))
     level = of("level")
     at = of("at")

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import altair as alt
 
-from tintc.report.charts import AFTER, BEFORE, Spec, finished, of, visible
+from tintc.report.charts import AFTER, BEFORE, Spec, finished, loss_over_rate, of, visible
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -44,17 +44,13 @@ def rates_against(curves: Mapping[str, Sequence[Rate]]) -> Spec:
         for one in curve
         if one.rate > 0
     ]
+    x, y = loss_over_rate()
     chart = (
         of("rows")
         .mark_line(point=alt.OverlayMarkDef(size=40))
         .encode(
-            x=alt.X(
-                "rate:Q",
-                title="learning rate",
-                scale=alt.Scale(type="log"),
-                axis=alt.Axis(format=".0e", grid=False, tickCount=3),
-            ),
-            y=alt.Y("loss:Q", title="mean loss of the rest, nats", scale=alt.Scale(zero=False)),
+            x=x,
+            y=y,
             color=_by_simulator(curves),
             tooltip=["simulator:N", "rate:Q", "loss:Q"],
         )

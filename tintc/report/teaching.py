@@ -109,12 +109,11 @@ class _Reading:
             "layer": forward.layer,
             "output": self.values[forward.result.name],
         }
+        x = self.values[forward.operands[-1].name]
         if isinstance(forward, NormForward):
-            x = self.values[forward.operands[-1].name]
             normed = normalise_groups(forward.kind, x, forward.eps, forward.groups)
             steps = tuple(self._norm_step(op) for op in descents if isinstance(op, NormDescent))
             return NormUpdate(**about, normed=normed, steps=steps)
-        x = self.values[forward.operands[-1].name]
         if isinstance(forward, ExpertsForward):
             steps = tuple(self._step(op, self._chosen(op)) for op in descents if isinstance(op, ExpertsDescent))
             chosen = self._chosen(forward)

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.fx import Node
 
 from tintc.frontend.graph.captured import CapturedGraph
-from tintc.frontend.graph.elementwise import BINARY, UNARY
+from tintc.frontend.graph.elementwise import BINARY, TOLERANCE, UNARY, agrees
 from tintc.frontend.graph.evaluation import opname
 from tintc.frontend.graph.layouts import VectorLayout, vector_layout
 from tintc.frontend.graph.node_queries import CASTS, COPIES, VIEWS, is_noise, peel, scalar, single_sources
@@ -26,8 +26,6 @@ CROSSED = UNARY | BINARY | COPIES | CASTS | VIEWS | {"where", "transpose", "perm
 POINTS = torch.cat((torch.linspace(-9, 9, 20, dtype=torch.float64), torch.tensor([-60.0, 25.0], dtype=torch.float64)))
 FAR = 30.0
 """A number whose function differs from that of its negative."""
-TOLERANCE = 2e-9
-"""Relative to the function, or absolute where it is below 1."""
 
 
 @dataclass(frozen=True)
@@ -138,7 +136,7 @@ class _Region:
         """Return True if the function is that of the region for numbers that differ from column to column."""
         generator = torch.Generator().manual_seed(0)
         x = 4 * torch.randn(8, self.before.width, generator=generator, dtype=torch.float64)
-        return _agrees(self(x), gain * _clamped(FUNCTIONS[fn](x[:, columns] + shift), low, high))
+        return agrees(self(x), gain * _clamped(FUNCTIONS[fn](x[:, columns] + shift), low, high))
 
     def _shifts(self) -> Iterator[Tensor]:
         """Yield the vectors ``[1, W']`` that the region adds to something."""
@@ -187,10 +185,6 @@ def _gain(y: Tensor, plain: Tensor) -> Tensor | None:
     gain = y.gather(0, at) / size
     rounded = gain.round()
     gain = torch.where((gain - rounded).abs() < TOLERANCE, rounded, gain)
-    if bool((gain == 0).any()) or not _agrees(y, gain * plain):
+    if bool((gain == 0).any()) or not agrees(y, gain * plain):
         return None
     return gain
-
-
-def _agrees(a: Tensor, b: Tensor) -> bool:
-    return bool(((a - b).abs() <= TOLERANCE * b.abs().clamp(min=1)).all())

@@ -15,9 +15,7 @@ from tintc.frontend.source.adapters import check_peft, resolved, with_adapter
 from tintc.frontend.source.bounds import check_files
 from tintc.frontend.source.failures import check_report, why_not_loaded
 from tintc.frontend.source.gguf_header import check_gguf
-from tintc.frontend.source.kinds import (
-    method_of,
-)
+from tintc.frontend.source.kinds import method_of
 from tintc.frontend.source.places import Place, configuration, has_weights
 from tintc.frontend.source.quantised import check_packages, dequantised, dequantising
 from tintc.frontend.source.weightless import weightless_model

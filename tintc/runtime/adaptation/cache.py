@@ -64,8 +64,7 @@ class TintCache(Cache):
 
     state: the weights that they were made with, of which each example has as many rows of the batch as every other,
     side by side; None before the prompt has been read. lent: whether tensors are views of what a recorded step writes
-    over. positions, valid ``[B, m]``: of all tokens so far; valid is None
-    while none is padding.
+    over. positions, valid ``[B, m]``: of all tokens so far; valid is None while none is padding.
     """
 
     state: AdaptedWeights | None

@@ -42,20 +42,29 @@ class Target:
     @classmethod
     def of(cls, model: nn.Module, sim: AdaptiveSimulator) -> Target:
         """Return the target of a model: the captured one, or the one that is built of what the simulator keeps."""
-        own = dict(model.named_buffers()) | dict(model.named_parameters(remove_duplicate=False))
         try:
             entries = entries_of(sim.config.described or "")
         except ArtefactError:  # not needed of a model that is at hand
-            return cls(model, own)
+            return cls(model, _tensors(model))
         if type(model).__name__ != entries["class"]:
-            return cls(model, own)
+            return cls(model, _tensors(model))
+        return cls.described(model, sim, entries, held_numbers(sim))
+
+    @classmethod
+    def described(cls, model: nn.Module, sim: AdaptiveSimulator, entries: dict[str, Any], held: int) -> Target:
+        """Return the target of a model that a description is of.
+
+        held: the numbers that the simulator has, of which adapters do not have more. Raises `ArtefactError` for
+        adapters that the model cannot have.
+        """
+        own = _tensors(model)
         made = {entry["of"] for entry in entries["sums"].values()}
         sources = {parameter.source for parameter in sim.program.parameters.values()} | made
         places = [(before, after) for before, after in entries["places"]]
         tensors = {source: own[name] for source in sources if (name := renamed(source, places)) in own}
         adapters = entries["adapters"]
         count = sum(rank * (width + made_width) for rank, width, made_width in (one["sizes"] for one in adapters))
-        if adapters and count > held_numbers(sim) + SLACK:
+        if count > held + SLACK:
             raise misfit(f"its adapters have {count:,} numbers")
         for adapter in adapters:
             rank, width, made_width = adapter["sizes"]
@@ -80,6 +89,10 @@ class Target:
         return self.model
 
 
+def _tensors(model: nn.Module) -> dict[str, Tensor]:
+    return dict(model.named_buffers()) | dict(model.named_parameters(remove_duplicate=False))
+
+
 def rebuilt(sim: AdaptiveSimulator, described: str) -> Target:
     """Return the auxiliary as it was before any update, in the simulator's dtype.
 
@@ -87,8 +100,9 @@ def rebuilt(sim: AdaptiveSimulator, described: str) -> Target:
     transformers has no such model, and `ArtefactError` for a description that is damaged.
     """
     entries = entries_of(described)
-    model: Any = _empty(entries, held_numbers(sim))
-    target = Target.of(model, sim)
+    numbers = held_numbers(sim)
+    model: Any = _empty(entries, numbers)
+    target = Target.described(model, sim, entries, numbers)
     with torch.no_grad():
         for parameter, stored in kept_tensors(sim):
             try:

@@ -18,7 +18,6 @@ from tintc.ir.simulator.shared.linear_common import bias_dims
 from tintc.runtime.adaptation.continuation import AdaptiveSimulator, base_weights, stored_weights
 from tintc.runtime.adaptation.fingerprint import WeightsSnapshot, fingerprint
 from tintc.runtime.adaptation.moved_weights import moved
-from tintc.runtime.execution.fused.placed import devices_of
 from tintc.runtime.execution.memory import most_bytes
 
 CHANGED = "The simulator's stored weights were trained, edited or cast after the state was made; adapt again."
@@ -86,7 +85,7 @@ class AdaptedWeights:
         fewer numbers than all experts' weights: a token reads few of them. So a state is never larger than its weights
         carried out, or one update. What was carried out before stays so.
         """
-        left = most_bytes(devices_of(self.sim), self.sim.graphs.held)
+        left = most_bytes(self.sim)
         stored = base_weights(self.sim)
         weights: dict[Value, FusedWeights] = {}
         for value, w in self.weights.items():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -10,6 +10,7 @@ from torch import Tensor
 from tintc.errors import InputError, OptionError
 from tintc.ir.inputs import Inputs
 from tintc.runtime.execution.available import available_bytes
+from tintc.runtime.execution.fused.placed import devices_of
 from tintc.runtime.execution.rates import Rates
 from tintc.runtime.execution.simulator import Simulator
 
@@ -19,14 +20,14 @@ Run = Callable[[Inputs, Rates | None], dict[str, Tensor]]
 """A function that runs some examples."""
 
 
-def most_bytes(devices: Sequence[torch.device], held: int = 0) -> int:
-    """Return the bytes that a run on these devices may plan to use.
+def most_bytes(sim: Simulator) -> int:
+    """Return the bytes that a run of the simulator may plan to use now.
 
-    Of several devices as much as the fullest has, since a plan does not say what lies where. held: those that count as
-    available, and are not.
+    Of several devices as much as the fullest has, since a plan does not say what lies where. What graphs hold counts as
+    available, and is not.
     """
-    available = min(map(available_bytes, devices))
-    return int(HEADROOM * max(0, available - held))
+    available = min(map(available_bytes, devices_of(sim)))
+    return int(HEADROOM * max(0, available - sim.graphs.held))
 
 
 def largest(fits: Callable[[int], bool], most: int) -> int:

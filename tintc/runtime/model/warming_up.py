@@ -70,8 +70,8 @@ class WarmUpMixin:
         inputs = self.resolve(ids, mask)
         executor = self.choose_executor()
         if executor == "fused" and self.graphs.can_record(self):
-            self.graphs.drop(lambda graph: isinstance(graph, PassGraph) and graph.same(bucket, rates))
-            self.graphs.keep(PassGraph(self, bucket, rates))
+            if not any(graph.same(bucket, rates) for graph in self.graphs.of_kind(self, PassGraph)):
+                self.graphs.keep(PassGraph(self, bucket, rates))
         else:
             execute(self, inputs, rates, outputs, executor)
         if new_tokens:

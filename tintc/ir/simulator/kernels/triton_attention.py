@@ -16,6 +16,7 @@ import triton.language as tl
 from torch import Tensor
 
 from tintc.ir.simulator.kernels.rows import precision
+from tintc.ir.simulator.kernels.triton_dot import dot
 
 
 @dataclass(frozen=True)
@@ -35,20 +36,13 @@ class Scores:
 
 
 @triton.jit
-def _dot(a, b, PRECISION: tl.constexpr):
-    if PRECISION == "wide":
-        return tl.dot(a.to(tl.float32), b.to(tl.float32), input_precision="ieee")
-    return tl.dot(a, b, input_precision=PRECISION)
-
-
-@triton.jit
 def _scores(
     q, k, queries, keys, n, m, slope, positions_ptr, mask_ptr, mask_row, scale, cap,
     CAPPED: tl.constexpr, ALIBI: tl.constexpr, MASKED: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Return a block's scores ``[queries, keys]`` in fp32, minus infinity where a query does not see a key."""
     before = m - n
-    s = _dot(q, tl.trans(k), PRECISION) * scale
+    s = dot(q, tl.trans(k), PRECISION) * scale
     if CAPPED:
         s = cap * (2.0 / (1.0 + tl.exp(-2.0 * s / cap)) - 1.0)
     if ALIBI:
@@ -144,7 +138,7 @@ def _values_kernel(
                 mask_row, scale, cap, CAPPED, ALIBI, MASKED, PRECISION,
             )  # fmt: skip
             p = tl.exp(s - sums[:, None])
-            dv += _dot(tl.trans(p.to(dy.dtype)), dy, PRECISION)
+            dv += dot(tl.trans(p.to(dy.dtype)), dy, PRECISION)
     places = dv_ptr + (tl.program_id(1).to(tl.int64) * m + keys[:, None]) * VALUES + across[None, :]
     tl.store(places, dv, mask=(keys[:, None] < m) & (across[None, :] < VALUES))
 

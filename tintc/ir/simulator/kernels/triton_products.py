@@ -13,15 +13,9 @@ import triton.language as tl
 from torch import Tensor
 
 from tintc.ir.simulator.kernels.rows import precision
+from tintc.ir.simulator.kernels.triton_dot import dot
 
 ROWS, COLUMNS, INNER = 64, 64, 32
-
-
-@triton.jit
-def _dot(a, b, PRECISION: tl.constexpr):
-    if PRECISION == "wide":
-        return tl.dot(a.to(tl.float32), b.to(tl.float32), input_precision="ieee")
-    return tl.dot(a, b, input_precision=PRECISION)
 
 
 @triton.jit
@@ -44,7 +38,7 @@ def _products_kernel(
         s = tl.where(known, s.to(tl.float32) + shift, 0.0).to(s.dtype)
         b_places = b_ptr + example * b_batch + here[:, None] * b_row + columns
         b = tl.load(b_places, mask=(here[:, None] < tokens) & (columns < out), other=0.0)
-        total += _dot(s, b, PRECISION)
+        total += dot(s, b, PRECISION)
     total = total * rate
     for start in range(0, width, INNER):
         here = start + inner
@@ -52,7 +46,7 @@ def _products_kernel(
         x = tl.load(x_places, mask=(rows < n) & (here[None, :] < width), other=0.0)
         a_places = a_ptr + example * a_batch + here[:, None] * a_row + columns * a_column
         a = tl.load(a_places, mask=(here[:, None] < width) & (columns < out), other=0.0)
-        total += _dot(x, a, PRECISION)
+        total += dot(x, a, PRECISION)
     if HAS_BIAS:
         total += tl.load(bias_ptr + example * bias_batch + columns, mask=columns < out, other=0.0).to(tl.float32)
     y_places = y_ptr + (example * n + rows) * out + columns

@@ -16,7 +16,6 @@ from tintc.ir.simulator.interface.cost_model import PendingUpdate
 from tintc.ir.simulator.interface.fused_base import FusedWeights, Pending
 from tintc.runtime.execution.fused.budget import Budget
 from tintc.runtime.execution.fused.executor import FusedExecutor
-from tintc.runtime.execution.fused.placed import devices_of
 from tintc.runtime.execution.fused.plan import ExecutionPlan, Sizes, Start
 from tintc.runtime.execution.memory import at_a_time, in_parts, most_bytes
 from tintc.runtime.execution.rates import Rates
@@ -54,12 +53,7 @@ def run_fused(
 def budget_of(model: Simulator, outputs: tuple[str, ...]) -> Budget:
     """Return the memory that a pass may take now."""
     recorded = torch.is_grad_enabled()
-    return Budget(model.program, outputs, model.update, model.dtype.itemsize, recorded, _limit(model))
-
-
-def _limit(model: Simulator) -> int:
-    """Return the bytes that a run may plan to use; what graphs hold counts as available, and is not."""
-    return most_bytes(devices_of(model), model.graphs.held)
+    return Budget(model.program, outputs, model.update, model.dtype.itemsize, recorded, most_bytes(model))
 
 
 def _run(
@@ -84,18 +78,22 @@ def run_together(
     rates: Rates | None,
     starts: Starts = NO_STARTS,
     carrying: Mapping[str, SimOp] | None = None,
+    update: str | None = None,
 ) -> dict[str, Any]:
     """Return all outputs of a program with the model's ops, weights among them, for a batch that is not cut.
 
-    carrying: ops whose state after the text is wanted too, by name. Updates of a single example are carried out, if
-    there is memory for that: whoever goes on from them reads them once per token.
+    carrying: ops whose state after the text is wanted too, by name; update: how updates are kept, one of `UPDATES`
+    (None: as the model says). Updates of a single example are carried out by ``auto``, if there is memory for that:
+    whoever goes on from them reads them once per token.
     """
+    if update is None:
+        update = model.update
     sizes = replace(sizes_of(inputs, model.config.vocab_size), starts=_layers(program, starts))
-    limit = _limit(model)
+    limit = most_bytes(model)
     size = model.dtype.itemsize
     recorded = torch.is_grad_enabled()
-    budget = Budget(program, tuple(program.outputs), model.update, size, recorded, limit, may_split_batch=False)
-    if sizes.batch == 1 and model.update == "auto":
+    budget = Budget(program, tuple(program.outputs), update, size, recorded, limit, may_split_batch=False)
+    if sizes.batch == 1 and update == "auto":
         materialised = replace(budget, update="materialised")
         if plan_for(model, materialised, sizes) is not None:
             return _run(model, inputs, rates, materialised, sizes, starts, carrying)

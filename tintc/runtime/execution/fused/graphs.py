@@ -117,10 +117,6 @@ class Graphs:
             self.clear()
         return [graph for graph in self._kept if isinstance(graph, kind)]
 
-    def drop(self, unwanted: Callable[[Any], bool]) -> None:
-        """Forget the graphs that another is to replace."""
-        self._kept = [graph for graph in self._kept if not unwanted(graph)]
-
     def keep(self, graph: Any) -> None:
         """Keep a graph, whatever it is."""
         self._kept.append(graph)

@@ -1,8 +1,8 @@
 """Layers on several devices: where each op runs, and what it reads brought there.
 
 An op runs where its layer's weights lie, and an op outside of all layers with the embeddings and the head. Values of
-tokens go along: between two cards these are a layer's residual stream forward, its gradient
-backward, and what masks and positions a layer there reads.
+tokens go along: between two cards these are a layer's residual stream forward, its gradient backward, and what masks
+and positions a layer there reads.
 """
 
 from __future__ import annotations

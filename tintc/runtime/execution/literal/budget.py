@@ -61,7 +61,7 @@ def run_literal(
 ) -> dict[str, Tensor]:
     """Return the named outputs for a batch; raise `InputError`, which says what would fit, if the batch does not."""
     batch, length = inputs.shape
-    limit = most_bytes([model.device], model.graphs.held)
+    limit = most_bytes(model)
 
     def fits(count: int) -> bool:
         return _need(model, model.program, count, length) <= limit
@@ -76,7 +76,7 @@ def run_literal(
 def check_fits(model: Simulator, program: Program, inputs: Inputs) -> None:
     """Raise `InputError`, which says what would fit, if a batch that cannot be cut does not."""
     batch, length = inputs.shape
-    limit = most_bytes([model.device], model.graphs.held)
+    limit = most_bytes(model)
     if _need(model, program, batch, length) > limit:
         raise _refusal(model, program, batch, length, limit, parts=False)
 
