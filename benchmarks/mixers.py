@@ -144,6 +144,7 @@ def compared(
         for _ in range(rounds):
             for name, run in chosen.items():
                 times[name].append(seconds(run, ids[:batch]))
+                print(f"{batch} texts, {name}: {times[name][-1]:.2f} s", file=sys.stderr)
         best = min(chosen.keys() & runs.keys(), key=lambda name: statistics.median(times[name]))
         for name, taken in times.items():
             distance = "-"
