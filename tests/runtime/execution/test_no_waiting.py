@@ -29,7 +29,7 @@ from tintc.runtime.adaptation.continued_run import ContinuedRun
 from tintc.runtime.execution.fused import executor
 from tintc.runtime.execution.fused.batches import sizes_of
 from tintc.runtime.execution.fused.executor import FusedExecutor
-from tintc.runtime.execution.fused.plan import make_plan
+from tintc.runtime.execution.fused.planner import make_plan
 from tintc.runtime.execution.fused.read_rates import RunRates
 from tintc.runtime.model.causal_lm import TintForCausalLM
 

@@ -25,7 +25,7 @@ from tintc.runtime.execution.fused import base_run
 from tintc.runtime.execution.fused.batches import sizes_of
 from tintc.runtime.execution.fused.executor import FusedExecutor
 from tintc.runtime.execution.fused.placed import devices_of
-from tintc.runtime.execution.fused.plan import make_plan
+from tintc.runtime.execution.fused.planner import make_plan
 from tintc.runtime.model import placing
 from tintc.runtime.model.causal_lm import TintForCausalLM
 
