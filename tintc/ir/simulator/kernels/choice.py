@@ -58,9 +58,14 @@ _asked: list[dict[str, str]] = []
 
 
 def chosen(name: str, *tensors: Tensor) -> bool:
-    """Return whether the kernel of that name runs on these tensors, in place of PyTorch's operators."""
+    """Return whether the kernel of that name runs on these tensors, in place of PyTorch's operators.
+
+    They must be of one dtype: a kernel's products have factors of one.
+    """
     way = _way(name)
-    if way == "torch" or torch.is_grad_enabled() or any(tensor.dtype not in DTYPES for tensor in tensors):
+    if way == "torch" or torch.is_grad_enabled():
+        return False
+    if any(tensor.dtype not in DTYPES or tensor.dtype != tensors[0].dtype for tensor in tensors):
         return False
     if way == "triton":
         return has_triton() and all(tensor.is_cuda or interpreted() for tensor in tensors)

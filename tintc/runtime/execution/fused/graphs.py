@@ -43,7 +43,8 @@ class CudaRecording:
     """A run as a CUDA graph."""
 
     def __init__(self, run: Callable[[], Any], device: torch.device, pool: Any):
-        """Run it a few times on a stream of its own, as PyTorch asks for, and capture it."""
+        """Run it a few times on a stream of its own, as PyTorch asks for, and capture it there: the stream that
+        PyTorch would take is the first device's. Other threads may use the GPU meanwhile."""
         self._graph = torch.cuda.CUDAGraph()
         with torch.cuda.device(device):
             aside = torch.cuda.Stream()
@@ -52,7 +53,7 @@ class CudaRecording:
                 for _ in range(WARM_RUNS):
                     run()
             torch.cuda.current_stream().wait_stream(aside)
-            with torch.cuda.graph(self._graph, pool=pool):
+            with torch.cuda.graph(self._graph, pool=pool, stream=aside, capture_error_mode="thread_local"):
                 self.results = run()
 
     def replay(self) -> None:

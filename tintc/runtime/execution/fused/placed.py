@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tintc.ir.core import Value
 from tintc.ir.simulator import SimOp, StoredWeights
 from tintc.ir.simulator.interface.fused_base import FusedWeights
 from tintc.runtime.execution.simulator import Simulator
@@ -50,8 +51,24 @@ def device_of(op: SimOp, operands: Sequence[Any], devices: dict[int, torch.devic
     return devices.get(op.layer, main)
 
 
-def moved(value: Any, device: torch.device) -> Any:
-    """Return a value of tokens on a device; weights where they are."""
-    if isinstance(value, Tensor):
-        return value.to(device)
-    return value
+class Copies:
+    """Values of tokens on devices that they were not computed on: each is copied to a device once, as long as it lives,
+    however many ops read it there."""
+
+    def __init__(self) -> None:
+        self._known: dict[Value, dict[torch.device, Tensor]] = {}
+
+    def on(self, device: torch.device, value: Value, x: Any) -> Any:
+        """Return what a value holds, or its first positions, on a device; weights where they are."""
+        if not isinstance(x, Tensor) or x.device == device:
+            return x
+        known = self._known.setdefault(value, {})
+        copy = known.get(device)
+        if copy is None or copy.shape[1] < x.shape[1]:
+            copy = x.to(device)
+            known[device] = copy
+        return copy[:, : x.shape[1]]
+
+    def forget(self, value: Value) -> None:
+        """Let go of the copies of a value that no later op reads."""
+        self._known.pop(value, None)
