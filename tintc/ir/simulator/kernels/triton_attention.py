@@ -188,11 +188,12 @@ def values_gradient(q: Tensor, k: Tensor, dy: Tensor, options: Scores) -> Tensor
     with torch.cuda.device_of(q):
         _log_sums_kernel[(triton.cdiv(n, side) * batch * heads,)](
             q, k, sums, slopes, positions, sinks, mask, heads, n, m, heads // kv_heads, *q.stride()[:3],
-            *k.stride()[:3], position_batch, *mask_strides, options.scale, options.soft_cap, SUNK=options.sinks is not None, **chosen,
+            *k.stride()[:3], position_batch, *mask_strides, options.scale, options.soft_cap,
+            SUNK=options.sinks is not None, **chosen,
         )  # fmt: skip
         _values_kernel[(triton.cdiv(m, side) * batch * kv_heads,)](
             q, k, dy, sums, dv, slopes, positions, mask, heads, n, m, heads // kv_heads, *q.stride()[:3],
-            *k.stride()[:3], *dy.stride()[:3], position_batch, *mask_strides, options.scale, options.soft_cap, VALUES=values,
-            PADDED_VALUES=padded[1], **chosen,
+            *k.stride()[:3], *dy.stride()[:3], position_batch, *mask_strides, options.scale, options.soft_cap,
+            VALUES=values, PADDED_VALUES=padded[1], **chosen,
         )  # fmt: skip
     return dv

@@ -21,6 +21,7 @@ import torch
 
 from tintc.errors import OptionError
 from tintc.ir.simulator.kernels.choice import ways
+from tintc.ir.simulator.kernels.rows import takes_tf32
 from tintc.runtime.execution.simulator import Simulator
 
 VARIABLE = "TINTC_GRAPHS"
@@ -143,7 +144,7 @@ class Graphs:
 
 def surroundings() -> tuple[Any, ...]:
     """Return what decides on kernels besides sizes: a graph is of those that ran when it was captured."""
-    return (*ways(), torch.backends.cuda.matmul.allow_tf32)
+    return (*ways(), takes_tf32())
 
 
 def _asked() -> bool:
