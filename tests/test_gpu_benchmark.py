@@ -44,7 +44,15 @@ def test_every_part_leaves_figures(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     section.write(setup)
     text = (tmp_path / section.SECTION).read_text(encoding="utf-8")
     assert {line["part"] for line in read_figures(tmp_path)} == set(section.PARTS) and "Not measured" not in text
-    for head in (section.TABLE, section.LORA, section.KERNELS, section.ALONE, section.TWINS, section.GRAPHS, section.DECODE):
+    for head in (
+        section.TABLE,
+        section.LORA,
+        section.KERNELS,
+        section.ALONE,
+        section.TWINS,
+        section.GRAPHS,
+        section.DECODE,
+    ):
         assert "| " + " | ".join(head.split("|")) + " |" in text
     assert not any("refused" in line or "failed" in line for line in read_figures(tmp_path)) and not setup.failed
     assert json.loads((tmp_path / FILE.name).read_text(encoding="utf-8"))["cases"] == []  # no kernel runs on a CPU

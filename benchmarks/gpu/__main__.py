@@ -19,7 +19,6 @@ from benchmarks.gpu import parts
 from benchmarks.gpu.section import write
 from benchmarks.gpu.setup import Setup
 
-
 WHOLE = {"prepare": parts.prepare, "ceilings": parts.ceilings, "report": write}
 OF_A_MODEL = {
     "table": parts.table,

@@ -19,7 +19,7 @@ from tintc.frontend.source.load import load_auxiliary
 from tintc.frontend.source.weightless import weightless_model
 from tintc.lowering.emission.emit import specs, stored_dtype
 from tintc.options import Options
-from tintc.runtime.artefact.config import TintConfig
+from tintc.runtime.artefact.config import PROGRAM_FILE, TintConfig
 from tintc.runtime.model.causal_lm import TintForCausalLM
 
 LONGEST = 2048
@@ -81,6 +81,7 @@ def prepare(name: str, folder: Path) -> None:
     small = {key: spec.build().contiguous() for key, spec in every if key.startswith(SMALL)}
     with tempfile.TemporaryDirectory(dir=_made(folder)) as place:  # a process that is killed leaves no half of it
         made.save_pretrained(place)
+        (Path(place) / PROGRAM_FILE).write_text(str(made.program), encoding="utf-8")
         save_file(small, Path(place) / VECTORS)
         for file in sorted(Path(place).iterdir(), key=lambda file: file.name == VECTORS):
             file.replace(_made(folder / name) / file.name)  # that which `make` looks for comes last

@@ -1,8 +1,8 @@
 """Which kernel runs where there are two: PyTorch's operators, or one of ours in Triton, or a library's. One table.
 
-What was measured on a GPU decides (`measured.py`); of what was not, the table here. A kernel never changes what is computed, only how fast. Kernels read numbers in bfloat16 or float32, compute in float32,
-and have no derivatives: where autograd records, and where a kernel cannot run, PyTorch's operators run, whatever the
-table says.
+What was measured on a GPU decides (`measured.py`); of what was not, the table here. A kernel never changes what is
+computed, only how fast. Kernels read numbers in bfloat16 or float32, compute in float32, and have no derivatives: where
+autograd records, and where a kernel cannot run, PyTorch's operators run, whatever the table says.
 """
 
 from __future__ import annotations

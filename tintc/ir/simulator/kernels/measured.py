@@ -21,8 +21,8 @@ APART = {"bfloat16": 3e-2, "float32": 5e-3}
 
 
 class Case(NamedTuple):
-    """One operation of one size: seconds by PyTorch's operators and by the kernel, and how far apart the results are, as
-    a part of the largest number."""
+    """One operation of one size: seconds by PyTorch's operators and by the kernel, and how far apart the results are,
+    as a part of the largest number."""
 
     kernel: str
     dtype: str

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from tintc.ir.core import Value
-from tintc.ir.simulator import SimOp, StoredWeights
+from tintc.ir.simulator import Add, Scale, SimOp, StoredWeights
 from tintc.ir.simulator.interface.fused_base import FusedWeights
 from tintc.runtime.execution.simulator import Simulator
 
@@ -42,12 +42,15 @@ def _weight_devices(model: Simulator) -> list[tuple[SimOp, torch.device]]:
 
 
 def device_of(op: SimOp, operands: Sequence[Any], devices: dict[int, torch.device], main: torch.device) -> torch.device:
-    """Return where an op runs: with the weights that it reads, or with its layer's."""
+    """Return where an op runs: with the weights that it reads, or with its layer's. What only adds gradients of layers
+    up, outside of all of them, runs where the first of these is."""
     for value in operands:
         if isinstance(value, FusedWeights):
             for part in (value.weight, value.bias, *(update.dy for update in value.pending)):
                 if part is not None:
                     return part.device
+    if op.layer < 0 and isinstance(op, Add | Scale):
+        return operands[0].device
     return devices.get(op.layer, main)
 
 
