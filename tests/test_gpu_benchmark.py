@@ -55,7 +55,11 @@ def test_every_part_leaves_figures(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     ):
         assert "| " + " | ".join(head.split("|")) + " |" in text
     assert not any("refused" in line or "failed" in line for line in read_figures(tmp_path)) and not setup.failed
-    assert json.loads((tmp_path / FILE.name).read_text(encoding="utf-8"))["cases"] == []  # no kernel runs on a CPU
+    cases = json.loads((tmp_path / FILE.name).read_text(encoding="utf-8"))["cases"]
+    assert {case["kernel"] for case in cases} <= {
+        "loss_gradient",
+        "grouped_product",
+    }  # of libraries, which run on a CPU
 
 
 def test_a_section_of_what_there_is(tmp_path: Path) -> None:

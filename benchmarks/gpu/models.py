@@ -71,7 +71,7 @@ class Shape:
 
 
 def prepare(name: str, folder: Path) -> None:
-    """Compile a shape, and keep what `make` needs of it in a folder: its parts of a benchmark need not wait for that."""
+    """Compile a shape, and keep what `make` needs of it in a folder, so that no measurement waits for that."""
     options = Options(inner_lr=RATE)
     source = load_auxiliary(weightless_model(config(name), "sdpa"), LONGEST)
     auxiliary = import_auxiliary(source)

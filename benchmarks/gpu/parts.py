@@ -225,10 +225,10 @@ def decode(setup: Setup, name: str) -> None:
     measured = Measured.of(setup, name, BF16)
     sim = measured.shape.sim
     prompt, new = (6, 4) if setup.tiny else (PROMPT, NEW)
+    given = {"max_new_tokens": new, "min_new_tokens": new, "do_sample": False, "pad_token_id": 1}
     for batch in (1, 8):
         if not setup.left:
             return
-        given = {"max_new_tokens": new, "min_new_tokens": new, "do_sample": False, "pad_token_id": 1}
         with setup.trying("decode", model=name, batch=batch):
             ids = measured.texts(setup, batch, prompt)
             theirs = setup.median(lambda ids=ids: _generate(measured.auxiliary, ids, given), 2)

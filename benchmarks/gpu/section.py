@@ -54,7 +54,7 @@ def write(setup: Setup) -> None:
     if setup.tiny:
         return
     report.write_section("gpu", TITLE, body, RESULTS)
-    if _cases(figures):
+    if _cases(figures) and setup.device.type == "cuda":
         FILE.write_text(choices, encoding="utf-8")
     if importlib.util.find_spec("matplotlib") is None:
         print("matplotlib is not here: for plots, run `python -m benchmarks.gpu report` on these figures where it is.")

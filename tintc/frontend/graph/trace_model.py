@@ -187,8 +187,8 @@ def _quiet() -> Iterator[None]:
 
 @contextmanager
 def _without_stacks() -> Iterator[None]:
-    """Have tracing record no stack of calls for every node, which nothing reads and takes a fifth of the time. torch 2.11
-    has no such switch."""
+    """Have tracing record no stack of calls for every node, which nothing reads and takes a fifth of the time. Torch
+    2.11 has no such switch."""
     if not hasattr(fx_config, NO_STACKS):
         yield
         return
