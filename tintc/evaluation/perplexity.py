@@ -88,8 +88,8 @@ def evaluate_blocks(
     trained on, the others are scored. block_size None: the whole text, or the longest the simulator takes. bos: every
     block begins with the special tokens that `sim.tokenizer` begins a text with, which count in block_size and are not
     scored; False: blocks are pieces of `input_ids` as they are. partial: score a shorter block at the end too.
-    train_fraction None: the simulator's own. inner_lr
-    None: the stored rates; else as in a forward pass of one text. rates: several rates to compare, in its place.
+    train_fraction None: the simulator's own. inner_lr None: the stored rates; else as in a forward pass of one text.
+    rates: several rates to compare, in its place.
     split_steps: every step trains on a part of its own of the train tokens. on_block is called with (done, total).
     processes: those that share the blocks; sums are taken in the order of the blocks, so that every process finds what
     one alone would.
@@ -100,23 +100,15 @@ def evaluate_blocks(
     fraction = train_fraction
     if fraction is None:
         fraction = sim.config.train_fraction
-    opening: Sequence[int] = ()
-    if bos:
-        opening = opening_of(sim.tokenizer)
+    opening = opening_of(sim.tokenizer) if bos else ()
     blocks = cut_blocks(input_ids, sim.layout.max_length, block_size, max_blocks, fraction, opening, partial)
     compared = _compared(sim, inner_lr, rates)
     steps = sim.program.attributes["n_steps"] * split_steps
     sums = _summed(sim, blocks, steps, inner_lr, rates, processes, on_block)
     tried: list[Any] = [sim.config.inner_lr if rate is None else rate for rate in compared]
-    best = sums.best
+    best = _shown(tried[sums.best])
     trained = blocks[0].train_tokens
-    before = perplexity(sums.before, sums.scored, "the auxiliary model does not fit this text")
-    after = perplexity(
-        sums.after[best], sums.scored, f"the learning rate {_shown(tried[best])} is too large; choose a smaller one"
-    )
-    by_rate = None
-    if rates is not None:
-        by_rate = [_of_rate(rate, loss, sums.scored) for rate, loss in zip(rates, sums.after, strict=True)]
+    before, after = sums.perplexities(best)
     return Evaluation(
         perplexity_before=before,
         perplexity_after=after,
@@ -127,14 +119,14 @@ def evaluate_blocks(
         block_size=blocks.size,
         train_tokens=trained,
         train_fraction=fraction,
-        inner_lr=_shown(tried[best]),
+        inner_lr=best,
         executor=sim.last_executor,
         device=str(sim.device),
         processes=processes.count,
         opening_tokens=blocks.opening,
         tokens_left_out=blocks.left_out,
         hint=hint_of(before, after, tried, f"{trained} in a block", sim.config.optimizer),
-        rates=by_rate,
+        rates=sums.by_rate(rates),
     )
 
 
@@ -155,7 +147,7 @@ class _Sums(NamedTuple):
     """Losses of all blocks, summed, before the update, and after it at each rate; and how many tokens they are of."""
 
     before: float
-    after: list[float]
+    after: Sequence[float]
     scored: int
     seconds: float
     peak_rss_bytes: int
@@ -164,6 +156,19 @@ class _Sums(NamedTuple):
     def best(self) -> int:
         """Return which rate has the smallest loss."""
         return min(range(len(self.after)), key=lambda index: (math.isnan(self.after[index]), self.after[index]))
+
+    def perplexities(self, rate: Any) -> tuple[float, float]:
+        """Return those before the update, and after it at the best rate, which is `rate`; raise `InputError` for one
+        that is not a finite number."""
+        before = perplexity(self.before, self.scored, "the auxiliary model does not fit this text")
+        cause = f"the learning rate {rate} is too large; choose a smaller one"
+        return before, perplexity(self.after[self.best], self.scored, cause)
+
+    def by_rate(self, rates: Sequence[float] | None) -> list[dict[str, float | None]] | None:
+        """Return each rate with its perplexity after the update, None if there was one rate alone."""
+        if rates is None:
+            return None
+        return [_of_rate(rate, loss, self.scored) for rate, loss in zip(rates, self.after, strict=True)]
 
 
 def _summed(

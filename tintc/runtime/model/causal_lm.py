@@ -209,6 +209,7 @@ class TintForCausalLM(
         ids = check_ids(input_ids)
         past = check_cache(past_key_values)
         cache = None
+        fields: dict[str, Any]
         if cached:
             self._refuse_points(output_hidden_states, output_attentions)
             options = {"train_mask": train_mask, "loss_mask": loss_mask, "inner_lr": inner_lr, "max_batch": max_batch}
