@@ -57,7 +57,7 @@ class Contents:
 
 @dataclass(frozen=True)
 class Page:
-    """html: the page; figures: its charts by name."""
+    """The rendered page. html: its text; figures: its charts by name."""
 
     html: str
     figures: dict[str, charts.Spec]
