@@ -14,13 +14,13 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, LlamaConfig, OPTConfig, PreTrainedConfig, PreTrainedModel
 
-from tintc.compiler import configure, import_auxiliary, lower
 from tintc.frontend.source.load import load_auxiliary
 from tintc.frontend.source.weightless import weightless_model
 from tintc.lowering.emission.emit import specs, stored_dtype
 from tintc.options import Options
 from tintc.runtime.artefact.config import PROGRAM_FILE, TintConfig
 from tintc.runtime.model.causal_lm import TintForCausalLM
+from tintc.stages import configure, import_auxiliary, lower
 
 LONGEST = 2048
 SPREAD = 0.02

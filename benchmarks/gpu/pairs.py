@@ -20,7 +20,7 @@ from tintc.ir.simulator.kernels.grouped import grouped_product
 from tintc.ir.simulator.kernels.measured import dtype_name
 from tintc.runtime.execution.fused.batches import sizes_of
 from tintc.runtime.execution.fused.executor import FusedExecutor
-from tintc.runtime.execution.fused.plan import make_plan
+from tintc.runtime.execution.fused.planner import make_plan
 
 OPS = {
     "AttentionBackward": "attention_backward",

@@ -21,7 +21,8 @@ from benchmarks.gpu.setup import PROGRAMS, Setup, copy_rate, product_rate
 from benchmarks.peer import Peer
 from tintc.ir.simulator.kernels.choice import TABLE, using
 from tintc.runtime.execution.fused.costs import multiply_adds
-from tintc.runtime.execution.fused.plan import Sizes, make_plan
+from tintc.runtime.execution.fused.plan import Sizes
+from tintc.runtime.execution.fused.planner import make_plan
 from tintc.runtime.model.causal_lm import TintForCausalLM
 
 MODELS = ("opt-125m", "smollm2-135m", "llama-1.2b")
