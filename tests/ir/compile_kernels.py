@@ -4,6 +4,7 @@ Run by `test_compiled_kernels.py` in a process of its own, since the interpreter
 Triton is imported.
 """
 
+# pyright: reportMissingImports=false
 from __future__ import annotations
 
 import json
@@ -76,8 +77,9 @@ def attentions(dtype: torch.dtype) -> None:
         attention.values_gradient(q, k, q, attention.Scores(0.3))
         if width == 64:
             positions = empty(2, 100, dtype=torch.int64)
-            every = [empty(2, 1, 100, 100, dtype=torch.bool), empty(8, dtype=torch.float32), positions]
-            attention.values_gradient(q, k, q, attention.Scores(0.3, 2.0, *every, empty(8, dtype=dtype)))
+            mask, slopes = empty(2, 1, 100, 100, dtype=torch.bool), empty(8, dtype=torch.float32)
+            every = attention.Scores(0.3, 2.0, mask, slopes, positions, empty(8, dtype=dtype))
+            attention.values_gradient(q, k, q, every)
             one = q[:1, :1, :1]
             attention.values_gradient(one, k[:1, :1], one, attention.Scores(0.3))
 
@@ -95,7 +97,7 @@ def others(dtype: torch.dtype) -> None:
 
 def main() -> None:
     driver.set_active(NoGpu())
-    JITFunction.__getitem__ = compiling  # pyright: ignore[reportAttributeAccessIssue]
+    JITFunction.__getitem__ = compiling
     torch.backends.cuda.matmul.allow_tf32 = sys.argv[3] == "tf32"
     dtype = getattr(torch, sys.argv[2])
     attentions(dtype)
