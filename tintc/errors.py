@@ -87,7 +87,7 @@ def fold(reasons: Iterable[Reason]) -> list[str]:
     for reason in reasons:
         key = (reason.what, NUMBERED.sub("*", reason.where), NUMBERED.sub("*", reason.why))
         alike.setdefault(key, []).append(reason)
-    lines = []
+    lines: list[str] = []
     for (what, _, general), group in alike.items():
         why = general
         if len({reason.why for reason in group}) == 1:

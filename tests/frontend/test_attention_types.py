@@ -21,8 +21,14 @@ from tintc.lowering.passes.assign_layers import assign_layers
 from tintc.lowering.passes.canonicalise import canonicalise
 from tintc.reference.captured import run_captured
 
-SIZES: dict[str, Any] = {"num_hidden_layers": 2, "hidden_size": 60, "num_attention_heads": 3, "intermediate_size": 45}
-SIZES |= {"vocab_size": 53, "max_position_embeddings": 32}
+SIZES: dict[str, Any] = {
+    "num_hidden_layers": 2,
+    "hidden_size": 60,
+    "num_attention_heads": 3,
+    "intermediate_size": 45,
+    "vocab_size": 53,
+    "max_position_embeddings": 32,
+}
 GROUPED = {**SIZES, "num_key_value_heads": 1}
 
 
