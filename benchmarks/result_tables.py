@@ -30,7 +30,12 @@ ACCURACIES = {
         "zero-paper-normalized",
         "zero-full-normalized",
     ),
-    "Four demonstrations": ("few-paper-sgd", "few-full-normalized"),
+    "Four demonstrations": (
+        "few-paper-sgd",
+        "few-amazon-paper-sgd",
+        "few-full-normalized",
+        "few-amazon-full-normalized",
+    ),
     "Layers and steps, SST-2": ("grid-paper-sgd",),
 }
 
