@@ -14,14 +14,15 @@ from torch.fx import Node
 
 from tintc.frontend.attention.head_map import Heads, distinct_heads
 from tintc.frontend.attention.masks import MaskPattern, UnsupportedMask, read_masks
-from tintc.frontend.attention.operands import Operand, Regions, find_operand, joint_gain
+from tintc.frontend.attention.operands import Operand, Regions, find_operand
 from tintc.frontend.attention.rotations import UnsupportedHeadMap
+from tintc.frontend.attention.score_vectors import score_vectors
 from tintc.frontend.attention.scores import Scores, find_scores
 from tintc.frontend.builder import Builder
 from tintc.frontend.graph.captured import CapturedGraph
 from tintc.frontend.graph.layouts import vector_layout
 from tintc.frontend.graph.node_queries import rows_width, single_sources
-from tintc.frontend.graph.regions import Signatures, is_linear, moves, push
+from tintc.frontend.graph.regions import Signatures, moves, push
 from tintc.frontend.rule import NOT_MINE, Fail, Match
 from tintc.ir.auxiliary import Attention
 from tintc.ir.core import Value, tokens
@@ -201,51 +202,8 @@ def _matched(
         for label, operand, count in zip("qkv", operands, counts, strict=True):
             own = tuple(islice(inputs, len(operand.sources)))
             cut.append(operand.build(builder, scores.result, own, label, count))
-        vectors = _vectors(graph, scores, operands, builder)
+        vectors = score_vectors(graph, scores, operands, builder)
         kind = tokens(q.count * v.head_dim)
         return builder.emit(Attention, scores.result, tuple(cut), kind, "attention", **attributes, **vectors)
 
     return Match(sources, build)
-
-
-def _vectors(graph: CapturedGraph, scores: Scores, operands: list[Operand], builder: Builder) -> dict[str, str]:
-    """Declare the vectors that an attention reads, and return its attributes that name them."""
-    q, k, _ = operands
-    names: dict[str, str] = {}
-    rotation = q.rotated.rotation
-    if rotation is not None:
-        names["inv_freq"] = builder.parameter(_frequencies(graph, scores.q, rotation.frequencies))
-        names["rotary_style"] = rotation.style
-    gain = joint_gain(graph, q, k)
-    if gain is not None:
-        names["gain"] = builder.parameter(graph.derive_constant("gain", gain))
-    if q.heads.scales is not None:
-        names["query_scale"] = builder.parameter(graph.derive_constant("query_scale", q.heads.scales))
-    if scores.sinks:
-        names["sinks"] = builder.parameter(scores.sinks)
-    return names
-
-
-def _alike(a: Tensor, b: Tensor) -> bool:
-    return torch.allclose(a, b, rtol=1e-6, atol=1e-12)
-
-
-def _frequencies(graph: CapturedGraph, root: Node, frequencies: Tensor) -> str:
-    """Return the name of a buffer of the model that holds these frequencies, or of a constant made of them."""
-    seen: set[Node] = set()
-    stack = [root]
-    while stack:
-        node = stack.pop()
-        name = graph.names.get(node)
-        if name is not None and name not in graph.parameter_names:
-            tensor = graph.tensors[name].cpu()
-            if (
-                tensor.shape == frequencies.shape
-                and tensor.is_floating_point()
-                and _alike(tensor.double(), frequencies)
-            ):
-                return name
-        sources = [source for source in node.all_input_nodes if source not in seen and source is not graph.input_ids]
-        seen.update(sources)
-        stack.extend(source for source in sources if node not in graph.live or is_linear(graph, node))
-    return graph.derive_constant("rotary", frequencies)
