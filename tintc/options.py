@@ -189,7 +189,7 @@ class Options:
     )
     try_anyway: bool = option(
         False,
-        "Try a model even if it is known that none of its type compiles, instead of refusing it at once.",
+        "Try a model even if it is known that its type does not compile, instead of refusing it at once.",
     )
 
     def __post_init__(self) -> None:

@@ -14,12 +14,13 @@ from transformers import LlamaForCausalLM
 
 import tintc
 from tintc.errors import UnsupportedModelError
+from tintc.frontend.graph.obstacle_words import TWO_WAY
 from tintc.frontend.source.known_types import refuse_known_configuration
 from tintc.known_families import DATA, known_obstacles, read_data
 from tools.sweep.tiny import tiny_config, tiny_model
-from tools.sweep.variants import VARIANTS
 
 WORDS = "layers that dream"
+TIED = {"variant": "tied", "options": {"tie_word_embeddings": True}}
 
 
 class Captured(Exception):
@@ -36,7 +37,8 @@ def no_export(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def known(folder: Path, monkeypatch: pytest.MonkeyPatch, *entries: dict[str, Any], version: str = "") -> None:
     """Let the sweep have written these entries about Llama."""
-    families = [{"type": "llama", "variant": "", "passed": False, "obstacles": [WORDS]} | entry for entry in entries]
+    failed = {"type": "llama", "variant": "", "options": {}, "passed": False, "obstacles": [WORDS]}
+    families = [failed | entry for entry in entries]
     data = {"transformers": version or transformers.__version__, "families": families}
     file = folder / "families.json"
     file.write_text(json.dumps(data), encoding="utf-8")
@@ -47,8 +49,8 @@ def known(folder: Path, monkeypatch: pytest.MonkeyPatch, *entries: dict[str, Any
 def test_a_type_of_which_no_variant_compiles_is_refused_at_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    known(tmp_path, monkeypatch, {}, {"variant": "tied", "obstacles": ["another"]})
-    model = llama(n_layers=1)
+    known(tmp_path, monkeypatch, {}, TIED | {"passed": True})
+    model = llama(n_layers=1, tie_word_embeddings=False)
     with pytest.raises(UnsupportedModelError) as refused:
         tintc.compile(model)
     message = str(refused.value)
@@ -62,21 +64,37 @@ def test_a_type_of_which_no_variant_compiles_is_refused_at_once(
 @pytest.mark.parametrize(
     ("entries", "version"),
     [
-        (({}, {"variant": "tied", "passed": True, "obstacles": []}), ""),
+        (({}, TIED | {"passed": True, "obstacles": []}), ""),
         (({"obstacles": []},), ""),
-        (({}, {"variant": "tied", "obstacles": []}), ""),
+        (({}, TIED | {"obstacles": []}), ""),
         (({"type": "opt"},), ""),
         (({},), "4.0.0"),
         ((), ""),
     ],
-    ids=["a variant passes", "no kind of layer", "of a variant no kind of layer", "another type", "version", "nothing"],
+    ids=[
+        "its variant passes",
+        "no kind of layer",
+        "of its variant no kind of layer",
+        "another type",
+        "version",
+        "nothing",
+    ],
 )
 def test_what_may_compile_is_tried(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, entries: tuple[dict[str, Any], ...], version: str
 ) -> None:
     known(tmp_path, monkeypatch, *entries, version=version)
     with pytest.raises(Captured):
-        tintc.compile(llama(n_layers=1))
+        tintc.compile(llama(n_layers=1, tie_word_embeddings=True))
+
+
+def test_a_list_of_kinds_is_a_variants_if_the_kinds_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    of_full = {"variant": "full", "options": {"layer_types": ["full", "full"]}, "passed": True, "obstacles": []}
+    known(tmp_path, monkeypatch, {}, of_full)
+    version = transformers.__version__
+    assert known_obstacles({"model_type": "llama", "layer_types": ["full"] * 5}, version) == ()
+    for others in ({}, {"layer_types": ["full", "linear"]}, {"layer_types": []}, {"layer_types": None}):
+        assert known_obstacles({"model_type": "llama"} | others, version) == (WORDS,)
 
 
 class Own(LlamaForCausalLM):
@@ -104,7 +122,7 @@ def test_a_wrapper_is_of_its_decoders_type(tmp_path: Path, monkeypatch: pytest.M
 @pytest.mark.skipif(not DATA.exists(), reason="no sweep has been run in this checkout")
 def test_a_real_type_is_refused_without_an_export(command: Command, tmp_path: Path) -> None:
     """As an object, and as a folder of which nothing but the configuration is read: there are no weights in it."""
-    (obstacle,) = known_obstacles("longcat_flash", read_data()["transformers"])
+    (obstacle,) = known_obstacles({"model_type": "longcat_flash"}, read_data()["transformers"])
     with pytest.raises(UnsupportedModelError) as refused:
         tintc.compile(tiny_model("longcat_flash"))
     assert f"it has {obstacle}, which" in str(refused.value) and refused.value.obstacles == (obstacle,)
@@ -118,9 +136,8 @@ def test_a_real_type_is_refused_without_an_export(command: Command, tmp_path: Pa
 
 
 @pytest.mark.skipif(not DATA.exists(), reason="no sweep has been run in this checkout")
-def test_types_that_a_switch_turns_into_decoders_are_checked_both_ways() -> None:
-    """`is_decoder` is no size: a type that has it is refused at once only if neither way compiles."""
-    families = read_data()["families"]
-    variants = {(family["type"], family["variant"]) for family in families}
-    assert {(name, variant) for name, of_type in VARIANTS.items() for variant in of_type} <= variants
-    assert ("bert", "decoder") in variants
+def test_a_switch_that_makes_a_decoder_of_a_type_is_looked_at() -> None:
+    data = read_data()
+    encoder = {"model_type": "bert-generation"}
+    assert known_obstacles(encoder, data["transformers"]) == (TWO_WAY,)
+    assert known_obstacles(encoder | {"is_decoder": True}, data["transformers"]) == ()

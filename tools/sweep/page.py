@@ -29,7 +29,7 @@ from tools.sweep.features import ONE_KEY_HEAD
 from tools.sweep.kinds import kind_of
 from tools.sweep.notes import WHY, WRAPPERS
 from tools.sweep.use import is_widely_used
-from tools.sweep.variants import DENSE
+from tools.sweep.variants import DENSE, VARIANTS
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "families.md"
 WANTED = 64
@@ -50,13 +50,13 @@ def with_outcomes(data: Data, outcomes: list[dict[str, Any]]) -> Data:
         raise ValueError(f"the tables are of {data['checked_on']}, and {_versions()} are installed; sweep all types")
     entries = [_entry(outcome) for outcome in outcomes]
     renewed = {entry["type"] for entry in entries}
-    kept = [family for family in data["families"] if family["type"] not in renewed]
+    kept = [family for family in described_anew(data)["families"] if family["type"] not in renewed]
     return _data(sorted([*kept, *entries], key=lambda entry: entry["type"]))
 
 
 def described_anew(data: Data) -> Data:
     """Return the same outcomes with the types' features in today's words."""
-    families = [family | _of_type(family["type"]) for family in data["families"]]
+    families = [{"obstacles": []} | family | _of_type(family["type"], family["variant"]) for family in data["families"]]
     return data | {"families": list(map(_in_general, families))}
 
 
@@ -65,7 +65,7 @@ def _entry(outcome: dict[str, Any]) -> dict[str, Any]:
         {
             "type": outcome["model_type"],
             "variant": outcome["variant"],
-            **_of_type(outcome["model_type"]),
+            **_of_type(outcome["model_type"], outcome["variant"]),
             "passed": outcome["stage"] == "passed",
             "stage": outcome["stage"],
             "obstacles": outcome["obstacles"],
@@ -75,9 +75,14 @@ def _entry(outcome: dict[str, Any]) -> dict[str, Any]:
     )
 
 
-def _of_type(model_type: str) -> dict[str, Any]:
-    """Return what is so for a type whatever comes of checking it."""
-    return {"dense": model_type in DENSE, "kind": kind_of(model_type), "widely_used": is_widely_used(model_type)}
+def _of_type(model_type: str, variant: str) -> dict[str, Any]:
+    """Return what is so for a type and variant whatever comes of checking it."""
+    return {
+        "dense": model_type in DENSE,
+        "kind": kind_of(model_type),
+        "widely_used": is_widely_used(model_type),
+        "options": VARIANTS.get(model_type, {}).get(variant, {}),
+    }
 
 
 def _data(families: list[dict[str, Any]]) -> Data:

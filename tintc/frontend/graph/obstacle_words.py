@@ -21,6 +21,7 @@ PRODUCTS = "products of two values of the tokens elsewhere than in softmax atten
 TOKEN_LOOP = "a layer that runs in a loop over the tokens (as recurrent layers do)"
 DEPENDENT_SIZES = "a layer in which the amount of work depends on what the tokens are"
 POSITIONS = "position embeddings that are looked up by something computed from what the tokens are"
+TABLE = "a table that is looked up by neither tokens nor positions (as token types are)"
 ACTIVATION = "an activation function that tintc does not know"
 UNKNOWN = "operations that tintc does not know"
 """The obstacle of a graph that has no other: the operations follow in brackets."""

@@ -10,7 +10,7 @@ from tintc.frontend.builder import Builder
 from tintc.frontend.graph.captured import CapturedGraph
 from tintc.frontend.graph.evaluation import opname
 from tintc.frontend.graph.node_queries import constant_name, peel, rows_width
-from tintc.frontend.graph.obstacle_words import POSITIONS
+from tintc.frontend.graph.obstacle_words import POSITIONS, TABLE
 from tintc.frontend.rule import NOT_MINE, Fail, Match
 from tintc.ir.auxiliary import Embedding, PositionEmbedding
 from tintc.ir.core import Value, tokens
@@ -61,7 +61,7 @@ class PositionEmbeddingRule:
             return NOT_MINE
         offset = _offset(graph, indices)
         if offset is None:
-            return Fail("positions are not 0, 1, 2, ... plus a constant")
+            return Fail("positions are not 0, 1, 2, ... plus a constant", obstacle=TABLE)
 
         def build(builder: Builder, values: tuple[Value, ...]) -> Value:
             kind = tokens(graph.tensors[name].shape[1])

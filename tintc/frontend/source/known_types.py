@@ -1,4 +1,4 @@
-"""Refusal of types of models of which it is known that none compiles, before anything is loaded or captured."""
+"""Refusal of models that are known not to compile by their type, before anything is loaded or captured."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tintc.known_families import known_obstacles
 
 
 def refuse_known_configuration(name: str, entries: Mapping[str, Any], trusted: bool) -> None:
-    """Raise `UnsupportedModelError` if no model of the type that a folder's configuration names compiles.
+    """Raise `UnsupportedModelError` if a model with a folder's configuration is known not to compile.
 
     A wrapper is of its decoder's type too. trusted: whether code that comes with the model is run, and not
     transformers' own of that type.
@@ -24,25 +24,25 @@ def refuse_known_configuration(name: str, entries: Mapping[str, Any], trusted: b
     inner = entries.get("text_config")
     for one in (entries, inner):
         if isinstance(one, Mapping):
-            _refuse(name, one.get("model_type"))
+            _refuse(name, one)
 
 
 def refuse_known_model(name: str, model: nn.Module) -> None:
-    """Raise `UnsupportedModelError` if no model of this type compiles, and it is what transformers makes of it."""
+    """Raise `UnsupportedModelError` if this model is known not to compile, and its class is transformers' own."""
     if not type(model).__module__.startswith("transformers."):
         return
     for config in (getattr(model, "config", None), text_config(model)):
-        _refuse(name, getattr(config, "model_type", None))
+        if config is not None:
+            _refuse(name, config.to_dict())
 
 
-def _refuse(name: str, model_type: object) -> None:
-    if not isinstance(model_type, str):
-        return
-    obstacles = known_obstacles(model_type, transformers.__version__)
+def _refuse(name: str, configuration: Mapping[str, Any]) -> None:
+    obstacles = known_obstacles(configuration, transformers.__version__)
     if obstacles:
+        kind = configuration["model_type"]
         advice = (
-            f"so it is for all models of type {model_type}, which were tried with transformers "
-            f"{transformers.__version__}, and this one was not: `tintc families {model_type}` lists the operations, "
-            "and --try-anyway (try_anyway=True) tries it all the same"
+            f"so it is for models of type {kind}, which were tried with transformers {transformers.__version__}, and "
+            f"this one was not: `tintc families {kind}` lists the operations, and --try-anyway (try_anyway=True) tries "
+            "it all the same"
         )
         raise UnsupportedModelError(name, (), obstacles, advice)
