@@ -19,8 +19,10 @@ CONVOLUTION = "a convolution over the tokens of a kind that tintc does not know"
 STATE_SPACE = "a state-space or linear-attention layer that is not written as a function of queries, keys and values"
 PRODUCTS = "products of two values of the tokens elsewhere than in softmax attention (as in linear attention)"
 TOKEN_LOOP = "a layer that runs in a loop over the tokens (as recurrent layers do)"
-DEPENDENT_SIZES = "a layer in which the amount of work depends on what the tokens are"
-POSITIONS = "position embeddings that are looked up by something computed from what the tokens are"
+DEPENDENT_SIZES = "a layer whose path or amount of work depends on what the tokens are"
+POSITIONS = (
+    "a table that is looked up by something computed from what the tokens are (as positions that leave out padding)"
+)
 TABLE = "a table that is looked up by neither tokens nor positions (as token types are)"
 ACTIVATION = "an activation function that tintc does not know"
 UNKNOWN = "operations that tintc does not know"

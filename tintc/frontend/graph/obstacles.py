@@ -23,6 +23,7 @@ from tintc.frontend.graph.obstacle_words import (
     EXPERTS,
     LOOPED_EXPERTS,
     NO_RULE,
+    PRODUCTS,
     STATE_SPACE,
     STREAMS,
     UNKNOWN,
@@ -31,6 +32,8 @@ from tintc.frontend.graph.obstacle_words import (
 
 GROUPED = frozenset({"grouped_mm", "_grouped_mm", "grouped_mm_fallback"})
 """Products of every token with the weights of its own expert."""
+PRODUCTS_OF = frozenset({"matmul", "bmm"})
+"""Products of two values."""
 
 
 def obstacles(graph: CapturedGraph, reasons: Sequence[Reason]) -> tuple[str, ...]:
@@ -39,12 +42,21 @@ def obstacles(graph: CapturedGraph, reasons: Sequence[Reason]) -> tuple[str, ...
     if any(name != ACTIVATION for name in named):  # one of many odd functions is part of something else
         named = [name for name in named if name != ACTIVATION]
     kinds = list(dict.fromkeys(filter(None, [*_in_the_whole(graph, reasons), *named])))
-    unknown = {(reason.where, reason.what.removeprefix("aten.")): None for reason in reasons if reason.why == NO_RULE}
-    if unknown and not kinds:
-        if any(_has_several_vectors(node) for node in graph.live if (graph.where(node), opname(node)) in unknown):
-            return (VECTORS,)
-        return (f"{UNKNOWN} ({', '.join(dict.fromkeys(name for _, name in unknown))})",)
+    if not kinds:
+        kinds = _of_operations(graph, reasons)
     return tuple(kinds)
+
+
+def _of_operations(graph: CapturedGraph, reasons: Sequence[Reason]) -> list[str]:
+    """Return what operations are that no rule takes, as far as they themselves show it."""
+    unknown = [(reason.where, reason.what.removeprefix("aten.")) for reason in reasons if reason.why == NO_RULE]
+    nodes = [node for node in graph.live if (graph.where(node), opname(node)) in unknown]
+    if any(opname(node) in PRODUCTS_OF and all(one in graph.live for one in node.all_input_nodes) for node in nodes):
+        return [PRODUCTS]
+    if any(_is_matrix(one) for node in nodes for one in (node, *node.all_input_nodes)):
+        return [VECTORS]
+    names = dict.fromkeys(name for _, name in unknown)
+    return [f"{UNKNOWN} ({', '.join(names)})"] * bool(names)
 
 
 def obstacle_of_sizes(model: nn.Module) -> str:
@@ -71,14 +83,14 @@ def _in_the_whole(graph: CapturedGraph, reasons: Sequence[Reason]) -> Iterator[s
 
 def _mixes_streams(graph: CapturedGraph, node: Node) -> bool:
     """Return True for a product of two matrices of one token each, which both depend on it."""
-    if opname(node) not in ("matmul", "bmm") or not all(source in graph.live for source in node.all_input_nodes):
+    if opname(node) not in PRODUCTS_OF or not all(source in graph.live for source in node.all_input_nodes):
         return False
     shapes = [graph.shape(source, *PROBES[0]) for source in node.all_input_nodes]
     return len(shapes) == 2 and all(shape is not None and shape[:-2] == PROBES[0] for shape in shapes)
 
 
-def _has_several_vectors(node: Node) -> bool:
-    """Return True for a value of four dimensions, which is a matrix for every token."""
+def _is_matrix(node: Node) -> bool:
+    """Return True for a value of four dimensions, which has a matrix for every token."""
     value = node.meta.get("val")
     return isinstance(value, Tensor) and value.dim() == 4
 
