@@ -178,10 +178,15 @@ def _by_use(families: Sequence[dict[str, Any]]) -> list[str]:
         "registered as causal language models:",
         "",
     ]
-    for passed, verdict in ((True, "pass"), (False, "are refused")):
-        names = [f"{family['type']}" for family in used if family["passed"] == passed]
-        if names:
-            lines.append(f"- {len(names)} {verdict}: {joined(names)}.")
+    passed = [family["type"] for family in used if family["passed"]]
+    if passed:
+        lines.append(f"- {len(passed)} pass: {joined(passed)}.")
+    refused = [family for family in used if not family["passed"]]
+    if refused:
+        lines += [
+            f"- {len(refused)} are refused:",
+            *(f"  - {one['type']}: {shown_obstacles(one).rstrip('.')}." for one in refused),
+        ]
     return lines
 
 

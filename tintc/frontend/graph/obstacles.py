@@ -32,7 +32,7 @@ from tintc.frontend.graph.obstacle_words import (
 
 GROUPED = frozenset({"grouped_mm", "_grouped_mm", "grouped_mm_fallback"})
 """Products of every token with the weights of its own expert."""
-PRODUCTS_OF = frozenset({"matmul", "bmm"})
+MATRIX_PRODUCTS = frozenset({"matmul", "bmm"})
 """Products of two values."""
 
 
@@ -51,7 +51,9 @@ def _of_operations(graph: CapturedGraph, reasons: Sequence[Reason]) -> list[str]
     """Return what operations are that no rule takes, as far as they themselves show it."""
     unknown = [(reason.where, reason.what.removeprefix("aten.")) for reason in reasons if reason.why == NO_RULE]
     nodes = [node for node in graph.live if (graph.where(node), opname(node)) in unknown]
-    if any(opname(node) in PRODUCTS_OF and all(one in graph.live for one in node.all_input_nodes) for node in nodes):
+    if any(
+        opname(node) in MATRIX_PRODUCTS and all(one in graph.live for one in node.all_input_nodes) for node in nodes
+    ):
         return [PRODUCTS]
     if any(_is_matrix(one) for node in nodes for one in (node, *node.all_input_nodes)):
         return [VECTORS]
@@ -83,7 +85,7 @@ def _in_the_whole(graph: CapturedGraph, reasons: Sequence[Reason]) -> Iterator[s
 
 def _mixes_streams(graph: CapturedGraph, node: Node) -> bool:
     """Return True for a product of two matrices of one token each, which both depend on it."""
-    if opname(node) not in PRODUCTS_OF or not all(source in graph.live for source in node.all_input_nodes):
+    if opname(node) not in MATRIX_PRODUCTS or not all(source in graph.live for source in node.all_input_nodes):
         return False
     shapes = [graph.shape(source, *PROBES[0]) for source in node.all_input_nodes]
     return len(shapes) == 2 and all(shape is not None and shape[:-2] == PROBES[0] for shape in shapes)
