@@ -20,6 +20,8 @@ from exports import fresh_exports, shared_exports
 
 import tintc
 
+torch.set_num_threads(1)  # the models are tiny; and a fork of a process whose OpenMP threads have run waits for ever
+
 TRANSFORMERS_MARKERS = (
     "accelerate_tests",
     "flash_attn_test",
@@ -48,11 +50,6 @@ def pytest_collection_finish() -> None:
     gc.collect()
     gc.freeze()
     gc.set_threshold(50_000, 10, 10)
-
-
-@pytest.fixture(autouse=True, scope="session")
-def _one_thread() -> None:
-    torch.set_num_threads(1)  # the models are tiny: more threads only wait for each other
 
 
 @pytest.fixture(autouse=True, scope="session")

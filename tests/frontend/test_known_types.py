@@ -32,7 +32,7 @@ def no_export(monkeypatch: pytest.MonkeyPatch) -> None:
     def capture(*_: object) -> None:
         raise Captured
 
-    monkeypatch.setattr("tintc.compiler.capture", capture)
+    monkeypatch.setattr("tintc.stages.capture", capture)
 
 
 def known(folder: Path, monkeypatch: pytest.MonkeyPatch, *entries: dict[str, Any], version: str = "") -> None:

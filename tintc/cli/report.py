@@ -10,7 +10,7 @@ from rich.console import Console
 from torch import Tensor
 
 from tintc.cli.console import print_json, silence_libraries, stages
-from tintc.cli.run import read_text, tokenise
+from tintc.cli.texts import read_text, tokenise
 from tintc.errors import InputError, OptionError
 from tintc.evaluation.blocks import SHORTEST, train_tokens
 from tintc.frontend.source.load import ADAPTER_FATES, ADAPTERS, load_auxiliary
