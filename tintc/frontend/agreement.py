@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from tintc.errors import ModelError, joined
 from tintc.frontend.graph.captured_experts import EAGER, experts_computed_by
+from tintc.frontend.graph.trace_model import without_cache
 from tintc.frontend.source.kinds import is_registered
 from tintc.frontend.source.modules import run_on_ids
 from tintc.frontend.source.sample import numbers
@@ -170,7 +171,8 @@ def _logits(model: nn.Module, inputs: Inputs, valid: Tensor, wide: torch.dtype |
     was_training = model.training
     model.eval()
     try:
-        with nullcontext() if wide is None else _widened(model, wide), experts_computed_by(model, EAGER):
+        widened = nullcontext() if wide is None else _widened(model, wide)
+        with widened, experts_computed_by(model, EAGER), without_cache(model):
             return model(inputs.input_ids.to(device), **arguments).logits
     finally:
         model.train(was_training)

@@ -57,7 +57,7 @@ def capture(model: nn.Module, max_length: int | None = None, name: str | None = 
     was_training = model.training
     with ExitStack() as stack:
         stack.enter_context(PROCESS_LOCK)
-        for context in (torch.no_grad(), _without_packing(), _without_cache(model), _preserved(model), _quiet()):
+        for context in (torch.no_grad(), _without_packing(), without_cache(model), _preserved(model), _quiet()):
             stack.enter_context(context)
         stack.enter_context(_without_stacks())
         stack.enter_context(opaque_experts(model))
@@ -137,7 +137,7 @@ def _without_packing() -> Iterator[None]:
 
 
 @contextmanager
-def _without_cache(model: nn.Module) -> Iterator[None]:
+def without_cache(model: nn.Module) -> Iterator[None]:
     """Run without key/value cache: some models take `use_cache` from their configuration alone."""
     parts = [model, text_decoder(model)]
     configs = [text_config(model), *(getattr(part, "config", None) for part in parts)]
