@@ -4,8 +4,9 @@
     python tests/fuzz/run.py --minutes 60 --guided        # by coverage of tintc, with atheris: pip install atheris
     python tests/fuzz/run.py --replay FOLDER/wrong.jsonl
 
-It prints one object with the figures. A scratch folder in memory (``TMPDIR=/dev/shm``) makes it half as fast again. Cases that are wrong stand in `wrong.jsonl`, one of each kind, with what was
-said; once mended they belong into `corpus.jsonl`, which the tests try.
+It prints one object with the figures. A scratch folder in memory (``TMPDIR=/dev/shm``) makes it half as fast again.
+Cases that are wrong stand in `wrong.jsonl`, one of each kind, with what was said; once mended they belong into
+`corpus.jsonl`, which the tests try.
 """
 
 from __future__ import annotations

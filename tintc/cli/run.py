@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tintc.bounded import check_path
 from tintc.cli.console import block_progress, print_json, print_table, silence_libraries, stages
 from tintc.errors import ArtefactError, InputError, OptionError
 from tintc.evaluation.blocks import train_tokens
@@ -114,6 +115,8 @@ def _notes(evaluation: Evaluation, partial: bool) -> list[str]:
 
 def check_writable(target: Path | None, option: str) -> None:
     """Raise `ArtefactError` for a file whose folder does not exist, before anything is run for it."""
+    if target is not None:
+        check_path(target, ArtefactError)
     if target is not None and not target.absolute().parent.is_dir():
         raise ArtefactError(f"The folder {target.parent} does not exist; choose another place for {option}.")
 

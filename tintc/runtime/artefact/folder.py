@@ -13,7 +13,7 @@ import torch
 from safetensors import SafetensorError
 
 from tintc.analysis.head_roles import Roles
-from tintc.bounded import parse_json, read_file
+from tintc.bounded import check_path, parse_json, read_file
 from tintc.errors import ArtefactError, IRError, OptionError, TintcError
 from tintc.hub import MODEL_TYPE, why_missing
 from tintc.ir.core import Program
@@ -109,6 +109,7 @@ def opened(path: str | os.PathLike[str], weights: bool, **hub: Any) -> Iterator[
 
 def _opened(path: str | os.PathLike[str], weights: bool, **hub: Any) -> Snapshot:
     """Return the open files, which the caller closes."""
+    check_path(path, ArtefactError)
     why = None
     if not Path(path).exists() and not writer_at_work(Path(path)):
         why = why_missing(str(path), **hub)
@@ -266,6 +267,7 @@ def exists_already(out: object) -> ArtefactError:
 
 def check_output(out: str | os.PathLike[str], force: bool) -> Path:
     """Return the absolute output path; raise `ArtefactError` if it exists and may not, or is no folder."""
+    check_path(out, ArtefactError)
     target = Path(out).resolve()
     if target.exists() and not target.is_dir():
         raise ArtefactError(f"{out} is a file; choose another output folder.")
