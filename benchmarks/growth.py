@@ -32,7 +32,8 @@ from peer import Peer
 
 import tintc
 from tintc.runtime.execution.fused.costs import multiply_adds, peak_bytes
-from tintc.runtime.execution.fused.plan import Sizes, make_plan
+from tintc.runtime.execution.fused.plan import Sizes
+from tintc.runtime.execution.fused.planner import make_plan
 from tintc.runtime.model.causal_lm import TintForCausalLM
 
 RATE = 1e-5

@@ -23,15 +23,11 @@ PERPLEXITIES = {
     "stories15M on stories": ("stories-sgd", "stories-normalized"),
     "Streams": ("stream-sgd", "stream-normalized"),
 }
+KINDS = ("paper-sgd", "full-sgd", "paper-normalized", "full-normalized")
 ACCURACIES = {
-    "Zero-shot: the query is trained on": (
-        "zero-paper-sgd",
-        "zero-full-sgd",
-        "zero-paper-normalized",
-        "zero-full-normalized",
-    ),
-    "Four demonstrations": ("few-paper-sgd", "few-full-normalized"),
-    "Layers and steps, SST-2": ("grid-paper-sgd",),
+    "Zero-shot: the query is trained on": [f"zero-{kind}" for kind in KINDS],
+    "Four demonstrations": [f"{name}-{kind}" for kind in KINDS for name in ("few", "few-amazon")],
+    "Layers and steps, SST-2": ["grid-paper-sgd"],
 }
 
 

@@ -27,6 +27,8 @@ from hypothesis import HealthCheck, settings
 
 import tintc
 
+torch.set_num_threads(1)  # the models are tiny; and a fork of a process whose OpenMP threads have run waits for ever
+
 settings.register_profile(
     "the same everywhere",
     deadline=None,
@@ -81,11 +83,6 @@ def pytest_runtest_call() -> None:
 def _seed(number: int) -> None:
     torch.manual_seed(number)
     random.seed(number)
-
-
-@pytest.fixture(autouse=True, scope="session")
-def _one_thread() -> None:
-    torch.set_num_threads(1)  # the models are tiny: more threads only wait for each other
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -15,7 +15,7 @@ from tintc.ir.inputs import resolve_inputs
 from tintc.ir.simulator.interface.interpreter import interpret
 from tintc.ir.text import parse_program, print_program
 from tintc.runtime.artefact.config import TintConfig
-from tintc.runtime.execution.fused.plan import UPDATES
+from tintc.runtime.execution.fused.planner import UPDATES
 from tintc.runtime.model.causal_lm import TintForCausalLM
 
 FAMILIES: dict[str, Any] = {

@@ -38,13 +38,13 @@ from tintc.progress import progress as shown_stages
 from tintc.runtime.artefact.beside import text_digest
 from tintc.runtime.artefact.checks import of_program, options_digest
 from tintc.runtime.artefact.config import TintConfig
-from tintc.runtime.artefact.folder import as_dtype, check_output
+from tintc.runtime.artefact.folder_writer import check_output
 from tintc.runtime.artefact.safetensors_writer import MAX_SHARD_SIZE, LazyTensor, parse_size
 from tintc.runtime.artefact.streaming import write_streamed
 from tintc.runtime.artefact.structure_file import structure_digest
 from tintc.runtime.load import load
 from tintc.runtime.model.causal_lm import TintForCausalLM
-from tintc.runtime.model.precision import warn_if_short
+from tintc.runtime.model.precision import as_dtype, warn_if_short
 
 logger = logging.getLogger("tintc")
 

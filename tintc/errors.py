@@ -30,6 +30,14 @@ def _shortened(line: str) -> str:
     return f"{line[: LONGEST - 300]} ... {line[-200:]}"
 
 
+def first_line(error: BaseException) -> str:
+    """Return the first line of an error's message, of a long one its beginning, without the full stop.
+
+    An error without a message has its class's name.
+    """
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:500].rstrip(".")
+
+
 class ModelError(TintcError):
     """The auxiliary model cannot be found, read or trusted (missing weights, NaN, wrong shapes)."""
 

@@ -19,7 +19,8 @@ from benchmarks.peer import Peer
 from tintc.errors import InputError
 from tintc.ir.simulator.kernels.choice import TABLE, using
 from tintc.runtime.execution.fused.costs import multiply_adds
-from tintc.runtime.execution.fused.plan import Sizes, make_plan
+from tintc.runtime.execution.fused.plan import Sizes
+from tintc.runtime.execution.fused.planner import make_plan
 
 MODELS = ("opt-125m", "smollm2-135m", "llama-1.2b")
 POINTS = ((64, 512), (8, 512), (1, 512), (64, 2048), (8, 2048), (1, 2048), (64, 256), (64, 1024), (8, 256), (1, 256))

@@ -14,7 +14,7 @@ from kernel_cases import close
 
 from tintc.errors import InputError
 from tintc.ir.simulator.kernels.grouped import grouped_product
-from tintc.runtime.execution.fused.plan import UPDATES
+from tintc.runtime.execution.fused.planner import UPDATES
 from tintc.runtime.load import load, write_artefact
 
 pytestmark = pytest.mark.cuda

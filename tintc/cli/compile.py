@@ -12,7 +12,7 @@ from tintc.cli.console import print_json, print_table, silence_libraries, stages
 from tintc.cli.run import read_text
 from tintc.evaluation.perplexity import peak_rss_bytes
 from tintc.options import Options
-from tintc.runtime.artefact.folder import check_output
+from tintc.runtime.artefact.folder_writer import check_output
 
 
 def compile_model(

@@ -62,9 +62,14 @@ def evaluate_classification(path: str, tasks: str, options: dict[str, Any], setu
             if budget is not None:
                 own = recompiled(sim, str(model), *budget, trusted)
             columns = icl_columns(names, path, own, model, trusted, bool(rates))
-            for posed in posed_rows(wanted, shots, chosen):
-                experiment = Experiment(own, columns, posed, *read[posed.task.name], sizes, rates, records, together)
-                with counted_progress(posed.task.name, None) as (progress, task), without_nan_warning():
+            experiments = [
+                Experiment(own, columns, posed, *read[posed.task.name], sizes, rates, records, together)
+                for posed in posed_rows(wanted, shots, chosen)
+            ]
+            for experiment in experiments:
+                experiment.check()
+            for experiment in experiments:
+                with counted_progress(experiment.posed.task.name, None) as (progress, task), without_nan_warning():
                     rows.append(experiment.row(lambda count: progress.advance(task, count)))
     if together.main:
         if setup.png is not None:

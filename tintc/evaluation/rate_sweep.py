@@ -20,7 +20,7 @@ from tintc.ir.simulator.interface.fused_base import FusedWeights
 from tintc.runtime.adaptation.continuation import base_weights
 from tintc.runtime.adaptation.prefill import predict
 from tintc.runtime.execution.fused.batches import run_together
-from tintc.runtime.execution.fused.plan import WRITE_COST
+from tintc.runtime.execution.fused.planner import WRITE_COST
 from tintc.runtime.model.adapted_state import AdaptedState
 from tintc.runtime.model.precision import in_its_own_dtype
 

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import torch
 
-from tintc.runtime.artefact.folder import as_dtype, writing
+from tintc.runtime.artefact.folder_writer import writing
 from tintc.runtime.model.causal_lm import TintForCausalLM
 from tintc.runtime.model.devices import as_device
+from tintc.runtime.model.precision import as_dtype
 
 
 def load(

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import random
 import re
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,7 +20,15 @@ from jsonschema import Draft202012Validator
 
 import tintc
 from tintc import masks
-from tintc.evaluation.experiments.classification import SEPARATOR, Question, Setting, answers, correct
+from tintc.errors import InputError
+from tintc.evaluation.experiments.classification import (
+    SEPARATOR,
+    Question,
+    Setting,
+    answers,
+    check_lengths,
+    correct,
+)
 from tintc.evaluation.experiments.columns import Explicit, InContext, Simulated, Unchanged
 from tintc.evaluation.experiments.explicit import ExplicitTuning
 from tintc.evaluation.experiments.records import Records
@@ -123,6 +132,18 @@ def test_labels_of_several_tokens(sim: tintc.TintForCausalLM, model: Any) -> Non
             logits = model(ids).logits[0, start - 1 : -1].log_softmax(-1)
         expected.append(float(logits.gather(1, ids[0, start:, None]).sum()))
     assert scores[0][0] == pytest.approx(expected, abs=1e-6)
+
+
+def test_texts_that_are_too_long(sim: tintc.TintForCausalLM) -> None:
+    """A column that reads demonstrations before queries needs the longest text; and they themselves must fit."""
+    setting = Setting(TASK, SHOWN, "single", "label", calibrated=False)
+    alone, in_context = Unchanged("before", sim), InContext("icl", sim)
+    for columns, longest in (([alone], 20), ([alone, in_context], 23)):
+        for limit in (longest - 1, longest):
+            with (
+                nullcontext() if limit == longest else pytest.raises(InputError, match=f"compiled for at most {limit}")
+            ):
+                check_lengths(columns, sim.tokenizer, limit, setting, ASKED)
 
 
 def test_questions_and_draws() -> None:

@@ -17,7 +17,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 import tintc
 from tintc.errors import ArtefactError, OptionError
 from tintc.runtime.artefact.beside import text_digest
-from tintc.runtime.artefact.folder import check_output
+from tintc.runtime.artefact.folder_writer import check_output
 from tintc.runtime.artefact.structure_file import structure_digest
 from tintc.runtime.load import write_artefact
 

@@ -19,7 +19,7 @@ from tintc.ir.core import Program, Value, substitute
 from tintc.ir.inputs import resolve_inputs
 from tintc.ir.simulator.interface.interpreter import interpret
 from tintc.option_facts import LOSSES
-from tintc.runtime.execution.fused.plan import UPDATES
+from tintc.runtime.execution.fused.planner import UPDATES
 from tintc.runtime.model.causal_lm import TintForCausalLM
 
 NAMES = tuple(FAMILIES)

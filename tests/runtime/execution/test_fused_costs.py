@@ -13,7 +13,8 @@ from tintc.ir.inputs import resolve_inputs
 from tintc.runtime.execution.fused import plan as plans
 from tintc.runtime.execution.fused.costs import multiply_adds
 from tintc.runtime.execution.fused.executor import FusedExecutor
-from tintc.runtime.execution.fused.plan import UPDATES, ExecutionPlan, Sizes, make_plan
+from tintc.runtime.execution.fused.plan import ExecutionPlan, Sizes
+from tintc.runtime.execution.fused.planner import UPDATES, make_plan
 from tintc.runtime.model.causal_lm import TintForCausalLM
 
 

@@ -11,7 +11,8 @@ from fused_cases import FAMILIES, check_fused, compiled, family, relative_to_upd
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from tintc.runtime.execution.fused import packed_linear
-from tintc.runtime.execution.fused.plan import Sizes, make_plan
+from tintc.runtime.execution.fused.plan import Sizes
+from tintc.runtime.execution.fused.planner import make_plan
 from tintc.runtime.model.adapted_state import AdaptedState
 from tintc.runtime.model.causal_lm import TintForCausalLM
 

@@ -17,7 +17,8 @@ from live_bytes import Live
 from tintc.errors import InputError, OptionError
 from tintc.runtime.execution import available, memory
 from tintc.runtime.execution.fused.costs import peak_bytes
-from tintc.runtime.execution.fused.plan import Sizes, make_plan
+from tintc.runtime.execution.fused.plan import Sizes
+from tintc.runtime.execution.fused.planner import make_plan
 from tintc.runtime.execution.memory import HEADROOM
 
 IDS = token_ids(5, 12)

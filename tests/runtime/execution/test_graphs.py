@@ -22,7 +22,8 @@ from twin_graphs import TwinRecording, twins
 
 from tintc.errors import InputError, OptionError
 from tintc.runtime.adaptation.cache import TintCache
-from tintc.runtime.adaptation.continuation import ContinuedRun, base_weights, stored_weights
+from tintc.runtime.adaptation.continuation import base_weights, stored_weights
+from tintc.runtime.adaptation.continued_run import ContinuedRun
 from tintc.runtime.adaptation.decoding_graph import DecodingGraph
 from tintc.runtime.adaptation.state import AdaptedWeights
 from tintc.runtime.execution import memory

@@ -24,11 +24,12 @@ from tintc.ir.simulator.kernels.grouped import grouped_sums
 from tintc.ir.simulator.shared.grouped import expert_sums, grouped_linear, grouped_transposed
 from tintc.ir.simulator.shared.grouped_device import linear_on_device, transposed_on_device
 from tintc.runtime.adaptation.cache import TintCache
-from tintc.runtime.adaptation.continuation import ContinuedRun, base_weights, stored_weights
+from tintc.runtime.adaptation.continuation import base_weights, stored_weights
+from tintc.runtime.adaptation.continued_run import ContinuedRun
 from tintc.runtime.execution.fused import executor
 from tintc.runtime.execution.fused.batches import sizes_of
 from tintc.runtime.execution.fused.executor import FusedExecutor
-from tintc.runtime.execution.fused.plan import make_plan
+from tintc.runtime.execution.fused.planner import make_plan
 from tintc.runtime.execution.fused.read_rates import RunRates
 from tintc.runtime.model.causal_lm import TintForCausalLM
 

@@ -19,12 +19,13 @@ from torch import Tensor, nn
 from tintc.errors import OptionError
 from tintc.ir.simulator import StoredWeights
 from tintc.runtime.adaptation.cache import TintCache
-from tintc.runtime.adaptation.continuation import ContinuedRun, base_weights, stored_weights
+from tintc.runtime.adaptation.continuation import base_weights, stored_weights
+from tintc.runtime.adaptation.continued_run import ContinuedRun
 from tintc.runtime.execution.fused import base_run
 from tintc.runtime.execution.fused.batches import sizes_of
 from tintc.runtime.execution.fused.executor import FusedExecutor
 from tintc.runtime.execution.fused.placed import devices_of
-from tintc.runtime.execution.fused.plan import make_plan
+from tintc.runtime.execution.fused.planner import make_plan
 from tintc.runtime.model import placing
 from tintc.runtime.model.causal_lm import TintForCausalLM
 

@@ -17,7 +17,7 @@ from tintc.frontend.graph.trace_model import capture
 from tintc.ir.auxiliary.interpreter import Descent
 from tintc.ir.core import Program
 from tintc.reference import tune
-from tintc.runtime.execution.fused.plan import UPDATES
+from tintc.runtime.execution.fused.planner import UPDATES
 from tintc.runtime.model.causal_lm import TintForCausalLM
 
 LENGTH = 9

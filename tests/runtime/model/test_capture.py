@@ -20,7 +20,8 @@ from tintc.errors import InputError, OptionError
 from tintc.ir.inputs import resolve_inputs
 from tintc.reference.simulated_gradients import simulated_gradients
 from tintc.runtime.execution.fused.costs import peak_bytes
-from tintc.runtime.execution.fused.plan import Sizes, make_plan
+from tintc.runtime.execution.fused.plan import Sizes
+from tintc.runtime.execution.fused.planner import make_plan
 from tintc.runtime.model.causal_lm import TintForCausalLM
 
 IDS = token_ids(2, 11)

@@ -14,6 +14,7 @@ from typing import Any, cast
 
 import pytest
 import torch
+from command import finished, forked
 from fused_cases import family, relative_to_update, run, token_ids
 from safetensors.torch import load_file, save_file
 from torch import nn
@@ -122,14 +123,16 @@ def test_wrapped_simulators_load_their_state(folder: Path, ran: list[str]) -> No
 
 def test_a_run_leaves_the_number_of_threads(folder: Path) -> None:
     """A thread that first uses torch while a simulator runs has as many threads as the process."""
-    sim, wanted, counts = load(folder), torch.get_num_threads(), list[int]()
-    torch.set_num_threads(2)
-    try:
+    sim, counts = load(folder), list[int]()
+
+    def on_two_threads() -> None:  # in a fork: what forks later must not have had a second thread
+        torch.set_num_threads(2)
         with sim.edit({"layers.0.residual": lambda x: (counts.append(torch.get_num_threads()), x)[1]}):
             run(sim, IDS, "fused")
-    finally:
-        torch.set_num_threads(wanted)
-    assert counts and set(counts) == {2}
+        assert counts and set(counts) == {2}
+
+    result = finished(forked(on_two_threads))
+    assert result.code == 0, result.err
 
 
 def test_saving_again_writes_the_same_file(folder: Path, tmp_path: Path) -> None:

@@ -96,6 +96,22 @@ def question(tokenizer: Any, text: str, labels: Sequence[str], limit: int) -> Qu
     return Question(common, tuple(torch.tensor(row[shared:], dtype=torch.long) for row in rows))
 
 
+def check_lengths(
+    columns: Sequence[Column], tokenizer: Any, limit: int, setting: Setting, examples: Sequence[Example]
+) -> None:
+    """Raise `InputError` if a text of the examples or the demonstrations has more tokens than `limit`."""
+    for before in {_before_queries(column, setting) for column in columns}:
+        for one in examples:
+            question(tokenizer, before + setting.task.query(one.text), setting.task.labels, limit)
+    arguments = _demonstrated(tokenizer, setting).arguments
+    tokens = sum(ids.shape[1] for name, ids in arguments.items() if name == "input_ids")
+    if tokens > limit:
+        raise InputError(
+            f"The demonstrations have {tokens} tokens; the simulator was compiled for at most {limit}. "
+            "Compile with a larger max length, or ask for fewer shots."
+        )
+
+
 def answers(
     column: Column,
     tokenizer: Any,

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from tintc.evaluation.experiments.bootstrap import interval
-from tintc.evaluation.experiments.classification import Setting, answers, correct
+from tintc.evaluation.experiments.classification import Setting, answers, check_lengths, correct
 from tintc.evaluation.experiments.columns import Column, stored_rate
 from tintc.evaluation.experiments.records import Records
 from tintc.evaluation.experiments.tasks import Example, Task, balanced, drawn
@@ -94,6 +94,13 @@ class Experiment:
         self.seeds = sizes.seeds
         if not posed.shots:
             self.seeds = 1
+
+    def check(self) -> None:
+        """Raise `InputError` for a text that is too long, before anything is run."""
+        for seed in range(self.seeds):
+            setting, validation = self._drawn(seed)
+            examples = [*self.examples, *validation]
+            check_lengths(self.columns, self.sim.tokenizer, self.sim.layout.max_length, setting, examples)
 
     def row(self, advance: Advance = lambda count: None) -> IclRow:
         """Return the row; advance is called with the number of examples that were done."""

@@ -19,7 +19,8 @@ from torch import Tensor
 from tintc.ir.functions import alibi
 from tintc.ir.inputs import Inputs
 from tintc.runtime.adaptation.cache import TintCache
-from tintc.runtime.adaptation.continuation import AdaptiveSimulator, ContinuedRun
+from tintc.runtime.adaptation.continuation import AdaptiveSimulator
+from tintc.runtime.adaptation.continued_run import ContinuedRun
 from tintc.runtime.adaptation.state import AdaptedWeights
 from tintc.runtime.adaptation.static_weights import StaticWeights
 from tintc.runtime.execution.fused.graphs import surroundings

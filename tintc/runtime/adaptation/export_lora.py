@@ -23,9 +23,10 @@ from transformers.pytorch_utils import Conv1D
 
 from tintc.bounded import check_path
 from tintc.errors import ArtefactError, ModelError, OptionError
-from tintc.runtime.adaptation.export_hf import auxiliary_of, put_back
+from tintc.runtime.adaptation.export_hf import auxiliary_of
+from tintc.runtime.adaptation.put_back import put_back
 from tintc.runtime.adaptation.state import AdaptedWeights
-from tintc.runtime.artefact.folder import writing
+from tintc.runtime.artefact.folder_writer import writing
 
 WEIGHTS = "adapter_model.safetensors"
 CONFIG = "adapter_config.json"
@@ -106,7 +107,7 @@ def export_lora(
     stored = auxiliary_of(sim, model)
     updated = copy.deepcopy(stored)
     with torch.no_grad():
-        put_back(state, updated)
+        put_back(state.sim, state, updated)
         before = stored.finished()
         after = updated.finished()
         changed = _changed(before, after)

@@ -11,7 +11,8 @@ from torch import Tensor
 from tintc.errors import InputError
 from tintc.ir.inputs import Inputs, check_ids, check_tensor, matching, resolve_inputs
 from tintc.runtime.adaptation.cache import TintCache
-from tintc.runtime.adaptation.continuation import AdaptiveSimulator, ContinuedRun, remembered
+from tintc.runtime.adaptation.continuation import AdaptiveSimulator, remembered
+from tintc.runtime.adaptation.continued_run import ContinuedRun
 from tintc.runtime.adaptation.decoding_graph import replay_step
 from tintc.runtime.adaptation.fingerprint import WeightsSnapshot
 from tintc.runtime.adaptation.state import AdaptedWeights

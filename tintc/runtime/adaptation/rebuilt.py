@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from transformers import GenerationConfig, PreTrainedModel
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-from tintc.errors import ArtefactError, ModelError
+from tintc.errors import ArtefactError, ModelError, first_line
 from tintc.frontend.alone import renamed
 from tintc.frontend.source.bounds import check_sizes
 from tintc.ir.auxiliary.interpreter import viewed_rows
@@ -21,7 +21,6 @@ from tintc.ir.core import Parameter
 from tintc.ir.simulator.shared.linear_common import main_part
 from tintc.runtime.adaptation.continuation import AdaptiveSimulator, weights_by_layer
 from tintc.runtime.adaptation.description import entries_of, misfit
-from tintc.runtime.artefact.folder import first_line
 from tintc.runtime.artefact.names import DESCRIPTION_FILE
 
 SLACK = 1 << 22

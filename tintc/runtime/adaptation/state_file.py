@@ -18,7 +18,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from tintc.bounded import check_path, open_regular, parse_json
-from tintc.errors import ArtefactError
+from tintc.errors import ArtefactError, first_line
 from tintc.ir.core import Value
 from tintc.ir.finite import is_finite
 from tintc.ir.simulator.interface.fused_base import FusedWeights, Pending
@@ -27,7 +27,6 @@ from tintc.runtime.adaptation.continuation import AdaptiveSimulator, base_weight
 from tintc.runtime.adaptation.fingerprint import WeightsSnapshot, fingerprint
 from tintc.runtime.adaptation.state import AdaptedWeights
 from tintc.runtime.adaptation.state_writer import DIGEST, FORMAT, VERSION, name_of
-from tintc.runtime.artefact.folder import first_line
 from tintc.runtime.artefact.structure_file import tensors_digest
 from tintc.runtime.artefact.tensor_files import path_of
 

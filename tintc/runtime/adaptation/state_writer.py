@@ -12,11 +12,10 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from tintc.bounded import open_regular
-from tintc.errors import ArtefactError
+from tintc.errors import ArtefactError, first_line
 from tintc.ir.simulator.shared.linear_common import main_part
 from tintc.runtime.adaptation.fingerprint import fingerprint
 from tintc.runtime.adaptation.state import AdaptedWeights
-from tintc.runtime.artefact.folder import first_line
 from tintc.runtime.artefact.one_file import check_replaceable, staged_file
 from tintc.runtime.artefact.safetensors_writer import LazyTensor, write_file
 from tintc.runtime.artefact.structure_file import tensors_digest

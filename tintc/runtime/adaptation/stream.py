@@ -20,7 +20,8 @@ from tintc.ir.core import Value
 from tintc.ir.functions import at_least_fp32
 from tintc.ir.inputs import Inputs, check_ids, matching
 from tintc.runtime.adaptation.adapt import learn, starts_of
-from tintc.runtime.adaptation.continuation import AdaptiveSimulator, ContinuedRun
+from tintc.runtime.adaptation.continuation import AdaptiveSimulator
+from tintc.runtime.adaptation.continued_run import ContinuedRun
 from tintc.runtime.adaptation.pending import Renamed
 from tintc.runtime.adaptation.state import AdaptedWeights
 from tintc.runtime.execution.rates import Rates

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 
-from tintc.errors import ArtefactError, OptionError
+from tintc.errors import ArtefactError, OptionError, first_line
 from tintc.ir.core import Program
 from tintc.ir.simulator.ops.activation_forward import ActivationForward
 from tintc.ir.simulator.ops.attention_forward import AttentionForward
@@ -22,7 +22,7 @@ from tintc.lowering.passes.plan_layout import layout_of
 from tintc.options import Options
 from tintc.runtime.artefact.beside import text_digest
 from tintc.runtime.artefact.config import TintConfig
-from tintc.runtime.artefact.folder import first_line, parsed_program
+from tintc.runtime.artefact.folder import parsed_program
 
 RECORDED = tuple(Options().recorded("config"))
 """Options that stand in the configuration only to be read: what they did is in the program's ops and in the tensors."""

@@ -110,6 +110,12 @@ def open_up(path: str | os.PathLike[str]) -> None:
     os.chmod(path, mode & ~_umask())
 
 
+def open_up_tree(folder: Path) -> None:
+    """Give a folder and everything below it permissions by the umask."""
+    for path in (folder, *folder.rglob("*")):
+        open_up(path)
+
+
 def _umask() -> int:
     """Return the umask; asking for it by the system call would change it, for all threads, for a moment."""
     with suppress(OSError, StopIteration, ValueError):

@@ -18,7 +18,7 @@ from typing import BinaryIO
 from tintc.bounded import check_path
 from tintc.errors import ArtefactError
 from tintc.runtime.artefact import disk
-from tintc.runtime.artefact.staging import hidden_prefix
+from tintc.runtime.artefact.hidden_folders import hidden_prefix
 
 
 def check_replaceable(

@@ -16,6 +16,7 @@ from typing import Any
 
 from tintc.bounded import UnfitFileError, is_plain_name, leaves, open_regular, parse_json, read_all
 from tintc.errors import ArtefactError
+from tintc.runtime.artefact.journal import JournalError
 from tintc.runtime.artefact.names import (
     INDEX_FILE,
     MOST_SHARDS,
@@ -26,7 +27,7 @@ from tintc.runtime.artefact.names import (
     is_tokenizers,
     most_bytes,
 )
-from tintc.runtime.artefact.staging import JournalError, recover, writer_at_work
+from tintc.runtime.artefact.staging import recover, writer_at_work
 
 PATIENCE = 10.0
 """Seconds to wait for a writer that is renaming files, before a reader gives up."""

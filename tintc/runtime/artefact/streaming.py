@@ -13,7 +13,7 @@ from typing import Any
 from transformers import GenerationConfig
 
 from tintc.runtime.artefact.config import TintConfig
-from tintc.runtime.artefact.folder import check_space, write_texts, writing
+from tintc.runtime.artefact.folder_writer import check_space, write_texts, writing
 from tintc.runtime.artefact.safetensors_writer import LazyTensor, write_files
 from tintc.runtime.artefact.structure_file import stored_structure, structure_digest
 

@@ -10,9 +10,8 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from tintc.errors import ArtefactError
+from tintc.errors import ArtefactError, first_line
 from tintc.ir.block_specs import TensorSpec
-from tintc.runtime.artefact.folder import first_line
 from tintc.runtime.artefact.names import INDEX_FILE
 from tintc.runtime.artefact.snapshot import Snapshot, damaged
 

@@ -13,7 +13,6 @@ from tintc.ir.layout import Layout
 from tintc.runtime.artefact.config import TintConfig
 
 if TYPE_CHECKING:
-    from tintc.runtime.execution.fused.graphs import Graphs
     from tintc.runtime.execution.literal.prefix import Prefix
 
 
@@ -21,9 +20,10 @@ class Simulator(Protocol):
     """A simulator's program, its tensors by the names that the program gives them, and how to run it.
 
     tables, prefixes, score_vectors: the modules that hold the auxiliary's tensors. update: how fused execution keeps
-    updates, one of `UPDATES` in `fused/plan.py`; plans: the last, by sizes; shared_inputs: layers whose products share
-    an input (`fused/packed_linear.py`); graphs: what was recorded to be replayed, by the thread that recorded it;
-    placed: whether layers may lie on several devices. Several threads may run one simulator.
+    updates, one of `UPDATES` in `fused/planner.py`; plans: the last, by sizes; shared_inputs: layers whose products
+    share an input (`fused/packed_linear.py`); graphs: `Graphs` of `fused/graphs.py`, what was recorded to be replayed,
+    by the thread that recorded it; placed: whether layers may lie on several devices. Several threads may run one
+    simulator.
     """
 
     config: TintConfig
@@ -36,7 +36,7 @@ class Simulator(Protocol):
     update: str
     plans: dict[Any, Any]
     shared_inputs: list[tuple[str, ...]]
-    graphs: Graphs
+    graphs: Any
     placed: bool
 
     @property

@@ -9,15 +9,28 @@ from typing import Any, ParamSpec, TypeVar
 
 import torch
 
+from tintc.errors import OptionError
+
 logger = logging.getLogger("tintc")
 SHORT = (
     "this simulator computes in %s, which keeps two or three digits: its gradients and its update are rounded to that, "
     "and the update can point elsewhere. Load it with dtype='float32' (--dtype float32) to compute in float32; compile "
     "makes float32 unless told otherwise"
 )
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
 
 Given = ParamSpec("Given")
 Result = TypeVar("Result")
+
+
+def as_dtype(dtype: torch.dtype | str | None) -> torch.dtype | None:
+    """Return the torch dtype of a dtype or its name; raise `OptionError` for any but float32, bfloat16, float64."""
+    if dtype is None:
+        return None
+    name = str(dtype).removeprefix("torch.")
+    if name not in DTYPES:
+        raise OptionError(f"The dtype {name!r} is not supported; choose one of {', '.join(DTYPES)}.")
+    return DTYPES[name]
 
 
 def in_its_own_dtype(method: Callable[Given, Result]) -> Callable[Given, Result]:

@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerBase
 from tintc.bounded import check_path
 from tintc.errors import ArtefactError, OptionError
 from tintc.ir.text import print_program
-from tintc.runtime.artefact.folder import check_space, explained, write_texts
+from tintc.runtime.artefact.folder_writer import check_space, explained, write_texts
 from tintc.runtime.artefact.names import AUXILIARY_FILE, DESCRIPTION_FILE, DIGESTS_FILE
 from tintc.runtime.artefact.snapshot import Stamp
 from tintc.runtime.artefact.staging import merged, staged

@@ -26,11 +26,11 @@ from tintc.errors import OptionError
 from tintc.ir.simulator import SimOp
 from tintc.lowering.emission.emit import contiguous, structure_specs
 from tintc.runtime.artefact.config import TintConfig
-from tintc.runtime.artefact.folder import DTYPES, as_dtype
 from tintc.runtime.artefact.structure_file import structure_digest
 from tintc.runtime.execution.module_tree import Container
 from tintc.runtime.execution.watched import place_of, sample_of
 from tintc.runtime.model.modules import SimulatorModules
+from tintc.runtime.model.precision import DTYPES, as_dtype
 
 EXECUTORS = ("auto", "fused", "literal")
 SAMPLED = 32

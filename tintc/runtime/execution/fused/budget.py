@@ -7,7 +7,8 @@ from dataclasses import dataclass, replace
 from tintc.errors import InputError
 from tintc.ir.core import Program
 from tintc.runtime.execution.fused.costs import peak_bytes
-from tintc.runtime.execution.fused.plan import UPDATES, ExecutionPlan, Sizes, make_plan
+from tintc.runtime.execution.fused.plan import ExecutionPlan, Sizes
+from tintc.runtime.execution.fused.planner import UPDATES, make_plan
 from tintc.runtime.execution.memory import refusal
 
 
