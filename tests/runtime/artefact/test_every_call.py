@@ -96,7 +96,10 @@ def test_every_call_fails_once(
         if calls[0] <= n:
             break
         left = contents(at)
-        assert left in (before, whole) and (failed or left == whole), f"call {n} of {name}"
+        if action == "compile" and not failed and left != whole:  # without what transformers could not read: a tokenizer
+            tintc.load(at / "sim", check_files=True)
+        else:
+            assert left in (before, whole) and (failed or left == whole), f"call {n} of {name}"
         if failed and action not in ("load", "state, loaded"):
             act(world, at)
             assert contents(at) == whole
