@@ -31,7 +31,7 @@ import shapes
 
 import tintc
 from tintc.analysis.parameter_counts import unique_count
-from tintc.evaluation.perplexity import peak_rss_bytes
+from tintc.runtime.execution.available import peak_rss_bytes
 from tintc.runtime.load import write_artefact
 
 TARGETS = {"seconds": 15.0, "GB at the peak": 2.5, "1e9 stored values": 0.35}

@@ -25,8 +25,8 @@ sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
 from experts import text
 
 import tintc
-from tintc.evaluation.perplexity import peak_rss_bytes
 from tintc.ir import simulator as sim_ops
+from tintc.runtime.execution.available import peak_rss_bytes
 from tintc.runtime.model.causal_lm import TintForCausalLM
 
 

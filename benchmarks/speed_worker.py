@@ -24,8 +24,8 @@ from peer import Peer
 from speed import LENGTH, RATE, TRAIN, texts
 
 import tintc
-from tintc.evaluation.perplexity import peak_rss_bytes
 from tintc.ir.text import parse_program
+from tintc.runtime.execution.available import peak_rss_bytes
 
 
 def fused(folder: Path, batch: int) -> dict[str, float]:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tintc import compiler as driver
+from tintc import stages
 from tintc.frontend.source.load import AuxiliarySource, load_auxiliary
 from tintc.ir import auxiliary as aux
 from tintc.ir.auxiliary.interpreter import Descent, simulate
@@ -270,7 +270,7 @@ def build(
 def simulator(program: Program, tensors: Mapping[str, Tensor], max_length: int = 24, **options: Any) -> TintForCausalLM:
     """The simulator of an auxiliary program."""
     chosen = Options(**options)
-    return build(driver.lower(program, chosen, max_length), tensors, chosen.inner_lr)
+    return build(stages.lower(program, chosen, max_length), tensors, chosen.inner_lr)
 
 
 @dataclass(frozen=True)
@@ -278,7 +278,7 @@ class Imported:
     """A Hugging Face model after the frontend: many simulators can be lowered from one capture."""
 
     source: AuxiliarySource
-    auxiliary: driver.Auxiliary
+    auxiliary: stages.Auxiliary
 
     @property
     def tensors(self) -> dict[str, Tensor]:
@@ -288,16 +288,16 @@ class Imported:
         chosen = Options(**options)
         auxiliary = self.auxiliary
         if chosen.gradient == "full":
-            auxiliary = driver.import_auxiliary(self.source, chosen)
-        program = driver.lower(auxiliary.program, chosen, max_length)
-        sim = driver.assemble(program, auxiliary, self.source, chosen, dtype)
+            auxiliary = stages.import_auxiliary(self.source, chosen)
+        program = stages.lower(auxiliary.program, chosen, max_length)
+        sim = stages.assemble(program, auxiliary, self.source, chosen, dtype)
         sim.executor = "literal"
         return sim
 
 
 def import_model(model: Any) -> Imported:
     source = load_auxiliary(model)
-    return Imported(source, driver.import_auxiliary(source))
+    return Imported(source, stages.import_auxiliary(source))
 
 
 @cache

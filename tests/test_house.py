@@ -1,4 +1,5 @@
-"""Checks over the sources: which folder may import which, how large folders are, and how the code speaks.
+"""Checks over the sources: which folder may import which, how large folders, files and functions are, and how the code
+speaks.
 
 Imports are counted wherever they stand: at the top of a file, for annotations only, and inside functions.
 """
@@ -84,11 +85,18 @@ def test_no_folder_imports_one_above_it(folder: str) -> None:
     assert not wrong
 
 
-def test_no_large_circle_of_imports() -> None:
-    """No group of more than three files import each other."""
+PAIRS = {
+    frozenset({"tintc.ir.simulator.interface.base", "tintc.ir.simulator.interface.fused_base"}),
+    frozenset({"tintc.lowering.rules.base", "tintc.lowering.rules.sweep"}),
+}
+"""Files that know each other's types."""
+
+
+def test_no_circle_of_imports() -> None:
+    """No files import each other, but these pairs."""
     far = {name: reachable(name) for name in imports()}
     groups = {frozenset(other for other in far[name] if name in far[other]) for name in far}
-    assert max(map(len, groups)) <= 3, sorted(max(groups, key=len))
+    assert {group for group in groups if len(group) > 1} <= PAIRS
 
 
 def test_no_folder_has_more_than_25_files() -> None:
@@ -96,6 +104,65 @@ def test_no_folder_has_more_than_25_files() -> None:
     for path in PACKAGE.rglob("*.py"):
         counts[path.parent] = counts.get(path.parent, 0) + 1
     assert {str(folder): count for folder, count in counts.items() if count > 25} == {}
+
+
+MOST_LINES = 250
+LONG_FILES = {
+    "tintc/options.py": "every option stands there, once",
+    "tintc/analysis/head_roles.py": "not yet split",
+    "tintc/analysis/owners.py": "not yet split",
+    "tintc/frontend/attention/attention_rule.py": "not yet split",
+    "tintc/ir/inputs.py": "not yet split",
+    "tintc/ir/simulator/ops/attention_full_backward.py": "not yet split",
+    "tintc/ir/simulator/ops/norm_backward.py": "not yet split",
+    "tintc/ir/simulator/ops/optimisers/step.py": "not yet split",
+    "tintc/ir/simulator/shared/attention_common.py": "not yet split",
+    "tintc/ir/text.py": "not yet split",
+    "tintc/lowering/passes/canonicalise.py": "not yet split",
+    "tintc/reference/captured.py": "not yet split",
+    "tintc/reference/regions.py": "not yet split",
+}
+"""Files that may be longer, each with its reason."""
+
+
+def sources() -> list[Path]:
+    """Return the files of the package, of the command and of the tools."""
+    return [path for folder in ("tintc", "tintc_cli", "tools") for path in sorted((ROOT / folder).rglob("*.py"))]
+
+
+def test_files_are_short() -> None:
+    """A file is of one subject; one that outgrows this has two."""
+    counts = {str(path.relative_to(ROOT)): len(path.read_text(encoding="utf-8").splitlines()) for path in sources()}
+    assert {name: count for name, count in counts.items() if count > MOST_LINES and name not in LONG_FILES} == {}
+
+
+MOST_LINES_OF_A_FUNCTION = 45
+LONG_FUNCTIONS = {
+    "tintc/frontend/source/load.py load_auxiliary": "not yet split",
+    "tintc/reference/tune.py tune": "not yet split",
+    "tintc/runtime/artefact/config.py __init__": "a configuration of transformers names each field as often as that",
+}
+"""Functions that may be longer, each with its reason."""
+
+
+def test_functions_are_short() -> None:
+    """Without their docstrings; what they do in turn can be read off them."""
+    counts: dict[str, int] = {}
+    for path in sources():
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                counts[f"{path.relative_to(ROOT)} {node.name}"] = own_lines(node)
+    wrong = {name: count for name, count in counts.items() if count > MOST_LINES_OF_A_FUNCTION}
+    assert wrong.keys() <= LONG_FUNCTIONS.keys(), wrong
+
+
+def own_lines(node: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
+    """Return the lines from a function's name to its end that are not its docstring's."""
+    count = (node.end_lineno or 0) - node.lineno + 1
+    if ast.get_docstring(node) is not None:
+        text = node.body[0]
+        count -= (text.end_lineno or 0) - text.lineno + 1
+    return count
 
 
 def lines() -> int:

@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from tintc.compiler import compile
     from tintc.runtime.load import load
     from tintc.runtime.model.adapted_state import AdaptedState
-    from tintc.runtime.model.causal_lm import TintForCausalLM, TintOutput
+    from tintc.runtime.model.causal_lm import TintForCausalLM
+    from tintc.runtime.model.output import TintOutput
 
 register()
 
@@ -36,7 +37,7 @@ __all__ = [
 PLACES = {
     "AdaptedState": "tintc.runtime.model.adapted_state",
     "TintForCausalLM": "tintc.runtime.model.causal_lm",
-    "TintOutput": "tintc.runtime.model.causal_lm",
+    "TintOutput": "tintc.runtime.model.output",
     "compile": "tintc.compiler",
     "load": "tintc.runtime.load",
 }

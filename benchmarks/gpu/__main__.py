@@ -2,7 +2,8 @@
 
     python -m benchmarks.gpu PART [MODEL] [--out build/gpu] [--seconds 60] [--tiny] [--device cuda]
 
-Parts: ceilings; table, lora, kernels, twins, graphs and decode, of one model; report, which needs no GPU.
+Parts: prepare, ceilings; table, lora, kernels, pairs, twins, graphs and decode, of one model; report, which needs no
+GPU and may be run again wherever the figures are, such as where matplotlib is.
 """
 
 from __future__ import annotations
@@ -18,9 +19,19 @@ from benchmarks.gpu import parts
 from benchmarks.gpu.section import write
 from benchmarks.gpu.setup import Setup
 
+WHOLE = {"prepare": parts.prepare, "ceilings": parts.ceilings, "report": write}
+OF_A_MODEL = {
+    "table": parts.table,
+    "kernels": parts.kernels,
+    "pairs": parts.pairs,
+    "twins": parts.twins,
+    "graphs": parts.graphs,
+    "decode": parts.decode,
+}
+
 
 def main(
-    part: Annotated[str, typer.Argument(help="ceilings, table, lora, kernels, twins, graphs, decode or report.")],
+    part: Annotated[str, typer.Argument(help="See above.")],
     model: Annotated[str, typer.Argument(help="Whose shape.")] = parts.MODELS[0],
     out: Annotated[Path, typer.Option(help="Folder of the figures.")] = Path("build/gpu"),
     seconds: Annotated[float, typer.Option(help="After which no new measurement begins.")] = 60,
@@ -32,24 +43,16 @@ def main(
     transformers.logging.set_verbosity_error()
     torch.backends.cuda.matmul.allow_tf32 = True  # as what it is set beside is usually run; RESULTS.md says so
     setup = Setup(out, torch.device(device), tiny, seconds)
-    if part == "ceilings":
-        parts.ceilings(setup)
-    elif part == "table":
-        parts.table(setup, model)
+    if part in WHOLE:
+        WHOLE[part](setup)
+    elif part in OF_A_MODEL:
+        OF_A_MODEL[part](setup, model)
     elif part == "lora":
         parts.lora(setup, model, compiled)
-    elif part == "kernels":
-        parts.kernels(setup, model)
-    elif part == "twins":
-        parts.twins(setup, model)
-    elif part == "graphs":
-        parts.graphs(setup, model)
-    elif part == "decode":
-        parts.decode(setup, model)
-    elif part == "report":
-        write(setup)
     else:
         raise typer.BadParameter(f"There is no part {part}.")
+    if setup.failed:
+        raise typer.Exit(1)
 
 
 if __name__ == "__main__":

@@ -6,20 +6,27 @@ results are right: the tests do that.
 
 from __future__ import annotations
 
+import tempfile
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, LlamaConfig, OPTConfig, PreTrainedConfig, PreTrainedModel
 
-from tintc.compiler import configure, import_auxiliary, lower
 from tintc.frontend.source.load import load_auxiliary
 from tintc.frontend.source.weightless import weightless_model
 from tintc.lowering.emission.emit import specs, stored_dtype
 from tintc.options import Options
+from tintc.runtime.artefact.config import PROGRAM_FILE, TintConfig
 from tintc.runtime.model.causal_lm import TintForCausalLM
+from tintc.stages import configure, import_auxiliary, lower
 
 LONGEST = 2048
 SPREAD = 0.02
+SMALL = ("score_vectors.", "rates.")
+"""Tensors that are made as they are compiled; all others are random."""
+VECTORS = "vectors.safetensors"
 RATE = 1e-6
 
 
@@ -44,6 +51,11 @@ def config(name: str) -> PreTrainedConfig:
     )
 
 
+def _made(folder: Path) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
 @dataclass
 class Shape:
     """A simulator of one shape on a device, in one dtype."""
@@ -58,27 +70,46 @@ class Shape:
         return model.to(self.sim.device).eval()
 
 
-def make(name: str, device: torch.device, dtype: torch.dtype) -> Shape:
-    """Return a simulator of a shape: one step on all layers, texts of up to `LONGEST` tokens."""
+def prepare(name: str, folder: Path) -> None:
+    """Compile a shape, and keep what `make` needs of it in a folder, so that no measurement waits for that."""
     options = Options(inner_lr=RATE)
     source = load_auxiliary(weightless_model(config(name), "sdpa"), LONGEST)
     auxiliary = import_auxiliary(source)
     program = lower(auxiliary.program, options, source.max_length)
     made = configure(program, auxiliary, source, options)
+    every = specs(program, auxiliary.tensors, options.inner_lr).items()
+    small = {key: spec.build().contiguous() for key, spec in every if key.startswith(SMALL)}
+    with tempfile.TemporaryDirectory(dir=_made(folder)) as place:  # a process that is killed leaves no half of it
+        made.save_pretrained(place)
+        (Path(place) / PROGRAM_FILE).write_text(str(made.program), encoding="utf-8")
+        save_file(small, Path(place) / VECTORS)
+        for file in sorted(Path(place).iterdir(), key=lambda file: file.name == VECTORS):
+            file.replace(_made(folder / name) / file.name)  # that which `make` looks for comes last
+
+
+def make(name: str, device: torch.device, dtype: torch.dtype, folder: Path) -> Shape:
+    """Return a simulator of a shape: one step on all layers, texts of up to `LONGEST` tokens.
+
+    folder: of what `prepare` leaves, which is done if it has not been.
+    """
+    if not (folder / name / VECTORS).exists():
+        prepare(name, folder)
+    made = TintConfig.from_pretrained(folder / name)
     made.dtype = dtype
     with torch.device("meta"):
         sim = TintForCausalLM(made)
     generator = torch.Generator(device).manual_seed(0)
-    state = {}
-    for tensor, spec in specs(program, auxiliary.tensors, options.inner_lr).items():
-        kind, _, _ = tensor.partition(".")
+    state: dict[str, torch.Tensor] = {}
+    small = load_file(folder / name / VECTORS)
+    for tensor, parameter in sim.named_parameters():
         held = stored_dtype(tensor, dtype)
-        if kind in ("score_vectors", "rates"):
-            state[tensor] = spec.build().to(device, held)
-        elif kind == "structure":
-            state[tensor] = torch.zeros(spec.shape, device=device, dtype=held)
+        if tensor in small:
+            state[tensor] = small[tensor].to(device, held)
+        elif tensor.startswith("structure."):
+            state[tensor] = torch.zeros(parameter.shape, device=device, dtype=held)
         else:
-            state[tensor] = torch.empty(spec.shape, device=device, dtype=held).normal_(0, SPREAD, generator=generator)
+            filled = torch.empty(parameter.shape, device=device, dtype=held)
+            state[tensor] = filled.normal_(0, SPREAD, generator=generator)
         if tensor.endswith((".gain", ".vector")):
             state[tensor].fill_(1)
     sim.load_state_dict(state, strict=True, assign=True)

@@ -10,6 +10,8 @@ from typing import Any
 
 from benchmarks import report
 from benchmarks.gpu.setup import Setup, read_figures
+from tintc.ir.simulator.kernels.measured import FILE, Case, as_text
+from tintc.ir.simulator.kernels.measured import verdicts as choices
 
 TITLE = "On one GPU"
 SECTION = "section.md"
@@ -18,6 +20,8 @@ FORWARD_TARGET, EXPLICIT_TARGET = 4.0, 0.2
 TABLE = "model|dtype|texts|tokens|ms|tokens/s|share of rate|over a forward pass|over explicit tuning|peak GB"
 LORA = "model|texts|tokens|simulated ms|adapters ms|adapters, compiled ms|ratio to the faster"
 KERNELS = "kernel|calls|ms|share"
+PAIRS = "kernel|dtype|runs|why"
+ALONE = "model|kernel|dtype|operation|us|us, PyTorch|ratio|results apart"
 TWINS = "model|kernel|ms|to none|logits apart"
 GRAPHS = "model|texts|tokens|without ms|replayed ms|ratio|capture s|kept GB|logits apart"
 DECODE = "model|texts|ours, tokens/s|replayed, tokens/s|transformers', tokens/s|ratio of times"
@@ -28,8 +32,10 @@ memory beyond the weights. Targets are of 64 texts of 512 tokens in bfloat16."""
 ADAPTERS = (
     """The peer in a batch: adapters of rank 8 for every text, in plain autograd (`benchmarks/gpu/lora_peer.py`)."""
 )
+PAIRED = """Each kernel alone beside PyTorch's operators, launches included; what runs from now on, and the figures that
+say so (`tintc/ir/simulator/kernels/measured.json`)."""
 TWINNED = """A pass with one kernel of the table (`tintc/ir/simulator/kernels/choice.py`) in the place of PyTorch's
-operators, ours in Triton or a library's, and with all of ours. A kernel that a pass does not need changes nothing."""
+operators, ours in Triton or a library's, and with all of each. A kernel that a pass does not need changes nothing."""
 REPLAYED = (
     """Passes over few tokens, launched op by op, and replayed as one CUDA graph that `sim.warm_up` has captured."""
 )
@@ -43,13 +49,20 @@ def write(setup: Setup) -> None:
     body = section(figures, setup.out, plots=not setup.tiny and importlib.util.find_spec("matplotlib") is not None)
     print("\n".join(body))
     (setup.out / SECTION).write_text("\n".join(body) + "\n", encoding="utf-8")
-    if not setup.tiny:
-        report.write_section("gpu", TITLE, body, RESULTS)
+    choices = as_text(_machine(figures), _cases(figures))
+    (setup.out / FILE.name).write_text(choices, encoding="utf-8")
+    if setup.tiny:
+        return
+    report.write_section("gpu", TITLE, body, RESULTS)
+    if _cases(figures) and setup.device.type == "cuda":
+        FILE.write_text(choices, encoding="utf-8")
+    if importlib.util.find_spec("matplotlib") is None:
+        print("matplotlib is not here: for plots, run `python -m benchmarks.gpu report` on these figures where it is.")
 
 
 def section(figures: list[dict[str, Any]], out: Path, plots: bool) -> list[str]:
     """Return its lines; parts that are missing are named."""
-    by_part = {part: [line for line in figures if line["part"] == part] for part in PARTS}
+    by_part = {part: [line for line in figures if line["part"] == part and _is_shown(line)] for part in PARTS}
     lines: list[str] = []
     for part, make in PARTS.items():
         if by_part[part]:
@@ -57,9 +70,32 @@ def section(figures: list[dict[str, Any]], out: Path, plots: bool) -> list[str]:
     missing = [part for part in PARTS if not by_part[part]]
     if missing:
         lines += ["", f"Not measured in this run: {', '.join(missing)}."]
+    for line in figures:
+        if not _is_shown(line):
+            what = ", ".join(str(value) for key, value in line.items() if key not in ("refused", "failed"))
+            lines += ["", f"Not measured: {what} ({line.get('failed') or line['refused']})."]
     if plots and by_part["table"]:
         lines += ["", *_plots(by_part["table"])]
     return lines[1:]
+
+
+def _is_shown(line: dict[str, Any]) -> bool:
+    """Return whether a line has figures; the table has a row for what is refused, too."""
+    return "failed" not in line and ("refused" not in line or line["part"] == "table")
+
+
+def _machine(figures: list[dict[str, Any]]) -> str:
+    """Return what was measured on, and when."""
+    known = next((line for line in figures if line["part"] == "ceilings" and _is_shown(line)), None)
+    if known is None:
+        return f"a GPU, {date.today()}"
+    return f"{known['device']}, torch {known['torch']}, {date.today()}"
+
+
+def _cases(figures: list[dict[str, Any]]) -> list[Case]:
+    """Return what was measured of kernels alone, where they ran."""
+    lines = [line for line in figures if line["part"] == "pairs" and line.get("ran")]
+    return [Case(*(line[field] for field in Case._fields)) for line in lines]
 
 
 def _ceilings(by_part: dict[str, list[dict[str, Any]]]) -> list[str]:
@@ -137,11 +173,33 @@ def _kernels(by_part: dict[str, list[dict[str, Any]]]) -> list[str]:
     return lines[1:]
 
 
+def _pairs(by_part: dict[str, list[dict[str, Any]]]) -> list[str]:
+    every = by_part["pairs"]
+    verdicts = choices(_machine([*by_part["ceilings"], *every]), _cases(every))
+    decided = [
+        [kernel, dtype, "yes" if verdict.runs else "no", verdict.reason]
+        for (kernel, dtype), verdict in verdicts.items()
+    ]
+    rows = []
+    for line in every:
+        times = [f"{line[name] * 1e6:,.1f}" for name in ("other", "torch")]
+        ratio = f"{line['other'] / line['torch']:.2f}" if line["ran"] else "not run here"
+        about = [line[name] for name in ("model", "kernel", "dtype", "size")]
+        rows.append([*about, *times, ratio, f"{line['apart']:.1e}"])
+    return [
+        *PAIRED.splitlines(),
+        "",
+        *report.table([PAIRS.split("|"), *decided]),
+        "",
+        *report.table([ALONE.split("|"), *rows]),
+    ]
+
+
 def _twins(by_part: dict[str, list[dict[str, Any]]]) -> list[str]:
     rows = []
     plain = {line["model"]: line["seconds"] for line in by_part["twins"] if line["kernel"] == "none"}
     for line in by_part["twins"]:
-        ratio = f"{line['seconds'] / plain[line['model']]:.3f}"
+        ratio = f"{line['seconds'] / plain[line['model']]:.3f}" if line["model"] in plain else "-"
         rows.append([line["model"], line["kernel"], f"{line['seconds'] * 1e3:.1f}", ratio, f"{line['apart']:.1e}"])
     return [*TWINNED.splitlines(), "", *report.table([TWINS.split("|"), *rows])]
 
@@ -171,6 +229,7 @@ PARTS = {
     "table": _table,
     "lora": _lora,
     "kernels": _kernels,
+    "pairs": _pairs,
     "twins": _twins,
     "graphs": _graphs,
     "decode": _decode,

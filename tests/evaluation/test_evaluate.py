@@ -17,7 +17,8 @@ from tokenizers.processors import TemplateProcessing
 import tintc
 from tintc.errors import InputError, OptionError
 from tintc.evaluation.blocks import Block, cut_blocks
-from tintc.evaluation.perplexity import evaluate_blocks, held_out_loss, hint_of, perplexity
+from tintc.evaluation.hints import hint_of
+from tintc.evaluation.perplexity import evaluate_blocks, held_out_loss, perplexity
 from tintc.ir.special import opening_of
 from tintc.runtime.execution.fused.batches import run_together
 

@@ -18,7 +18,7 @@ from tokenizers.processors import TemplateProcessing
 
 import tintc
 from tintc.cli.lm_eval import with_device
-from tintc.cli.run import tokenise
+from tintc.cli.texts import tokenise
 from tintc.errors import InputError, OptionError
 
 pytest.importorskip("lm_eval", reason="lm-evaluation-harness is not installed")

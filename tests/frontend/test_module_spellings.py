@@ -10,11 +10,11 @@ import torch.nn.functional as F
 from tiny_models import relative, token_ids
 from torch import Tensor, nn
 
-from tintc.compiler import import_auxiliary
 from tintc.frontend.source.load import load_auxiliary
 from tintc.ir.auxiliary import Attention
 from tintc.ir.auxiliary.interpreter import forward, loading
 from tintc.ir.inputs import resolve_inputs
+from tintc.stages import import_auxiliary
 
 VOCAB, WIDTH, HEADS, LENGTH = 23, 12, 2, 16
 SIZE = WIDTH // HEADS

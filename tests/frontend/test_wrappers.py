@@ -13,7 +13,6 @@ from transformers import AutoModelForImageTextToText
 from wrappers import TYPES, wrapper
 
 import tintc
-from tintc.compiler import import_auxiliary
 from tintc.errors import InputError
 from tintc.frontend.graph.calling import text_decoder
 from tintc.frontend.source.load import load_auxiliary
@@ -21,6 +20,7 @@ from tintc.frontend.source.wrappers import TEXT_PATH
 from tintc.ir.auxiliary.interpreter import forward, loading
 from tintc.ir.inputs import resolve_inputs
 from tintc.reference.verify import verify
+from tintc.stages import import_auxiliary
 from tools.sweep.tiny import VOCAB
 
 TOLERANCE = 1e-9

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from programs import gpt_like, llama_like
 
-from tintc import compiler as driver
+from tintc import stages
 from tintc.ir import simulator as sim
 from tintc.ir.core import Op, Parameter, Program, Value, tokens
 from tintc.lowering.passes.allocate_slots import allocate_slots
@@ -48,7 +48,7 @@ def test_simulators(name: str, layers: int, steps: int, d_ff: int, semantics: st
     make = gpt_like(layers=layers, d_ff=d_ff) if name == "gpt" else llama_like(
         layers=layers, d_ff=d_ff, parallel=name == "parallel"
     )  # fmt: skip
-    check(driver.lower(make[0], Options(n_steps=steps, semantics=semantics), 24))
+    check(stages.lower(make[0], Options(n_steps=steps, semantics=semantics), 24))
 
 
 @settings(max_examples=60, deadline=None, derandomize=True)
@@ -76,5 +76,5 @@ def test_random_programs(data: st.DataObject) -> None:
 def test_memory_does_not_grow_with_steps() -> None:
     """Everything of a step is dead after it, but what lies below the updated layers."""
     program, _ = gpt_like(layers=2)
-    sizes = [driver.lower(program, Options(n_steps=n), 24).attributes["memory_slots"] for n in (1, 2, 4)]
+    sizes = [stages.lower(program, Options(n_steps=n), 24).attributes["memory_slots"] for n in (1, 2, 4)]
     assert sizes[0] == sizes[1] == sizes[2]

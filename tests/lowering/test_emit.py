@@ -6,7 +6,7 @@ import pytest
 import torch
 from programs import gpt_like, llama_like
 
-from tintc import compiler as driver
+from tintc import stages
 from tintc.errors import ModelError
 from tintc.lowering.emission.emit import blocks_of, emit, specs
 from tintc.lowering.passes.plan_layout import layout_of
@@ -19,7 +19,7 @@ MAKERS = {"gpt": gpt_like, "llama": llama_like}
 def test_stacked_rows_are_the_weights(name: str) -> None:
     """Row k*S + s of a weight stands at [k, s]; zeros beyond its last row. Exact."""
     auxiliary, tensors = MAKERS[name](d_ff=19)
-    program = driver.lower(auxiliary, Options(stack=2, shards=2), 24)
+    program = stages.lower(auxiliary, Options(stack=2, shards=2), 24)
     state = dict(emit(program, tensors, 0.25, torch.float64))
     stacked = state["prefixes.h.1.ffn.up.weight"]
     assert stacked.shape == (10, 2, 12)
@@ -37,7 +37,7 @@ def test_shapes_are_known_without_computing_and_structure_does_not_grow_with_lay
     found = []
     for layers in (1, 3):
         auxiliary, tensors = MAKERS[name](layers=layers)
-        program = driver.lower(auxiliary, Options(), 24)
+        program = stages.lower(auxiliary, Options(), 24)
         shapes = {key: spec.shape for key, spec in specs(program).items()}
         state = dict(emit(program, tensors, 0.1, torch.float64))
         assert {key: tuple(tensor.shape) for key, tensor in state.items()} == shapes and list(state) == list(shapes)
@@ -50,7 +50,7 @@ def test_shapes_are_known_without_computing_and_structure_does_not_grow_with_lay
 def test_gates_are_exactly_0_and_1(dtype: torch.dtype) -> None:
     """As the interpreters take them to be (construction.md, section 2.3), in every type."""
     auxiliary, tensors = gpt_like()
-    state = dict(emit(driver.lower(auxiliary, Options(), 24), tensors, 0.1, dtype))
+    state = dict(emit(stages.lower(auxiliary, Options(), 24), tensors, 0.1, dtype))
     gates = [tensor for name, tensor in state.items() if name.startswith("structure.gates.")]
     for kind in {dtype, torch.promote_types(dtype, torch.float32)}:
         values = torch.cat(gates).to(kind).tanh()
@@ -61,22 +61,22 @@ def test_structure_does_not_depend_on_the_weights() -> None:
     states = []
     for seed in (0, 1):
         auxiliary, tensors = gpt_like(seed=seed)
-        states.append(dict(emit(driver.lower(auxiliary, Options(), 24), tensors, 0.1, torch.float64)))
+        states.append(dict(emit(stages.lower(auxiliary, Options(), 24), tensors, 0.1, torch.float64)))
     for key, tensor in states[0].items():
         assert torch.equal(tensor, states[1][key]) == key.startswith(("structure.", "rates."))
 
 
 def test_short_types_keep_rates_and_score_vectors_in_fp32() -> None:
     auxiliary, tensors = llama_like()
-    for name, tensor in emit(driver.lower(auxiliary, Options(), 24), tensors, 0.1, torch.bfloat16):
+    for name, tensor in emit(stages.lower(auxiliary, Options(), 24), tensors, 0.1, torch.bfloat16):
         wanted = torch.float32 if name.startswith(("rates.", "score_vectors.")) else torch.bfloat16
         assert tensor.dtype == wanted, name
 
 
 def test_linear_modules_come_in_the_variants_that_are_used() -> None:
     """Without bias there are no bias heads; a layer of several column tiles has the bias in the first only."""
-    with_bias = blocks_of(driver.lower(gpt_like()[0], Options(stack=1, shards=1), 24))
-    without = blocks_of(driver.lower(llama_like()[0], Options(), 24))
+    with_bias = blocks_of(stages.lower(gpt_like()[0], Options(stack=1, shards=1), 24))
+    without = blocks_of(stages.lower(llama_like()[0], Options(), 24))
     assert {"linear_forward", "linear_forward_bias", "linear_descent", "linear_descent_bias", "norm_descent"} <= set(
         with_bias
     )
@@ -84,7 +84,7 @@ def test_linear_modules_come_in_the_variants_that_are_used() -> None:
 
 
 def test_gates_and_positions_are_stored_only_if_used() -> None:
-    program = driver.lower(llama_like()[0], Options(), 24)
+    program = stages.lower(llama_like()[0], Options(), 24)
     shared = {name for name in specs(program) if name.startswith(("structure.gates.", "structure.positions."))}
     assert shared == {
         "structure.gates.replace.v_old",
@@ -99,6 +99,6 @@ def test_gates_and_positions_are_stored_only_if_used() -> None:
 
 def test_weights_of_another_shape_are_refused() -> None:
     auxiliary, tensors = gpt_like()
-    program = driver.lower(auxiliary, Options(), 24)
+    program = stages.lower(auxiliary, Options(), 24)
     with pytest.raises(ModelError, match=r"gives shape \(3, 12\), expected \(12, 12\)"):
         dict(emit(program, tensors | {"h.0.attn.q.weight": torch.zeros(3, 12)}, 0.1, torch.float64))

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from programs import gpt_like, llama_like
 
-from tintc import compiler as driver
+from tintc import stages
 from tintc.errors import OptionError
 from tintc.ir import simulator as sim
 from tintc.ir.core import Program
@@ -127,6 +127,6 @@ def test_wishes_that_can_be_had() -> None:
 def test_the_whole_way_refuses_too() -> None:
     program, _ = gpt_like()
     with pytest.raises(OptionError, match="not a feasible layout"):
-        driver.lower(program, Options(stack=1, shards=3), 24)
+        stages.lower(program, Options(stack=1, shards=3), 24)
     with pytest.raises(OptionError, match="Cannot update 3 layers: the model has 2"):
-        driver.lower(program, Options(n_update_layers=3), 24)
+        stages.lower(program, Options(n_update_layers=3), 24)

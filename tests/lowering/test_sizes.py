@@ -8,7 +8,7 @@ import pytest
 from fused_cases import family
 from programs import gpt_like, hybrid_like, llama_like, mixture_like
 
-from tintc import compiler as driver
+from tintc import stages
 from tintc.ir.text import parse_program, print_program
 from tintc.lowering.emission.sizes import check_sizes
 from tintc.options import Options
@@ -39,10 +39,10 @@ def test_what_passes_write(kind: str, options: str) -> None:
     if kind not in ("gpt", "llama") and "full" in options:
         pytest.skip("dense decoders have a full gradient")
     program, _ = KINDS[kind]()
-    lowered = driver.lower(program, Options(**OPTIONS[options]), 24)
+    lowered = stages.lower(program, Options(**OPTIONS[options]), 24)
     check_sizes(parse_program(print_program(lowered)))
 
 
 @pytest.mark.parametrize("name", ["gpt2", "llama"])
 def test_what_models_become(name: str) -> None:
-    check_sizes(parse_program(print_program(driver.lower(family(name).auxiliary.program, Options(), 32))))
+    check_sizes(parse_program(print_program(stages.lower(family(name).auxiliary.program, Options(), 32))))

@@ -13,7 +13,7 @@ import torch
 from tiny_models import gpt2, llama, opt, token_ids
 from torch import Tensor
 
-from tintc import compiler as driver
+from tintc import stages
 from tintc.frontend.graph.captured import CapturedGraph
 from tintc.frontend.graph.trace_model import capture
 from tintc.frontend.importer import import_graph
@@ -80,7 +80,7 @@ def test_gradients_tend_to_autograd_s(name: str, loss: str) -> None:
     right = explicit(graph, ids, inputs, loss)
     errors: dict[str, list[float]] = {}
     for step in (1e-3, 1e-4, 1e-5):
-        program = driver.lower(auxiliary, Options(fd_step=step, loss=loss), 16)
+        program = stages.lower(auxiliary, Options(fd_step=step, loss=loss), 16)
         for key, gradient in gradients(program, graph.tensors, inputs).items():
             parameter = program.parameters[key]
             wanted = view(parameter, right[parameter.source])

@@ -9,10 +9,10 @@ from typing import Any
 import tintc
 from tintc.analysis.report import sizes
 from tintc.cli.console import print_json, print_table, silence_libraries, stages
-from tintc.cli.run import read_text
-from tintc.evaluation.perplexity import peak_rss_bytes
+from tintc.cli.texts import read_text
 from tintc.options import Options
 from tintc.runtime.artefact.folder_writer import check_output
+from tintc.runtime.execution.available import peak_rss_bytes
 
 
 def compile_model(

@@ -8,6 +8,7 @@ import textwrap
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
+from pathlib import Path
 from typing import Any
 
 import transformers
@@ -15,6 +16,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from tintc.bounded import check_path
+from tintc.errors import ArtefactError
 from tintc.progress import LOGGER, spinner
 
 WIDEST = 100_000
@@ -139,3 +142,11 @@ def counted_progress(what: str, total: int | None) -> Iterator[tuple[Progress, T
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True, disable=not shows_progress()) as progress:
         yield progress, progress.add_task(what, total=total)
+
+
+def check_writable(target: Path | None, option: str) -> None:
+    """Raise `ArtefactError` for a file whose folder does not exist, before anything is run for it."""
+    if target is not None:
+        check_path(target, ArtefactError)
+    if target is not None and not target.absolute().parent.is_dir():
+        raise ArtefactError(f"The folder {target.parent} does not exist; choose another place for {option}.")

@@ -13,7 +13,7 @@ from tintc.cli.console import counted_progress, print_json, print_rows, silence_
 from tintc.cli.eval_plot import draw_accuracies
 from tintc.cli.eval_ppl import chosen_columns, chosen_rates, made_columns
 from tintc.cli.pictures import check_plot
-from tintc.cli.run import check_tokenizer
+from tintc.cli.texts import check_tokenizer
 from tintc.errors import OptionError
 from tintc.evaluation.experiments.columns import Column, InContext
 from tintc.evaluation.experiments.in_context import Experiment, IclRow, Posed, Sizes

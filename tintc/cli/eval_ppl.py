@@ -10,7 +10,7 @@ from typing import Any
 from tintc.cli.console import counted_progress, print_json, print_rows, silence_libraries, stages
 from tintc.cli.eval_plot import draw_perplexities
 from tintc.cli.pictures import check_plot
-from tintc.cli.run import check_tokenizer
+from tintc.cli.texts import check_tokenizer
 from tintc.errors import OptionError
 from tintc.evaluation.blocks import Blocks, cut_blocks
 from tintc.evaluation.experiments.columns import Column, Explicit, Simulated, Streamed, Unchanged

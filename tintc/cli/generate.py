@@ -10,8 +10,8 @@ from rich.console import Console
 from torch import Tensor
 from transformers import TextStreamer
 
-from tintc.cli.console import print_json, silence_libraries, stages
-from tintc.cli.run import check_writable, read_text, tokenise
+from tintc.cli.console import check_writable, print_json, silence_libraries, stages
+from tintc.cli.texts import read_text, tokenise
 from tintc.errors import OptionError
 from tintc.ir.inputs import resolve_inputs
 from tintc.progress import LOGGER

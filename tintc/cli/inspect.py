@@ -14,7 +14,6 @@ from tintc.cli.console import print_json, print_table, silence_libraries, stages
 from tintc.cli.legend import print_legend
 from tintc.cli.params import print_modules, print_paper
 from tintc.cli.roles import chosen_roles, print_roles
-from tintc.compiler import import_auxiliary, lower
 from tintc.errors import ArtefactError, OptionError
 from tintc.frontend.source.load import load_auxiliary
 from tintc.ir.core import Program
@@ -26,6 +25,7 @@ from tintc.runtime.artefact.digests import changed_files, say_edited
 from tintc.runtime.artefact.folder import config_in, is_artefact, is_edited, opened, program_in, says_simulator
 from tintc.runtime.artefact.names import AUXILIARY_FILE
 from tintc.runtime.artefact.tensor_files import TensorFiles, check_shapes
+from tintc.stages import import_auxiliary, lower
 
 PAPERS = "opt"
 """The type of the models whose parameters the paper counts."""

@@ -13,12 +13,12 @@ from tintc.cli.console import paragraph, print_json, print_rows, print_table, si
 from tintc.cli.legend import print_legend
 from tintc.cli.pictures import check_plot
 from tintc.cli.plan_plot import draw
-from tintc.compiler import import_auxiliary, lower_to_modules
 from tintc.frontend.source.load import load_auxiliary
 from tintc.ir.core import Program
 from tintc.lowering.passes.layout_candidates import Candidate, Survey, survey
 from tintc.lowering.passes.plan_layout import plan_layout
 from tintc.options import Options
+from tintc.stages import import_auxiliary, lower_to_modules
 
 COLUMNS = {
     "stack": "S",

@@ -8,7 +8,8 @@ from typing import Any
 
 from tintc.cli.console import block_progress, print_json, print_lines, print_rows, silence_libraries, stages
 from tintc.cli.pictures import check_plot, pyplot, save_figure
-from tintc.cli.run import checked_text, learning_rates, print_notes, tokenise
+from tintc.cli.run import checked_text, learning_rates, print_notes
+from tintc.cli.texts import tokenise
 from tintc.errors import OptionError
 from tintc.evaluation.perplexity import evaluate_blocks
 from tintc.evaluation.rate_grid import RateGrid, Tried, grid, set_rate

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from tintc.bounded import check_path
 from tintc.cli.console import print_json, silence_libraries, stages
-from tintc.cli.run import read_text, tokenise
+from tintc.cli.texts import read_text, tokenise
 from tintc.errors import InputError, OptionError
 from tintc.evaluation.blocks import SHORTEST, train_tokens
 from tintc.frontend.source.load import ADAPTER_FATES, ADAPTERS, load_auxiliary

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from tintc.cli.console import block_progress, print_json, print_table, silence_libraries, stages
-from tintc.cli.run import STDIN, check_writable, read_text, tokenise
+from tintc.cli.console import block_progress, check_writable, print_json, print_table, silence_libraries, stages
+from tintc.cli.texts import STDIN, read_text, tokenise
 from tintc.errors import OptionError
 from tintc.evaluation.processes import launched
 from tintc.evaluation.streaming import evaluate_stream

@@ -11,14 +11,14 @@ from torch import Tensor
 
 from tintc.cli.console import print_json, silence_libraries, stages
 from tintc.cli.console import show as show_table
-from tintc.cli.run import read_text, tokenise
+from tintc.cli.texts import read_text, tokenise
 from tintc.errors import InputError, OptionError
 from tintc.evaluation.blocks import train_tokens
-from tintc.evaluation.perplexity import peak_rss_bytes
 from tintc.frontend.source.load import ADAPTER_FATES, ADAPTERS, load_auxiliary
 from tintc.frontend.source.sample import PROBE, numbers
 from tintc.reference.verdict import Compared, Verdict
 from tintc.reference.verify import verify
+from tintc.runtime.execution.available import peak_rss_bytes
 from tintc.runtime.load import load
 from tintc.runtime.model.causal_lm import TintForCausalLM
 

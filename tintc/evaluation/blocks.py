@@ -18,7 +18,8 @@ SHORTEST = 4
 
 @dataclass(frozen=True)
 class Block:
-    """ids ``[T]``, of which the first `train_tokens` are trained on and those from `start` on are scored."""
+    """A piece of a text: ids ``[T]``, of which the first `train_tokens` are trained on and those from `start` on are
+    scored."""
 
     ids: Tensor
     train_tokens: int

@@ -10,8 +10,8 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 from lm_eval import utils
@@ -25,8 +25,8 @@ from tqdm import tqdm
 
 from tintc.errors import ArtefactError, InputError, OptionError
 from tintc.evaluation import lm_eval_options as options
+from tintc.evaluation.lm_eval_scoring import Scored, log_likelihoods
 from tintc.evaluation.processes import joined
-from tintc.ir.functions import at_least_fp32
 from tintc.runtime.adaptation.prefill import SHORTEST
 from tintc.runtime.load import load
 from tintc.runtime.model.causal_lm import TintForCausalLM
@@ -34,17 +34,6 @@ from tintc.runtime.model.causal_lm import TintForCausalLM
 logger = logging.getLogger("tintc")
 NEW_TOKENS = 256
 """Of a task that does not say how many; lm_eval's own."""
-
-
-class Scored(NamedTuple):
-    """A text, how many of its first tokens are trained on, and where scoring starts.
-
-    Targets below `trained` are scored under the unchanged auxiliary, the others after the update.
-    """
-
-    tokens: tuple[int, ...]
-    trained: int
-    start: int
 
 
 class TintLM(TemplateLM):
@@ -145,7 +134,7 @@ class TintLM(TemplateLM):
         self, requests: list[tuple[tuple[str, str], list[int], list[int]]], disable_tqdm: bool = False, **others: Any
     ) -> list[tuple[float, bool]]:
         texts = [self._text(context, continuation) for _, context, continuation in requests]
-        answers = self._score(texts, disable_tqdm)
+        answers = self._scored(texts, disable_tqdm)
         for (request, *_), answer in zip(requests, answers, strict=True):
             self.cache_hook.add_partial("loglikelihood", request, answer)
         return answers
@@ -163,9 +152,12 @@ class TintLM(TemplateLM):
         start = len(tokens) - len(continuation)
         return Scored(tokens, start, start)
 
+    def _scored(self, texts: Sequence[Scored], quiet: bool) -> list[tuple[float, bool]]:
+        return log_likelihoods(self.sim, texts, self.inner_lr, self.batch_size, quiet)
+
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
         texts: list[list[Scored]] = [[*self._windows(request.args[0])] for request in requests]
-        answers = iter(self._score([window for windows in texts for window in windows], disable_tqdm))
+        answers = iter(self._scored([window for windows in texts for window in windows], disable_tqdm))
         totals = [sum(next(answers)[0] for _ in windows) for windows in texts]
         for request, total in zip(requests, totals, strict=True):
             self.cache_hook.add_partial("loglikelihood_rolling", request.args, total)
@@ -239,54 +231,6 @@ class TintLM(TemplateLM):
 
     def barrier(self) -> None:
         self.processes.wait()
-
-    def _score(self, texts: Sequence[Scored], quiet: bool) -> list[tuple[float, bool]]:
-        """Return the log-likelihood of the scored part of every text, and whether it is what greedy decoding gives.
-
-        Texts that differ in their last token alone are run once.
-        """
-        runs: dict[tuple[tuple[int, ...], int], list[int]] = {}
-        for index, text in enumerate(texts):
-            runs.setdefault((text.tokens[:-1], text.trained), []).append(index)
-        ordered = sorted(runs, key=lambda run: (-len(run[0]), run))
-        answers: dict[int, tuple[float, bool]] = {}
-        with tqdm(total=len(texts), disable=quiet, desc="Running loglikelihood requests") as progress:
-            for start in range(0, len(ordered), self.batch_size):
-                part = ordered[start : start + self.batch_size]
-                for run, before, after in zip(part, *self._run(part), strict=True):
-                    for index in runs[run]:
-                        answers[index] = _answer(texts[index], before, after)
-                        progress.update(1)
-        return [answers[index] for index in range(len(texts))]
-
-    @torch.no_grad()
-    def _run(self, runs: Iterable[tuple[tuple[int, ...], int]]) -> tuple[Tensor, Tensor]:
-        """Return log-probabilities ``[B, T, V]`` before and after the update; texts are padded on the right."""
-        rows = [torch.tensor(tokens) for tokens, _ in runs]
-        lengths = torch.tensor([len(row) for row in rows])
-        trained = torch.tensor([count for _, count in runs])
-        ids = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
-        places = torch.arange(ids.shape[1])
-        out = self.sim(
-            ids.to(self.sim.device),
-            train_mask=places < trained[:, None],
-            attention_mask=places < lengths[:, None],
-            inner_lr=self.inner_lr,
-            return_before=True,
-        )
-        before, after = (at_least_fp32(logits).log_softmax(-1).cpu() for logits in (out.logits_before, out.logits))
-        return before, after
-
-
-def _answer(text: Scored, before: Tensor, after: Tensor) -> tuple[float, bool]:
-    """Return a text's log-likelihood, and whether greedy decoding gives it.
-
-    before, after ``[T, V]``: log-probabilities at every position of the text's tokens but the last.
-    """
-    targets = torch.tensor(text.tokens[text.start :])
-    places = torch.arange(text.start, len(text.tokens))
-    scores = torch.where((places < text.trained)[:, None], before[places - 1], after[places - 1])
-    return float(scores.gather(1, targets[:, None]).sum()), bool((scores.argmax(-1) == targets).all())
 
 
 register_model("tint")(TintLM)  # as a decorator its type would be lost

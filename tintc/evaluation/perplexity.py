@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import math
-import resource
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,30 +14,20 @@ from torch.nn import functional as F
 
 from tintc.errors import InputError, OptionError
 from tintc.evaluation.blocks import Blocks, cut_blocks
+from tintc.evaluation.hints import hint_of
 from tintc.evaluation.processes import Processes
 from tintc.evaluation.rate_sweep import sweep
 from tintc.ir.functions import at_least_fp32
 from tintc.ir.special import opening_of
+from tintc.runtime.execution.available import peak_rss_bytes
 from tintc.runtime.execution.rates import GivenRates
 
 if TYPE_CHECKING:
     from tintc.runtime.model.causal_lm import TintForCausalLM
 
 ALONE = Processes()
-NEAR = (0.3, 0.1, 0.03)
-"""Of a rate that is somewhat too large, what to try: rates that are a little smaller."""
-FAR = (0.1, 0.01, 1e-3, 1e-4)
-"""Of a rate that ruins the model, what to try: other orders of magnitude."""
-RUINED = 2.0
-"""Times the perplexity before the update, from which on the model is ruined."""
-HOPELESS = 1e-2
-HOPELESS_NORMALISED = 1.0
-"""Rates of plain and of normalised steps that hardly any model gains from: of larger ones, what is suggested is smaller
-than this."""
 HIGHEST = 700
 """Mean loss above which its perplexity is no finite number."""
-ROUNDING = 1e-6
-"""A relative difference between perplexities below which neither is the worse."""
 
 
 @dataclass(frozen=True)
@@ -101,8 +88,8 @@ def evaluate_blocks(
     trained on, the others are scored. block_size None: the whole text, or the longest the simulator takes. bos: every
     block begins with the special tokens that `sim.tokenizer` begins a text with, which count in block_size and are not
     scored; False: blocks are pieces of `input_ids` as they are. partial: score a shorter block at the end too.
-    train_fraction None: the simulator's own. inner_lr
-    None: the stored rates; else as in a forward pass of one text. rates: several rates to compare, in its place.
+    train_fraction None: the simulator's own. inner_lr None: the stored rates; else as in a forward pass of one text.
+    rates: several rates to compare, in its place.
     split_steps: every step trains on a part of its own of the train tokens. on_block is called with (done, total).
     processes: those that share the blocks; sums are taken in the order of the blocks, so that every process finds what
     one alone would.
@@ -113,11 +100,39 @@ def evaluate_blocks(
     fraction = train_fraction
     if fraction is None:
         fraction = sim.config.train_fraction
-    opening: Sequence[int] = ()
-    if bos:
-        opening = opening_of(sim.tokenizer)
-    limit = sim.layout.max_length
-    blocks = cut_blocks(input_ids, limit, block_size, max_blocks, fraction, opening, partial)
+    opening = opening_of(sim.tokenizer) if bos else ()
+    blocks = cut_blocks(input_ids, sim.layout.max_length, block_size, max_blocks, fraction, opening, partial)
+    compared = _compared(sim, inner_lr, rates)
+    steps = sim.program.attributes["n_steps"] * split_steps
+    sums = _summed(sim, blocks, steps, inner_lr, rates, processes, on_block)
+    tried: list[Any] = [sim.config.inner_lr if rate is None else rate for rate in compared]
+    best = _shown(tried[sums.best])
+    trained = blocks[0].train_tokens
+    before, after = sums.perplexities(best)
+    return Evaluation(
+        perplexity_before=before,
+        perplexity_after=after,
+        tokens_scored=sums.scored,
+        seconds=sums.seconds,
+        peak_rss_bytes=sums.peak_rss_bytes,
+        blocks=len(blocks),
+        block_size=blocks.size,
+        train_tokens=trained,
+        train_fraction=fraction,
+        inner_lr=best,
+        executor=sim.last_executor,
+        device=str(sim.device),
+        processes=processes.count,
+        opening_tokens=blocks.opening,
+        tokens_left_out=blocks.left_out,
+        hint=hint_of(before, after, tried, f"{trained} in a block", sim.config.optimizer),
+        rates=sums.by_rate(rates),
+    )
+
+
+def _compared(sim: TintForCausalLM, inner_lr: GivenRates, rates: Sequence[float] | None) -> Sequence[GivenRates]:
+    """Return the rates that a text is run at; raise `OptionError` for one that the simulator does not take, or if there
+    are none."""
     if rates is not None and not rates:
         raise OptionError("There is no learning rate to compare; pass at least one in rates.")
     compared: Sequence[GivenRates] = [inner_lr]
@@ -125,9 +140,49 @@ def evaluate_blocks(
         compared = rates
     for rate in compared:
         sim.resolve_rates(rate, 1)
+    return compared
+
+
+class _Sums(NamedTuple):
+    """Losses of all blocks, summed, before the update, and after it at each rate; and how many tokens they are of."""
+
+    before: float
+    after: Sequence[float]
+    scored: int
+    seconds: float
+    peak_rss_bytes: int
+
+    @property
+    def best(self) -> int:
+        """Return which rate has the smallest loss."""
+        return min(range(len(self.after)), key=lambda index: (math.isnan(self.after[index]), self.after[index]))
+
+    def perplexities(self, rate: Any) -> tuple[float, float]:
+        """Return those before the update, and after it at the best rate, which is `rate`; raise `InputError` for one
+        that is not a finite number."""
+        before = perplexity(self.before, self.scored, "the auxiliary model does not fit this text")
+        cause = f"the learning rate {rate} is too large; choose a smaller one"
+        return before, perplexity(self.after[self.best], self.scored, cause)
+
+    def by_rate(self, rates: Sequence[float] | None) -> list[dict[str, float | None]] | None:
+        """Return each rate with its perplexity after the update, None if there was one rate alone."""
+        if rates is None:
+            return None
+        return [_of_rate(rate, loss, self.scored) for rate, loss in zip(rates, self.after, strict=True)]
+
+
+def _summed(
+    sim: TintForCausalLM,
+    blocks: Blocks,
+    steps: int,
+    inner_lr: GivenRates,
+    rates: Sequence[float] | None,
+    processes: Processes,
+    on_block: Callable[[int, int], None] | None,
+) -> _Sums:
+    """Run every block, each in one of the processes; arguments as of `evaluate_blocks` and `_losses`."""
     own = processes.share(len(blocks))
     start = time.perf_counter()
-    steps = sim.program.attributes["n_steps"] * split_steps
     losses: list[list[float]] = []
     for index in own:
         losses.append(_losses(sim, blocks, index, steps, inner_lr, rates))
@@ -135,36 +190,8 @@ def evaluate_blocks(
             on_block(len(losses), len(own))
     before, *after = (sum(column) for column in zip(*processes.gathered(losses), strict=True))
     used = processes.gathered([(time.perf_counter() - start, peak_rss_bytes())])
-    scored = sum(block.scored for block in blocks)
-    tried: list[Any] = [sim.config.inner_lr if rate is None else rate for rate in compared]
-    by_rate = None
-    if rates is not None:
-        by_rate = [_of_rate(rate, loss, scored) for rate, loss in zip(rates, after, strict=True)]
-    best = min(range(len(tried)), key=lambda index: (math.isnan(after[index]), after[index]))
-    trained = blocks[0].train_tokens
-    perplexity_before = perplexity(before, scored, "the auxiliary model does not fit this text")
-    perplexity_after = perplexity(
-        after[best], scored, f"the learning rate {_shown(tried[best])} is too large; choose a smaller one"
-    )
-    return Evaluation(
-        perplexity_before=perplexity_before,
-        perplexity_after=perplexity_after,
-        tokens_scored=scored,
-        seconds=max(seconds for seconds, _ in used),
-        peak_rss_bytes=max(peak for _, peak in used),
-        blocks=len(blocks),
-        block_size=blocks.size,
-        train_tokens=trained,
-        train_fraction=fraction,
-        inner_lr=_shown(tried[best]),
-        executor=sim.last_executor,
-        device=str(sim.device),
-        processes=processes.count,
-        opening_tokens=blocks.opening,
-        tokens_left_out=blocks.left_out,
-        hint=hint_of(perplexity_before, perplexity_after, tried, f"{trained} in a block", sim.config.optimizer),
-        rates=by_rate,
-    )
+    seconds, peaks = zip(*used, strict=True)
+    return _Sums(before, after, sum(block.scored for block in blocks), max(seconds), max(peaks))
 
 
 def _losses(
@@ -189,31 +216,6 @@ def _losses(
     with torch.no_grad():
         out = sim(ids, train_mask=mask, inner_lr=inner_lr, return_before=True)
     return [score(out.logits_before), score(out.logits)]
-
-
-def hint_of(before: float, after: float, tried: Sequence[Any], summed: str, optimizer: str = "sgd") -> str | None:
-    """Return what to say of an update that made it worse, None if it did not.
-
-    summed: over how many train tokens gradients were, as a part of the sentence; optimizer: what a step is made of.
-    """
-    if after <= before * (1 + ROUNDING):
-        return None
-    if optimizer == "normalized":
-        hopeless = HOPELESS_NORMALISED
-        why = "The step is as long as the learning rate says, whatever the gradient, so it may be too large"
-    else:
-        hopeless = HOPELESS
-        why = f"Gradients are summed over train tokens, here {summed}, so the step may be too large for so many"
-    why = f"The text is predicted worse after the update than before. {why}"
-    numbers = [rate for rate in tried if isinstance(rate, int | float)]
-    if not numbers:
-        return f"{why}; try smaller learning rates."
-    start = min(*numbers, hopeless)
-    factors = NEAR
-    if after > RUINED * before or min(numbers) > hopeless:
-        factors = FAR
-    smaller = ",".join(f"{start * factor:.1g}" for factor in factors)
-    return f"{why}; try smaller learning rates, such as --lr {smaller}."
 
 
 def _shown(rate: Any) -> Any:
@@ -244,18 +246,3 @@ def perplexity(loss: float, count: int, cause: str) -> float:
     if not mean < HIGHEST:
         raise InputError(f"The perplexity is not a finite number: {cause}.")
     return math.exp(mean)
-
-
-def peak_rss_bytes() -> int:
-    """Return the largest resident memory of this process so far.
-
-    Linux's own mark of it: `ru_maxrss` starts from the size of the process that started this one.
-    """
-    try:
-        lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
-        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
-    except (OSError, StopIteration):
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        if sys.platform == "darwin":
-            return peak
-        return peak * 1024

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from tintc.evaluation.perplexity import ROUNDING, Evaluation
+from tintc.evaluation.hints import ROUNDING
+from tintc.evaluation.perplexity import Evaluation
 from tintc.runtime.artefact.checks import options_digest
 
 if TYPE_CHECKING:

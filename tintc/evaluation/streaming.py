@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from tintc.evaluation.perplexity import hint_of, peak_rss_bytes, perplexity
+from tintc.evaluation.hints import hint_of
+from tintc.evaluation.perplexity import perplexity
 from tintc.ir.special import opening_of
+from tintc.runtime.execution.available import peak_rss_bytes
 from tintc.runtime.model.adapted_state import AdaptedState
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 from markupsafe import Markup, escape
 
 import tintc
@@ -57,7 +57,7 @@ class Contents:
 
 @dataclass(frozen=True)
 class Page:
-    """html: the page; figures: its charts by name."""
+    """The rendered page. html: its text; figures: its charts by name."""
 
     html: str
     figures: dict[str, charts.Spec]
@@ -65,51 +65,26 @@ class Page:
 
 def render(contents: Contents, bundle: str) -> Page:
     """Return the page. bundle: the JavaScript that draws charts."""
-    run = contents.run
+    run, config = contents.run, contents.sim.config
     program = contents.sim.program
     roles = Roles(program)
     sections, abouts = graph_of(program, contents.auxiliary, ModuleReader(roles))
-    figures = charts.losses(run.tokens, run.before, run.after, run.train)
-    if contents.curve:
-        figures["rates"] = charts.rates(contents.curve, contents.sim.config.inner_lr)
+    figures = _figures(contents)
     teaching = _teaching(contents, figures)
-    patterns: list[str] = []
-    if run.attention:
-        attention = attention_charts.attention(run.attention, run.tokens)
-        figures |= {f"attention-{name}": chart for name, chart in attention.items()}
-        for one in run.attention:
-            patterns += [
-                attention_charts.attention_label(one, None),
-                attention_charts.attention_label(one, one.most_changed()),
-            ]
-    if contents.quality is not None:
-        figures["gradients"] = charts.gradients(contents.quality.gradients)
-        figures["costs"] = charts.costs(contents.quality.costs)
-    if contents.other is not None:
-        figures |= _against(contents, contents.other)
-    candidates = candidates_of(program, options_of(contents.sim.config))
-    if candidates:
-        figures["layouts"] = charts.layouts(candidates)
     counts = counts_of(program)
     shares = {} if teaching is None else teaching.pop("shares")
-    data = {
-        "figures": figures,
-        "shares": shares,
-        "tokens": [charts.visible(token) for token in run.tokens],
-    }
     hint = "Click a token of the second part." if shares else ""
-    environment = Environment(loader=PackageLoader("tintc.report"), autoescape=True, undefined=StrictUndefined)
-    environment.filters["code"] = _code
-    html = environment.get_template("page.html").render(
+    data = {"figures": figures, "shares": shares, "tokens": [charts.visible(token) for token in run.tokens]}
+    html = _template().render(
         name=contents.name,
         version=tintc.__version__,
         contents=_contents(contents, teaching),
         tiles=_tiles(contents, counts),
-        n_steps=contents.sim.config.n_steps,
-        steps=_plural(contents.sim.config.n_steps, "step"),
+        n_steps=config.n_steps,
+        steps=_plural(config.n_steps, "step"),
         text={"tokens": token_views(run, bool(shares)), "train": run.train, "shares": shares, "hint": hint},
         teaching=teaching,
-        attention=patterns,
+        attention=_patterns(run),
         sections=sections,
         abouts=abouts,
         lanes=LANES,
@@ -126,6 +101,38 @@ def render(contents: Contents, bundle: str) -> Page:
         bundle=bundle.replace("</script", "<\\/script"),
     )
     return Page(html, figures)
+
+
+def _template() -> Template:
+    environment = Environment(loader=PackageLoader("tintc.report"), autoescape=True, undefined=StrictUndefined)
+    environment.filters["code"] = _code
+    return environment.get_template("page.html")
+
+
+def _figures(contents: Contents) -> dict[str, charts.Spec]:
+    """Return the figures of everything that the page is made of."""
+    run, config = contents.run, contents.sim.config
+    figures = charts.losses(run.tokens, run.before, run.after, run.train)
+    if contents.curve:
+        figures["rates"] = charts.rates(contents.curve, config.inner_lr)
+    if run.attention:
+        attention = attention_charts.attention(run.attention, run.tokens)
+        figures |= {f"attention-{name}": chart for name, chart in attention.items()}
+    if contents.quality is not None:
+        figures["gradients"] = charts.gradients(contents.quality.gradients)
+        figures["costs"] = charts.costs(contents.quality.costs)
+    if contents.other is not None:
+        figures |= _against(contents, contents.other)
+    candidates = candidates_of(contents.sim.program, options_of(config))
+    if candidates:
+        figures["layouts"] = charts.layouts(candidates)
+    return figures
+
+
+def _patterns(run: TextRun) -> list[str]:
+    """Return what the attention patterns are called that can be shown: two of each layer."""
+    heads = [(one, head) for one in run.attention for head in (None, one.most_changed())]
+    return [attention_charts.attention_label(one, head) for one, head in heads]
 
 
 def _against(contents: Contents, other: Other) -> dict[str, charts.Spec]:

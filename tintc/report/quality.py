@@ -29,7 +29,7 @@ NUMBER = re.compile(r"\.(\d+)\.")
 
 @dataclass(frozen=True)
 class Rate:
-    """loss: the mean over the tokens that were not trained on, in nats, at a multiple of the stored rates."""
+    """A multiple of the stored rates, and its loss: the mean over the tokens that were not trained on, in nats."""
 
     rate: float
     loss: float

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tintc import compiler as driver
+from tintc import stages
 from tintc.errors import TintcError, UnsupportedModelError
 from tintc.frontend.agreement import check_agreement
 from tintc.frontend.exact_agreement import check_graph
@@ -104,7 +104,7 @@ def _check(outcome: Outcome, options: dict[str, Any]) -> None:
     outcome.stage = "import"
     program = assign_layers(canonicalise(import_graph(graph)))
     outcome.features = features_of(program)
-    auxiliary = driver.Auxiliary(program, graph.tensors, graph)
+    auxiliary = stages.Auxiliary(program, graph.tensors, graph)
     outcome.stage = "probe"
     check_graph(outcome.model_type, graph, program, graph.tensors)
     check_agreement(outcome.model_type, source.model, program, graph.tensors, source.max_length)
@@ -123,14 +123,14 @@ def _check(outcome: Outcome, options: dict[str, Any]) -> None:
     outcome.stage = "passed"
 
 
-def _simulator(auxiliary: driver.Auxiliary, source: AuxiliarySource, options: Options) -> TintForCausalLM:
-    program = driver.lower(auxiliary.program, options, source.max_length)
-    return driver.assemble(program, auxiliary, source, options, torch.float64)
+def _simulator(auxiliary: stages.Auxiliary, source: AuxiliarySource, options: Options) -> TintForCausalLM:
+    program = stages.lower(auxiliary.program, options, source.max_length)
+    return stages.assemble(program, auxiliary, source, options, torch.float64)
 
 
 @torch.no_grad()
 def _check_logits(
-    outcome: Outcome, model: torch.nn.Module, graph: CapturedGraph, auxiliary: driver.Auxiliary, ids: Tensor
+    outcome: Outcome, model: torch.nn.Module, graph: CapturedGraph, auxiliary: stages.Auxiliary, ids: Tensor
 ) -> None:
     program = auxiliary.program
     logits = forward(program, load(program, auxiliary.tensors), resolve_inputs(ids))

@@ -70,6 +70,8 @@ def test_saved_and_loaded(name: str, examples: int, tmp_path: Path) -> None:
     state.save(tmp_path / "a.safetensors")
     again = AdaptedState.load(tmp_path / "a.safetensors", sim)
     assert again.examples == examples
+    assert repr(again).startswith(f"AdaptedState(examples={examples}, weight_groups={len(state.weights)}, nbytes=")
+    assert 0 < again.nbytes <= (tmp_path / "a.safetensors").stat().st_size < again.nbytes + 20_000  # of header
     assert worst(continued(sim, ids, again), continued(sim, ids, state)) < 1e-12
     assert [path.name for path in tmp_path.iterdir()] == ["a.safetensors"]
 

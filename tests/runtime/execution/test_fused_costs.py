@@ -10,7 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from tintc.errors import OptionError
 from tintc.ir import simulator as ops
 from tintc.ir.inputs import resolve_inputs
-from tintc.runtime.execution.fused import plan as plans
+from tintc.runtime.execution.fused import planner
 from tintc.runtime.execution.fused.costs import multiply_adds
 from tintc.runtime.execution.fused.executor import FusedExecutor
 from tintc.runtime.execution.fused.plan import ExecutionPlan, Sizes
@@ -69,7 +69,7 @@ def test_lazy_up_to_the_length_where_it_saves_nothing(monkeypatch: pytest.Monkey
 
     See construction.md, section 13.
     """
-    monkeypatch.setattr(plans, "WRITE_COST", 0)
+    monkeypatch.setattr(planner, "WRITE_COST", 0)
     sim = compiled("opt")
     for length in (4, 7, 8, 11, 12, 20):
         made = plan(sim, 1, length, 4)
@@ -83,7 +83,7 @@ def test_the_chosen_update_is_never_far_from_the_cheapest() -> None:
     sim = compiled("llama", n_steps=2)
     for length in (4, 8, 16, 32):
         costs = {update: multiply_adds(plan(sim, 1, length, length // 2, update)) for update in UPDATES}
-        written = 3 * sum(p.numel() for p in sim.prefixes.parameters()) * plans.WRITE_COST
+        written = 3 * sum(p.numel() for p in sim.prefixes.parameters()) * planner.WRITE_COST
         assert costs["auto"] <= min(costs["lazy"], costs["materialised"] + written)
 
 

@@ -234,13 +234,14 @@ def test_how_cuda_captures(monkeypatch: pytest.MonkeyPatch) -> None:
         "current_stream": lambda: stream,
         "device": lambda device: noted(str(device)),
         "stream": lambda aside: noted("aside"),
-        "graph": lambda graph, pool: noted(f"capture into {pool}"),
+        "graph": lambda graph, pool, stream, capture_error_mode: noted(f"capture into {pool}, {capture_error_mode}"),
     }.items():
         monkeypatch.setattr(torch.cuda, name, value)
     recording = graphs.CudaRecording(lambda: log.append("run"), torch.device("cuda", 1), "the pool")
     recording.replay()
     before = ["cuda:1", "wait", "aside", *["run"] * graphs.WARM_RUNS, "end of aside", "wait"]
-    assert log == [*before, "capture into the pool", "run", "end of capture into the pool", "end of cuda:1", "replay"]
+    capture = "capture into the pool, thread_local"
+    assert log == [*before, capture, "run", f"end of {capture}", "end of cuda:1", "replay"]
 
 
 def generate(sim: TintForCausalLM, ids: Tensor, **given: Any) -> Any:

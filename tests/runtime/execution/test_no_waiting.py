@@ -6,6 +6,8 @@ And what a GPU computes in another way than a CPU, so that it need not wait, is 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
+from functools import cache
 from typing import Any
 
 import pytest
@@ -13,20 +15,24 @@ import torch
 from attention_programs import decoder
 from fake_gpu import GPU, NoCopies, NoHostMemory, Waits, fake_gpu, fake_inputs, on_fake_gpu
 from fused_cases import compiled, token_ids
-from programs import hybrid_like, mixture_like, simulator
+from programs import Sketch, gpt_like, hybrid_like, mixture_like, simulator
 from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException
 
-from tintc.ir.core import Value, tokens
+from tintc.ir import auxiliary as aux
+from tintc.ir.core import OPS, Value, tokens
 from tintc.ir.inputs import Inputs, resolve_inputs
+from tintc.ir.simulator import Repeat, SimOp
 from tintc.ir.simulator.interface.chosen_experts import Routing
 from tintc.ir.simulator.interface.fused_base import FusedWeights, Pending
 from tintc.ir.simulator.kernels.grouped import grouped_sums
 from tintc.ir.simulator.shared.grouped import expert_sums, grouped_linear, grouped_transposed
 from tintc.ir.simulator.shared.grouped_device import linear_on_device, transposed_on_device
+from tintc.runtime.adaptation.adapt import _stored_values
 from tintc.runtime.adaptation.cache import TintCache
 from tintc.runtime.adaptation.continuation import base_weights, stored_weights
 from tintc.runtime.adaptation.continued_run import ContinuedRun
-from tintc.runtime.execution.fused import executor
+from tintc.runtime.adaptation.pending import Renamed
+from tintc.runtime.execution.fused import batches, executor
 from tintc.runtime.execution.fused.batches import sizes_of
 from tintc.runtime.execution.fused.executor import FusedExecutor
 from tintc.runtime.execution.fused.planner import make_plan
@@ -46,12 +52,54 @@ SIMULATORS: dict[str, Callable[[], TintForCausalLM]] = {
     "delta rule": lambda: written(hybrid_like, key_heads=2, delta=True, unit_eps=1e-6),
     "state space": lambda: written(hybrid_like, key_heads=1, by_coordinate=True, skip=True),
 }
+
+
+def scaled_and_moved() -> tuple[Any, Any]:
+    """One layer of what others have not: a vector that is the same at every token, a scale, columns of a wide value."""
+    make = Sketch(12)
+    table = make.parameter("start", 1, 12)
+    x = make.sum("begin", make.embedding("wte", VOCAB), make.add(aux.Constant, "start", 12, table=table))
+    make.layer = 0
+    x = make.sum("mid", x, make.attention("attn", make.norm("ln1", x), 3, 3))
+    wide = make.linear("up", make.norm("ln2", x), 27, "ffn")
+    moved = make.add(aux.Select, "moved", 32, wide, columns=((12, 27), (2, 5, 2), (-2, 0, 2), (0, 7)))
+    down = make.linear("down", moved, 12, "ffn")
+    x = make.sum("out", x, make.add(aux.Scale, "scaled", 12, down, factor=-0.5))
+    make.layer = -1
+    return make.finish(make.norm("lnf", x, "final"), VOCAB, 1)
+
+
+FULL = {"gradient": "full", "descend": "all"}
+GROUPS = "values,out,ffn,norm-bias,norm-gain"
+RULES: dict[str, Callable[[], TintForCausalLM]] = {
+    "full gradient": lambda: lowered(decoder(window=3, soft_cap=2.0, sunk=True), **FULL),
+    "full gradient of experts": lambda: lowered(mixture_like(chosen=2, normalise="sum", biases=True), **FULL),
+    "momentum, normalised": lambda: lowered(
+        gpt_like(), optimizer="normalized", normalize="all", momentum=0.5, decay=0.3, descend=GROUPS
+    ),
+    "normalised, of experts": lambda: lowered(
+        mixture_like(chosen=2, normalise="sum"), optimizer="normalized", descend=GROUPS
+    ),
+    "sums, scales, selections": lambda: lowered(scaled_and_moved()),
+    "fixed, another loss": lambda: lowered(gpt_like(), difference="fixed", loss="quad"),
+}
+"""Simulators of other gradients, other optimisers, another loss."""
 LENGTH = 9
 SELDOM = ("opt", "sinks", "sparse mixer")
 
 
 def written(make: Callable[..., Any], **options: Any) -> TintForCausalLM:
     return simulator(*make(**options), inner_lr=0.02, n_steps=2)
+
+
+@cache
+def kind(name: str) -> TintForCausalLM:
+    """One simulator of each kind for all tests."""
+    return (SIMULATORS | RULES)[name]()
+
+
+def lowered(program: tuple[Any, Any], **options: Any) -> TintForCausalLM:
+    return simulator(*program, n_steps=2, **options)
 
 
 def masks(masked: bool, apart: bool) -> dict[str, Any]:
@@ -99,17 +147,54 @@ def check_pass(sim: TintForCausalLM, inputs: Inputs, update: str) -> None:
 def test_passes(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of two steps, each with train tokens of its own, and padding."""
     monkeypatch.setattr(executor, "read_rates", known_rates)
-    check_pass(SIMULATORS[name](), text(**masks(True, True)), "lazy")
+    check_pass(kind(name), text(**masks(True, True)), "lazy")
+
+
+@pytest.mark.parametrize(("name", "update"), [*((name, "lazy") for name in RULES), ("full gradient", "materialised")])
+def test_other_rules(name: str, update: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(executor, "read_rates", known_rates)
+    check_pass(kind(name), text(**masks(update == "lazy", False)), update)
+
+
+def test_every_op_is_among_them() -> None:
+    """Of those that a pass runs; whoever adds one adds a simulator here."""
+    ran = {type(op) for name in (*SIMULATORS, *RULES) if name not in SELDOM for op in kind(name).program.ops}
+    every = {op for op in OPS.values() if issubclass(op, SimOp) and op is not Repeat}
+    assert sorted(op.__name__ for op in every - ran) == []
+
+
+@pytest.mark.parametrize(("name", "update"), [("llama", "materialised"), ("experts", "lazy")])
+def test_a_later_chunk(name: str, update: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stream's second: it starts from the weights that the first has left, with other train tokens, and padding."""
+    monkeypatch.setattr(executor, "read_rates", known_rates)
+    sim, inputs = kind(name), text(**masks(True, False))
+    sizes = sizes_of(inputs, sim.config.vocab_size)
+    with fake_gpu():
+        other = on_fake_gpu(sim)
+        labels = {f"updated.{value.name}": value for value in other.continuation.updated}
+        program = replace(other.program, outputs=labels)
+        starts: dict[Value, FusedWeights] = {}
+        for _ in range(2):
+            begins = replace(sizes, starts=batches._layers(program, starts))
+            plan = make_plan(program, tuple(labels), begins, update)
+            run = FusedExecutor(other, fake_inputs(inputs), plan, None, starts)
+            with NoHostMemory():
+                learnt = run.run()
+            renamed, stored = Renamed(), _stored_values(other)
+            starts = {stored[value]: renamed.away(learnt[label]) for label, value in labels.items()}
+    assert max(len(w.pending) for w in starts.values()) == 4 * (update == "lazy")
 
 
 def test_passes_without_masks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(executor, "read_rates", known_rates)
-    check_pass(SIMULATORS["windows and caps"](), text(), "materialised")
+    check_pass(kind("windows and caps"), text(), "materialised")
 
 
-@pytest.mark.parametrize("name", ["llama", "windows and caps", "alibi", "experts", "delta rule", "state space"])
+@pytest.mark.parametrize(
+    "name", ["llama", "windows and caps", "alibi", "sinks", "experts", "delta rule", "state space"]
+)
 def test_next_tokens(name: str) -> None:
-    sim = SIMULATORS[name]()
+    sim = kind(name)
     inputs = text(1)
     with fake_gpu():
         other = on_fake_gpu(sim)

@@ -17,6 +17,7 @@ from programs import hybrid_like, mixture_like, simulator
 from torch import Tensor, nn
 
 from tintc.errors import OptionError
+from tintc.ir.core import Value
 from tintc.ir.simulator import StoredWeights
 from tintc.runtime.adaptation.cache import TintCache
 from tintc.runtime.adaptation.continuation import base_weights, stored_weights
@@ -24,7 +25,7 @@ from tintc.runtime.adaptation.continued_run import ContinuedRun
 from tintc.runtime.execution.fused import base_run
 from tintc.runtime.execution.fused.batches import sizes_of
 from tintc.runtime.execution.fused.executor import FusedExecutor
-from tintc.runtime.execution.fused.placed import devices_of
+from tintc.runtime.execution.fused.placed import Copies, devices_of
 from tintc.runtime.execution.fused.planner import make_plan
 from tintc.runtime.model import placing
 from tintc.runtime.model.causal_lm import TintForCausalLM
@@ -76,6 +77,45 @@ def test_no_operator_meets_both(name: str, padded: bool) -> None:
         run = ContinuedRun(other, given, given.position_ids, seen)
         logits = run.run(stored_weights(other) | base_weights(other), cache)
         assert logits.device == GPU
+
+
+@pytest.mark.parametrize("name", ["gpt2", "experts"])
+def test_a_value_crosses_once(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """To each card, however many ops read it there; and between two layers of one card nothing crosses."""
+    sim = KINDS[name]()
+    inputs = sim.resolve(token_ids(2, 9, 11))
+    sizes = sizes_of(inputs, sim.config.vocab_size)
+    made: list[tuple[str, torch.device]] = []
+    held: list[Tensor] = []
+    plain = Copies.on
+
+    def noted(self: Copies, device: torch.device, value: Value, x: Any) -> Any:
+        copy = plain(self, device, value, x)
+        if isinstance(x, Tensor) and x.device != device and all(copy._base is not one for one in held):
+            held.append(copy._base)
+            made.append((value.name, device))
+        return copy
+
+    monkeypatch.setattr(Copies, "on", noted)
+    with fake_gpu():
+        other = on_two_cards(sim)
+        plan = make_plan(other.program, ("logits",), sizes)
+        run = FusedExecutor(other, fake_inputs(inputs), plan, None, {}, on_device=True)
+        run.run()
+    assert made and len(made) == len(set(made)) and run._copies._known == {}
+    # Of each of three passes: up and down; of each of two steps: up, down, and what the first of them reads again.
+    assert len(made) <= 3 * 2 + 2 * 4, made
+
+
+def test_what_is_moved_together_is_not_placed() -> None:
+    """By `to`, whoever called it; a cast leaves it where it is."""
+    sim = copy.deepcopy(compiled("gpt2", n_steps=2))
+    sim.prefixes.to("meta")
+    sim.placed = True
+    sim.float()
+    assert sim.placed and sim.dtype == torch.float32
+    sim.to("meta")
+    assert not sim.placed and len(devices_of(sim)) == 1
 
 
 @pytest.fixture

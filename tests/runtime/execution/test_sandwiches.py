@@ -14,7 +14,6 @@ import torch
 from programs import gpt_like, llama_like
 from torch import Tensor
 
-from tintc.compiler import lower_to_modules
 from tintc.ir.block_specs import AttentionSpec, Split, SplitStage, TensorSpec
 from tintc.ir.layout import Layout
 from tintc.ir.simulator.ops.linear_backward import backward_block
@@ -24,6 +23,7 @@ from tintc.ir.simulator.shared.linear_common import heads_to_rows, rows_to_heads
 from tintc.lowering.passes.layout_candidates import survey
 from tintc.options import Options
 from tintc.runtime.execution.literal.split import build_split
+from tintc.stages import lower_to_modules
 
 PROGRAMS = {
     "13 wide, heads of 4": lambda: gpt_like(13, 3, 1, 11, 17),

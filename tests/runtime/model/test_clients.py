@@ -23,7 +23,7 @@ from transformers import DynamicCache, PreTrainedTokenizerFast, pipeline
 
 import tintc
 from tintc.errors import InputError, OptionError, TintcError
-from tintc.runtime.model import auto_classes
+from tintc.runtime.model import registration
 from tintc.runtime.model.causal_lm import TintForCausalLM
 
 IDS = tiny_models.token_ids(2, 12, vocab=22)
@@ -178,7 +178,7 @@ def test_transformers_finds_the_class_that_a_folder_names(folder: Path) -> None:
     """By its name, as `transformers serve` looks for it; in the transformers that tintc has seen, since helpers of its
     own, which other tests may have called, import it anew."""
     (name,) = tintc.TintConfig.from_pretrained(folder).architectures
-    assert getattr(auto_classes.transformers, name) is TintForCausalLM
+    assert getattr(registration.transformers, name) is TintForCausalLM
 
 
 def test_asking_is_no_error(sim: TintForCausalLM) -> None:

@@ -11,9 +11,10 @@ import pytest
 from command import ROOT
 
 import tintc
-from tintc.runtime.model import auto_classes
-from tintc.runtime.model.auto_classes import MODEL, Deferred
+from tintc.runtime.model import registration
+from tintc.runtime.model.auto_classes import Deferred
 from tintc.runtime.model.causal_lm import TintForCausalLM
+from tintc.runtime.model.registration import MODEL
 
 SCRIPT = """
 import sys
@@ -55,5 +56,5 @@ def test_what_stands_for_the_model_is_like_it(one_layer_sim: Path) -> None:
 
 def test_the_model_takes_its_place() -> None:
     """Once it has been imported, as here; in the transformers that tintc has seen, which others may import anew."""
-    assert auto_classes.AutoModelForCausalLM._model_mapping[tintc.TintConfig] is TintForCausalLM
-    assert getattr(auto_classes.transformers, MODEL) is TintForCausalLM
+    assert registration.AutoModelForCausalLM._model_mapping[tintc.TintConfig] is TintForCausalLM
+    assert getattr(registration.transformers, MODEL) is TintForCausalLM

@@ -24,7 +24,8 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class TrainText:
-    """ids ``[T]``, of which those where `targets [T]` is True are predicted in the loss, each from those before it."""
+    """A text to tune on: ids ``[T]``, of which those where `targets [T]` is True are predicted in the loss, each from
+    those before it."""
 
     ids: Tensor
     targets: Tensor

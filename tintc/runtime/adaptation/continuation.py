@@ -47,8 +47,11 @@ class Step(NamedTuple):
 
 @dataclass(frozen=True)
 class Continuation:
-    """ops: from the weights to the logits, in order; stored: those that give weights as they are stored; updated: the
-    weights that a descent gives, each with its layer's name."""
+    """The part of a program that predicts from updated weights.
+
+    ops: from the weights to the logits, in order; stored: those that give weights as they are stored; updated: the
+    weights that a descent gives, each with its layer's name.
+    """
 
     ops: tuple[SimOp, ...]
     stored: tuple[SimOp, ...]

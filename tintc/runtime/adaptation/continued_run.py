@@ -60,7 +60,7 @@ class ContinuedRun(FusedRunBase):
         values: dict[Value, Any] = dict(weights)
         folds = self.inputs.shape[0] != self.examples
         for op, operands, result, kept, place, weighted, last in self.plan.steps[:-1]:
-            run, inputs = self.placed(op, [values[value] for value in operands])
+            run, inputs = self.placed(op, operands, [values[value] for value in operands])
             if kept:
                 pair = op.remember(run, *[inputs[operands.index(value)] for value in kept])
                 if cache is not None:
@@ -75,14 +75,13 @@ class ContinuedRun(FusedRunBase):
                 values[result] = op.fused(run, *inputs)
             for value in last:
                 del values[value]
-                if run._scores:
-                    run._scores.pop(value, None)
+                self.let_go(value)
         (x,) = (values[value] for value in self.plan.tail.operands)
         return x
 
     def tail(self, x: Tensor) -> Tensor:
         """Return logits ``[B, n, V]`` from what the last op reads."""
-        run, (x,) = self.placed(self.plan.tail, [x])
+        run, (x,) = self.placed(self.plan.tail, self.plan.tail.operands, [x])
         return self.plan.tail.fused(run, x)
 
     def _folded(self, op: SimOp, operands: list[Any]) -> Tensor:

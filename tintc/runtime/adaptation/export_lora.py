@@ -107,7 +107,7 @@ def export_lora(
     stored = auxiliary_of(sim, model)
     updated = copy.deepcopy(stored)
     with torch.no_grad():
-        put_back(state.sim, state, updated)
+        put_back(sim, state, updated)
         before = stored.finished()
         after = updated.finished()
         changed = _changed(before, after)

@@ -1,8 +1,10 @@
-"""The memory that a run may take: of the machine, of the container around it, of this process, or of the GPU."""
+"""The memory that a run may take, of the machine, of the container around it, of this process, or of the GPU; and what
+this process has taken."""
 
 from __future__ import annotations
 
 import resource
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -74,3 +76,18 @@ def _statistic(folder: Path, name: str) -> int:
         return int(entries[name])
     except (OSError, ValueError, KeyError):
         return 0
+
+
+def peak_rss_bytes() -> int:
+    """Return the largest resident memory of this process so far.
+
+    Linux's own mark of it: `ru_maxrss` starts from the size of the process that started this one.
+    """
+    try:
+        lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
+        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
+    except (OSError, StopIteration):
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        if sys.platform == "darwin":
+            return peak
+        return peak * 1024

@@ -15,9 +15,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 
-import torch
 from torch import Tensor
-from transformers import PretrainedConfig
 
 from tintc.analysis.capture_points import Point, points_of, select
 from tintc.analysis.head_roles import Roles
@@ -172,60 +170,3 @@ def _same_shape(name: str, function: Edit) -> Edit:
         return edited.to(value)
 
     return checked
-
-
-@dataclass(frozen=True)
-class OnDemand:
-    """What one call returns besides logits: hidden states, attentions, or both, before and after the update."""
-
-    hidden_states: bool
-    attentions: bool
-
-    @classmethod
-    def of(cls, config: PretrainedConfig, hidden_states: bool | None, attentions: bool | None) -> OnDemand:
-        """Return what a call asks for; what the configuration says stands in for None."""
-        if hidden_states is None:
-            hidden_states = config.output_hidden_states
-        if attentions is None:
-            attentions = config.output_attentions
-        return cls(bool(hidden_states), bool(attentions))
-
-    def labels(self, program: Program) -> tuple[str, ...]:
-        """Return the capture points that are needed."""
-        points = [name for layers in self._layers(program).values() for layer in layers for name in layer]
-        return tuple(dict.fromkeys(points))
-
-    def fields(self, program: Program, values: Mapping[str, Tensor]) -> dict[str, tuple[Tensor, ...]]:
-        """Return fields of the output, by name, from the values of capture points.
-
-        Attentions of a layer that has several stand side by side, as more heads.
-        """
-        fields: dict[str, tuple[Tensor, ...]] = {}
-        for name, layers in self._layers(program).items():
-            fields[name] = tuple(_side_by_side([values[point] for point in points]) for points in layers)
-        return fields
-
-    def _layers(self, program: Program) -> dict[str, list[list[str]]]:
-        """Return, for every field, the points of each of its tensors."""
-        if not (self.hidden_states or self.attentions):
-            return {}
-        points = points_of(program)
-        n_layers = program.attributes["n_layers"]
-        layers: dict[str, list[list[str]]] = {}
-        for at, suffix in ((program.attributes["n_steps"], ""), (0, "_before")):
-            if self.hidden_states:
-                between = [[f"pass{at}.layers.{layer}.residual"] for layer in range(n_layers - 1)]
-                layers[f"hidden_states{suffix}"] = [[f"pass{at}.embeddings"], *between, [f"pass{at}.final"]]
-            if self.attentions:
-                stems = [f"pass{at}.layers.{layer}.attention" for layer in range(n_layers)]
-                layers[f"attentions{suffix}"] = [
-                    [name for name in points if name == stem or name.startswith(f"{stem}.")] for stem in stems
-                ]
-        return layers
-
-
-def _side_by_side(heads: list[Tensor]) -> Tensor:
-    """Return tensors ``[B, H, ...]`` as one, without a copy if it is one."""
-    if len(heads) == 1:
-        return heads[0]
-    return torch.cat(heads, 1)

@@ -27,6 +27,22 @@ class AdaptedState(AdaptedWeights):
         """Return the state that has these weights."""
         return cls(weights.sim, weights.weights, weights.examples, weights.snapshot)
 
+    @property
+    def nbytes(self) -> int:
+        """Return the bytes of its own tensors: updated weights, or updates that are pending, without the stored weights
+        that these are added to."""
+        held: dict[tuple[int, int], int] = {}
+        for w in self.weights.values():
+            tensors = [tensor for update in w.pending for tensor in (update.dy, update.x, update.experts)]
+            for tensor in tensors or (w.weight, w.bias):
+                if tensor is not None:
+                    held[tensor.data_ptr(), tensor.numel()] = tensor.nbytes
+        return sum(held.values())
+
+    def __repr__(self) -> str:
+        sizes = f"examples={self.examples}, weight_groups={len(self.weights)}, nbytes={self.nbytes:,}"
+        return f"{type(self).__name__}({sizes})"
+
     def select(self, indices: Sequence[int] | Tensor) -> AdaptedState:
         """Return the state of these of its texts, in this order; raise `OptionError` for one that it does not have."""
         return self.of_weights(select(self, indices))

@@ -8,16 +8,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-import transformers
-from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModel
 
 from tintc.runtime.artefact.config import TintConfig
+from tintc.runtime.model.registration import MODEL, register_model
 
 if TYPE_CHECKING:
     from tintc.runtime.model.causal_lm import TintForCausalLM
-
-MODEL = "TintForCausalLM"
-"""`transformers serve` and TRL look for the class that a folder's config.json names, by this name in transformers."""
 
 
 def model_class() -> type[TintForCausalLM]:
@@ -68,9 +65,3 @@ def register() -> None:
     AutoConfig.register(TintConfig.model_type, TintConfig, exist_ok=True)
     AutoModel.register(TintConfig, NoBaseModel, exist_ok=True)
     register_model(Deferred(MODEL, (), {"__module__": "tintc", "config_class": TintConfig}))
-
-
-def register_model(model: Any) -> None:
-    """Register the class of simulators."""
-    AutoModelForCausalLM.register(TintConfig, model, exist_ok=True)
-    setattr(transformers, MODEL, model)

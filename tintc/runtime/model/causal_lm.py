@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Self
 
 import torch
 from torch import Tensor
 from transformers import Cache
-from transformers.utils.generic import ModelOutput, can_return_tuple
+from transformers.utils.generic import can_return_tuple
 
-from tintc.errors import ArtefactError, InputError, OptionError
+from tintc.errors import ArtefactError, OptionError
 from tintc.ir.core import Program
-from tintc.ir.inputs import Inputs, check_ids, matching, resolve_inputs
+from tintc.ir.inputs import check_ids
 from tintc.ir.layout import Layout
 from tintc.ir.text import parse_program
 from tintc.lowering.emission.emit import specs
@@ -21,26 +20,27 @@ from tintc.runtime.artefact.checks import explained_loading, unreported
 from tintc.runtime.artefact.config import TintConfig
 from tintc.runtime.execution.fused.graphs import Graphs
 from tintc.runtime.execution.fused.plan import ExecutionPlan
-from tintc.runtime.execution.rates import GivenRates, Rates, rates_of
-from tintc.runtime.execution.run import check_inputs, execute
-from tintc.runtime.model.activations import ActivationAccess, OnDemand
+from tintc.runtime.execution.rates import GivenRates
+from tintc.runtime.model.activations import ActivationAccess
 from tintc.runtime.model.adapted_state import AdaptedState
-from tintc.runtime.model.auto_classes import register_model
 from tintc.runtime.model.describe import described, described_in_html
 from tintc.runtime.model.devices import names_several
 from tintc.runtime.model.finite import warn_of_logits
 from tintc.runtime.model.from_folder import Source
 from tintc.runtime.model.generation import TintGenerationMixin, check_kept
+from tintc.runtime.model.output import OnDemand, TintOutput
 from tintc.runtime.model.placing import PlacingMixin
 from tintc.runtime.model.precision import in_its_own_dtype
+from tintc.runtime.model.registration import register_model
+from tintc.runtime.model.running import RunningMixin
 from tintc.runtime.model.saving import SavedModel
 from tintc.runtime.model.streaming import StreamingMixin
 from tintc.runtime.model.structure import check_executor
-from tintc.runtime.model.training import next_token_loss
+from tintc.runtime.model.training import labels_loss
 from tintc.runtime.model.unsupported import (
-    NoField,
     UnsupportedFeatures,
     check_cache,
+    length_of,
     refuse_arguments,
     where_it_can_run,
 )
@@ -53,37 +53,15 @@ NOT_COMPILED = (
 """Read in the messages of torch.compile(fullgraph=True) and torch.export(strict=True), which ask no one before."""
 
 
-@dataclass
-class TintOutput(ModelOutput):
-    """What a simulator returns.
-
-    loss: mean next-token cross-entropy of `labels` under `logits`; logits ``[B, T, V]`` after the update;
-    logits_before: of the unchanged auxiliary, None unless asked for. past_key_values: the cache, if one is used.
-    hidden_states: after the update, as transformers has them, L + 1 tensors ``[B, T, D]``: embeddings, residual
-    streams, and last what the head reads; attentions: L tensors ``[B, H, T, T]``; both also before the update. As a
-    tuple it ends with those after the update, as transformers' outputs do.
-    """
-
-    loss: Tensor | None = None
-    logits: Tensor | None = None
-    logits_before: Tensor | None = None
-    past_key_values: Cache | None = None
-    hidden_states_before: tuple[Tensor, ...] | None = None
-    attentions_before: tuple[Tensor, ...] | None = None
-    hidden_states: tuple[Tensor, ...] | None = None
-    attentions: tuple[Tensor, ...] | None = None
-
-    @property
-    def last_hidden_state(self) -> Tensor:
-        """Raise `NoField`."""
-        raise NoField(
-            "A simulator has no base model with a last_hidden_state (TRL's trainers ask for one); use transformers' "
-            "Trainer with sim.trainable('prefixes'), or hidden_states[-1] of output_hidden_states=True."
-        )
-
-
 class TintForCausalLM(
-    ActivationAccess, UnsupportedFeatures, SavedModel, TintGenerationMixin, StreamingMixin, WarmUpMixin, PlacingMixin
+    ActivationAccess,
+    UnsupportedFeatures,
+    RunningMixin,
+    SavedModel,
+    TintGenerationMixin,
+    StreamingMixin,
+    WarmUpMixin,
+    PlacingMixin,
 ):
     """A TinT simulator: one forward pass runs, trains and re-runs the auxiliary model on the text it is given.
 
@@ -227,87 +205,23 @@ class TintForCausalLM(
         check_kept(logits_to_keep)
         shift_labels = others.pop("shift_labels", None)
         cached = bool(use_cache) or past_key_values is not None or state is not None
-        length = 0
-        if isinstance(input_ids, Tensor):
-            length = input_ids.shape[-1]
-        refuse_arguments(others, length, cached)
+        refuse_arguments(others, length_of(input_ids), cached)
         ids = check_ids(input_ids)
         past = check_cache(past_key_values)
-        more: dict[str, tuple[Tensor, ...]] = {}
-        options = {"train_mask": train_mask, "loss_mask": loss_mask, "inner_lr": inner_lr, "max_batch": max_batch}
+        cache = None
+        fields: dict[str, Any]
         if cached:
             self._refuse_points(output_hidden_states, output_attentions)
+            options = {"train_mask": train_mask, "loss_mask": loss_mask, "inner_lr": inner_lr, "max_batch": max_batch}
             options |= {"attention_mask": attention_mask, "position_ids": position_ids, "return_before": return_before}
-            results, cache = self._continue_from(ids, past, state, use_cache, logits_to_keep, options)
+            fields, cache = self._continue_from(ids, past, state, use_cache, logits_to_keep, options)
         else:
             inputs = self.resolve(ids, train_mask, loss_mask, attention_mask, position_ids)
-            if not self._captures and not self._edited:  # what these see is whole
-                inputs = replace(inputs, kept=logits_to_keep)
-            cache = None
-            outputs = ("logits",)
-            if return_before:
-                outputs = ("logits_before", "logits")
             asked = OnDemand.of(self.config, output_hidden_states, output_attentions)
-            values = self.execute(inputs, inner_lr, (*outputs, *asked.labels(self.program)), max_batch)
-            more = asked.fields(self.program, values)
-            results = {label: values[label][:, -logits_to_keep:] for label in outputs}
-        loss = None
-        shifted = shift_labels is not None
-        if shifted:
-            labels = shift_labels
-        logits = results["logits"]
-        if labels is not None:
-            if logits_to_keep and isinstance(labels, Tensor) and labels.shape != logits.shape[:2]:
-                raise InputError(
-                    f"labels has shape {tuple(labels.shape)}; with logits_to_keep it must be that of the logits, "
-                    f"{tuple(logits.shape[:2])}: pass the labels of the kept tokens, or leave logits_to_keep out."
-                )
-            targets = matching("labels", labels, tuple(logits.shape[:2]), logits.device)
-            loss = next_token_loss(logits, targets, num_items_in_batch, shifted)
-        warn_of_logits(self, logits)
-        before = results.get("logits_before")
-        return TintOutput(loss=loss, logits=logits, logits_before=before, past_key_values=cache, **more)
-
-    def resolve(
-        self,
-        input_ids: Tensor,
-        train_mask: Tensor | None = None,
-        loss_mask: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        position_ids: Tensor | None = None,
-    ) -> Inputs:
-        """Return what a text is run on, checked: the arguments of a forward pass with their defaults filled in."""
-        inputs = resolve_inputs(
-            input_ids,
-            train_mask,
-            loss_mask,
-            attention_mask,
-            position_ids,
-            train_fraction=self.config.train_fraction,
-            semantics=self.config.semantics,
-            n_steps=self.program.attributes["n_steps"],
-        )
-        check_inputs(self, inputs)
-        return inputs
-
-    def execute(
-        self, inputs: Inputs, inner_lr: GivenRates, outputs: tuple[str, ...], max_batch: int | str | None
-    ) -> dict[str, Tensor]:
-        """Return the named outputs, by the executor that may run; captures are filled.
-
-        inner_lr: as in a forward pass; max_batch: examples that run at a time.
-        """
-        rates = self.resolve_rates(inner_lr, inputs.shape[0])
-        results = execute(self, inputs, rates, self._with_points(outputs), self.choose_executor(), max_batch)
-        self._fill_captures(results)
-        return results
-
-    def resolve_rates(self, inner_lr: GivenRates | Rates, batch: int) -> Rates | None:
-        """Return rates for that many texts, in fp32 or better; None: as they are stored."""
-        if inner_lr is None:
-            return None
-        dtype = torch.promote_types(self.dtype, torch.float32)
-        return rates_of(inner_lr, self.program, batch, dtype, self.device)
+            fields = self._whole_pass(inputs, inner_lr, max_batch, return_before, logits_to_keep, asked)
+        loss = labels_loss(fields["logits"], labels, shift_labels, num_items_in_batch, logits_to_keep)
+        warn_of_logits(self, fields["logits"])
+        return TintOutput(loss=loss, past_key_values=cache, **fields)
 
 
 register_model(TintForCausalLM)

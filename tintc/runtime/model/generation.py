@@ -1,4 +1,4 @@
-"""Generation: what transformers' own `generate` needs of a simulator, and `adapt`, which keeps what was learnt.
+"""Generation: what transformers' own `generate` needs of a simulator.
 
 A prompt is read once: the simulator adapts to its train tokens, and every later forward pass takes the new tokens
 alone, with the updated weights and what mixing tokens needs of those before: keys and values, or states. Literal
@@ -12,26 +12,19 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import Cache, GenerationMixin, LogitsProcessorList
+from transformers import GenerationMixin, LogitsProcessorList
 
 from tintc.errors import InputError, OptionError
-from tintc.ir.core import Program
 from tintc.ir.inputs import check_ids, check_tensor
-from tintc.runtime.adaptation.adapt import adapt
 from tintc.runtime.adaptation.cache import TintCache
-from tintc.runtime.adaptation.continuation import Continuation, continuation_of
-from tintc.runtime.adaptation.prefill import check_prompt, predict, prefill
-from tintc.runtime.adaptation.state import AdaptedWeights, state_of
-from tintc.runtime.execution.rates import GivenRates
-from tintc.runtime.model.adapted_state import AdaptedState
-from tintc.runtime.model.finite import RefuseNaN, warn_of_weights
+from tintc.runtime.adaptation.prefill import check_prompt
+from tintc.runtime.adaptation.state import state_of
+from tintc.runtime.model.adapting import TRAINING, AdaptingMixin
+from tintc.runtime.model.finite import RefuseNaN
 from tintc.runtime.model.learning import Learning, learning_of
-from tintc.runtime.model.precision import in_its_own_dtype
 from tintc.runtime.model.prompt_training import Training
-from tintc.runtime.model.unsupported import ARGUMENTS, check_cache, refuse_options, where_it_can_run
+from tintc.runtime.model.unsupported import ARGUMENTS, check_cache, refuse_options
 
-TRAINING = ("train_mask", "loss_mask", "inner_lr", "max_batch")
-"""What a forward pass takes that says how to train."""
 MASKS = ("train_mask", "loss_mask", "attention_mask")
 
 
@@ -53,92 +46,39 @@ def check_longest(longest: int, limit: int) -> None:
         )
 
 
-class TintGenerationMixin(GenerationMixin):
+def check_generation(given: Mapping[str, Any]) -> bool:
+    """Return whether the weights that the arguments of `generate` go on with are adapted already.
+
+    Raises `OptionError` or `InputError` for arguments that are not taken.
+    """
+    if given.get("assistant_model") is not None:
+        raise OptionError(
+            "An assistant's drafts know nothing of the update; leave out assistant_model, and pass "
+            "prompt_lookup_num_tokens for drafts from the prompt."
+        )
+    past: Any = given.get("past_key_values")
+    check_cache(past)
+    for name in ARGUMENTS:
+        if given.get(name) is not None:
+            raise InputError(ARGUMENTS[name])
+    return given.get("state") is not None or (past is not None and past.get_seq_length() > 0)
+
+
+def check_prompts(prompt: Tensor | None, given: Mapping[str, Any]) -> tuple[int, int]:
+    """Return (number, length) of the prompts, (1, 1) without any; raise `InputError` unless they and the masks among
+    the arguments are tensors of numbers."""
+    size = (1, 1)
+    if prompt is not None:
+        check_ids(prompt)
+        size = (prompt.shape[0], prompt.shape[1])
+    for name, mask in given.items():
+        if name in MASKS and mask is not None:
+            check_tensor(name, mask)
+    return size
+
+
+class TintGenerationMixin(AdaptingMixin, GenerationMixin):
     """The part of `TintForCausalLM` that generates."""
-
-    program: Program
-    _continuation: Continuation | None = None
-
-    @property
-    def continuation(self) -> Continuation:
-        """Return the ops that predict from the updated weights."""
-        if self._continuation is None:
-            self._continuation = continuation_of(self.program)
-        return self._continuation
-
-    @torch.no_grad()
-    @where_it_can_run
-    @in_its_own_dtype
-    def adapt(
-        self: Any,
-        input_ids: Tensor,
-        train_mask: Tensor | None = None,
-        loss_mask: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        position_ids: Tensor | None = None,
-        inner_lr: GivenRates = None,
-        state: AdaptedState | None = None,
-    ) -> AdaptedState:
-        """Train on the text's train tokens, as a forward pass does with the same arguments, and keep the weights.
-
-        state: what was learnt before, to go on from in place of the stored weights: of one text for each row of the
-        batch, or of fewer that rows share evenly. It stays as it is. Both executors do; what continues a text from the
-        state is fused. Raises `InputError` also for a text of fewer than two tokens, and `OptionError` inside the block
-        of a capture or an edit, and for a state that is not this simulator's, or no longer.
-        """
-        if self._captures or self._edited:
-            raise OptionError(
-                "adapt runs only the part of the text that is trained on, where captures and edits, which are of whole "
-                "passes, have no place; call it outside their blocks."
-            )
-        inputs = self.resolve(input_ids, train_mask, loss_mask, attention_mask, position_ids)
-        before = None
-        if state is not None:
-            before = state_of(state, self)
-        rates = self.resolve_rates(inner_lr, inputs.shape[0])
-        weights = adapt(self, inputs, rates, self.choose_executor(), before)
-        warn_of_weights(self, weights.weights.values())
-        return AdaptedState.of_weights(weights)
-
-    def _continue_from(
-        self: Any,
-        input_ids: Tensor,
-        cache: TintCache | None,
-        state: AdaptedWeights | None,
-        use_cache: bool | None,
-        keep: int,
-        options: Mapping[str, Any],
-    ) -> tuple[dict[str, Tensor], Cache | None]:
-        """Run a forward pass with a cache or a state; options: its masks, positions and how to train."""
-        if options["return_before"] or options["max_batch"] is not None:
-            raise OptionError("return_before and max_batch cannot be combined with a cache or a state; leave them out.")
-        if state is not None:
-            state = state_of(state, self)
-        if cache is not None and cache.state is not None:
-            kept = cache.state.of(self)
-            if state is not None and state is not kept:
-                raise OptionError("The cache was made with other weights than the state's; pass one of them alone.")
-            state = kept
-        elif self.choose_executor() == "literal":
-            advice = "pass use_cache=False"
-            if state is not None:
-                advice = "choose the executor auto or fused"
-            raise OptionError(f"Literal execution has neither a cache nor a state to go on from; {advice}.")
-        if state is None:
-            masks = [options[name] for name in ("train_mask", "loss_mask", "attention_mask", "position_ids")]
-            if isinstance(masks[2], Tensor) and masks[2].dim() == 3:
-                raise OptionError("With a cache, attention_mask says what is padding: pass it as [batch, length].")
-            inputs = self.resolve(input_ids, *masks)
-            logits, cache = prefill(self, inputs, self.resolve_rates(options["inner_lr"], inputs.shape[0]), keep)
-            return {"logits": logits}, cache
-        if any(options[name] is not None for name in TRAINING):
-            raise OptionError("The weights are adapted already, so train_mask, loss_mask and inner_lr are left out.")
-        if use_cache and cache is None:
-            cache = TintCache(self.continuation.carrying)
-        logits = predict(self, input_ids, options["attention_mask"], options["position_ids"], state, cache, keep)
-        if cache is not None:
-            cache.state = state
-        return {"logits": logits}, cache
 
     @torch.no_grad()
     def generate(self: Any, inputs: Tensor | None = None, *args: Any, **kwargs: Any) -> Any:
@@ -158,30 +98,13 @@ class TintGenerationMixin(GenerationMixin):
         if kwargs.get("state") is not None:
             kwargs["state"] = state_of(kwargs["state"], self)
             kwargs["state"].check_current()
-        if kwargs.get("assistant_model") is not None:
-            raise OptionError(
-                "An assistant's drafts know nothing of the update; leave out assistant_model, and pass "
-                "prompt_lookup_num_tokens for drafts from the prompt."
-            )
-        past: Any = kwargs.get("past_key_values")
-        check_cache(past)
-        for name in ARGUMENTS:
-            if kwargs.get(name) is not None:
-                raise InputError(ARGUMENTS[name])
-        adapted = kwargs.get("state") is not None or (past is not None and past.get_seq_length() > 0)
+        adapted = check_generation(kwargs)
         if every is None and adapted and any(value is not None for value in asked.values()):
             raise OptionError("The weights are adapted already, so train_mask, loss_mask and inner_lr are left out.")
         prompt = inputs
         if prompt is None:
             prompt = kwargs.get("input_ids")
-        rows = 1
-        length = 1
-        if prompt is not None:
-            check_ids(prompt)
-            rows, length = prompt.shape
-        for name, mask in (asked | kwargs).items():
-            if name in MASKS and mask is not None:
-                check_tensor(name, mask)
+        rows, length = check_prompts(prompt, asked | kwargs)
         generation: Any = super()
         if every is not None:
             learning = learning_of(self, every, prompt, asked | kwargs)

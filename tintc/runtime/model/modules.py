@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, Self
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from tintc.errors import OptionError
@@ -67,6 +68,17 @@ class SimulatorModules(PreTrainedModel):
             place_module(self.sites, self._sites[op], SimModule(op, names))
         self.shared_inputs = shared_inputs(self.program)
         self._refer_to_shared()
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """Move or cast all of it, after which layers that lay on several devices may lie together."""
+        super()._apply(fn, recurse)
+        if self.placed:
+            self.placed = self.on_several_devices()
+        return self
+
+    def on_several_devices(self) -> bool:
+        """Return whether its parameters lie on more than one device."""
+        return len({parameter.device for parameter in self.parameters()}) > 1
 
     def _precise_kinds(self) -> list[str]:
         """Return the kinds of parameters that are never cast to a short type; transformers warns of empty ones."""

@@ -45,7 +45,7 @@ class PlacingMixin:
         _check_rest(self, devices)
         for name, module in modules.items():
             nn.Module.to(module, devices[name])
-        self.placed = len({parameter.device for parameter in self.parameters()}) > 1
+        self.placed = self.on_several_devices()
         self.graphs.clear()
         return devices_of(self)
 

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from tintc.errors import OptionError
+from tintc.errors import InputError, OptionError
 from tintc.ir.functions import at_least_fp32
+from tintc.ir.inputs import matching
 from tintc.runtime.model.structure import StructuralModel
 
 KINDS = ("tables", "prefixes", "rates", "score_vectors", "structure")
@@ -33,6 +34,33 @@ def next_token_loss(
         return F.cross_entropy(scores, targets, ignore_index=-100)
     count = torch.as_tensor(num_items_in_batch, device=scores.device)
     return F.cross_entropy(scores, targets, ignore_index=-100, reduction="sum") / count
+
+
+def labels_loss(
+    logits: Tensor,
+    labels: Tensor | None,
+    shift_labels: Tensor | None,
+    num_items_in_batch: Tensor | int | None,
+    kept: int,
+) -> Tensor | None:
+    """Return the loss of a forward pass's labels, as `next_token_loss`; None without any.
+
+    shift_labels: labels that stand at the position before theirs, which go before `labels`; kept: of how many last
+    tokens the logits are (0: of all). Raises `InputError` for labels of another shape than the logits'.
+    """
+    shifted = shift_labels is not None
+    if shifted:
+        labels = shift_labels
+    if labels is None:
+        return None
+    shape = tuple(logits.shape[:2])
+    if kept and isinstance(labels, Tensor) and labels.shape != shape:
+        raise InputError(
+            f"labels has shape {tuple(labels.shape)}; with logits_to_keep it must be that of the logits, {shape}: pass "
+            "the labels of the kept tokens, or leave logits_to_keep out."
+        )
+    targets = matching("labels", labels, shape, logits.device)
+    return next_token_loss(logits, targets, num_items_in_batch, shifted)
 
 
 class TrainableModel(StructuralModel):

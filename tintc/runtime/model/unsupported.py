@@ -84,6 +84,13 @@ WRAPPED = (
 )
 
 
+def length_of(input_ids: object) -> int:
+    """Return the length of texts, 0 for what is no tensor of them, which is refused elsewhere."""
+    if isinstance(input_ids, Tensor):
+        return input_ids.shape[-1]
+    return 0
+
+
 def refuse_arguments(given: Mapping[str, Any], length: int, cached: bool) -> None:
     """Raise `InputError` for arguments that `forward` does not have; None says nothing.
 

@@ -1,8 +1,8 @@
 """Which kernel runs where there are two: PyTorch's operators, or one of ours in Triton, or a library's. One table.
 
-A kernel never changes what is computed, only how fast. Kernels read numbers in bfloat16 or float32, compute in float32,
-and have no derivatives: where autograd records, and where a kernel cannot run, PyTorch's operators run, whatever the
-table says.
+What was measured on a GPU decides (`measured.py`); of what was not, the table here. A kernel never changes what is
+computed, only how fast. Kernels read numbers in bfloat16 or float32, compute in float32, and have no derivatives: where
+autograd records, and where a kernel cannot run, PyTorch's operators run, whatever the table says.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tintc.errors import OptionError
+from tintc.ir.simulator.kernels.measured import dtype_name, measured
 
 VARIABLE = "TINTC_KERNELS"
 WAYS = ("torch", "triton", "library")
@@ -52,15 +53,22 @@ TABLE = {
     ),
     "recurrence": Choice("torch", UNMEASURED, "library"),
 }
-"""Kernels by name."""
+"""Kernels by name, as they are used where none was measured."""
 
 _asked: list[dict[str, str]] = []
 
 
 def chosen(name: str, *tensors: Tensor) -> bool:
-    """Return whether the kernel of that name runs on these tensors, in place of PyTorch's operators."""
-    way = _way(name)
-    if way == "torch" or torch.is_grad_enabled() or any(tensor.dtype not in DTYPES for tensor in tensors):
+    """Return whether the kernel of that name runs on these tensors, in place of PyTorch's operators.
+
+    They must be of one dtype: a kernel's products have factors of one.
+    """
+    if torch.is_grad_enabled():
+        return False
+    way = entry(name, tensors[0]).way
+    if way == "torch":
+        return False
+    if any(tensor.dtype not in DTYPES or tensor.dtype != tensors[0].dtype for tensor in tensors):
         return False
     if way == "triton":
         return has_triton() and all(tensor.is_cuda or interpreted() for tensor in tensors)
@@ -88,9 +96,22 @@ def readable(x: Tensor) -> bool:
     return x.device.type in READABLE
 
 
+def entry(name: str, x: Tensor) -> Choice:
+    """Return what runs for numbers like these: what is asked for, else, on a GPU, what was measured to be faster in
+    their dtype, else what the table has."""
+    known = TABLE[name]
+    asked = _asked_way(name)
+    if asked:
+        return Choice(asked, "asked for", known.other)
+    verdict = measured().get((name, dtype_name(x.dtype)))
+    if verdict is None or not x.is_cuda:
+        return known
+    return Choice(known.other if verdict.runs else "torch", verdict.reason, known.other)
+
+
 def ways() -> tuple[str, ...]:
-    """Return the way that each kernel of the table is asked to run now."""
-    return tuple(_way(name) for name in TABLE)
+    """Return the way that each kernel is asked to run now; empty where the table decides."""
+    return tuple(_asked_way(name) for name in TABLE)
 
 
 def has_triton() -> bool:
@@ -103,11 +124,12 @@ def interpreted() -> bool:
     return os.environ.get("TRITON_INTERPRET") == "1"
 
 
-def _way(name: str) -> str:
+def _asked_way(name: str) -> str:
+    """Return the way that a kernel is asked to run by a block or by the environment; empty if by neither."""
     for asked in reversed(_asked):
         if name in asked:
             return asked[name]
-    return _from_environment(os.environ.get(VARIABLE, "")).get(name, TABLE[name].way)
+    return _from_environment(os.environ.get(VARIABLE, "")).get(name, "")
 
 
 @cache

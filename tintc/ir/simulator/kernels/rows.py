@@ -46,10 +46,16 @@ def constants(difference: FiniteDifference) -> dict[str, float | bool]:
     }
 
 
+def takes_tf32() -> bool:
+    """Return whether PyTorch is told to take products of fp32 numbers in TF32, by its old switch or by its new one; the
+    old cannot be read where the new was set."""
+    return torch.backends.cuda.matmul.fp32_precision == "tf32"
+
+
 def precision(x: Tensor) -> str:
     """Return how products are taken: those of fp32 numbers as PyTorch is told to take its own."""
     if x.device.type == "cpu":
         return "wide"  # Triton's interpreter multiplies bfloat16 as if it were integers
-    if x.dtype == torch.float32 and torch.backends.cuda.matmul.allow_tf32:
+    if x.dtype == torch.float32 and takes_tf32():
         return "tf32"
     return "ieee"

@@ -64,9 +64,12 @@ def _log_sums_kernel(
     ALIBI: tl.constexpr, MASKED: tl.constexpr, SUNK: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Emit the log-sum-exp of the scores of a block of queries of one head."""
-    b = (tl.program_id(1) // heads).to(tl.int64)
-    h = tl.program_id(1) % heads
-    queries = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    blocks = tl.cdiv(n, ROWS)
+    block = tl.program_id(0) % blocks
+    head = tl.program_id(0) // blocks
+    b = (head // heads).to(tl.int64)
+    h = head % heads
+    queries = block * ROWS + tl.arange(0, ROWS)
     inner = tl.arange(0, PADDED)
     q_places = q_ptr + b * q_batch + h * q_head + queries[:, None] * q_row + inner[None, :]
     q = tl.load(q_places, mask=(queries[:, None] < n) & (inner[None, :] < WIDTH), other=0.0)
@@ -79,7 +82,7 @@ def _log_sums_kernel(
     if SUNK:
         top = total + tl.load(sinks_ptr + h).to(tl.float32)
         total += 1.0
-    stop = tl.minimum(m, m - n + (tl.program_id(0) + 1) * ROWS)
+    stop = tl.minimum(m, m - n + (block + 1) * ROWS)
     for start in range(0, stop, COLUMNS):
         keys = start + tl.arange(0, COLUMNS)
         k = tl.load(
@@ -97,7 +100,7 @@ def _log_sums_kernel(
         top = higher
     # A query that sees nothing: plus infinity, with which every weight is zero.
     result = tl.where(total > 0.0, top + tl.log(tl.where(total > 0.0, total, 1.0)), float("inf"))
-    tl.store(out_ptr + tl.program_id(1).to(tl.int64) * n + queries, result, mask=queries < n)
+    tl.store(out_ptr + head.to(tl.int64) * n + queries, result, mask=queries < n)
 
 
 @triton.jit
@@ -110,16 +113,19 @@ def _values_kernel(
 ):  # fmt: skip
     """Emit the gradients of a block of values of one key/value head: of all query heads that read it."""
     kv_heads = heads // group
-    b = (tl.program_id(1) // kv_heads).to(tl.int64)
-    kv = tl.program_id(1) % kv_heads
-    keys = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
+    blocks = tl.cdiv(m, COLUMNS)
+    block = tl.program_id(0) % blocks
+    head = tl.program_id(0) // blocks
+    b = (head // kv_heads).to(tl.int64)
+    kv = head % kv_heads
+    keys = block * COLUMNS + tl.arange(0, COLUMNS)
     inner = tl.arange(0, PADDED)
     across = tl.arange(0, PADDED_VALUES)
     k_places = k_ptr + b * k_batch + kv * k_head + keys[:, None] * k_row + inner[None, :]
     k = tl.load(k_places, mask=(keys[:, None] < m) & (inner[None, :] < WIDTH), other=0.0)
     dv = tl.full((COLUMNS, PADDED_VALUES), 0.0, tl.float32)
     # Earlier queries do not see the block's first key.
-    first = tl.maximum(0, tl.program_id(0) * COLUMNS - (m - n)) // ROWS * ROWS
+    first = tl.maximum(0, block * COLUMNS - (m - n)) // ROWS * ROWS
     for member in range(group):
         h = kv * group + member
         slope = 0.0
@@ -139,8 +145,18 @@ def _values_kernel(
             )  # fmt: skip
             p = tl.exp(s - sums[:, None])
             dv += dot(tl.trans(p.to(dy.dtype)), dy, PRECISION)
-    places = dv_ptr + (tl.program_id(1).to(tl.int64) * m + keys[:, None]) * VALUES + across[None, :]
+    places = dv_ptr + (head.to(tl.int64) * m + keys[:, None]) * VALUES + across[None, :]
     tl.store(places, dv, mask=(keys[:, None] < m) & (across[None, :] < VALUES))
+
+
+def side_of(width: int, itemsize: int) -> int:
+    """Return how many queries, and keys, a block has: as many as registers and shared memory of an H100 take.
+
+    width: of a padded head; itemsize: of its numbers. `tests/ir/test_compiled_kernels.py` compiles them.
+    """
+    if itemsize == 2:
+        return 64 if width <= 128 else 32
+    return 32 if width <= 64 else 16
 
 
 def values_gradient(q: Tensor, k: Tensor, dy: Tensor, options: Scores) -> Tensor:
@@ -153,7 +169,7 @@ def values_gradient(q: Tensor, k: Tensor, dy: Tensor, options: Scores) -> Tensor
     sums = torch.empty(batch, heads, n, dtype=torch.float32, device=q.device)
     dv = torch.empty(batch, kv_heads, m, values, dtype=dy.dtype, device=q.device)
     padded = [max(16, 1 << (size - 1).bit_length()) for size in (width, values)]
-    side = 64 if max(padded) <= 128 else 32
+    side = side_of(max(padded), dy.element_size())
     mask_strides = (0, 0)
     if options.mask is not None:
         mask_strides = (options.mask.stride(0) if options.mask.shape[0] > 1 else 0, options.mask.stride(2))
@@ -168,13 +184,16 @@ def values_gradient(q: Tensor, k: Tensor, dy: Tensor, options: Scores) -> Tensor
         "WIDTH": width, "PADDED": padded[0], "ROWS": side, "COLUMNS": side, "CAPPED": bool(options.soft_cap),
         "ALIBI": options.slopes is not None, "MASKED": options.mask is not None, "PRECISION": precision(q),
     }  # fmt: skip
-    _log_sums_kernel[(triton.cdiv(n, side), batch * heads)](
-        q, k, sums, slopes, positions, sinks, mask, heads, n, m, heads // kv_heads, *q.stride()[:3], *k.stride()[:3],
-        position_batch, *mask_strides, options.scale, options.soft_cap, SUNK=options.sinks is not None, **chosen,
-    )  # fmt: skip
-    _values_kernel[(triton.cdiv(m, side), batch * kv_heads)](
-        q, k, dy, sums, dv, slopes, positions, mask, heads, n, m, heads // kv_heads, *q.stride()[:3], *k.stride()[:3],
-        *dy.stride()[:3], position_batch, *mask_strides, options.scale, options.soft_cap, VALUES=values,
-        PADDED_VALUES=padded[1], **chosen,
-    )  # fmt: skip
+    # One axis of programs: of a second there may be only 65535, fewer than heads of a large batch.
+    with torch.cuda.device_of(q):
+        _log_sums_kernel[(triton.cdiv(n, side) * batch * heads,)](
+            q, k, sums, slopes, positions, sinks, mask, heads, n, m, heads // kv_heads, *q.stride()[:3],
+            *k.stride()[:3], position_batch, *mask_strides, options.scale, options.soft_cap,
+            SUNK=options.sinks is not None, **chosen,
+        )  # fmt: skip
+        _values_kernel[(triton.cdiv(m, side) * batch * kv_heads,)](
+            q, k, dy, sums, dv, slopes, positions, mask, heads, n, m, heads // kv_heads, *q.stride()[:3],
+            *k.stride()[:3], *dy.stride()[:3], position_batch, *mask_strides, options.scale, options.soft_cap,
+            VALUES=values, PADDED_VALUES=padded[1], **chosen,
+        )  # fmt: skip
     return dv

@@ -90,10 +90,11 @@ def activation_backward(fn: str, difference: FiniteDifference, dy: Tensor, x: Te
     rows, given = as_rows(x), as_rows(dy)
     dx = torch.empty(rows.shape, dtype=x.dtype, device=x.device)
     block, warps = block_of(x.shape[-1])
-    _activation_kernel[(rows.shape[0] * rows.shape[1],)](
-        given, rows, dx, rows.shape[1], rows.shape[2], given.stride(0), given.stride(1), rows.stride(0), rows.stride(1),
-        FN=fn, BLOCK=block, num_warps=warps, **constants(difference),
-    )  # fmt: skip
+    with torch.cuda.device_of(x):
+        _activation_kernel[(rows.shape[0] * rows.shape[1],)](
+            given, rows, dx, rows.shape[1], rows.shape[2], given.stride(0), given.stride(1), rows.stride(0),
+            rows.stride(1), FN=fn, BLOCK=block, num_warps=warps, **constants(difference),
+        )  # fmt: skip
     return dx.view(x.shape)
 
 
@@ -102,8 +103,10 @@ def gate_backward(fn: str, difference: FiniteDifference, dy: Tensor, g: Tensor, 
     given, gates, rows = as_rows(dy), as_rows(g), as_rows(u)
     dg, du = (torch.empty(rows.shape, dtype=u.dtype, device=u.device) for _ in range(2))
     block, warps = block_of(u.shape[-1])
-    _gate_kernel[(rows.shape[0] * rows.shape[1],)](
-        given, gates, rows, dg, du, rows.shape[1], rows.shape[2], given.stride(0), given.stride(1), gates.stride(0),
-        gates.stride(1), rows.stride(0), rows.stride(1), FN=fn, BLOCK=block, num_warps=warps, **constants(difference),
-    )  # fmt: skip
+    with torch.cuda.device_of(u):
+        _gate_kernel[(rows.shape[0] * rows.shape[1],)](
+            given, gates, rows, dg, du, rows.shape[1], rows.shape[2], given.stride(0), given.stride(1), gates.stride(0),
+            gates.stride(1), rows.stride(0), rows.stride(1), FN=fn, BLOCK=block, num_warps=warps,
+            **constants(difference),
+        )  # fmt: skip
     return dg.view(u.shape), du.view(u.shape)

@@ -74,9 +74,10 @@ def norm_backward(
     gain_batch = 0
     if gain is not None and gain.shape[0] > 1:
         gain_batch = gain.stride(0)
-    _norm_kernel[(rows.shape[0] * rows.shape[1] * groups,)](
-        given, rows, rows if gain is None else gain, dx, rows.shape[1], width, given.stride(0), given.stride(1),
-        rows.stride(0), rows.stride(1), gain_batch, EPS=eps, GROUPS=groups, HAS_GAIN=gain is not None,
-        LAYER=kind == "layer", BLOCK=block, num_warps=warps, **constants(difference),
-    )  # fmt: skip
+    with torch.cuda.device_of(x):
+        _norm_kernel[(rows.shape[0] * rows.shape[1] * groups,)](
+            given, rows, rows if gain is None else gain, dx, rows.shape[1], width, given.stride(0), given.stride(1),
+            rows.stride(0), rows.stride(1), gain_batch, EPS=eps, GROUPS=groups, HAS_GAIN=gain is not None,
+            LAYER=kind == "layer", BLOCK=block, num_warps=warps, **constants(difference),
+        )  # fmt: skip
     return dx.view(x.shape)

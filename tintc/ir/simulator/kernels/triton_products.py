@@ -26,9 +26,9 @@ def _products_kernel(
 ):  # fmt: skip
     """Emit a tile of ``x a + bias + rate (s + shift) b`` of one example."""
     example = tl.program_id(2).to(tl.int64)
-    rows = (tl.program_id(0) * ROWS + tl.arange(0, ROWS))[:, None]
-    columns = (tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS))[None, :]
-    inner = tl.arange(0, INNER)
+    rows = (tl.program_id(0) * ROWS + tl.arange(0, ROWS))[:, None].to(tl.int64)
+    columns = (tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS))[None, :].to(tl.int64)
+    inner = tl.arange(0, INNER).to(tl.int64)  # a text's rows of a vocabulary may have over 2^31 numbers
     total = tl.full((ROWS, COLUMNS), 0.0, tl.float32)
     for start in range(0, tokens, INNER):
         here = start + inner
@@ -71,9 +71,10 @@ def two_products(
         given = bias.contiguous()
         bias_batch = out if bias.dim() == 2 else 0
     a_batch = a.stride(0) if a.dim() == 3 else 0
-    _products_kernel[(triton.cdiv(n, ROWS), triton.cdiv(out, COLUMNS), batch)](
-        x, a, s, b, given, y, n, width, s.shape[-1], out, x.stride(0), x.stride(1), a_batch, a.stride(-2), a.stride(-1),
-        s.stride(0), s.stride(1), b.stride(0), b.stride(1), bias_batch, float(shift), float(rate),
-        HAS_BIAS=bias is not None, PRECISION=precision(x), ROWS=ROWS, COLUMNS=COLUMNS, INNER=INNER,
-    )  # fmt: skip
+    with torch.cuda.device_of(x):
+        _products_kernel[(triton.cdiv(n, ROWS), triton.cdiv(out, COLUMNS), batch)](
+            x, a, s, b, given, y, n, width, s.shape[-1], out, x.stride(0), x.stride(1), a_batch, a.stride(-2),
+            a.stride(-1), s.stride(0), s.stride(1), b.stride(0), b.stride(1), bias_batch, float(shift), float(rate),
+            HAS_BIAS=bias is not None, PRECISION=precision(x), ROWS=ROWS, COLUMNS=COLUMNS, INNER=INNER,
+        )  # fmt: skip
     return y

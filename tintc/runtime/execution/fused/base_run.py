@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from copy import copy
 from typing import Any, Self
 
@@ -16,7 +16,7 @@ from tintc.ir.inputs import Inputs
 from tintc.ir.simulator import SimOp
 from tintc.ir.simulator.interface.chosen_experts import Routing
 from tintc.ir.simulator.interface.fused_base import Pending
-from tintc.runtime.execution.fused.placed import device_of, layer_devices, moved
+from tintc.runtime.execution.fused.placed import Copies, device_of, layer_devices
 from tintc.runtime.execution.fused.rotary_cache import RotaryCache
 from tintc.runtime.execution.simulator import Simulator
 
@@ -32,6 +32,7 @@ class FusedRunBase:
         self.recorded = torch.is_grad_enabled()
         self._devices = layer_devices(model)
         self._elsewhere: dict[torch.device, Self] = {}
+        self._copies = Copies()
         self._begin(inputs, positions)
 
     def _begin(self, inputs: Inputs, positions: Tensor) -> None:
@@ -44,12 +45,24 @@ class FusedRunBase:
         self._scores: dict[Value, dict[Hashable, Tensor]] = {}
         self._routings: dict[tuple[Value, tuple[int, ...]], Routing] = {}
 
-    def placed(self, op: SimOp, operands: list[Any]) -> tuple[Self, list[Any]]:
-        """Return the run that an op belongs to, and what it reads, both on the device of its layer."""
+    def placed(self, op: SimOp, values: Sequence[Value], operands: list[Any]) -> tuple[Self, list[Any]]:
+        """Return the run that an op belongs to, and what it reads, both on the device of its layer.
+
+        values, operands: what the operands are called in the program, and what they hold.
+        """
         if not self.model.placed:
             return self, operands
         device = device_of(op, operands, self._devices, self.model.device)
-        return self._on(device), [moved(value, device) for value in operands]
+        here = [self._copies.on(device, value, x) for value, x in zip(values, operands, strict=True)]
+        return self._on(device), here
+
+    def let_go(self, value: Value) -> None:
+        """Forget what was computed of a value, or copied, for ops that read it."""
+        self._scores.pop(value, None)
+        if self.model.placed:
+            self._copies.forget(value)
+            for other in self._elsewhere.values():
+                other._scores.pop(value, None)
 
     def _on(self, device: torch.device) -> Self:
         """Return this run as ops on a device see it."""

@@ -66,7 +66,7 @@ class FusedExecutor(FusedRunBase):
             if op.results[0] in self.starts:
                 continue
             visible: dict[str, Tensor] = {}
-            run, given = self.placed(op, [_cut(values[value], read) for value in operands])
+            run, given = self.placed(op, operands, [_cut(values[value], read) for value in operands])
             if op in shown:
                 visible = run._show(op, given)
                 seen |= {label: visible[name] for label, name in shown[op]}
@@ -85,7 +85,7 @@ class FusedExecutor(FusedRunBase):
                 values.update(zip(op.results, result, strict=True))
             for value in last:
                 del values[value]
-                run._scores.pop(value, None)
+                self.let_go(value)
         return {label: values[value] for label, value in self.plan.outputs.items()} | self._unseen() | seen
 
     def _show(self, op: SimOp, operands: list[Any]) -> dict[str, Tensor]:

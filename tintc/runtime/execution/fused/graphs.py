@@ -14,13 +14,14 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable
-from typing import Any, Protocol, Self, TypeVar
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple, Protocol, Self, TypeVar
 
 import torch
 
 from tintc.errors import OptionError
 from tintc.ir.simulator.kernels.choice import ways
+from tintc.ir.simulator.kernels.rows import takes_tf32
 from tintc.runtime.execution.simulator import Simulator
 
 VARIABLE = "TINTC_GRAPHS"
@@ -43,7 +44,8 @@ class CudaRecording:
     """A run as a CUDA graph."""
 
     def __init__(self, run: Callable[[], Any], device: torch.device, pool: Any):
-        """Run it a few times on a stream of its own, as PyTorch asks for, and capture it."""
+        """Run it a few times on a stream of its own, as PyTorch asks for, and capture it there: the stream that
+        PyTorch would take is the first device's. Other threads may use the GPU meanwhile."""
         self._graph = torch.cuda.CUDAGraph()
         with torch.cuda.device(device):
             aside = torch.cuda.Stream()
@@ -52,7 +54,7 @@ class CudaRecording:
                 for _ in range(WARM_RUNS):
                     run()
             torch.cuda.current_stream().wait_stream(aside)
-            with torch.cuda.graph(self._graph, pool=pool):
+            with torch.cuda.graph(self._graph, pool=pool, stream=aside, capture_error_mode="thread_local"):
                 self.results = run()
 
     def replay(self) -> None:
@@ -78,7 +80,7 @@ class Graphs:
         self.enabled = _asked()
         self.held = 0
         self._kept: list[Any] = []
-        self._places: tuple[tuple[Any, ...], ...] = ()
+        self._places: list[Place] = []
         self._pool: Any = None
         self._thread: int | None = None
 
@@ -113,7 +115,7 @@ class Graphs:
         """Return the graphs of a kind that may be replayed now; all are dropped if the simulator's tensors moved."""
         if not self._kept or not self.can_record(sim):
             return []
-        if _places(sim) != self._places:
+        if not all(place.holds() for place in self._places):
             self.clear()
         return [graph for graph in self._kept if isinstance(graph, kind)]
 
@@ -127,10 +129,9 @@ class Graphs:
         Nothing in `run` may wait for the device, or read anything of the host that changes from replay to replay.
         """
         run()
-        places = _places(sim)
-        if places != self._places:
+        if not all(place.holds() for place in self._places):
             self.clear()
-        self._places = places
+        self._places = list(_places(sim))
         if self._pool is None:
             self._pool = new_pool(sim.device)
         before = _unused(sim.device)
@@ -142,7 +143,7 @@ class Graphs:
 
 def surroundings() -> tuple[Any, ...]:
     """Return what decides on kernels besides sizes: a graph is of those that ran when it was captured."""
-    return (*ways(), torch.backends.cuda.matmul.allow_tf32)
+    return (*ways(), takes_tf32())
 
 
 def _asked() -> bool:
@@ -153,10 +154,29 @@ def _asked() -> bool:
     return text == "on"
 
 
-def _places(sim: Simulator) -> tuple[tuple[Any, ...], ...]:
-    """Return where the tensors lie that a fused run reads, and what they are; their numbers may change."""
-    kinds = (sim.tables, sim.prefixes, sim.rates, sim.score_vectors)
-    return tuple((p.data_ptr(), p.dtype, p.shape) for kind in kinds for p in kind.parameters())
+class Place(NamedTuple):
+    """An entry of the tree of modules: who has it, under which name, what it is, and where its numbers lie."""
+
+    owner: dict[str, Any]
+    name: str
+    held: Any
+    address: int
+
+    def holds(self) -> bool:
+        """Return whether it is there still, and its numbers, which may change, lie where they did."""
+        held = self.held
+        return self.owner.get(self.name) is held and (not self.address or held.data_ptr() == self.address)
+
+
+def _places(sim: Simulator) -> Iterator[Place]:
+    """Yield the places of the tensors that a fused run reads, and of the modules that have them; to look at these again
+    is a twentieth of the time of a walk through the tree, which every new token would wait for."""
+    for kind in (sim.tables, sim.prefixes, sim.rates, sim.score_vectors):
+        for module in kind.modules():
+            yield from (Place(module._modules, name, child, 0) for name, child in module._modules.items())
+            for name, parameter in module._parameters.items():
+                if parameter is not None:
+                    yield Place(module._parameters, name, parameter, parameter.data_ptr())
 
 
 def _unused(device: torch.device) -> int:

@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tintc.ir.simulator import SimOp, StoredWeights
+from tintc.ir.core import Value
+from tintc.ir.simulator import Add, Scale, SimOp, StoredWeights
 from tintc.ir.simulator.interface.fused_base import FusedWeights
 from tintc.runtime.execution.simulator import Simulator
 
@@ -41,17 +42,36 @@ def _weight_devices(model: Simulator) -> list[tuple[SimOp, torch.device]]:
 
 
 def device_of(op: SimOp, operands: Sequence[Any], devices: dict[int, torch.device], main: torch.device) -> torch.device:
-    """Return where an op runs: with the weights that it reads, or with its layer's."""
+    """Return where an op runs: with the weights that it reads, or with its layer's. What only adds gradients of layers
+    up, outside of all of them, runs where the first of these is."""
     for value in operands:
         if isinstance(value, FusedWeights):
             for part in (value.weight, value.bias, *(update.dy for update in value.pending)):
                 if part is not None:
                     return part.device
+    if op.layer < 0 and isinstance(op, Add | Scale):
+        return operands[0].device
     return devices.get(op.layer, main)
 
 
-def moved(value: Any, device: torch.device) -> Any:
-    """Return a value of tokens on a device; weights where they are."""
-    if isinstance(value, Tensor):
-        return value.to(device)
-    return value
+class Copies:
+    """Values of tokens on devices that they were not computed on: each is copied to a device once, as long as it lives,
+    however many ops read it there."""
+
+    def __init__(self) -> None:
+        self._known: dict[Value, dict[torch.device, Tensor]] = {}
+
+    def on(self, device: torch.device, value: Value, x: Any) -> Any:
+        """Return what a value holds, or its first positions, on a device; weights where they are."""
+        if not isinstance(x, Tensor) or x.device == device:
+            return x
+        known = self._known.setdefault(value, {})
+        copy = known.get(device)
+        if copy is None or copy.shape[1] < x.shape[1]:
+            copy = x.to(device)
+            known[device] = copy
+        return copy[:, : x.shape[1]]
+
+    def forget(self, value: Value) -> None:
+        """Let go of the copies of a value that no later op reads."""
+        self._known.pop(value, None)

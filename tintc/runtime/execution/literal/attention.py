@@ -96,6 +96,25 @@ class TintAttention(nn.Module):
             v = self._turned(v, token_positions)
         elif self.spec.gradient == "keys":
             v = self._weighed(self._turned(v, token_positions), token_positions)
+        scores, slope = self._scores(q, k, e, mask, token_positions)
+        if keep is not None:
+            scores = keep(scores)
+        if slope is not None:
+            scores = scores * slope
+        if self.transpose:
+            scores = scores.transpose(-1, -2)
+        out = scores @ v
+        if self.spec.gradient == "queries":
+            out = self._turned(self._weighed(out, token_positions), token_positions, back=True)
+        elif self.spec.gradient == "keys":
+            out = self._turned(out, token_positions, back=True)
+        return self.w_o(out.transpose(1, 2).flatten(-2))
+
+    def _scores(
+        self, q: Tensor, k: Tensor, e: Tensor, mask: Tensor | None, token_positions: Tensor | None
+    ) -> tuple[Tensor, Tensor | None]:
+        """Return the scores ``[B, H, T_sim, T_sim]`` that weigh the values, and the slope of a soft cap where the
+        gradient of scores is taken (None elsewhere)."""
         scores = q @ k.transpose(-1, -2)
         slope: Tensor | None = None
         if self.kind == "softmax":
@@ -118,18 +137,7 @@ class TintAttention(nn.Module):
             scores = scores * mask[:, None].to(scores.dtype)
         if self.kind == "sink":
             scores = sink_softmax(scores, self.sink, self.sim_seq_len - e.shape[1])
-        if keep is not None:
-            scores = keep(scores)
-        if slope is not None:
-            scores = scores * slope
-        if self.transpose:
-            scores = scores.transpose(-1, -2)
-        out = scores @ v
-        if self.spec.gradient == "queries":
-            out = self._turned(self._weighed(out, token_positions), token_positions, back=True)
-        elif self.spec.gradient == "keys":
-            out = self._turned(out, token_positions, back=True)
-        return self.w_o(out.transpose(1, 2).flatten(-2))
+        return scores, slope
 
     def _turned(self, heads: Tensor, token_positions: Tensor | None, back: bool = False) -> Tensor:
         """Return heads ``[B, H, T_sim, width]`` rotated by the auxiliary's positions, or turned back; as they are where

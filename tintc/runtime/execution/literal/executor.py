@@ -91,25 +91,31 @@ class LiteralExecutor:
                     result = op.literal_showing(result, visible, self.layout, self.applied or ())
             if len(op.results) == 1:
                 result = (result,)
-            slots = iter(op.write)
-            for value, computed in zip(op.results, result, strict=True):
-                if isinstance(computed, PrefixTiles | ExpertTiles):
-                    memory.weights[value] = computed
-                elif value.type.kind == "tokens":
-                    tiles = self._edited(value, computed, kept, results)
-                    memory.write(value, next(slots), tiles)
-                elif value.type.kind == "routed":
-                    memory.write_routed(value, next(slots), computed)
-                    if value in kept:
-                        width = value.type.width
-                        results[value] = torch.stack([torch.cat(tiles, -1)[..., :width] for tiles in computed], 2)
-                elif value.type.kind == "number":
-                    memory.numbers[value] = computed
-                else:
-                    results[value] = computed
+            self._store(op, result, memory, results, kept)
         results |= memory.weights
         values = {label: results[point.value] for label, point in points.items() if not point.show}
         return {label: (values | seen)[label] for label in points}
+
+    def _store(
+        self, op: SimOp, result: tuple[Any, ...], memory: Memory, results: dict[Value, Any], kept: set[Value]
+    ) -> None:
+        """Write an op's results where later ops read them, and into `results` what is to be kept."""
+        slots = iter(op.write)
+        for value, computed in zip(op.results, result, strict=True):
+            if isinstance(computed, PrefixTiles | ExpertTiles):
+                memory.weights[value] = computed
+            elif value.type.kind == "tokens":
+                tiles = self._edited(value, computed, kept, results)
+                memory.write(value, next(slots), tiles)
+            elif value.type.kind == "routed":
+                memory.write_routed(value, next(slots), computed)
+                if value in kept:
+                    width = value.type.width
+                    results[value] = torch.stack([torch.cat(tiles, -1)[..., :width] for tiles in computed], 2)
+            elif value.type.kind == "number":
+                memory.numbers[value] = computed
+            else:
+                results[value] = computed
 
     def _edited(self, value: Value, tiles: Tiles, kept: set[Value], results: dict[Value, Any]) -> Tiles:
         """Return a token value's tiles after its edit, if it has one, and put it into `results` if it is to be kept."""
