@@ -35,8 +35,9 @@ WRITERS: dict[str, Callable[[Path], AbstractContextManager[Path]]] = {
 }
 UNUSED = {"a folder for another": ("os.rename",), "files in a folder": ("tintc.runtime.artefact.disk._renameat2",)}
 """Calls that a writer does not make."""
-WRITE = "writing"
-"""Not a call of a module, but of whatever file was opened."""
+WRITE, WRITE_OF_OPEN = "writing", "writing to what open() gives"
+"""Not calls of a module, but of whatever file was opened, by `io.open` or by the name that Python knows it by."""
+WRITES = {WRITE: "io.open", WRITE_OF_OPEN: "builtins.open"}
 SHORT = ("os.rename", "os.fsync", "tintc.runtime.artefact.disk._renameat2")
 LONG = (
     "os.open",
@@ -92,8 +93,8 @@ def check_after(target: Path, writer: str) -> str:
 def nth(name: str, n: int, act: Callable[[], object], patch: pytest.MonkeyPatch) -> list[int]:
     """Have the n-th call of a function do something else; return the number of calls, in a list."""
     calls = [0]
-    if name == WRITE:
-        patch.setattr("io.open", _counting_writes(io.open, calls, n, act))
+    if name in WRITES:
+        patch.setattr(WRITES[name], _counting_writes(io.open, calls, n, act))
         return calls
     real = pkgutil.resolve_name(name)
 

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
+from tintc.bounded import check_path
 from tintc.errors import ArtefactError, ModelError, OptionError
 from tintc.runtime.adaptation.export_hf import auxiliary_of
 from tintc.runtime.adaptation.put_back import put_back
@@ -99,6 +100,7 @@ def export_lora(
 ) -> ExportedAdapter:
     """Write the adapter of a state of one example; errors as of `AdaptedState.export`."""
     sim = state.sim
+    check_path(path, ArtefactError)
     if Path(path).exists():
         raise ArtefactError(f"{path} exists already; choose another folder.")
     state.check_current()
