@@ -53,20 +53,7 @@ def run_opt(
         if timed:
             print(f"{seconds:9.3f} s  {one.name}", file=sys.stderr)
 
-    if Path(path).suffix == ".tint":
-        program = read_program(Path(path))
-    else:
-        with stages():
-            source = load_auxiliary(
-                path,
-                chosen.max_length,
-                values=False,
-                trust_remote_code=trusted,
-                keep_adapters=chosen.keep_adapters,
-                try_anyway=chosen.try_anyway,
-            )
-            program = import_graph(capture(source.model, source.max_length, source.provenance["source"]))
-            chosen = replace(chosen, max_length=source.max_length)
+    program, chosen = _begun(path, chosen, trusted)
     text = print_program(run_passes(passes, program, chosen, observe))
     if output is not None:
         write(output, text)
@@ -74,6 +61,24 @@ def run_opt(
         print_json({"passes": times, "program": text})
     elif output is None:
         print(text, end="")
+
+
+def _begun(path: str, options: Options, trusted: bool) -> tuple[Program, Options]:
+    """Return the program that the passes begin with, a file's or a model's, and options for texts of its
+    length."""
+    if Path(path).suffix == ".tint":
+        return read_program(Path(path)), options
+    with stages():
+        source = load_auxiliary(
+            path,
+            options.max_length,
+            values=False,
+            trust_remote_code=trusted,
+            keep_adapters=options.keep_adapters,
+            try_anyway=options.try_anyway,
+        )
+        program = import_graph(capture(source.model, source.max_length, source.provenance["source"]))
+    return program, replace(options, max_length=source.max_length)
 
 
 def printed_after(passes: Sequence[Pass], names: str | None) -> set[str]:

@@ -83,6 +83,18 @@ class _Change:
         return float(squares[rank : self.exact].sum()), float(squares.sum())
 
 
+PLAIN_LORA: dict[str, Any] = {
+    "peft_type": "LORA",
+    "task_type": None,
+    "inference_mode": True,
+    "lora_dropout": 0.0,
+    "init_lora_weights": True,
+    "use_rslora": False,
+    "use_dora": False,
+}
+"""Entries of a configuration of PEFT; the task is that of a model of transformers only."""
+
+
 def check_kind(kind: object, rank: object) -> None:
     """Raise `OptionError` unless a state can be exported as that."""
     if kind not in ("model", "lora"):
@@ -121,26 +133,20 @@ def export_lora(
     for name in norms:
         own = after.get_submodule(name).state_dict()
         tensors |= {f"{WRAPPED}{name}.{part}": tensor for part, tensor in own.items()}
-    conv = [isinstance(before.get_submodule(name), Conv1D) for name in linear]
     config = {
-        "peft_type": "LORA",
-        "task_type": "CAUSAL_LM" if isinstance(before, PreTrainedModel) else None,
         "base_model_name_or_path": _base_name(state, before, model),
-        "inference_mode": True,
         "r": rank,
         "lora_alpha": rank,
-        "lora_dropout": 0.0,
         "target_modules": sorted(linear),
         "modules_to_save": norms or None,
-        "fan_in_fan_out": all(conv),
-        "init_lora_weights": True,
-        "use_rslora": False,
-        "use_dora": False,
+        "fan_in_fan_out": all(isinstance(before.get_submodule(name), Conv1D) for name in linear),
     }
+    if isinstance(before, PreTrainedModel):
+        config["task_type"] = "CAUSAL_LM"
     with writing(path, force=False) as folder:
         plain = {name: tensor.to(sim.dtype).contiguous().clone() for name, tensor in tensors.items()}
         save_file(plain, folder / WEIGHTS, {"format": "pt"})
-        (folder / CONFIG).write_text(json.dumps(config | biases, indent=2) + "\n", encoding="utf-8")
+        (folder / CONFIG).write_text(json.dumps(PLAIN_LORA | config | biases, indent=2) + "\n", encoding="utf-8")
     return _measured(linear, rank, full)
 
 
