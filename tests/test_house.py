@@ -137,7 +137,8 @@ def test_functions_are_short() -> None:
     for path in sources():
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
-                counts[f"{path.relative_to(ROOT)} {node.name}"] = own_lines(node)
+                name = f"{path.relative_to(ROOT)} {node.name}"
+                counts[name] = max(own_lines(node), counts.get(name, 0))
     long = {name: count for name, count in counts.items() if count > MOST_LINES_OF_A_FUNCTION}
     assert long.keys() == LONG_FUNCTIONS.keys(), long
 
