@@ -53,7 +53,7 @@ def run_opt(
         if timed:
             print(f"{seconds:9.3f} s  {one.name}", file=sys.stderr)
 
-    program, chosen = _begun(path, chosen, trusted)
+    program, chosen = program_and_options(path, chosen, trusted)
     text = print_program(run_passes(passes, program, chosen, observe))
     if output is not None:
         write(output, text)
@@ -63,22 +63,21 @@ def run_opt(
         print(text, end="")
 
 
-def _begun(path: str, options: Options, trusted: bool) -> tuple[Program, Options]:
-    """Return the program that the passes begin with, a file's or a model's, and options for texts of its
-    length."""
+def program_and_options(path: str, chosen: Options, trusted: bool) -> tuple[Program, Options]:
+    """Return the program that a file has as text, or that a model's graph is read as, and options with its length."""
     if Path(path).suffix == ".tint":
-        return read_program(Path(path)), options
+        return read_program(Path(path)), chosen
     with stages():
         source = load_auxiliary(
             path,
-            options.max_length,
+            chosen.max_length,
             values=False,
             trust_remote_code=trusted,
-            keep_adapters=options.keep_adapters,
-            try_anyway=options.try_anyway,
+            keep_adapters=chosen.keep_adapters,
+            try_anyway=chosen.try_anyway,
         )
         program = import_graph(capture(source.model, source.max_length, source.provenance["source"]))
-    return program, replace(options, max_length=source.max_length)
+    return program, replace(chosen, max_length=source.max_length)
 
 
 def printed_after(passes: Sequence[Pass], names: str | None) -> set[str]:

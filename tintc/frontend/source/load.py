@@ -16,9 +16,9 @@ import torch
 import transformers
 from torch import nn
 
-from tintc.errors import ModelError
-from tintc.frontend.graph.calling import text_config
-from tintc.frontend.graph.trace_model import PROCESS_LOCK
+from tintc.errors import ModelError, OptionError
+from tintc.frontend.graph.calling import longest_sequence, text_config
+from tintc.frontend.graph.trace_model import LONGEST, PROCESS_LOCK
 from tintc.frontend.source.adapters import is_adapted, resolved
 from tintc.frontend.source.kinds import (
     check_kind,
@@ -29,9 +29,9 @@ from tintc.frontend.source.kinds import (
 )
 from tintc.frontend.source.known_types import refuse_known_configuration, refuse_known_model
 from tintc.frontend.source.model_at import check_folders, model_at
-from tintc.frontend.source.modules import PADDING, padding_of
+from tintc.frontend.source.modules import PADDING, count_ids, find_length, padding_of
 from tintc.frontend.source.places import Place, configuration, find_place
-from tintc.frontend.source.sizes import sizes_of
+from tintc.frontend.source.provenance import ADAPTER_FATES, ADAPTERS, TOKENIZER_PROBLEM, provenance_of, stored_dtype
 from tintc.frontend.source.tokenizer_at import tokenizer_at
 from tintc.frontend.source.trust import TRUSTED, trusted_code
 from tintc.frontend.source.wrappers import TEXT_PATH, placeholders, text_path
@@ -87,21 +87,34 @@ def load_auxiliary(
     missing, misshapen or non-finite weights, a package that is missing, not a causal language model),
     `UnsupportedModelError` for a type that is known, and `OptionError` for a `max_length` the model does not have.
     """
-    loaded = _loaded(model_or_path, values, trust_remote_code, keep_adapters, with_tokenizer, try_anyway)
+    if isinstance(model_or_path, nn.Module):
+        loaded = _in_memory(model_or_path, keep_adapters)
+    elif isinstance(model_or_path, str | os.PathLike):
+        place = find_place(str(model_or_path), trust_remote_code)
+        loaded = _at_place(place, values, keep_adapters, with_tokenizer, try_anyway)
+    else:
+        raise ModelError(not_a_model(model_or_path))
     model = check_kind(loaded.model, loaded.name, keep_adapters)
     if not try_anyway:
         refuse_known_model(loaded.name, model)
     if values:
         _check_finite(model, loaded.name, loaded.weights)
+    facts = _facts(loaded, model, keep_adapters)
     config = text_config(model)
-    vocab_size, max_length = sizes_of(model, loaded.name, vocab_size, max_length)
+    if is_registered(model):
+        length = _length(loaded.name, longest_sequence(config), max_length)
+        count = _vocabulary(loaded.name, config, vocab_size)
+    else:
+        count = count_ids(model, loaded.name, vocab_size)
+        length = find_length(model, loaded.name, max_length)
+        facts[PADDING] = padding_of(model)
     return AuxiliarySource(
         model=model,
         tokenizer=loaded.tokenizer,
-        provenance=_provenance(model, loaded, keep_adapters),
-        vocab_size=vocab_size,
-        max_length=max_length,
-        dtype=torch.promote_types(torch.float32, _dtype(model)),
+        provenance=provenance_of(model, loaded.name, loaded.kind) | facts,
+        vocab_size=count,
+        max_length=length,
+        dtype=torch.promote_types(torch.float32, stored_dtype(model)),
         bos_token_id=getattr(config, "bos_token_id", None),
         eos_token_id=getattr(config, "eos_token_id", None),
         pad_token_id=getattr(config, "pad_token_id", None),
@@ -124,20 +137,6 @@ class _Loaded:
     weights: MappedWeights = field(default_factory=MappedWeights)
 
 
-def _loaded(
-    model_or_path: object, values: bool, trusted: bool, keep_adapters: bool, with_tokenizer: bool, try_anyway: bool
-) -> _Loaded:
-    """Return the model that is meant; arguments and errors as of `load_auxiliary`."""
-    if isinstance(model_or_path, nn.Module):
-        return _in_memory(model_or_path, keep_adapters)
-    if not isinstance(model_or_path, str | os.PathLike):
-        raise ModelError(not_a_model(model_or_path))
-    place = find_place(str(model_or_path), trusted)
-    if not (try_anyway or place.gguf_file):
-        refuse_known_configuration(place.name, configuration(place), place.trusted)
-    return _at_place(place, values, keep_adapters, with_tokenizer)
-
-
 def _in_memory(model: nn.Module, keep_adapters: bool) -> _Loaded:
     """Return a model that a caller has, without what wraps it; adapters stay, or a copy has them merged."""
     model = unwrapped(model)
@@ -149,8 +148,10 @@ def _in_memory(model: nn.Module, keep_adapters: bool) -> _Loaded:
     return _Loaded(model, name, "memory", adapted)
 
 
-def _at_place(place: Place, values: bool, keep_adapters: bool, with_tokenizer: bool) -> _Loaded:
-    """Return the model and the tokenizer at a place; raise `ModelError` for a simulator, or files that are broken."""
+def _at_place(place: Place, values: bool, keep_adapters: bool, with_tokenizer: bool, try_anyway: bool) -> _Loaded:
+    """Return the model and the tokenizer at a place; errors as of `load_auxiliary`, `ModelError` for a simulator."""
+    if not (try_anyway or place.gguf_file):
+        refuse_known_configuration(place.name, configuration(place), place.trusted)
     check_folders(place)
     if configuration(place).get("model_type") == MODEL_TYPE:
         raise ModelError(simulator_sentence(place.name))
@@ -166,11 +167,16 @@ def _at_place(place: Place, values: bool, keep_adapters: bool, with_tokenizer: b
     return loaded
 
 
-TOKENIZER_PROBLEM = "tokenizer_problem"
-"""Key of the provenance's entry that says why the tokenizer beside the weights cannot be read."""
-ADAPTERS = "adapters"
-"""Key of the provenance's entry that says what became of adapters."""
-ADAPTER_FATES = {False: "merged", True: "kept"}
+def _facts(loaded: _Loaded, model: nn.Module, keep_adapters: bool) -> dict[str, Any]:
+    """Return the entries of the provenance that say what is unusual about a model."""
+    facts = {
+        TOKENIZER_PROBLEM: loaded.tokenizer_problem,
+        TRUSTED: trusted_code(model, loaded.tokenizer),
+        TEXT_PATH: text_path(model),
+    }
+    if loaded.adapted:
+        facts[ADAPTERS] = ADAPTER_FATES[keep_adapters]
+    return {key: said for key, said in facts.items() if said}
 
 
 def _check_finite(model: nn.Module, name: str, weights: MappedWeights) -> None:
@@ -184,36 +190,24 @@ def _check_finite(model: nn.Module, name: str, weights: MappedWeights) -> None:
         weights.release()
 
 
-def _dtype(model: nn.Module) -> torch.dtype:
-    """Return the type of the model's weights, that of the first that is a floating one."""
-    return next(weight.dtype for weight in model.parameters() if weight.is_floating_point())
+def _length(name: str, longest: int | None, wanted: int | None) -> int:
+    """Return the longest text that the result must serve; raise `OptionError` if the model cannot."""
+    if wanted is None:
+        return min(longest or LONGEST, LONGEST)
+    if longest is None and wanted < 2:
+        raise OptionError(f"The maximal length is {wanted}; it must be at least 2.")
+    if longest is not None and not 2 <= wanted <= longest:
+        raise OptionError(
+            f"The maximal length is {wanted}; it must be between 2 and {longest}, the positions that {name} has."
+        )
+    return wanted
 
 
-def _provenance(model: nn.Module, loaded: _Loaded, keep_adapters: bool) -> dict[str, Any]:
-    """Return where a model came from, and what was done to it."""
-    config: Any = getattr(model, "config", None)
-    architectures = getattr(config, "architectures", None)
-    if not isinstance(architectures, list | tuple) or not all(isinstance(one, str) for one in architectures):
-        architectures = None
-    facts = {
-        TOKENIZER_PROBLEM: loaded.tokenizer_problem,
-        TRUSTED: trusted_code(model, loaded.tokenizer),
-        TEXT_PATH: text_path(model),
-    }
-    if loaded.adapted:
-        facts[ADAPTERS] = ADAPTER_FATES[keep_adapters]
-    if not is_registered(model):
-        facts[PADDING] = padding_of(model)
-    return {
-        "source": loaded.name,
-        "format": loaded.kind,
-        "model_type": getattr(config, "model_type", ""),
-        "architectures": list(architectures or [type(model).__name__]),
-        "parameters": sum(tensor.numel() for tensor in model.parameters()),
-        "dtype": str(_dtype(model)).removeprefix("torch."),
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-    } | {key: said for key, said in facts.items() if said}
+def _vocabulary(name: str, config: Any, wanted: int | None) -> int:
+    """Return the number of token ids that a configuration says; raise `OptionError` if another is wanted."""
+    if wanted not in (None, config.vocab_size):
+        raise OptionError(f"The vocab_size is {wanted}, and {name} has {config.vocab_size} token ids; leave it out.")
+    return config.vocab_size
 
 
 @contextmanager
