@@ -4,12 +4,20 @@ from __future__ import annotations
 
 import gc
 import os
+import random
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import torch
 
+FOREIGN = (
+    *("FORCE_COLOR", "NO_COLOR", "PY_COLORS", "GITHUB_ACTIONS", "COLUMNS", "LINES", "TERMINAL_WIDTH"),
+    *("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"),
+)
+"""Variables of a shell, of continuous integration or of a launcher that change what is printed, or who prints."""
+for variable in [*FOREIGN, *(name for name in os.environ if name.startswith("TINTC_"))]:
+    os.environ.pop(variable, None)  # before anything is imported that reads them
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")  # before anything imports Triton, which looks at it then
 
@@ -17,10 +25,21 @@ import tiny_models
 import torch._dynamo
 from command import Command, contents, make_command, model_folder, simulator_folder
 from exports import fresh_exports, shared_exports
+from hypothesis import HealthCheck, settings
 
 import tintc
 
 torch.set_num_threads(1)  # the models are tiny; and a fork of a process whose OpenMP threads have run waits for ever
+
+settings.register_profile(
+    "the same everywhere",
+    deadline=None,
+    derandomize=True,
+    database=None,
+    suppress_health_check=[HealthCheck.too_slow],
+)
+settings.load_profile("the same everywhere")
+"""Examples are the same in every run, and no clock decides. Others are drawn with ``--hypothesis-profile default``."""
 
 TRANSFORMERS_MARKERS = (
     "accelerate_tests",
@@ -50,6 +69,22 @@ def pytest_collection_finish() -> None:
     gc.collect()
     gc.freeze()
     gc.set_threshold(50_000, 10, 10)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup() -> None:
+    _seed(0)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_call() -> None:
+    """Draw the same random numbers whatever ran before in this process, and others than the fixtures drew."""
+    _seed(1)
+
+
+def _seed(number: int) -> None:
+    torch.manual_seed(number)
+    random.seed(number)
 
 
 @pytest.fixture(autouse=True, scope="session")

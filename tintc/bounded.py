@@ -6,11 +6,14 @@ of disk. So a path is looked at before it is opened, opened without waiting, and
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import stat
 from pathlib import Path
 from typing import Any
+
+from tintc.errors import TintcError
 
 MOST_CONFIG = 1 << 24
 """Bytes of the longest JSON file of settings that is read."""
@@ -26,6 +29,17 @@ DEPTH = 64
 
 class UnfitFileError(OSError):
     """A file that is not read, with the reason as the end of a sentence: "it is ..."."""
+
+
+def check_path(path: str | os.PathLike[str], error: type[TintcError]) -> None:
+    """Raise `error` for a path that no file can have: too long, or with a null byte."""
+    try:
+        os.lstat(path)
+    except ValueError as problem:
+        raise error(f"There can be no {str(path)[:200]!r}: {problem}.") from problem
+    except OSError as problem:
+        if problem.errno in (errno.ENAMETOOLONG, errno.ELOOP):
+            raise error(f"There can be no {str(path)[:200]!r}: {problem.strerror}.") from problem
 
 
 def open_regular(path: str | os.PathLike[str], folder: int | None = None) -> int:

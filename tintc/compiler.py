@@ -73,6 +73,7 @@ def compile(
             vocab_size=vocab_size,
             trust_remote_code=trust_remote_code,
             keep_adapters=options.keep_adapters,
+            try_anyway=options.try_anyway,
         )
         dtype = dtype_of(options, source)
         check_adapters(options, source)

@@ -53,6 +53,12 @@ LIES: dict[str, tuple[Change, str]] = {
         "is an adapter of peft for",
     ),
     "a base of nobody": (entry("adapter_config.json", base_model_name_or_path="~nobody-"), "is an adapter of peft for"),
+    "a base of two lines": (
+        entry("adapter_config.json", base_model_name_or_path="a\nb"),
+        "is an adapter of peft for a b",
+    ),
+    "a method of a configuration": (entry(CONFIG, to_dict=1), "cannot be loaded"),
+    "a number for a model in it": (entry(CONFIG, text_config=1), "cannot be loaded"),
     "a length of lists": (entry(CONFIG, max_position_embeddings=[32] * 10_000), "expected int, got list"),
     "an index that is a list": (text("model.safetensors.index.json", "[]"), "has no weight_map"),
 }

@@ -69,8 +69,9 @@ def looked_at(page: Path, width: int, *flags: str) -> dict[str, Any]:
     probed = page.with_name(f"probed-{width}.html")
     probed.write_text(text[:head] + BEFORE + text[head:end] + AFTER + text[end:], encoding="utf-8")
     assert BROWSER is not None
-    command = [BROWSER, "--headless", "--no-sandbox", "--disable-gpu", f"--window-size={width},900", *flags]
-    command += ["--virtual-time-budget=20000", f"--user-data-dir={page.parent / 'profile'}", "--dump-dom"]
+    command = [BROWSER, "--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", *flags]
+    profile = page.with_name(f"profile-{width}")  # one for each, so that none waits for another to end
+    command += [f"--window-size={width},900", "--virtual-time-budget=20000", f"--user-data-dir={profile}", "--dump-dom"]
     shown = subprocess.run([*command, probed.as_uri()], capture_output=True, text=True, timeout=240, check=True)
     results = re.findall(r'<pre id="result">(.*?)</pre>', shown.stdout, re.DOTALL)
     assert results, f"the page's script did not come to its end: {shown.stderr[-2000:]}"

@@ -38,7 +38,7 @@ from tintc.analysis.role import (
 )
 from tintc.analysis.trace import Application, applications
 from tintc.errors import OptionError
-from tintc.ir.core import Program, Value
+from tintc.ir.core import Parameter, Program, Value
 from tintc.ir.layout import Layout
 from tintc.ir.simulator import KeptWeights, SimOp
 from tintc.lowering.emission.sharing import Placed, placement, sites
@@ -130,7 +130,10 @@ class Roles:
     def stored(self, parameter: str, entry: Sequence[int]) -> list[tuple[str, Index]]:
         """Return every ``(tensor, index)`` at which a number of the auxiliary is stored, by the parameter's name in the
         program; `OptionError` if it is nowhere."""
-        return self._owners.stored(parameter, tuple(entry))
+        places = self._owners.stored(parameter, tuple(entry))
+        if not places:
+            raise OptionError(_why_not_stored(self._program.parameters.get(parameter), parameter, entry))
+        return places
 
     @cached_property
     def _owners(self) -> Owners:
@@ -228,3 +231,12 @@ def _layer_of(op: Any) -> str:
     if isinstance(op, KeptWeights):
         return op.name
     return op.stored_weight() or op.updated_weight() or ""
+
+
+def _why_not_stored(known: Parameter | None, name: str, entry: Sequence[int]) -> str:
+    """Return the sentence that says why a number of a parameter (None: there is none so called) is stored nowhere."""
+    if known is None:
+        return f"There is no parameter {name!r}; sim.program.parameters has the names of all."
+    if len(entry) != len(known.shape) or any(not 0 <= at < known.shape[dim] for dim, at in enumerate(entry)):
+        return f"{name} has shape {list(known.shape)}, and so no number at {list(entry)}."
+    return f"The number of {name} at {list(entry)} is not stored."

@@ -229,24 +229,13 @@ class Owners:
         return {name: torch.tensor(at)}
 
     def stored(self, parameter: str, entry: Index) -> list[tuple[str, Index]]:
-        """Return every place ``(tensor, index)`` at which a number of the auxiliary is stored."""
+        """Return every place ``(tensor, index)`` at which a number of the auxiliary is stored; none for what is not."""
         places: list[tuple[str, Index]] = []
         for name, op in self._storing.items():
             kind, _, of = name.partition(".")
             if of == parameter and kind != "rates":
                 places += [(name, index) for index in op.indices(self.storage, name, entry)]
-        if not places:
-            raise OptionError(self._nowhere(parameter, entry))
         return places
-
-    def _nowhere(self, parameter: str, entry: Index) -> str:
-        """Return the sentence that says why a number of the auxiliary is not stored."""
-        known = self.program.parameters.get(parameter)
-        if known is None:
-            return f"There is no parameter {parameter!r}; sim.program.parameters has the names of all."
-        if len(entry) != len(known.shape) or any(not 0 <= at < known.shape[dim] for dim, at in enumerate(entry)):
-            return f"{parameter} has shape {list(known.shape)}, and so no number at {list(entry)}."
-        return f"The number of {parameter} at {list(entry)} is not stored."
 
 
 def _everywhere(shape: tuple[int, ...]) -> Tensor:

@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from tintc.bounded import check_path
 from tintc.errors import ArtefactError
 from tintc.progress import LOGGER, spinner
 
@@ -145,5 +146,7 @@ def counted_progress(what: str, total: int | None) -> Iterator[tuple[Progress, T
 
 def check_writable(target: Path | None, option: str) -> None:
     """Raise `ArtefactError` for a file whose folder does not exist, before anything is run for it."""
+    if target is not None:
+        check_path(target, ArtefactError)
     if target is not None and not target.absolute().parent.is_dir():
         raise ArtefactError(f"The folder {target.parent} does not exist; choose another place for {option}.")

@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from tintc.analysis.report import OPTIONS, parameter_report, summary
+from tintc.bounded import check_path
 from tintc.cli.console import print_json, print_table, silence_libraries, stages
 from tintc.cli.legend import print_legend
 from tintc.cli.params import print_modules, print_paper
 from tintc.cli.roles import chosen_roles, print_roles
-from tintc.errors import OptionError
+from tintc.errors import ArtefactError, OptionError
 from tintc.frontend.source.load import load_auxiliary
 from tintc.ir.core import Program
 from tintc.ir.text import parse_program, print_program
@@ -93,6 +94,7 @@ def _program(path: str, subject: Subject, ir: str) -> Program:
 
 def folder_of(path: str) -> str:
     """Return the folder of a config.json, which stands for it; other paths as they are."""
+    check_path(path, ArtefactError)
     file = Path(path).expanduser()
     if file.name == "config.json" and file.is_file():
         return str(file.absolute().parent)
@@ -101,6 +103,7 @@ def folder_of(path: str) -> str:
 
 def holds_simulator(path: str) -> bool:
     """Return True if a local folder is, or says it is, a compiled simulator."""
+    check_path(path, ArtefactError)
     return is_artefact(path) or says_simulator(path)
 
 

@@ -6,6 +6,7 @@ import importlib.util
 from pathlib import Path
 from typing import Any
 
+from tintc.bounded import check_path
 from tintc.errors import OptionError
 from tintc.runtime.artefact.one_file import staged_file
 
@@ -14,6 +15,7 @@ def check_plot(png: Path) -> None:
     """Raise `OptionError` where a picture cannot be drawn or written."""
     if importlib.util.find_spec("matplotlib") is None:
         raise OptionError("--png needs matplotlib, which is not installed: pip install matplotlib, or leave out --png.")
+    check_path(png, OptionError)
     if not png.parent.is_dir() or png.is_dir():
         raise OptionError(f"Cannot write {png}: it must be a file in a folder that exists.")
 

@@ -9,6 +9,7 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
+from tintc.bounded import check_path
 from tintc.cli.console import print_json, silence_libraries, stages
 from tintc.cli.texts import read_text, tokenise
 from tintc.errors import InputError, OptionError
@@ -44,6 +45,8 @@ def write_report(
     silence_libraries()
     check_installed()
     check_place(output, "page")
+    if png is not None:
+        check_path(png, OptionError)
     if png is not None and (png.is_file() or not png.absolute().parent.is_dir()):
         raise OptionError(f"Cannot write images to {png}: it must be a folder, or a new name in one that exists.")
     content = None
@@ -171,6 +174,7 @@ def auxiliary_lines(path: str) -> dict[str, str]:
 
 def check_place(path: Path, what: str) -> None:
     """Raise `OptionError` where a file cannot be written."""
+    check_path(path, OptionError)
     if path.is_dir() or not path.absolute().parent.is_dir():
         raise OptionError(f"Cannot write the {what} {path}: it must be a file in a folder that exists.")
 

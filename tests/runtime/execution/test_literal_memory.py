@@ -12,7 +12,9 @@ from live_bytes import Live
 
 from tintc.errors import InputError
 from tintc.runtime.execution import memory
+from tintc.runtime.execution.fused.executor import FusedExecutor
 from tintc.runtime.execution.literal.budget import peak_bytes
+from tintc.runtime.execution.literal.executor import LiteralExecutor
 
 IDS = token_ids(5, 12)
 
@@ -50,6 +52,28 @@ def test_parts_give_what_the_whole_gives(monkeypatch: pytest.MonkeyPatch, max_ba
     parts = run(sim, IDS, "literal", inner_lr=rates, return_before=True, max_batch=max_batch)
     assert torch.allclose(parts.logits, whole.logits, rtol=0, atol=1e-12)
     assert torch.allclose(parts.logits_before, whole.logits_before, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("executor", ["literal", "fused"])
+def test_memory_that_runs_out_all_the_same(monkeypatch: pytest.MonkeyPatch, executor: str) -> None:
+    """Where three texts do not find room in the end, ``auto`` goes on with fewer; else a sentence says so."""
+    sim = compiled("gpt2")
+    whole = run(sim, IDS, executor).logits
+    owner = {"literal": LiteralExecutor, "fused": FusedExecutor}[executor]
+    real, counts = owner.run, list[int]()
+
+    def without_room(self: Any, *given: Any, **named: Any) -> Any:
+        counts.append(self.inputs.shape[0])
+        if counts[-1] > 2:
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 7 bytes.")
+        return real(self, *given, **named)
+
+    monkeypatch.setattr(owner, "run", without_room)
+    with pytest.raises(InputError, match=r"The memory does not suffice for 5 of 5 texts at a time \(Default"):
+        run(sim, IDS, executor)
+    counts.clear()
+    assert torch.allclose(run(sim, IDS, executor, max_batch="auto").logits, whole, rtol=0, atol=1e-12)
+    assert counts == [5, 2, 2, 1]
 
 
 def test_the_refusal_names_what_fits(monkeypatch: pytest.MonkeyPatch) -> None:

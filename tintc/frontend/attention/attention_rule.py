@@ -22,6 +22,7 @@ from tintc.frontend.builder import Builder
 from tintc.frontend.graph.captured import CapturedGraph
 from tintc.frontend.graph.layouts import vector_layout
 from tintc.frontend.graph.node_queries import rows_width, single_sources
+from tintc.frontend.graph.obstacle_words import SCORES, TWO_WAY
 from tintc.frontend.graph.regions import Signatures, moves, push
 from tintc.frontend.rule import NOT_MINE, Fail, Match
 from tintc.ir.auxiliary import Attention
@@ -33,11 +34,11 @@ from tintc.ir.functions import merge_heads
 class _Cache:
     """Readings of one graph, by the signature of the region that was read: equal layers are read once.
 
-    masks: a pattern, or why it is not supported; layouts: True where results are laid out head after head.
+    masks: a pattern, or what is not supported; layouts: True where results are laid out head after head.
     """
 
     regions: Regions
-    masks: dict[tuple[tuple[int, str, float], ...], MaskPattern | str] = field(default_factory=dict)
+    masks: dict[tuple[tuple[int, str, float], ...], MaskPattern | UnsupportedMask] = field(default_factory=dict)
     layouts: dict[int, bool] = field(default_factory=dict)
 
 
@@ -68,9 +69,11 @@ class AttentionRule:
 
     def _attention(self, graph: CapturedGraph, node: Node, scores: Scores, cache: _Cache) -> Match | Fail:
         problems = [*scores.problems]
+        obstacle = SCORES * bool(problems)
         pattern = _mask_pattern(graph, scores, cache)
-        if not isinstance(pattern, MaskPattern):
-            problems.append(pattern)
+        if isinstance(pattern, UnsupportedMask):
+            problems.append(str(pattern))
+            obstacle = pattern.obstacle or obstacle
             pattern = MaskPattern()
         sources: list[Node] = []
         operands: list[Operand] = []
@@ -89,14 +92,14 @@ class AttentionRule:
         if not problems and not _merges(graph, node, scores.result, cache):
             problems = ["its result is not laid out head after head"]
         if problems:
-            return Fail("; ".join(problems), scores.result, tuple(sources))
+            return Fail("; ".join(problems), scores.result, tuple(sources), obstacle)
         return _matched(graph, scores, tuple(sources), operands, pattern)
 
 
-def _mask_pattern(graph: CapturedGraph, scores: Scores, cache: _Cache) -> MaskPattern | str:
-    """Return what the masks let a query see, or why that is not supported."""
+def _mask_pattern(graph: CapturedGraph, scores: Scores, cache: _Cache) -> MaskPattern | UnsupportedMask:
+    """Return what the masks let a query see, or what of them is not supported."""
     if not scores.masks and not scores.causal:
-        return "attention has no causal mask"
+        return UnsupportedMask("attention has no causal mask", TWO_WAY)
     if not scores.masks:
         return MaskPattern()
     signatures = cache.regions.signatures
@@ -105,7 +108,7 @@ def _mask_pattern(graph: CapturedGraph, scores: Scores, cache: _Cache) -> MaskPa
         try:
             cache.masks[key] = read_masks(graph, scores.masks)
         except UnsupportedMask as reason:
-            cache.masks[key] = str(reason)
+            cache.masks[key] = reason
     return cache.masks[key]
 
 

@@ -27,6 +27,7 @@ from tintc.frontend.source.kinds import (
     simulator_sentence,
     unwrapped,
 )
+from tintc.frontend.source.known_types import refuse_known_configuration, refuse_known_model
 from tintc.frontend.source.model_at import check_folders, model_at
 from tintc.frontend.source.modules import PADDING, count_ids, find_length, padding_of
 from tintc.frontend.source.places import Place, configuration, find_place
@@ -70,6 +71,7 @@ def load_auxiliary(
     trust_remote_code: bool = False,
     keep_adapters: bool = False,
     with_tokenizer: bool = True,
+    try_anyway: bool = True,
 ) -> AuxiliarySource:
     """Return the model of a folder or the config.json in it, of a ``.gguf`` file or of a hub id, or one in memory.
 
@@ -79,18 +81,23 @@ def load_auxiliary(
     Weights keep the checkpoint's dtype, and quantised ones are made plain numbers; docs/checkpoints.md has every form
     that is read. values: whether the weights are needed; if not they are not looked at, and a model without weight
     files has zeros. keep_adapters: leave adapters of peft as layers of their own; otherwise they are merged into the
-    weights. with_tokenizer: whether the tokenizer is needed, whose reading is a quarter of a GGUF file's. Raises
-    `ModelError` (missing or broken files, missing, misshapen or non-finite weights, a package that is
-    missing, not a causal language model) and `OptionError` for a `max_length` the model does not have.
+    weights. with_tokenizer: whether the tokenizer is needed, whose reading is a quarter of a GGUF file's. try_anyway:
+    load it even if it is known that no model of its type compiles. Raises `ModelError` (missing or broken files,
+    missing, misshapen or non-finite weights, a package that is missing, not a causal language model),
+    `UnsupportedModelError` for a type that is known, and `OptionError` for a `max_length` the model does not have.
     """
     if isinstance(model_or_path, nn.Module):
         loaded = _in_memory(model_or_path, keep_adapters)
     elif isinstance(model_or_path, str | os.PathLike):
         place = find_place(str(model_or_path), trust_remote_code)
+        if not (try_anyway or place.gguf_file):
+            refuse_known_configuration(place.name, configuration(place), place.trusted)
         loaded = _at_place(place, values, keep_adapters, with_tokenizer)
     else:
         raise ModelError(not_a_model(model_or_path))
     model = check_kind(loaded.model, loaded.name, keep_adapters)
+    if not try_anyway:
+        refuse_known_model(loaded.name, model)
     if values:
         _check_finite(model, loaded.name, loaded.weights)
     facts = {

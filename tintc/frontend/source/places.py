@@ -91,16 +91,18 @@ def _of_adapter(path: Path, text: str, trusted: bool) -> Place:
             f"{text} is an adapter of peft that does not say which model it is for; write the model's folder or id as "
             f"base_model_name_or_path into its {ADAPTER}."
         )
+    shown = " ".join(base[:80].split())
     if _is_adapter(base):
         raise ModelError(
-            f"{text} is an adapter for {base}, which is an adapter too; merge that into its base first: "
+            f"{text} is an adapter for {shown}, which is an adapter too; merge that into its base first: "
             "PeftModel.from_pretrained(model, adapter).merge_and_unload().save_pretrained(folder) in Python."
         )
     try:
         place = find_place(base, trusted)
     except ModelError as error:
+        reason = " ".join(str(error).split()).rstrip(".")
         raise ModelError(
-            f"{text} is an adapter of peft for {base[:80]}, which cannot be had ({str(error).rstrip('.')}); write the "
+            f"{text} is an adapter of peft for {shown}, which cannot be had ({reason}); write the "
             f"model's folder as base_model_name_or_path into its {ADAPTER}."
         ) from error
     return replace(place, name=path.resolve().name, adapter=str(path))

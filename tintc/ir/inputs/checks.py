@@ -12,6 +12,8 @@ def check_ids(input_ids: object) -> Tensor:
     """Return token ids as they are; raise `InputError` unless these are token ids, ``[B, T]``."""
     if not isinstance(input_ids, Tensor) or input_ids.dim() != 2 or not _holds_integers(input_ids):
         raise InputError("input_ids must be a [batch, length] tensor of integers.")
+    if input_ids.layout != torch.strided or input_ids.device.type == "meta":
+        raise InputError("input_ids are sparse, or on the meta device; pass a dense tensor that holds numbers.")
     return input_ids
 
 

@@ -162,12 +162,14 @@ def _refuse_leftovers(program: Program) -> None:
     for op in program.ops:
         if isinstance(op, Activation) and op.fn in GATES_ONLY:
             why = f"{op.fn} is supported only as a factor of another value"
-            reasons.append(Reason(op.opname, op.result.name, why))
+            obstacle = f"the function {op.fn} elsewhere than in a gate"
+            reasons.append(Reason(op.opname, op.result.name, why, obstacle))
         elif isinstance(op, Embedding | Logits):
             reasons += _too_wide(op, program.attributes["width"])
     output = program.outputs["logits"]
     if not isinstance(program.producers()[output], Logits):
-        reasons.append(Reason("logits", output.name, "the logits must be the result of a linear layer"))
+        why = "the logits must be the result of a linear layer"
+        reasons.append(Reason("logits", output.name, why, "logits that no linear layer makes"))
     if reasons:
         raise UnsupportedModelError("This model", reasons)
 
@@ -182,4 +184,5 @@ def _too_wide(op: Embedding | Logits, width: int) -> list[Reason]:
     if wide <= width:
         return []
     why = f"its table is {wide} wide, more than the {width} of the residual stream"
-    return [Reason(op.opname, op.result.name, why)]
+    obstacle = "an embedding or a head that is wider than the residual stream"
+    return [Reason(op.opname, op.result.name, why, obstacle)]

@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
+from tintc.bounded import check_path
 from tintc.errors import ArtefactError, ModelError
 from tintc.frontend.source.load import ADAPTER_FATES, ADAPTERS, load_auxiliary
 from tintc.frontend.source.wrappers import TEXT_PATH
@@ -28,6 +29,7 @@ STATE_DICT = "model.safetensors"
 def export_model(state: AdaptedWeights, path: str | os.PathLike[str], model: Any = None) -> None:
     """Write the auxiliary with the weights of a state of one example; errors as of `AdaptedWeights.export`."""
     sim = state.sim
+    check_path(path, ArtefactError)
     if Path(path).exists():
         raise ArtefactError(f"{path} exists already; choose another folder.")
     auxiliary = model_of(sim, state, model)

@@ -17,7 +17,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from tintc.bounded import open_regular, parse_json
+from tintc.bounded import check_path, open_regular, parse_json
 from tintc.errors import ArtefactError, first_line
 from tintc.ir.core import Value
 from tintc.ir.finite import is_finite
@@ -41,6 +41,7 @@ TYPES = ("F64", "F32", "BF16")
 
 def read_state(path: str | os.PathLike[str], sim: AdaptiveSimulator) -> AdaptedWeights:
     """Return the state in that file, on the simulator's device and in its dtype."""
+    check_path(path, ArtefactError)
     if Path(path).is_dir():
         raise ArtefactError(f"{path} is a folder; pass a file that sim.adapt(...).save(path) has written.")
     try:

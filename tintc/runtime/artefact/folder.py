@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from tintc.bounded import parse_json, read_file
+from tintc.bounded import check_path, parse_json, read_file
 from tintc.errors import ArtefactError, IRError, first_line
 from tintc.hub import MODEL_TYPE, why_missing
 from tintc.ir.core import Program
@@ -83,6 +83,7 @@ def opened(path: str | os.PathLike[str], weights: bool, **hub: Any) -> Iterator[
 
 def _opened(path: str | os.PathLike[str], weights: bool, **hub: Any) -> Snapshot:
     """Return the open files, which the caller closes."""
+    check_path(path, ArtefactError)
     why = None
     if not Path(path).exists() and not writer_at_work(Path(path)):
         why = why_missing(str(path), **hub)

@@ -12,6 +12,7 @@ from typing import Any
 from safetensors import SafetensorError
 
 from tintc.analysis.head_roles import Roles
+from tintc.bounded import check_path
 from tintc.errors import ArtefactError, TintcError, first_line
 from tintc.ir.text import parse_program
 from tintc.runtime.artefact.card import model_card
@@ -24,6 +25,7 @@ from tintc.runtime.artefact.staging import TakenError, staged
 
 def check_output(out: str | os.PathLike[str], force: bool) -> Path:
     """Return the absolute output path; raise `ArtefactError` if it exists and may not, or is no folder."""
+    check_path(out, ArtefactError)
     target = Path(out).resolve()
     if target.exists() and not target.is_dir():
         raise ArtefactError(f"{out} is a file; choose another output folder.")

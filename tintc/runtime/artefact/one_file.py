@@ -10,11 +10,12 @@ import fcntl
 import os
 import stat
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
+from tintc.bounded import check_path
 from tintc.errors import ArtefactError
 from tintc.runtime.artefact import disk
 from tintc.runtime.artefact.hidden_folders import hidden_prefix
@@ -27,10 +28,13 @@ def check_replaceable(
 
     is_own: whether a file is one of them; kind: what they are, as "state"; advice: how to replace another file.
     """
+    check_path(target, ArtefactError)
     try:
         status = os.lstat(target)
     except FileNotFoundError:
         return
+    except OSError as error:  # a file in place of the folder
+        raise ArtefactError(f"The {kind} cannot be written to {target}: {error.strerror or error}.") from error
     if stat.S_ISDIR(status.st_mode):
         raise ArtefactError(f"{target} is a folder; name a file for the {kind}.")
     if stat.S_ISLNK(status.st_mode):
@@ -42,7 +46,7 @@ def check_replaceable(
 
 
 @contextmanager
-def staged_file(target: Path) -> Iterator[BinaryIO]:
+def staged_file(target: Path) -> Generator[BinaryIO]:
     """Give a new file to write into, which takes the place of `target` if the block ends well, and else is removed.
 
     Raises `OSError` if the disk will not take it.

@@ -27,8 +27,11 @@ LONGEST_TEXT = 1 << 16
 """Characters of the longest string of a configuration."""
 MOST_ENTRIES = 1 << 12
 DIGEST = re.compile(r"[0-9a-f]{64}")
-REFUSED = ("auto_map", "quantization_config", "num_labels", "id2label", "label2id", "transformers_weights")
-"""Entries that transformers acts on and no simulator has: code, other files, and labels without end."""
+REFUSED = (
+    *("auto_map", "quantization_config", "num_labels", "id2label", "label2id", "transformers_weights"),
+    *("text_config", "text_encoder", "decoder", "generator"),
+)
+"""Entries that transformers acts on and no simulator has: code, other files, labels without end, nested models."""
 PROGRAMS = ("program", "auxiliary", "described")
 """Fields of a configuration in memory that stand in files of their own."""
 
@@ -160,7 +163,8 @@ def check_entries(file: Path | str, config: Any) -> None:
         raise damaged(file, f"it has {len(config)} entries")
     recorded = Options().recorded()
     for name, value in config.items():
-        if name in REFUSED or name in PROGRAMS:
+        method = name not in RULES and name not in _defaults() and hasattr(PretrainedConfig, name)
+        if name in REFUSED or name in PROGRAMS or method:  # in whose place transformers would put the value
             raise ArtefactError(f"{file} has the entry {name!r}, which no simulator has; remove it.")
         if name in RULES:
             fits = RULES[name](value)
@@ -187,7 +191,8 @@ def generation_config(file: Path, entries: Any) -> GenerationConfig | None:
         raise damaged(file, "it is no object of settings")
     for name, value in entries.items():
         nested = is_scalar(value) or is_list_of(lambda one: is_scalar(one) or is_list_of(is_scalar)(one))(value)
-        if not nested and not is_mapping_of(is_scalar)(value):
+        fits = nested or is_mapping_of(is_scalar)(value)
+        if not fits or hasattr(GenerationConfig, name):  # a method, in whose place transformers would put the value
             raise damaged(file, f"its {name[:80]} is {_shown(value)}")
     try:
         return GenerationConfig.from_dict(entries)

@@ -88,17 +88,42 @@ def at_a_time(
     return fitting
 
 
-def in_parts(model: Simulator, inputs: Inputs, rates: Rates | None, count: int, run: Run) -> dict[str, Tensor]:
-    """Return what running all examples gives, `count` of them at a time."""
+def in_parts(
+    model: Simulator, inputs: Inputs, rates: Rates | None, count: int, run: Run, halves: bool
+) -> dict[str, Tensor]:
+    """Return what running all examples gives, `count` of them at a time.
+
+    halves: whether to go on with half as many where the memory does not suffice, since another process has taken it or
+    a limit of address space has holes. Raises `InputError` where it does not suffice all the same.
+    """
     batch = inputs.shape[0]
-    if count >= batch:
-        return run(inputs, rates)
-    if model.edits:
-        raise InputError("A batch whose values are edited must run whole; pass a smaller one, without max_batch.")
     results: list[dict[str, Tensor]] = []
-    for start in range(0, batch, count):
-        row_rates = rates
-        if rates is not None:
+    start = 0
+    while start < batch:
+        if count < batch and model.edits:
+            raise InputError("A batch whose values are edited must run whole; pass a smaller one, without max_batch.")
+        rows, row_rates = inputs, rates
+        if count < batch:
+            rows = inputs.rows(start, start + count)
+        if rates is not None and count < batch:
             row_rates = rates.rows(slice(start, start + count))
-        results.append(run(inputs.rows(start, start + count), row_rates))
+        try:
+            results.append(run(rows, row_rates))
+            start += count
+        except (RuntimeError, MemoryError) as error:
+            if not is_exhausted(error):
+                raise
+            if not halves or count == 1:
+                raise InputError(
+                    f"The memory does not suffice for {min(count, batch)} of {batch} texts at a time "
+                    f"({str(error).splitlines()[0][:100]}); pass fewer, or shorter ones, or free memory."
+                ) from error
+            count = min(count, batch) // 2
+    if len(results) == 1:
+        return results[0]
     return {label: torch.cat([result[label] for result in results]) for label in results[0]}
+
+
+def is_exhausted(error: BaseException) -> bool:
+    """Return True for what PyTorch or Python raise where memory cannot be had."""
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)

@@ -11,6 +11,7 @@ from typing import Any
 from huggingface_hub import HfApi
 from transformers import PreTrainedTokenizerBase
 
+from tintc.bounded import check_path
 from tintc.errors import ArtefactError, OptionError
 from tintc.ir.text import print_program
 from tintc.runtime.artefact.folder_writer import check_space, explained, write_texts
@@ -63,6 +64,7 @@ class SavedModel(TrainableModel):
         is a file or the disk will not take it.
         """
         refuse_float16(self.dtype)
+        check_path(save_directory, ArtefactError)
         folder = Path(save_directory)
         if folder.exists() and not folder.is_dir():
             raise ArtefactError(f"{folder} is a file; choose another output folder.")
@@ -88,7 +90,7 @@ class SavedModel(TrainableModel):
         super().save_pretrained(place, True, *args, **kwargs)
         write_texts(place, self.config, print_program(self.program), self.tokenizer, edited=own is None)
 
-    def push_to_hub(
+    def push_to_hub(  # pyright: ignore[reportIncompatibleVariableOverride]
         self, repo_id: str, *, max_shard_size: int | str = "50GB", token: bool | str | None = None, **commit: Any
     ) -> str:
         """Send the whole folder to the hub, model card and all; return where it is then.

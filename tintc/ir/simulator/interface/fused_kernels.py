@@ -41,8 +41,8 @@ def activate(fn: str, x: Tensor, overwrite: bool = False) -> Tensor:
 
 ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 """True if this build of PyTorch has it; the operator is the one that torch.compile uses."""
-FEW = 512
-"""Rows up to which oneDNN takes a product with more outputs than inputs, see `widening`."""
+FEWEST, FEW = 4, 512
+"""Rows from which and up to which oneDNN takes a product with more outputs than inputs, see `widening`."""
 
 
 def widening(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -50,9 +50,10 @@ def widening(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
     PyTorch gives every fp32 product to MKL, whose share of the peak is lowest for these: on the machine of RESULTS.md
     128 rows times a vocabulary's head run at 36 against 60 thousand million multiply-adds per second, 256 rows at 38
-    against 46, and a feed-forward layer's 128 rows at 34 against 44. From 1024 rows on MKL is ahead.
+    against 46, and a feed-forward layer's 128 rows at 34 against 44. From 1024 rows on MKL is ahead,
+    and with fewer than 4 rows, where a product costs what reading its weights does (one row: by a tenth to a fifth).
     """
-    few = x.shape[:-1].numel() <= FEW and weight.shape[0] > weight.shape[1]
+    few = FEWEST <= x.shape[:-1].numel() <= FEW and weight.shape[0] > weight.shape[1]
     if not few or x.dtype != torch.float32 or x.device.type != "cpu" or torch.is_grad_enabled() or not ONEDNN:
         return F.linear(x, weight, bias)
     return torch.ops.mkldnn._linear_pointwise(x.contiguous(), weight, bias, "none", [], "")

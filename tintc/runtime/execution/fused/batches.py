@@ -47,7 +47,7 @@ def run_fused(
         same = sizes if rows is inputs else sizes_of(rows, sizes.vocab)
         return _run(model, rows, own, budget, same)
 
-    return in_parts(model, inputs, rates, count, run)
+    return in_parts(model, inputs, rates, count, run, halves=max_batch == "auto")
 
 
 def budget_of(model: Simulator, outputs: tuple[str, ...]) -> Budget:

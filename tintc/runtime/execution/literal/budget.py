@@ -70,7 +70,11 @@ def run_literal(
         return _refusal(model, model.program, count, length, limit, parts=True)
 
     count = at_a_time(batch, max_batch, fits, refused)
-    return in_parts(model, inputs, rates, count, lambda rows, own: LiteralExecutor(model, rows, own).run(outputs))
+
+    def run(rows: Inputs, own: Rates | None) -> dict[str, Tensor]:
+        return LiteralExecutor(model, rows, own).run(outputs)
+
+    return in_parts(model, inputs, rates, count, run, halves=max_batch == "auto")
 
 
 def check_fits(model: Simulator, program: Program, inputs: Inputs) -> None:
