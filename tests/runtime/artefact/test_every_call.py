@@ -96,9 +96,7 @@ def test_every_call_fails_once(
         if calls[0] <= n:
             break
         left = contents(at)
-        if (
-            action == "compile" and not failed and left != whole
-        ):  # without what transformers could not read: a tokenizer
+        if action == "compile" and not failed and left != whole:  # without what could not be read: a tokenizer
             tintc.load(at / "sim", check_files=True)
         else:
             assert left in (before, whole) and (failed or left == whole), f"call {n} of {name}"

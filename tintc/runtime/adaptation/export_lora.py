@@ -12,7 +12,6 @@ import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,12 +20,11 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from tintc.bounded import check_path
-from tintc.errors import ArtefactError, ModelError, OptionError
+from tintc.errors import ModelError, OptionError
 from tintc.runtime.adaptation.export_hf import auxiliary_of
 from tintc.runtime.adaptation.put_back import put_back
 from tintc.runtime.adaptation.state import AdaptedWeights
-from tintc.runtime.artefact.folder_writer import writing
+from tintc.runtime.artefact.folder_writer import check_new, writing
 
 WEIGHTS = "adapter_model.safetensors"
 CONFIG = "adapter_config.json"
@@ -100,9 +98,7 @@ def export_lora(
 ) -> ExportedAdapter:
     """Write the adapter of a state of one example; errors as of `AdaptedState.export`."""
     sim = state.sim
-    check_path(path, ArtefactError)
-    if Path(path).exists():
-        raise ArtefactError(f"{path} exists already; choose another folder.")
+    check_new(path)
     state.check_current()
     stored = auxiliary_of(sim, model)
     updated = copy.deepcopy(stored)

@@ -119,7 +119,7 @@ RULES: dict[str, Rule] = {name: _or_none(is_size) for name in SIZES} | {
     "architectures": _or_none(is_list_of(is_text)),
     "bos_token_id": _is_token,
     "eos_token_id": _is_token,
-    "pad_token_id": _is_token,
+    "pad_token_id": _or_none(is_size),
 }
 
 
