@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from transformers import Cache
 
-from tintc.ir.core import Op, Value
+from tintc.ir.core import Value
 from tintc.ir.inputs import Inputs
 from tintc.ir.simulator import SimOp
 from tintc.ir.simulator.interface.fused_base import FusedWeights
@@ -99,16 +99,16 @@ class ContinuedRun(FusedRunBase):
     def rate(self, name: str, step: int) -> Tensor | float:
         raise AssertionError("nothing descends after the last step")
 
-    def here(self, op: Op) -> slice:
+    def here(self, op: SimOp) -> slice:
         return slice(0, self.inputs.shape[1])
 
-    def lazy(self, op: Op) -> bool:
+    def lazy(self, op: SimOp) -> bool:
         return False
 
-    def frees(self, op: Op, value: Value) -> bool:
+    def frees(self, op: SimOp, value: Value) -> bool:
         return not self.recorded and (op, value) in self.plan.freed
 
-    def shared(self, op: Op, x: Tensor) -> Tensor | None:
+    def shared(self, op: SimOp, x: Tensor) -> Tensor | None:
         return None
 
     def allowed(self, queries: int, keys: int, window: int = 0) -> Tensor | None:

@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Collection, Hashable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from torch import Tensor
 
@@ -21,6 +21,9 @@ from tintc.ir.core import Op, Value
 from tintc.ir.inputs import Inputs
 from tintc.ir.simulator.interface.chosen_experts import Groups, Routing
 from tintc.ir.simulator.interface.cost_model import Deferral
+
+if TYPE_CHECKING:
+    from tintc.ir.simulator.interface.base import SimOp
 
 
 @dataclass(frozen=True)
@@ -73,15 +76,15 @@ class FusedRun(Protocol):
         ``[B]``."""
         ...
 
-    def here(self, op: Op) -> slice:
+    def here(self, op: SimOp) -> slice:
         """Return the positions of the text at which this run computes the op's results."""
         ...
 
-    def lazy(self, op: Op) -> bool:
+    def lazy(self, op: SimOp) -> bool:
         """Return True if the plan leaves this descent pending."""
         ...
 
-    def frees(self, op: Op, value: Value) -> bool:
+    def frees(self, op: SimOp, value: Value) -> bool:
         """Return True if nothing needs `value` once `op` has read it, so that `op` may write over it.
 
         Fused forms return memory of their own, or that of such a value.
@@ -99,7 +102,7 @@ class FusedRun(Protocol):
         """
         ...
 
-    def shared(self, op: Op, x: Tensor) -> Tensor | None:
+    def shared(self, op: SimOp, x: Tensor) -> Tensor | None:
         """Return ``W x + b`` of stored weights, as a part of one product for all ops that share x.
 
         None: the op is to take its product alone.

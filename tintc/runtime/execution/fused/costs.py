@@ -61,5 +61,5 @@ def _masks(sizes: Sizes) -> int:
 
 def _kept_by_updates(plan: ExecutionPlan) -> set[Value]:
     """Return the values that pending updates keep to the end of the run."""
-    deferrals = (op.deferral() for op in plan.ops if op in plan.lazy)
+    deferrals = (op.deferral() for op in plan.lazy)
     return {value for deferral in deferrals if deferral is not None for value in deferral.keeps}

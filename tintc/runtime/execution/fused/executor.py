@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tintc.analysis.capture_points import sized
-from tintc.ir.core import Op, Value
+from tintc.ir.core import Value
 from tintc.ir.functions import causal_mask
 from tintc.ir.inputs import Inputs
 from tintc.ir.simulator import SimOp
@@ -51,7 +51,7 @@ class FusedExecutor(FusedRunBase):
 
     def _begin(self, inputs: Inputs, positions: Tensor) -> None:
         super()._begin(inputs, positions)
-        self._parts: dict[Op, Tensor] = {}
+        self._parts: dict[SimOp, Tensor] = {}
         self._trains: dict[tuple[int, int], Tensor | None] = {}
 
     def run(self) -> dict[str, Any]:
@@ -110,19 +110,19 @@ class FusedExecutor(FusedRunBase):
             return self._bring(f"rates.{name}.{step}", rate)
         return rate
 
-    def here(self, op: Op) -> slice:
+    def here(self, op: SimOp) -> slice:
         return slice(0, self.plan.lengths[op])
 
-    def lazy(self, op: Op) -> bool:
+    def lazy(self, op: SimOp) -> bool:
         return op in self.plan.lazy
 
-    def frees(self, op: Op, value: Value) -> bool:
+    def frees(self, op: SimOp, value: Value) -> bool:
         return not self.recorded and self.plan.frees(op, value)
 
     def scores(self, x: Tensor, source: Value, pending: Pending) -> Tensor:
         return super().scores(x, self.plan.resolve(source), pending)
 
-    def shared(self, op: Op, x: Tensor) -> Tensor | None:
+    def shared(self, op: SimOp, x: Tensor) -> Tensor | None:
         if self.recorded or op not in self.plan.packed:
             return None
         if op not in self._parts:

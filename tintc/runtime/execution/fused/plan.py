@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import NamedTuple
 
-from tintc.ir.core import Op, Value
+from tintc.ir.core import Value
 from tintc.ir.simulator import SimOp
 from tintc.ir.simulator.interface.cost_model import CostModel, PendingUpdate
 
@@ -99,17 +99,17 @@ class ExecutionPlan:
 
     sizes: Sizes
     ops: list[SimOp]
-    lengths: dict[Op, int]
-    last: dict[Op, list[Value]]
+    lengths: dict[SimOp, int]
+    last: dict[SimOp, list[Value]]
     alias: dict[Value, Value]
-    lazy: set[Op] = field(default_factory=set)
-    known: dict[Op, Value] = field(default_factory=dict)
-    packed: dict[Op, PackedProducts] = field(default_factory=dict)
+    lazy: set[SimOp] = field(default_factory=set)
+    known: dict[SimOp, Value] = field(default_factory=dict)
+    packed: dict[SimOp, PackedProducts] = field(default_factory=dict)
     outputs: dict[str, Value] = field(default_factory=dict)
     shown: dict[SimOp, list[tuple[str, str]]] = field(default_factory=dict)
     peaks: dict[tuple[int, bool], int] = field(default_factory=dict)
 
-    def operands(self, op: Op) -> tuple[Value, ...]:
+    def operands(self, op: SimOp) -> tuple[Value, ...]:
         """Return the values that an op reads: its operands, and an earlier result that it can start from."""
         operands = [self.resolve(value) for value in op.operands]
         if op in self.known:
@@ -130,7 +130,7 @@ class ExecutionPlan:
     def steps(self) -> list[Step]:
         return [Step(op, self.operands(op), self.sizes.read(op, self.lengths[op]), self.last[op]) for op in self.ops]
 
-    def frees(self, op: Op, value: Value) -> bool:
+    def frees(self, op: SimOp, value: Value) -> bool:
         """Return whether `op`, which reads `value` once, is the last that needs it.
 
         Pending updates need theirs to the end.

@@ -14,7 +14,7 @@ from collections.abc import Hashable, Iterable
 
 from tintc.analysis.capture_points import point_of, shown_by
 from tintc.errors import OptionError
-from tintc.ir.core import Op, Program, Value
+from tintc.ir.core import Program, Value
 from tintc.ir.liveness import last_reads
 from tintc.ir.simulator import SimOp
 from tintc.runtime.execution.fused.plan import ExecutionPlan, PackedProducts, Sizes
@@ -60,10 +60,10 @@ def _untrained(ops: list[SimOp], sizes: Sizes) -> dict[Value, Value]:
     return alias
 
 
-def _known(ops: list[SimOp]) -> dict[Op, Value]:
+def _known(ops: list[SimOp]) -> dict[SimOp, Value]:
     """Return the values of earlier ops that an op's fused form starts from rather than computing them again."""
     computed: dict[Hashable, Value] = {}
-    known: dict[Op, Value] = {}
+    known: dict[SimOp, Value] = {}
     for op in ops:
         if op.needs_activation_key() in computed:
             known[op] = computed[op.needs_activation_key()]
@@ -72,7 +72,7 @@ def _known(ops: list[SimOp]) -> dict[Op, Value]:
     return known
 
 
-def _packed_products(plan: ExecutionPlan) -> dict[Op, PackedProducts]:
+def _packed_products(plan: ExecutionPlan) -> dict[SimOp, PackedProducts]:
     """Return two or more products of one input, over as many positions, with stored weights, for each of their ops.
 
     Pending updates are added to each product alone.
@@ -94,7 +94,7 @@ def _packed_products(plan: ExecutionPlan) -> dict[Op, PackedProducts]:
     return {op: group for group in packed for op in group.ops}
 
 
-def _lazy(plan: ExecutionPlan, update: str) -> set[Op]:
+def _lazy(plan: ExecutionPlan, update: str) -> set[SimOp]:
     """Return the descents to leave pending, all of one layer alike: those too of one that has pending updates."""
     carrying = {start.layer for start in plan.sizes.starts if start.pending}
     chains: dict[str, list[SimOp]] = {}
@@ -102,7 +102,7 @@ def _lazy(plan: ExecutionPlan, update: str) -> set[Op]:
         deferral = op.deferral()
         if deferral is not None:
             chains.setdefault(deferral.layer, []).append(op)
-    lazy: set[Op] = set()
+    lazy: set[SimOp] = set()
     for layer, chain in chains.items():
         if update == "lazy" or layer in carrying or _prefers_lazy(plan, chain, update):
             lazy.update(chain)
