@@ -1,4 +1,4 @@
-"""Odd configurations of decoders with experts: groups, one expert or all for a token, shared experts, biases, scales."""
+"""Odd configurations of decoders with experts: groups, one or all of them for a token, shared ones, biases, scales."""
 
 from __future__ import annotations
 

@@ -58,12 +58,7 @@ def run_opt(
     else:
         with stages():
             source = load_auxiliary(
-                path,
-                chosen.max_length,
-                values=False,
-                trust_remote_code=trusted,
-                keep_adapters=chosen.keep_adapters,
-                try_anyway=chosen.try_anyway,
+                path, chosen.max_length, False, None, trusted, chosen.keep_adapters, try_anyway=chosen.try_anyway
             )
             program = import_graph(capture(source.model, source.max_length, source.provenance["source"]))
             chosen = replace(chosen, max_length=source.max_length)
