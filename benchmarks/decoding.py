@@ -34,9 +34,9 @@ COMMON: dict[str, Any] = {"vocab_size": 32000, "hidden_size": 768, "tie_word_emb
 HEADS: dict[str, Any] = {"num_attention_heads": 12, "num_key_value_heads": 4}
 FEED: dict[str, Any] = {"intermediate_size": 2048}
 EXPERTS = {"num_experts": 8, "num_experts_per_tok": 2}
-DELTA = {"linear_num_key_heads": 6, "linear_num_value_heads": 12, "linear_key_head_dim": 64}
-DELTA |= {"linear_value_head_dim": 64}
-GATED: dict[str, Any] = HEADS | {"head_dim": 64} | DELTA
+DELTA = {"linear_num_key_heads": 6, "linear_num_value_heads": 12}
+DELTA_WIDTHS = {"linear_key_head_dim": 64, "linear_value_head_dim": 64}
+GATED: dict[str, Any] = HEADS | {"head_dim": 64} | DELTA | DELTA_WIDTHS
 SHAPES: dict[str, dict[str, Any]] = {
     "mamba": {},
     "mamba2": {"num_heads": 24, "head_dim": 64, "n_groups": 1},

@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from tintc.errors import InputError, OptionError
 from tintc.frontend.agreement import check_agreement
 from tintc.frontend.exact_agreement import check_graph
-from tintc.frontend.source.load import ADAPTER_FATES, ADAPTERS, TOKENIZER_PROBLEM, AuxiliarySource, load_auxiliary
+from tintc.frontend.source.load import AuxiliarySource, load_auxiliary
 from tintc.frontend.source.modules import PADDING
+from tintc.frontend.source.provenance import ADAPTER_FATES, ADAPTERS, TOKENIZER_PROBLEM
 from tintc.frontend.source.sample import sample
 from tintc.frontend.source.wrappers import TEXT_PATH
 from tintc.ir.auxiliary import Recurrence

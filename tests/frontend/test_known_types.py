@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import transformers
 from command import Command
 from tiny_models import llama
-from transformers import LlamaForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM
 
 import tintc
 from tintc.errors import UnsupportedModelError
@@ -105,7 +105,7 @@ class Own(LlamaForCausalLM):
 def test_code_of_somebody_else_is_not_of_the_type(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     known(tmp_path, monkeypatch, {})
     with pytest.raises(Captured):
-        tintc.compile(Own(llama(n_layers=1).config))
+        tintc.compile(Own(cast(LlamaConfig, llama(n_layers=1).config)))
     entries = {"model_type": "llama", "auto_map": {"AutoModelForCausalLM": "own.Own"}}
     refuse_known_configuration("own", entries, trusted=True)
     with pytest.raises(UnsupportedModelError, match=WORDS):

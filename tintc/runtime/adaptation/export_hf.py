@@ -12,15 +12,15 @@ from safetensors.torch import save_file
 from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from tintc.bounded import check_path
-from tintc.errors import ArtefactError, ModelError
-from tintc.frontend.source.load import ADAPTER_FATES, ADAPTERS, load_auxiliary
+from tintc.errors import ModelError
+from tintc.frontend.source.load import load_auxiliary
+from tintc.frontend.source.provenance import ADAPTER_FATES, ADAPTERS
 from tintc.frontend.source.wrappers import TEXT_PATH
 from tintc.runtime.adaptation.continuation import AdaptiveSimulator
 from tintc.runtime.adaptation.put_back import put_back
 from tintc.runtime.adaptation.rebuilt import Target, rebuilt
 from tintc.runtime.adaptation.state import AdaptedWeights
-from tintc.runtime.artefact.folder_writer import write_tokenizer, writing
+from tintc.runtime.artefact.folder_writer import check_new, write_tokenizer, writing
 
 STATE_DICT = "model.safetensors"
 """The file that a module outside transformers is exported to."""
@@ -29,9 +29,7 @@ STATE_DICT = "model.safetensors"
 def export_model(state: AdaptedWeights, path: str | os.PathLike[str], model: Any = None) -> None:
     """Write the auxiliary with the weights of a state of one example; errors as of `AdaptedWeights.export`."""
     sim = state.sim
-    check_path(path, ArtefactError)
-    if Path(path).exists():
-        raise ArtefactError(f"{path} exists already; choose another folder.")
+    check_new(path)
     auxiliary = model_of(sim, state, model)
     with writing(path, force=False) as folder:
         _save(auxiliary, folder)

@@ -10,9 +10,8 @@ from __future__ import annotations
 import copy
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,12 +20,11 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from tintc.bounded import check_path
-from tintc.errors import ArtefactError, ModelError, OptionError
+from tintc.errors import ModelError, OptionError
 from tintc.runtime.adaptation.export_hf import auxiliary_of
 from tintc.runtime.adaptation.put_back import put_back
 from tintc.runtime.adaptation.state import AdaptedWeights
-from tintc.runtime.artefact.folder_writer import writing
+from tintc.runtime.artefact.folder_writer import check_new, writing
 
 WEIGHTS = "adapter_model.safetensors"
 CONFIG = "adapter_config.json"
@@ -100,9 +98,7 @@ def export_lora(
 ) -> ExportedAdapter:
     """Write the adapter of a state of one example; errors as of `AdaptedState.export`."""
     sim = state.sim
-    check_path(path, ArtefactError)
-    if Path(path).exists():
-        raise ArtefactError(f"{path} exists already; choose another folder.")
+    check_new(path)
     state.check_current()
     stored = auxiliary_of(sim, model)
     updated = copy.deepcopy(stored)
@@ -121,27 +117,33 @@ def export_lora(
     for name in norms:
         own = after.get_submodule(name).state_dict()
         tensors |= {f"{WRAPPED}{name}.{part}": tensor for part, tensor in own.items()}
-    conv = [isinstance(before.get_submodule(name), Conv1D) for name in linear]
-    config = {
-        "peft_type": "LORA",
-        "task_type": "CAUSAL_LM" if isinstance(before, PreTrainedModel) else None,
-        "base_model_name_or_path": _base_name(state, before, model),
-        "inference_mode": True,
-        "r": rank,
-        "lora_alpha": rank,
-        "lora_dropout": 0.0,
-        "target_modules": sorted(linear),
-        "modules_to_save": norms or None,
-        "fan_in_fan_out": all(conv),
-        "init_lora_weights": True,
-        "use_rslora": False,
-        "use_dora": False,
-    }
+    config = _configuration(before, sorted(linear), norms, rank, _base_name(state, before, model))
     with writing(path, force=False) as folder:
         plain = {name: tensor.to(sim.dtype).contiguous().clone() for name, tensor in tensors.items()}
         save_file(plain, folder / WEIGHTS, {"format": "pt"})
         (folder / CONFIG).write_text(json.dumps(config | biases, indent=2) + "\n", encoding="utf-8")
     return _measured(linear, rank, full)
+
+
+def _configuration(
+    base: nn.Module, linear: Sequence[str], norms: Sequence[str], rank: int, base_name: str | None
+) -> dict[str, Any]:
+    """Return peft's configuration of an adapter of these layers."""
+    return {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM" if isinstance(base, PreTrainedModel) else None,
+        "base_model_name_or_path": base_name,
+        "inference_mode": True,
+        "r": rank,
+        "lora_alpha": rank,
+        "lora_dropout": 0.0,
+        "target_modules": [*linear],
+        "modules_to_save": [*norms] or None,
+        "fan_in_fan_out": all(isinstance(base.get_submodule(name), Conv1D) for name in linear),
+        "init_lora_weights": True,
+        "use_rslora": False,
+        "use_dora": False,
+    }
 
 
 def _changed(before: nn.Module, after: nn.Module) -> list[str]:

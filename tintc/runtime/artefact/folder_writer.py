@@ -43,6 +43,13 @@ def exists_already(out: object) -> ArtefactError:
     )
 
 
+def check_new(out: str | os.PathLike[str]) -> None:
+    """Raise `ArtefactError` for a path at which something is, or nothing can be."""
+    check_path(out, ArtefactError)
+    if Path(out).exists():
+        raise ArtefactError(f"{out} exists already; choose another folder.")
+
+
 @contextmanager
 def writing(out: str | os.PathLike[str], force: bool) -> Iterator[Path]:
     """Give a folder to write an artefact into, which becomes `out` at the end; errors as of `write_artefact`."""

@@ -27,8 +27,10 @@ LONGEST_TEXT = 1 << 16
 """Characters of the longest string of a configuration."""
 MOST_ENTRIES = 1 << 12
 DIGEST = re.compile(r"[0-9a-f]{64}")
-REFUSED = ("auto_map", "quantization_config", "num_labels", "id2label", "label2id", "transformers_weights")
-REFUSED += ("text_config", "text_encoder", "decoder", "generator")
+REFUSED = (
+    *("auto_map", "quantization_config", "num_labels", "id2label", "label2id", "transformers_weights"),
+    *("text_config", "text_encoder", "decoder", "generator"),
+)
 """Entries that transformers acts on and no simulator has: code, other files, labels without end, nested models."""
 PROGRAMS = ("program", "auxiliary", "described")
 """Fields of a configuration in memory that stand in files of their own."""
@@ -117,7 +119,7 @@ RULES: dict[str, Rule] = {name: _or_none(is_size) for name in SIZES} | {
     "architectures": _or_none(is_list_of(is_text)),
     "bos_token_id": _is_token,
     "eos_token_id": _is_token,
-    "pad_token_id": _is_token,
+    "pad_token_id": _or_none(is_size),
 }
 
 
