@@ -64,7 +64,7 @@ class Clock(BaseStreamer):
 def generated(model: Any, ids: Tensor, now: Callable[[], float] = time.perf_counter, **given: Any) -> tuple[Clock, Any]:
     clock = Clock(now)
     chosen = {"max_new_tokens": NEW, "min_new_tokens": NEW, "do_sample": False, "pad_token_id": 0}
-    out = model.generate(ids, streamer=clock, return_dict_in_generate=True, **chosen, **given)
+    out = model.generate(ids, streamer=clock, return_dict_in_generate=True, **(chosen | given))
     return clock, out
 
 

@@ -1,12 +1,13 @@
-"""A decoder of delta rules, convolutions and attention: fused simulation against explicit fine-tuning, and decoding.
+"""A decoder of delta rules, convolutions and attention: fused simulation against explicit fine-tuning.
 
-    python benchmarks/mixers.py [--rounds 5] [--threads 2] [--small] [--compiled] [--processor] [--no-write]
+    python benchmarks/mixers.py [--rounds 5] [--threads 2] [--batches 1,8] [--small] [--compiled] [--processor]
+        [--copied] [--no-write]
 
 The auxiliary has the shape of a qwen3_5_text of about 0.5e9 parameters with random weights, in fp32. The peer is
 `peer.py` with transformers' own functions for tokens to be mixed by, eager and, if asked for, under torch.compile
-(which leaves the delta rule's loops eager), with weights copied back and with weights swapped: the fastest on one text
-counts, for batches too, which it takes text by text. All run in one process, in turn, on the same texts; a ratio is
-taken in every round. A second table shows what a token costs when both go on from a prompt by `generate`.
+(which leaves the delta rule's loops eager), with weights swapped and, if asked for, also copied back, which takes 2 GB
+more: the fastest on one text counts, for batches too, which it takes text by text. All run in one process, in turn, on
+the same texts; a ratio is taken in every round. What a token costs while decoding: `decoding.py`.
 """
 
 from __future__ import annotations
@@ -28,8 +29,6 @@ from transformers.models.qwen3_5 import modeling_qwen3_5
 
 sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
 import report
-from generate import NEW, PROMPT, generated
-from generate import TARGET as TOKEN_TARGET
 from peer import Peer, update_error
 
 import tintc
@@ -37,7 +36,6 @@ from tintc.runtime.model.causal_lm import TintForCausalLM
 
 LENGTH, TRAIN, RATE = 256, 128, 1e-5
 TARGET = 0.85
-BATCHES = (1, 8)
 
 
 def shape(small: bool) -> Qwen3_5TextConfig:
@@ -58,7 +56,7 @@ def shape(small: bool) -> Qwen3_5TextConfig:
 
 
 def peers(
-    model: Qwen3_5ForCausalLM, sim: TintForCausalLM, ids: Tensor, compiled: bool
+    model: Qwen3_5ForCausalLM, sim: TintForCausalLM, ids: Tensor, compiled: bool, copied: bool
 ) -> dict[str, Callable[[Tensor], Tensor]]:
     """Explicit fine-tuning in every way, by name."""
     found: dict[str, Callable[[Tensor], Tensor]] = {}
@@ -66,7 +64,7 @@ def peers(
     ways = {"eager": False} | ({"compiled": True} if compiled else {})
     for way, compile_it in ways.items():
         call = None
-        for swap in (False, True):
+        for swap in (True, False) if copied else (True,):
             peer = Peer(model, sim.program, RATE, swap=swap).detach_scores()
             if call is not None:
                 peer.call = call
@@ -86,6 +84,8 @@ def main(
     threads: Annotated[int, typer.Option(min=1)] = 2,
     small: Annotated[bool, typer.Option(help="A shape of a fiftieth, to try the script.")] = False,
     compiled: Annotated[bool, typer.Option(help="Also run the peer under torch.compile, which takes long.")] = False,
+    copied: Annotated[bool, typer.Option(help="Also run peers that copy their weights back.")] = False,
+    batches: Annotated[str, typer.Option(help="How many texts at a time.")] = "1,8",
     processor: Annotated[
         bool, typer.Option(help="Processor time, for one thread on a machine that others use.")
     ] = False,
@@ -97,12 +97,12 @@ def main(
     clock = time.process_time if processor else time.perf_counter
     model = Qwen3_5ForCausalLM(shape(small)).eval()
     count = sum(parameter.numel() for parameter in model.parameters())
-    ids = torch.randint(5, 32000, (max(BATCHES), LENGTH), generator=torch.Generator().manual_seed(0))
+    counts = [int(count) for count in batches.split(",")]
+    ids = torch.randint(5, 32000, (max(counts), LENGTH), generator=torch.Generator().manual_seed(0))
     start = time.perf_counter()
     sim = tintc.compile(model, inner_lr=RATE, max_length=LENGTH)
     print(f"{count / 1e9:.2f}e9 parameters, compiled in {time.perf_counter() - start:.0f} s", file=sys.stderr)
-    lines = decoded(model, sim, ids[:1, :PROMPT], rounds, clock)
-    lines = [*compared(model, sim, ids, rounds, compiled, clock), "", *lines]
+    lines = compared(sim, ids, peers(model, sim, ids, compiled, copied), counts, rounds, clock)
     print("\n".join(lines))
     if write and not small:
         title = f"Mixers of tokens: {count / 1e9:.2f}e9 parameters, three of four layers a gated delta rule"
@@ -111,11 +111,11 @@ def main(
 
 
 def compared(
-    model: Qwen3_5ForCausalLM,
     sim: TintForCausalLM,
     ids: Tensor,
+    runs: dict[str, Callable[[Tensor], Tensor]],
+    batches: list[int],
     rounds: int,
-    compiled: bool,
     clock: Callable[[], float],
 ) -> list[str]:
     """The table of times, and how far the two are apart."""
@@ -130,47 +130,30 @@ def compared(
         return sim(texts).logits
 
     with torch.no_grad():
-        before = model(ids[:1], use_cache=False).logits
-    runs = peers(model, sim, ids, compiled)
+        out = sim(ids[:1], return_before=True)
     logits = {name: run(ids[:1]) for name, run in runs.items()}
-    ours = fused(ids[:1])
     rows = [["texts", "what", "seconds, median", "update's distance from ours"]]
     verdicts: list[str] = []
     best = ""
-    for batch in BATCHES:
+    for batch in batches:
         chosen = {name: run for name, run in runs.items() if best in ("", name)} | {"fused": fused}
         times: dict[str, list[float]] = {name: [] for name in chosen}
-        fused(ids[:batch])
+        if batch > 1:
+            fused(ids[:batch])
         for _ in range(rounds):
             for name, run in chosen.items():
                 times[name].append(seconds(run, ids[:batch]))
+                print(f"{batch} texts, {name}: {times[name][-1]:.2f} s", file=sys.stderr)
         best = min(chosen.keys() & runs.keys(), key=lambda name: statistics.median(times[name]))
         for name, taken in times.items():
             distance = "-"
             if name in logits:
-                distance = f"{update_error(logits[name], ours, before):.1e}"
+                distance = f"{update_error(logits[name], out.logits, out.logits_before):.1e}"
             rows.append([str(batch), name, f"{statistics.median(taken):.2f}", distance])
         ratios = report.ratios(times["fused"], times[best])
         judged = report.verdict(statistics.median(ratios), TARGET)
         verdicts.append(f"{batch} texts: fused / {best}: {report.spread(ratios)}, {judged}")
     return [*report.table(rows), "", *verdicts]
-
-
-def decoded(
-    model: Qwen3_5ForCausalLM, sim: TintForCausalLM, prompt: Tensor, rounds: int, clock: Callable[[], float]
-) -> list[str]:
-    """The table of milliseconds per token after a prompt."""
-    times: dict[str, list[float]] = {"auxiliary": [], "simulator": []}
-    for turn in range(rounds + 1):
-        for name, other in (("auxiliary", model), ("simulator", sim)):
-            per_token = generated(other, prompt, clock)[0].token
-            if turn:
-                times[name].append(per_token)
-    rows = [["decoding", "ms per token, median"]]
-    rows += [[name, f"{1e3 * statistics.median(taken):.1f}"] for name, taken in times.items()]
-    ratios = report.ratios(times["simulator"], times["auxiliary"])
-    judged = report.verdict(statistics.median(ratios), round(TOKEN_TARGET, 2))
-    return [*report.table(rows), "", f"{PROMPT} tokens and {NEW} new: {report.spread(ratios)}, {judged}"]
 
 
 if __name__ == "__main__":

@@ -11,8 +11,10 @@ from pathlib import Path
 import pytest
 import torch
 
-FOREIGN = ("FORCE_COLOR", "NO_COLOR", "PY_COLORS", "GITHUB_ACTIONS", "COLUMNS", "LINES", "TERMINAL_WIDTH")
-FOREIGN += ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+FOREIGN = (
+    *("FORCE_COLOR", "NO_COLOR", "PY_COLORS", "GITHUB_ACTIONS", "COLUMNS", "LINES", "TERMINAL_WIDTH"),
+    *("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"),
+)
 """Variables of a shell, of continuous integration or of a launcher that change what is printed, or who prints."""
 for variable in [*FOREIGN, *(name for name in os.environ if name.startswith("TINTC_"))]:
     os.environ.pop(variable, None)  # before anything is imported that reads them

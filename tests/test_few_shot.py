@@ -90,8 +90,14 @@ def test_a_token_across_the_border_is_the_labels() -> None:
     assert text_of(tokenizer, targets).endswith("great") and len(targets) > 0
 
 
-SIZES: dict[str, Any] = {"vocab_size": 300, "hidden_size": 16, "num_attention_heads": 2, "num_hidden_layers": 1}
-SIZES |= {"intermediate_size": 20, "max_position_embeddings": 128}
+SIZES: dict[str, Any] = {
+    "vocab_size": 300,
+    "hidden_size": 16,
+    "num_attention_heads": 2,
+    "num_hidden_layers": 1,
+    "intermediate_size": 20,
+    "max_position_embeddings": 128,
+}
 WORDS = st.text(st.sampled_from("ab It was.\n"), min_size=1, max_size=9)
 
 

@@ -8,6 +8,8 @@ from functools import cache
 
 from command import ROOT
 
+from tintc.frontend.graph import obstacle_words
+
 PAGE = (ROOT / "docs" / "refusals.md").read_text(encoding="utf-8")
 ROW = re.compile(r"^\| `(?=[^`]*\s)([^`]+)` \| (.+) \|$", re.MULTILINE)
 """A row whose first cell is a sentence or a part of one, not a single word."""
@@ -45,6 +47,11 @@ def test_what_is_explained_is_said() -> None:
     rows = ROW.findall(PAGE)
     assert len(rows) > 50
     assert [message for message, _ in rows if not is_said(message)] == []
+
+
+def test_every_kind_of_layer_is_explained() -> None:
+    words = [word for name, word in vars(obstacle_words).items() if name.isupper() and name != "NO_RULE"]
+    assert len(words) > 15 and [word for word in words if f"| `{word}` |" not in PAGE] == []
 
 
 def test_other_words_are_not_said() -> None:

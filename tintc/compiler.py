@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from tintc.errors import InputError, OptionError
 from tintc.frontend.agreement import check_agreement
 from tintc.frontend.exact_agreement import check_graph
-from tintc.frontend.source.load import ADAPTER_FATES, ADAPTERS, TOKENIZER_PROBLEM, AuxiliarySource, load_auxiliary
+from tintc.frontend.source.load import AuxiliarySource, load_auxiliary
 from tintc.frontend.source.modules import PADDING
+from tintc.frontend.source.provenance import ADAPTER_FATES, ADAPTERS, TOKENIZER_PROBLEM
 from tintc.frontend.source.sample import sample
 from tintc.frontend.source.wrappers import TEXT_PATH
 from tintc.ir.auxiliary import Recurrence
@@ -73,6 +74,7 @@ def compile(
             vocab_size=vocab_size,
             trust_remote_code=trust_remote_code,
             keep_adapters=options.keep_adapters,
+            try_anyway=options.try_anyway,
         )
         dtype = dtype_of(options, source)
         check_adapters(options, source)

@@ -39,7 +39,15 @@ def first_line(error: BaseException) -> str:
 
 
 class ModelError(TintcError):
-    """The auxiliary model cannot be found, read or trusted (missing weights, NaN, wrong shapes)."""
+    """The auxiliary model cannot be found, read or trusted (missing weights, NaN, wrong shapes).
+
+    obstacles: the kinds of layers, or other things that it has, of which tintc supports none, in the words of the
+    model's users; empty if it fails for something else.
+    """
+
+    def __init__(self, message: object = "", obstacles: Sequence[str] = ()):
+        super().__init__(message)
+        self.obstacles = tuple(obstacles)
 
 
 class OptionError(TintcError):
@@ -66,12 +74,14 @@ class PassError(IRError):
 class Reason:
     """One thing the compiler cannot take.
 
-    what: the graph operation, e.g. ``aten.sort``; where: the module path it came from; why: a sentence.
+    what: the graph operation, e.g. ``aten.sort``; where: the module path it came from; why: a sentence; obstacle: what
+    it belongs to, in the words of the model's users, empty if that cannot be told.
     """
 
     what: str
     where: str
     why: str
+    obstacle: str = ""
 
     def __str__(self) -> str:
         return f"{self.what} in {self.where}: {self.why}"
@@ -87,7 +97,7 @@ def fold(reasons: Iterable[Reason]) -> list[str]:
     for reason in reasons:
         key = (reason.what, NUMBERED.sub("*", reason.where), NUMBERED.sub("*", reason.why))
         alike.setdefault(key, []).append(reason)
-    lines = []
+    lines: list[str] = []
     for (what, _, general), group in alike.items():
         why = general
         if len({reason.why for reason in group}) == 1:
@@ -97,19 +107,33 @@ def fold(reasons: Iterable[Reason]) -> list[str]:
 
 
 class UnsupportedModelError(ModelError):
-    """The model's graph has operations no rule takes. Lists all of them at once.
+    """The model has a kind of layer, or its graph has operations, that tintc does not support: all of them at once.
 
     reasons: one for each place; the message folds those that are the same in several layers. obstacles: what the places
-    belong to, in the words of the model's users.
+    belong to, in the words of the model's users (none: what the reasons say of it). advice: what else the first line
+    says, without a full stop.
     """
 
-    def __init__(self, model: str, reasons: list[Reason], obstacles: Sequence[str] = ()):
+    def __init__(self, model: str, reasons: Sequence[Reason], obstacles: Sequence[str] = (), advice: str = ""):
         self.reasons = list(dict.fromkeys(reasons))
-        lines = "\n".join(f"  - {line}" for line in fold(self.reasons))
-        named = ""
+        obstacles = obstacles or list(dict.fromkeys(reason.obstacle for reason in reasons if reason.obstacle))
+        said: list[str] = []
         if obstacles:
-            named = f"it has {' and '.join(obstacles)}, which tintc does not support; "
-        places = f"{len(self.reasons)} places are"
-        if len(self.reasons) == 1:
-            places = "1 place is"
-        super().__init__(f"{model} cannot be compiled: {named}{places} not supported.\n{lines}")
+            said.append(f"it has {'; and '.join(obstacles)}, which tintc does not support")
+        if self.reasons:
+            places = f"{len(self.reasons)} places are"
+            if len(self.reasons) == 1:
+                places = "1 place is"
+            said.append(f"{places} not supported")
+        if advice:
+            said.append(advice)
+        lines = [f"  - {line}" for line in fold(self.reasons)]
+        super().__init__("\n".join([f"{model} cannot be compiled: {'; '.join(said)}.", *lines]), obstacles)
+
+
+def joined(words: Sequence[str]) -> str:
+    """Return words as a list in a sentence: with commas, and "and" before the last."""
+    *others, last = words
+    if not others:
+        return last
+    return f"{', '.join(others)} and {last}"

@@ -187,6 +187,10 @@ class Options:
         record="config",
         title="decay towards the stored weights",
     )
+    try_anyway: bool = option(
+        False,
+        "Try a model even if it is known that its type does not compile, instead of refusing it at once.",
+    )
 
     def __post_init__(self) -> None:
         if self.dtype is not None:

@@ -18,8 +18,9 @@ from tintc.frontend.graph.trace_model import capture
 from tintc.frontend.importer import import_graph
 from tintc.frontend.padding import reading_biases
 from tintc.frontend.source.adapters import kept_adapters
-from tintc.frontend.source.load import ADAPTER_FATES, ADAPTERS, AuxiliarySource
+from tintc.frontend.source.load import AuxiliarySource
 from tintc.frontend.source.modules import PADDING
+from tintc.frontend.source.provenance import ADAPTER_FATES, ADAPTERS
 from tintc.frontend.source.trust import TRUSTED
 from tintc.frontend.source.wrappers import TEXT_PATH
 from tintc.ir.core import Program

@@ -21,8 +21,13 @@ from tintc.cli.run import run_text
 from tintc.evaluation.processes import Processes
 from tintc_cli.groups import Execution, Reading
 
-OPTIONS: dict[str, Any] = {"train_fraction": 0.5, "block_size": 8, "max_blocks": None, "inner_lr": None}
-OPTIONS |= {"split_steps": False}
+OPTIONS: dict[str, Any] = {
+    "train_fraction": 0.5,
+    "block_size": 8,
+    "max_blocks": None,
+    "inner_lr": None,
+    "split_steps": False,
+}
 SAME = ("perplexity_before", "perplexity_after", "tokens_scored", "blocks", "train_tokens", "executor", "device")
 
 

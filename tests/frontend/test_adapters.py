@@ -16,7 +16,8 @@ from tiny_models import adapted, gpt2, llama, relative, token_ids
 import tintc
 from tintc.errors import ModelError, OptionError
 from tintc.frontend.source import adapters
-from tintc.frontend.source.load import ADAPTERS, load_auxiliary
+from tintc.frontend.source.load import load_auxiliary
+from tintc.frontend.source.provenance import ADAPTERS
 from tintc.reference import Approximations, tune
 
 IDS = token_ids(1, 14)

@@ -31,8 +31,14 @@ from tintc.reference.captured import run_captured
 FEW = settings(max_examples=2, deadline=None, derandomize=True)
 LAYERS, HEADS = st.integers(1, 2), st.sampled_from([(1, 12), (3, 8), (4, 6), (5, 4)])
 WIDTHS = st.sampled_from([17, 45, 64])
-SIZES: dict[str, Any] = {"num_hidden_layers": 1, "hidden_size": 32, "num_attention_heads": 4, "intermediate_size": 45}
-SIZES |= {"vocab_size": 53, "max_position_embeddings": 32}
+SIZES: dict[str, Any] = {
+    "num_hidden_layers": 1,
+    "hidden_size": 32,
+    "num_attention_heads": 4,
+    "intermediate_size": 45,
+    "vocab_size": 53,
+    "max_position_embeddings": 32,
+}
 
 
 def agree(model: PreTrainedModel, batch: int = 3, length: int = 13) -> Program:

@@ -25,7 +25,8 @@ import tintc
 from tintc.errors import ModelError
 from tintc.frontend.source import quantised
 from tintc.frontend.source.gguf_header import check_gguf
-from tintc.frontend.source.load import TOKENIZER_PROBLEM, load_auxiliary
+from tintc.frontend.source.load import load_auxiliary
+from tintc.frontend.source.provenance import TOKENIZER_PROBLEM
 from tools.sweep.tiny import tiny_model
 
 IDS = token_ids(2, 9)

@@ -17,7 +17,8 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 import tintc
 from tintc.errors import ModelError
 from tintc.frontend.graph.trace_model import capture
-from tintc.frontend.source.load import TOKENIZER_PROBLEM, load_auxiliary
+from tintc.frontend.source.load import load_auxiliary
+from tintc.frontend.source.provenance import TOKENIZER_PROBLEM
 from tools.sweep.tiny import _small, tiny_model
 
 

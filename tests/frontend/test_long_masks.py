@@ -22,8 +22,15 @@ from tintc.frontend.graph.trace_model import capture
 from tintc.frontend.importer import import_graph
 from tools.sweep.tiny import tiny_model
 
-SIZES: dict[str, Any] = {"num_hidden_layers": 1, "hidden_size": 16, "num_attention_heads": 2, "intermediate_size": 12}
-SIZES |= {"num_key_value_heads": 1, "head_dim": 8, "vocab_size": 23}
+SIZES: dict[str, Any] = {
+    "num_hidden_layers": 1,
+    "hidden_size": 16,
+    "num_attention_heads": 2,
+    "intermediate_size": 12,
+    "num_key_value_heads": 1,
+    "head_dim": 8,
+    "vocab_size": 23,
+}
 
 
 @pytest.mark.parametrize("kind", ["llama", "gemma2", "bloom", "mpt", "gpt_neo", "openai-gpt", "gptj"])

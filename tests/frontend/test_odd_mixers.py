@@ -76,12 +76,42 @@ ODD: dict[str, tuple[str, dict[str, Any]]] = {
         | {"num_local_experts": 5, "num_experts_per_tok": 3, "shared_intermediate_size": 19, "mamba_proj_bias": True}
         | {"embedding_multiplier": 1.5, "residual_multiplier": 0.7, "logits_scaling": 2.0},
     ),
+    "state space alone, a group for every head": (
+        "granitemoehybrid",
+        {"mamba_n_heads": 8, "mamba_d_head": 15, "mamba_n_groups": 8, "mamba_d_state": 3, "mamba_d_conv": 2}
+        | {"mamba_conv_bias": False, "num_local_experts": 0, "shared_intermediate_size": 37, "attention_bias": True}
+        | {"layer_types": ["mamba", "mamba"], "position_embedding_type": "nope", "tie_word_embeddings": False},
+    ),
+    "state space, limits of time steps, a group for every head": (
+        "mamba2",
+        {"num_heads": 8, "head_dim": 15, "n_groups": 8, "state_size": 3, "conv_kernel": 5, "chunk_size": 7}
+        | {"use_conv_bias": False, "time_step_limit": (0.01, 0.05), "tie_word_embeddings": True},
+    ),
+    "selective scan, one state, six taps": (
+        "mamba",
+        {"conv_kernel": 6, "state_size": 1, "expand": 3, "time_step_rank": 1, "hidden_act": "gelu"}
+        | {"num_hidden_layers": 3, "tie_word_embeddings": True},
+    ),
+    "state space, a norm before the gate, biases everywhere": (
+        "falcon_h1",
+        {"mamba_n_heads": 6, "mamba_d_head": 7, "mamba_d_ssm": 42, "mamba_n_groups": 2, "mamba_d_state": 5}
+        | {"mamba_d_conv": 3, "mamba_chunk_size": 5, "mamba_rms_norm": True, "mamba_norm_before_gate": True}
+        | {"attention_bias": True, "mlp_bias": True, "projectors_bias": True, "tie_word_embeddings": True}
+        | {"mlp_multipliers": [0.7, 1.3], "lm_head_multiplier": 0.5, "key_multiplier": 0.6},
+    ),
+    "gated delta rule alone, experts": (
+        "qwen3_5_moe_text",
+        {"linear_num_key_heads": 3, "linear_num_value_heads": 9, "linear_key_head_dim": 7, "linear_value_head_dim": 5}
+        | {"linear_conv_kernel_dim": 5, "num_experts": 5, "num_experts_per_tok": 3, "moe_intermediate_size": 23}
+        | {"shared_expert_intermediate_size": 19, "layer_types": ["linear_attention", "linear_attention"]},
+    ),
 }
 FEW = (
     "state space, biases, three groups",
     "convolution of two gates with biases",
     "gated delta rule, three key heads for nine",
     "selective scan beside attention without positions, experts",
+    "state space alone, a group for every head",
 )
 """Cases that every run of the tests tries."""
 LENGTH = 12

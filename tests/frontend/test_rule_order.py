@@ -22,14 +22,15 @@ from tintc.lowering.passes.assign_layers import assign_layers
 from tintc.lowering.passes.canonicalise import canonicalise
 from tools.sweep.tiny import tiny_config, tiny_model
 
+ONE: dict[str, Any] = {"num_hidden_layers": 1}
 TYPES: dict[str, dict[str, Any]] = {
-    "falcon": {"new_decoder_architecture": True, "num_kv_heads": 1},
-    "gemma": {},
-    "gpt2": {},
-    "granite": {"residual_multiplier": 0.2, "logits_scaling": 4.0},
-    "cohere": {},
-    "olmo": {"clip_qkv": 0.5},
-    "qwen2_moe": {"num_hidden_layers": 1, "num_experts": 4, "num_experts_per_tok": 2},
+    "falcon": ONE | {"new_decoder_architecture": True, "num_kv_heads": 1},
+    "gemma": ONE,
+    "gpt2": ONE,
+    "granite": ONE | {"residual_multiplier": 0.2, "logits_scaling": 4.0},
+    "cohere": ONE,
+    "olmo": ONE | {"clip_qkv": 0.5},
+    "qwen2_moe": ONE | {"num_experts": 4, "num_experts_per_tok": 2},
 }
 OVERLAPS = {
     ("AttentionRule", "HeadsRule"),  # heads that attention merges are its result

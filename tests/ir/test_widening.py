@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tintc.ir.simulator.interface import fused_kernels
-from tintc.ir.simulator.interface.fused_kernels import FEW, widening
+from tintc.ir.simulator.interface.fused_kernels import FEW, FEWEST, widening
 
 
 @settings(max_examples=25, deadline=None)
@@ -32,6 +32,8 @@ def test_it_is_the_linear_layer(rows: int, din: int, more: int, bias: bool, cut:
     [
         (FEW, 40, torch.float32, False, True),
         (FEW + 1, 40, torch.float32, False, False),
+        (FEWEST, 40, torch.float32, False, True),
+        (FEWEST - 1, 40, torch.float32, False, False),
         (FEW, 20, torch.float32, False, False),
         (FEW, 40, torch.float64, False, False),
         (FEW, 40, torch.float32, True, False),

@@ -10,10 +10,12 @@ from pathlib import Path
 import pytest
 from command import Command
 
-from tintc.reference.family_table import DATA, Data, read_data, shown_reasons, summary
+from tintc.frontend.graph.obstacle_words import TOKEN_LOOP
+from tintc.known_families import DATA, Data, read_data
+from tintc.reference.family_table import KINDS, shown_obstacles, shown_operations, shown_reasons, summary
 from tools.sweep.family import Outcome, check_family
 from tools.sweep.features import Features
-from tools.sweep.page import DOCUMENT, to_data, to_markdown
+from tools.sweep.page import DOCUMENT, to_data, to_markdown, with_outcomes
 from tools.sweep.run import all_jobs
 from tools.sweep.tiny import registered_types, tiny_config
 from tools.sweep.variants import DENSE, DOZEN, VARIANTS
@@ -45,7 +47,7 @@ def test_types_that_cannot_be_built_or_compiled_say_why() -> None:
     unbuilt = check_family("llama", num_key_value_heads=0)
     assert unbuilt.stage == "build" and unbuilt.reasons
     refused = check_family("rwkv")
-    assert refused.stage == "capture" and "depends on the length of the text" in refused.reasons[0]
+    assert refused.stage == "capture" and refused.obstacles == [TOKEN_LOOP]
 
 
 def test_every_registered_type_is_a_job() -> None:
@@ -71,7 +73,13 @@ def test_tables() -> None:
     assert shown_reasons(data["families"][2]) == "no rule takes this operation"
     assert shown_reasons(data["families"][3]) == "the logits differ."
     assert shown_reasons(data["families"][4]) == "not checked: no tiny model could be made (TypeError: no)"
+    assert shown_obstacles(data["families"][2]) == "a; b, c" and shown_obstacles(data["families"][1]) == "a | b"
+    assert shown_operations(data["families"][2]) == "no rule takes this operation"
+    assert shown_operations(data["families"][1]) == "", "its sentence says what it has"
     page = to_markdown(data)
+    used = "- 1 pass: llama.\n- 3 are refused:\n  - mamba: a | b.\n  - opt: a; b, c.\n  - bart: the logits differ.\n"
+    assert used in page, "dbrx has no entry of other tools"
+    assert "| opt | import | a; b, c | no rule takes this operation |" in page
     assert "| llama | RMSNorm | rotary, half | grouped | gated silu |" in page and "a \\| b" in page
     assert page.index("Other types, refused") < page.index("| bart |") < page.index("## Not checked")
 
@@ -79,7 +87,7 @@ def test_tables() -> None:
 def example() -> Data:
     passed = Outcome("llama", stage="passed", features=Features("RMSNorm", "rotary, half", "grouped", "gated silu"))
     same = "aten.sort in layers.{}: no rule takes this operation"
-    refused = Outcome("opt", stage="import", reasons=[same.format(0), same.format(1)])
+    refused = Outcome("opt", stage="import", reasons=[same.format(0), same.format(1)], obstacles=["a", "b, c"])
     other = Outcome("mamba", stage="capture", reasons=["a | b"])
     differs = Outcome("bart", stage="probe", reasons=["bart is not compiled: the logits differ. Please report it."])
     unbuilt = Outcome("dbrx", stage="build", reasons=["TypeError: no"])
@@ -91,8 +99,34 @@ def test_the_page_is_the_table() -> None:
     assert DOCUMENT.read_text(encoding="utf-8") == to_markdown(read_data())
 
 
+@pytest.mark.skipif(not DATA.exists(), reason="no sweep has been run in this checkout")
+def test_the_readme_has_the_numbers_of_the_table() -> None:
+    families = [family for family in read_data()["families"] if not family["variant"] and family["stage"] != "build"]
+    of_kind = {kind: [family for family in families if family["kind"] == kind] for kind in KINDS}
+    passed = {kind: [family for family in rows if family["passed"]] for kind, rows in of_kind.items()}
+    both = sum("experts" in family["feed_forward"] for family in passed["mixers"])
+    assert both == 9, "the page says it in words"
+    readme = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
+    assert f"{len(passed['dense'])} of the {len(of_kind['dense'])} dense types" in readme
+    assert f"{len(passed['experts']) + both} types with [experts]" in readme
+    assert f"{len(passed['mixers'])} of {len(of_kind['mixers'])} with [other token mixers]" in readme
+    assert "nine of them with experts" in readme
+
+
+def test_single_types_are_put_into_the_table() -> None:
+    """In the place of what is there of them, their variants included; the rest stays."""
+    data = example()
+    again = Outcome("opt", stage="passed", features=Features("LayerNorm", "table", "multi-head", "relu"))
+    renewed = with_outcomes(data, [again.to_json()])
+    assert [family["type"] for family in renewed["families"]] == ["bart", "dbrx", "llama", "mamba", "opt"]
+    assert renewed["families"][-1]["passed"] and renewed["dense_passed"] == 2
+    assert renewed["families"][0] == data["families"][3]
+    with pytest.raises(ValueError, match="sweep all types"):
+        with_outcomes(data | {"checked_on": "transformers 4.0.0 and torch 2.0.0"}, [])
+
+
 def test_the_command_prints_the_table(command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tintc.reference.family_table.DATA", tmp_path / "families.json")
+    monkeypatch.setattr("tintc.known_families.DATA", tmp_path / "families.json")
     missing = command("families")
     assert missing.code == 2 and "make sweep" in missing.err
     (tmp_path / "families.json").write_text(json.dumps(example()), encoding="utf-8")
@@ -100,7 +134,8 @@ def test_the_command_prints_the_table(command: Command, tmp_path: Path, monkeypa
     shown = command("families")
     assert shown.code == 0 and "1 of 2 dense decoder types" in shown.out and "gated silu" in shown.out
     assert command("families", "opt", "--json").json["families"] == example()["families"][2:3]
-    assert "  - aten.sort in layers.0-1: no rule takes this operation\n" in command("families", "opt").out
+    of_one = command("families", "opt").out
+    assert "  - it has b, c\n  - aten.sort in layers.0-1: no rule takes this operation\n" in of_one
     assert "llama (dense) compiles" in command("families", "llama").out
     assert "dbrx (experts) is not checked" in command("families", "dbrx").out
     unknown = command("families", "lama")

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
-import torch
-from torch import Tensor
-
+from tintc.analysis.dependence import chunk_pairs, sources_of_heads, targets_of_heads
 from tintc.ir.block_specs import (
     ActivationSpec,
     AttentionSpec,
@@ -22,8 +20,6 @@ from tintc.ir.block_specs import (
     ProductSpec,
     RecurrenceSpec,
     RouterSpec,
-    Split,
-    SplitStage,
     VocabularySpec,
 )
 from tintc.ir.columns import StridedRuns, strided_runs_of
@@ -70,41 +66,60 @@ def heads_of(
         if held and not occupied:
             at = "prefixes"
         return (_whole(block.spec, layout, at),)
-    spec = block.spec
+    return tuple(_heads_that_act(block.spec, block.gate, layout, occupied, held, mask))
+
+
+def _heads_that_act(
+    spec: AttentionSpec, gate: str, layout: Layout, occupied: frozenset[int], held: bool, mask: str
+) -> Iterator[Head]:
+    """Yield the heads of an attention that do something, as `heads_of` says."""
     at = "tokens"
-    if block.gate == "update":
+    if gate == "update":
         at = "prefixes"
-    sources = {letter: _sources(getattr(spec, f"w_{letter}"), spec) for letter in "qkv"}
-    for letter, more in (("q", spec.w_p), ("k", spec.w_r)):
-        if more is not None:
-            added = _sources(more, spec)
-            sources[letter] = [sorted({*own, *other}) for own, other in zip(sources[letter], added, strict=True)]
-    terms = {letter: _terms(spec, letter) for letter in "qkv"}
-    targets = _targets(spec.w_o, spec)
-    heads: list[Head] = []
+    sources = _read_by_letter(spec)
+    terms = {letter: _terms(spec, letter) for letter in LETTERS}
+    targets = targets_of_heads(spec.w_o, spec)
+    softmax = spec.kind != "linear"
     for head in range(spec.n_heads):
-        slots = {letter: _by_slot(sources[letter][head], layout) for letter in "qkv"}
-        where = {letter: terms[letter][head] | _places(slots[letter], occupied, held) for letter in "qkv"}
-        softmax = spec.kind != "linear"
-        seen = (where["v"] if softmax else where["v"] & where["k"]) & _visible(spec, mask)
+        slots = {letter: _by_slot(sources[letter][head], layout) for letter in LETTERS}
+        where = {letter: terms[letter][head] | _places(slots[letter], occupied, held) for letter in LETTERS}
+        seen = where["v"] & _visible(spec, mask)
+        if not softmax:
+            seen &= where["k"]
         if not seen or not targets[head] or not (softmax or at in where["q"]):
             continue
-        reads = [("query", at, at, slots["q"])]
-        reads += [(LETTERS[x], place, mask if mask else place, slots[x]) for place in sorted(seen) for x in "kv"]
+        reads = _reads(LETTERS["q"], at, at, slots["q"], layout, occupied, held)
+        for place in sorted(seen):
+            for letter in "kv":
+                reads += _reads(LETTERS[letter], place, mask or place, slots[letter], layout, occupied, held)
         writes = _by_slot(targets[head], layout).items()
-        heads.append(
-            Head(
-                head,
-                tuple(
-                    SlotRange(as_, name, slot, runs)
-                    for as_, place, name, chosen in reads
-                    for slot, runs in chosen.items()
-                    if (slot in occupied if place == "tokens" else held and slot <= layout.stack)
-                ),
-                tuple(SlotRange("result", at, slot, runs) for slot, runs in writes),
-            )
-        )
-    return tuple(heads)
+        yield Head(head, tuple(reads), tuple(SlotRange("result", at, slot, runs) for slot, runs in writes))
+
+
+def _read_by_letter(spec: AttentionSpec) -> dict[str, list[list[int]]]:
+    """Return the numbers that every head's query, key and value are made of, by letter; what is added to q and k is
+    among them."""
+    sources = {letter: sources_of_heads(getattr(spec, f"w_{letter}"), spec) for letter in LETTERS}
+    for letter, more in (("q", spec.w_p), ("k", spec.w_r)):
+        if more is not None:
+            added = sources_of_heads(more, spec)
+            sources[letter] = [sorted({*own, *other}) for own, other in zip(sources[letter], added, strict=True)]
+    return sources
+
+
+def _reads(
+    as_: str,
+    place: str,
+    name: str,
+    slots: Mapping[int, StridedRuns],
+    layout: Layout,
+    occupied: frozenset[int],
+    held: bool,
+) -> list[SlotRange]:
+    """Return what is read of these slots at tokens, or at prefixes, where they hold something. name: of who is seen."""
+    if place == "tokens":
+        return [SlotRange(as_, name, slot, runs) for slot, runs in slots.items() if slot in occupied]
+    return [SlotRange(as_, name, slot, runs) for slot, runs in slots.items() if held and slot <= layout.stack]
 
 
 def _visible(spec: AttentionSpec, mask: str) -> set[str]:
@@ -127,51 +142,6 @@ def _terms(spec: AttentionSpec, letter: str) -> list[set[str]]:
         return [set() for _ in range(spec.n_heads)]
     name = {"prefix": "prefixes", "tokens": "tokens"}[term.kind]
     return [{name} if on else set() for on in (term.lam.build() != 0).tolist()]
-
-
-def links(stage: SplitStage) -> tuple[Tensor, Tensor]:
-    """Return (into, out): which numbers a split operation reads, and those that depend on them, pair by pair."""
-    first, second, third = stage.weight.build().nonzero().unbind(1)
-    return stage.ends(first, second, third)
-
-
-def _links(stage: SplitStage) -> dict[int, list[int]]:
-    """Return the numbers that depend on a number which a split operation reads, by that number."""
-    targets: dict[int, list[int]] = defaultdict(list)
-    into, out = links(stage)
-    for source, target in zip(into.tolist(), out.tolist(), strict=True):
-        targets[source].append(target)
-    return targets
-
-
-def _pairs(split: Split, spec: AttentionSpec) -> set[tuple[int, int]]:
-    """Return (out, in) of every number that depends on another."""
-    if split is None:
-        return set()
-    size = split[0].n_heads * split[0].width if split else spec.n_heads * spec.width
-    pairs = {(number, number) for number in range(size)}
-    for stage in split:
-        links = _links(stage)
-        pairs = {(out, into) for middle, into in pairs for out in links.get(middle, ())}
-    return pairs
-
-
-def _sources(split: Split, spec: AttentionSpec) -> list[list[int]]:
-    """Return the numbers that a head's part is made of, head by head."""
-    return _grouped(((out // spec.width, into) for out, into in _pairs(split, spec)), spec.n_heads)
-
-
-def _targets(split: Split, spec: AttentionSpec) -> list[list[int]]:
-    """Return the numbers that a head is written to, head by head."""
-    return _grouped(((into // spec.width, out) for out, into in _pairs(split, spec)), spec.n_heads)
-
-
-def _grouped(pairs: Iterable[tuple[int, int]], count: int) -> list[list[int]]:
-    """Return the numbers of every head, sorted, from pairs (head, number)."""
-    numbers: list[set[int]] = [set() for _ in range(count)]
-    for head, number in pairs:
-        numbers[head].add(number)
-    return [sorted(of_head) for of_head in numbers]
 
 
 def _by_slot(numbers: Iterable[int], layout: Layout) -> dict[int, StridedRuns]:
@@ -213,20 +183,9 @@ def _slots(spec: BlockSpec, layout: Layout) -> tuple[list[int], list[int]]:
             place = 0 if spec.transposed else 2
             return inside, list(range(layout.tiles(spec.options.mixed_widths(place, spec.transposed)[1])))
         case LinearSpec():
-            pairs = _chunk_pairs(spec.stages)
+            pairs = chunk_pairs(spec.stages)
             at = [width * chunk // layout.pitch for width, chunk in ((spec.stages[0].width, into) for _, into in pairs)]
             to = [spec.stages[-1].width * out // layout.pitch for out, _ in pairs]
             return sorted(set(at)), sorted(set(to))
         case AttentionSpec():
             raise ValueError("an attention has heads")
-
-
-def _chunk_pairs(stages: tuple[SplitStage, ...]) -> list[tuple[int, int]]:
-    """Return (out, in) of every chunk that depends on another."""
-    total: Tensor | None = None
-    for stage in stages:
-        weight = stage.weight.build() != 0
-        here = weight.any(0) if stage.kind == "dimension" else torch.diag(weight.flatten(1).any(1))
-        total = here.double() if total is None else here.double() @ total
-    assert total is not None
-    return [(out, into) for out, into in total.nonzero().tolist()]

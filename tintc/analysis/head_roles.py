@@ -20,9 +20,10 @@ from typing import Any
 
 from torch import Tensor
 
-from tintc.analysis.head_io import Head, SlotRange, heads_of
+from tintc.analysis.head_io import Head, heads_of
 from tintc.analysis.owner import Index, Owner
 from tintc.analysis.owners import Owners
+from tintc.analysis.place_names import PlaceNames
 from tintc.analysis.role import (
     FIELDS,
     Applied,
@@ -30,16 +31,14 @@ from tintc.analysis.role import (
     Role,
     compact,
     compact_head,
-    expert_and_tile,
     fits,
     held_part,
     numbers_of,
     of_expert,
-    shifted,
 )
-from tintc.analysis.trace import Application, Source, applications
+from tintc.analysis.trace import Application, applications
 from tintc.errors import OptionError
-from tintc.ir.core import Program, Value
+from tintc.ir.core import Parameter, Program, Value
 from tintc.ir.layout import Layout
 from tintc.ir.simulator import KeptWeights, SimOp
 from tintc.lowering.emission.sharing import Placed, placement, sites
@@ -55,6 +54,7 @@ class Roles:
         self.layout: Layout = layout_of(program)
         self.values: dict[str, Value] = {value.name: value for op in program.ops for value in op.results}
         self.names = {op.result.name: _layer_of(op) for op in program.ops if _layer_of(op)}
+        self._places = PlaceNames(self.layout, self.values, self.names)
         self._program = program
         self._heads: dict[Any, tuple[Head, ...]] = {}
         blocks = placement(program)
@@ -130,7 +130,10 @@ class Roles:
     def stored(self, parameter: str, entry: Sequence[int]) -> list[tuple[str, Index]]:
         """Return every ``(tensor, index)`` at which a number of the auxiliary is stored, by the parameter's name in the
         program; `OptionError` if it is nowhere."""
-        return self._owners.stored(parameter, tuple(entry))
+        places = self._owners.stored(parameter, tuple(entry))
+        if not places:
+            raise OptionError(_why_not_stored(self._program.parameters.get(parameter), parameter, entry))
+        return places
 
     @cached_property
     def _owners(self) -> Owners:
@@ -180,8 +183,8 @@ class Roles:
             yield replace(base, block=applied.placed.gate, phase="gate", writes=writes)
 
     def _role(self, base: Role, applied: Applied, head: Head) -> Role | None:
-        reads = [self._place(applied, part) for part in head.reads]
-        writes = [place for part in head.writes for place in self._results(applied, part)]
+        reads = [self._places.read(applied, part) for part in head.reads]
+        writes = [place for part in head.writes for place in self._places.written(applied, part)]
         held = applied.application.held
         at_prefixes = [part for part in (*head.reads, *head.writes) if part.at == "prefixes"]
         if held is None or held.computed or head.index < 0 or not at_prefixes:
@@ -203,50 +206,6 @@ class Roles:
             tile=tile,
             reads=tuple(reads),
             writes=tuple(writes),
-        )
-
-    def _place(self, applied: Applied, part: SlotRange) -> Place:
-        """Return what a head reads, by name."""
-        if part.at == "prefixes":
-            return self._in_prefix(applied, part)
-        contents = applied.application.contents
-        sources = contents[part.slot] if part.slot < len(contents) else ()
-        return self._in_tokens(part, sources)
-
-    def _results(self, applied: Applied, part: SlotRange) -> Iterator[Place]:
-        """Yield the places that a head writes, by name."""
-        if part.at == "prefixes":
-            yield self._in_prefix(applied, part)
-        elif targets := applied.application.feeds.get(part.slot, []):
-            yield from (self._in_tokens(part, (target,)) for target in targets)
-        else:
-            yield Place(part.as_, part.at, part.slot, "", part.numbers)
-
-    def _in_tokens(self, part: SlotRange, sources: tuple[Source, ...]) -> Place:
-        named = [f"#{name}" if isinstance(name, int) else name for name, _ in sources]
-        numbers = part.numbers
-        if len(sources) == 1 and isinstance(sources[0][0], str) and sources[0][0] in self.values:
-            name, tile = sources[0]
-            kind = self.values[str(name)].type
-            expert, tile = expert_and_tile(self.layout, kind, tile)
-            named = [f"{name}{of_expert(expert)}"]
-            numbers = shifted(numbers, tile * self.layout.pitch, kind.width)
-        return Place(part.as_, part.at, part.slot, " + ".join(named), numbers)
-
-    def _in_prefix(self, applied: Applied, part: SlotRange) -> Place:
-        held = applied.application.held
-        if held is None:
-            return Place(part.as_, part.at, part.slot, "", part.numbers)
-        if held.computed:
-            return Place(part.as_, part.at, part.slot, f"#{held.by}", part.numbers)
-        kind = self.values[held.weights].type
-        name, rows, _ = held_part(self.layout, kind, held.row, held.column, part)
-        return Place(
-            part.as_,
-            part.at,
-            part.slot,
-            f"{self.names[held.weights]}.{name}{of_expert(held.expert)}" if rows else "",
-            rows,
         )
 
     def to_json(self) -> str:
@@ -272,3 +231,12 @@ def _layer_of(op: Any) -> str:
     if isinstance(op, KeptWeights):
         return op.name
     return op.stored_weight() or op.updated_weight() or ""
+
+
+def _why_not_stored(known: Parameter | None, name: str, entry: Sequence[int]) -> str:
+    """Return the sentence that says why a number of a parameter (None: there is none so called) is stored nowhere."""
+    if known is None:
+        return f"There is no parameter {name!r}; sim.program.parameters has the names of all."
+    if len(entry) != len(known.shape) or any(not 0 <= at < known.shape[dim] for dim, at in enumerate(entry)):
+        return f"{name} has shape {list(known.shape)}, and so no number at {list(entry)}."
+    return f"The number of {name} at {list(entry)} is not stored."

@@ -15,8 +15,9 @@ from itertools import product
 import torch
 from torch import Tensor
 
-from tintc.analysis.head_io import Head, links
+from tintc.analysis.head_io import Head
 from tintc.analysis.owner import Index, Owner, StageTensor, Users
+from tintc.analysis.reach import Reach
 from tintc.errors import OptionError
 from tintc.ir.block_specs import AttentionSpec
 from tintc.ir.core import Program
@@ -44,8 +45,7 @@ class Owners:
         self._vectors: dict[str, tuple[str, str]] = {}
         self._around: dict[str, str] = {}
         self._of_block: dict[str, list[str]] = defaultdict(list)
-        self._reached: dict[tuple[str, str], list[Tensor]] = {}
-        self._attentions: dict[str, AttentionSpec] = {}
+        self._reach = Reach()
         self._note_stored()
         for op, blocks in placement(program).items():
             for placed in blocks.values():
@@ -107,7 +107,7 @@ class Owners:
         if not first:
             return
         if isinstance(spec, AttentionSpec):
-            self._attentions[placed.name] = spec
+            self._reach.attentions[placed.name] = spec
         for chain, stages in chains(spec).items():
             for number, stage in enumerate(stages):
                 for part in ("weight", "bias"):
@@ -183,9 +183,9 @@ class Owners:
             reads = divmod(source, stage.width)
         own = replace(base, part=held.chain.removesuffix(".") or "stages", block=held.block)
         own = replace(own, reads=reads, writes=divmod(given, stage.width))
-        if held.block not in self._attentions:
+        if held.block not in self._reach.attentions:
             return own
-        reached = self._reached_by(held)[given if held.chain != "w_o." or held.bias else source]
+        reached = self._reach.of(held)[given if held.chain != "w_o." or held.bias else source]
         return self._handled(replace(own, heads=tuple(reached.nonzero()[:, 0].tolist())))
 
     def _handled(self, own: Owner) -> Owner:
@@ -197,34 +197,6 @@ class Owners:
             return own
         ((slot, shard),) = parts
         return replace(own, slot=slot, shard=shard)
-
-    def _reached_by(self, held: StageTensor) -> Tensor:
-        """Return ``[numbers, heads]``: which heads the numbers that decide about an entry belong to.
-
-        Of what leads to heads, those that the result of the operation reaches; of ``w_o``, those that what it reads
-        comes from (for a bias, what it gives).
-        """
-        key = (held.block, held.chain)
-        if key not in self._reached:
-            self._reached[key] = self._reach(self._attentions[held.block], held.chain)
-        return self._reached[key][held.number + (held.chain != "w_o." or held.bias)]
-
-    def _reach(self, spec: AttentionSpec, chain: str) -> list[Tensor]:
-        """Return ``[numbers, heads]`` before the first operation of a chain, between any two, and after the last."""
-        stages = chains(spec)[chain]
-        own = torch.eye(spec.n_heads, dtype=torch.bool).repeat_interleave(spec.width, 0)
-        reached = [own]
-        for stage in stages if chain == "w_o." else reversed(stages):
-            into, out = links(stage)
-            count = stage.n_results * stage.width
-            if chain != "w_o.":
-                into, out = out, into
-                count = stage.n_heads * stage.width
-            more = torch.zeros(count, spec.n_heads, dtype=torch.int64)
-            reached.append(more.index_add_(0, out, reached[-1][into].long()) > 0)
-        if chain == "w_o.":
-            return reached
-        return reached[::-1]
 
     def of_head(self, block: str, head: int) -> dict[str, Tensor]:
         """Return the indices ``[n, dimensions]`` of the numbers of a block that belong to a head, by tensor; of a block
@@ -239,18 +211,10 @@ class Owners:
             if head < 0:
                 elements[name] = at
             elif name in self._stages:
-                elements[name] = at[self._is_of(self._stages[name], at)[:, head]]
+                elements[name] = at[self._reach.heads_of(self._stages[name], at)[:, head]]
             else:
                 elements[name] = at[head : head + 1]
         return {name: at for name, at in elements.items() if len(at)}
-
-    def _is_of(self, held: StageTensor, at: Tensor) -> Tensor:
-        """Return ``[n, heads]``: whether the numbers at ``[n, dimensions]`` belong to each head."""
-        reached = self._reached_by(held)
-        if held.bias:
-            return reached[held.stage.biased(*at.unbind(1))]
-        source, given = held.stage.ends(*at.unbind(1))
-        return reached[source if held.chain == "w_o." else given]
 
     def of_weights(self, parameter: str, expert: int, rows: Iterable[int], columns: Iterable[int]) -> dict[str, Tensor]:
         """Return the indices ``[n, dimensions]`` of the numbers of some rows of weights that prefixes store, by tensor.
@@ -265,24 +229,13 @@ class Owners:
         return {name: torch.tensor(at)}
 
     def stored(self, parameter: str, entry: Index) -> list[tuple[str, Index]]:
-        """Return every place ``(tensor, index)`` at which a number of the auxiliary is stored."""
+        """Return every place ``(tensor, index)`` at which a number of the auxiliary is stored; none for what is not."""
         places: list[tuple[str, Index]] = []
         for name, op in self._storing.items():
             kind, _, of = name.partition(".")
             if of == parameter and kind != "rates":
                 places += [(name, index) for index in op.indices(self.storage, name, entry)]
-        if not places:
-            raise OptionError(self._nowhere(parameter, entry))
         return places
-
-    def _nowhere(self, parameter: str, entry: Index) -> str:
-        """Return the sentence that says why a number of the auxiliary is not stored."""
-        known = self.program.parameters.get(parameter)
-        if known is None:
-            return f"There is no parameter {parameter!r}; sim.program.parameters has the names of all."
-        if len(entry) != len(known.shape) or any(not 0 <= at < known.shape[dim] for dim, at in enumerate(entry)):
-            return f"{parameter} has shape {list(known.shape)}, and so no number at {list(entry)}."
-        return f"The number of {parameter} at {list(entry)} is not stored."
 
 
 def _everywhere(shape: tuple[int, ...]) -> Tensor:

@@ -32,7 +32,8 @@ NOTHING = TableCount()
 
 @dataclass(frozen=True)
 class ParameterReport:
-    """table: by the paper's table; unrolled, unique: see the module; prefixes: embeddings over all weight tiles."""
+    """Counts of parameters. table: by the paper's table; unrolled, unique: see the module; prefixes: embeddings over
+    all weight tiles."""
 
     table: TableCount
     unrolled: int

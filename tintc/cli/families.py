@@ -5,13 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 from tintc.cli.console import print_json, print_rows, print_table, silence_libraries
+from tintc.known_families import read_data
 from tintc.reference.family_table import (
     COLUMNS,
     all_reasons,
     families_of,
     is_unchecked,
     name_of,
-    read_data,
+    shown_obstacles,
     shown_reasons,
     summary,
 )
@@ -39,7 +40,7 @@ def _show_all(families: list[dict[str, Any]]) -> None:
     passed = [(name_of(row), *(row[column] for column in COLUMNS)) for row in families if row["passed"]]
     print_rows("What compiles", ("type", *heads), passed)
     failed = [row for row in families if not row["passed"]]
-    refused = [(name_of(row), row["stage"], shown_reasons(row)) for row in failed if not is_unchecked(row)]
+    refused = [(name_of(row), row["stage"], shown_obstacles(row)) for row in failed if not is_unchecked(row)]
     print_rows("What is refused, and why", ("type", "ends at", "why"), refused)
     unchecked = [(name_of(row), shown_reasons(row)) for row in failed if is_unchecked(row)]
     if unchecked:

@@ -53,15 +53,7 @@ def run_opt(
         if timed:
             print(f"{seconds:9.3f} s  {one.name}", file=sys.stderr)
 
-    if Path(path).suffix == ".tint":
-        program = read_program(Path(path))
-    else:
-        with stages():
-            source = load_auxiliary(
-                path, chosen.max_length, False, trust_remote_code=trusted, keep_adapters=chosen.keep_adapters
-            )
-            program = import_graph(capture(source.model, source.max_length, source.provenance["source"]))
-            chosen = replace(chosen, max_length=source.max_length)
+    program, chosen = program_and_options(path, chosen, trusted)
     text = print_program(run_passes(passes, program, chosen, observe))
     if output is not None:
         write(output, text)
@@ -69,6 +61,23 @@ def run_opt(
         print_json({"passes": times, "program": text})
     elif output is None:
         print(text, end="")
+
+
+def program_and_options(path: str, chosen: Options, trusted: bool) -> tuple[Program, Options]:
+    """Return the program that a file has as text, or that a model's graph is read as, and options with its length."""
+    if Path(path).suffix == ".tint":
+        return read_program(Path(path)), chosen
+    with stages():
+        source = load_auxiliary(
+            path,
+            chosen.max_length,
+            values=False,
+            trust_remote_code=trusted,
+            keep_adapters=chosen.keep_adapters,
+            try_anyway=chosen.try_anyway,
+        )
+        program = import_graph(capture(source.model, source.max_length, source.provenance["source"]))
+    return program, replace(chosen, max_length=source.max_length)
 
 
 def printed_after(passes: Sequence[Pass], names: str | None) -> set[str]:

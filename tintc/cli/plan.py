@@ -51,7 +51,12 @@ def plan_model(
         check_plot(png)
     with stages():
         source = load_auxiliary(
-            model, chosen.max_length, False, trust_remote_code=trusted, keep_adapters=chosen.keep_adapters
+            model,
+            chosen.max_length,
+            values=False,
+            trust_remote_code=trusted,
+            keep_adapters=chosen.keep_adapters,
+            try_anyway=chosen.try_anyway,
         )
         program = lower_to_modules(import_auxiliary(source, chosen).program, chosen)
         layouts = survey(program, chosen, source.max_length)

@@ -14,7 +14,8 @@ from tintc.cli.console import print_json, silence_libraries, stages
 from tintc.cli.texts import read_text, tokenise
 from tintc.errors import InputError, OptionError
 from tintc.evaluation.blocks import SHORTEST, train_tokens
-from tintc.frontend.source.load import ADAPTER_FATES, ADAPTERS, load_auxiliary
+from tintc.frontend.source.load import load_auxiliary
+from tintc.frontend.source.provenance import ADAPTER_FATES, ADAPTERS
 from tintc.frontend.source.sample import PROBE, numbers
 from tintc.progress import LOGGER
 from tintc.report.images import chart_script, check_installed, write_images

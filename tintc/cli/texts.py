@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from tintc.errors import ArtefactError, InputError, OptionError
-from tintc.frontend.source.load import TOKENIZER_PROBLEM
+from tintc.frontend.source.provenance import TOKENIZER_PROBLEM
 from tintc.runtime.artefact.folder import read_config
 
 STDIN = Path("-")

@@ -14,7 +14,8 @@ from tintc.cli.console import show as show_table
 from tintc.cli.texts import read_text, tokenise
 from tintc.errors import InputError, OptionError
 from tintc.evaluation.blocks import train_tokens
-from tintc.frontend.source.load import ADAPTER_FATES, ADAPTERS, load_auxiliary
+from tintc.frontend.source.load import load_auxiliary
+from tintc.frontend.source.provenance import ADAPTER_FATES, ADAPTERS
 from tintc.frontend.source.sample import PROBE, numbers
 from tintc.reference.verdict import Compared, Verdict
 from tintc.reference.verify import verify

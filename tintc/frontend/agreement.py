@@ -14,8 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tintc.errors import ModelError
+from tintc.errors import ModelError, joined
 from tintc.frontend.graph.captured_experts import EAGER, experts_computed_by
+from tintc.frontend.graph.trace_model import without_cache
 from tintc.frontend.source.kinds import is_registered
 from tintc.frontend.source.modules import run_on_ids
 from tintc.frontend.source.sample import numbers
@@ -80,7 +81,7 @@ def check_agreement(
         if error > allowed:
             turned = forward(program, loading(program, tensors, wide, device), _on(_counted_anew(inputs), device)).cpu()
             positions = not torch.equal(turned[row][real], computed[row][real])
-            raise ModelError(_sentence(name, model, inputs, valid, case, error, allowed, positions))
+            raise _refusal(name, model, inputs, valid, case, error, allowed, positions)
     return program
 
 
@@ -89,7 +90,7 @@ def _counted_anew(inputs: Inputs) -> Inputs:
     return replace(inputs, position_ids=resolve_inputs(inputs.input_ids).position_ids)
 
 
-def _sentence(
+def _refusal(
     name: str,
     model: nn.Module,
     inputs: Inputs,
@@ -98,17 +99,19 @@ def _sentence(
     error: float,
     allowed: float,
     positions: bool,
-) -> str:
-    """Return why the model is not compiled. positions: whether they matter to its program."""
+) -> ModelError:
+    """Return what to raise for a model that is not compiled. positions: whether they matter to its program."""
     ignored: list[str] = []
     if ROWS[case] != (0, 0):
         ignored = [one for one in _ignored_inputs(model, inputs, valid) if positions or one != "position_ids"]
     if ignored:
-        return (
-            f"{name} is not compiled, because it ignores {' and '.join(ignored)}, and so gives other logits for a "
-            f"text {case} than for the text alone, which a simulator does not; make its forward use them."
+        inputs_ignored = joined(ignored)
+        return ModelError(
+            f"{name} is not compiled, because it ignores {inputs_ignored}, and so gives other logits for a "
+            f"text {case} than for the text alone, which a simulator does not; make its forward use them.",
+            [f"a forward that ignores {inputs_ignored}, so that padding changes its logits"],
         )
-    return (
+    return ModelError(
         f"{name} is not compiled, because what its graph was read as is not what it computes: on a text "
         f"{case} the logits differ by {error:.2g}, relatively, and {allowed:g} is allowed. Please report it."
     )
@@ -168,7 +171,8 @@ def _logits(model: nn.Module, inputs: Inputs, valid: Tensor, wide: torch.dtype |
     was_training = model.training
     model.eval()
     try:
-        with nullcontext() if wide is None else _widened(model, wide), experts_computed_by(model, EAGER):
+        widened = nullcontext() if wide is None else _widened(model, wide)
+        with widened, experts_computed_by(model, EAGER), without_cache(model):
             return model(inputs.input_ids.to(device), **arguments).logits
     finally:
         model.train(was_training)

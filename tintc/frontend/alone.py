@@ -18,7 +18,8 @@ Places = list[tuple[str, str]]
 
 @dataclass(frozen=True)
 class Alone:
-    """model: of text alone, with the wrapper's own tensors; places: how these are called there."""
+    """A decoder without its wrapper. model: of text alone, with the wrapper's own tensors; places: how these are called
+    there."""
 
     model: PreTrainedModel
     places: Places

@@ -48,7 +48,7 @@ def recognise(graph: CapturedGraph, rules: Sequence[Rule] | None = None) -> Reco
     """Return what `import_graph` does, with the places."""
     matches, reasons = match_all(graph, graph.logits, rules or default_rules())
     if reasons:
-        raise UnsupportedModelError(graph.name, reasons, obstacles(graph))
+        raise UnsupportedModelError(graph.name, reasons, obstacles(graph, reasons))
     builder = Builder(graph)
     placed = build_all(builder, graph, matches, {})
     program = builder.program

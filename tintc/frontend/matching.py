@@ -15,6 +15,7 @@ from tintc.frontend.builder import Builder, Placed
 from tintc.frontend.graph.captured import CapturedGraph
 from tintc.frontend.graph.evaluation import opname
 from tintc.frontend.graph.node_queries import peel, rows_width
+from tintc.frontend.graph.obstacle_words import NO_RULE
 from tintc.frontend.rule import NOT_MINE, Fail, Match, Rule
 from tintc.ir.core import Value
 
@@ -78,7 +79,7 @@ def _match(graph: CapturedGraph, node: Node, rules: Sequence[Rule]) -> NamedMatc
             return type(rule).__name__, answer
         if answer is not NOT_MINE:
             return answer
-    return Fail("no rule takes this operation")
+    return Fail(NO_RULE)
 
 
 def _vectors_behind(graph: CapturedGraph, node: Node) -> tuple[Node, ...]:
@@ -101,4 +102,4 @@ def _vectors_behind(graph: CapturedGraph, node: Node) -> tuple[Node, ...]:
 
 def _reason(graph: CapturedGraph, node: Node, failure: Fail) -> Reason:
     blamed = failure.at or node
-    return Reason(f"aten.{opname(blamed)}", graph.where(blamed), failure.why)
+    return Reason(f"aten.{opname(blamed)}", graph.where(blamed), failure.why, failure.obstacle)

@@ -34,12 +34,14 @@ class Fail:
     """A node that a rule recognises and cannot take.
 
     why: a sentence for the user, without a full stop; at: the node to blame if it is not the one looked at; inputs:
-    where the importer goes on looking for further problems, None for the nearest vectors behind the node.
+    where the importer goes on looking for further problems, None for the nearest vectors behind the node; obstacle: the
+    kind of layer that the node belongs to, one of `tintc.frontend.graph.obstacles`, empty if the node does not show it.
     """
 
     why: str
     at: Node | None = None
     inputs: tuple[Node, ...] | None = None
+    obstacle: str = ""
 
 
 NOT_MINE = Fail("")

@@ -110,17 +110,21 @@ def unit_runs(runs: Iterable[Sequence[int]]) -> Pairs:
 
 
 def take(x: Tensor, columns: Runs) -> Tensor:
-    """Return the columns of ``x [..., W]`` side by side."""
+    """Return the columns of ``x [..., W]`` side by side, in memory of their own."""
     parts: list[Tensor] = []
+    copied = False
     for start, stop, times, each in _counted(columns):
         part = x.new_zeros(1).expand(*x.shape[:-1], stop - start)
         if start >= 0:
             part = x[..., start:stop]
         if each > 1:
-            part = part[..., None].expand(*part.shape, each).flatten(-2)
+            part = part.repeat_interleave(each, -1)
         if times > 1:
-            part = part[..., None, :].expand(*x.shape[:-1], times, -1).flatten(-2)
+            part = part.repeat(*[1] * (part.dim() - 1), times)
         parts.append(part)
+        copied = each > 1 or times > 1
+    if copied and len(parts) == 1:
+        return parts[0]
     return torch.cat(parts, -1)
 
 

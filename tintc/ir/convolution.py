@@ -39,7 +39,10 @@ def continue_convolution(
     if before is None:
         before = x.new_zeros(x.shape[0], reach, x.shape[2])
     rows = torch.cat((before, x), 1)
-    return _weighted(rows, weight.to(x.dtype), bias, x.shape[1]), rows[:, rows.shape[1] - reach :].clone()
+    last = rows[:, rows.shape[1] - reach :]
+    if x.shape[1] > 1:
+        last = last.clone()  # or all rows would stay as long as it does
+    return _weighted(rows, weight.to(x.dtype), bias, x.shape[1]), last
 
 
 def apply_transposed_convolution(dy: Tensor, weight: Tensor, real: Tensor | None = None) -> Tensor:
@@ -50,7 +53,12 @@ def apply_transposed_convolution(dy: Tensor, weight: Tensor, real: Tensor | None
 
 def _weighted(rows: Tensor, weight: Tensor, bias: Tensor | None, count: int) -> Tensor:
     """Return ``sum_i w_ci rows_(t+i)c + b_c`` at `count` tokens. One lag after the other, in the layout of the rows, is
-    faster than a grouped convolution, which wants channels first."""
+    faster than a grouped convolution, which wants channels first; for one token, all lags at once."""
+    if count == 1:
+        y = (rows * weight.transpose(0, 1)).sum(1, keepdim=True)
+        if bias is not None:
+            y = y + bias.to(y.dtype)
+        return y
     columns = weight.unbind(-1)
     y = rows[:, :count] * columns[0]
     if bias is not None:

@@ -13,8 +13,10 @@ from torch import Tensor
 
 from tintc.ir.core import Op
 
+UNBOUNDED = 1e300
+"""The bound, on either side, of what is not clamped."""
 FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
-    "identity": torch.clone,
+    "identity": lambda x: x,
     "sigmoid": torch.sigmoid,
     "log_sigmoid": F.logsigmoid,
     "softplus": F.softplus,
@@ -29,8 +31,8 @@ class PointwiseOptions(Op):
     fn: str
     shift: str = ""
     gain: str = ""
-    low: float = -1e300
-    high: float = 1e300
+    low: float = -UNBOUNDED
+    high: float = UNBOUNDED
 
     def verify(self) -> None:
         (x,) = self.operands
@@ -43,6 +45,10 @@ class PointwiseOptions(Op):
         inherited = {f.name for f in fields(Op)}
         return {f.name: getattr(self, f.name) for f in fields(PointwiseOptions) if f.name not in inherited}
 
+    def clamps(self) -> bool:
+        """Return whether anything is clamped."""
+        return self.low > -UNBOUNDED or self.high < UNBOUNDED
+
     def vectors(self) -> dict[str, str]:
         """Return the names of the vectors, by option."""
         names = {key: getattr(self, key) for key in ("shift", "gain")}
@@ -50,12 +56,17 @@ class PointwiseOptions(Op):
 
 
 def apply_pointwise(options: PointwiseOptions, x: Tensor, vectors: Mapping[str, Tensor]) -> Tensor:
-    """Return the function of ``x [.., W]``; vectors: those of `PointwiseOptions.vectors`, by option."""
+    """Return the function of ``x [.., W]``, in memory of its own; vectors: those of `PointwiseOptions.vectors`, by
+    option."""
+    y = x
     if "shift" in vectors:
-        x = x + vectors["shift"].to(x.dtype)
-    y = FUNCTIONS[options.fn](x)
-    finite = torch.finfo(x.dtype).max
-    y = y.clamp(max(options.low, -finite), min(options.high, finite))
+        y = y + vectors["shift"].to(x.dtype)
+    y = FUNCTIONS[options.fn](y)
+    if options.clamps():
+        finite = torch.finfo(x.dtype).max
+        y = y.clamp(max(options.low, -finite), min(options.high, finite))
     if "gain" in vectors:
         y = y * vectors["gain"].to(x.dtype)
+    if y is x:
+        return x.clone()
     return y

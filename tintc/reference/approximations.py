@@ -4,12 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
+from torch.fx import Node
 
 from tintc.errors import OptionError
 from tintc.option_facts import DESCENDS, FD_STEPS, GROUPS, SCHEMES
+
+Lookup = Callable[[Node], Any]
+
+
+class Override(Protocol):
+    """What a run of an exported graph computes in place of a node: that is how approximations enter.
+
+    It reads `inputs`, and is called with their values and the run's dtype.
+    """
+
+    inputs: tuple[Node, ...]
+
+    def __call__(self, lookup: Lookup, dtype: torch.dtype | None) -> Any: ...
 
 
 @dataclass(frozen=True)

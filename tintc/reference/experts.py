@@ -14,8 +14,8 @@ from torch.fx.node import map_arg
 from tintc.frontend.graph.captured import CapturedGraph
 from tintc.frontend.graph.captured_experts import CapturedExperts
 from tintc.frontend.importer import Recognised
-from tintc.reference.approximations import Approximations
-from tintc.reference.captured import Lookup, Override, run_nodes
+from tintc.reference.approximations import Approximations, Lookup, Override
+from tintc.reference.captured import run_nodes
 from tintc.reference.regions import activation_regions
 
 

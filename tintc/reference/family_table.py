@@ -1,16 +1,14 @@
-"""The table of model types that the sweep writes (`tintc/families.json`), read and told."""
+"""The table of model types that the sweep writes (`tintc/families.json`), told."""
 
 from __future__ import annotations
 
 import difflib
-import json
 import re
-from pathlib import Path
 from typing import Any
 
-from tintc.errors import ArtefactError, OptionError, Reason, fold
+from tintc.errors import OptionError, Reason, fold
+from tintc.known_families import Data
 
-DATA = Path(__file__).parents[1] / "families.json"
 SHOWN = 3
 """Reasons shown of a type that is refused."""
 PLACED = re.compile(r"(\S+) in (\S+): (.*)", re.DOTALL)
@@ -28,15 +26,6 @@ KINDS = {
 """Kinds of types, with the words that a summary has for them. What has other mixers is counted there, with experts or
 without."""
 COLUMNS = ("norms", "positions", "attention", "feed_forward")
-
-Data = dict[str, Any]
-
-
-def read_data() -> Data:
-    """Return what the last sweep wrote. Raises `ArtefactError` if there has been none."""
-    if not DATA.exists():
-        raise ArtefactError(f"There is no {DATA.name}, which a sweep writes; run `make sweep` in a checkout of tintc.")
-    return json.loads(DATA.read_text(encoding="utf-8"))
 
 
 def families_of(data: Data, model_type: str) -> list[dict[str, Any]]:
@@ -95,13 +84,28 @@ def shown_reasons(family: dict[str, Any]) -> str:
     return "; ".join(distinct[:SHOWN]) + more
 
 
+def shown_obstacles(family: dict[str, Any]) -> str:
+    """Return what a type has that is not supported, in the words of a refusal; without these, the first reasons."""
+    return "; ".join(family.get("obstacles") or [shown_reasons(family)])
+
+
+def shown_operations(family: dict[str, Any]) -> str:
+    """Return what rules say of the operations that none takes; empty where the obstacles say everything."""
+    placed = [reason for reason in family["reasons"] if PLACED.fullmatch(reason)]
+    if not placed or not family.get("obstacles"):
+        return ""
+    return shown_reasons(family | {"reasons": placed})
+
+
 def all_reasons(family: dict[str, Any]) -> list[str]:
-    """Return every reason, with operation and module; the same in several layers is one line."""
+    """Return what a type has that is not supported, and every operation, with its module; the same in several layers is
+    one line."""
     if is_unchecked(family):
         return [shown_reasons(family)]
-    reasons = [_described(reason) for reason in family["reasons"]]
+    has = [f"it has {obstacle}" for obstacle in family.get("obstacles", ())]
+    reasons = [_described(reason) for reason in family["reasons"] if not has or PLACED.fullmatch(reason)]
     sentences = [reason for reason in reasons if isinstance(reason, str)]
-    return [*sentences, *fold(reason for reason in reasons if isinstance(reason, Reason))]
+    return [*has, *sentences, *fold(reason for reason in reasons if isinstance(reason, Reason))]
 
 
 def _why(reason: Reason | str) -> str:

@@ -20,7 +20,8 @@ from tintc.frontend.importer import Recognised
 from tintc.frontend.mixers.ops import convolution_of_tokens, recurrence_of_tokens
 from tintc.frontend.padding import reading_biases
 from tintc.ir.auxiliary import Convolution
-from tintc.reference.captured import Lookup, Override, recurrence_of
+from tintc.reference.approximations import Lookup, Override
+from tintc.reference.scores import recurrence_of
 
 
 def mixes_by_state(captured: CapturedGraph) -> bool:

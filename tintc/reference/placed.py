@@ -18,7 +18,8 @@ from torch.fx import Node
 from tintc.errors import InputError, OptionError
 from tintc.frontend.graph.captured import CapturedGraph
 from tintc.frontend.graph.evaluation import execute, opname
-from tintc.reference.captured import Lookup, Override, Scores, attention_of, is_attention, seen_softmax
+from tintc.reference.approximations import Lookup, Override
+from tintc.reference.scores import Scores, attention_of, is_attention, seen_softmax
 
 
 def masked_scores(captured: CapturedGraph, overrides: Mapping[Node, Override], sees: Tensor) -> dict[Node, Override]:

@@ -106,15 +106,7 @@ def tune(
     _check(loss, n_steps, inner_lr)
     steps = Steps(optimizer, normalize, momentum, decay).checked()
     check_ids(input_ids)
-    own: nn.Module | None = None
-    if isinstance(model, CapturedGraph):
-        graph = model
-    elif isinstance(model, nn.Module):
-        own = model
-        graph = capture(own, _length(own))
-    else:
-        own = load_auxiliary(model, with_tokenizer=False).model
-        graph = capture(own)
+    own, graph = _captured(model)
     if approximations is None:
         approximations = Approximations.of(semantics)
     valid, sees, positions = _placed(input_ids, attention_mask, position_ids)
@@ -129,16 +121,28 @@ def tune(
     for index, ids in enumerate(input_ids.to(graph.input_ids.meta["val"].device)):
         given = (train[:, index], loss_positions[:, index], valid[index], sees[index], positions[index])
         rows.append(tuning.run(Text(ids, *given), inner_lr))
+    return _batched(rows)
+
+
+def _captured(model: nn.Module | CapturedGraph | str | os.PathLike[str]) -> tuple[nn.Module | None, CapturedGraph]:
+    """Return the model, None of a captured one, and its graph."""
+    if isinstance(model, CapturedGraph):
+        return None, model
+    if isinstance(model, nn.Module):
+        return model, capture(model, _length(model))
+    loaded = load_auxiliary(model, with_tokenizer=False).model
+    return loaded, capture(loaded)
+
+
+def _batched(rows: Sequence[TunedRow]) -> Tuned:
+    """Return what was tuned on each text, as one."""
     gradients = tuple(
         {name: torch.stack([row.gradients[n][name] for row in rows]) for name in step}
         for n, step in enumerate(rows[0].gradients)
     )
-    return Tuned(
-        torch.stack([row.before for row in rows]),
-        torch.stack([row.after for row in rows]),
-        gradients,
-        torch.stack([row.losses for row in rows], 1),
-    )
+    before = torch.stack([row.before for row in rows])
+    after = torch.stack([row.after for row in rows])
+    return Tuned(before, after, gradients, torch.stack([row.losses for row in rows], 1))
 
 
 def _length(model: nn.Module) -> int | None:

@@ -15,14 +15,15 @@ from tintc.errors import OptionError
 from tintc.frontend.graph.captured import CapturedGraph
 from tintc.frontend.importer import Recognised, recognise
 from tintc.ir.auxiliary import Linear
-from tintc.reference.approximations import Approximations
-from tintc.reference.captured import Override, approximate_scores, run_nodes
+from tintc.reference.approximations import Approximations, Override
+from tintc.reference.captured import run_nodes
 from tintc.reference.experts import approximate_experts
 from tintc.reference.groups import factors, layer_parameters
 from tintc.reference.optimisers import Layer, Stepper, Steps, layers_of
 from tintc.reference.padded import padded_mixers
 from tintc.reference.placed import masked_scores, moved_positions
 from tintc.reference.regions import difference_regions
+from tintc.reference.scores import approximate_scores
 
 RECOGNISED: weakref.WeakKeyDictionary[CapturedGraph, Recognised] = weakref.WeakKeyDictionary()
 

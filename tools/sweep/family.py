@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from tintc import stages
-from tintc.errors import TintcError, UnsupportedModelError
+from tintc.errors import ModelError, TintcError, UnsupportedModelError
 from tintc.frontend.agreement import check_agreement
 from tintc.frontend.exact_agreement import check_graph
 from tintc.frontend.graph.captured import CapturedGraph
@@ -56,13 +56,15 @@ class Outcome:
     """The outcome of one configuration of one type.
 
     stage: where it ended (``build``, ``capture``, ``import``, ``lower``, ``logits``, ``gradient``, ``executors``), or
-    ``passed``; reasons: sentences, of a failure; errors: the largest of each check.
+    ``passed``; reasons: sentences, of a failure; obstacles: the kinds of layers that the compiler named; errors: the
+    largest of each check.
     """
 
     model_type: str
     variant: str = ""
     stage: str = "build"
     reasons: list[str] = field(default_factory=list)
+    obstacles: list[str] = field(default_factory=list)
     errors: dict[str, float] = field(default_factory=dict)
     features: Features | None = None
     seconds: float = 0.0
@@ -85,8 +87,11 @@ def check_family(model_type: str, variant: str = "", **options: Any) -> Outcome:
     start = time.perf_counter()
     try:
         _check(outcome, options)
-    except UnsupportedModelError as error:
-        outcome.reasons = [str(reason) for reason in error.reasons]
+    except ModelError as error:
+        outcome.obstacles = list(error.obstacles)
+        outcome.reasons = [str(error)]
+        if isinstance(error, UnsupportedModelError) and error.reasons:
+            outcome.reasons = [str(reason) for reason in error.reasons]
     except (TintcError, _Wrong) as error:
         outcome.reasons = [str(error)]
     except Exception as error:  # of transformers, of torch.export, or ours: the sweep goes on and the table names it

@@ -11,14 +11,16 @@ import torch
 import transformers
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
+from tintc.errors import joined
+from tintc.known_families import DATA, Data
 from tintc.reference.family_table import (
     ANY_KEY_HEADS,
     COLUMNS,
-    DATA,
     KINDS,
-    Data,
     is_unchecked,
     name_of,
+    shown_obstacles,
+    shown_operations,
     shown_reasons,
     summary,
 )
@@ -26,7 +28,8 @@ from tools.sweep.family import EAGER, EXECUTORS, GRADIENT, GRAPH, SHAPES
 from tools.sweep.features import ONE_KEY_HEAD
 from tools.sweep.kinds import kind_of
 from tools.sweep.notes import WHY, WRAPPERS
-from tools.sweep.variants import DENSE
+from tools.sweep.use import is_widely_used
+from tools.sweep.variants import DENSE, VARIANTS
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "families.md"
 WANTED = 64
@@ -34,25 +37,59 @@ WANTED = 64
 
 
 def to_data(outcomes: list[dict[str, Any]]) -> Data:
-    """One entry a configuration, without what changes from run to run."""
-    families = [
-        _in_general(
-            {
-                "type": outcome["model_type"],
-                "variant": outcome["variant"],
-                "dense": outcome["model_type"] in DENSE,
-                "kind": kind_of(outcome["model_type"]),
-                "passed": outcome["stage"] == "passed",
-                "stage": outcome["stage"],
-                "reasons": outcome["reasons"],
-                **(outcome["features"] or dict.fromkeys(COLUMNS, "")),
-            }
-        )
-        for outcome in outcomes
-    ]
+    """Return the data of a sweep: one entry a configuration, without what changes from run to run."""
+    return _data([_entry(outcome) for outcome in outcomes])
+
+
+def with_outcomes(data: Data, outcomes: list[dict[str, Any]]) -> Data:
+    """Return the data with the outcomes of some types in the place of what is there of these types.
+
+    Raises `ValueError` if the data are of other versions of transformers or torch than are installed.
+    """
+    if data["checked_on"] != _versions():
+        raise ValueError(f"the tables are of {data['checked_on']}, and {_versions()} are installed; sweep all types")
+    entries = [_entry(outcome) for outcome in outcomes]
+    renewed = {entry["type"] for entry in entries}
+    kept = [family for family in described_anew(data)["families"] if family["type"] not in renewed]
+    return _data(sorted([*kept, *entries], key=lambda entry: entry["type"]))
+
+
+def described_anew(data: Data) -> Data:
+    """Return the same outcomes with the types' features in today's words."""
+    families = [{"obstacles": []} | family | _of_type(family["type"], family["variant"]) for family in data["families"]]
+    return data | {"families": list(map(_in_general, families))}
+
+
+def _entry(outcome: dict[str, Any]) -> dict[str, Any]:
+    return _in_general(
+        {
+            "type": outcome["model_type"],
+            "variant": outcome["variant"],
+            **_of_type(outcome["model_type"], outcome["variant"]),
+            "passed": outcome["stage"] == "passed",
+            "stage": outcome["stage"],
+            "obstacles": outcome["obstacles"],
+            "reasons": outcome["reasons"],
+            **(outcome["features"] or dict.fromkeys(COLUMNS, "")),
+        }
+    )
+
+
+def _of_type(model_type: str, variant: str) -> dict[str, Any]:
+    """Return what is so for a type and variant whatever comes of checking it."""
+    return {
+        "dense": model_type in DENSE,
+        "kind": kind_of(model_type),
+        "widely_used": is_widely_used(model_type),
+        "options": VARIANTS.get(model_type, {}).get(variant, {}),
+    }
+
+
+def _data(families: list[dict[str, Any]]) -> Data:
     plain = [family for family in families if not family["variant"]]
     return {
-        "checked_on": f"transformers {transformers.__version__} and torch {torch.__version__.split('+')[0]}",
+        "checked_on": _versions(),
+        "transformers": transformers.__version__,
         "dense_passed": sum(family["passed"] for family in plain if family["dense"]),
         "dense_wanted": WANTED,
         "dense": sum(family["dense"] for family in plain),
@@ -60,10 +97,8 @@ def to_data(outcomes: list[dict[str, Any]]) -> Data:
     }
 
 
-def described_anew(data: Data) -> Data:
-    """Return the same outcomes with the types' features in today's words."""
-    families = [family | {"kind": kind_of(family["type"])} for family in data["families"]]
-    return data | {"families": list(map(_in_general, families))}
+def _versions() -> str:
+    return f"transformers {transformers.__version__} and torch {torch.__version__.split('+')[0]}"
 
 
 def _in_general(family: dict[str, Any]) -> dict[str, Any]:
@@ -108,6 +143,7 @@ def to_markdown(data: Data) -> str:
         "sound, of which the language model is checked, on token ids alone. A type has the kinds of layers that its "
         "default configuration has; options that change the graph are variants, in rows of their own.",
     ]
+    lines += _by_use(data["families"])
     titles = {kind: words[0].upper() + words[1:] for kind, words in KINDS.items()}
     for kind, title in titles.items():
         rows = [family for family in data["families"] if family["passed"] and family["kind"] == kind]
@@ -119,8 +155,8 @@ def to_markdown(data: Data) -> str:
         rows = [family for family in refused if family["kind"] == kind]
         lines += _table(
             f"{title}, refused",
-            ("type", "ends at", "why"),
-            [(name_of(row), row["stage"], shown_reasons(row)) for row in rows],
+            ("type", "ends at", "it has", "which shows in"),
+            [(name_of(row), row["stage"], shown_obstacles(row), shown_operations(row)) for row in rows],
         )
         for row in rows:
             if row["type"] in WHY:
@@ -128,6 +164,30 @@ def to_markdown(data: Data) -> str:
     cells = [(name_of(row), shown_reasons(row)) for row in failed if is_unchecked(row)]
     lines += ["", "## Models of images and text", "", WRAPPERS]
     return "\n".join([*lines, *_table("Not checked", ("type", "why"), cells)]) + "\n"
+
+
+def _by_use(families: Sequence[dict[str, Any]]) -> list[str]:
+    """Return the lines of the section that weighs the types by use."""
+    used = [family for family in families if family["widely_used"] and not family["variant"]]
+    lines = [
+        "",
+        "## By use",
+        "",
+        "Types are not used alike. Of those for which other tools keep entries of their own, as transformers does for "
+        "types that it reads from GGUF files, and peft for those whose layers it knows how to adapt, these are "
+        "registered as causal language models:",
+        "",
+    ]
+    passed = [family["type"] for family in used if family["passed"]]
+    if passed:
+        lines.append(f"- {len(passed)} pass: {joined(passed)}.")
+    refused = [family for family in used if not family["passed"]]
+    if refused:
+        lines += [
+            f"- {len(refused)} are refused:",
+            *(f"  - {one['type']}: {shown_obstacles(one).rstrip('.')}." for one in refused),
+        ]
+    return lines
 
 
 def _table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:

@@ -1,6 +1,6 @@
 """`make sweep`: every causal language model that transformers registers, each in a process of its own.
 
-    python -m tools.sweep.run [--only TYPE ...] [--fresh] [--no-write] [--describe]
+    python -m tools.sweep.run [--only TYPE ... [--update]] [--fresh] [--no-write] [--describe]
 
 Two run at a time, each within `SECONDS` and `MEMORY`. What is done is kept in `build/sweep.jsonl`, one line a
 configuration, so that an interrupted sweep goes on where it stopped. When all is done the table goes into the package
@@ -44,6 +44,8 @@ def main() -> int:
         print(_line(outcome), flush=True)
     outcomes = [done[job] for job in jobs]
     print(f"{time.perf_counter() - start:.0f} s")
+    if arguments.only and arguments.update:
+        return _update(outcomes)
     return _finish(outcomes, write=not (arguments.only or arguments.no_write))
 
 
@@ -58,7 +60,8 @@ def all_jobs(only: list[str] | None = None) -> list[Job]:
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Check every decoder type that transformers registers.")
-    parser.add_argument("--only", nargs="+", metavar="TYPE", help="check these types, and write nothing")
+    parser.add_argument("--only", nargs="+", metavar="TYPE", help="check these types, and write nothing unless told to")
+    parser.add_argument("--update", action="store_true", help="with --only, write what these types' rows say now")
     parser.add_argument("--fresh", action="store_true", help="forget what an interrupted sweep has done")
     parser.add_argument("--no-write", action="store_true", help="leave the tables as they are")
     parser.add_argument(
@@ -129,10 +132,18 @@ def _line(outcome: dict[str, Any]) -> str:
 
 
 def _describe() -> int:
-    from tintc.reference.family_table import read_data
+    from tintc.known_families import read_data
     from tools.sweep.page import described_anew, write_tables
 
     write_tables(described_anew(read_data()))
+    return 0
+
+
+def _update(outcomes: list[dict[str, Any]]) -> int:
+    from tintc.known_families import read_data
+    from tools.sweep.page import with_outcomes, write_tables
+
+    write_tables(with_outcomes(read_data(), outcomes))
     return 0
 
 

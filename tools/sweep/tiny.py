@@ -72,6 +72,12 @@ NEEDS: dict[str, dict[str, Any]] = {
         "ffn_config": {"hidden_size": 60, "ffn_hidden_size": 28, "moe_num_experts": 8, "moe_top_k": 2},
     },
     "deepseek_v2": {"num_experts_per_tok": 2},
+    "dots3_note_text": {  # by default these layers have 64 wide heads
+        "per_layer_config": {
+            1: {"num_attention_heads": 3, "num_key_value_heads": 3, "q_lora_rank": 16, "kv_lora_rank": 12}
+            | {"qk_nope_head_dim": 12, "qk_rope_head_dim": 8, "head_dim": 20, "v_head_dim": 12}
+        }
+    },
     "diffllama": {"hidden_size": 80, "num_attention_heads": 4, "num_key_value_heads": 2},
     "gemma3n_text": {"num_kv_shared_layers": 0},
     "gemma4_unified_text": {"global_head_dim": 40},

@@ -41,7 +41,14 @@ def _rope(kind: str, **more: Any) -> dict[str, Any]:
 _LLAMA3 = {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 32}
 _LONG = {"short_factor": [1.0 + 0.1 * i for i in range(10)], "long_factor": [1.0 + 0.3 * i for i in range(10)]}
 
+ENCODERS = (
+    *("bert", "bert-generation", "big_bird", "camembert", "data2vec-text", "electra", "ernie", "megatron-bert"),
+    *("rembert", "roberta", "roberta-prelayernorm", "roc_bert", "roformer", "xlm-roberta", "xlm-roberta-xl"),
+)
+"""Types whose configuration may say that attention is to be causal."""
+
 VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
+    **{name: {"decoder": {"is_decoder": True}} for name in ENCODERS},
     "bloom": {"residual after the norm": {"apply_residual_connection_post_layernorm": True}},
     "cohere": {"norms on q and k": {"use_qk_norm": True}, "biases": {"attention_bias": True}},
     "deepseek_v3": {"experts": {"first_k_dense_replace": 0}},
@@ -78,6 +85,7 @@ VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
         "llama3 scaling": _rope("llama3", **_LLAMA3),
         "yarn scaling": _rope("yarn", factor=4.0, original_max_position_embeddings=16),
     },
+    "minimax": {"softmax attention": {"layer_types": ["full_attention", "full_attention"]}},
     "mistral": {"no window": {"sliding_window": None}},
     "mpt": {
         "tables of positions": {"attn_config": {"alibi": False}},
@@ -93,6 +101,7 @@ VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
     "phi": {"norms on q and k": {"qk_layernorm": True}},
     "phi3": {"longrope": _rope("longrope", **_LONG, factor=4.0), "window": {"sliding_window": 6}},
     "qwen2": {"windows above layer 1": {"use_sliding_window": True, "sliding_window": 6, "max_window_layers": 1}},
+    "recurrent_gemma": {"softmax attention": {"block_types": ["attention"]}},
     "smollm3": {"no rotary on one layer": {"no_rope_layers": [1, 0]}},
     "stablelm": {
         "parallel": {"use_parallel_residual": True},

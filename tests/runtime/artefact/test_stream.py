@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from collections import namedtuple
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -83,7 +83,7 @@ def test_sizes_that_are_none(text: str) -> None:
 
 def test_no_room(two_layers: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Refused from the plan, before any tensor is computed."""
-    usage = namedtuple("usage", "total used free")(10**9, 10**9 - 1000, 1000)
+    usage = SimpleNamespace(total=10**9, used=10**9 - 1000, free=1000)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
     monkeypatch.setattr("tintc.runtime.artefact.streaming.write_files", lambda *_: pytest.fail("something was written"))
     with pytest.raises(ArtefactError, match="make room"):

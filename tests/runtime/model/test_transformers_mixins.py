@@ -169,6 +169,4 @@ def partial_of(function: Any) -> Any:
 
 for _name in MODELS:
     for _executor in ("fused", "literal"):
-        _case = case_of(_name, _executor)
-        globals()[_case.__name__] = _case
-del _case
+        globals()[f"Test{_name}{_executor.title()}"] = case_of(_name, _executor)

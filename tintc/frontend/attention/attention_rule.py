@@ -14,14 +14,16 @@ from torch.fx import Node
 
 from tintc.frontend.attention.head_map import Heads, distinct_heads
 from tintc.frontend.attention.masks import MaskPattern, UnsupportedMask, read_masks
-from tintc.frontend.attention.operands import Operand, Regions, find_operand, joint_gain
+from tintc.frontend.attention.operands import Operand, Regions, find_operand
 from tintc.frontend.attention.rotations import UnsupportedHeadMap
+from tintc.frontend.attention.score_vectors import score_vectors
 from tintc.frontend.attention.scores import Scores, find_scores
 from tintc.frontend.builder import Builder
 from tintc.frontend.graph.captured import CapturedGraph
 from tintc.frontend.graph.layouts import vector_layout
 from tintc.frontend.graph.node_queries import rows_width, single_sources
-from tintc.frontend.graph.regions import Signatures, is_linear, moves, push
+from tintc.frontend.graph.obstacle_words import SCORES, TWO_WAY
+from tintc.frontend.graph.regions import Signatures, moves, push
 from tintc.frontend.rule import NOT_MINE, Fail, Match
 from tintc.ir.auxiliary import Attention
 from tintc.ir.core import Value, tokens
@@ -32,11 +34,11 @@ from tintc.ir.functions import merge_heads
 class _Cache:
     """Readings of one graph, by the signature of the region that was read: equal layers are read once.
 
-    masks: a pattern, or why it is not supported; layouts: True where results are laid out head after head.
+    masks: a pattern, or what is not supported; layouts: True where results are laid out head after head.
     """
 
     regions: Regions
-    masks: dict[tuple[tuple[int, str, float], ...], MaskPattern | str] = field(default_factory=dict)
+    masks: dict[tuple[tuple[int, str, float], ...], MaskPattern | UnsupportedMask] = field(default_factory=dict)
     layouts: dict[int, bool] = field(default_factory=dict)
 
 
@@ -67,9 +69,11 @@ class AttentionRule:
 
     def _attention(self, graph: CapturedGraph, node: Node, scores: Scores, cache: _Cache) -> Match | Fail:
         problems = [*scores.problems]
+        obstacle = SCORES * bool(problems)
         pattern = _mask_pattern(graph, scores, cache)
-        if not isinstance(pattern, MaskPattern):
-            problems.append(pattern)
+        if isinstance(pattern, UnsupportedMask):
+            problems.append(str(pattern))
+            obstacle = pattern.obstacle or obstacle
             pattern = MaskPattern()
         sources: list[Node] = []
         operands: list[Operand] = []
@@ -88,14 +92,14 @@ class AttentionRule:
         if not problems and not _merges(graph, node, scores.result, cache):
             problems = ["its result is not laid out head after head"]
         if problems:
-            return Fail("; ".join(problems), scores.result, tuple(sources))
+            return Fail("; ".join(problems), scores.result, tuple(sources), obstacle)
         return _matched(graph, scores, tuple(sources), operands, pattern)
 
 
-def _mask_pattern(graph: CapturedGraph, scores: Scores, cache: _Cache) -> MaskPattern | str:
-    """Return what the masks let a query see, or why that is not supported."""
+def _mask_pattern(graph: CapturedGraph, scores: Scores, cache: _Cache) -> MaskPattern | UnsupportedMask:
+    """Return what the masks let a query see, or what of them is not supported."""
     if not scores.masks and not scores.causal:
-        return "attention has no causal mask"
+        return UnsupportedMask("attention has no causal mask", TWO_WAY)
     if not scores.masks:
         return MaskPattern()
     signatures = cache.regions.signatures
@@ -104,7 +108,7 @@ def _mask_pattern(graph: CapturedGraph, scores: Scores, cache: _Cache) -> MaskPa
         try:
             cache.masks[key] = read_masks(graph, scores.masks)
         except UnsupportedMask as reason:
-            cache.masks[key] = str(reason)
+            cache.masks[key] = reason
     return cache.masks[key]
 
 
@@ -201,51 +205,8 @@ def _matched(
         for label, operand, count in zip("qkv", operands, counts, strict=True):
             own = tuple(islice(inputs, len(operand.sources)))
             cut.append(operand.build(builder, scores.result, own, label, count))
-        vectors = _vectors(graph, scores, operands, builder)
+        vectors = score_vectors(graph, scores, operands, builder)
         kind = tokens(q.count * v.head_dim)
         return builder.emit(Attention, scores.result, tuple(cut), kind, "attention", **attributes, **vectors)
 
     return Match(sources, build)
-
-
-def _vectors(graph: CapturedGraph, scores: Scores, operands: list[Operand], builder: Builder) -> dict[str, str]:
-    """Declare the vectors that an attention reads, and return its attributes that name them."""
-    q, k, _ = operands
-    names: dict[str, str] = {}
-    rotation = q.rotated.rotation
-    if rotation is not None:
-        names["inv_freq"] = builder.parameter(_frequencies(graph, scores.q, rotation.frequencies))
-        names["rotary_style"] = rotation.style
-    gain = joint_gain(graph, q, k)
-    if gain is not None:
-        names["gain"] = builder.parameter(graph.derive_constant("gain", gain))
-    if q.heads.scales is not None:
-        names["query_scale"] = builder.parameter(graph.derive_constant("query_scale", q.heads.scales))
-    if scores.sinks:
-        names["sinks"] = builder.parameter(scores.sinks)
-    return names
-
-
-def _alike(a: Tensor, b: Tensor) -> bool:
-    return torch.allclose(a, b, rtol=1e-6, atol=1e-12)
-
-
-def _frequencies(graph: CapturedGraph, root: Node, frequencies: Tensor) -> str:
-    """Return the name of a buffer of the model that holds these frequencies, or of a constant made of them."""
-    seen: set[Node] = set()
-    stack = [root]
-    while stack:
-        node = stack.pop()
-        name = graph.names.get(node)
-        if name is not None and name not in graph.parameter_names:
-            tensor = graph.tensors[name].cpu()
-            if (
-                tensor.shape == frequencies.shape
-                and tensor.is_floating_point()
-                and _alike(tensor.double(), frequencies)
-            ):
-                return name
-        sources = [source for source in node.all_input_nodes if source not in seen and source is not graph.input_ids]
-        seen.update(sources)
-        stack.extend(source for source in sources if node not in graph.live or is_linear(graph, node))
-    return graph.derive_constant("rotary", frequencies)

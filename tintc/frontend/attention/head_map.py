@@ -99,7 +99,7 @@ class Region:
 
 @dataclass(frozen=True)
 class Heads:
-    """columns ``[heads, head_dim]`` of the source vector; every coordinate is multiplied by `factor`.
+    """Heads as columns ``[heads, head_dim]`` of the source vector; every coordinate is multiplied by `factor`.
 
     order: the permutation of a head's coordinates that the columns contain, if it is not the operand's own order.
     scales ``[max_length]``: what the heads of every position are multiplied by; None: by nothing.

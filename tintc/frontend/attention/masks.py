@@ -16,6 +16,7 @@ from torch.fx import Node
 from tintc.frontend.attention.mask_entries import entries_at
 from tintc.frontend.graph.captured import CapturedGraph
 from tintc.frontend.graph.node_queries import PROBES
+from tintc.frontend.graph.obstacle_words import BIAS, DYNAMIC_MASK, TWO_WAY
 
 EXCLUDED = -1e4
 """A score with this or less added has probability 0."""
@@ -47,7 +48,11 @@ class MaskPattern:
 
 
 class UnsupportedMask(Exception):
-    """The masks are none of these; the message is the reason, without full stop."""
+    """The masks are none of these; the message is the reason, without full stop. obstacle: as of a `Fail`."""
+
+    def __init__(self, why: str, obstacle: str = ""):
+        super().__init__(why)
+        self.obstacle = obstacle
 
 
 def read_masks(graph: CapturedGraph, masks: Sequence[Mask]) -> MaskPattern:
@@ -57,7 +62,7 @@ def read_masks(graph: CapturedGraph, masks: Sequence[Mask]) -> MaskPattern:
     says which of their entries are checked there. At two short lengths all are.
     """
     if any(mask.node in graph.live for mask in masks):
-        raise UnsupportedMask("the attention mask depends on the tokens")
+        raise UnsupportedMask("the attention mask depends on the tokens", DYNAMIC_MASK)
     limit = graph.max_length
     device = graph.input_ids.meta["val"].device
     places = torch.arange(limit, device=device)
@@ -184,10 +189,11 @@ def _check(
     for head, (allowed, bias) in enumerate(heads):
         if not bool((allowed == expected).all()):
             if bool((allowed & (distance > 0)).any()):
-                raise UnsupportedMask("attention sees later tokens, only causal attention is supported")
+                raise UnsupportedMask("attention sees later tokens, only causal attention is supported", TWO_WAY)
             raise UnsupportedMask(f"at length {length}, attention sees neither all earlier tokens nor the last few")
         if bias is None:
             continue
         slope = slopes[head] if slopes else 0.0
         if bool((bias - slope * torch.where(allowed, distance, 0).double()).abs().max() > slack):
-            raise UnsupportedMask("a bias is added to the scores that is not a multiple of the distance (not ALiBi)")
+            why = "a bias is added to the scores that is not a multiple of the distance (not ALiBi)"
+            raise UnsupportedMask(why, BIAS)

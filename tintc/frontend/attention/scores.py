@@ -13,6 +13,7 @@ from tintc.frontend.graph.captured import CapturedGraph
 from tintc.frontend.graph.elementwise import factor_of
 from tintc.frontend.graph.evaluation import opname
 from tintc.frontend.graph.node_queries import PROBES, argument, is_noise, peel, scalar, single_sources
+from tintc.frontend.graph.obstacle_words import SCORES
 from tintc.frontend.graph.regions import moves
 from tintc.frontend.rule import Fail
 
@@ -115,7 +116,8 @@ def _written_out(graph: CapturedGraph, node: Node) -> Scores | Fail | None:
         below = walk.step(node_below)
         if below is None:
             made_by = opname(node_below)
-            return Fail(f"its scores are made by aten.{made_by}, not by a product of q and k", node_below)
+            why = f"its scores are made by aten.{made_by}, not by a product of q and k"
+            return Fail(why, node_below, obstacle=SCORES)
         node_below = below
     walk.product(node_below)
     q, k = node_below.args[-2:]

@@ -51,6 +51,7 @@ class CapturedGraph:
     adapters: frozenset[str] = frozenset()
     ones: dict[Node, bool] = field(default_factory=dict)
     _derived: dict[str, int] = field(default_factory=dict)
+    _sizes: dict[tuple[Any, int, int], int | None] = field(default_factory=dict)
 
     @cached_property
     def order(self) -> dict[Node, int]:
@@ -97,16 +98,26 @@ class CapturedGraph:
         value = node.meta.get("val")
         if not isinstance(value, Tensor):
             return None
-        ids = self.input_ids.meta["val"].shape[:2]
-        sizes = {dim.node.expr: size for dim, size in zip(ids, (batch, length), strict=True)}
         shape: list[int] = []
         for dim in value.shape:
-            if not isinstance(dim, int):
-                dim = dim.node.expr.subs(sizes)
-                if not dim.is_number:
-                    return None
-            shape.append(int(dim))
+            size = dim if isinstance(dim, int) else self._size(dim.node.expr, batch, length)
+            if size is None:
+                return None
+            shape.append(size)
         return tuple(shape)
+
+    def _size(self, expression: Any, batch: int, length: int) -> int | None:
+        """Return a size that depends on the batch size and the length; None if it depends on more. Rules ask for few of
+        them, thousands of times."""
+        key = (expression, batch, length)
+        if key not in self._sizes:
+            ids = self.input_ids.meta["val"].shape[:2]
+            sizes = {dim.node.expr: size for dim, size in zip(ids, (batch, length), strict=True)}
+            value = expression.subs(sizes)
+            self._sizes[key] = None
+            if value.is_number:
+                self._sizes[key] = int(value)
+        return self._sizes[key]
 
     def evaluate(self, node: Node, batch: int, length: int) -> Any:
         """Return the value of a node that is not live, in fp64 with the graph's down-casts dropped."""

@@ -20,6 +20,7 @@ from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 from tintc.errors import Reason, UnsupportedModelError
 from tintc.frontend.graph.captured import CapturedGraph
 from tintc.frontend.graph.evaluation import execute
+from tintc.frontend.graph.obstacle_words import SPECIAL_EXPERTS
 
 NAME = "tintc"
 """Under which transformers knows the function."""
@@ -179,12 +180,12 @@ def fill_in(model: nn.Module, graph: torch.fx.Graph, name: str) -> None:
             else:
                 gates[key] = gate
         if why:
-            reasons.append(Reason("experts", paths[module], why))
+            reasons.append(Reason("experts", paths[module], why, SPECIAL_EXPERTS))
             continue
         node.target = CapturedExperts(gates[key], module.is_transposed, module.has_bias)
         node.args = (x, index, weights, *parameters)
     if reasons:
-        raise UnsupportedModelError(name, reasons)
+        raise UnsupportedModelError(name, reasons, (SPECIAL_EXPERTS,))
 
 
 def _parameters_of(module: Any) -> list[Tensor]:

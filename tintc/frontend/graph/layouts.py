@@ -19,7 +19,8 @@ from tintc.frontend.graph.node_queries import PROBES, rows_width, scalar
 
 @dataclass(frozen=True)
 class VectorLayout:
-    """batch, length: dimensions that count examples and tokens; sizes: of the others, in order.
+    """The meaning of a node's dimensions. batch, length: those that count examples and tokens; sizes: of the others, in
+    order.
 
     A node of shape ``[B * T, W]`` has both counts in dimension 0, and one of shape ``[B * T * H, d]`` the heads too.
     """

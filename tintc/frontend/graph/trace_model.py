@@ -22,14 +22,15 @@ from torch.fx import Node
 from torch.fx import config as fx_config
 from transformers import masking_utils
 
-from tintc.errors import ModelError
+from tintc.errors import ModelError, UnsupportedModelError
 from tintc.frontend.graph.calling import called_on_ids, longest_sequence, text_config, text_decoder
 from tintc.frontend.graph.captured import CapturedGraph
 from tintc.frontend.graph.captured_experts import fill_in, opaque_experts
 from tintc.frontend.graph.dense_experts import with_dense_experts
 from tintc.frontend.graph.functionalize import NeedsRetracing, functionalize, is_inplace
 from tintc.frontend.graph.multihead import batch_in_front
-from tintc.frontend.graph.obstacles import EXPERTS
+from tintc.frontend.graph.obstacle_words import EXPERTS, LOOPED_EXPERTS, TOKEN_LOOP
+from tintc.frontend.graph.obstacles import obstacle_of_sizes
 from tintc.frontend.mixers.ops import fill_in as fill_in_mixers
 from tintc.frontend.mixers.registry import mixers_as_nodes
 from tintc.frontend.source.adapters import adapter_parameters
@@ -46,7 +47,8 @@ def capture(model: nn.Module, max_length: int | None = None, name: str | None = 
     """Return the model's graph, logits from token ids; the model itself is left as it was.
 
     max_length: longest sequence the result must serve (None: the configuration's, at most 2048). Raises `ModelError` if
-    `torch.export` cannot trace the model. One thread at a time captures; others wait.
+    `torch.export` cannot trace the model, an `UnsupportedModelError` where the kind of layer is known. One thread at a
+    time captures; others wait.
     """
     name = name or type(model).__name__
     limit = max_length or min(longest_sequence(text_config(model)) or LONGEST, LONGEST)
@@ -55,7 +57,7 @@ def capture(model: nn.Module, max_length: int | None = None, name: str | None = 
     was_training = model.training
     with ExitStack() as stack:
         stack.enter_context(PROCESS_LOCK)
-        for context in (torch.no_grad(), _without_packing(), _without_cache(model), _preserved(model), _quiet()):
+        for context in (torch.no_grad(), _without_packing(), without_cache(model), _preserved(model), _quiet()):
             stack.enter_context(context)
         stack.enter_context(_without_stacks())
         stack.enter_context(opaque_experts(model))
@@ -64,10 +66,7 @@ def capture(model: nn.Module, max_length: int | None = None, name: str | None = 
             model.eval()
             exported = _export(model, ids)
         except Exception as error:
-            raise ModelError(
-                f"{name} cannot be captured, choose another model or configuration: "
-                f"{_own_failure(model, ids) or _cause(error)}."
-            ) from error
+            raise _refusal(model, name, ids, error) from error
         finally:
             model.train(was_training)
         fill_in(model, exported.graph, name)
@@ -138,7 +137,7 @@ def _without_packing() -> Iterator[None]:
 
 
 @contextmanager
-def _without_cache(model: nn.Module) -> Iterator[None]:
+def without_cache(model: nn.Module) -> Iterator[None]:
     """Run without key/value cache: some models take `use_cache` from their configuration alone."""
     parts = [model, text_decoder(model)]
     configs = [text_config(model), *(getattr(part, "config", None) for part in parts)]
@@ -210,6 +209,10 @@ LENGTH_CHANGES = "Constraints violated"
 
 DEPENDS_ON_TOKENS = "Could not guard on data-dependent"
 """Beginning of torch's message about sizes that depend on what the tokens are."""
+ADVICE = {
+    LOOPED_EXPERTS: "it reads experts that transformers' interface for experts computes, and dense products with all",
+}
+"""What is supported in the place of an obstacle."""
 
 
 def _own_failure(model: nn.Module, ids: Tensor) -> str:
@@ -227,19 +230,20 @@ def _first_line(error: Exception) -> str:
     return message.splitlines()[0].rstrip(".")
 
 
-def _cause(error: Exception) -> str:
-    """Return why a model has no graph, in words where torch's own would not help."""
+def _refusal(model: nn.Module, name: str, ids: Tensor, error: Exception) -> ModelError:
+    """Return what to raise for a model that has no graph: in words where torch's own would not help."""
+    failure = _own_failure(model, ids)
     first = _first_line(error)
-    if any("grouped_mm" in frame.name for frame in traceback.extract_tb(error.__traceback__)):
-        return f"it has {EXPERTS}, which tintc does not support"
-    if first.startswith(LENGTH_CHANGES):
-        return (
-            "which operations it runs depends on the length of the text, as in a loop over the tokens of a recurrent "
-            "layer, and a simulator has one graph for all lengths"
-        )
-    if first.startswith(DEPENDS_ON_TOKENS):
-        return (
-            "how many numbers it computes depends on what the tokens are, as in a loop over the experts that they "
-            "choose; tintc reads experts that transformers' interface for experts computes, and dense products with all"
-        )
-    return f"torch.export fails with {type(error).__name__}: {first}"
+    if failure:
+        first = failure
+    elif any("grouped_mm" in frame.name for frame in traceback.extract_tb(error.__traceback__)):
+        return UnsupportedModelError(name, (), (EXPERTS,))
+    elif first.startswith(LENGTH_CHANGES):
+        advice = "which operations it runs depends on the length of the text, and a simulator has one graph for all"
+        return UnsupportedModelError(name, (), (TOKEN_LOOP,), advice)
+    elif first.startswith(DEPENDS_ON_TOKENS):
+        obstacle = obstacle_of_sizes(model)
+        return UnsupportedModelError(name, (), (obstacle,), ADVICE.get(obstacle, ""))
+    else:
+        first = f"torch.export fails with {type(error).__name__}: {first}"
+    return ModelError(f"{name} cannot be captured, choose another model or configuration: {first}.")

@@ -10,6 +10,7 @@ from tintc.frontend.graph.elementwise import elementwise_source, mixture, named_
 from tintc.frontend.graph.evaluation import opname
 from tintc.frontend.graph.layouts import vector_layout
 from tintc.frontend.graph.node_queries import rows_width, scalar
+from tintc.frontend.graph.obstacle_words import ACTIVATION
 from tintc.frontend.rule import NOT_MINE, Fail, Match
 from tintc.ir.auxiliary import Activation, Add, Scale
 from tintc.ir.core import Type, Value, tokens
@@ -136,4 +137,4 @@ class UnknownFunctionRule:
         if vector_layout(graph, node) is None:
             return Fail("it acts on something other than one vector per token")
         known = ", ".join(name for name in ACTIVATIONS if name != "identity")
-        return Fail(f"this function is none of the known activations ({known})")
+        return Fail(f"this function is none of the known activations ({known})", obstacle=ACTIVATION)

@@ -10,6 +10,7 @@ from tintc.frontend.builder import Builder
 from tintc.frontend.graph.captured import CapturedGraph
 from tintc.frontend.graph.evaluation import opname
 from tintc.frontend.graph.node_queries import constant_name, peel, rows_width
+from tintc.frontend.graph.obstacle_words import POSITIONS, TABLE
 from tintc.frontend.rule import NOT_MINE, Fail, Match
 from tintc.ir.auxiliary import Embedding, PositionEmbedding
 from tintc.ir.core import Value, tokens
@@ -34,7 +35,8 @@ class EmbeddingRule:
         if name is None:
             return Fail("the embedding table is computed, it must be a parameter")
         if peel(graph, ids) is not graph.input_ids:
-            return Fail("rows are looked up by something computed from the token ids, not by the token ids")
+            why = "rows are looked up by something computed from the token ids, not by the token ids"
+            return Fail(why, obstacle=POSITIONS)
 
         def build(builder: Builder, values: tuple[Value, ...]) -> Value:
             width = graph.tensors[name].shape[1]
@@ -59,7 +61,7 @@ class PositionEmbeddingRule:
             return NOT_MINE
         offset = _offset(graph, indices)
         if offset is None:
-            return Fail("positions are not 0, 1, 2, ... plus a constant")
+            return Fail("positions are not 0, 1, 2, ... plus a constant", obstacle=TABLE)
 
         def build(builder: Builder, values: tuple[Value, ...]) -> Value:
             kind = tokens(graph.tensors[name].shape[1])

@@ -9,6 +9,7 @@ from tintc.frontend.experts.router_region import Routing, find_routing
 from tintc.frontend.graph.captured import CapturedGraph
 from tintc.frontend.graph.captured_experts import CapturedExperts
 from tintc.frontend.graph.node_queries import parameter_vector, peel
+from tintc.frontend.graph.obstacle_words import ROUTING, SPECIAL_EXPERTS
 from tintc.frontend.matching import NamedMatch, build_all, match_all
 from tintc.frontend.rule import NOT_MINE, Fail, Match, Rule
 from tintc.frontend.rules.activations import ActivationRule, ClampRule, MixtureRule, SwishRule, UnknownFunctionRule
@@ -55,11 +56,13 @@ class ExpertsRule:
             return Fail("the weights of the experts are computed, they must be parameters", inputs=(x,))
         gate = self._gate(experts.gate)
         if isinstance(gate, str):
-            return Fail(f"the function between the two layers of an expert is not supported: {gate}", inputs=(x,))
+            why = f"the function between the two layers of an expert is not supported: {gate}"
+            return Fail(why, inputs=(x,), obstacle=SPECIAL_EXPERTS)
         count = graph.tensors[names[0] or ""].shape[0]
         routing = find_routing(graph, index, weights, count, self._known)
         if routing is None:
-            return Fail("routing that tintc does not know: no rule for scores and weights agrees with it", inputs=(x,))
+            why = "routing that tintc does not know: no rule for scores and weights agrees with it"
+            return Fail(why, inputs=(x,), obstacle=ROUTING)
         if routing.options not in self._known:
             self._known.append(routing.options)
 

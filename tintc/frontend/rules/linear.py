@@ -12,11 +12,12 @@ from tintc.frontend.graph.captured import CapturedGraph
 from tintc.frontend.graph.evaluation import opname
 from tintc.frontend.graph.layouts import vector_layout
 from tintc.frontend.graph.node_queries import COPIES, argument, parameter_vector, peel
+from tintc.frontend.graph.obstacle_words import PRODUCTS, VECTORS
 from tintc.frontend.rule import NOT_MINE, Fail, Match
 from tintc.ir.auxiliary import Linear
 from tintc.ir.core import Value, tokens
 
-COMPUTED_WEIGHT = Fail("the weight is computed, it must be a parameter")
+COMPUTED_WEIGHT = "the weight is computed, it must be a parameter"
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,7 @@ class LinearRule:
             return parts
         layout = vector_layout(graph, parts.x)
         if layout is None or layout.groups > 1:
-            return Fail("the layer's input is not one vector per token")
+            return Fail("the layer's input is not one vector per token", obstacle=VECTORS)
 
         def build(builder: Builder, values: tuple[Value, ...]) -> Value:
             weight = builder.parameter(parts.weight, parts.transpose)
@@ -80,7 +81,7 @@ def _product(graph: CapturedGraph, x: Any, matrix: Any, transposed: bool, bias: 
     """Return the parts of x times the matrix, or times its transpose."""
     weight = _weight(graph, matrix)
     if weight is None:
-        return COMPUTED_WEIGHT
+        return Fail(COMPUTED_WEIGHT, obstacle=PRODUCTS * (matrix in graph.live))
     name, flipped = weight
     parts = _Parts(x, name, transpose=flipped == transposed)
     if bias is None:

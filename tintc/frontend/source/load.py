@@ -27,9 +27,11 @@ from tintc.frontend.source.kinds import (
     simulator_sentence,
     unwrapped,
 )
+from tintc.frontend.source.known_types import refuse_known_configuration, refuse_known_model
 from tintc.frontend.source.model_at import check_folders, model_at
 from tintc.frontend.source.modules import PADDING, count_ids, find_length, padding_of
 from tintc.frontend.source.places import Place, configuration, find_place
+from tintc.frontend.source.provenance import ADAPTER_FATES, ADAPTERS, TOKENIZER_PROBLEM, provenance_of, stored_dtype
 from tintc.frontend.source.tokenizer_at import tokenizer_at
 from tintc.frontend.source.trust import TRUSTED, trusted_code
 from tintc.frontend.source.wrappers import TEXT_PATH, placeholders, text_path
@@ -70,6 +72,7 @@ def load_auxiliary(
     trust_remote_code: bool = False,
     keep_adapters: bool = False,
     with_tokenizer: bool = True,
+    try_anyway: bool = True,
 ) -> AuxiliarySource:
     """Return the model of a folder or the config.json in it, of a ``.gguf`` file or of a hub id, or one in memory.
 
@@ -79,27 +82,24 @@ def load_auxiliary(
     Weights keep the checkpoint's dtype, and quantised ones are made plain numbers; docs/checkpoints.md has every form
     that is read. values: whether the weights are needed; if not they are not looked at, and a model without weight
     files has zeros. keep_adapters: leave adapters of peft as layers of their own; otherwise they are merged into the
-    weights. with_tokenizer: whether the tokenizer is needed, whose reading is a quarter of a GGUF file's. Raises
-    `ModelError` (missing or broken files, missing, misshapen or non-finite weights, a package that is
-    missing, not a causal language model) and `OptionError` for a `max_length` the model does not have.
+    weights. with_tokenizer: whether the tokenizer is needed, whose reading is a quarter of a GGUF file's. try_anyway:
+    load it even if it is known that no model of its type compiles. Raises `ModelError` (missing or broken files,
+    missing, misshapen or non-finite weights, a package that is missing, not a causal language model),
+    `UnsupportedModelError` for a type that is known, and `OptionError` for a `max_length` the model does not have.
     """
     if isinstance(model_or_path, nn.Module):
         loaded = _in_memory(model_or_path, keep_adapters)
     elif isinstance(model_or_path, str | os.PathLike):
         place = find_place(str(model_or_path), trust_remote_code)
-        loaded = _at_place(place, values, keep_adapters, with_tokenizer)
+        loaded = _at_place(place, values, keep_adapters, with_tokenizer, try_anyway)
     else:
         raise ModelError(not_a_model(model_or_path))
     model = check_kind(loaded.model, loaded.name, keep_adapters)
+    if not try_anyway:
+        refuse_known_model(loaded.name, model)
     if values:
         _check_finite(model, loaded.name, loaded.weights)
-    facts = {
-        TOKENIZER_PROBLEM: loaded.tokenizer_problem,
-        TRUSTED: trusted_code(model, loaded.tokenizer),
-        TEXT_PATH: text_path(model),
-    }
-    if loaded.adapted:
-        facts[ADAPTERS] = ADAPTER_FATES[keep_adapters]
+    facts = _facts(loaded, model, keep_adapters)
     config = text_config(model)
     if is_registered(model):
         length = _length(loaded.name, longest_sequence(config), max_length)
@@ -108,14 +108,13 @@ def load_auxiliary(
         count = count_ids(model, loaded.name, vocab_size)
         length = find_length(model, loaded.name, max_length)
         facts[PADDING] = padding_of(model)
-    provenance = _provenance(model, loaded.name, loaded.kind)
     return AuxiliarySource(
         model=model,
         tokenizer=loaded.tokenizer,
-        provenance=provenance | {key: said for key, said in facts.items() if said},
+        provenance=provenance_of(model, loaded.name, loaded.kind) | facts,
         vocab_size=count,
         max_length=length,
-        dtype=torch.promote_types(torch.float32, _dtype(model)),
+        dtype=torch.promote_types(torch.float32, stored_dtype(model)),
         bos_token_id=getattr(config, "bos_token_id", None),
         eos_token_id=getattr(config, "eos_token_id", None),
         pad_token_id=getattr(config, "pad_token_id", None),
@@ -149,8 +148,10 @@ def _in_memory(model: nn.Module, keep_adapters: bool) -> _Loaded:
     return _Loaded(model, name, "memory", adapted)
 
 
-def _at_place(place: Place, values: bool, keep_adapters: bool, with_tokenizer: bool) -> _Loaded:
-    """Return the model and the tokenizer at a place; raise `ModelError` for a simulator, or files that are broken."""
+def _at_place(place: Place, values: bool, keep_adapters: bool, with_tokenizer: bool, try_anyway: bool) -> _Loaded:
+    """Return the model and the tokenizer at a place; errors as of `load_auxiliary`, `ModelError` for a simulator."""
+    if not (try_anyway or place.gguf_file):
+        refuse_known_configuration(place.name, configuration(place), place.trusted)
     check_folders(place)
     if configuration(place).get("model_type") == MODEL_TYPE:
         raise ModelError(simulator_sentence(place.name))
@@ -166,11 +167,16 @@ def _at_place(place: Place, values: bool, keep_adapters: bool, with_tokenizer: b
     return loaded
 
 
-TOKENIZER_PROBLEM = "tokenizer_problem"
-"""Key of the provenance's entry that says why the tokenizer beside the weights cannot be read."""
-ADAPTERS = "adapters"
-"""Key of the provenance's entry that says what became of adapters."""
-ADAPTER_FATES = {False: "merged", True: "kept"}
+def _facts(loaded: _Loaded, model: nn.Module, keep_adapters: bool) -> dict[str, Any]:
+    """Return the entries of the provenance that say what is unusual about a model."""
+    facts = {
+        TOKENIZER_PROBLEM: loaded.tokenizer_problem,
+        TRUSTED: trusted_code(model, loaded.tokenizer),
+        TEXT_PATH: text_path(model),
+    }
+    if loaded.adapted:
+        facts[ADAPTERS] = ADAPTER_FATES[keep_adapters]
+    return {key: said for key, said in facts.items() if said}
 
 
 def _check_finite(model: nn.Module, name: str, weights: MappedWeights) -> None:
@@ -202,28 +208,6 @@ def _vocabulary(name: str, config: Any, wanted: int | None) -> int:
     if wanted not in (None, config.vocab_size):
         raise OptionError(f"The vocab_size is {wanted}, and {name} has {config.vocab_size} token ids; leave it out.")
     return config.vocab_size
-
-
-def _dtype(model: nn.Module) -> torch.dtype:
-    """Return the type of the model's weights, that of the first that is a floating one."""
-    return next(weight.dtype for weight in model.parameters() if weight.is_floating_point())
-
-
-def _provenance(model: nn.Module, name: str, kind: str) -> dict[str, Any]:
-    config: Any = getattr(model, "config", None)
-    architectures = getattr(config, "architectures", None)
-    if not isinstance(architectures, list | tuple) or not all(isinstance(one, str) for one in architectures):
-        architectures = None
-    return {
-        "source": name,
-        "format": kind,
-        "model_type": getattr(config, "model_type", ""),
-        "architectures": list(architectures or [type(model).__name__]),
-        "parameters": sum(tensor.numel() for tensor in model.parameters()),
-        "dtype": str(_dtype(model)).removeprefix("torch."),
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-    }
 
 
 @contextmanager

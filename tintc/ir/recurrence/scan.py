@@ -19,13 +19,36 @@ SPAN = 32
 
 def one_token(heads: Heads, v: Tensor, state: Tensor, delta: bool) -> tuple[Tensor, Tensor]:
     """Return the result ``[B, H, 1, d_v]`` of one token, and the state ``[B, H, d_k, d_v]`` that it leaves."""
-    shared = v.shape[1] // heads.q.shape[1]
-    q, k = (x.repeat_interleave(shared, 1) for x in (heads.q, heads.k))
-    after = state * heads.g.exp().transpose(-1, -2)
+    groups = heads.q.shape[1]
+    shared = v.shape[1] // groups
+    q, k = (_for_each_head(x, shared) for x in (heads.q, heads.k))
+    faded = _product(state, heads.g.transpose(-1, -2).exp())
     if delta:
-        v = v - k @ after
-    after = after.addcmul_(k.transpose(-1, -2), heads.beta * v)
-    return q @ after, after
+        v = v - k @ faded
+    if torch.is_grad_enabled():
+        after = torch.addcmul(faded, k.transpose(-1, -2), heads.beta * v)
+    else:
+        after = faded.addcmul_(k.transpose(-1, -2), heads.beta * v)
+    if v.shape[-1] > 1:
+        return q @ after, after
+    # One product for a group, where every head of width 1 would have a small one of its own.
+    return _results(heads.q, after.unflatten(1, (groups, shared))).flatten(1, 2).unsqueeze(2), after
+
+
+def _for_each_head(x: Tensor, shared: int) -> Tensor:
+    """Return ``[B, G r, 1, d]`` of ``x [B, G, 1, d]`` that r heads share, a view where it can be one."""
+    if x.shape[1] == 1:
+        return x.expand(-1, shared, -1, -1)
+    if shared == 1:
+        return x
+    return x.repeat_interleave(shared, 1)
+
+
+def _product(a: Tensor, b: Tensor) -> Tensor:
+    """Return ``a b``, written over b if it is as large and autograd does not record it."""
+    if torch.is_grad_enabled() or a.shape != b.shape or a.dtype != b.dtype:
+        return a * b
+    return b.mul_(a)
 
 
 def scan(heads: Heads, v: Tensor, state: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -61,7 +84,7 @@ def _scanned(q: Tensor, k: Tensor, g: Tensor, v: Tensor, state: Tensor | None) -
 
 
 def _results(queries: Tensor, states: Tensor) -> Tensor:
-    """Return ``[n, B, G, r, d_v]`` of queries ``[n, B, G, 1, d_k]`` and states ``[n, B, G, r, d_k, d_v]``."""
+    """Return ``[.., G, r, d_v]`` of queries ``[.., G, 1, d_k]`` and states ``[.., G, r, d_k, d_v]``."""
     if states.shape[-1] == 1:
         return states.squeeze(-1) @ queries.transpose(-1, -2)
     return (queries.unsqueeze(3) @ states).squeeze(-2)

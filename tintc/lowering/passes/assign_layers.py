@@ -67,7 +67,9 @@ def assign_layers(program: Program) -> Program:
         role = _role(flow, op, layer)
         if role == "mixed":
             why = "one linear layer makes operands of attention and something of a different kind"
-            reasons.append(Reason(op.opname, op.result.name, why))
+            reasons.append(
+                Reason(op.opname, op.result.name, why, "a linear layer for attention and for something else")
+            )
         ops.append(replace(op, layer=layer, role=role))
     if reasons:
         raise UnsupportedModelError("This model", reasons)
@@ -113,10 +115,11 @@ def _starts(flow: Flow) -> list[Op]:
             starts.append(common[-1])
         else:
             why = "it does not follow the attention before it, and layers must form a chain"
-            reasons += [Reason(op.opname, op.result.name, why) for op in group]
+            obstacle = "layers that do not follow one another"
+            reasons += [Reason(op.opname, op.result.name, why, obstacle) for op in group]
     if not flow.groups:
         why = "a decoder needs at least one causal self-attention, recurrence or convolution"
-        reasons.append(Reason("aux.attention", "the model", why))
+        reasons.append(Reason("aux.attention", "the model", why, "no layer that mixes tokens"))
     if reasons:
         raise UnsupportedModelError("This model", reasons)
     return starts

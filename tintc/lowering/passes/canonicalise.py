@@ -27,25 +27,14 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 
-from tintc.errors import IRError, Reason, UnsupportedModelError
-from tintc.ir.auxiliary import (
-    Activation,
-    AuxOp,
-    Convolution,
-    Embedding,
-    Gate,
-    Linear,
-    Logits,
-    Multiply,
-    Scale,
-    Select,
-)
-from tintc.ir.columns import Runs, compose
-from tintc.ir.core import Op, Program, Value, logits, substitute
+from tintc.errors import Reason, UnsupportedModelError
+from tintc.ir.auxiliary import Activation, Embedding, Gate, Linear, Logits, Multiply, Scale
+from tintc.ir.core import Op, Program, Value, logits
 from tintc.ir.functions import GATES_ONLY
-from tintc.ir.liveness import needed_ops
 from tintc.lowering.passes.fold_concats import fold_concats
-from tintc.lowering.passes.fold_selects import fold_selects, rows_of, word_for
+from tintc.lowering.passes.fold_selects import fold_selects
+from tintc.lowering.passes.rewrites import drop_op, remove_dead_code
+from tintc.lowering.passes.simplify_selects import drop_full_selects, join_equal_selects, lift_selects, merge_selects
 
 
 def canonicalise(program: Program, full: bool = False) -> Program:
@@ -102,80 +91,6 @@ def other_products(program: Program) -> bool:
     return False
 
 
-def join_equal_selects(program: Program) -> bool:
-    """Let all users of equal selects read the first of them. Return True if there were any."""
-    known: dict[tuple[Value, Runs], Value] = {}
-    again: dict[Value, Value] = {}
-    for op in program.ops:
-        if isinstance(op, Select):
-            first = known.setdefault((op.operands[0], op.columns), op.result)
-            if first is not op.result:
-                again[op.result] = first
-    program.ops = [
-        replace(op, operands=substitute(op.operands, again)) for op in program.ops if not again.keys() & set(op.results)
-    ]
-    return bool(again)
-
-
-def merge_selects(program: Program) -> bool:
-    """Merge one select of a select. Return True if there was one."""
-    producers = program.producers()
-    for index, op in enumerate(program.ops):
-        if isinstance(op, Select) and isinstance(inner := producers[op.operands[0]], Select):
-            columns = compose(inner.columns, op.columns)
-            program.ops[index] = Select(operands=inner.operands, results=op.results, columns=columns)
-            return True
-    return False
-
-
-def lift_selects(program: Program) -> bool:
-    """Swap one scale, activation or convolution with the selects that read it. Return True if there was one."""
-    producers = program.producers()
-    users = program.users()
-    for index, op in enumerate(program.ops):
-        if not isinstance(op, Select):
-            continue
-        inner = producers[op.operands[0]]
-        if not isinstance(inner, Scale | Activation | Convolution) or inner.result in program.outputs.values():
-            continue
-        if isinstance(inner, Activation) and inner.fn in GATES_ONLY:
-            continue
-        if isinstance(inner, Convolution) and any(run[0] < 0 for run in op.columns):
-            continue  # its bias is not zero where the select's columns are
-        if all(isinstance(user, Select) for user in users[inner.result]):
-            if isinstance(inner, Convolution):
-                inner = _rows_of_convolution(program, inner, op, users)
-            part = Value(f"{op.result.name}.part", op.result.type)
-            first = replace(op, operands=inner.operands, results=(part,))
-            program.ops[index : index + 1] = [first, replace(inner, operands=(part,), results=op.results)]
-            remove_dead_code(program)
-            return True
-    return False
-
-
-def _rows_of_convolution(
-    program: Program, convolution: Convolution, part: Select, users: dict[Value, list[Op]]
-) -> Convolution:
-    """Return the convolution of the channels that a select takes."""
-    parts = [user for user in users[convolution.result] if isinstance(user, Select)]
-    parts.sort(key=lambda other: other.columns[0])
-    word = word_for(users, part, parts.index(part))
-    weight = rows_of(program, convolution.weight, part.columns, word)
-    bias = convolution.bias
-    if bias:
-        bias = rows_of(program, bias, part.columns, word)
-    return replace(convolution, weight=weight, bias=bias)
-
-
-def drop_full_selects(program: Program) -> bool:
-    """Drop one select of all columns. Return True if there was one."""
-    for op in program.ops:
-        if isinstance(op, Select) and compose(((0, op.operands[0].type.width),), op.columns) == _all(op.operands[0]):
-            _forward(program, op, op.operands[0])
-            return True
-    return False
-
-
 def merge_scales(program: Program) -> bool:
     """Merge one scale of a scale, or drop one by 1. Return True if there was one."""
     producers = program.producers()
@@ -183,7 +98,7 @@ def merge_scales(program: Program) -> bool:
         if not isinstance(op, Scale):
             continue
         if op.factor == 1:
-            _forward(program, op, op.operands[0])
+            drop_op(program, op, op.operands[0])
             return True
         if isinstance(inner := producers[op.operands[0]], Scale):
             program.ops[index] = replace(op, operands=inner.operands, factor=op.factor * inner.factor)
@@ -226,21 +141,6 @@ def make_logits(program: Program) -> bool:
     return remove_dead_code(program) or True
 
 
-def remove_dead_code(program: Program) -> bool:
-    """Remove ops and parameters that nothing uses. Return True if there were any.
-
-    Raises `IRError` for an op of a parameter that the program, which may be somebody's text, does not declare.
-    """
-    kept = needed_ops(program.ops, program.outputs.values())
-    names = [name for op in kept if isinstance(op, AuxOp) for name in op.parameters().values()]
-    undeclared = sorted(set(names) - program.parameters.keys())
-    if undeclared:
-        raise IRError(f"The program names the parameter @{undeclared[0]}, which it does not declare.")
-    changed = len(kept) < len(program.ops) or set(names) != set(program.parameters)
-    program.ops, program.parameters = kept, {name: program.parameters[name] for name in names}
-    return changed
-
-
 RULES: tuple[Callable[[Program], bool], ...] = (
     fuse_gates,
     other_products,
@@ -256,32 +156,20 @@ RULES: tuple[Callable[[Program], bool], ...] = (
 )
 
 
-def _all(value: Value) -> Runs:
-    """Return the runs of all columns of a value."""
-    return ((0, value.type.width),)
-
-
-def _forward(program: Program, op: Op, value: Value) -> None:
-    """Remove an op; its users take `value` instead."""
-    mapping = {op.results[0]: value}
-    program.ops = [
-        replace(other, operands=substitute(other.operands, mapping)) for other in program.ops if other is not op
-    ]
-    program.outputs = {label: mapping.get(output, output) for label, output in program.outputs.items()}
-
-
 def _refuse_leftovers(program: Program) -> None:
     """Raise `UnsupportedModelError` with all that no rule has brought into canonical form."""
     reasons: list[Reason] = []
     for op in program.ops:
         if isinstance(op, Activation) and op.fn in GATES_ONLY:
             why = f"{op.fn} is supported only as a factor of another value"
-            reasons.append(Reason(op.opname, op.result.name, why))
+            obstacle = f"the function {op.fn} elsewhere than in a gate"
+            reasons.append(Reason(op.opname, op.result.name, why, obstacle))
         elif isinstance(op, Embedding | Logits):
             reasons += _too_wide(op, program.attributes["width"])
     output = program.outputs["logits"]
     if not isinstance(program.producers()[output], Logits):
-        reasons.append(Reason("logits", output.name, "the logits must be the result of a linear layer"))
+        why = "the logits must be the result of a linear layer"
+        reasons.append(Reason("logits", output.name, why, "logits that no linear layer makes"))
     if reasons:
         raise UnsupportedModelError("This model", reasons)
 
@@ -296,4 +184,5 @@ def _too_wide(op: Embedding | Logits, width: int) -> list[Reason]:
     if wide <= width:
         return []
     why = f"its table is {wide} wide, more than the {width} of the residual stream"
-    return [Reason(op.opname, op.result.name, why)]
+    obstacle = "an embedding or a head that is wider than the residual stream"
+    return [Reason(op.opname, op.result.name, why, obstacle)]

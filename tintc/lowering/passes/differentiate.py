@@ -65,7 +65,9 @@ class _Differentiation:
         for op, layer in self.layers.items():
             if first.setdefault(layer.name, layer) != layer:
                 why = f"{layer.name} is used elsewhere with another bias, or with other parameters that descend"
-                reasons.append(Reason(op.opname, op.result.name, why))
+                reasons.append(
+                    Reason(op.opname, op.result.name, why, "layers that share some of their parameters only")
+                )
         if reasons:
             raise UnsupportedModelError("This model", reasons)
 

@@ -6,30 +6,15 @@ A rule stands in the file of its kind of op and registers itself with `@lowers`;
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
 from tintc.ir.auxiliary import AuxOp
-from tintc.ir.core import Program, Type, Value
+from tintc.ir.core import Program, Value
 from tintc.ir.simulator import SimOp
+from tintc.lowering.rules.sweep import Sweep, WeightGroup
 from tintc.options import Options
 
-if TYPE_CHECKING:
-    from tintc.lowering.rules.sweep import Sweep
-
 AuxT = TypeVar("AuxT", bound=AuxOp)
-
-
-@dataclass(frozen=True)
-class WeightGroup:
-    """The weights of a linear layer or norm of the auxiliary.
-
-    name: without the tensor's own suffix; parts: parameter names by part.
-    """
-
-    name: str
-    type: Type
-    parts: dict[str, str]
 
 
 class Module(NamedTuple):

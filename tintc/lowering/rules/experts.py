@@ -5,8 +5,8 @@ from __future__ import annotations
 from tintc.ir import auxiliary as aux
 from tintc.ir import simulator as sim
 from tintc.ir.core import Program, Type, Value
-from tintc.lowering.rules.base import Module, Rule, WeightGroup, lowers, stem
-from tintc.lowering.rules.sweep import Sweep
+from tintc.lowering.rules.base import Module, Rule, lowers, stem
+from tintc.lowering.rules.sweep import Sweep, WeightGroup
 from tintc.options import Options
 
 

@@ -2,14 +2,26 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 from tintc.ir import simulator as sim
 from tintc.ir.auxiliary import AuxOp
 from tintc.ir.core import Type, Value
 from tintc.lowering.builder import Builder
-from tintc.lowering.rules.base import WeightGroup
 from tintc.options import Options
+
+
+@dataclass(frozen=True)
+class WeightGroup:
+    """The weights of a linear layer or norm of the auxiliary.
+
+    name: without the tensor's own suffix; parts: parameter names by part.
+    """
+
+    name: str
+    type: Type
+    parts: dict[str, str]
 
 
 class Sweep:

@@ -13,7 +13,8 @@ from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from tintc.errors import ModelError
-from tintc.frontend.source.load import ADAPTER_FATES, ADAPTERS, load_auxiliary
+from tintc.frontend.source.load import load_auxiliary
+from tintc.frontend.source.provenance import ADAPTER_FATES, ADAPTERS
 from tintc.frontend.source.wrappers import TEXT_PATH
 from tintc.runtime.adaptation.continuation import AdaptiveSimulator
 from tintc.runtime.adaptation.put_back import put_back

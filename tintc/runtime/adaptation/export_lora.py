@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -117,27 +117,33 @@ def export_lora(
     for name in norms:
         own = after.get_submodule(name).state_dict()
         tensors |= {f"{WRAPPED}{name}.{part}": tensor for part, tensor in own.items()}
-    conv = [isinstance(before.get_submodule(name), Conv1D) for name in linear]
-    config = {
-        "peft_type": "LORA",
-        "task_type": "CAUSAL_LM" if isinstance(before, PreTrainedModel) else None,
-        "base_model_name_or_path": _base_name(state, before, model),
-        "inference_mode": True,
-        "r": rank,
-        "lora_alpha": rank,
-        "lora_dropout": 0.0,
-        "target_modules": sorted(linear),
-        "modules_to_save": norms or None,
-        "fan_in_fan_out": all(conv),
-        "init_lora_weights": True,
-        "use_rslora": False,
-        "use_dora": False,
-    }
+    config = _configuration(before, sorted(linear), norms, rank, _base_name(state, before, model))
     with writing(path, force=False) as folder:
         plain = {name: tensor.to(sim.dtype).contiguous().clone() for name, tensor in tensors.items()}
         save_file(plain, folder / WEIGHTS, {"format": "pt"})
         (folder / CONFIG).write_text(json.dumps(config | biases, indent=2) + "\n", encoding="utf-8")
     return _measured(linear, rank, full)
+
+
+def _configuration(
+    base: nn.Module, linear: Sequence[str], norms: Sequence[str], rank: int, base_name: str | None
+) -> dict[str, Any]:
+    """Return peft's configuration of an adapter of these layers."""
+    return {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM" if isinstance(base, PreTrainedModel) else None,
+        "base_model_name_or_path": base_name,
+        "inference_mode": True,
+        "r": rank,
+        "lora_alpha": rank,
+        "lora_dropout": 0.0,
+        "target_modules": [*linear],
+        "modules_to_save": [*norms] or None,
+        "fan_in_fan_out": all(isinstance(base.get_submodule(name), Conv1D) for name in linear),
+        "init_lora_weights": True,
+        "use_rslora": False,
+        "use_dora": False,
+    }
 
 
 def _changed(before: nn.Module, after: nn.Module) -> list[str]:

@@ -10,7 +10,7 @@ import fcntl
 import os
 import stat
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
@@ -46,7 +46,7 @@ def check_replaceable(
 
 
 @contextmanager
-def staged_file(target: Path) -> Iterator[BinaryIO]:
+def staged_file(target: Path) -> Generator[BinaryIO]:
     """Give a new file to write into, which takes the place of `target` if the block ends well, and else is removed.
 
     Raises `OSError` if the disk will not take it.

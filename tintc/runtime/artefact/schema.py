@@ -27,8 +27,10 @@ LONGEST_TEXT = 1 << 16
 """Characters of the longest string of a configuration."""
 MOST_ENTRIES = 1 << 12
 DIGEST = re.compile(r"[0-9a-f]{64}")
-REFUSED = ("auto_map", "quantization_config", "num_labels", "id2label", "label2id", "transformers_weights")
-REFUSED += ("text_config", "text_encoder", "decoder", "generator")
+REFUSED = (
+    *("auto_map", "quantization_config", "num_labels", "id2label", "label2id", "transformers_weights"),
+    *("text_config", "text_encoder", "decoder", "generator"),
+)
 """Entries that transformers acts on and no simulator has: code, other files, labels without end, nested models."""
 PROGRAMS = ("program", "auxiliary", "described")
 """Fields of a configuration in memory that stand in files of their own."""

@@ -10,7 +10,7 @@ that writes to the same place removes what else it left.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -24,7 +24,7 @@ class TakenError(Exception):
 
 
 @contextmanager
-def staged(target: Path, replace: bool = True) -> Iterator[Path]:
+def staged(target: Path, replace: bool = True) -> Generator[Path]:
     """Give a new folder to write into, which takes the place of `target` if the block ends well, and else is removed.
 
     An existing `target` is exchanged for it and removed; its parent exists. replace: False for a `target` that must not
@@ -44,7 +44,7 @@ def staged(target: Path, replace: bool = True) -> Iterator[Path]:
 
 
 @contextmanager
-def merged(target: Path, replaced: Iterable[str] = ()) -> Iterator[Path]:
+def merged(target: Path, replaced: Iterable[str] = ()) -> Generator[Path]:
     """Give a new folder to write into, whose files take their places in the existing folder `target` if the block ends
     well; otherwise nothing changes.
 

@@ -154,7 +154,7 @@ class TintForCausalLM(
 
     if TYPE_CHECKING:  # transformers wraps it, and type checkers take the first argument for `self`
 
-        def to(self, *args: Any, **kwargs: Any) -> Self: ...
+        def to(self, *args: Any, **kwargs: Any) -> Self: ...  # pyright: ignore[reportIncompatibleVariableOverride]
 
     @torch.compiler.disable(reason=NOT_COMPILED)
     @where_it_can_run

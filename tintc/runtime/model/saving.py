@@ -90,7 +90,7 @@ class SavedModel(TrainableModel):
         super().save_pretrained(place, True, *args, **kwargs)
         write_texts(place, self.config, print_program(self.program), self.tokenizer, edited=own is None)
 
-    def push_to_hub(
+    def push_to_hub(  # pyright: ignore[reportIncompatibleVariableOverride]
         self, repo_id: str, *, max_shard_size: int | str = "50GB", token: bool | str | None = None, **commit: Any
     ) -> str:
         """Send the whole folder to the hub, model card and all; return where it is then.

@@ -12,13 +12,14 @@ from __future__ import annotations
 
 from collections.abc import Collection, Hashable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from torch import Tensor
 
 from tintc.ir.core import Op, Value
 from tintc.ir.inputs import Inputs
-from tintc.ir.simulator.interface.chosen_experts import Routing
+from tintc.ir.simulator.interface.chosen_experts import Groups, Routing
 from tintc.ir.simulator.interface.cost_model import Deferral
 
 if TYPE_CHECKING:
@@ -40,6 +41,12 @@ class Pending:
     bias: int
     rate: float = 1.0
     experts: Tensor | None = None
+
+    @cached_property
+    def groups(self) -> Groups:
+        """Return the vectors of all examples by expert, which are sorted once for all tokens that are written."""
+        assert self.experts is not None
+        return Groups.of(self.experts.flatten())
 
 
 @dataclass(frozen=True)

@@ -41,8 +41,8 @@ def activate(fn: str, x: Tensor, overwrite: bool = False) -> Tensor:
 
 ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 """True if this build of PyTorch has it; the operator is the one that torch.compile uses."""
-FEW = 512
-"""Rows up to which oneDNN takes a product with more outputs than inputs, see `widening`."""
+FEWEST, FEW = 4, 512
+"""Rows from which and up to which oneDNN takes a product with more outputs than inputs, see `widening`."""
 
 
 def widening(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -50,9 +50,10 @@ def widening(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
     PyTorch gives every fp32 product to MKL, whose share of the peak is lowest for these: on the machine of RESULTS.md
     128 rows times a vocabulary's head run at 36 against 60 thousand million multiply-adds per second, 256 rows at 38
-    against 46, and a feed-forward layer's 128 rows at 34 against 44. From 1024 rows on MKL is ahead.
+    against 46, and a feed-forward layer's 128 rows at 34 against 44. From 1024 rows on MKL is ahead,
+    and with fewer than 4 rows, where a product costs what reading its weights does (one row: by a tenth to a fifth).
     """
-    few = x.shape[:-1].numel() <= FEW and weight.shape[0] > weight.shape[1]
+    few = FEWEST <= x.shape[:-1].numel() <= FEW and weight.shape[0] > weight.shape[1]
     if not few or x.dtype != torch.float32 or x.device.type != "cpu" or torch.is_grad_enabled() or not ONEDNN:
         return F.linear(x, weight, bias)
     return torch.ops.mkldnn._linear_pointwise(x.contiguous(), weight, bias, "none", [], "")
@@ -160,3 +161,60 @@ def fused_slope(fn: str, difference: FiniteDifference, g: Tensor, x: Tensor, y: 
     if recorded:
         return ((stepped - y) * between.reciprocal()).to(x.dtype)
     return stepped.sub_(y).mul_(between.reciprocal()).to(x.dtype)
+
+
+def fused_norm_slope(kind: str, eps: float, difference: FiniteDifference, g: Tensor, x: Tensor) -> Tensor:
+    """Return ``(f(x + h g) - f(x)) / h`` of a norm f without gain and bias, or the central difference, from three sums
+    per token, without the cancellation. kind: ``layer`` or ``rms``; eps: the norm's; g, x: ``[..., D]``.
+
+    Let x have its mean taken off, s be the scale of f at x (x = s f), and s' that at x + h g. With m the mean of g
+    and p / 2, q those of x g and (g - m)^2: ``s'^2 = s^2 + h p + h^2 q``, and f(x + h g) - f(x) is
+    ``h (g - m) / s' + x (1/s' - 1/s)``, where ``1/s' - 1/s = -h (p + h q) / (s s' (s + s'))``. For RMSNorm, m = 0.
+    Of a central one, let t be the scale at x - h g: f(x + h g) - f(x - h g) is
+    ``h (g - m) (1/s' + 1/t) + x (1/s' - 1/t)``, and ``1/s' - 1/t = -2 h p / (s' t (s' + t))``. QED.
+    """
+    f, inverse = _normalised(kind, eps, x)
+    s = inverse.reciprocal()
+    size = rms(g)
+    p = torch.linalg.vecdot(f, g)[..., None] * s * (2 / x.shape[-1])
+    m = None
+    if kind == "layer":
+        m = g.mean(-1, keepdim=True)
+    h: Tensor | float = difference.eps
+    if difference.per_token:
+        h = s * step_size(difference.eps, size)
+    if difference.central:
+        even = s.square() + (h * size).square()
+        if m is not None:
+            even = even - (h * m).square()
+        ahead = (even + h * p).rsqrt()
+        behind = (even - h * p).rsqrt()
+        weight = (ahead + behind) / 2
+        rest = -p * ahead * behind / (ahead.reciprocal() + behind.reciprocal()) * s
+        return torch.addcmul(_centred(g, m, weight), f, rest)
+    q = size.square()
+    if m is not None:
+        q = q - m.square()
+    change = p + h * q
+    # 1 / s', the inverse scale at x + h g.
+    stepped = (s.square() + h * change).rsqrt()
+    return torch.addcmul(_centred(g, m, stepped), f, -change * stepped / (s + stepped.reciprocal()))
+
+
+def _centred(g: Tensor, m: Tensor | None, weight: Tensor) -> Tensor:
+    """Return ``(g - m) weight``."""
+    if m is None:
+        return g * weight
+    return torch.addcmul(-m * weight, g, weight)
+
+
+def _normalised(kind: str, eps: float, x: Tensor) -> tuple[Tensor, Tensor]:
+    """Return f(x) ``[..., D]`` and 1/s ``[..., 1]``. The kernel that has both gives no gradient through 1/s, so
+    autograd's runs do without it."""
+    if kind == "layer" and not torch.is_grad_enabled():
+        f, _, inverse = torch.native_layer_norm(x, x.shape[-1:], None, None, eps)
+        return f, inverse
+    if kind == "layer":
+        x = x - x.mean(-1, keepdim=True)
+    inverse = (rms(x).square() + eps).rsqrt()
+    return x * inverse, inverse

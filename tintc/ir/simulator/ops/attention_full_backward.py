@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tintc.ir.block_specs import AttentionSpec, InverseRootSpec, LinearSpec, ProductSpec
+from tintc.ir.block_specs import InverseRootSpec, LinearSpec, ProductSpec
 from tintc.ir.core import Value, register
 from tintc.ir.functions import at_least_fp32, merge_heads, split_heads
 from tintc.ir.layout import Layout
@@ -29,7 +29,8 @@ from tintc.ir.simulator.shared.first_order import (
     slot_map,
     widened,
 )
-from tintc.ir.simulator.shared.matrix_stages import matrix_stages
+from tintc.ir.simulator.shared.matrix_stages import Ones, matrix_blocks, matrix_product, ones_by_tile
+from tintc.ir.simulator.shared.perturbed_heads import beside, perturbed_heads, score_products
 from tintc.ir.simulator.shared.softmax_slopes import softmax_slopes
 from tintc.ir.structure import StructuralBlock
 
@@ -127,33 +128,28 @@ class AttentionFullBackward(AttentionOp, DifferenceOp):
         ``score_steps`` makes ``p eps / sqrt(D) = h dy`` and its negative (zero for one-sided ones). Where steps are
         fixed, p is dy, and h eps. dy = 0 has p = 0.
 
-        *Perturbed heads*, over [h dy | q | k | v | a]: W_q, W_k, mask, rotation, soft cap, ALiBi and sinks are the
-        forward module's. W_p brings head h of h dy and W_r head ``h // group`` of v, so that ``<h dy_t, v_j> = h c_tj``
-        is added to the score: a head with query ``[scale q ; h dy]`` and key ``[k ; v]``. For dq the values are keys at
-        their positions, times `scale`, and what comes out at t is weighed as queries are and turned back by t's angle:
-        a rotation's transpose is its inverse. For dk the head is transposed, the values are ``a = r q`` (q where
-        steps are fixed) at their positions, times `scale`, and what comes out at j is turned back by j's angle. Where
-        scores have a soft cap, its derivative ``1 - (s / cap)^2`` multiplies what weighs the values. Both heads are
-        applied twice, to plus and minus; ``score_difference`` subtracts and divides by ``2 eps / sqrt(D)``. So dk is
-        ``sum_t (P+ - P-)_tj sqrt(D) r_t q_t / 2 eps``, and ``sqrt(D) r / eps = 1/h``; of dq, the product with r comes
-        last. Where keys and values have different widths, ``widths`` writes coordinate 0 of a head of r to all of a
-        head of q. QED.
+        *Perturbed heads*: those of `perturbed_heads`, on [h dy | q | k | v | a], with ``a = r q`` (q where steps are
+        fixed), are applied twice, to plus and minus; ``score_difference`` subtracts and divides by
+        ``2 eps / sqrt(D)``. So dk is ``sum_t (P+ - P-)_tj sqrt(D) r_t q_t / 2 eps``, and ``sqrt(D) r / eps = 1/h``; of
+        dq, the product with r comes last. Where keys and values have different widths, ``widths`` writes coordinate 0
+        of a head of r to all of a head of q. QED.
 
         *Error.* Every score moves by at most eps against the others' mean twice that, since ``|h c_tj| <= eps``: with
         x the move against the mean, d is off by a factor of ``1 + O(x^2)``, second order in eps (first order for
         one-sided ones; construction.md, section 4.4).
         """
-        dv = {self.block_name("attention_backward"): values_block(self, layout, self._beside(layout, "dy", "q", "k"))}
+        dv = {self.block_name("attention_backward"): values_block(self, layout, beside(self, layout, "dy", "q", "k"))}
         blocks = {"product_0_1": StructuralBlock(ProductSpec(0, 1))} | dv
         for of in ("queries", "keys"):
-            blocks[self.block_name(f"attention_{of}")] = StructuralBlock(self._perturbed(layout, of), "replace")
+            blocks[self.block_name(f"attention_{of}")] = StructuralBlock(perturbed_heads(self, layout, of), "replace")
         per_root = 1.0
         if self.difference.per_token:
             per_root = self.value_width**-0.5
-            blocks[self.block_name("attention_products")] = StructuralBlock(self._products(layout), "replace")
+            blocks[self.block_name("attention_products")] = StructuralBlock(score_products(self, layout), "replace")
             blocks |= mean_block(layout, self.value_width, self._groups(layout))
             blocks["inverse_root"] = StructuralBlock(InverseRootSpec())
-            blocks |= self._widths(layout)
+            if self.value_width != self.head_dim:
+                blocks |= matrix_blocks(layout, self._width_name, self._widths(layout))
         eps = self.fd_step * per_root
         steps = {(0, 0): eps}
         if self.difference.central:
@@ -170,48 +166,6 @@ class AttentionFullBackward(AttentionOp, DifferenceOp):
     def _groups(self, layout: Layout) -> int:
         """Return the number of heads of dy in one slot."""
         return min(self.n_heads, layout.pitch // self.value_width)
-
-    def _beside(self, layout: Layout, *names: str) -> tuple[int, ...]:
-        """Return the first chunks of operands side by side; ``a`` stands for q once more."""
-        dy, q, k, v = self.operands
-        values = {"dy": dy, "q": q, "k": k, "v": v, "a": q}
-        return tuple(self.starts(layout, [values[name] for name in names]))
-
-    def _products(self, layout: Layout) -> AttentionSpec:
-        """Return the linear attention ``u_t = sum_j <dy_t, v_j> v_j``, over [dy | v]."""
-        dy, v = self._beside(layout, "dy", "v")
-        values = self.take(layout, v, self.value_width, grouped=True)
-        return AttentionSpec(
-            n_heads=self.chunks(layout),
-            width=self.width,
-            kind="linear",
-            w_q=self.take(layout, dy, self.value_width, grouped=False),
-            w_k=values,
-            w_v=values,
-            w_o=self.give(layout, grouped=False, dim=self.value_width),
-        )
-
-    def _perturbed(self, layout: Layout, of: str) -> AttentionSpec:
-        """Return the perturbed heads for the gradient of queries or keys, over [h dy | q | k | v | a]."""
-        dy, q, k, v, a = self._beside(layout, "dy", "q", "k", "v", "a")
-        if of == "queries":
-            weighed = self.take(layout, k, self.head_dim, grouped=True, factor=self.scale)
-        else:
-            weighed = self.take(layout, a, self.head_dim, grouped=False, factor=self.scale)
-        return AttentionSpec(
-            n_heads=self.chunks(layout),
-            width=self.width,
-            kind="softmax",
-            w_q=self.take(layout, q, self.head_dim, grouped=False, factor=self.scale),
-            w_k=self.take_keys(layout, k),
-            w_v=weighed,
-            w_o=self.give(layout, grouped=of == "keys", dim=self.head_dim),
-            w_p=self.take(layout, dy, self.value_width, grouped=False),
-            w_r=self.take(layout, v, self.value_width, grouped=True),
-            transpose=of == "keys",
-            gradient=of,
-            **self.spec_options(),
-        )
 
     def literal(self, run: LiteralRun, dy: Tiles, q: Tiles, k: Tiles, v: Tiles) -> tuple[Tiles, Tiles, Tiles]:
         dtype = q[0].dtype
@@ -255,35 +209,18 @@ class AttentionFullBackward(AttentionOp, DifferenceOp):
             sizes.append(product(run, m, root))
         return steps, sizes
 
-    def _widths(self, layout: Layout) -> dict[str, StructuralBlock]:
-        """Return the blocks of `_resized`, by name: tiles of the 0/1 matrix that writes coordinate 0 of each head of
-        `value_width` to all coordinates of a head of `head_dim`."""
-        if self.value_width == self.head_dim:
-            return {}
-        cut: dict[tuple[int, int], list[tuple[int, int]]] = {}
-        for place in range(self.n_heads * self.head_dim):
-            source = place // self.head_dim * self.value_width
-            tile = (place // layout.pitch, source // layout.pitch)
-            cut.setdefault(tile, []).append((place % layout.pitch, source % layout.pitch))
-        return {
-            self._width_name(*tile): StructuralBlock(LinearSpec(matrix_stages(layout, entries)))
-            for tile, entries in cut.items()
-        }
+    def _widths(self, layout: Layout) -> Ones:
+        """Return the matrix that writes coordinate 0 of each head of `value_width` to all coordinates of a head of
+        `head_dim`."""
+        places = range(self.n_heads * self.head_dim)
+        return ones_by_tile(((place, place // self.head_dim * self.value_width) for place in places), layout.pitch)
 
-    def _width_name(self, row: int, column: int) -> str:
-        return f"widths_{self.n_heads}_{self.value_width}_{self.head_dim}_{row}_{column}"
+    @property
+    def _width_name(self) -> str:
+        return f"widths_{self.n_heads}_{self.value_width}_{self.head_dim}"
 
     def _resized(self, run: LiteralRun, sizes: Tiles, count: int) -> Tiles:
         """Return `count` tiles of one number for each head, in all coordinates of heads of `head_dim`."""
         if self.value_width == self.head_dim:
             return sizes
-        blocks = self._widths(run.layout)
-        resized: Tiles = []
-        for row in range(count):
-            total = torch.zeros_like(sizes[0])
-            for column, tile in enumerate(sizes):
-                name = self._width_name(row, column)
-                if name in blocks:
-                    total = total + run.slot(run.apply(name, run.embed([tile])))
-            resized.append(total)
-        return resized
+        return matrix_product(run, self._width_name, self._widths(run.layout), sizes, count)

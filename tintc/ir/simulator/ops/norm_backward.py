@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from tintc.ir.block_specs import LinearSpec, ProductSpec
@@ -16,7 +15,7 @@ from tintc.ir.functions import at_least_fp32, norm_scale, normalise
 from tintc.ir.layout import Layout
 from tintc.ir.simulator.interface.cost_model import DIFFERENCE_BYTES, CostModel
 from tintc.ir.simulator.interface.fused_base import FusedRun, FusedWeights
-from tintc.ir.simulator.interface.fused_kernels import rms, step_size
+from tintc.ir.simulator.interface.fused_kernels import fused_norm_slope
 from tintc.ir.simulator.interface.literal_base import LiteralRun, PrefixTiles, Tiles
 from tintc.ir.simulator.interface.semantics import Interpretation, Weights
 from tintc.ir.simulator.kernels.choice import chosen
@@ -80,9 +79,9 @@ class NormBackward(NormOp, DifferenceOp):
         if gain is not None:
             g = g * gain.to(g.dtype)
         if self.groups == 1:
-            return self._fused_difference(wide, g).to(x.dtype)
+            return fused_norm_slope(self.kind, self.eps, self.difference, g, wide).to(x.dtype)
         wide, g = (value.unflatten(-1, (self.groups, -1)) for value in (wide, g))
-        return self._fused_difference(wide, g).to(x.dtype).flatten(-2)
+        return fused_norm_slope(self.kind, self.eps, self.difference, g, wide).to(x.dtype).flatten(-2)
 
     def _by_kernel(self, dy: Tensor, x: Tensor, gain: Tensor | None) -> Tensor:
         from tintc.ir.simulator.kernels.triton_norm import norm_backward
@@ -90,61 +89,6 @@ class NormBackward(NormOp, DifferenceOp):
         if gain is not None:
             gain = gain.reshape(-1, x.shape[-1])
         return norm_backward(self.kind, self.groups, self.eps, self.difference, dy, x, gain)
-
-    def _fused_difference(self, x: Tensor, g: Tensor) -> Tensor:
-        """Return ``(f(x + h g) - f(x)) / h``, or the central difference, from three sums per token, without the
-        cancellation.
-
-        Let x have its mean taken off, s be the scale of f at x (x = s f), and s' that at x + h g. With m the mean of g
-        and p / 2, q those of x g and (g - m)^2: ``s'^2 = s^2 + h p + h^2 q``, and f(x + h g) - f(x) is
-        ``h (g - m) / s' + x (1/s' - 1/s)``, where ``1/s' - 1/s = -h (p + h q) / (s s' (s + s'))``. For RMSNorm, m = 0.
-        Of a central one, let t be the scale at x - h g: f(x + h g) - f(x - h g) is
-        ``h (g - m) (1/s' + 1/t) + x (1/s' - 1/t)``, and ``1/s' - 1/t = -2 h p / (s' t (s' + t))``. QED.
-        """
-        f, inverse = self._normalised(x)
-        s = inverse.reciprocal()
-        size = rms(g)
-        p = torch.linalg.vecdot(f, g)[..., None] * s * (2 / x.shape[-1])
-        m = None
-        if self.kind == "layer":
-            m = g.mean(-1, keepdim=True)
-        h = self.fd_step
-        if self.difference.per_token:
-            h = s * step_size(h, size)
-        if self.difference.central:
-            even = s.square() + (h * size).square()
-            if m is not None:
-                even = even - (h * m).square()
-            ahead = (even + h * p).rsqrt()
-            behind = (even - h * p).rsqrt()
-            weight = (ahead + behind) / 2
-            rest = -p * ahead * behind / (ahead.reciprocal() + behind.reciprocal()) * s
-            return torch.addcmul(self._centred(g, m, weight), f, rest)
-        q = size.square()
-        if m is not None:
-            q = q - m.square()
-        change = p + h * q
-        # 1 / s', the inverse scale at x + h g.
-        stepped = (s.square() + h * change).rsqrt()
-        return torch.addcmul(self._centred(g, m, stepped), f, -change * stepped / (s + stepped.reciprocal()))
-
-    @staticmethod
-    def _centred(g: Tensor, m: Tensor | None, weight: Tensor) -> Tensor:
-        """Return ``(g - m) weight``."""
-        if m is None:
-            return g * weight
-        return torch.addcmul(-m * weight, g, weight)
-
-    def _normalised(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Return f(x) ``[..., D]`` and 1/s ``[..., 1]``. The kernel that has both gives no gradient through 1/s, so
-        autograd's runs do without it."""
-        if self.kind == "layer" and not torch.is_grad_enabled():
-            f, _, inverse = torch.native_layer_norm(x, x.shape[-1:], None, None, self.eps)
-            return f, inverse
-        if self.kind == "layer":
-            x = x - x.mean(-1, keepdim=True)
-        inverse = (rms(x).square() + self.eps).rsqrt()
-        return x * inverse, inverse
 
     def scratch(self, costs: CostModel, itemsize: int) -> int:
         return DIFFERENCE_BYTES * costs.lengths[self] * self.results[0].type.width

@@ -7,10 +7,8 @@ from dataclasses import dataclass
 from functools import cache
 from typing import ClassVar
 
-import torch
 from torch import Tensor
 
-from tintc.ir.block_specs import LinearSpec
 from tintc.ir.columns import Runs, fits, put_back, take, unfolded
 from tintc.ir.core import register
 from tintc.ir.layout import Layout
@@ -19,7 +17,7 @@ from tintc.ir.simulator.interface.fused_base import FusedRun
 from tintc.ir.simulator.interface.literal_base import LiteralRun, Tiles
 from tintc.ir.simulator.interface.semantics import Interpretation
 from tintc.ir.simulator.interface.storage import TableCount, split_cost
-from tintc.ir.simulator.shared.matrix_stages import matrix_stages
+from tintc.ir.simulator.shared.matrix_stages import Ones, matrix_blocks, matrix_product, ones_by_tile
 from tintc.ir.structure import StructuralBlock
 
 
@@ -38,21 +36,16 @@ def _ones(columns: Runs, transposed: bool) -> tuple[tuple[int, int], ...]:
 
 
 @cache
-def _ones_by_tile(columns: Runs, transposed: bool, pitch: int) -> dict[tuple[int, int], list[tuple[int, int]]]:
-    """Return ``(to, from)`` within each tile ``(row, column)`` of M that has any one."""
-    tiles: dict[tuple[int, int], list[tuple[int, int]]] = {}
-    for to, source in _ones(columns, transposed):
-        tiles.setdefault((to // pitch, source // pitch), []).append((to % pitch, source % pitch))
-    return tiles
+def _ones_by_tile(columns: Runs, transposed: bool, pitch: int) -> Ones:
+    """Return the ones of M by its tiles."""
+    return ones_by_tile(_ones(columns, transposed), pitch)
 
 
 @dataclass(eq=False, kw_only=True)
 class _Columns(SimOp):
     """A matrix M of zeros and ones, tile by tile.
 
-    Claim: tile r of the result is ``sum_c M_rc x_c`` over the tiles c of x, which is the product of M cut into tiles
-    ``[P, P]``. Every term is one chain of `matrix_stages`; a residual connection adds them; tiles of M without any one
-    are left out. QED. It is exact.
+    Claim: the result is ``M x``, since it is that of `matrix_product` for the ones of M. QED. It is exact.
     """
 
     TRANSPOSED: ClassVar[bool]
@@ -64,27 +57,17 @@ class _Columns(SimOp):
         return _ones(self.columns, self.TRANSPOSED)
 
     def structure(self, layout: Layout) -> dict[str, StructuralBlock]:
-        return {
-            self._name(*tile): StructuralBlock(LinearSpec(matrix_stages(layout, ones)))
-            for tile, ones in _ones_by_tile(self.columns, self.TRANSPOSED, layout.pitch).items()
-        }
+        return matrix_blocks(layout, self._name, _ones_by_tile(self.columns, self.TRANSPOSED, layout.pitch))
 
-    def _name(self, row: int, column: int) -> str:
-        """Return the name of a tile's block: its tensors depend on the columns, so the name does too."""
+    @property
+    def _name(self) -> str:
+        """Return the name of its blocks: their tensors depend on the columns, so the name does too."""
         key = f"{self.opname} {self.columns}"
-        return f"select_{hashlib.sha256(key.encode()).hexdigest()[:12]}_{row}_{column}"
+        return f"select_{hashlib.sha256(key.encode()).hexdigest()[:12]}"
 
     def literal(self, run: LiteralRun, x: Tiles) -> Tiles:
         tiles = _ones_by_tile(self.columns, self.TRANSPOSED, run.layout.pitch)
-        y: Tiles = []
-        for row in range(run.layout.tiles(self.result.type.width)):
-            total = torch.zeros_like(x[0])
-            for column, tile in enumerate(x):
-                # Tiles of M without any one have no block.
-                if (row, column) in tiles:
-                    total = total + run.slot(run.apply(self._name(row, column), run.embed([tile])))
-            y.append(total)
-        return y
+        return matrix_product(run, self._name, tiles, x, run.layout.tiles(self.result.type.width))
 
     def table_count(self, layout: Layout) -> TableCount:
         """Count the split operations it consists of: the table has no row for it."""

@@ -82,24 +82,21 @@ Lazy = Callable[[Tensor, Tensor, Pending, Tensor, Tensor, "Tensor | None"], Tens
 
 
 @dataclass(frozen=True)
-class _SortedUpdate:
-    """An update whose dY ``[N, dout]`` and X ``[N, din]`` stand by expert. examples ``[N]``: of every vector; spans: of
-    every expert, from where to where."""
+class _ExpertsUpdate:
+    """An update of experts. groups: its vectors by expert; spans: of every expert, from where to where in these."""
 
     update: Pending
-    dy: Tensor
-    x: Tensor
-    examples: Tensor
+    groups: Groups
     spans: dict[int, tuple[int, int]]
 
     @classmethod
-    def of(cls, update: Pending) -> _SortedUpdate:
-        assert update.experts is not None
-        groups = Groups.of(update.experts.flatten())
-        spans = {key: (start, stop) for key, start, stop in groups.spans}
-        examples = examples_of(update.experts)[groups.order]
-        dy = update.dy.flatten(0, 1)[groups.order]
-        return cls(update, dy, _inputs_of(update, groups.order), examples, spans)
+    def of(cls, update: Pending) -> _ExpertsUpdate:
+        groups = update.groups
+        return cls(update, groups, {key: (start, stop) for key, start, stop in groups.spans})
+
+    def vectors(self, expert: int) -> Tensor:
+        """Return which of its vectors met an expert, by their index among all."""
+        return self.groups.order[slice(*self.spans[expert])]
 
 
 def _by_group(
@@ -117,8 +114,7 @@ def _by_group(
     """
     assert w.weight is not None
     vectors = _taken(x, groups.order)
-    updates = [_SortedUpdate.of(update) for update in w.pending]
-    examples = routing.examples[groups.order]
+    updates = [_ExpertsUpdate.of(update) for update in w.pending]
     count = w.weight.shape[-3]
     parts: list[Tensor] = []
     for key, start, stop in groups.spans:
@@ -127,11 +123,13 @@ def _by_group(
         for update in updates:
             if key % count not in update.spans:
                 continue
-            met = slice(*update.spans[key % count])
+            met = update.vectors(key % count)
             same = None
             if x.shape[0] > 1:
-                same = (examples[start:stop, None] == update.examples[met]).to(x.dtype)
-            y = lazy(y, mine, update.update, update.dy[met], update.x[met], same)
+                theirs = _examples(update.update)[met]
+                same = (routing.examples[groups.order[start:stop], None] == theirs).to(x.dtype)
+            dy = update.update.dy.flatten(0, 1)[met]
+            y = lazy(y, mine, update.update, dy, _inputs_of(update.update, met), same)
         parts.append(y)
     return torch.cat(parts)[groups.inverse].unflatten(0, x.shape[:3])
 
@@ -141,6 +139,12 @@ def _taken(x: Tensor, indices: Tensor) -> Tensor:
     if x.stride(2) == 0:  # all experts of a token read one vector
         return x[:, :, 0].flatten(0, 1)[indices // x.shape[2]]
     return x.flatten(0, 2)[indices]
+
+
+def _examples(update: Pending) -> Tensor:
+    """Return the example of every vector of an update of experts."""
+    assert update.experts is not None
+    return examples_of(update.experts)
 
 
 def _inputs_of(update: Pending, indices: Tensor) -> Tensor:

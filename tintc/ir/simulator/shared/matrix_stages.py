@@ -1,14 +1,16 @@
-"""A product of a slot with a matrix of zeros and ones, as split operations."""
+"""Products with matrices of zeros and ones, tile by tile, as split operations."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
 
-from tintc.ir.block_specs import SplitStage, TensorSpec
+from tintc.ir.block_specs import LinearSpec, SplitStage, TensorSpec
 from tintc.ir.layout import Layout
+from tintc.ir.simulator.interface.literal_base import LiteralRun, Tiles
+from tintc.ir.structure import StructuralBlock
 
 
 def matrix_stages(layout: Layout, entries: Sequence[tuple[int, int]]) -> tuple[SplitStage, ...]:
@@ -45,3 +47,44 @@ def matrix_stages(layout: Layout, entries: Sequence[tuple[int, int]]) -> tuple[S
         SplitStage("split", square, d_h, TensorSpec((square, d_h, d_h), blocks)),
         SplitStage("dimension", square, d_h, TensorSpec((d_h, heads, square), gather), n_out=heads),
     )
+
+
+Ones = dict[tuple[int, int], list[tuple[int, int]]]
+"""The ones of a matrix, ``(to, from)`` within each tile ``(row, column)`` that has any."""
+
+
+def ones_by_tile(ones: Iterable[tuple[int, int]], pitch: int) -> Ones:
+    """Return the ones of a matrix, ``(to, from)``, by its tiles ``[P, P]``."""
+    tiles: Ones = {}
+    for to, source in ones:
+        tiles.setdefault((to // pitch, source // pitch), []).append((to % pitch, source % pitch))
+    return tiles
+
+
+def matrix_blocks(layout: Layout, name: str, tiles: Ones) -> dict[str, StructuralBlock]:
+    """Return the blocks of `matrix_product`, by name."""
+    return {
+        tile_name(name, *tile): StructuralBlock(LinearSpec(matrix_stages(layout, ones))) for tile, ones in tiles.items()
+    }
+
+
+def tile_name(name: str, row: int, column: int) -> str:
+    """Return the name of a tile's block."""
+    return f"{name}_{row}_{column}"
+
+
+def matrix_product(run: LiteralRun, name: str, tiles: Ones, x: Tiles, count: int) -> Tiles:
+    """Return ``M x`` in `count` tiles.
+
+    Tile r of the result is ``sum_c M_rc x_c`` over the tiles c of x, which is the product of M cut into tiles
+    ``[P, P]``. Every term is one chain of `matrix_stages`; a residual connection adds them; tiles of M without any one
+    are left out. QED.
+    """
+    y: Tiles = []
+    for row in range(count):
+        total = torch.zeros_like(x[0])
+        for column, tile in enumerate(x):
+            if (row, column) in tiles:
+                total = total + run.slot(run.apply(tile_name(name, row, column), run.embed([tile])))
+        y.append(total)
+    return y

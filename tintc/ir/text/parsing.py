@@ -1,12 +1,4 @@
-"""Both dialects as text: `print_program` and `parse_program` are inverses.
-
-One op a line::
-
-    %h.0.ln = aux.norm(%embed) {kind="layer", eps=1e-05, weight="h.0.ln_1.weight"} : tokens<48>
-
-Attribute values are JSON; an attribute at its default is not shown. `//` starts a comment. A `sim.repeat` carries its
-block in braces on the lines below it.
-"""
+"""A text as a program: every line is read by one pattern, and refused by its number if it does not match."""
 
 from __future__ import annotations
 
@@ -15,7 +7,7 @@ import re
 from typing import Any
 
 from tintc.errors import IRError
-from tintc.ir.attributes import DIGITS, AttributeTextError, as_tuples, is_a, parse_attributes, print_attributes
+from tintc.ir.attributes import DIGITS, AttributeTextError, as_tuples, is_a, parse_attributes
 from tintc.ir.core import OPS, TYPE_KINDS, Block, Op, Parameter, Program, Type, Value
 
 NAME = r"[A-Za-z0-9_.\-]+"
@@ -28,52 +20,6 @@ OP_LINE = re.compile(
 COMMENT = re.compile(r'("(?:[^"\\]|\\.)*")|//.*')
 """A comment, or a string (kept), which may hold two slashes."""
 BLOCK_OPEN = re.compile(rf"\((?P<arguments>{VALUES})\) \{{$")
-
-
-def print_program(program: Program) -> str:
-    """Return the program as text."""
-    lines = [f"{program.dialect}.program {{{print_attributes(program.attributes)}}}", ""]
-    for name, parameter in program.parameters.items():
-        lines.append(_parameter_line(name, parameter))
-    if program.parameters:
-        lines.append("")
-    _print_ops(program.ops, lines, "")
-    lines.append("")
-    for label, value in program.outputs.items():
-        lines.append(f"return {label} = {value}")
-    return "\n".join(lines) + "\n"
-
-
-def _parameter_line(name: str, parameter: Parameter) -> str:
-    shape = "x".join(map(str, parameter.shape))
-    attributes: dict[str, Any] = {"source": parameter.source}
-    if parameter.transpose:
-        attributes["transpose"] = True
-    if parameter.rows is not None:
-        attributes["rows"] = parameter.rows
-    if parameter.stacked:
-        attributes["stacked"] = True
-    return f"parameter @{name} {{{print_attributes(attributes)}}} : {shape}"
-
-
-def _print_ops(ops: list[Op], lines: list[str], indent: str) -> None:
-    for op in ops:
-        results = ", ".join(map(str, op.results))
-        line = f"{op.opname}({', '.join(map(str, op.operands))})"
-        if op.results:
-            line = f"{results} = {line}"
-        attributes = op.attributes()
-        if attributes:
-            line += f" {{{print_attributes(attributes)}}}"
-        if op.results:
-            line += f" : {', '.join(str(result.type) for result in op.results)}"
-        lines.append(indent + line)
-        body: Block | None = getattr(op, "body", None)
-        if body is not None:
-            lines.append(f"{indent}({', '.join(map(str, body.arguments))}) {{")
-            _print_ops(body.ops, lines, indent + "  ")
-            lines.append(f"{indent}  yield {', '.join(map(str, body.yields))}")
-            lines.append(f"{indent}}}")
 
 
 def parse_program(text: str) -> Program:

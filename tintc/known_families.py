@@ -1,0 +1,56 @@
+"""What the last sweep over the types of models found out (`tintc/families.json`), and what follows for one type.
+
+The file is data that `make sweep` writes. Nothing else in the package names a type.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from tintc.errors import ArtefactError
+
+DATA = Path(__file__).with_name("families.json")
+
+Data = dict[str, Any]
+
+
+def read_data() -> Data:
+    """Return what the last sweep wrote. Raises `ArtefactError` if there has been none."""
+    if not DATA.exists():
+        raise ArtefactError(f"There is no {DATA.name}, which a sweep writes; run `make sweep` in a checkout of tintc.")
+    return json.loads(DATA.read_text(encoding="utf-8"))
+
+
+def known_obstacles(configuration: Mapping[str, Any], version: str) -> tuple[str, ...]:
+    """Return the obstacles of a model with that configuration, in the words of a refusal; none if it may compile.
+
+    It is known not to if its type failed for a kind of layer, and so did those variants of the type that it is of. It
+    may if one of them passed, or failed for anything else, which may be a matter of sizes; if no sweep has seen
+    the type; or if the sweep ran with another version of transformers than `version`.
+    """
+    if not DATA.exists():
+        return ()
+    data = read_data()
+    if data.get("transformers") != version:
+        return ()
+    entries = [family for family in data["families"] if family["type"] == configuration.get("model_type")]
+    entries = [family for family in entries if _is_of(configuration, family)]
+    if not entries or any(family["passed"] or not family["obstacles"] for family in entries):
+        return ()
+    return tuple(entries[-1]["obstacles"])
+
+
+def _is_of(configuration: Mapping[str, Any], family: Mapping[str, Any]) -> bool:
+    """Return True for the type itself, and for a variant whose options a configuration has: of a list, such as that of
+    the kinds of layers, the same entries in any number."""
+    for name, value in family["options"].items():
+        own = configuration.get(name)
+        if isinstance(value, list) and isinstance(own, list | tuple):
+            if not all(one in value for one in own) or not all(one in own for one in value):
+                return False
+        elif own != value:
+            return False
+    return True
