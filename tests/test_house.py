@@ -87,16 +87,15 @@ def test_no_folder_imports_one_above_it(folder: str) -> None:
 
 PAIRS = {
     frozenset({"tintc.ir.simulator.interface.base", "tintc.ir.simulator.interface.fused_base"}),
-    frozenset({"tintc.lowering.rules.base", "tintc.lowering.rules.sweep"}),
 }
 """Files that know each other's types."""
 
 
 def test_no_circle_of_imports() -> None:
-    """No files import each other, but these pairs."""
+    """No files import each other, but these."""
     far = {name: reachable(name) for name in imports()}
     groups = {frozenset(other for other in far[name] if name in far[other]) for name in far}
-    assert {group for group in groups if len(group) > 1} <= PAIRS
+    assert {group for group in groups if len(group) > 1} == PAIRS
 
 
 def test_no_folder_has_more_than_25_files() -> None:
@@ -109,20 +108,8 @@ def test_no_folder_has_more_than_25_files() -> None:
 MOST_LINES = 250
 LONG_FILES = {
     "tintc/options.py": "every option stands there, once",
-    "tintc/analysis/head_roles.py": "not yet split",
-    "tintc/analysis/owners.py": "not yet split",
-    "tintc/frontend/attention/attention_rule.py": "not yet split",
-    "tintc/ir/inputs.py": "not yet split",
-    "tintc/ir/simulator/ops/attention_full_backward.py": "not yet split",
-    "tintc/ir/simulator/ops/norm_backward.py": "not yet split",
-    "tintc/ir/simulator/ops/optimisers/step.py": "not yet split",
-    "tintc/ir/simulator/shared/attention_common.py": "not yet split",
-    "tintc/ir/text.py": "not yet split",
-    "tintc/lowering/passes/canonicalise.py": "not yet split",
-    "tintc/reference/captured.py": "not yet split",
-    "tintc/reference/regions.py": "not yet split",
 }
-"""Files that may be longer, each with its reason."""
+"""Files that are longer, each with its reason."""
 
 
 def sources() -> list[Path]:
@@ -133,16 +120,15 @@ def sources() -> list[Path]:
 def test_files_are_short() -> None:
     """A file is of one subject; one that outgrows this has two."""
     counts = {str(path.relative_to(ROOT)): len(path.read_text(encoding="utf-8").splitlines()) for path in sources()}
-    assert {name: count for name, count in counts.items() if count > MOST_LINES and name not in LONG_FILES} == {}
+    long = {name: count for name, count in counts.items() if count > MOST_LINES}
+    assert long.keys() == LONG_FILES.keys(), long
 
 
 MOST_LINES_OF_A_FUNCTION = 45
 LONG_FUNCTIONS = {
-    "tintc/frontend/source/load.py load_auxiliary": "not yet split",
-    "tintc/reference/tune.py tune": "not yet split",
     "tintc/runtime/artefact/config.py __init__": "a configuration of transformers names each field as often as that",
 }
-"""Functions that may be longer, each with its reason."""
+"""Functions that are longer, each with its reason."""
 
 
 def test_functions_are_short() -> None:
@@ -151,9 +137,10 @@ def test_functions_are_short() -> None:
     for path in sources():
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
-                counts[f"{path.relative_to(ROOT)} {node.name}"] = own_lines(node)
-    wrong = {name: count for name, count in counts.items() if count > MOST_LINES_OF_A_FUNCTION}
-    assert wrong.keys() <= LONG_FUNCTIONS.keys(), wrong
+                name = f"{path.relative_to(ROOT)} {node.name}"
+                counts[name] = max(own_lines(node), counts.get(name, 0))
+    long = {name: count for name, count in counts.items() if count > MOST_LINES_OF_A_FUNCTION}
+    assert long.keys() == LONG_FUNCTIONS.keys(), long
 
 
 def own_lines(node: ast.FunctionDef | ast.AsyncFunctionDef) -> int:

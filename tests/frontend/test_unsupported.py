@@ -75,12 +75,6 @@ def test_queries_that_do_not_depend_on_the_tokens_are_refused_in_words() -> None
         import_graph(capture(model))
 
 
-def test_sizes_that_depend_on_the_ids_are_refused_in_words() -> None:
-    """Experts that are given their tokens in a row, however many those are."""
-    with pytest.raises(UnsupportedModelError, match="experts"):
-        import_graph(capture(tiny_model("jetmoe")))
-
-
 def test_a_loop_over_the_experts_that_are_chosen_is_refused_in_words() -> None:
     """Experts that transformers' interface does not compute, for some of them have no weights."""
     with pytest.raises(UnsupportedModelError) as refused:

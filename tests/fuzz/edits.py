@@ -138,7 +138,10 @@ def edited_tree(tree: Any, edits: Sequence[Edit]) -> Any:
 
 def dumped(tree: Any) -> bytes:
     """Return a tree as JSON, with what `json` does not write put in for the words that stand for it."""
-    text = json.dumps(tree)
+    try:
+        text = json.dumps(tree)
+    except RecursionError:  # of several edits that nest
+        text = '"@deep"'
     for word, raw in RAW.items():
         if word in text:
             text = text.replace(f'"{word}"', raw)

@@ -166,6 +166,7 @@ LIES: dict[str, tuple[Change, str]] = {
     "a format as text": (entry("config.json", format_version="2"), "format"),
     "a model in the model": (entry("config.json", text_config={"model_type": "llama"}), "has the entry 'text_config'"),
     "a number for a model in it": (entry("config.json", decoder=1), "has the entry 'decoder'"),
+    "several pads": (entry("config.json", pad_token_id=[1, 2]), "its pad_token_id is [1, 2]"),
     "a method of a configuration": (entry("config.json", to_dict=1), "has the entry 'to_dict'"),
     "a method of settings": (entry("generation_config.json", to_dict=1), "its to_dict is 1"),
     "code": (entry("config.json", auto_map={"AutoModel": "evil.Evil"}), "has the entry 'auto_map'"),

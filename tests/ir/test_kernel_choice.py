@@ -12,6 +12,8 @@ from tintc.errors import OptionError
 from tintc.ir.simulator.kernels import choice, measured
 from tintc.ir.simulator.kernels.choice import TABLE, VARIABLE, chosen, using
 from tintc.ir.simulator.kernels.measured import Case
+from tintc.ir.simulator.kernels.rows import takes_tf32
+from tintc.runtime.execution.fused import graphs
 
 LOSS_BY_CHUNKS = hasattr(torch.nn.functional, "linear_cross_entropy")
 """Torch 2.11 has none."""
@@ -109,3 +111,20 @@ def test_what_was_measured_decides(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_what_is_measured_belongs_to_kernels() -> None:
     """The file in the package can be read, and names kernels that there are."""
     assert {kernel for kernel, _ in measured.measured()} <= TABLE.keys()
+
+
+def test_tf32_by_either_switch() -> None:
+    """The old one cannot be read where the new one was set."""
+    switches = torch.backends.cuda.matmul
+    before = graphs.surroundings()
+    try:
+        switches.fp32_precision = "tf32"
+        with pytest.raises(RuntimeError, match="mix of the legacy and new APIs"):
+            _ = switches.allow_tf32
+        assert takes_tf32() and graphs.surroundings() != before
+        switches.allow_tf32 = False
+        assert not takes_tf32() and graphs.surroundings() == before
+        switches.allow_tf32 = True
+        assert takes_tf32()
+    finally:
+        switches.allow_tf32 = False

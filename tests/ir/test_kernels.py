@@ -107,6 +107,21 @@ def test_two_products(
     close(found, wanted, tolerance)
 
 
+def test_launches_are_where_the_tensors_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Triton launches on the current GPU, which need not be theirs."""
+    asked: list[Tensor] = []
+    plain = torch.cuda.device_of
+    monkeypatch.setattr(torch.cuda, "device_of", lambda x: (asked.append(x), plain(x))[1])
+    step, x = FiniteDifference("token", 0.01), random(1, 3, 8)
+    difference.activation_backward("silu", step, x, x)
+    difference.gate_backward("silu", step, x, x, x)
+    norm.norm_backward("rms", 1, 1e-5, step, x, x, None)
+    products.two_products(x, random(8, 5), None, random(1, 3, 2), random(1, 2, 5))
+    q, k, dy, options = attention_case("plain", torch.float32, DEVICE)
+    attention.values_gradient(q, k, dy, options)
+    assert len(asked) == 5 and all(one.device == x.device for one in asked)
+
+
 @pytest.mark.parametrize("name", ["gpt2", "llama", "all of attention"])
 def test_simulators(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Kernels stand in for operators wherever a fused pass has them, fp32: 1e-3 of the update."""

@@ -88,8 +88,8 @@ NEEDS: dict[str, dict[str, Any]] = {
     "gemma4_text": {"global_head_dim": 40},
     "hunyuan_v1_moe": {"num_experts": 8, "moe_topk": 2},
     "hrm_text": {"H_cycles": 2, "L_cycles": 2},
-    "lfm2_moe": {"layer_types": ["conv", "full_attention"], "num_experts": 4, "num_experts_per_tok": 2}
-    | {"moe_intermediate_size": 24},
+    "lfm2_moe": {"layer_types": ["conv", "full_attention"], "num_dense_layers": 1, "num_experts": 4}
+    | {"num_experts_per_tok": 2, "moe_intermediate_size": 24},
     "mamba2": {"num_heads": 4, "head_dim": 30, "n_groups": 1},
     "falcon_h1": {"mamba_d_ssm": 60, "mamba_n_heads": 4, "mamba_d_head": 15, "mamba_d_state": 10, "mamba_n_groups": 2},
     "kimi_linear": {"linear_num_heads": 3, "linear_head_dim": 10, "num_local_experts": 4, "num_experts_per_tok": 2}

@@ -80,12 +80,11 @@ def load_auxiliary(
     ids to learn how many there are and how long texts may be. vocab_size: how many there must be (None: any number);
     trust_remote_code: run Python code that comes with the model. max_length None: the configuration's, at most 2048.
     Weights keep the checkpoint's dtype, and quantised ones are made plain numbers; docs/checkpoints.md has every form
-    that is read. values: whether the weights are needed; if not they are not looked at, and a model without weight
-    files has zeros. keep_adapters: leave adapters of peft as layers of their own; otherwise they are merged into the
-    weights. with_tokenizer: whether the tokenizer is needed, whose reading is a quarter of a GGUF file's. try_anyway:
-    load it even if it is known that no model of its type compiles. Raises `ModelError` (missing or broken files,
-    missing, misshapen or non-finite weights, a package that is missing, not a causal language model),
-    `UnsupportedModelError` for a type that is known, and `OptionError` for a `max_length` the model does not have.
+    that is read. values: whether the weights are needed; if not, a model without weight files has zeros. keep_adapters:
+    leave adapters of peft as layers of their own, and do not merge them. with_tokenizer: whether the tokenizer is
+    needed, whose reading is a quarter of a GGUF file's. try_anyway: load what is known not to compile too. Raises
+    `ModelError` (missing or broken files, missing, misshapen or non-finite weights, a package that is missing, not a
+    causal language model, or known not to compile) and `OptionError` for a `max_length` the model does not have.
     """
     if isinstance(model_or_path, nn.Module):
         loaded = _in_memory(model_or_path, keep_adapters)

@@ -117,7 +117,7 @@ RULES: dict[str, Rule] = {name: _or_none(is_size) for name in SIZES} | {
     "dtype": _is_dtype,
     "torch_dtype": _is_dtype,
     "architectures": _or_none(is_list_of(is_text)),
-    "bos_token_id": _is_token,
+    "bos_token_id": _or_none(is_size),
     "eos_token_id": _is_token,
     "pad_token_id": _or_none(is_size),
 }

@@ -170,7 +170,7 @@ class Place(NamedTuple):
 
 def _places(sim: Simulator) -> Iterator[Place]:
     """Yield the places of the tensors that a fused run reads, and of the modules that have them; to look at these again
-    is a twentieth of the time of a walk through the tree, which every new token would wait for."""
+    takes a quarter of the time of a walk through the tree, and every new token waits for it."""
     for kind in (sim.tables, sim.prefixes, sim.rates, sim.score_vectors):
         for module in kind.modules():
             yield from (Place(module._modules, name, child, 0) for name, child in module._modules.items())
