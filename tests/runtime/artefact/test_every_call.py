@@ -1,5 +1,6 @@
 """The n-th open, write, rename, fsync or mapping of compiling, saving, exporting and loading fails, for every n: one
-sentence says so, or nothing was lost; what stands there is the old or the new, byte for byte, and what is left beside it is hidden, and gone after the next time.
+sentence says so, or nothing was lost; what stands there is the old or the new, byte for byte, and what is left beside
+it is hidden, and gone after the next time.
 """
 
 from __future__ import annotations
