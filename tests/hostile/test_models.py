@@ -92,10 +92,11 @@ def gguf(entries: dict[str, Any], tensors: int = 0, claimed: int | None = None, 
     return b"".join(parts) + bytes(32 * (tensors + 1))
 
 
-ONE = {"general.architecture": "llama", "llama.block_count": 1}
+ONE = {"general.architecture": "llama", "llama.block_count": 1, "llama.embedding_length": 8}
 FILES: dict[str, tuple[bytes, str]] = {
     "blocks without end": (gguf(ONE | {"llama.block_count": 10**9}, 1), "claims 1000000000 blocks"),
     "no blocks": (gguf({"general.architecture": "llama"}, 1), "claims no blocks"),
+    "no width": (gguf(ONE | {"llama.embedding_length": 0}, 1), "claims no width"),
     "tensors without end": (gguf(ONE, 1, claimed=1 << 62), "claims more than the file holds"),
     "entries without end": (b"GGUF" + struct.pack("<IQQ", 3, 0, 1 << 62), "claims more than the file holds"),
     "a text without end": (b"GGUF" + struct.pack("<IQQQ", 3, 0, 1, 1 << 62), "claims more than the file holds"),

@@ -141,7 +141,7 @@ def _end_of_tensor(reader: _Reader, name: str) -> int:
 
 
 def _check_blocks(entries: dict[str, Any], n_blocks: int) -> None:
-    """Raise `_Broken` unless the header claims as many blocks as have tensors, and one at least."""
+    """Raise `_Broken` unless the header claims a width, and as many blocks as have tensors, and one at least."""
     parts = entries.get("split.count")
     if isinstance(parts, int) and parts > 1:
         raise _Broken(f"it is one of {parts} parts", "join them with llama-gguf-split --merge")
@@ -151,3 +151,6 @@ def _check_blocks(entries: dict[str, Any], n_blocks: int) -> None:
         raise _Broken("its header claims no blocks (layers)")
     if claimed != n_blocks:
         raise _Broken(f"its header claims {claimed} blocks (layers), and {n_blocks} are in it")
+    width = entries.get(f"{architecture}.embedding_length")
+    if not isinstance(width, int) or width < 1:  # transformers would build one of thousands
+        raise _Broken("its header claims no width (embedding_length)")
