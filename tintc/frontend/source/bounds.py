@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -65,17 +65,28 @@ def check_files(folder: str | Path, name: str) -> None:
 
 def _check_layers(folder: Path, name: str, config: dict[str, Any]) -> None:
     """Raise `ModelError` for more layers than the files of weights have, where it would take seconds to build them."""
+    if absent := absent_layers(config, lambda: _tensors(folder)):
+        key, most, held = absent
+        raise ModelError(
+            f"{name} has {key} {most:,} in its config.json, and its files have weights of {held:,} at most; get "
+            "both from one place."
+        )
+
+
+def absent_layers(config: Mapping[str, Any], tensors: Callable[[], Iterable[str]]) -> tuple[str, int, int] | None:
+    """Return an entry of a configuration, its number of layers, and the smaller number that tensors' names have.
+
+    None: the layers are there, or so few that building them takes no time. tensors: returns the names.
+    """
     asked = [(value, key) for key, value in _entries(config) if LAYERS.search(key) and type(value) is int]
     most, key = max(asked, default=(0, ""))
     if most <= MANY_LAYERS:
-        return
-    numbers = [int(number) for tensor in _tensors(folder) for number in NUMBER.findall(tensor)]
+        return None
+    numbers = [int(number) for tensor in tensors() for number in NUMBER.findall(tensor)]
     held = max(numbers, default=most) + 1
-    if held < most:
-        raise ModelError(
-            f"{name} has {key[:80]} {most:,} in its config.json, and its files have weights of {held:,} at most; get "
-            "both from one place."
-        )
+    if held >= most:
+        return None
+    return key[:80], most, held
 
 
 def _tensors(folder: Path) -> list[str]:
@@ -148,7 +159,7 @@ def _shown(value: int) -> str:
     return f"{value:,}"
 
 
-def _entries(config: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+def _entries(config: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     """Yield the entries of a configuration, and of those in it."""
     for key, value in config.items():
         yield str(key), value

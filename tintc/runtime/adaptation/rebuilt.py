@@ -15,7 +15,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from tintc.errors import ArtefactError, ModelError, first_line
 from tintc.frontend.alone import renamed
-from tintc.frontend.source.bounds import check_sizes
+from tintc.frontend.source.bounds import absent_layers, check_sizes
 from tintc.ir.auxiliary.interpreter import viewed_rows
 from tintc.ir.core import Parameter
 from tintc.ir.simulator.shared.linear_common import main_part
@@ -100,6 +100,9 @@ def rebuilt(sim: AdaptiveSimulator, described: str) -> Target:
     """
     entries = entries_of(described)
     numbers = held_numbers(sim)
+    if absent := absent_layers(entries["config"], lambda: (one.source for one in sim.program.parameters.values())):
+        _, most, held = absent
+        raise misfit(f"it describes {most:,} layers, and the simulator holds {held:,}")
     model: Any = _empty(entries, numbers)
     target = Target.described(model, sim, entries, numbers)
     with torch.no_grad():
