@@ -111,7 +111,8 @@ def _nest(inside: Any, key: Any, what: int, _: list[tuple[Any, Any]]) -> None:
 
 def _repeat(inside: Any, key: Any, what: int, _: list[tuple[Any, Any]]) -> None:
     room = MOST // len(json.dumps(inside[key]))
-    inside[key] = [inside[key]] * min(room, chosen((2, 5, 100, 10_000), what))
+    count = min(room, chosen((2, 5, 100, 10_000), what))
+    inside[key] = [copy.deepcopy(inside[key]) for _ in range(count)]  # else a later edit of one would be of all
 
 
 TREE: dict[str, Callable[[Any, Any, int, list[tuple[Any, Any]]], None]] = {
