@@ -18,10 +18,13 @@ Data = dict[str, Any]
 
 
 def read_data() -> Data:
-    """Return what the last sweep wrote. Raises `ArtefactError` if there has been none."""
+    """Return what the last sweep wrote. Raises `ArtefactError` if there has been none, or its file cannot be read."""
     if not DATA.exists():
         raise ArtefactError(f"There is no {DATA.name}, which a sweep writes; run `make sweep` in a checkout of tintc.")
-    return json.loads(DATA.read_text(encoding="utf-8"))
+    try:
+        return json.loads(DATA.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ArtefactError(f"{DATA} cannot be read: {error.strerror or error}.") from error
 
 
 def known_obstacles(configuration: Mapping[str, Any], version: str) -> tuple[str, ...]:
@@ -31,9 +34,10 @@ def known_obstacles(configuration: Mapping[str, Any], version: str) -> tuple[str
     may if one of them passed, or failed for anything else, which may be a matter of sizes; if no sweep has seen
     the type; or if the sweep ran with another version of transformers than `version`.
     """
-    if not DATA.exists():
+    try:
+        data = read_data()
+    except ArtefactError:  # then nothing is known
         return ()
-    data = read_data()
     if data.get("transformers") != version:
         return ()
     entries = [family for family in data["families"] if family["type"] == configuration.get("model_type")]

@@ -101,8 +101,8 @@ def rebuilt(sim: AdaptiveSimulator, described: str) -> Target:
     entries = entries_of(described)
     numbers = held_numbers(sim)
     if absent := absent_layers(entries["config"], lambda: (one.source for one in sim.program.parameters.values())):
-        _, most, held = absent
-        raise misfit(f"it describes {most:,} layers, and the simulator holds {held:,}")
+        key, most, held = absent
+        raise misfit(f"it has {key} {most:,}, and the simulator holds layers up to {held:,}")
     model: Any = _empty(entries, numbers)
     target = Target.described(model, sim, entries, numbers)
     with torch.no_grad():

@@ -26,6 +26,7 @@ CHOICES = {name: ABOUT[name].choices for name in OPTIONS if ABOUT[name].choices}
 def check_format(version: Any, what: str) -> None:
     """Raise `ArtefactError` unless this version of tintc reads the format."""
     if not isinstance(version, int) or version > FORMAT_VERSION:
+        version = " ".join(str(version).split())[:80]
         raise ArtefactError(
             f"{what} was written by a newer tintc (format {version}; this one reads {FORMAT_VERSION}); update tintc."
         )
