@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from tintc.errors import IRError, OptionError, PassError
 from tintc.ir.core import Program
 from tintc.ir.simulator import Repeat
+from tintc.lowering.emission.emit import REQUIRED
 from tintc.lowering.passes.allocate_slots import allocate_slots
 from tintc.lowering.passes.assign_layers import assign_layers
 from tintc.lowering.passes.canonicalise import canonicalise
@@ -110,6 +111,9 @@ def _run(one: Pass, program: Program, options: Options) -> Program:
     missing = [name for name in one.needs if name not in program.attributes]
     if missing:
         raise IRError(f"the program has no attribute {missing[0]!r}, which an earlier pass gives.")
+    wrong = [name for name in one.needs if not isinstance(program.attributes[name], REQUIRED[name])]
+    if wrong:
+        raise IRError(f"the program's attribute {wrong[0]!r} is no {REQUIRED[wrong[0]].__name__}.")
     if one.unrolled and any(isinstance(op, Repeat) for op in program.ops):
         raise IRError("the program has sim.repeat, which unroll-steps removes.")
     if program.dialect == "aux" and "logits" not in program.outputs:
