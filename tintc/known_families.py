@@ -6,13 +6,16 @@ The file is data that `make sweep` writes. Nothing else in the package names a t
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from tintc.errors import ArtefactError
+from tintc.errors import ArtefactError, Reason
 
 DATA = Path(__file__).with_name("families.json")
+REASON = re.compile(r"(\S+) in (\S+): (.+)")
+"""A reason as text: operation, place, why."""
 
 Data = dict[str, Any]
 
@@ -34,17 +37,28 @@ def known_obstacles(configuration: Mapping[str, Any], version: str) -> tuple[str
     may if one of them passed, or failed for anything else, which may be a matter of sizes; if no sweep has seen
     the type; or if the sweep ran with another version of transformers than `version`.
     """
+    return tuple(_known(configuration, version).get("obstacles", ()))
+
+
+def known_reasons(configuration: Mapping[str, Any], version: str) -> list[Reason]:
+    """Return the operations of a model that is known not to compile, as the sweep met them in a tiny one."""
+    texts = _known(configuration, version).get("reasons", ())
+    return [Reason(*match.groups()) for text in texts if (match := REASON.fullmatch(text))]
+
+
+def _known(configuration: Mapping[str, Any], version: str) -> Mapping[str, Any]:
+    """Return what the sweep wrote of a model that is known not to compile; nothing of one that may."""
     try:
         data = read_data()
     except ArtefactError:  # then nothing is known
-        return ()
+        return {}
     if data.get("transformers") != version:
-        return ()
+        return {}
     entries = [family for family in data["families"] if family["type"] == configuration.get("model_type")]
     entries = [family for family in entries if _is_of(configuration, family)]
     if not entries or any(family["passed"] or not family["obstacles"] for family in entries):
-        return ()
-    return tuple(entries[-1]["obstacles"])
+        return {}
+    return entries[-1]
 
 
 def _is_of(configuration: Mapping[str, Any], family: Mapping[str, Any]) -> bool:

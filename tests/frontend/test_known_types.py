@@ -20,6 +20,7 @@ from tintc.known_families import DATA, known_obstacles, read_data
 from tools.sweep.tiny import tiny_config, tiny_model
 
 WORDS = "layers that dream"
+DREAMS = ["aten.sleep in model.layers.0.mlp: no rule takes this operation", "LlamaForCausalLM cannot be compiled."]
 TIED = {"variant": "tied", "options": {"tie_word_embeddings": True}}
 
 
@@ -37,7 +38,7 @@ def no_export(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def known(folder: Path, monkeypatch: pytest.MonkeyPatch, *entries: dict[str, Any], version: str = "") -> None:
     """Let the sweep have written these entries about Llama."""
-    failed = {"type": "llama", "variant": "", "options": {}, "passed": False, "obstacles": [WORDS]}
+    failed = {"type": "llama", "variant": "", "options": {}, "passed": False, "obstacles": [WORDS], "reasons": DREAMS}
     families = [failed | entry for entry in entries]
     data = {"transformers": version or transformers.__version__, "families": families}
     file = folder / "families.json"
@@ -55,7 +56,10 @@ def test_a_type_of_which_no_variant_compiles_is_refused_at_once(
         tintc.compile(model)
     message = str(refused.value)
     assert message.startswith(f"LlamaForCausalLM cannot be compiled: it has {WORDS}, which tintc does not support; ")
-    assert "`tintc families llama`" in message and "try_anyway=True" in message and message.count("\n") == 0
+    first, *places = message.splitlines()
+    assert "`tintc families llama`" in first and "try_anyway=True" in first
+    assert places == ["  - aten.sleep in model.layers.0.mlp: no rule takes this operation"]
+    assert [reason.what for reason in refused.value.reasons] == ["aten.sleep"]
     with pytest.raises(Captured):
         tintc.compile(model, try_anyway=True)
 
@@ -114,7 +118,7 @@ def test_code_of_somebody_else_is_not_of_the_type(tmp_path: Path, monkeypatch: p
 
 def test_a_wrapper_is_of_its_decoders_type(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     known(tmp_path, monkeypatch, {})
-    with pytest.raises(UnsupportedModelError, match="models of type llama"):
+    with pytest.raises(UnsupportedModelError, match="model of type llama"):
         refuse_known_configuration("one", {"model_type": "llava", "text_config": {"model_type": "llama"}}, False)
 
 

@@ -10,7 +10,7 @@ from torch import nn
 
 from tintc.errors import UnsupportedModelError
 from tintc.frontend.graph.calling import text_config
-from tintc.known_families import known_obstacles
+from tintc.known_families import known_obstacles, known_reasons
 
 
 def refuse_known_configuration(name: str, entries: Mapping[str, Any], trusted: bool) -> None:
@@ -41,8 +41,9 @@ def _refuse(name: str, configuration: Mapping[str, Any]) -> None:
     if obstacles:
         kind = configuration["model_type"]
         advice = (
-            f"so it is for models of type {kind}, which were tried with transformers {transformers.__version__}, and "
-            f"this one was not: `tintc families {kind}` lists the operations, and --try-anyway (try_anyway=True) tries "
-            "it all the same"
+            f"this is of a small model of type {kind}, which was tried with transformers {transformers.__version__}; "
+            f"yours was not: `tintc families {kind}` says more, and --try-anyway (try_anyway=True) tries it all the "
+            "same"
         )
-        raise UnsupportedModelError(name, (), obstacles, advice)
+        reasons = known_reasons(configuration, transformers.__version__)
+        raise UnsupportedModelError(name, reasons, obstacles, advice)
