@@ -8,6 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict
+from functools import cache
+from inspect import Parameter, signature
+from itertools import chain, repeat
 from typing import Any, cast
 
 from tintc.errors import IRError, OptionError
@@ -69,7 +72,13 @@ def _check_layout(program: Program, layout: Layout) -> None:
 
 
 def _check_op(program: Program, layout: Layout, op: SimOp) -> None:
-    """Raise `IRError` unless an op's tiles are those of the layout, and its step, layer and slots are there."""
+    """Raise `IRError` unless an op's operands are of its kinds, its tiles those of the layout, and its step, layer and
+    slots there."""
+    named, rest = _operand_kinds(type(op))
+    for value, kind in zip(op.operands, chain(named, repeat(rest)), strict=False):
+        op.expect(
+            kind is None or value.type.is_weights == (kind == "Weights"), f"takes no {value.type} as {value.name}"
+        )
     tiles = getattr(op, "tiles", None)
     planned = getattr(op.with_tiles(layout), "tiles", None)
     op.expect(tiles == planned, f"its tiles are {tiles}, and the layout gives {planned}")
@@ -84,6 +93,22 @@ def _check_op(program: Program, layout: Layout, op: SimOp) -> None:
     if isinstance(op, StoredWeights):
         op.expect(all(op.name.split(".")), f"its name is {op.name!r}")
     _check_slots(program, layout, op)
+
+
+@cache
+def _operand_kinds(kind: type[SimOp]) -> tuple[list[str | None], str | None]:
+    """Return for each operand that an interpreter names whether it is ``Weights`` or a ``Tensor`` (None: either), and
+    the same for all that follow."""
+    named: list[str | None] = []
+    rest = None
+    for parameter in [*signature(kind.interpret).parameters.values()][2:]:
+        word = str(parameter.annotation).partition(" ")[0]
+        one = word if word in ("Weights", "Tensor") else None
+        if parameter.kind is Parameter.VAR_POSITIONAL:
+            rest = one
+        else:
+            named.append(one)
+    return named, rest
 
 
 def _check_slots(program: Program, layout: Layout, op: SimOp) -> None:
