@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from tintc.errors import InputError, OptionError
 from tintc.frontend.agreement import check_agreement
 from tintc.frontend.exact_agreement import check_graph
-from tintc.frontend.source.load import AuxiliarySource, load_auxiliary
+from tintc.frontend.source.load import AuxiliarySource
 from tintc.frontend.source.modules import PADDING
 from tintc.frontend.source.provenance import ADAPTER_FATES, ADAPTERS, TOKENIZER_PROBLEM
 from tintc.frontend.source.sample import sample
@@ -29,7 +29,7 @@ from tintc.runtime.artefact.streaming import write_streamed
 from tintc.runtime.load import load
 from tintc.runtime.model.causal_lm import TintForCausalLM
 from tintc.runtime.model.precision import as_dtype
-from tintc.stages import Auxiliary, assemble, import_auxiliary, lower, streamed_tensors
+from tintc.stages import Auxiliary, assemble, import_auxiliary, load_source, lower, streamed_tensors
 
 logger = logging.getLogger("tintc")
 
@@ -68,14 +68,7 @@ def compile(
     check_request(options, calibration, output, force)
     with shown_stages(progress):
         logger.info("loading the model")
-        source = load_auxiliary(
-            model_or_path,
-            options.max_length,
-            vocab_size=vocab_size,
-            trust_remote_code=trust_remote_code,
-            keep_adapters=options.keep_adapters,
-            try_anyway=options.try_anyway,
-        )
+        source = load_source(model_or_path, options, vocab_size=vocab_size, trust_remote_code=trust_remote_code)
         dtype = dtype_of(options, source)
         check_adapters(options, source)
         logger.info("capturing and importing its graph")

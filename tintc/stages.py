@@ -1,12 +1,13 @@
-"""The stages of a compilation between a loaded model and a simulator: importing, lowering, assembling."""
+"""The stages of a compilation, from a model to a simulator: loading, importing, lowering, assembling."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from tintc.errors import ModelError
@@ -18,7 +19,7 @@ from tintc.frontend.graph.trace_model import capture
 from tintc.frontend.importer import import_graph
 from tintc.frontend.padding import reading_biases
 from tintc.frontend.source.adapters import kept_adapters
-from tintc.frontend.source.load import AuxiliarySource
+from tintc.frontend.source.load import AuxiliarySource, load_auxiliary
 from tintc.frontend.source.modules import PADDING
 from tintc.frontend.source.provenance import ADAPTER_FATES, ADAPTERS
 from tintc.frontend.source.trust import TRUSTED
@@ -49,6 +50,25 @@ class Auxiliary:
     tensors: Mapping[str, Tensor]
     graph: CapturedGraph
     reading_biases: Program | None = None
+
+
+def load_source(
+    model_or_path: nn.Module | str | os.PathLike[str],
+    options: Options,
+    values: bool = True,
+    vocab_size: int | None = None,
+    trust_remote_code: bool = False,
+) -> AuxiliarySource:
+    """Return the model that is to be compiled with these options; arguments and errors as of `load_auxiliary`."""
+    return load_auxiliary(
+        model_or_path,
+        options.max_length,
+        values,
+        vocab_size,
+        trust_remote_code,
+        keep_adapters=options.keep_adapters,
+        try_anyway=options.try_anyway,
+    )
 
 
 def import_auxiliary(source: AuxiliarySource, options: Options | None = None) -> Auxiliary:

@@ -5,13 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-import torch
-from fused_cases import check_fused
-from programs import relative_to_update
-
-import tintc
-from tintc.reference import tune
-from tools.sweep.tiny import VOCAB, tiny_model
+from odd_configurations import cases, checked
 
 ODD: dict[str, tuple[str, dict[str, Any]]] = {
     "three groups of which two, weights that do not sum to 1, three shared experts": (
@@ -45,27 +39,9 @@ ODD: dict[str, tuple[str, dict[str, Any]]] = {
 }
 FEW = tuple(ODD)[:2]
 """Cases that every run of the tests tries."""
-LENGTH = 12
 
 
-@pytest.mark.parametrize("case", [case if case in FEW else pytest.param(case, marks=pytest.mark.slow) for case in ODD])
+@pytest.mark.parametrize("case", cases(ODD, FEW))
 def test_odd_configuration(case: str) -> None:
-    """All in fp64, two texts with padding on either side: logits as the eager model's (1e-6: it drops to fp32 inside),
-    and 1e-9 of the update between all ways to execute and from explicit tuning."""
-    name, options = ODD[case]
-    model: Any = tiny_model(name, **options).double()
-    model.set_experts_implementation("eager")  # others refuse fp64
-    sim = tintc.compile(model, max_length=32, inner_lr=1e-3)
-    ids = torch.randint(3, VOCAB, (2, LENGTH), generator=torch.Generator().manual_seed(0))
-    mask = torch.ones(2, LENGTH, dtype=torch.long)
-    mask[0, :4] = 0
-    mask[1, 9:] = 0
-    real = mask.bool()
-    positions = (mask.cumsum(-1) - 1).clamp(min=0)
-    with torch.no_grad():
-        right = model(ids, use_cache=False, attention_mask=mask, position_ids=positions).logits[real]
-        out = sim(ids, attention_mask=mask, return_before=True)
-    assert float((out.logits_before[real] - right).norm() / right.norm()) < 1e-6
-    check_fused(sim, ids, attention_mask=mask)
-    tuned = tune(model, ids, attention_mask=mask, inner_lr=1e-3)
-    assert relative_to_update(out.logits[real], tuned.logits[real], tuned.logits_before[real]) < 1e-9
+    """Logits, all ways to execute, and explicit tuning."""
+    checked(*ODD[case])

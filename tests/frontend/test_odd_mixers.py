@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-import inspect
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
-from fused_cases import check_fused
-from programs import relative_to_update
+from odd_configurations import LENGTH, cases, checked
 from torch import Tensor
 
-import tintc
 from tintc.errors import ModelError
 from tintc.frontend.agreement import check_agreement
 from tintc.frontend.graph.trace_model import capture
 from tintc.frontend.importer import import_graph
-from tintc.reference import tune
-from tools.sweep.tiny import VOCAB, tiny_model
+from tools.sweep.tiny import tiny_model
 
 ODD: dict[str, tuple[str, dict[str, Any]]] = {
     "state space, biases, three groups": (
@@ -114,33 +110,14 @@ FEW = (
     "state space alone, a group for every head",
 )
 """Cases that every run of the tests tries."""
-LENGTH = 12
 
 
-@pytest.mark.parametrize("case", [case if case in FEW else pytest.param(case, marks=pytest.mark.slow) for case in ODD])
+@pytest.mark.parametrize("case", cases(ODD, FEW))
 def test_odd_configuration(case: str) -> None:
-    """All in fp64, two texts with padding on either side: logits as the eager model's (1e-6: it drops to fp32 inside),
-    1e-9 of the update between all ways to execute and from explicit tuning, a step lowers the train loss, and with a
-    rate of 0 it writes what the model writes."""
-    name, options = ODD[case]
-    model: Any = tiny_model(name, **options).double()
-    model.set_experts_implementation("eager")  # others refuse fp64
-    sim = tintc.compile(model, max_length=32, inner_lr=1e-3)
-    ids = torch.randint(3, VOCAB, (2, LENGTH), generator=torch.Generator().manual_seed(0))
-    mask = torch.ones(2, LENGTH, dtype=torch.long)
-    mask[0, :4] = 0
-    mask[1, 9:] = 0
-    real = mask.bool()
-    arguments: dict[str, Tensor] = {"attention_mask": mask}
-    if "position_ids" in inspect.signature(model.forward).parameters:
-        arguments["position_ids"] = (mask.cumsum(-1) - 1).clamp(min=0)
-    with torch.no_grad():
-        right = model(ids, use_cache=False, **arguments).logits[real]
-        out = sim(ids, attention_mask=mask, return_before=True)
-    assert float((out.logits_before[real] - right).norm() / right.norm()) < 1e-6
-    check_fused(sim, ids, attention_mask=mask)
-    tuned = tune(model, ids, attention_mask=mask, inner_lr=1e-3)
-    assert relative_to_update(out.logits[real], tuned.logits[real], tuned.logits_before[real]) < 1e-9
+    """Logits, all ways to execute, and explicit tuning; a step lowers the train loss, and with a rate of 0 it writes
+    what the model writes."""
+    compiled = checked(*ODD[case])
+    model, sim, ids, mask = compiled.model, compiled.sim, compiled.ids, compiled.mask
     with torch.no_grad():
         before = sim(ids, return_before=True)
     losses = [train_loss(logits, ids) for logits in (before.logits_before, before.logits)]

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import json
 import os
-import resource
 import signal
 import struct
 import sys
@@ -23,6 +22,7 @@ from hypothesis import strategies as st
 from readers import KINDS, READERS, Sandbox
 
 from tintc.errors import TintcError, UnsupportedModelError
+from tintc.runtime.execution.available import peak_rss_bytes
 
 MOST_SECONDS = 2.0
 """Seconds of CPU and of sleep of a case; who waits for anything else is stopped after ten times as many of a clock."""
@@ -197,7 +197,7 @@ def _tried(case: Case, sandbox: Sandbox, watch: Watch) -> Outcome:
         outcome.wrong = "".join(traceback.format_exception(error)[-6:])[-3000:]
     finally:
         outcome.seconds = time.process_time() - start + watch.slept
-        outcome.extra = max(0, _peak() - before)
+        outcome.extra = max(0, peak_rss_bytes() - before)
         sandbox.restore(reader)
     if not outcome.wrong and watch.seen:
         outcome.wrong = f"it {'; '.join(watch.seen[:3])}"
@@ -233,11 +233,4 @@ def _limited() -> Iterator[None]:
 def _reset_peak() -> int:
     """Begin to count the largest memory anew; return what the process has now, in bytes."""
     Path("/proc/self/clear_refs").write_text("5")
-    return _peak()
-
-
-def _peak() -> int:
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith("VmHWM:"):
-            return int(line.split()[1]) << 10
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10
+    return peak_rss_bytes()

@@ -14,13 +14,13 @@ from tintc.cli.console import print_json, silence_libraries, stages
 from tintc.errors import InputError, OptionError
 from tintc.frontend.graph.trace_model import capture
 from tintc.frontend.importer import import_graph
-from tintc.frontend.source.load import load_auxiliary
 from tintc.ir.core import Program
 from tintc.ir.text import parse_program, print_program
 from tintc.lowering.pipeline import PIPELINE, Pass, passes_named, run_passes
 from tintc.options import Options
 from tintc.runtime.artefact.names import MOST_PROGRAM
 from tintc.runtime.artefact.one_file import check_replaceable, staged_file
+from tintc.stages import load_source
 
 
 def run_opt(
@@ -68,14 +68,7 @@ def program_and_options(path: str, chosen: Options, trusted: bool) -> tuple[Prog
     if Path(path).suffix == ".tint":
         return read_program(Path(path)), chosen
     with stages():
-        source = load_auxiliary(
-            path,
-            chosen.max_length,
-            values=False,
-            trust_remote_code=trusted,
-            keep_adapters=chosen.keep_adapters,
-            try_anyway=chosen.try_anyway,
-        )
+        source = load_source(path, chosen, values=False, trust_remote_code=trusted)
         program = import_graph(capture(source.model, source.max_length, source.provenance["source"]))
     return program, replace(chosen, max_length=source.max_length)
 

@@ -13,12 +13,11 @@ from tintc.cli.console import paragraph, print_json, print_rows, print_table, si
 from tintc.cli.legend import print_legend
 from tintc.cli.pictures import check_plot
 from tintc.cli.plan_plot import draw
-from tintc.frontend.source.load import load_auxiliary
 from tintc.ir.core import Program
 from tintc.lowering.passes.layout_candidates import Candidate, Survey, survey
 from tintc.lowering.passes.plan_layout import plan_layout
 from tintc.options import Options
-from tintc.stages import import_auxiliary, lower_to_modules
+from tintc.stages import import_auxiliary, load_source, lower_to_modules
 
 COLUMNS = {
     "stack": "S",
@@ -50,14 +49,7 @@ def plan_model(
     if png is not None:
         check_plot(png)
     with stages():
-        source = load_auxiliary(
-            model,
-            chosen.max_length,
-            values=False,
-            trust_remote_code=trusted,
-            keep_adapters=chosen.keep_adapters,
-            try_anyway=chosen.try_anyway,
-        )
+        source = load_source(model, chosen, values=False, trust_remote_code=trusted)
         program = lower_to_modules(import_auxiliary(source, chosen).program, chosen)
         layouts = survey(program, chosen, source.max_length)
         taken = layouts.chosen

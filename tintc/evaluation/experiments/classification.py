@@ -103,11 +103,10 @@ def check_lengths(
     for before in {_before_queries(column, setting) for column in columns}:
         for one in examples:
             question(tokenizer, before + setting.task.query(one.text), setting.task.labels, limit)
-    arguments = _demonstrated(tokenizer, setting).arguments
-    tokens = sum(ids.shape[1] for name, ids in arguments.items() if name == "input_ids")
-    if tokens > limit:
+    ids = _demonstrated(tokenizer, setting).arguments.get("input_ids")
+    if ids is not None and ids.shape[1] > limit:
         raise InputError(
-            f"The demonstrations have {tokens} tokens; the simulator was compiled for at most {limit}. "
+            f"The demonstrations have {ids.shape[1]} tokens; the simulator was compiled for at most {limit}. "
             "Compile with a larger max length, or ask for fewer shots."
         )
 
