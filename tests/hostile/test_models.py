@@ -153,4 +153,5 @@ def test_every_byte(command: Command, llama_sim: Path, tmp_path: Path) -> None:
         assert refused.code == 2 and says in refused.err
     (folder / "digests.json").unlink()
     assert "has no digests.json" in command("verify", folder, "--files").err
+    assert "has no digests.json, so whether it was edited" in command("inspect", folder).err
     assert json.loads((llama_sim / "digests.json").read_text())["files"].keys() == {*names}

@@ -84,11 +84,11 @@ def read_digests(snapshot: Snapshot) -> Mapping[str, Mapping[str, Any]] | None:
 def changed_files(snapshot: Snapshot, full: bool = False) -> list[str]:
     """Return the names of files that are not as they were written, by their sizes and samples, or by all their bytes.
 
-    Files of which nothing is known are not among them, as in folders of earlier versions.
+    Every writer leaves digests: a folder without them has lost them, and nothing more is known of its files.
     """
     digests = read_digests(snapshot)
     if digests is None:
-        return []
+        return [DIGESTS_FILE]
     changed = []
     for name, wanted in digests.items():
         if name not in snapshot.files:
@@ -160,6 +160,11 @@ def edited_sentence(path: Any, changed: Sequence[str], program_edited: bool) -> 
         files.insert(0, PROGRAM_FILE)
     if not files:
         return ""
+    if files == [DIGESTS_FILE]:
+        return (
+            f"{path} has no {DIGESTS_FILE}, so whether it was edited, or damaged, after it was compiled is not known. "
+            "It runs as it is now; compile the model again, or save the simulator anew"
+        )
     return (
         f"{path} was edited, or damaged, after it was compiled: {', '.join(files)}. It runs as it is now; 'tintc "
         "verify --files' compares every byte"
