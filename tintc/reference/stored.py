@@ -12,8 +12,8 @@ from tintc.frontend.padding import reading_biases
 from tintc.frontend.source.load import AuxiliarySource
 from tintc.ir.text import print_program
 from tintc.lowering.emission.emit import emit
-from tintc.lowering.passes.assign_layers import assign_layers
-from tintc.lowering.passes.canonicalise import canonicalise
+from tintc.lowering.pipeline import AUXILIARY_PASSES, run_passes
+from tintc.options import Options
 from tintc.runtime.artefact.folder import opened, read_auxiliary
 from tintc.runtime.artefact.tensor_files import TensorFiles
 from tintc.runtime.model.causal_lm import TintForCausalLM
@@ -22,7 +22,8 @@ from tintc.runtime.model.causal_lm import TintForCausalLM
 def check_program(path: str, graph: CapturedGraph, source: AuxiliarySource, full: bool) -> None:
     """Raise `ModelError` unless the artefact was made from a model with this program. full: whether its gradient is."""
     text = read_auxiliary(path)
-    program = assign_layers(canonicalise(import_graph(graph), full))
+    gradient = "full" if full else "paper"
+    program = run_passes(AUXILIARY_PASSES, import_graph(graph), Options(gradient=gradient))
     possible = [one for one in (program, reading_biases(graph, program)) if one is not None]
     if text is not None and text not in map(print_program, possible):
         raise ModelError(
