@@ -62,11 +62,12 @@ PIPELINE = (
     Pass("plan-layout", "sim", "sim", _plan_layout, ("width", "semantics"), unrolled=True),
     Pass("allocate-slots", "sim", "sim", lambda program, options: allocate_slots(program), ("layout",), unrolled=True),
 )
-"""All passes, in the order in which `tintc.compile` runs them."""
+"""The passes in the order in which `tintc.compile` runs them. `calibrate_softmax_heads`, which needs a text and is for
+softmax heads alone, is not among them: `tintc.compile` runs it afterwards."""
 AUXILIARY_PASSES = tuple(one for one in PIPELINE if one.gives == "aux")
 """Those that an auxiliary's program goes through."""
 SIMULATOR_PASSES = tuple(one for one in PIPELINE if one.gives == "sim")
-"""Those that make a simulator's program of it."""
+"""Those that make a simulator's program of an auxiliary's."""
 
 Observer = Callable[[Pass, Program, float], object]
 """A function of a pass, its result and the seconds that it took."""

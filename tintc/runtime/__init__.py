@@ -1,0 +1,1 @@
+"""Simulators: read and written as folders, executed, adapted, and shown to transformers as models."""

@@ -119,7 +119,8 @@ def _counted(update: Pending) -> PendingUpdate:
 
 
 def sizes_of(inputs: Inputs, vocab: int) -> Sizes:
-    """Return the sizes, and what else a pass has to know of its inputs' values: it waits for none of them itself."""
+    """Return the sizes, and what else is decided by the inputs' values. They are read here, once, so that the pass need
+    not wait for a GPU."""
     batch, length = inputs.shape
     places = torch.arange(1, length + 1, device=inputs.train.device)
     ends = (inputs.train * places).flatten(-2).amax(-1)

@@ -22,15 +22,16 @@ from tintc.runtime.execution.rates import Rates
 from tintc.runtime.execution.simulator import Simulator
 
 WASTE = 2
-"""A bucket serves no batch of fewer tokens than this part of its own: without a graph that takes less time."""
+"""A bucket of n tokens serves no batch of fewer than n / `WASTE`, which takes less time without a graph."""
 
 
 @dataclass(frozen=True)
 class Bucket:
     """Passes that one graph serves: of at most so many texts and tokens, the last train token within the first `train`.
 
-    outputs: the program's that they return; padded: whether some tokens may be padding; kept: how many last tokens
-    logits are asked for of, of texts of exactly that length (0: all); update: the simulator's kind of updates.
+    outputs: the program's that they return; padded: whether some tokens may be padding; kept: of how many last
+    tokens they return logits, of texts of exactly that length (0: of all tokens, of shorter texts too); update: the
+    simulator's kind of updates.
     """
 
     batch: int
@@ -117,7 +118,7 @@ class PassGraph:
             self._recording: Recording = sim.graphs.record(sim, self.runner(sim))
 
     def runner(self, sim: Simulator) -> Callable[[], dict[str, Any]]:
-        """Return what is recorded."""
+        """Return the function whose run is recorded: a fused pass over the bucket's buffers."""
         budget = budget_of(sim, self.bucket.outputs)
         plan = plan_for(sim, budget, self._sizes)
         if plan is None:

@@ -42,8 +42,8 @@ def _weight_devices(model: Simulator) -> list[tuple[SimOp, torch.device]]:
 
 
 def device_of(op: SimOp, operands: Sequence[Any], devices: dict[int, torch.device], main: torch.device) -> torch.device:
-    """Return where an op runs: with the weights that it reads, or with its layer's. What only adds gradients of layers
-    up, outside of all of them, runs where the first of these is."""
+    """Return where an op runs: with the weights that it reads, or with its layer's. A sum of gradients outside of all
+    layers runs where its first operand is."""
     for value in operands:
         if isinstance(value, FusedWeights):
             for part in (value.weight, value.bias, *(update.dy for update in value.pending)):

@@ -91,10 +91,10 @@ class ExecutionPlan:
     """The decisions of a run.
 
     ops: in order; lengths: positions kept of each op's results; last: values no op after this one reads; alias: what a
-    dropped descent's result stands for; lazy: descents left pending; known: one more operand of some ops
-    (`SimOp.needs_activation_key`); packed: products that share an input; outputs: the wanted values by name; shown:
-    what is seen of ops besides their results, as labels and names; peaks: bytes at the peak, by size of numbers and
-    whether autograd records the run.
+    dropped descent's result stands for; lazy: descents left pending; known: an earlier op's result that an op starts
+    from, as one more operand (`SimOp.needs_activation_key`); packed: products that share an input; outputs: the wanted
+    values by name; shown: what is seen of ops besides their results, as labels and names; peaks: bytes at the peak, by
+    size of numbers and whether autograd records the run.
     """
 
     sizes: Sizes
