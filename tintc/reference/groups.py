@@ -12,8 +12,8 @@ from tintc.errors import OptionError
 from tintc.frontend.graph.captured import CapturedGraph
 from tintc.ir.auxiliary import AuxOp, Experts, Linear, Norm
 from tintc.ir.core import Parameter, Program
-from tintc.lowering.passes.assign_layers import assign_layers
-from tintc.lowering.passes.canonicalise import canonicalise
+from tintc.lowering.pipeline import AUXILIARY_PASSES, run_passes
+from tintc.options import Options
 from tintc.reference.approximations import Approximations
 
 OUTSIDE = "outside"
@@ -58,7 +58,7 @@ class Member:
 
 def members(program: Program) -> Iterator[Member]:
     """Yield every parameter of the layers, and of norms and projections outside them, from an imported program."""
-    program = assign_layers(canonicalise(program))
+    program = run_passes(AUXILIARY_PASSES, program, Options())
     width = program.attributes["width"]
     parameters = program.parameters
     for op in program.ops:
@@ -90,7 +90,7 @@ def layer_parameters(
     origins: of constants that are computed from one parameter, its name; tensors: the model's parameters by name.
     Raises `OptionError` if the model has fewer layers.
     """
-    program = assign_layers(canonicalise(program))
+    program = run_passes(AUXILIARY_PASSES, program, Options())
     ops = [op for op in program.ops if isinstance(op, AuxOp)]
     n_layers = check_layers(n_update_layers, max((op.layer for op in ops), default=-1) + 1)
     names: set[str] = set()

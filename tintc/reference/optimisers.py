@@ -10,8 +10,7 @@ from torch import Tensor
 
 from tintc.ir.auxiliary import AuxOp, Experts, Linear, Norm
 from tintc.ir.core import Program
-from tintc.lowering.passes.assign_layers import assign_layers
-from tintc.lowering.passes.canonicalise import canonicalise
+from tintc.lowering.pipeline import AUXILIARY_PASSES, run_passes
 from tintc.options import Options
 from tintc.reference.groups import Member
 
@@ -62,7 +61,7 @@ def layers_of(program: Program | None, tensors: Mapping[str, Tensor]) -> list[La
 
 
 def _of_program(program: Program, tensors: Mapping[str, Tensor]) -> Iterator[tuple[tuple[str, ...], Layer]]:
-    program = assign_layers(canonicalise(program))
+    program = run_passes(AUXILIARY_PASSES, program, Options())
     for op in program.ops:
         if not isinstance(op, Linear | Experts | Norm):
             continue

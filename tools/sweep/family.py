@@ -30,8 +30,7 @@ from tintc.frontend.importer import import_graph
 from tintc.frontend.source.load import AuxiliarySource, load_auxiliary
 from tintc.ir.auxiliary.interpreter import forward, load, view
 from tintc.ir.inputs import resolve_inputs
-from tintc.lowering.passes.assign_layers import assign_layers
-from tintc.lowering.passes.canonicalise import canonicalise
+from tintc.lowering.pipeline import AUXILIARY_PASSES, run_passes
 from tintc.options import Options
 from tintc.reference.approximations import Approximations
 from tintc.reference.captured import run_captured
@@ -107,7 +106,7 @@ def _check(outcome: Outcome, options: dict[str, Any]) -> None:
     outcome.stage = "capture"
     graph = capture(source.model, source.max_length, outcome.model_type)
     outcome.stage = "import"
-    program = assign_layers(canonicalise(import_graph(graph)))
+    program = run_passes(AUXILIARY_PASSES, import_graph(graph), Options())
     outcome.features = features_of(program)
     auxiliary = stages.Auxiliary(program, graph.tensors, graph)
     outcome.stage = "probe"
