@@ -33,9 +33,10 @@ def read_data() -> Data:
 def known_obstacles(configuration: Mapping[str, Any], version: str) -> tuple[str, ...]:
     """Return the obstacles of a model with that configuration, in the words of a refusal; none if it may compile.
 
-    It is known not to if its type failed for a kind of layer, and so did those variants of the type that it is of. It
-    may if one of them passed, or failed for anything else, which may be a matter of sizes; if no sweep has seen
-    the type; or if the sweep ran with another version of transformers than `version`.
+    The sweep tries a type and some variants of it, by options. The model is known not to compile if all entries that
+    its configuration agrees with failed for a kind of layer. It may compile if one of them passed, or failed for
+    anything else, which may be a matter of sizes; if no sweep has seen the type; or if the sweep ran with another
+    version of transformers than `version`.
     """
     return tuple(_known(configuration, version).get("obstacles", ()))
 
@@ -62,8 +63,8 @@ def _known(configuration: Mapping[str, Any], version: str) -> Mapping[str, Any]:
 
 
 def _is_of(configuration: Mapping[str, Any], family: Mapping[str, Any]) -> bool:
-    """Return True for the type itself, and for a variant whose options a configuration has: of a list, such as that of
-    the kinds of layers, the same entries in any number."""
+    """Return True for the type itself, and for a variant whose options a configuration has. Lists, such as that of the
+    kinds of layers, are equal if they have the same entries, each in any number."""
     for name, value in family["options"].items():
         own = configuration.get(name)
         if isinstance(value, list) and isinstance(own, list | tuple):

@@ -69,8 +69,8 @@ def _widths(program: Program) -> dict[str, int]:
 
 
 def options_digest(config: Mapping[str, Any]) -> str:
-    """Return the sha256 of the recorded options; of later ones than `FIRST`, those that are not as they are by default,
-    so that folders keep their digest when an option is added."""
+    """Return the sha256 of the recorded options: of all in `FIRST`, and of others only if they are not the default, so
+    that folders keep their digest when an option is added."""
     values = [config.get(name) for name in FIRST]
     defaults = Options().recorded("config")
     changed = {name: config[name] for name in RECORDED if config.get(name, defaults[name]) != defaults[name]}
@@ -123,7 +123,7 @@ def program_alone(config: TintConfig | None, tensors: Mapping[str, Any]) -> tupl
 
 @contextmanager
 def explained_loading(path: object) -> Iterator[None]:
-    """Raise `ArtefactError` for what transformers has against the block, with the advice that helps."""
+    """Raise `ArtefactError`, with advice, where transformers fails to load in the block."""
     if torch.get_default_device().type == "meta":
         raise OptionError(
             "A simulator is not loaded onto the device meta, which holds no values; load it outside of "

@@ -151,8 +151,8 @@ class TintConfig(PretrainedConfig):
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
-        """Make a configuration as transformers does, and read the programs beside it where its Auto classes say
-        where they have it from."""
+        """Make a configuration as transformers does. Its Auto classes pass the folder or hub id as `name_or_path`;
+        then the programs beside it are read too."""
         path = kwargs.get("name_or_path")
         result: Any = super().from_dict(config_dict, **kwargs)
         config = _config_of(result)

@@ -67,7 +67,7 @@ def writing(out: str | os.PathLike[str], force: bool) -> Iterator[Path]:
 
 @contextmanager
 def explained(target: Path) -> Iterator[None]:
-    """Raise `ArtefactError` for what a disk has against the block, which writes `target` whole or not at all."""
+    """Raise `ArtefactError` where the disk fails in the block, which writes `target` whole or not at all."""
     try:
         yield
     except (TintcError, TakenError):

@@ -15,7 +15,8 @@ from tintc.runtime.artefact import disk
 from tintc.runtime.artefact.names import CONFIG_FILE, PROGRAM_FILE
 
 OLD = ".old"
-"""Ends the name of what was in the place before; inside a hidden folder, the name of the folder that takes it up."""
+"""The end of the name of a hidden folder that was in the place before. Inside a hidden folder: the name of the folder
+that receives the files which were in the place before."""
 SAVE = "save"
 """The name before ``.tintc-`` of what is hidden inside a folder."""
 

@@ -25,7 +25,7 @@ class JournalError(UnfitFileError):
 
 
 def has_journal(folder: Path) -> bool:
-    """Return True if a hidden folder has a journal, or a disk that fails will not say."""
+    """Return True if a hidden folder has a journal, or if a failing disk leaves that open."""
     try:
         os.lstat(folder / JOURNAL)
     except (FileNotFoundError, NotADirectoryError):

@@ -60,7 +60,7 @@ class Snapshot:
             os.close(self.files.popitem()[1])
 
     def size(self, name: str) -> int:
-        """Return a file's bytes."""
+        """Return how many bytes a file has."""
         return os.fstat(self.files[name]).st_size
 
     def stamp(self) -> Stamp:
