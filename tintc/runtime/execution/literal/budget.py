@@ -1,4 +1,5 @@
-"""The memory of a literal run, before it starts: of embeddings, of weights as prefixes, of attention's scores.
+"""The memory of a literal run, before it starts: of embeddings, of weights as prefixes, of attention's scores; and
+`run_literal`, which runs as much of a batch at a time as memory takes.
 
 A literal run keeps whole embeddings ``[B, T_sim, D_sim]``: one for each slot of the table of saved ones, and one for
 each tile of each version of the weights, since a tile is read off the embedding that carries it. One module at a time
