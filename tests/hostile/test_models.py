@@ -29,6 +29,7 @@ LIES: dict[str, tuple[Change, str]] = {
     "named labels without end": (entry(CONFIG, id2label={str(n): "x" for n in range(70_000)}), "id2label 70,000"),
     "a nested model without end": (entry(CONFIG, text_config={"num_hidden_layers": 10**9}), "num_hidden_layers"),
     "in a list in a list": (entry(CONFIG, more=[{"parts": {"n_layers": 10**9}}]), "n_layers"),
+    "a width that the files cannot hold": (entry(CONFIG, hidden_size=2_000_000), "parameters, and its files hold"),
     "no width": (entry(CONFIG, hidden_size=0), "other shapes"),
     "a width as text": (entry(CONFIG, hidden_size="8"), "cannot be loaded"),
     "nested code": (entry(CONFIG, auto_map={"AutoConfig": "evil.Evil"}, model_type="evil"), "trust-remote-code"),
