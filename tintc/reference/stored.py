@@ -19,11 +19,10 @@ from tintc.runtime.artefact.tensor_files import TensorFiles
 from tintc.runtime.model.causal_lm import TintForCausalLM
 
 
-def check_program(path: str, graph: CapturedGraph, source: AuxiliarySource, full: bool) -> None:
-    """Raise `ModelError` unless the artefact was made from a model with this program. full: whether its gradient is."""
+def check_program(path: str, graph: CapturedGraph, source: AuxiliarySource, options: Options) -> None:
+    """Raise `ModelError` unless the artefact, of these options, was made from a model with this program."""
     text = read_auxiliary(path)
-    gradient = "full" if full else "paper"
-    program = run_passes(AUXILIARY_PASSES, import_graph(graph), Options(gradient=gradient))
+    program = run_passes(AUXILIARY_PASSES, import_graph(graph), options)
     possible = [one for one in (program, reading_biases(graph, program)) if one is not None]
     if text is not None and text not in map(print_program, possible):
         raise ModelError(

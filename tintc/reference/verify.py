@@ -41,7 +41,7 @@ from tintc.reference.simulated_gradients import simulated_gradients
 from tintc.reference.stored import check_program, dtype_of, stored_problems
 from tintc.reference.tune import Tuned, tune
 from tintc.reference.verdict import Tolerances, Verdict
-from tintc.runtime.artefact.config import TintConfig
+from tintc.runtime.artefact.config import TintConfig, options_of
 from tintc.runtime.model.causal_lm import TintForCausalLM
 
 LOGGER = logging.getLogger("tintc")
@@ -85,7 +85,7 @@ def verified(
     """Return the same, and the explicit tuning that the simulator was compared with."""
     if graph is None:
         graph = captured(sim, source)
-    check_program(path, graph, source, sim.config.gradient == "full")
+    check_program(path, graph, source, options_of(sim.config))
     LOGGER.info("comparing stored tensors")
     problems = stored_problems(path, sim, graph, source)
     mask = (torch.arange(len(ids)) < train)[None]

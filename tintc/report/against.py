@@ -11,9 +11,9 @@ from torch import Tensor
 
 from tintc.errors import OptionError
 from tintc.reference.simulated_gradients import simulated_gradients
-from tintc.report.layouts import options_of
 from tintc.report.quality import Rate, place_of, rate_curve
 from tintc.report.text import TextRun, run_text
+from tintc.runtime.artefact.config import options_of
 
 if TYPE_CHECKING:
     from tintc.runtime.model.causal_lm import TintForCausalLM

@@ -10,19 +10,13 @@ from tintc.analysis.report import sizes
 from tintc.ir.core import Program
 from tintc.lowering.passes.layout_candidates import survey
 from tintc.lowering.passes.plan_layout import layout_of
-from tintc.options import ABOUT, Options
+from tintc.options import Options
 
 DEAREST = 30.0
 """Layouts that cost more than this many times the chosen one are left out."""
 PHASES = ("forward", "backward", "descent")
 ROWS = {"linear": "linear", "norm": "norm", "attention": "self-attention", "activation": "activation", "gate": "gate"}
 """Kinds of modules in the paper's table, and what they are called there."""
-
-
-def options_of(config: Any) -> Options:
-    """Return the options that a simulator was compiled with, as its configuration states them."""
-    stated = {name: getattr(config, name) for name, about in ABOUT.items() if about.record}
-    return Options(**{name: value for name, value in stated.items() if value is not None})
 
 
 def table_of(program: Program) -> list[dict[str, Any]]:

@@ -17,11 +17,12 @@ from tintc.report import attention_charts, charts, comparison_charts
 from tintc.report.against import Other
 from tintc.report.drawing import HEIGHT, WIDTH
 from tintc.report.graph import LANES, graph_of
-from tintc.report.layouts import candidates_of, counts_of, options_of, table_of
+from tintc.report.layouts import candidates_of, counts_of, table_of
 from tintc.report.modules import ModuleReader
 from tintc.report.quality import Cost, Rate
 from tintc.report.reading import named_pairs, shares_by_place, teaching_grids, token_views
 from tintc.report.text import TextRun
+from tintc.runtime.artefact.config import options_of
 
 if TYPE_CHECKING:
     from torch import Tensor

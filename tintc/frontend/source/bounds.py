@@ -39,6 +39,10 @@ MANY_LAYERS = 128
 """So many are built in less than a second."""
 NUMBER = re.compile(r"(?<=\.)\d{1,9}(?=\.)")
 """A number between dots: that of a layer, in a tensor's name."""
+IN_A_BYTE = 8
+"""Parameters that a byte of a file holds at most: quantised ones take a bit or more."""
+FEW_PARAMETERS = 1 << 24
+"""So many are built whatever the files hold: 64 MB."""
 LABELS = "id2label"
 INDEX = re.compile(r"\.index\.json$")
 MOST_INDEX = 1 << 26
@@ -151,6 +155,19 @@ def check_sizes(name: str, config: Any) -> None:
             raise ModelError(
                 f"{name} has {key[:80]} {_shown(value)} in its config.json, and at most {most:,} is built; mend it."
             )
+
+
+def check_parameters(name: str, asked: int, files: Iterable[Path]) -> None:
+    """Raise `ModelError` for a configuration of many more parameters than its files of weights can hold.
+
+    transformers allocates, and draws at random, what a configuration asks for and the files do not have.
+    """
+    held = sum(file.stat().st_size for file in files) * IN_A_BYTE
+    if asked > held + FEW_PARAMETERS:
+        raise ModelError(
+            f"{name} has a configuration of {asked:,} parameters, and its files hold {held:,} at most; get both from "
+            "one place."
+        )
 
 
 def _shown(value: int) -> str:

@@ -12,13 +12,13 @@ from transformers import AutoConfig, AutoModelForCausalLM, GgufConfig, PreTraine
 
 from tintc.errors import ModelError
 from tintc.frontend.source.adapters import check_peft, resolved, with_adapter
-from tintc.frontend.source.bounds import check_files
+from tintc.frontend.source.bounds import check_files, check_parameters
 from tintc.frontend.source.failures import check_report, why_not_loaded
 from tintc.frontend.source.gguf_header import check_gguf
 from tintc.frontend.source.kinds import method_of
-from tintc.frontend.source.places import Place, configuration, has_weights
+from tintc.frontend.source.places import Place, configuration, has_weights, weight_files
 from tintc.frontend.source.quantised import check_packages, dequantised, dequantising
-from tintc.frontend.source.weightless import check_parameters, weight_files, weightless_model
+from tintc.frontend.source.weightless import count_parameters, weightless_model
 from tintc.frontend.source.wrappers import loader_of
 
 
@@ -82,9 +82,9 @@ def _maker(place: Place, weightless: bool) -> Callable[..., Any]:
     options: dict[str, Any] = {"output_loading_info": True, "ignore_mismatched_sizes": True, "weights_only": True}
     options |= {"config": config, "dtype": "auto"}
     loader: Any = AutoModelForCausalLM
-    files = _files_of_weights(place)
+    files = weight_files(place)  # none yet of a model of the hub
     if files and getattr(config, "quantization_config", None) is None:
-        check_parameters(place.name, config, files, place.trusted)
+        check_parameters(place.name, count_parameters(config, place.trusted), files)
     if place.gguf_file:
         options |= {"dtype": torch.float32, "quantization_config": GgufConfig(dequantize=True)}
     else:
@@ -92,12 +92,3 @@ def _maker(place: Place, weightless: bool) -> Callable[..., Any]:
         if getattr(config, "quantization_config", None) is not None:
             config.quantization_config = dequantising(config.quantization_config)
     return partial(loader.from_pretrained, place.folder, **place.options, **options)
-
-
-def _files_of_weights(place: Place) -> list[Path]:
-    """Return the files that a model's weights lie in; none for a model of the hub, whose files are yet to be had."""
-    if place.gguf_file is not None:
-        return [Path(place.folder) / place.gguf_file]
-    if not Path(place.folder).is_dir():
-        return []
-    return weight_files(Path(place.folder))

@@ -135,6 +135,14 @@ def has_weights(place: Place) -> bool:
     return place.gguf_file is not None or _any(place.folder, "*.safetensors", *PICKLED)
 
 
+def weight_files(place: Place) -> list[Path]:
+    """Return the files of weights on this machine."""
+    folder = Path(place.folder)
+    if place.gguf_file is not None:
+        return [folder / place.gguf_file]
+    return [*folder.glob("*.safetensors"), *folder.glob("*.bin")]
+
+
 def _any(folder: str, *patterns: str) -> bool:
     """Return True if a folder has a file of one of these patterns."""
     return any(True for pattern in patterns for _ in Path(folder).glob(pattern))

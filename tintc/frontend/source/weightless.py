@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+import copy
 from typing import Any
 
 import torch
@@ -10,15 +10,7 @@ from accelerate import init_empty_weights
 from torch import nn
 from transformers import PreTrainedModel
 
-from tintc.errors import ModelError
 from tintc.frontend.source.wrappers import loader_of
-
-WEIGHTS = ("*.safetensors", "*.bin")
-"""Files that a folder's weights may lie in."""
-IN_A_BYTE = 8
-"""Parameters that a byte of a file holds at most: quantised ones take a bit or more."""
-SMALL = 1 << 24
-"""Parameters that are built whatever the files hold: 64 MB."""
 
 
 def weightless_model(config: Any, attn_implementation: str, **options: Any) -> PreTrainedModel:
@@ -37,22 +29,10 @@ def weightless_model(config: Any, attn_implementation: str, **options: Any) -> P
     return model.eval()
 
 
-def check_parameters(name: str, config: Any, weights: list[Path], trusted: bool) -> None:
-    """Raise `ModelError` for a configuration of many more parameters than its files of weights can hold.
-
-    transformers allocates, and draws at random, all that a configuration asks for and the files do not have.
-    """
-    held = sum(file.stat().st_size for file in weights) * IN_A_BYTE
+def count_parameters(config: Any, trusted: bool) -> int:
+    """Return how many parameters a configuration asks for. trusted: whether Python code that comes with the model may
+    be run."""
     with init_empty_weights(include_buffers=True):
-        model = loader_of(config).from_config(config, trust_remote_code=trusted)
-    asked = sum(parameter.numel() for parameter in model.parameters())
-    if asked > held + SMALL:
-        raise ModelError(
-            f"{name} has a configuration of {asked:,} parameters, and its files hold {held:,} at most; get both from "
-            "one place."
-        )
-
-
-def weight_files(folder: Path) -> list[Path]:
-    """Return the files in a folder that weights may lie in."""
-    return [file for pattern in WEIGHTS for file in folder.glob(pattern) if file.is_file()]
+        # of a copy: building a model writes dtypes into its configuration
+        model = loader_of(config).from_config(copy.deepcopy(config), trust_remote_code=trusted)
+    return sum(parameter.numel() for parameter in model.parameters())

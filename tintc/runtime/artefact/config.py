@@ -172,3 +172,9 @@ class TintConfig(PretrainedConfig):
             self.described = text_beside(path, DESCRIPTION_FILE, **hub)
         except UnicodeDecodeError:
             self.program = self.auxiliary = self.described = None
+
+
+def options_of(config: Any) -> Options:
+    """Return the options that a simulator was compiled with, as its configuration states them."""
+    stated = {name: getattr(config, name) for name, about in ABOUT.items() if about.record}
+    return Options(**{name: value for name, value in stated.items() if value is not None})

@@ -84,7 +84,7 @@ def read_digests(snapshot: Snapshot) -> Mapping[str, Mapping[str, Any]] | None:
 def changed_files(snapshot: Snapshot, full: bool = False) -> list[str]:
     """Return the names of files that are not as they were written, by their sizes and samples, or by all their bytes.
 
-    Every writer leaves digests: a folder without them has lost them, and nothing more is known of its files.
+    Of a folder without digests, which every writer leaves, that file alone: no more is known.
     """
     digests = read_digests(snapshot)
     if digests is None:

@@ -19,8 +19,7 @@ def read_rates(model: Simulator, ops: Iterable[SimOp], rates: Rates | None, as_t
     """Return the rates of all descents among `ops`: those given, else the stored.
 
     A rate is a number if all examples share it, else a tensor ``[]`` or ``[B]``. All numbers come from the device in
-    one transfer. as_tensors: no numbers are wanted, because autograd or a graph
-    records the run.
+    one transfer. as_tensors: no numbers are wanted, because autograd or a graph records the run.
     """
     wanted = [(name, op.step) for op in ops for name in op.rates()]
     tensors = {key: _rate(model, rates, *key) for key in wanted}
