@@ -27,7 +27,7 @@ from tintc.frontend.source.wrappers import TEXT_PATH
 from tintc.ir.core import Program
 from tintc.ir.text import print_program
 from tintc.lowering.emission.emit import emit, specs, stored_dtype
-from tintc.lowering.pipeline import AUXILIARY_PASSES, SIMULATOR_PASSES, run_passes
+from tintc.lowering.pipeline import AUXILIARY_PASSES, PASSES_BEFORE_LAYOUT, SIMULATOR_PASSES, run_passes
 from tintc.options import Options
 from tintc.runtime.artefact.beside import text_digest
 from tintc.runtime.artefact.checks import of_program, options_digest
@@ -85,8 +85,7 @@ def lower(auxiliary: Program, options: Options, max_length: int) -> Program:
 
 def lower_to_modules(auxiliary: Program, options: Options) -> Program:
     """Return the straight-line simulator program of an auxiliary that has no layout yet."""
-    before_layout = [one for one in SIMULATOR_PASSES if one.name not in ("plan-layout", "allocate-slots")]
-    return run_passes(before_layout, auxiliary, options)
+    return run_passes(PASSES_BEFORE_LAYOUT, auxiliary, options)
 
 
 def assemble(

@@ -40,6 +40,7 @@ KINKED: dict[str, Callable[[Tensor], Tensor]] = {
     "relu2": lambda x: 2 * torch.relu(x),
     "hardtanh": lambda x: (F.hardtanh(x) == x).to(x.dtype),
     "at_most_one": lambda x: (x <= 1).to(x.dtype),
+    "negexp": lambda x: torch.expm1(x.clamp(max=0)),
 }
 """The slopes of activations that have a kink, or whose slope has one. A difference across a kink is off by up to the
 gradient itself however small its step; central ones leave these activations out, since their slopes are as simple as

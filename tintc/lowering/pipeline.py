@@ -9,11 +9,11 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 
 from tintc.errors import IRError, OptionError, PassError
 from tintc.ir.core import Program
 from tintc.ir.simulator import Repeat
-from tintc.lowering.emission.emit import REQUIRED
 from tintc.lowering.passes.allocate_slots import allocate_slots
 from tintc.lowering.passes.assign_layers import assign_layers
 from tintc.lowering.passes.canonicalise import canonicalise
@@ -21,6 +21,7 @@ from tintc.lowering.passes.differentiate import differentiate
 from tintc.lowering.passes.eliminate_common import eliminate_common
 from tintc.lowering.passes.plan_layout import plan_layout
 from tintc.lowering.passes.unroll_steps import unroll_steps
+from tintc.lowering.whole_program import REQUIRED
 from tintc.options import Options
 
 
@@ -68,6 +69,8 @@ AUXILIARY_PASSES = tuple(one for one in PIPELINE if one.gives == "aux")
 """Those that an auxiliary's program goes through."""
 SIMULATOR_PASSES = tuple(one for one in PIPELINE if one.gives == "sim")
 """Those that make a simulator's program of an auxiliary's."""
+PASSES_BEFORE_LAYOUT = tuple(takewhile(lambda one: one.name != "plan-layout", SIMULATOR_PASSES))
+"""Those of them whose result a layout is chosen for."""
 
 Observer = Callable[[Pass, Program, float], object]
 """A function of a pass, its result and the seconds that it took."""

@@ -27,8 +27,8 @@ from tintc.analysis.parameter_counts import (
 from tintc.errors import IRError, OptionError
 from tintc.ir import simulator as sim
 from tintc.ir.text import parse_program, print_program
-from tintc.lowering.emission.emit import check_complete
 from tintc.lowering.emission.sharing import placement
+from tintc.lowering.whole_program import check_complete
 from tintc.option_facts import REUSE
 from tintc.options import Options
 from tintc.runtime.load import write_artefact

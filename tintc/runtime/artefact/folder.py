@@ -13,8 +13,8 @@ from tintc.errors import ArtefactError, IRError, first_line
 from tintc.hub import MODEL_TYPE, why_missing
 from tintc.ir.core import Program
 from tintc.ir.text import parse_program
-from tintc.lowering.emission.emit import check_complete
 from tintc.lowering.emission.sizes import check_sizes
+from tintc.lowering.whole_program import check_complete
 from tintc.options import renamed
 from tintc.runtime.artefact.beside import local_folder, text_digest
 from tintc.runtime.artefact.config import FORMAT_VERSION, check_choices, check_format

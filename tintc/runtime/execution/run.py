@@ -14,7 +14,7 @@ from tintc.ir.inputs import Inputs
 from tintc.ir.simulator import SimOp
 from tintc.runtime.execution.fused.batches import NO_STARTS, Starts, run_fused, run_together
 from tintc.runtime.execution.fused.pass_graph import replay_pass
-from tintc.runtime.execution.literal.budget import check_fits, run_literal
+from tintc.runtime.execution.literal.batches import check_fits, run_literal
 from tintc.runtime.execution.literal.executor import LiteralExecutor
 from tintc.runtime.execution.rates import Rates
 from tintc.runtime.execution.simulator import Simulator

@@ -7,6 +7,8 @@ slopes are made of the simulator's own parts:
 - A group RMS norm whose parts are single coordinates, without eps, divides each by its own size: ``sign(x)``, with
   ``sign(0) = 0`` (`GroupNormSpec`).
 - ``relu'(x) = sign(relu(x))``, which is 1 above 0 and 0 elsewhere. ``relu2'(x) = 2 relu(x)``.
+- ``negexp(x)``, which is ``exp(x) - 1 - x`` below 0 and 0 above, has the slope ``negexp(x) - (relu(x) - x)``: below 0
+  ``exp(x) - 1``, above it 0.
 - An f that is x where its slope is 1, and constant elsewhere (``hardtanh``, ``at_most_one``), has the slope
   ``1 - sign(x - f(x))^2``.
 
@@ -33,7 +35,7 @@ from tintc.ir.simulator.shared.first_order import (
 )
 from tintc.ir.structure import StructuralBlock
 
-SLOPE_OF = {"relu": "relu", "relu2": "relu"}
+SLOPE_OF = {"relu": "relu", "relu2": "relu", "negexp": "relu"}
 """Kinked activations whose slope is made of an activation's value, and that one; the others are clips."""
 SIGN, TWICE = "fd_sign", "fd_twice"
 MINUS = named_by("fd_difference", 1.0)
@@ -84,10 +86,13 @@ def _kink_blocks(layout: Layout, fn: str) -> dict[str, StructuralBlock]:
     blocks["product_0_1"] = StructuralBlock(ProductSpec(0, 1))
     if fn == "relu2":
         return blocks | {TWICE: StructuralBlock(LinearSpec((slot_map(layout, {(0, 0): 2.0}),)))}
+    minus = StructuralBlock(LinearSpec((quotient(layout, 1.0),)))
+    if fn == "negexp":
+        return blocks | {"act_negexp": StructuralBlock(ActivationSpec(fn, (0,))), MINUS: minus}
     sign = GroupNormSpec(((0,),), "rms", 0.0, layout.pitch, parts=layout.pitch)
     blocks[SIGN] = StructuralBlock(sign, "replace")
     if fn not in SLOPE_OF:
-        blocks[MINUS] = StructuralBlock(LinearSpec((quotient(layout, 1.0),)))
+        blocks[MINUS] = minus
     return blocks
 
 
@@ -98,6 +103,9 @@ def _along_kinked(run: LiteralRun, fn: str, g: Tensor, x: Tensor) -> Tensor:
         return run.slot(run.apply(TWICE, run.embed([product(run, g, y)])))
     if fn == "relu":
         return product(run, g, _sign(run, y))
+    if fn == "negexp":
+        value = run.slot(run.apply("act_negexp", run.embed([x])))
+        return product(run, g, _minus(run, value, _minus(run, y, x)))
     outside = _sign(run, _minus(run, x, y))
     return _minus(run, g, product(run, g, product(run, outside, outside)))
 
