@@ -27,7 +27,7 @@ KINDS = ("paper-sgd", "full-sgd", "paper-normalized", "full-normalized")
 ACCURACIES = {
     "Zero-shot: the query is trained on": [f"zero-{kind}" for kind in KINDS],
     "Four demonstrations": [f"{name}-{kind}" for kind in KINDS for name in ("few", "few-amazon")],
-    "Layers and steps, SST-2": ["grid-paper-sgd"],
+    "Layers and steps, SST-2": ["grid-paper-sgd", "grid-full-sgd"],
 }
 
 

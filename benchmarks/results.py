@@ -32,6 +32,8 @@ GRADIENTS, OPTIMIZERS = ("paper", "full"), ("sgd", "normalized")
 LENGTHS = {"smol": 512, "smol768": 768, "stories15M": 256}
 PLAIN, NORMALISED = "3e-5,6e-5,1.2e-4,2.4e-4", "5e-3,1e-2,2e-2,4e-2"
 STORY_PLAIN, STORY_NORMALISED = "1e-6,3e-6,1e-5,3e-5", "2.5e-3,5e-3,1e-2,2e-2,4e-2"
+GRID_PLAIN = "1e-4,1e-3,1e-2"
+"""A loss on label words is a sum over few tokens, and takes larger plain steps than one over half a block."""
 ALONE = ("6e-5", "2.4e-4")
 """Plain rates that are also run by themselves, beside the one that the validation text chooses."""
 FRACTIONS = "0.3,0.7,0.9"
@@ -68,9 +70,9 @@ def stories(name: str, optimizer: str, explicit: str) -> Run:
     return Run(name, f"ppl {sims} {fixed} --columns before,{explicit},tint --predictions {name}.jsonl")
 
 
-def icl(name: str, sim: str, columns: str, more: str) -> Run:
+def icl(name: str, sim: str, columns: str, more: str, rates: str = "") -> Run:
     """sim: ends in gradient and optimiser."""
-    rates = "1e-5,1e-4" if sim.endswith("sgd") else "2.5e-3,1e-2"
+    rates = rates or ("1e-5,1e-4" if sim.endswith("sgd") else "2.5e-3,1e-2")
     fixed = f"--model smollm2 --columns {columns} {more} --validation-examples 8 --rates {rates}"
     return Run(name, f"icl {sim} {fixed} --predictions smol-icl.jsonl")
 
@@ -105,11 +107,15 @@ def runs(blocks: int, others: int, examples: int, seeds: int) -> list[Run]:
         ),
         ppl("stream-normalized", "normalized", "stream", article),
         ppl("stream-sgd", "sgd", "stream", article),
-        icl(
-            "grid-paper-sgd",
-            "smol-paper-sgd",
-            "before,icl,tint",
-            f"--task sst2 --shots 4 {grid} --seeds 1 --examples {examples}",
+        *(
+            icl(
+                f"grid-{gradient}-sgd",
+                f"smol-{gradient}-sgd",
+                "before,icl,tint",
+                f"--task sst2 --shots 4 {grid} --seeds 1 --examples {examples}",
+                GRID_PLAIN,
+            )
+            for gradient in GRADIENTS
         ),
         *(
             ppl(f"half-sgd-{rate}", "sgd", "tint", f"--train-fraction 0.5 --max-blocks {blocks}", rate)
