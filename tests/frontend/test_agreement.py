@@ -81,7 +81,7 @@ def test_llama(n_layers: int, heads: tuple[int, int, int], d_ff: int, bias: bool
 
 @pytest.mark.parametrize("make", [opt, llama])
 def test_attention_written_out(make: Callable[..., PreTrainedModel]) -> None:
-    agree(make(attention="eager"))
+    agree(make(attention="eager", n_layers=1))
 
 
 def test_fused_interleaved_projection_and_parallel_residual() -> None:

@@ -193,7 +193,8 @@ class PerHead(Ours):
 
 
 def test_recurrence_op_is_in_the_program() -> None:
-    program = import_graph(capture(tiny_model("mamba2"), 32))
+    name, options = KINDS["state space"]
+    program = import_graph(capture(tiny_model(name, **options), 32))
     found = [op for op in program.ops if isinstance(op, Recurrence)]
     assert len(found) == 2 and all(op.skip and not op.delta for op in found)
 
@@ -201,7 +202,7 @@ def test_recurrence_op_is_in_the_program() -> None:
 def test_a_folder_of_biases_is_loaded_and_verified(tmp_path: Path) -> None:
     """Padding reads as the projections' biases there, of which the graph says nothing; fp32, `verify`'s tolerances."""
     torch.manual_seed(0)
-    model = tiny_model("mamba2", n_groups=2, use_bias=True)
+    model = tiny_model("mamba2", num_hidden_layers=1, n_groups=2, use_bias=True)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if name.endswith("bias"):

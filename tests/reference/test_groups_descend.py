@@ -59,7 +59,7 @@ def test_explicit_fine_tuning_agrees(name: str, descend: str) -> None:
 
 def test_gains_that_are_a_parameter_and_a_number_descend() -> None:
     """Gemma's are 1 + w."""
-    model, ids = tiny_model("gemma"), token_ids(1, 8)
+    model, ids = tiny_model("gemma", num_hidden_layers=1), token_ids(1, 8)
     graph, mask = capture(model), torch.ones_like(ids)
     tuned = tune(graph, ids, mask, approximations=replace(Approximations.of(), groups=frozenset({"norm-gain"})))
     assert set(tuned.gradients[0]) == {name for name in graph.parameter_names if name.endswith("norm.weight")}
@@ -73,7 +73,7 @@ def test_gains_that_are_a_parameter_and_a_number_descend() -> None:
 
 
 def test_explicit_fine_tuning_refuses_gains_that_are_computed_otherwise() -> None:
-    graph = capture(tiny_model("gemma"))
+    graph = capture(tiny_model("gemma", num_hidden_layers=1))
     import_graph(graph)
     gain = graph.tensors["constant.model.norm.weight"]
     assert origin_of(graph, "constant.model.norm.weight") == "model.norm.weight"

@@ -363,7 +363,7 @@ def test_mistakes_are_sentences(given: dict[str, Any], error: type[Exception], s
 def test_what_needs_no_recognition_runs_on_any_graph() -> None:
     """A mask computed from the tokens is refused by the importer, and is no obstacle to autograd or to detached
     scores."""
-    first = capture(tiny_model("doge"))
+    first = capture(tiny_model("doge", num_hidden_layers=1))
     assert tune(first, IDS, PREFIX, approximations=Approximations(scores=True)).logits.isfinite().all()
     with pytest.raises(UnsupportedModelError):
         tune(first, IDS, PREFIX)
