@@ -18,7 +18,6 @@ from tintc.ir.core import Program
 from tintc.ir.functions import ACTIVATIONS
 from tintc.lowering.passes.canonicalise import canonicalise
 
-
 VOCAB, WIDTH = 29, 32
 
 
@@ -72,9 +71,6 @@ NORMS: dict[str, tuple[str, Callable[[Tensor], Tensor], Callable[[Tensor, Tensor
         lambda w: 1 + w,
         lambda x, w: x * torch.rsqrt(x.square().mean(-1, keepdim=True) + 1e-5) * (1.0 + w.float()),
     ),
-    "power": ("rms", lambda w: w, lambda x, w: x * (x.pow(2).mean(-1, keepdim=True) + 1e-5).pow(-0.5) * w),
-    "root and division": ("rms", lambda w: w, lambda x, w: w * (x / (x * x).mean(-1, keepdim=True).add(1e-5).sqrt())),
-    "one operation": ("rms", lambda w: w, lambda x, w: F.rms_norm(x, (WIDTH,), w, 1e-5)),
     "layer, one plus gain": ("layer", lambda w: w + 1, lambda x, w: F.layer_norm(x, (WIDTH,), w + 1)),
     "layer, written out": ("layer", lambda w: w, centred),
 }

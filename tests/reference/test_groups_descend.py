@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from fused_cases import check_fused, compiled, family, run, token_ids
+from fused_cases import compiled, family, run, token_ids
 from programs import check_agreement, gpt_like, import_model, llama_like, relative_to_update, simulator, three_ways
 
 from tintc.frontend.graph.trace_model import capture
@@ -17,21 +17,29 @@ from tintc.option_facts import FULL_ONLY, GROUPS
 from tintc.reference import Approximations, tune
 from tintc.reference.groups import origin_of
 from tintc.reference.simulated_gradients import simulated_gradients
+from tintc.runtime.execution.fused.planner import UPDATES
 from tools.sweep.tiny import tiny_model
 
 ALL = ",".join(group for group in GROUPS if group not in FULL_ONLY)
 
 
-@pytest.mark.parametrize("descend", [ALL, "norm-gain", "values,norm-bias", "ffn,norm-gain"])
-@pytest.mark.parametrize("name", ["gpt", "llama"])
+@pytest.mark.parametrize(
+    ("name", "descend"),
+    [("gpt", ALL), ("llama", ALL), ("gpt", "values,norm-bias"), ("gpt", "norm-gain"), ("llama", "ffn,norm-gain")],
+)
 def test_all_ways_agree(name: str, descend: str) -> None:
     program, tensors = gpt_like(seed=7) if name == "gpt" else llama_like(seed=7)
     sim = simulator(program, tensors, n_steps=2, inner_lr=0.01, descend=descend)
     sim.trust()
     ids = torch.randint(0, 11, (2, 9), generator=torch.Generator().manual_seed(0))
     descent = Descent(0.01, 2, groups=frozenset(descend.split(",")))
-    check_agreement(three_ways(sim, program, tensors, ids, descent))
-    check_fused(sim, ids)
+    found = three_ways(sim, program, tensors, ids, descent)
+    check_agreement(found)
+    for update in UPDATES:
+        fused = run(sim, ids, "fused", update, return_before=True)
+        alone = run(sim, ids, "fused", update)
+        check_agreement({**found, "fused": (fused.logits_before, fused.logits)})
+        assert relative_to_update(alone.logits, *reversed(found["auxiliary"])) < 1e-9, update
 
 
 @pytest.mark.parametrize(

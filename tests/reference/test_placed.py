@@ -19,8 +19,8 @@ POSITIONS = torch.tensor([0, 1, 2, 0, 1, 2, 3, 7, 8, 9])
 
 
 ALIKE: dict[str, dict[str, int]] = {
-    **dict.fromkeys(("llama", "opt", "ministral3"), {"num_hidden_layers": 1}),
-    **dict.fromkeys(("gptj", "ctrl"), {"n_layer": 1}),
+    **{name: {"num_hidden_layers": 1} for name in ("llama", "opt", "ministral3")},
+    **{name: {"n_layer": 1} for name in ("gptj", "ctrl")},
 }
 """Types whose layers are all of one kind: one of them is enough."""
 
