@@ -130,7 +130,15 @@ SCALINGS: list[dict[str, Any]] = [
 ]
 
 
-@pytest.mark.parametrize("scaling", SCALINGS, ids=lambda scaling: scaling["rope_type"])
+SELDOM = ("linear",)
+"""As llama3, other numbers in a buffer."""
+
+
+@pytest.mark.parametrize(
+    "scaling",
+    [pytest.param(one, marks=[pytest.mark.slow] * (one["rope_type"] in SELDOM)) for one in SCALINGS],
+    ids=lambda scaling: scaling["rope_type"],
+)
 def test_rope_scaling(scaling: dict[str, Any]) -> None:
     program = imported("llama", **GROUPED, rope_parameters={"rope_theta": 10000.0, **scaling})
     assert scaling["rope_type"] != "yarn" or attentions(program)[0]["scale"] > 20**-0.5

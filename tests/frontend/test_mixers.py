@@ -39,8 +39,8 @@ KINDS: dict[str, tuple[str, dict[str, Any]]] = {
     "selective scan": ("mamba", {"intermediate_size": 20, "state_size": 4, "time_step_rank": 5}),
     "convolution": ("lfm2", {"intermediate_size": 75, "block_auto_adjust_ff_dim": False}),
 }
-FEW = ("gated delta rule", "state space", "convolution")
-"""Kinds that every run of the tests compiles."""
+FEW = ("state space",)
+"""Kinds that every run of the tests compiles; `test_odd_mixers` compiles others."""
 IDS = token_ids(1, 16, 97)
 
 

@@ -129,7 +129,7 @@ def test_odd_configuration(case: str) -> None:
     losses = [train_loss(logits, ids) for logits in (before.logits_before, before.logits)]
     assert losses[1] < losses[0]
     start = ids[:, :7]
-    settings = {"attention_mask": mask[:, :7], "do_sample": False, "max_new_tokens": 6, "min_new_tokens": 6}
+    settings = {"attention_mask": mask[:, :7], "do_sample": False, "max_new_tokens": 3, "min_new_tokens": 3}
     written = sim.generate(start, inner_lr=0.0, **settings)
     # Without transformers' cache, whose steps leave limits of time steps out.
     assert torch.equal(written, model.generate(start, use_cache=False, **settings))

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_models import llama
+from nano_gpt import NanoGPT
 
 from tintc.errors import ModelError, Reason, UnsupportedModelError, fold
 from tintc.folding import folded
@@ -27,20 +27,19 @@ from tools.sweep.tiny import tiny_model
 
 
 def test_every_place_is_listed_with_its_reason() -> None:
-    model = llama(n_layers=2)
-    for layer in model.model.layers:
-        layer.mlp.act_fn.forward = torch.sin
-    norm = model.model.norm
-    norm.forward = lambda x: x.cumsum(1)
+    model: Any = NanoGPT()
+    for block in model.blocks:
+        block.mlp[1].forward = torch.sin
+    model.ln_f.forward = lambda x: x.cumsum(1)
     with pytest.raises(UnsupportedModelError) as error:
         import_graph(capture(model))
     found = {reason.where: reason.why for reason in error.value.reasons}
-    assert set(found) == {"model.norm", "model.layers.0.mlp.act_fn", "model.layers.1.mlp.act_fn"}
-    assert "none of the known activations" in found["model.layers.0.mlp.act_fn"]
-    assert found["model.norm"] == "no rule takes this operation"
+    assert set(found) == {"ln_f", "blocks.0.mlp.1", "blocks.1.mlp.1"}
+    assert "none of the known activations" in found["blocks.0.mlp.1"]
+    assert found["ln_f"] == "no rule takes this operation"
     lines = str(error.value).splitlines()
     assert "3 places" in lines[0] and len(lines) == 3, "the same in several layers is one line"
-    assert lines[2].startswith("  - aten.sin in model.layers.0-1.mlp.act_fn: this function is none of")
+    assert lines[2].startswith("  - aten.sin in blocks.0-1.mlp.1: this function is none of")
 
 
 def test_places_are_folded_only_where_nothing_is_lost() -> None:
@@ -130,8 +129,8 @@ def test_the_obstacle_comes_first_and_in_words(kind: str, words: str) -> None:
 
 
 def refusal(activation: Any) -> UnsupportedModelError:
-    model = tiny_model("llama", num_hidden_layers=1)
-    model.model.layers[0].mlp.act_fn.forward = activation
+    model: Any = NanoGPT(n_layers=1)
+    model.blocks[0].mlp[1].forward = activation
     with pytest.raises(UnsupportedModelError) as refused:
         import_graph(capture(model))
     return refused.value

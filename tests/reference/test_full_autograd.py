@@ -29,11 +29,11 @@ from tintc.runtime.model.causal_lm import TintForCausalLM
 from tools.sweep.tiny import tiny_model
 
 MODELS: dict[str, Any] = {
-    "gpt2": lambda: gpt2(n_heads=3, head_dim=6),
-    "opt": lambda: opt(n_heads=3, head_dim=6),
+    "gpt2": lambda: gpt2(n_layers=1, n_heads=3, head_dim=6),
+    "opt": lambda: opt(n_layers=1, n_heads=3, head_dim=6),
     "llama": lambda: llama(n_heads=4, n_kv_heads=2, head_dim=6, attention_bias=True),
     "gemma2": lambda: tiny_model("gemma2"),
-    "gemma3_text": lambda: tiny_model("gemma3_text"),
+    "gemma3_text": lambda: tiny_model("gemma3_text", intermediate_size=75),
     "deepseek_v3": lambda: tiny_model("deepseek_v3"),
 }
 SLOW = ("gemma2", "deepseek_v3")

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import cache
 
 import pytest
 import torch
 from fused_cases import compiled, family, run, token_ids
 from programs import check_agreement, gpt_like, import_model, llama_like, relative_to_update, simulator, three_ways
+from transformers import PreTrainedModel
 
 from tintc.frontend.graph.trace_model import capture
 from tintc.frontend.importer import import_graph
@@ -65,9 +67,14 @@ def test_explicit_fine_tuning_agrees(name: str, descend: str) -> None:
             assert float((gradient - right).norm()) < 1e-9 * float(right.norm()), (executor, key)
 
 
+@cache
+def gemma() -> PreTrainedModel:
+    return tiny_model("gemma", num_hidden_layers=1)
+
+
 def test_gains_that_are_a_parameter_and_a_number_descend() -> None:
     """Gemma's are 1 + w."""
-    model, ids = tiny_model("gemma", num_hidden_layers=1), token_ids(1, 8)
+    model, ids = gemma(), token_ids(1, 8)
     graph, mask = capture(model), torch.ones_like(ids)
     tuned = tune(graph, ids, mask, approximations=replace(Approximations.of(), groups=frozenset({"norm-gain"})))
     assert set(tuned.gradients[0]) == {name for name in graph.parameter_names if name.endswith("norm.weight")}
@@ -81,7 +88,7 @@ def test_gains_that_are_a_parameter_and_a_number_descend() -> None:
 
 
 def test_explicit_fine_tuning_refuses_gains_that_are_computed_otherwise() -> None:
-    graph = capture(tiny_model("gemma", num_hidden_layers=1))
+    graph = capture(gemma())
     import_graph(graph)
     gain = graph.tensors["constant.model.norm.weight"]
     assert origin_of(graph, "constant.model.norm.weight") == "model.norm.weight"

@@ -237,7 +237,7 @@ def test_groups_and_layers() -> None:
 def test_the_exact_gradient_of_the_same_layers(name: str) -> None:
     """All parameters of the top layer and of the final norm, query norms and computed gains among them; their gradients
     are those of the whole model's."""
-    whole = graph(name) if name in FAMILIES else capture(tiny_model(name))
+    whole = graph(name) if name in FAMILIES else capture(tiny_model(name, intermediate_size=75))
     everything = tune(whole, IDS, PREFIX, approximations=NONE).gradients[0]
     found = tune(whole, IDS, PREFIX, n_update_layers=1, approximations=NONE).gradients[0]
     places = [re.search(r"(?:layers|h)\.(\d+)\.", key) for key in everything]
