@@ -110,8 +110,11 @@ RULES: list[dict[str, Any]] = [
 ]
 
 
-@pytest.mark.parametrize("rule", RULES, ids=lambda rule: "-".join(map(str, rule.values())))
-@pytest.mark.parametrize("name", ["gpt2", "llama"])
+@pytest.mark.parametrize(
+    ("name", "rule"),
+    [("gpt2", RULES[1]), ("gpt2", RULES[2]), ("llama", RULES[0]), ("llama", RULES[1])],
+    ids=["gpt2-normalized", "gpt2-all", "llama-momentum", "llama-normalized"],
+)
 def test_it_takes_the_simulators_steps(name: str, rule: dict[str, Any]) -> None:
     """GPT-2 has query, key and value in one tensor, of which rows descend; LLaMA a norm of gains alone."""
     options: dict[str, Any] = {"n_steps": 2, "n_update_layers": 2, "inner_lr": LR} | rule
