@@ -27,9 +27,13 @@ TOLERANCE = 1e-9
 """Of logits in fp64."""
 
 
-ONE_LAYER = {"text_config": {"num_hidden_layers": 1}}
+ONE_LAYER: dict[str, Any] = {"text_config": {"num_hidden_layers": 1}}
 FULL = {"text_config": {"num_hidden_layers": 1, "layer_types": ["full_attention"]}}
-SMALLER = {**dict.fromkeys(set(TYPES) - {"gemma3", "mllama"}, ONE_LAYER), "gemma4": FULL, "cohere2_vision": FULL}
+SMALLER: dict[str, Any] = {
+    **dict.fromkeys(set(TYPES) - {"gemma3", "mllama"}, ONE_LAYER),
+    "gemma4": FULL,
+    "cohere2_vision": FULL,
+}
 """Types of which one layer is enough: what a wrapper does before and behind its layers is looked at."""
 SELDOM = ("mistral3", "smolvlm")
 """Types whose wrappers do no more than LLaVA's to a text without images."""
