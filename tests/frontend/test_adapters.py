@@ -26,7 +26,7 @@ IDS = token_ids(1, 14)
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """An adapter of a tiny Llama with a tokenizer."""
-    base = llama()
+    base = llama(n_layers=1)
     model_folder(tmp_path / "base", base)
     base.config.name_or_path = str(tmp_path / "base")
     base.name_or_path = str(tmp_path / "base")
@@ -56,22 +56,22 @@ def test_a_base_in_a_short_type_does_not_round_what_is_merged(folder: Path) -> N
 
 
 def test_a_model_with_adapters_is_merged_and_left_as_it_was() -> None:
-    model = adapted(llama(), ["v_proj", "up_proj"])
+    model = adapted(llama(n_layers=1), ["v_proj", "up_proj"])
     before = logits(model)
     source = load_auxiliary(model)
     assert relative(logits(source.model), before) < 1e-5
     assert torch.equal(logits(model), before) and any("lora_A" in name for name, _ in model.named_parameters())
 
 
-TARGETS: list[tuple[Callable[[], Any], list[str]]] = [
+TARGETS: list[tuple[Callable[..., Any], list[str]]] = [
     (llama, ["q_proj", "v_proj", "o_proj", "gate_proj"]),
     (gpt2, ["c_attn", "c_proj"]),
 ]
 
 
 @pytest.mark.parametrize(("make", "targets"), TARGETS)
-def test_kept_adapters_descend_as_explicit_tuning_does(make: Callable[[], Any], targets: list[str]) -> None:
-    model = adapted(make(), targets).double()
+def test_kept_adapters_descend_as_explicit_tuning_does(make: Callable[..., Any], targets: list[str]) -> None:
+    model = adapted(make(n_layers=1), targets).double()
     sim = tintc.compile(model, keep_adapters=True, descend="lora", inner_lr=0.05)
     with torch.no_grad():
         out = sim(IDS, return_before=True)
@@ -133,7 +133,7 @@ def test_an_adapter_without_its_weights(folder: Path) -> None:
 
 def test_prompts_are_no_change_of_weights() -> None:
     peft = pytest.importorskip("peft")
-    model = peft.get_peft_model(llama(), peft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3))
+    model = peft.get_peft_model(llama(n_layers=1), peft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3))
     for keep in (False, True):
         with pytest.raises(ModelError, match="of the kind PROMPT_TUNING, which changes what the model reads"):
             load_auxiliary(model, keep_adapters=keep)

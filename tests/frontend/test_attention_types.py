@@ -130,7 +130,15 @@ SCALINGS: list[dict[str, Any]] = [
 ]
 
 
-@pytest.mark.parametrize("scaling", SCALINGS, ids=lambda scaling: scaling["rope_type"])
+SELDOM = ("linear",)
+"""As llama3, other numbers in a buffer."""
+
+
+@pytest.mark.parametrize(
+    "scaling",
+    [pytest.param(one, marks=[pytest.mark.slow] * (one["rope_type"] in SELDOM)) for one in SCALINGS],
+    ids=lambda scaling: scaling["rope_type"],
+)
 def test_rope_scaling(scaling: dict[str, Any]) -> None:
     program = imported("llama", **GROUPED, rope_parameters={"rope_theta": 10000.0, **scaling})
     assert scaling["rope_type"] != "yarn" or attentions(program)[0]["scale"] > 20**-0.5
@@ -139,10 +147,9 @@ def test_rope_scaling(scaling: dict[str, Any]) -> None:
 def test_values_that_are_scaled() -> None:
     """By a number, after they are split into heads; their layers descend as others' do."""
     sizes = {**GROUPED, "num_attention_heads": 4, "head_dim": 20, "v_head_dim": 12, "sliding_window": 8}
-    kinds = {"layer_types": ["full_attention", "sliding_attention"], "mlp_layer_types": ["dense", "dense"]}
-    sizes |= {"num_hidden_layers": 2, **kinds}
+    sizes |= {"layer_types": ["full_attention"], "mlp_layer_types": ["dense"]}
     program = imported("mimo_v2_flash", "eager", **sizes, attention_value_scale=0.6, n_routed_experts=4)
     scales = [op for op in program.ops if op.opname == "aux.scale"]
-    assert [op.attributes()["factor"] for op in scales] == [pytest.approx(0.6)] * 2
+    assert [op.attributes()["factor"] for op in scales] == [pytest.approx(0.6)]
     roles = [op.attributes().get("role") for op in program.ops if op.opname == "aux.linear"]
-    assert roles.count("value") == 2
+    assert roles.count("value") == 1

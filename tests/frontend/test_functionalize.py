@@ -46,7 +46,7 @@ def rewritten(graph: GraphModule) -> GraphModule:
     return made
 
 
-@settings(deadline=None)
+@settings(deadline=None, max_examples=50)
 @given(steps=STEPS)
 def test_any_program_of_views_and_writes(steps: list[tuple[str, int]]) -> None:
     """Every tensor that was made, and looked at before and after the others were written, in fp64 to the last digit;

@@ -19,7 +19,7 @@ from tintc.errors import ModelError
 from tintc.frontend.graph.trace_model import capture
 from tintc.frontend.source.load import load_auxiliary
 from tintc.frontend.source.provenance import TOKENIZER_PROBLEM
-from tools.sweep.tiny import _small, tiny_model
+from tools.sweep.tiny import _merged, _small, tiny_model
 
 
 class Holder(nn.Module):
@@ -45,7 +45,8 @@ def shared_out(model: Any) -> nn.Module:
 def images(kind: str = "qwen2_5_vl") -> Any:
     """A tiny model of images and text."""
     configuration = CONFIG_MAPPING[kind]
-    return AutoModelForImageTextToText.from_config(configuration(**_small(configuration())))
+    sizes = _merged(_small(configuration()), {"text_config": {"num_hidden_layers": 1}})
+    return AutoModelForImageTextToText.from_config(configuration(**sizes))
 
 
 def packed() -> nn.Module:

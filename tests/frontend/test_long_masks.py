@@ -6,10 +6,12 @@ import ctypes
 import re
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from command import finished, forked
 from tiny_models import build, llama
 from torch import Tensor, nn
@@ -33,9 +35,21 @@ SIZES: dict[str, Any] = {
 }
 
 
-@pytest.mark.parametrize("kind", ["llama", "gemma2", "bloom", "mpt", "gpt_neo", "openai-gpt", "gptj"])
+PARTS: dict[str, dict[str, int]] = {
+    "llama": {"num_hidden_layers": 1},
+    "gemma2": {},
+    "bloom": {"n_layer": 1},
+    "mpt": {"n_layers": 1},
+    "gpt_neo": {},
+    "openai-gpt": {"n_layer": 1},
+    "gptj": {"n_layer": 1},
+}
+"""Types, and that they have one layer where all layers have the same mask."""
+
+
+@pytest.mark.parametrize("kind", PARTS)
 def test_a_part_is_what_the_whole_has_there(kind: str) -> None:
-    graph = capture(tiny_model(kind))
+    graph = capture(tiny_model(kind, **PARTS[kind]))
     rows, columns, length = torch.tensor([1, 4, 18]), torch.tensor([0, 4, 5, 9, 18]), 19
     masks = {mask.node: mask for node in graph.live for found in [find_scores(graph, node)] for mask in _masks(found)}
     assert masks
@@ -99,20 +113,45 @@ LATE: dict[str, Overlay] = {
 }
 
 
-@pytest.mark.parametrize("kind", LATE)
-def test_masks_that_change_late_are_refused(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    original = masking_utils.causal_mask_function
-    late = LATE[kind]
+def changed(kind: str) -> Overlay:
+    """Return a causal mask that is another one late in a text."""
 
-    def changed(b: Any, h: Any, q: Any, k: Any) -> Any:
+    def seen(b: Any, h: Any, q: Any, k: Any) -> Any:
         if kind == "the next token, late":
-            return original(b, h, q, k) | ((q == 4000) & (k == 4001))
-        return original(b, h, q, k) & late(b, h, q, k)
+            return (k <= q) | ((q == 4000) & (k == 4001))
+        return (k <= q) & LATE[kind](b, h, q, k)
 
-    monkeypatch.setattr(masking_utils, "causal_mask_function", changed)
-    model = build("llama", **SIZES, max_position_embeddings=8192)
+    return seen
+
+
+class Written(nn.Module):
+    """A layer of attention and its mask, which is quick to trace."""
+
+    def __init__(self, seen: Overlay) -> None:
+        super().__init__()
+        self.config = SimpleNamespace(max_position_embeddings=8192)
+        self.embed, self.qkv, self.head = nn.Embedding(23, 16), nn.Linear(16, 48), nn.Linear(16, 23)
+        self.seen = seen
+
+    def forward(self, input_ids: Tensor) -> Tensor:
+        x, places = self.embed(input_ids), torch.arange(input_ids.shape[1])
+        q, k, v = (part[:, None] for part in self.qkv(x).chunk(3, -1))
+        mask = self.seen(None, None, places[:, None], places)
+        return self.head(x + F.scaled_dot_product_attention(q, k, v, attn_mask=mask)[:, 0])
+
+
+@pytest.mark.parametrize("kind", LATE)
+def test_masks_that_change_late_are_refused(kind: str) -> None:
     with pytest.raises(UnsupportedModelError, match="attention sees"):
-        import_long(model, 6000)
+        import_long(Written(changed(kind)), 6000)
+
+
+def test_masks_of_transformers_that_change_late_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And the mask that the others are made of is taken."""
+    assert [op.window for op in import_long(Written(lambda b, h, q, k: k <= q), 6000)] == [0]
+    monkeypatch.setattr(masking_utils, "causal_mask_function", changed("for some late queries"))
+    with pytest.raises(UnsupportedModelError, match="attention sees"):
+        import_long(build("llama", **SIZES, max_position_embeddings=8192), 6000)
 
 
 LONG: dict[str, dict[str, Any]] = {

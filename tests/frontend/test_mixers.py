@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,6 +17,7 @@ from transformers.models.qwen3_5 import modeling_qwen3_5
 
 import tintc
 from tintc import mixers
+from tintc.compiler import agreeing
 from tintc.errors import OptionError, UnsupportedModelError
 from tintc.frontend.graph.trace_model import capture
 from tintc.frontend.importer import import_graph
@@ -28,16 +30,17 @@ from tintc.reference import Approximations, tune
 from tintc.reference.verify import verify
 from tools.sweep.tiny import tiny_model
 
-KINDS = {
-    "gated delta rule": ("qwen3_5_text", {}),
+ONE_LAYER = {"num_hidden_layers": 1}
+KINDS: dict[str, tuple[str, dict[str, Any]]] = {
+    "gated delta rule": ("qwen3_5_text", {**ONE_LAYER, "layer_types": ["linear_attention"], "intermediate_size": 75}),
     "delta rule by coordinate": ("kimi_linear", {}),
-    "state space": ("mamba2", {"n_groups": 2, "time_step_limit": (0.05, 0.6)}),
+    "state space": ("mamba2", {**ONE_LAYER, "n_groups": 2, "time_step_limit": (0.05, 0.6)}),
     "state space beside attention": ("falcon_h1", {}),
     "selective scan": ("mamba", {"intermediate_size": 20, "state_size": 4, "time_step_rank": 5}),
-    "convolution": ("lfm2", {}),
+    "convolution": ("lfm2", {"intermediate_size": 75, "block_auto_adjust_ff_dim": False}),
 }
-FEW = ("gated delta rule", "state space", "convolution")
-"""Kinds that every run of the tests compiles."""
+FEW = ("state space",)
+"""Kinds that every run of the tests compiles; `test_odd_mixers` compiles others."""
 IDS = token_ids(1, 16, 97)
 
 
@@ -45,24 +48,24 @@ IDS = token_ids(1, 16, 97)
     "kind", [kind if kind in FEW else pytest.param(kind, marks=pytest.mark.slow) for kind in KINDS]
 )
 def test_compiles_and_descends_as_the_graph(kind: str) -> None:
-    """Import compares the logits with padding on either side; one step, 1e-9 of the update between all ways to execute
-    and 1e-3 from explicit tuning of the graph (fp64)."""
+    """The logits agree with padding on either side; one step, 1e-9 of the update between all ways to execute and 1e-3
+    from explicit tuning of the graph (fp64)."""
     name, options = KINDS[kind]
-    model = tiny_model(name, **options)
-    tintc.compile(model, max_length=32)
-    imported = import_model(model)
+    imported = import_model(tiny_model(name, **options))
+    imported = replace(imported, auxiliary=agreeing(imported.auxiliary, imported.source))
     sim = imported.compile(inner_lr=1e-2)
     program = imported.auxiliary.program
     found = three_ways(sim, program, imported.tensors, IDS, Descent(1e-2))
     check_agreement(found)
     before, after = found["literal"]
-    graph = capture(model, 32)
+    graph = imported.auxiliary.graph
     tuned = tune(graph, IDS, torch.arange(16)[None] < 8, inner_lr=1e-2, approximations=Approximations.of())
     assert float((after - tuned.logits).norm() / (after - before).norm()) < 1e-3
 
 
 def test_one_node_for_every_call() -> None:
-    graph = capture(tiny_model("qwen3_5_text"), 32)
+    name, options = KINDS["gated delta rule"]
+    graph = capture(tiny_model(name, **options), 32)
     targets = [node.target for node in graph.module.graph.nodes]
     assert targets.count(ops.recurrence_of_tokens) == targets.count(ops.convolution_of_tokens) == 1
 
@@ -193,15 +196,16 @@ class PerHead(Ours):
 
 
 def test_recurrence_op_is_in_the_program() -> None:
-    program = import_graph(capture(tiny_model("mamba2"), 32))
+    name, options = KINDS["state space"]
+    program = import_graph(capture(tiny_model(name, **options), 32))
     found = [op for op in program.ops if isinstance(op, Recurrence)]
-    assert len(found) == 2 and all(op.skip and not op.delta for op in found)
+    assert len(found) == 1 and found[0].skip and not found[0].delta
 
 
 def test_a_folder_of_biases_is_loaded_and_verified(tmp_path: Path) -> None:
     """Padding reads as the projections' biases there, of which the graph says nothing; fp32, `verify`'s tolerances."""
     torch.manual_seed(0)
-    model = tiny_model("mamba2", n_groups=2, use_bias=True)
+    model = tiny_model("mamba2", **ONE_LAYER, n_groups=2, use_bias=True)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if name.endswith("bias"):

@@ -115,7 +115,7 @@ class Encoder(Decoder):
 
     def more(self) -> None:
         block = nn.TransformerEncoderLayer(WIDTH, HEADS, 20, batch_first=True, norm_first=self.norm_first)
-        self.blocks = nn.TransformerEncoder(block, 2, enable_nested_tensor=False)
+        self.blocks = nn.TransformerEncoder(block, 1, enable_nested_tensor=False)
 
     def forward(self, ids: Tensor) -> Tensor:
         mask = nn.Transformer.generate_square_subsequent_mask(ids.shape[1], dtype=torch.float64)

@@ -12,7 +12,7 @@ ODD: dict[str, tuple[str, dict[str, Any]]] = {
         "dots1",
         {"n_routed_experts": 6, "n_group": 3, "topk_group": 2, "num_experts_per_tok": 3, "norm_topk_prob": False}
         | {"routed_scaling_factor": 1.7, "n_shared_experts": 3, "first_k_dense_replace": 0, "attention_bias": True}
-        | {"moe_intermediate_size": 13},
+        | {"moe_intermediate_size": 13, "num_hidden_layers": 1},
     ),
     "one expert for a token, a shared one with a gate, windows above layer 1": (
         "qwen2_moe",

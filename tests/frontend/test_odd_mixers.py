@@ -27,7 +27,8 @@ ODD: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "convolution of two gates with biases": (
         "lfm2",
-        {"conv_bias": True, "conv_L_cache": 2, "layer_types": ["conv", "full_attention"], "tie_word_embeddings": False},
+        {"conv_bias": True, "conv_L_cache": 2, "layer_types": ["conv", "full_attention"], "tie_word_embeddings": False}
+        | {"intermediate_size": 75, "block_auto_adjust_ff_dim": False},
     ),
     "state space beside attention, multipliers, biases": (
         "falcon_h1",
@@ -43,13 +44,13 @@ ODD: dict[str, tuple[str, dict[str, Any]]] = {
     "gated delta rule, three key heads for nine": (
         "qwen3_5_text",
         {"linear_num_key_heads": 3, "linear_num_value_heads": 9, "linear_key_head_dim": 7, "linear_value_head_dim": 5}
-        | {"linear_conv_kernel_dim": 2, "layer_types": ["full_attention", "linear_attention"]},
+        | {"linear_conv_kernel_dim": 2, "layer_types": ["full_attention", "linear_attention"], "intermediate_size": 75},
     ),
     "selective scan beside attention without positions, experts": (
         "jamba",
         {"attn_layer_period": 2, "attn_layer_offset": 1, "expert_layer_period": 2, "expert_layer_offset": 1}
         | {"num_experts": 5, "num_experts_per_tok": 3, "mamba_d_state": 3, "mamba_d_conv": 3, "mamba_expand": 1}
-        | {"mamba_dt_rank": 5, "mamba_proj_bias": True, "mamba_conv_bias": False},
+        | {"mamba_dt_rank": 5, "mamba_proj_bias": True, "mamba_conv_bias": False, "intermediate_size": 35},
     ),
     "selective scan, three heads with projections of their own": (
         "zamba",
@@ -76,7 +77,12 @@ ODD: dict[str, tuple[str, dict[str, Any]]] = {
         "granitemoehybrid",
         {"mamba_n_heads": 8, "mamba_d_head": 15, "mamba_n_groups": 8, "mamba_d_state": 3, "mamba_d_conv": 2}
         | {"mamba_conv_bias": False, "num_local_experts": 0, "shared_intermediate_size": 37, "attention_bias": True}
-        | {"layer_types": ["mamba", "mamba"], "position_embedding_type": "nope", "tie_word_embeddings": False},
+        | {
+            "num_hidden_layers": 1,
+            "layer_types": ["mamba"],
+            "position_embedding_type": "nope",
+            "tie_word_embeddings": False,
+        },
     ),
     "state space, limits of time steps, a group for every head": (
         "mamba2",
@@ -123,7 +129,7 @@ def test_odd_configuration(case: str) -> None:
     losses = [train_loss(logits, ids) for logits in (before.logits_before, before.logits)]
     assert losses[1] < losses[0]
     start = ids[:, :7]
-    settings = {"attention_mask": mask[:, :7], "do_sample": False, "max_new_tokens": 6, "min_new_tokens": 6}
+    settings = {"attention_mask": mask[:, :7], "do_sample": False, "max_new_tokens": 3, "min_new_tokens": 3}
     written = sim.generate(start, inner_lr=0.0, **settings)
     # Without transformers' cache, whose steps leave limits of time steps out.
     assert torch.equal(written, model.generate(start, use_cache=False, **settings))

@@ -31,14 +31,14 @@ def broken(program: Program, kind: type, **attributes: float) -> Program:
     [(gpt2, torch.float32), (llama, torch.bfloat16), pytest.param(llama, torch.float64, marks=pytest.mark.slow)],
 )
 def test_a_program_that_is_right(make: Any, dtype: torch.dtype) -> None:
-    source = load_auxiliary(make().to(dtype))
+    source = load_auxiliary(make(n_layers=1).to(dtype))
     auxiliary = driver.import_auxiliary(source)
     check_agreement("it", source.model, auxiliary.program, auxiliary.tensors, source.max_length)
 
 
 def test_a_model_that_cannot_take_padding_itself() -> None:
     """MPT in fp64 gives NaN for padded texts; what it gives without padding is still compared."""
-    source = load_auxiliary(tiny_model("mpt").double())
+    source = load_auxiliary(tiny_model("mpt", n_layers=1).double())
     auxiliary = driver.import_auxiliary(source)
     check_agreement("it", source.model, auxiliary.program, auxiliary.tensors, source.max_length)
     wrong = broken(auxiliary.program, Attention, scale=0.5)
@@ -71,7 +71,7 @@ def test_a_half_precision_model_that_cannot_be_widened() -> None:
 
 
 def test_a_program_that_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
-    source = load_auxiliary(llama())
+    source = load_auxiliary(llama(n_layers=1))
     auxiliary = driver.import_auxiliary(source)
     for kind, attributes in ((Attention, {"scale": 0.5}), (Norm, {"eps": 0.1})):
         wrong = broken(auxiliary.program, kind, **attributes)
@@ -82,4 +82,4 @@ def test_a_program_that_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
         driver, "import_auxiliary", lambda *_: driver.Auxiliary(wrong, auxiliary.tensors, auxiliary.graph)
     )
     with pytest.raises(ModelError, match="not compiled"):
-        tintc.compile(llama())
+        tintc.compile(llama(n_layers=1))

@@ -23,7 +23,7 @@ def state() -> tuple[object, ...]:
 
 @pytest.mark.usefixtures("traced_anew")
 def test_captures_in_two_threads_do_not_disturb_each_other() -> None:
-    models = [llama(n_layers=1) for _ in range(4)]
+    models = [llama(n_layers=1) for _ in range(2)]
     before = state()
     with ThreadPoolExecutor(2) as threads:
         programs = {print_program(import_graph(graph)) for graph in threads.map(capture, models)}

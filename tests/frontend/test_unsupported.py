@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_models import llama
+from nano_gpt import NanoGPT
 
 from tintc.errors import ModelError, Reason, UnsupportedModelError, fold
 from tintc.folding import folded
@@ -27,20 +27,19 @@ from tools.sweep.tiny import tiny_model
 
 
 def test_every_place_is_listed_with_its_reason() -> None:
-    model = llama(n_layers=2)
-    for layer in model.model.layers:
-        layer.mlp.act_fn.forward = torch.sin
-    norm = model.model.norm
-    norm.forward = lambda x: x.cumsum(1)
+    model: Any = NanoGPT()
+    for block in model.blocks:
+        block.mlp[1].forward = torch.sin
+    model.ln_f.forward = lambda x: x.cumsum(1)
     with pytest.raises(UnsupportedModelError) as error:
         import_graph(capture(model))
     found = {reason.where: reason.why for reason in error.value.reasons}
-    assert set(found) == {"model.norm", "model.layers.0.mlp.act_fn", "model.layers.1.mlp.act_fn"}
-    assert "none of the known activations" in found["model.layers.0.mlp.act_fn"]
-    assert found["model.norm"] == "no rule takes this operation"
+    assert set(found) == {"ln_f", "blocks.0.mlp.1", "blocks.1.mlp.1"}
+    assert "none of the known activations" in found["blocks.0.mlp.1"]
+    assert found["ln_f"] == "no rule takes this operation"
     lines = str(error.value).splitlines()
     assert "3 places" in lines[0] and len(lines) == 3, "the same in several layers is one line"
-    assert lines[2].startswith("  - aten.sin in model.layers.0-1.mlp.act_fn: this function is none of")
+    assert lines[2].startswith("  - aten.sin in blocks.0-1.mlp.1: this function is none of")
 
 
 def test_places_are_folded_only_where_nothing_is_lost() -> None:
@@ -61,13 +60,13 @@ def test_places_are_folded_only_where_nothing_is_lost() -> None:
 
 def test_a_model_that_takes_its_cache_from_its_configuration_is_captured_without_one() -> None:
     """The configuration is left as it was."""
-    model = tiny_model("granitemoe")
+    model = tiny_model("granitemoe", num_hidden_layers=1)
     assert import_graph(capture(model)).outputs
     assert model.config.use_cache is True
 
 
 def test_queries_that_do_not_depend_on_the_tokens_are_refused_in_words() -> None:
-    model = tiny_model("opt")
+    model = tiny_model("opt", num_hidden_layers=1)
     attention = model.model.decoder.layers[0].self_attn
     width = attention.q_proj.out_features
     attention.q_proj.forward = lambda x: torch.ones(*x.shape[:-1], width)
@@ -78,7 +77,7 @@ def test_queries_that_do_not_depend_on_the_tokens_are_refused_in_words() -> None
 def test_a_loop_over_the_experts_that_are_chosen_is_refused_in_words() -> None:
     """Experts that transformers' interface does not compute, for some of them have no weights."""
     with pytest.raises(UnsupportedModelError) as refused:
-        capture(tiny_model("longcat_flash"), name="one")
+        capture(tiny_model("longcat_flash", num_layers=1), name="one")
     assert refused.value.obstacles == (LOOPED_EXPERTS,)
     assert str(refused.value) == (
         f"one cannot be compiled: it has {LOOPED_EXPERTS}, which tintc does not support; it reads experts that "
@@ -106,6 +105,10 @@ def test_what_cannot_be_captured_is_said_in_one_sentence(capfd: pytest.CaptureFi
     assert capfd.readouterr() == ("", "")
 
 
+LAYERS: dict[str, dict[str, int]] = {"gemma3n_text": {}, "rwkv": {}}
+"""Types that need more than one layer."""
+
+
 @pytest.mark.parametrize(
     ("kind", "words"),
     [
@@ -119,15 +122,15 @@ def test_what_cannot_be_captured_is_said_in_one_sentence(capfd: pytest.CaptureFi
 def test_the_obstacle_comes_first_and_in_words(kind: str, words: str) -> None:
     """In the first line; the operations stand below it."""
     with pytest.raises(UnsupportedModelError) as refused:
-        import_graph(capture(tiny_model(kind)))
+        import_graph(capture(tiny_model(kind, **LAYERS.get(kind, {"num_hidden_layers": 1}))))
     first, *others = str(refused.value).splitlines()
     assert words in first and "aten." not in first
     assert len(others) == len(fold(refused.value.reasons))
 
 
 def refusal(activation: Any) -> UnsupportedModelError:
-    model = tiny_model("llama")
-    model.model.layers[0].mlp.act_fn.forward = activation
+    model: Any = NanoGPT(n_layers=1)
+    model.blocks[0].mlp[1].forward = activation
     with pytest.raises(UnsupportedModelError) as refused:
         import_graph(capture(model))
     return refused.value

@@ -15,7 +15,7 @@ from tintc.reference.captured import run_captured
 
 @pytest.mark.parametrize("make", [gpt2, opt, llama])
 def test_with_casts_kept_it_is_the_eager_model(make: Callable[..., PreTrainedModel]) -> None:
-    model = make()
+    model = make(n_layers=1)
     ids = token_ids(3, 10)
     with torch.no_grad():
         assert relative(run_captured(capture(model), ids, keep_casts=True), model(ids).logits) < 1e-6  # fp32
@@ -47,7 +47,7 @@ def test_fused_and_written_out_attention_have_the_same_gradients() -> None:
     """fp64, 1e-10."""
     gradients = []
     for attention in ("sdpa", "eager"):
-        graph = capture(llama(attention=attention))
+        graph = capture(llama(attention=attention, n_layers=1))
         parameters = {name: graph.tensors[name].double().requires_grad_() for name in sorted(graph.parameter_names)}
         run_captured(graph, token_ids(2, 7), parameters, detach_attention=True).square().sum().backward()
         gradients.append(torch.cat([p.grad.flatten() for p in parameters.values() if p.grad is not None]))

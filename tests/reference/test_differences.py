@@ -38,7 +38,8 @@ def test_fixed_steps_in_exact_semantics() -> None:
     gradients = []
     for scheme in ("fixed", "token"):
         sim = family("gpt2").compile(difference=scheme, inner_lr=0.02)
-        check_fused(sim, IDS)
+        if scheme == "fixed":  # the other is what all other tests take
+            check_fused(sim, IDS)
         gradients.append(simulated_gradients(sim, resolve_inputs(IDS[:1])))
     fixed, token = gradients
     apart = sum(float((fixed[key] - token[key]).square().sum()) for key in token) ** 0.5

@@ -29,11 +29,11 @@ from tintc.runtime.model.causal_lm import TintForCausalLM
 from tools.sweep.tiny import tiny_model
 
 MODELS: dict[str, Any] = {
-    "gpt2": lambda: gpt2(n_heads=3, head_dim=6),
-    "opt": lambda: opt(n_heads=3, head_dim=6),
+    "gpt2": lambda: gpt2(n_layers=1, n_heads=3, head_dim=6),
+    "opt": lambda: opt(n_layers=1, n_heads=3, head_dim=6),
     "llama": lambda: llama(n_heads=4, n_kv_heads=2, head_dim=6, attention_bias=True),
     "gemma2": lambda: tiny_model("gemma2"),
-    "gemma3_text": lambda: tiny_model("gemma3_text"),
+    "gemma3_text": lambda: tiny_model("gemma3_text", intermediate_size=75),
     "deepseek_v3": lambda: tiny_model("deepseek_v3"),
 }
 SLOW = ("gemma2", "deepseek_v3")
@@ -67,7 +67,8 @@ def error(sim: TintForCausalLM, graph: CapturedGraph, simulated: dict[str, Tenso
 )
 def test_the_full_gradient_is_autograd_s(name: str) -> None:
     model = MODELS[name]()
-    sim = import_model(model).compile(gradient="full", descend="all", max_length=16)
+    imported = import_model(model)
+    sim = imported.compile(gradient="full", descend="all", max_length=16)
     graph = capture(model)
     ids = torch.randint(0, sim.config.vocab_size, (1, 14), generator=torch.Generator().manual_seed(1))
     exact = explicit(graph, ids, sim, None)
@@ -80,13 +81,18 @@ def test_the_full_gradient_is_autograd_s(name: str) -> None:
         assert covered == set(exact)
         assert error(sim, graph, simulated, exact) < 1e-4, executor
         assert error(sim, graph, simulated, same) < 1e-9, executor
-    short = import_model(model).compile(gradient="full", descend="all", max_length=16, dtype=torch.float32)
+    short = imported.compile(gradient="full", descend="all", max_length=16, dtype=torch.float32)
     short.executor = "fused"
     assert error(short, graph, simulated_gradients(short, inputs), exact) < 1e-3
 
 
 def test_recurrences_stay_constant_and_compiling_says_so(caplog: pytest.LogCaptureFixture) -> None:
-    sim = tintc.compile(tiny_model("qwen3_next"), gradient="full", descend="all", max_length=16)
+    sim = tintc.compile(
+        tiny_model("qwen3_next", num_hidden_layers=1, layer_types=["linear_attention"]),
+        gradient="full",
+        descend="all",
+        max_length=16,
+    )
     assert "leaves out its recurrences' queries, keys and gates" in caplog.text
     assert not any("in_proj_ba" in name for name in _descending(sim))
 

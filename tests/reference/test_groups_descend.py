@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import cache
 
 import pytest
 import torch
-from fused_cases import check_fused, compiled, family, run, token_ids
+from fused_cases import compiled, family, run, token_ids
 from programs import check_agreement, gpt_like, import_model, llama_like, relative_to_update, simulator, three_ways
+from transformers import PreTrainedModel
 
 from tintc.frontend.graph.trace_model import capture
 from tintc.frontend.importer import import_graph
@@ -17,21 +19,29 @@ from tintc.option_facts import FULL_ONLY, GROUPS
 from tintc.reference import Approximations, tune
 from tintc.reference.groups import origin_of
 from tintc.reference.simulated_gradients import simulated_gradients
+from tintc.runtime.execution.fused.planner import UPDATES
 from tools.sweep.tiny import tiny_model
 
 ALL = ",".join(group for group in GROUPS if group not in FULL_ONLY)
 
 
-@pytest.mark.parametrize("descend", [ALL, "norm-gain", "values,norm-bias", "ffn,norm-gain"])
-@pytest.mark.parametrize("name", ["gpt", "llama"])
+@pytest.mark.parametrize(
+    ("name", "descend"),
+    [("gpt", ALL), ("llama", ALL), ("gpt", "values,norm-bias"), ("gpt", "norm-gain"), ("llama", "ffn,norm-gain")],
+)
 def test_all_ways_agree(name: str, descend: str) -> None:
     program, tensors = gpt_like(seed=7) if name == "gpt" else llama_like(seed=7)
     sim = simulator(program, tensors, n_steps=2, inner_lr=0.01, descend=descend)
     sim.trust()
     ids = torch.randint(0, 11, (2, 9), generator=torch.Generator().manual_seed(0))
     descent = Descent(0.01, 2, groups=frozenset(descend.split(",")))
-    check_agreement(three_ways(sim, program, tensors, ids, descent))
-    check_fused(sim, ids)
+    found = three_ways(sim, program, tensors, ids, descent)
+    check_agreement(found)
+    for update in UPDATES:
+        fused = run(sim, ids, "fused", update, return_before=True)
+        alone = run(sim, ids, "fused", update)
+        check_agreement({**found, "fused": (fused.logits_before, fused.logits)})
+        assert relative_to_update(alone.logits, *reversed(found["auxiliary"])) < 1e-9, update
 
 
 @pytest.mark.parametrize(
@@ -57,9 +67,14 @@ def test_explicit_fine_tuning_agrees(name: str, descend: str) -> None:
             assert float((gradient - right).norm()) < 1e-9 * float(right.norm()), (executor, key)
 
 
+@cache
+def gemma() -> PreTrainedModel:
+    return tiny_model("gemma", num_hidden_layers=1)
+
+
 def test_gains_that_are_a_parameter_and_a_number_descend() -> None:
     """Gemma's are 1 + w."""
-    model, ids = tiny_model("gemma"), token_ids(1, 8)
+    model, ids = gemma(), token_ids(1, 8)
     graph, mask = capture(model), torch.ones_like(ids)
     tuned = tune(graph, ids, mask, approximations=replace(Approximations.of(), groups=frozenset({"norm-gain"})))
     assert set(tuned.gradients[0]) == {name for name in graph.parameter_names if name.endswith("norm.weight")}
@@ -73,7 +88,7 @@ def test_gains_that_are_a_parameter_and_a_number_descend() -> None:
 
 
 def test_explicit_fine_tuning_refuses_gains_that_are_computed_otherwise() -> None:
-    graph = capture(tiny_model("gemma"))
+    graph = capture(gemma())
     import_graph(graph)
     gain = graph.tensors["constant.model.norm.weight"]
     assert origin_of(graph, "constant.model.norm.weight") == "model.norm.weight"
