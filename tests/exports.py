@@ -12,6 +12,7 @@ import json
 import sys
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from types import FunctionType, SimpleNamespace
 from typing import Any
 
@@ -99,10 +100,17 @@ def key_of(model: nn.Module, ids: Tensor) -> Hashable:
 def about(module: nn.Module) -> tuple[Hashable, ...]:
     """Return the module's class, hooks, and what it holds beside tensors and modules."""
     named = {key: value for key, value in vars(module).items() if key not in UNREAD}
-    own = tuple((key, value) for key, value in named.items() if isinstance(value, SIMPLE) or callable(value))
+    own = tuple((key, plain(value)) for key, value in named.items() if isinstance(value, SIMPLE) or callable(value))
     data = tuple((key, digest(value)) for key, value in vars(module).items() if isinstance(value, Tensor))
     hooks = tuple(tuple(getattr(module, name).values()) for name in HOOKS)
     return type(module), own, data, hooks
+
+
+def plain(value: Any) -> Hashable:
+    """Return what a function with arguments of its own is made of, for two alike are not equal."""
+    if isinstance(value, partial):
+        return value.func, value.args, tuple(sorted(value.keywords.items()))
+    return value
 
 
 def code(model: nn.Module) -> tuple[Hashable, ...]:
