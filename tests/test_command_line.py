@@ -189,9 +189,9 @@ SAID: dict[str, list[str]] = {
     "program": ["inspect", "{sim}", "--ir", "sim"],
     "roles": ["inspect", "{sim}", "--roles", "descent_0.*"],
     "run": ["run", "{sim}", "--file", "{text}", "--block-size", "12"],
-    "rates": ["rates", "{sim}", "--file", "{text}", "--block-size", "12"],
+    "rates": ["rates", "{sim}", "--file", "{text}", "--block-size", "12", "--lr", "0.01,0.1"],
     "generate": ["generate", "{sim}", "--text", "the cat sat on the mat", "--max-new-tokens", "3"],
-    "verify": ["verify", "{sim}", "{model}", "--text", "{text}"],
+    "verify": ["verify", "{sim}", "{model}", "--text", "{text}", "--length", "8"],
     "families": ["families", "llama"],
 }
 """Commands that print a result."""

@@ -47,7 +47,7 @@ ALONE = Processes()
 
 @pytest.fixture(scope="module")
 def model() -> Any:
-    return tiny_models.llama(n_layers=2, vocab=len(WORDS) + 1).double()
+    return tiny_models.llama(n_layers=1, vocab=len(WORDS) + 1).double()
 
 
 @pytest.fixture(scope="module")
@@ -189,7 +189,7 @@ def test_the_command(
     where = ("--data", data, "--predictions", tmp_path / "kept.jsonl", "--json")
     model = ("--model", llama_sim.parent / "model")
     run = ("eval", "icl", llama_sim, *model, "--columns", "before,icl,explicit,tint", "--rates", "1e-3,1e-2")
-    sizes = ("--examples", 5, "--seeds", 2, "--validation-examples", 4, "--shots", "0,2")
+    sizes = ("--examples", 3, "--seeds", 2, "--validation-examples", 2, "--shots", "0,2")
     shown = command(*run, *sizes, "--format", "single,multi", "--calibration", "none,prompt", *where)
     assert shown.code == 0, shown.err
     rows = shown.json["rows"]
@@ -198,7 +198,7 @@ def test_the_command(
         (0, None, 1),
         (2, "single", 2),
     ]
-    assert len(rows) == 2 + 4 and all(row["examples"] == 5 for row in rows)
+    assert len(rows) == 2 + 4 and all(row["examples"] == 3 for row in rows)
     for row in rows:
         for name in ("before", "icl", "explicit", "tint"):
             assert row["accuracy"][name] == pytest.approx(sum(row["by_seed"][name]) / row["seeds"])
