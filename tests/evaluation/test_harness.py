@@ -211,11 +211,11 @@ def test_generation_in_batches(folder: Path) -> None:
 def test_generation_after_next_to_nothing(folder: Path, executor: str) -> None:
     """A context of no token, or of one, is answered by the weights as they are, whatever the rate."""
     lm, found = TintLM(folder, executor=executor, inner_lr=5), []
-    asked = requests("generate_until", ("", {"max_gen_toks": 3}), ("cat", {"max_gen_toks": 3}))
+    asked = requests("generate_until", ("", {"max_gen_toks": 2}), ("cat", {"max_gen_toks": 2}))
     answers = lm.generate_until(asked, disable_tqdm=True)
     (cat,), prefix = lm.tok_encode("cat"), lm.prefix_token_id
     for tokens in ([prefix, prefix], [prefix, cat]):
-        for _ in range(3):
+        for _ in range(2):
             ids = torch.tensor([tokens])
             tokens.append(int(lm.sim(ids, train_mask=torch.zeros_like(ids)).logits[0, -1].argmax()))
         found.append(lm.tokenizer.decode(tokens[2:], skip_special_tokens=True))

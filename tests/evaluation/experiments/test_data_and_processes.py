@@ -158,7 +158,7 @@ def test_pictures(command: Command, llama_sim: Path, data: Path, tmp_path: Path)
     file = ("--dataset", data / "words.txt", "--max-blocks", 2)
     runs = {
         "ppl": ("ppl", llama_sim, *PPL, *file),
-        "icl": ("icl", llama_sim, "--examples", 2, "--shots", 0, "--data", data),
+        "icl": ("icl", llama_sim, "--examples", 2, "--validation-examples", 2, "--shots", 0, "--data", data),
     }
     for name, run in runs.items():
         shown = command("eval", *run, "--png", tmp_path / f"{name}.png")

@@ -166,7 +166,8 @@ def test_an_interrupted_run_goes_on(
     command: Command, one_layer_sim: Path, texts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     kept = tmp_path / "kept.jsonl"
-    run = ("eval", "ppl", one_layer_sim, "--dataset", texts / "words.test.txt", "--block-size", 9, "--json")
+    text = ("--dataset", texts / "words.test.txt", "--block-size", 9, "--train-fraction", "0.5,0.7")
+    run = ("eval", "ppl", one_layer_sim, *text, "--json")
     whole = command(*run, "--predictions", kept)
     records = kept.read_bytes().splitlines(keepends=True)
     kept.write_bytes(b"".join(records[:5]) + records[5][:20])
@@ -218,7 +219,7 @@ def test_mistakes(command: Command, one_layer_sim: Path, texts: Path, given: tup
 
 def test_several_simulators(command: Command, one_layer_sim: Path, texts: Path, tmp_path: Path) -> None:
     """Each has a column of its own, and takes the rate that it stores."""
-    file = ("--dataset", texts / "words.test.txt", "--block-size", 9, "--max-blocks", 2)
+    file = ("--dataset", texts / "words.test.txt", "--block-size", 9, "--max-blocks", 2, "--train-fraction", 0.5)
     faster = tintc.load(one_layer_sim)
     set_rate(faster, 0.03)
     faster.save_pretrained(tmp_path / "faster")
