@@ -73,8 +73,7 @@ def test_every_column(command: Command, one_layer: Path, one_layer_sim: Path, te
         with torch.no_grad():
             outs = [sim(one, mask, inner_lr=rate, return_before=True) for one, mask in zip(ids, masks, strict=True)]
         tuned = [
-            tune(graph, one, mask, inner_lr=rate, approximations=EXACT)
-            for one, mask in zip(ids, masks, strict=True)
+            tune(graph, one, mask, inner_lr=rate, approximations=EXACT) for one, mask in zip(ids, masks, strict=True)
         ]
         expected = {
             "before": perplexity([out.logits_before for out in outs], ids, train),
