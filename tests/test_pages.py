@@ -59,9 +59,10 @@ def with_simulator(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], 
         base = tmp_path_factory.mktemp("pages")
         model, folder = pages.MODEL, base / "sim"
         if layers < 5:
-            model = Path(shutil.copytree(pages.MODEL, base / "model", copy_function=shutil.copyfile))
-            part = AutoModelForCausalLM.from_pretrained(pages.MODEL, num_hidden_layers=layers)
-            part.save_pretrained(model)
+            model = base / "model"
+            AutoModelForCausalLM.from_pretrained(pages.MODEL, num_hidden_layers=layers).save_pretrained(model)
+            for name in ("tokenizer.json", "tokenizer_config.json"):
+                shutil.copyfile(pages.MODEL / name, model / name)
         tintc.compile(str(model), n_steps=2, inner_lr=1e-4, output=folder)
         return model, folder
 
