@@ -48,14 +48,17 @@ def lines(text: str) -> list[str]:
     return text.replace("\\\n", " ").splitlines()
 
 
-def prepare(simulator: Path) -> None:
-    """Put into the current folder what pages name: a model under two names, its simulator, a story, a data set."""
+def prepare(model: Path, simulator: Path, characters: int | None = None) -> None:
+    """Put into the current folder what pages name: a model under two names, its simulator, a story, a data set.
+
+    characters: how many of the story there are, from its beginning (None: all).
+    """
     Path("path/to").mkdir(parents=True)
-    links = {"path/to/model": MODEL, "stories260K": MODEL, "sst2": DATA, "sim": simulator}
+    links = {"path/to/model": model, "stories260K": model, "sst2": DATA, "sim": simulator}
     for name, target in links.items():
         Path(name).symlink_to(target)
     story = (ROOT / "benchmarks" / "data" / "story.txt").read_text(encoding="utf-8")
-    Path("story.txt").write_text(story, encoding="utf-8")
+    Path("story.txt").write_text(story[:characters], encoding="utf-8")
 
 
 def run_page(page: str, names: dict[str, Any], command: Command) -> str:

@@ -26,14 +26,15 @@ import tintc
 
 
 @pytest.fixture
-def model(tmp_path: Path) -> Path:
-    return model_folder(tmp_path / "model")
+def model(one_layer: Path, tmp_path: Path) -> Path:
+    """A model that the test may damage."""
+    return Path(shutil.copytree(one_layer, tmp_path / "model"))
 
 
 @pytest.fixture
-def compiled(two_layers_sim: Path, tmp_path: Path) -> Path:
+def compiled(one_layer_sim: Path, tmp_path: Path) -> Path:
     """A compiled simulator that the test may damage."""
-    return Path(shutil.copytree(two_layers_sim, tmp_path / "compiled"))
+    return Path(shutil.copytree(one_layer_sim, tmp_path / "compiled"))
 
 
 def refuses(command: Command, *arguments: object, says: str) -> None:
@@ -51,7 +52,7 @@ BROKEN_MODELS: dict[str, tuple[Callable[[Path], object], str]] = {
     "unknown type": (lambda folder: change_config(folder, model_type="perceptron"), "perceptron"),
     "no weights": (lambda folder: (folder / "model.safetensors").unlink(), "no weights"),
     "weights missing": (
-        lambda folder: change_weights(folder, lambda w: [w.pop(k) for k in list(w) if "h.1.mlp" in k]),
+        lambda folder: change_weights(folder, lambda w: [w.pop(k) for k in list(w) if "h.0.mlp" in k]),
         "lacks weights",
     ),
     "other shapes": (lambda folder: change_config(folder, n_embd=36, n_head=4), "other shapes"),
@@ -147,7 +148,7 @@ def test_no_gpu(command: Command, compiled: Path) -> None:
 
 def test_token_ids_out_of_range(command: Command, tmp_path: Path) -> None:
     """A tokenizer with more entries than the model has rows."""
-    small = model_folder(tmp_path / "model", tiny_models.gpt2(vocab=8))
+    small = model_folder(tmp_path / "model", tiny_models.gpt2(n_layers=1, vocab=8))
     assert command("compile", small, "-o", tmp_path / "sim").code == 0
     refuses(command, "run", tmp_path / "sim", "--text", STORY, says="out of range")
 

@@ -27,20 +27,20 @@ from tintc.ir.text import parse_program
 
 
 @pytest.fixture
-def model(two_layers: Path) -> Path:
-    return two_layers
+def model(one_layer: Path) -> Path:
+    return one_layer
 
 
 @pytest.fixture
-def compiled(two_layers_sim: Path) -> Path:
-    return two_layers_sim
+def compiled(one_layer_sim: Path) -> Path:
+    return one_layer_sim
 
 
-def test_compile_run_inspect(command: Command, model: Path, tmp_path: Path) -> None:
+def test_compile_run_inspect(command: Command, two_layers: Path, tmp_path: Path) -> None:
     out = tmp_path / "deep" / "sim"
     options = ("--steps", 2, "--update-layers", 1, "--lr", 1e-2, "--max-length", 24, "--fd-step", 1e-3)
     options = (*options, "--loss", "mse", "--descend", "values,out,norm-gain")
-    made = command("compile", model, "-o", out, *options, "--dtype", "float64", "--json")
+    made = command("compile", two_layers, "-o", out, *options, "--dtype", "float64", "--json")
     assert made.code == 0, made.err
     assert made.json["n_update_layers"] == 1 and made.json["max_length"] == 24 and made.json["tokenizer"]
     assert {path.name for path in out.iterdir()} >= {"config.json", "model.safetensors", "program.tint", "README.md"}
@@ -141,7 +141,7 @@ def test_softmax_heads(command: Command, model: Path, tmp_path: Path) -> None:
     update still points where it should: in fp64, and of this model not in fp32."""
     out, text = tmp_path / "sim", tmp_path / "story.txt"
     text.write_text(STORY, encoding="utf-8")
-    options = ("--linear-attention", "softmax", "--calibration-text", text, "--max-length", 16, "--update-layers", 1)
+    options = ("--linear-attention", "softmax", "--calibration-text", text, "--max-length", 16)
     made = command("compile", model, "-o", out, *options, "--json")
     assert made.code == 0, made.err
     assert command("inspect", out, "--json").json["linear_attention"] == "softmax"
@@ -166,7 +166,8 @@ def test_file_and_text_are_the_same(command: Command, compiled: Path, tmp_path: 
     assert from_file["block_size"] == 32, "by default a block is the longest text the simulator takes"
 
 
-def test_params_are_exact(command: Command, compiled: Path, model: Path) -> None:
+def test_params_are_exact(command: Command, two_layers_sim: Path, two_layers: Path) -> None:
+    compiled, model = two_layers_sim, two_layers
     found = command("inspect", compiled, "--params", "--json").json
     sizes = {name: tensor.shape for name, tensor in load_file(compiled / "model.safetensors").items()}
     assert found["parameters"]["unique"] == sum(shape.numel() for shape in sizes.values())
@@ -181,8 +182,9 @@ def test_params_are_exact(command: Command, compiled: Path, model: Path) -> None
     assert found == command("inspect", model, "--params", "--json").json, "of a model: what it would become"
 
 
-def test_params_for_people(command: Command, compiled: Path) -> None:
+def test_params_for_people(command: Command, two_layers_sim: Path) -> None:
     """Layers whose counts are the same share a row, and the last row is the sum."""
+    compiled = two_layers_sim
     shown = [line.split() for line in command("inspect", compiled, "--params").out.splitlines()]
     rows = [line for line in shown if line[:2] == ["forward", "weights"]]
     assert [line[2] for line in rows] == ["0-1", "outside"]
@@ -240,7 +242,7 @@ def test_same_input_same_bytes(command: Command, model: Path, tmp_path: Path) ->
 
 def test_no_tokenizer_is_invented(command: Command, tmp_path: Path) -> None:
     """A model folder without tokenizer files compiles, and can be run from Python only."""
-    bare, out = model_folder(tmp_path / "bare", tiny_models.llama(), with_tokenizer=False), tmp_path / "sim"
+    bare, out = model_folder(tmp_path / "bare", tiny_models.llama(n_layers=1), with_tokenizer=False), tmp_path / "sim"
     assert not command("compile", bare, "-o", out, "--json").json["tokenizer"]
     assert not list(out.glob("*token*"))
     refused = command("run", out, "--text", STORY)

@@ -189,9 +189,9 @@ SAID: dict[str, list[str]] = {
     "program": ["inspect", "{sim}", "--ir", "sim"],
     "roles": ["inspect", "{sim}", "--roles", "descent_0.*"],
     "run": ["run", "{sim}", "--file", "{text}", "--block-size", "12"],
-    "rates": ["rates", "{sim}", "--file", "{text}", "--block-size", "12"],
+    "rates": ["rates", "{sim}", "--file", "{text}", "--block-size", "12", "--lr", "0.01,0.1"],
     "generate": ["generate", "{sim}", "--text", "the cat sat on the mat", "--max-new-tokens", "3"],
-    "verify": ["verify", "{sim}", "{model}", "--text", "{text}"],
+    "verify": ["verify", "{sim}", "{model}", "--text", "{text}", "--length", "8"],
     "families": ["families", "llama"],
 }
 """Commands that print a result."""
@@ -219,18 +219,32 @@ def without_seconds(text: str) -> list[str]:
     return [line for line in text.splitlines() if not re.search(r"second|rss|time|took", line)]
 
 
+COMPLETE = """
+import os, sys, tintc_cli
+for line in sys.argv[1:]:
+    os.environ.update(COMP_WORDS=line, COMP_CWORD=str(len(line.split(" ")) - 1))
+    try:
+        tintc_cli.main()
+    except SystemExit as stopped:
+        assert not stopped.code
+    print("end")
+assert "torch" not in sys.modules
+"""
+"""What completes lines, one after the other, in a process of its own."""
+
+
 def test_completion_is_quick_and_knows_options_and_their_values() -> None:
     """A shell asks the command itself, which imports neither torch nor tintc for it; bash, as its script asks."""
 
-    def completed(line: str) -> list[str]:
-        program = "import sys, tintc_cli\ntry:\n tintc_cli.main()\nfinally:\n assert 'torch' not in sys.modules"
-        asked = {"COMP_WORDS": line, "COMP_CWORD": str(len(line.split(" ")) - 1), "_TINTC_COMPLETE": "complete_bash"}
-        path = {"PYTHONPATH": str(REPOSITORY), "PATH": os.environ["PATH"]}
-        done = subprocess.run(
-            [sys.executable, "-c", program], env=asked | path, capture_output=True, text=True, check=True
-        )
-        return done.stdout.split()
-
-    assert completed("tintc com") == ["compile"]
-    assert "--optimizer" in completed("tintc compile --opt")
-    assert {"sgd", "momentum", "normalized"} <= set(completed("tintc compile --optimizer "))
+    lines = ["tintc com", "tintc compile --opt", "tintc compile --optimizer "]
+    done = subprocess.run(
+        [sys.executable, "-c", COMPLETE, *lines],
+        env={"PYTHONPATH": str(REPOSITORY), "PATH": os.environ["PATH"], "_TINTC_COMPLETE": "complete_bash"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    command, option, value = (shown.split() for shown in done.stdout.split("end\n")[:-1])
+    assert command == ["compile"]
+    assert "--optimizer" in option
+    assert {"sgd", "momentum", "normalized"} <= set(value)

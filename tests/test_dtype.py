@@ -20,7 +20,7 @@ LEAST = 0.9999
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A checkpoint in bfloat16."""
-    made = tiny_models.llama(n_layers=2, n_heads=2, n_kv_heads=1, head_dim=4, d_ff=12, vocab=23).bfloat16()
+    made = tiny_models.llama(n_layers=1, n_heads=2, n_kv_heads=1, head_dim=4, d_ff=12, vocab=23).bfloat16()
     return model_folder(tmp_path_factory.mktemp("bf16") / "model", made)
 
 

@@ -6,10 +6,10 @@ from typing import Any, Literal
 
 import command
 import pytest
-import tiny_models
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from programs import llama_like, simulator
 from tokenizers import Tokenizer
 from tokenizers.decoders import ByteLevel as ByteLevelDecoder
 from tokenizers.models import BPE
@@ -18,7 +18,6 @@ from tokenizers.processors import TemplateProcessing
 from tokenizers.trainers import BpeTrainer
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-import tintc
 from tintc import masks
 from tintc.errors import InputError, OptionError
 
@@ -90,14 +89,6 @@ def test_a_token_across_the_border_is_the_labels() -> None:
     assert text_of(tokenizer, targets).endswith("great") and len(targets) > 0
 
 
-SIZES: dict[str, Any] = {
-    "vocab_size": 300,
-    "hidden_size": 16,
-    "num_attention_heads": 2,
-    "num_hidden_layers": 1,
-    "intermediate_size": 20,
-    "max_position_embeddings": 128,
-}
 WORDS = st.text(st.sampled_from("ab It was.\n"), min_size=1, max_size=9)
 
 
@@ -120,7 +111,7 @@ def test_no_token_is_lost(pairs: list[tuple[str, str]], query: str, format: Any,
 @pytest.mark.parametrize("format", FORMATS)
 def test_a_simulator_takes_them(format: Literal["single", "multi"]) -> None:
     """Both executors, to 1e-9 of the update in fp64; only labels are learnt."""
-    sim = tintc.compile(tiny_models.build("llama", **SIZES).double(), inner_lr=0.02)
+    sim = simulator(*llama_like(layers=1, vocab=300), max_length=128, inner_lr=0.02)
     found = masks.few_shot(MERGING, DEMONSTRATIONS[:2], QUERY, format=format)
     outs = []
     for executor in ("fused", "literal"):

@@ -42,25 +42,36 @@ def name_of(path: Path) -> str:
 
 
 @cache
-def trees() -> dict[str, ast.Module]:
-    """The syntax tree of every file, by the name of its module."""
-    return {name_of(path): ast.parse(path.read_text(encoding="utf-8")) for path in sorted(PACKAGE.rglob("*.py"))}
+def tree_of(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
+@cache
+def nodes(path: Path) -> list[ast.AST]:
+    """All that a file is made of."""
+    return [*ast.walk(tree_of(path))]
+
+
+@cache
+def files() -> dict[str, Path]:
+    """Every file of the package, by the name of its module."""
+    return {name_of(path): path for path in sorted(PACKAGE.rglob("*.py"))}
 
 
 @cache
 def imports() -> dict[str, set[str]]:
     """The package's own modules that each module imports; a package does not count as importing its parts."""
-    return {name: set(_imported(name, tree)) for name, tree in trees().items()}
+    return {name: set(_imported(name, path)) for name, path in files().items()}
 
 
-def _imported(name: str, tree: ast.Module) -> Iterator[str]:
-    for node in ast.walk(tree):
+def _imported(name: str, path: Path) -> Iterator[str]:
+    for node in nodes(path):
         named: list[str] = []
         if isinstance(node, ast.Import):
             named = [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom) and node.module:
             named = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
-        yield from (one for one in named if one in trees() and one != name and not name.startswith(f"{one}."))
+        yield from (one for one in named if one in files() and one != name and not name.startswith(f"{one}."))
 
 
 def reachable(start: str) -> set[str]:
@@ -135,7 +146,7 @@ def test_functions_are_short() -> None:
     """Without their docstrings; what they do in turn can be read off them."""
     counts: dict[str, int] = {}
     for path in sources():
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        for node in nodes(path):
             if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
                 name = f"{path.relative_to(ROOT)} {node.name}"
                 counts[name] = max(own_lines(node), counts.get(name, 0))
@@ -158,7 +169,7 @@ def lines() -> int:
 
 def test_few_conditional_expressions() -> None:
     """At most 12 in a thousand lines: a plain statement reads better."""
-    count = sum(isinstance(node, ast.IfExp) for tree in trees().values() for node in ast.walk(tree))
+    count = sum(isinstance(node, ast.IfExp) for path in files().values() for node in nodes(path))
     assert count <= 12 * lines() / 1000
 
 
@@ -171,8 +182,8 @@ def test_no_word_says_nothing() -> None:
 def test_docstrings_begin_with_what_is_done() -> None:
     """With a verb: neither a noun nor a relative clause, of which a reader must ask what is done with it."""
     wrong = []
-    for name, tree in trees().items():
-        for node in ast.walk(tree):
+    for name, path in files().items():
+        for node in nodes(path):
             if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
                 text = ast.get_docstring(node) or ""
                 if re.match(r"(What|Whether|Which|How|Where|The|An?|All|As|True|Part)\b|`", text):
@@ -195,8 +206,8 @@ PRINTERS = ("tintc.cli",)
 def test_only_commands_print() -> None:
     """The package logs by one name, and never by the root logger, which is the user's."""
     wrong: list[str] = []
-    for name, tree in trees().items():
-        for node in ast.walk(tree):
+    for name, path in files().items():
+        for node in nodes(path):
             if not isinstance(node, ast.Call):
                 continue
             called = ast.unparse(node.func)

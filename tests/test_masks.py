@@ -15,10 +15,12 @@ from torch import Tensor
 
 from tintc import masks
 from tintc.errors import InputError, OptionError
+from tintc.frontend.graph.captured import CapturedGraph
 from tintc.frontend.graph.trace_model import capture
 from tintc.ir.inputs import resolve_inputs
 from tintc.reference import tune
 from tintc.reference.simulated_gradients import simulated_gradients
+from tintc.runtime.model.causal_lm import TintForCausalLM
 from tools.sweep.tiny import tiny_model
 
 LENGTHS = st.lists(
@@ -67,7 +69,7 @@ def test_lengths_that_are_none(demonstrations: Any, queries: Any, why: str) -> N
 
 
 MODELS: dict[str, Callable[[], Any]] = {
-    "gpt2": lambda: gpt2(n_layers=2, n_heads=3, head_dim=4),
+    "gpt2": gpt2,
     "opt": lambda: opt(n_layers=2, n_heads=3, head_dim=4, d_ff=20),
     "llama": lambda: llama(n_layers=2, n_heads=4, n_kv_heads=2, head_dim=4, d_ff=20),
 }
@@ -88,10 +90,11 @@ def pieces() -> list[Tensor]:
 def test_single_is_the_demonstrations_as_a_batch(model: Imported) -> None:
     """The gradient is the sum of theirs, and the query is predicted as if it stood alone, by what that sum makes."""
     sim = model.compile(inner_lr=0.02)
+    sim.executor = "fused"
+    apart = [simulated_gradients(sim, resolve_inputs(ids, torch.ones_like(ids))) for ids in pieces()]
     for executor in ("fused", "literal"):
         sim.executor = executor
         together = simulated_gradients(sim, resolve_inputs(IDS, **GIVEN))
-        apart = [simulated_gradients(sim, resolve_inputs(ids, torch.ones_like(ids))) for ids in pieces()]
         for name, gradient in together.items():
             summed = torch.stack([found[name] for found in apart]).sum(0)
             assert float((gradient - summed).norm()) < 1e-9 * float(summed.norm()), (executor, name)
@@ -102,14 +105,20 @@ def test_single_is_the_demonstrations_as_a_batch(model: Imported) -> None:
     assert float((out.logits_before[:, -4:] - query.logits).norm()) < 1e-9 * update
 
 
+@pytest.fixture(scope="module")
+def two_steps(model: Imported) -> tuple[TintForCausalLM, CapturedGraph]:
+    """The simulator of two steps, and the model's graph."""
+    return model.compile(inner_lr=0.02, n_steps=2), capture(model.source.model)
+
+
 @pytest.mark.parametrize("few", ["single", "multi", "padded"])
-def test_explicit_fine_tuning_agrees(model: Imported, few: str) -> None:
+def test_explicit_fine_tuning_agrees(two_steps: tuple[TintForCausalLM, CapturedGraph], few: str) -> None:
     """`tune` with the masks is the simulator; its gradient under "Single" is that of the demonstrations as a batch."""
     given: dict[str, Any] = {"single": GIVEN, "multi": masks.multi([list(PARTS)], [4])}.get(few) or {
         "attention_mask": (torch.arange(IDS.shape[1]) > 2).long()[None],
         "train_mask": (torch.arange(IDS.shape[1]) < 12)[None],
     }
-    sim, graph = model.compile(inner_lr=0.02, n_steps=2), capture(model.source.model)
+    sim, graph = two_steps
     tuned = tune(graph, IDS, inner_lr=0.02, n_steps=2, **given)
     with torch.no_grad():
         found = sim(IDS, return_before=True, **given)
@@ -126,11 +135,9 @@ def test_scores_that_are_not_detached_obey_masks_too() -> None:
     """Fused and written-out attention alike, differentiated exactly."""
     from tintc.reference import Approximations
 
-    found = [
-        tune(gpt2(attention=kind).double(), IDS, approximations=Approximations(), **GIVEN).gradients[0]
-        for kind in ("sdpa", "eager")
-    ]
-    apart = [tune(gpt2().double(), ids, torch.ones_like(ids), approximations=Approximations()) for ids in pieces()]
+    graphs = [capture(gpt2(n_layers=1, attention=kind).double()) for kind in ("sdpa", "eager")]
+    found = [tune(graph, IDS, approximations=Approximations(), **GIVEN).gradients[0] for graph in graphs]
+    apart = [tune(graphs[0], ids, torch.ones_like(ids), approximations=Approximations()) for ids in pieces()]
     for name, gradient in found[0].items():
         summed = torch.stack([one.gradients[0][name] for one in apart]).sum(0)
         for other in (gradient, found[1][name]):
@@ -139,7 +146,7 @@ def test_scores_that_are_not_detached_obey_masks_too() -> None:
 
 def test_positions_as_the_graph_has_them_move_nothing() -> None:
     """So ALiBi, whose positions cannot be moved, takes a mask that hides no token."""
-    graph, train = capture(tiny_model("mpt").double()), torch.arange(IDS.shape[1])[None] < 6
+    graph, train = capture(tiny_model("mpt", n_layers=1).double()), torch.arange(IDS.shape[1])[None] < 6
     plain, masked = (tune(graph, IDS, train, attention_mask=mask) for mask in (None, torch.ones_like(IDS)))
     assert relative_to_update(masked.logits, plain.logits, plain.logits_before) < 1e-9
     with pytest.raises(OptionError, match="no position embedding"):
@@ -147,7 +154,7 @@ def test_positions_as_the_graph_has_them_move_nothing() -> None:
 
 
 def test_masks_that_do_not_fit() -> None:
-    graph = capture(gpt2(n_layers=1, n_heads=2, head_dim=4))
+    graph = capture(gpt2(n_layers=1))
     ids, train = token_ids(1, 5), torch.ones(1, 5)
     refused: list[tuple[str, dict[str, Any]]] = [
         ("attention_mask has shape", {"attention_mask": torch.ones(1, 4)}),

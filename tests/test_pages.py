@@ -6,8 +6,10 @@ fp32 where models are loaded as they are; what the text says of the results is c
 from __future__ import annotations
 
 import importlib
+import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -29,6 +31,13 @@ needs_models = pytest.mark.skipif(
 )
 OWN_SIMULATOR = {"docs/tutorial.md", "docs/guide.md", "docs/streams.md", "README.md", "docs/package.md"}
 """Pages that make their own `sim`."""
+WHOLE_STORY = {"README.md", "docs/streams.md"}
+"""Pages of which it is checked what the story gives; the others have its beginning."""
+TWO_LAYERS = {
+    *("docs/few-shot-prompts.md", "docs/generating.md", "docs/gpu.md", "docs/many-gpus.md", "docs/optimisers.md"),
+    *("docs/report.md", "docs/training.md"),
+}
+"""Pages that name no layer above the second: of the model they have the first two."""
 RUN_ELSEWHERE = {"docs/adding-an-op.md": "test_excerpts.py", "docs/tools.md": "test_bridges.py"}
 """Pages whose blocks another test runs, or compares with the code."""
 
@@ -41,11 +50,23 @@ PAGES = [
 
 
 @pytest.fixture(scope="module")
-def simulator(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The simulator that pages begin with: two steps, every layer."""
-    folder = tmp_path_factory.mktemp("pages") / "sim"
-    tintc.compile(str(pages.MODEL), n_steps=2, inner_lr=1e-4, output=folder)
-    return folder
+def with_simulator(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], tuple[Path, Path]]:
+    """Return the model's first layers, as many as asked for, and the simulator that pages begin with: two steps, every
+    layer."""
+
+    @cache
+    def make(layers: int) -> tuple[Path, Path]:
+        base = tmp_path_factory.mktemp("pages")
+        model, folder = pages.MODEL, base / "sim"
+        if layers < 5:
+            model = base / "model"
+            AutoModelForCausalLM.from_pretrained(pages.MODEL, num_hidden_layers=layers).save_pretrained(model)
+            for name in ("tokenizer.json", "tokenizer_config.json"):
+                shutil.copyfile(pages.MODEL / name, model / name)
+        tintc.compile(str(model), n_steps=2, inner_lr=1e-4, output=folder)
+        return model, folder
+
+    return make
 
 
 def test_every_block_says_what_it_is() -> None:
@@ -116,16 +137,26 @@ def own_settings() -> Iterator[None]:
 @pytest.mark.usefixtures("own_settings")
 @pytest.mark.filterwarnings("error:Converting a tensor")
 @pytest.mark.parametrize("page", PAGES)
-def test_page(page: str, simulator: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: Command) -> None:
+def test_page(
+    page: str,
+    with_simulator: Callable[[int], tuple[Path, Path]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    command: Command,
+) -> None:
     monkeypatch.chdir(tmp_path)
-    prepare(simulator)
+    prepare(*with_simulator(2 if page in TWO_LAYERS else 5), None if page in WHOLE_STORY else 600)
     names: dict[str, Any] = {}
     if page in OWN_SIMULATOR:
         Path("sim").unlink()
     if page in ("docs/approximations.md", "docs/optimisers.md", "docs/modules.md", "docs/gpu.md"):
         names |= few_ids()
-    if page == "docs/gpu.md":  # whose layers go to GPUs that there are not
+    if page == "docs/gpu.md":  # whose layers go to GPUs that there are not, and whose texts are long
+        warm_up = tintc.TintForCausalLM.warm_up
         monkeypatch.setattr(tintc.TintForCausalLM, "place_layers", lambda sim, devices=None: {})
+        monkeypatch.setattr(
+            tintc.TintForCausalLM, "warm_up", lambda sim, texts, length, **more: warm_up(sim, 2, length // 16, **more)
+        )
     if page == "docs/mixers.md":
         module = ModuleType("page_of_mixers")
         monkeypatch.setitem(sys.modules, module.__name__, module)

@@ -14,10 +14,13 @@ from pathlib import Path
 import pytest
 import torch
 from command import ROOT, contents, finished, forked
-from fused_cases import compiled, run, token_ids
+from fused_cases import run, token_ids
+from programs import build, gpt_like
 from tiny_models import relative
 
 import tintc
+from tintc import stages
+from tintc.options import Options
 
 BOUNDS = {torch.float32: 1e-4, torch.float64: 1e-12}
 IDS = token_ids(1, 12, 23)
@@ -66,8 +69,9 @@ def test_two_interpreters_write_the_same_bytes(llama_sim: Path, tmp_path: Path) 
 @pytest.mark.parametrize("dtype", BOUNDS)
 def test_rows_and_threads(executor: str, dtype: torch.dtype) -> None:
     """A text alone, in a batch, elsewhere in a batch, in parts, and on two threads."""
-    sim = compiled("gpt2", dtype)
-    ids = token_ids(5, 20)
+    program, tensors = gpt_like(layers=1)
+    sim = build(stages.lower(program, Options(), 24), tensors, 0.02, dtype)
+    ids = token_ids(4, 12, 11)
     alone = run(sim, ids[2:3], executor).logits[0]
     inside = run(sim, ids, executor).logits[2]
     turned = run(sim, ids.roll(1, 0), executor).logits[3]

@@ -84,5 +84,5 @@ def test_compiles(example: Any, order: int, subtracts: bool) -> None:
     check_agreement(ways)
     before, after = ways["literal"]
     train = (torch.arange(13) < 6).expand(2, -1)
-    tuned = tune(model, IDS, train, inner_lr=1e-2, approximations=Approximations.of())
+    tuned = tune(imported.auxiliary.graph, IDS, train, inner_lr=1e-2, approximations=Approximations.of())
     assert float((after - tuned.logits).norm() / (after - before).norm()) < 1e-3

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +19,15 @@ import tintc
 from tintc.cli.verify import PROBE
 from tintc.reference import tune
 
-MODELS = {"gpt2": tiny_models.gpt2, "opt": tiny_models.opt, "llama": tiny_models.llama}
+MODELS = {"gpt2": tiny_models.gpt2, "opt": partial(tiny_models.opt, 1), "llama": partial(tiny_models.llama, 1)}
 Tensors = dict[str, torch.Tensor]
 
 
 @pytest.fixture(scope="module")
-def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+def models(two_layers: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("models")
-    return {name: model_folder(folder / name, make()) for name, make in MODELS.items()}
+    made = {name: model_folder(folder / name, make()) for name, make in MODELS.items() if name != "gpt2"}
+    return {"gpt2": two_layers} | made
 
 
 def compiled(model: Path, out: Path, **options: Any) -> Path:
@@ -34,9 +36,9 @@ def compiled(model: Path, out: Path, **options: Any) -> Path:
     return out
 
 
-@pytest.fixture(scope="module")
-def stored(models: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return compiled(models["gpt2"], tmp_path_factory.mktemp("stored") / "sim")
+@pytest.fixture
+def stored(two_layers_sim: Path) -> Path:
+    return two_layers_sim
 
 
 @pytest.fixture
@@ -80,7 +82,8 @@ def test_what_the_compiler_makes_passes(
 
 def test_literal_execution_is_verified_too(command: Command, stored: Path, models: dict[str, Path]) -> None:
     fused, literal = (
-        command("verify", stored, models["gpt2"], "--executor", kind, "--json") for kind in ("fused", "literal")
+        command("verify", stored, models["gpt2"], "--length", 8, "--executor", kind, "--json")
+        for kind in ("fused", "literal")
     )
     assert (fused.code, literal.code, literal.json["executor"]) == (0, 0, "literal")
     for name, shown in literal.json["parameters"].items():
@@ -173,22 +176,25 @@ def test_damage_is_told_to_people(command: Command, damaged: Path, models: dict[
     assert shown.code == 1 and "problem:" in shown.out and "does NOT do" in shown.out
 
 
-def test_mistakes(command: Command, stored: Path, models: dict[str, Path], tmp_path: Path) -> None:
+def test_mistakes(
+    command: Command, one_layer: Path, one_layer_sim: Path, models: dict[str, Path], tmp_path: Path
+) -> None:
     """Exit 2, one sentence on standard error, nothing on standard output."""
-    twin = model_folder(tmp_path / "twin", tiny_models.gpt2(seed=1))
+    stored, model = one_layer_sim, one_layer
+    twin = model_folder(tmp_path / "twin", tiny_models.gpt2(n_layers=1, seed=1))
     text = tmp_path / "short.txt"
     text.write_text("the cat sat on a mat", encoding="utf-8")
     cases: list[tuple[tuple[Any, ...], str]] = [
         ((stored, models["opt"]), "was not compiled from opt"),
         ((stored, twin), "was not compiled from twin"),
-        ((tmp_path / "nowhere", models["gpt2"]), "no folder"),
-        ((models["gpt2"], models["gpt2"]), "not a compiled simulator"),
+        ((tmp_path / "nowhere", model), "no folder"),
+        ((model, model), "not a compiled simulator"),
         ((stored, tmp_path / "nowhere"), "no model"),
-        ((stored, models["gpt2"], "--text", text), "6 tokens"),
-        ((stored, models["gpt2"], "--text", tmp_path / "none.txt"), "Cannot read"),
-        ((stored, models["gpt2"], "--length", 33), "at most 32"),
-        ((stored, models["gpt2"], "--length", 3), "at least 4"),
-        ((stored, models["gpt2"], "--train-fraction", 1.5), "train fraction"),
+        ((stored, model, "--text", text), "6 tokens"),
+        ((stored, model, "--text", tmp_path / "none.txt"), "Cannot read"),
+        ((stored, model, "--length", 33), "at most 32"),
+        ((stored, model, "--length", 3), "at least 4"),
+        ((stored, model, "--train-fraction", 1.5), "train fraction"),
     ]
     for arguments, says in cases:
         found = command("verify", *arguments)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from contextlib import nullcontext
+from functools import cache
 from typing import Any
 
 import command
@@ -66,10 +67,16 @@ def test_a_maximum_leaves_nothing_out() -> None:
     assert [len(blocks) for blocks in shorter] == [3, 4] and [blocks.left_out for blocks in shorter] == [0, 0]
 
 
+@cache
+def compiled(**options: Any) -> tintc.TintForCausalLM:
+    """One simulator for each set of options, which no test may change."""
+    return tintc.compile(tiny_models.gpt2(n_layers=1).double(), **options)
+
+
 @pytest.fixture(scope="module")
 def begun() -> tintc.TintForCausalLM:
     """A simulator whose tokenizer begins a text with a token, and ends it with another."""
-    sim = tintc.compile(tiny_models.llama().double(), inner_lr=0.05)
+    sim = tintc.compile(tiny_models.llama(n_layers=1).double(), inner_lr=0.05)
     sim.tokenizer = command.tokenizer()
     around = [("the", 2), ("dog", 4)]
     inner: Any = sim.tokenizer._tokenizer
@@ -114,13 +121,13 @@ def test_a_shorter_last_block(begun: tintc.TintForCausalLM) -> None:
     "case",
     ["one step", "normalised", "two steps", pytest.param("literal", marks=pytest.mark.slow), "split", "captured"],
 )
-def test_several_rates_in_one_run(case: str) -> None:
+def test_several_rates_in_one_run(case: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each gives what it gives alone, whether one backward pass serves them all or not; the best stands above."""
     options: dict[str, Any] = {"inner_lr": 0.05, "descend": "values,out,ffn,norm-bias,norm-gain"}
     if case == "normalised":
         options |= {"optimizer": "normalized", "momentum": 0.5, "decay": 0.1}
-    sim = tintc.compile(tiny_models.gpt2().double(), n_steps=2 if case in ("two steps", "split") else 1, **options)
-    sim.executor = "literal" if case == "literal" else "auto"
+    sim = compiled(n_steps=2 if case in ("two steps", "split") else 1, **options)
+    monkeypatch.setattr(sim, "executor", "literal" if case == "literal" else "auto")
     ids, given = tiny_models.token_ids(1, 36)[0], {"block_size": 18, "split_steps": case == "split"}
     rates = [0.3, 0.0, 0.02, 1e200]
     with sim.capture("step0.updates.*") if case == "captured" else nullcontext():
@@ -138,7 +145,7 @@ def test_several_rates_in_one_run(case: str) -> None:
 
 
 def test_one_backward_pass_serves_several_rates(monkeypatch: pytest.MonkeyPatch) -> None:
-    sim, runs = tintc.compile(tiny_models.gpt2().double()), []
+    sim, runs = compiled(), []
     monkeypatch.setattr(
         "tintc.evaluation.rate_sweep.run_together", lambda *a, **k: runs.append(a) or run_together(*a, **k)
     )
@@ -150,12 +157,12 @@ def test_one_backward_pass_serves_several_rates(monkeypatch: pytest.MonkeyPatch)
 @pytest.mark.parametrize("rates", [[], [0.1, -1.0], [math.nan], [math.inf]])
 def test_rates_that_are_none(rates: list[float]) -> None:
     with pytest.raises(OptionError, match="rate"):
-        evaluate_blocks(tintc.compile(tiny_models.gpt2()), tiny_models.token_ids(1, 24)[0], rates=rates)
+        evaluate_blocks(compiled(), tiny_models.token_ids(1, 24)[0], rates=rates)
 
 
 def test_a_hint_where_it_got_worse() -> None:
     """Of a rate that hardly any model gains from, rates of other orders of magnitude, whatever it was."""
-    sim, ids = tintc.compile(tiny_models.gpt2().double()), tiny_models.token_ids(1, 24)[0]
+    sim, ids = compiled(), tiny_models.token_ids(1, 24)[0]
     worse = evaluate_blocks(sim, ids, inner_lr=10.0)
     assert worse.perplexity_after > worse.perplexity_before and worse.hint is not None
     assert "12 in a block" in worse.hint and worse.hint.endswith("--lr 0.001,0.0001,1e-05,1e-06.")
@@ -182,7 +189,7 @@ def test_rates_are_suggested_by_how_far_off_they_were(after: float, tried: list[
 
 
 def test_the_hint_of_normalised_steps_says_nothing_of_sums() -> None:
-    sim, ids = tintc.compile(tiny_models.gpt2().double(), optimizer="normalized"), tiny_models.token_ids(1, 24)[0]
+    sim, ids = compiled(optimizer="normalized"), tiny_models.token_ids(1, 24)[0]
     hint = str(evaluate_blocks(sim, ids, inner_lr=30.0).hint)
     assert "as long as the learning rate says" in hint and "summed" not in hint
     assert hint.endswith("--lr 0.1,0.01,0.001,0.0001.")
@@ -201,7 +208,7 @@ def test_steps_share_the_train_tokens(train: int, steps: int) -> None:
 
 
 def test_every_step_may_train_on_a_part_of_its_own() -> None:
-    sim, ids = tintc.compile(tiny_models.gpt2().double(), n_steps=2, inner_lr=0.05), tiny_models.token_ids(1, 16)
+    sim, ids = compiled(n_steps=2, inner_lr=0.05), tiny_models.token_ids(1, 16)
     masks = torch.zeros(2, 1, 16)
     masks[0, 0, :4], masks[1, 0, 4:8] = 1, 1
     found = evaluate_blocks(sim, ids[0], split_steps=True)
@@ -225,7 +232,7 @@ def test_held_out_loss_scores_test_targets_only() -> None:
 
 
 def test_before_is_the_model_itself() -> None:
-    model = tiny_models.llama().double()
+    model = tiny_models.llama(n_layers=1).double()
     sim, ids = tintc.compile(model, inner_lr=0.05), tiny_models.token_ids(1, 40)[0]
     seen: list[tuple[int, int]] = []
     found = evaluate_blocks(sim, ids, 16, train_fraction=0.4, on_block=lambda done, total: seen.append((done, total)))
@@ -238,7 +245,7 @@ def test_before_is_the_model_itself() -> None:
 
 
 def test_a_rate_of_zero_changes_nothing() -> None:
-    sim = tintc.compile(tiny_models.gpt2().double())
+    sim = compiled()
     found = evaluate_blocks(sim, tiny_models.token_ids(1, 12)[0], inner_lr=0.0)
     assert found.perplexity_after == pytest.approx(found.perplexity_before, rel=1e-12)
 

@@ -10,10 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import tiny_models
 import torch
 import yaml
-from command import STORY, WORDS, Command, free_port, joins, make_command, model_folder
+from command import STORY, WORDS, Command, free_port, joins, make_command
 from tokenizers.processors import TemplateProcessing
 
 import tintc
@@ -39,19 +38,23 @@ DOCUMENTS = [
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(llama_sim: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     base = tmp_path_factory.mktemp("harness")
-    model = tiny_models.gpt2(n_layers=1, n_heads=2, head_dim=4, vocab=23)
-    sim = tintc.compile(model_folder(base / "model", model), inner_lr=0.02, max_length=24)
+    sim = tintc.compile(llama_sim.parent / "model", inner_lr=0.02, max_length=24)
     sim.tokenizer.eos_token = "[UNK]"
     sim.save_pretrained(base / "sim")
     return base / "sim"
 
 
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("cache")
+
+
 @pytest.fixture
-def offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What `datasets` caches goes to a folder of the test's."""
-    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", str(tmp_path / "cache"))
+def offline(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What `datasets` caches goes to a folder of the tests'."""
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", str(cache))
 
 
 @pytest.fixture(scope="module")
@@ -211,11 +214,11 @@ def test_generation_in_batches(folder: Path) -> None:
 def test_generation_after_next_to_nothing(folder: Path, executor: str) -> None:
     """A context of no token, or of one, is answered by the weights as they are, whatever the rate."""
     lm, found = TintLM(folder, executor=executor, inner_lr=5), []
-    asked = requests("generate_until", ("", {"max_gen_toks": 3}), ("cat", {"max_gen_toks": 3}))
+    asked = requests("generate_until", ("", {"max_gen_toks": 2}), ("cat", {"max_gen_toks": 2}))
     answers = lm.generate_until(asked, disable_tqdm=True)
     (cat,), prefix = lm.tok_encode("cat"), lm.prefix_token_id
     for tokens in ([prefix, prefix], [prefix, cat]):
-        for _ in range(3):
+        for _ in range(2):
             ids = torch.tensor([tokens])
             tokens.append(int(lm.sim(ids, train_mask=torch.zeros_like(ids)).logits[0, -1].argmax()))
         found.append(lm.tokenizer.decode(tokens[2:], skip_special_tokens=True))

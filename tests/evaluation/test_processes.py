@@ -10,13 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import tiny_models
 import torch
-from command import ROOT, STORY, free_port, joins, model_folder
+from command import ROOT, STORY, free_port, joins
 from hypothesis import given
 from hypothesis import strategies as st
 
-import tintc
 from tintc.cli.run import run_text
 from tintc.evaluation.processes import Processes
 from tintc_cli.groups import Execution, Reading
@@ -29,14 +27,6 @@ OPTIONS: dict[str, Any] = {
     "split_steps": False,
 }
 SAME = ("perplexity_before", "perplexity_after", "tokens_scored", "blocks", "train_tokens", "executor", "device")
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    base = tmp_path_factory.mktemp("processes")
-    model = tiny_models.gpt2(n_layers=1, n_heads=2, head_dim=4, vocab=23)
-    tintc.compile(model_folder(base / "model", model), inner_lr=0.02).save_pretrained(base / "sim")
-    return base / "sim"
 
 
 @given(items=st.integers(1, 40), count=st.integers(1, 7))
@@ -59,11 +49,11 @@ def _one_of_two(index: int, folder: str, out: str, port: int) -> None:
         run_text(folder, Reading(STORY), OPTIONS, Execution(), True)
 
 
-def test_two_processes(folder: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_two_processes(llama_sim: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     """Five blocks on two: the numbers of one, printed by the first."""
-    run_text(str(folder), Reading(STORY), OPTIONS, Execution(), True)
+    run_text(str(llama_sim), Reading(STORY), OPTIONS, Execution(), True)
     alone = json.loads(capfd.readouterr().out)
-    arguments = (str(folder), str(tmp_path), free_port())
+    arguments = (str(llama_sim), str(tmp_path), free_port())
     torch.multiprocessing.start_processes(_one_of_two, arguments, nprocs=2, start_method="fork")  # pyright: ignore
     together = json.loads((tmp_path / "0").read_text())
     assert (tmp_path / "1").read_text() == ""
@@ -72,10 +62,10 @@ def test_two_processes(folder: Path, tmp_path: Path, capfd: pytest.CaptureFixtur
 
 
 @pytest.mark.slow
-def test_accelerate_launch(folder: Path) -> None:
+def test_accelerate_launch(llama_sim: Path) -> None:
     """The launcher itself. On a machine without GPUs its --multi_gpu is what starts several processes."""
     launch = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", "2", "--multi_gpu"]
-    command = ["-m", "tintc_cli", "run", str(folder), "--text", STORY, "--block-size", "8", "--json"]
+    command = ["-m", "tintc_cli", "run", str(llama_sim), "--text", STORY, "--block-size", "8", "--json"]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     places = ["--main_process_port", str(free_port())]
     shown = [

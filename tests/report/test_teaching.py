@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 import torch
-from fused_cases import compiled, run
-from programs import mixture_like, simulator
+from fused_cases import run
+from programs import gpt_like, llama_like, mixture_like, simulator
 from tiny_models import relative, token_ids
 from torch import Tensor
 
@@ -23,9 +23,22 @@ from tintc.runtime.model.causal_lm import TintForCausalLM
 LENGTH = 13
 CASES = {
     "one step": ("llama", {"n_update_layers": 2}),
-    "three steps, biases": ("gpt2", {"n_update_layers": 2, "n_steps": 3, "inner_lr": 0.005}),
-    "biases held several times": ("opt", {"semantics": "paper-code", "n_steps": 2, "inner_lr": 0.005}),
+    "three steps, biases": ("gpt", {"n_update_layers": 2, "n_steps": 3, "inner_lr": 0.005}),
+    "biases held several times": ("gpt", {"semantics": "paper-code", "n_steps": 2, "inner_lr": 0.005}),
 }
+
+
+PROGRAMS = {"gpt": gpt_like, "llama": llama_like}
+
+
+@cache
+def compiled(name: str, **options: Any) -> TintForCausalLM:
+    """A simulator of three layers, for each set of options."""
+    program, tensors = PROGRAMS[name](layers=3, vocab=53)
+    chosen: dict[str, Any] = {"inner_lr": 0.02} | options
+    sim = simulator(program, tensors, **chosen)
+    sim.config.num_hidden_layers, sim.config.n_update_layers = 3, options.get("n_update_layers", 3)
+    return sim
 
 
 GAINS = "values,out,ffn,norm-bias,norm-gain"

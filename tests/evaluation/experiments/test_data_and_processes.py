@@ -20,9 +20,9 @@ from tintc.cli.eval_ppl import evaluate_perplexity
 from tintc.errors import InputError
 from tintc.evaluation.experiments.tasks import Example, Task, examples_of, known_tasks
 
-TEXT = " ".join(WORDS * 6)
+TEXT = " ".join(WORDS * 3)
 PPL = ("--block-size", 9, "--train-fraction", 0.5)
-ICL = ("--examples", 5, "--seeds", 1, "--shots", "0,2", "--columns", "before,tint")
+ICL = ("--examples", 3, "--seeds", 1, "--shots", "0,2", "--columns", "before,tint")
 LABELS = (" happy", " sad")
 Folder = Callable[..., Path]
 
@@ -158,7 +158,7 @@ def test_pictures(command: Command, llama_sim: Path, data: Path, tmp_path: Path)
     file = ("--dataset", data / "words.txt", "--max-blocks", 2)
     runs = {
         "ppl": ("ppl", llama_sim, *PPL, *file),
-        "icl": ("icl", llama_sim, "--examples", 2, "--shots", 0, "--data", data),
+        "icl": ("icl", llama_sim, "--examples", 2, "--validation-examples", 2, "--shots", 0, "--data", data),
     }
     for name, run in runs.items():
         shown = command("eval", *run, "--png", tmp_path / f"{name}.png")

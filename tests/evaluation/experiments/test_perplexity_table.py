@@ -17,6 +17,8 @@ import tintc
 from tintc.evaluation.experiments.bootstrap import interval
 from tintc.evaluation.experiments.columns import Column
 from tintc.evaluation.rate_grid import set_rate
+from tintc.frontend.graph.trace_model import capture
+from tintc.frontend.source.load import load_auxiliary
 from tintc.reference.approximations import DESCENDS, Approximations
 from tintc.reference.tune import tune
 
@@ -35,7 +37,7 @@ def texts(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("texts")
     (folder / "words.test.txt").write_text(lines(20, 0))
     (folder / "words.valid.txt").write_text(lines(11, 1))
-    (folder / "alone.txt").write_text(lines(60, 2))
+    (folder / "alone.txt").write_text(lines(30, 2))
     return folder
 
 
@@ -64,15 +66,14 @@ def test_every_column(command: Command, one_layer: Path, one_layer_sim: Path, te
     rows = shown.json["rows"]
     assert [row["train_fraction"] for row in rows] == [0.5, 0.7]
     sim = tintc.load(one_layer_sim, dtype="float64")
-    ids = blocks(sim, file.read_text(), 9)
+    ids, graph = blocks(sim, file.read_text(), 9), capture(load_auxiliary(str(one_layer)).model)
     for row, train in zip(rows, (4, 6), strict=True):
         assert (row["blocks"], row["tokens"]) == (len(ids), len(ids) * (9 - train))
         masks = [torch.arange(9)[None] < train] * len(ids)
         with torch.no_grad():
             outs = [sim(one, mask, inner_lr=rate, return_before=True) for one, mask in zip(ids, masks, strict=True)]
         tuned = [
-            tune(str(one_layer), one, mask, inner_lr=rate, approximations=EXACT)
-            for one, mask in zip(ids, masks, strict=True)
+            tune(graph, one, mask, inner_lr=rate, approximations=EXACT) for one, mask in zip(ids, masks, strict=True)
         ]
         expected = {
             "before": perplexity([out.logits_before for out in outs], ids, train),
@@ -120,7 +121,6 @@ def test_streams(command: Command, one_layer_sim: Path, texts: Path, tmp_path: P
 def test_normalised_steps(command: Command, one_layer: Path, one_layer_sim: Path, texts: Path) -> None:
     """Every matrix and bias moves by the rate: a gradient of any size gives the same."""
     from tintc.evaluation.experiments.explicit import ExplicitTuning, TrainText
-    from tintc.frontend.source.load import load_auxiliary
 
     sim = tintc.load(one_layer_sim)
     tuning = ExplicitTuning(load_auxiliary(str(one_layer)).model.double(), sim.program)
@@ -146,7 +146,7 @@ def test_rates_are_chosen_on_other_text(command: Command, one_layer_sim: Path, t
     """On the file that is named so, or on the last lines, which are then not scored; the best on the test text, which
     may be another, is not looked for."""
     options = ("--block-size", 9, "--train-fraction", 0.5, "--columns", "before,tint", "--json")
-    grid = (1e-3, 0.03, 0.1, 0.3, 1.0)
+    grid = (1e-3, 0.1, 1.0)
     many = ",".join(map(str, grid))
     validation = {}
     for rate in grid:
@@ -165,7 +165,8 @@ def test_an_interrupted_run_goes_on(
     command: Command, one_layer_sim: Path, texts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     kept = tmp_path / "kept.jsonl"
-    run = ("eval", "ppl", one_layer_sim, "--dataset", texts / "words.test.txt", "--block-size", 9, "--json")
+    text = ("--dataset", texts / "words.test.txt", "--block-size", 9, "--train-fraction", "0.5,0.7")
+    run = ("eval", "ppl", one_layer_sim, *text, "--json")
     whole = command(*run, "--predictions", kept)
     records = kept.read_bytes().splitlines(keepends=True)
     kept.write_bytes(b"".join(records[:5]) + records[5][:20])
@@ -215,12 +216,10 @@ def test_mistakes(command: Command, one_layer_sim: Path, texts: Path, given: tup
     assert MISTAKES[given] in shown.err
 
 
-def test_several_simulators(
-    command: Command, one_layer_sim: Path, two_layers_sim: Path, texts: Path, tmp_path: Path
-) -> None:
+def test_several_simulators(command: Command, one_layer_sim: Path, texts: Path, tmp_path: Path) -> None:
     """Each has a column of its own, and takes the rate that it stores."""
-    file = ("--dataset", texts / "words.test.txt", "--block-size", 9, "--max-blocks", 2)
-    faster = tintc.load(two_layers_sim)
+    file = ("--dataset", texts / "words.test.txt", "--block-size", 9, "--max-blocks", 2, "--train-fraction", 0.5)
+    faster = tintc.load(one_layer_sim)
     set_rate(faster, 0.03)
     faster.save_pretrained(tmp_path / "faster")
     sims = (one_layer_sim, tmp_path / "faster")
