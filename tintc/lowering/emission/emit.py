@@ -27,7 +27,7 @@ from tintc.ir.block_specs import TensorSpec
 from tintc.ir.core import Program
 from tintc.ir.simulator.interface.storage import Storage
 from tintc.ir.structure import block_tensors, shared_tensors
-from tintc.lowering.emission.sharing import Placed, around, placement
+from tintc.lowering.emission.sharing import Placed, Places, around, placement
 from tintc.lowering.passes.plan_layout import layout_of
 
 Source = Mapping[str, Tensor]
@@ -35,18 +35,20 @@ FULL_PRECISION = ("rates.", "score_vectors.")
 """Tensors that stay in fp32 or better when the simulator is stored in a shorter type."""
 
 
-def blocks_of(program: Program) -> dict[str, Placed]:
-    """Return every structural block of the artefact, by its name below ``structure``, in order of first use."""
+def blocks_of(program: Program, places: Places | None = None) -> dict[str, Placed]:
+    """Return every structural block of the artefact, by its name below ``structure``, in order of first use. places:
+    what `placement` returns, where it is known."""
     blocks: dict[str, Placed] = {}
-    for placed in placement(program).values():
+    for placed in (places or placement(program)).values():
         for block in placed.values():
             blocks.setdefault(block.name, block)
     return blocks
 
 
-def structure_specs(program: Program) -> dict[str, TensorSpec]:
-    """Return all tensors below ``structure``; position matrices and gates only if some block uses them."""
-    blocks = blocks_of(program).values()
+def structure_specs(program: Program, places: Places | None = None) -> dict[str, TensorSpec]:
+    """Return all tensors below ``structure``; position matrices and gates only if some block uses them. places: as of
+    `blocks_of`."""
+    blocks = blocks_of(program, places).values()
     specs = {
         f"{placed.name}.{part}": spec for placed in blocks for part, spec in block_tensors(placed.block.spec).items()
     }
@@ -59,16 +61,18 @@ def structure_specs(program: Program) -> dict[str, TensorSpec]:
     return {f"structure.{name}": spec for name, spec in specs.items()}
 
 
-def specs(program: Program, source: Source | None = None, lr: float = 0.0) -> dict[str, TensorSpec]:
+def specs(
+    program: Program, source: Source | None = None, lr: float = 0.0, places: Places | None = None
+) -> dict[str, TensorSpec]:
     """Return every tensor of the artefact, by state-dict name, in a fixed order. Without `source` only shapes may be
-    used."""
+    used. places: as of `blocks_of`."""
     storage = storage_of(program, source, lr)
     tensors: dict[str, TensorSpec] = {}
     for op in program.ops:
         if isinstance(op, sim.SimOp):
             for name, spec in op.stored(storage).items():
                 tensors.setdefault(name, spec)
-    return tensors | structure_specs(program)
+    return tensors | structure_specs(program, places)
 
 
 def storage_of(program: Program, source: Source | None = None, lr: float = 0.0) -> Storage:

@@ -57,11 +57,15 @@ def sites(program: Program) -> dict[SimOp, str]:
     return {op: names.fresh(f"{op.phase}_{op.step}.{op.origin or op.results[0].name}") for op in modules}
 
 
-def placement(program: Program) -> dict[SimOp, dict[str, Placed]]:
+Places = dict[SimOp, dict[str, Placed]]
+"""Where the blocks of every module stand, by the names that the op's literal form calls them."""
+
+
+def placement(program: Program) -> Places:
     """Return where every module's blocks stand, by the names that the op's literal form calls them."""
     reuse = reuse_of(program)
     layout = layout_of(program)
-    places: dict[SimOp, dict[str, Placed]] = {}
+    places: Places = {}
     for op, site in sites(program).items():
         scope = site
         if reuse == "layer":

@@ -47,12 +47,13 @@ class SimulatorModules(PreTrainedModel):
         self.score_vectors = FullPrecision()
         self.structure = Container()
         self.sites = Container()
-        self._blocks = blocks_of(self.program)
+        places = placement(self.program)
+        self._blocks = blocks_of(self.program, places)
         for name, placed in self._blocks.items():
             place_module(self, f"structure.{name}", build_block(placed.block.spec, self.layout))
         for gate in dict.fromkeys(placed.gate for placed in self._blocks.values() if placed.gate):
             place_module(self, f"structure.{gate}", PositionGate(self.layout.sim_seq_len))
-        shapes = {name: spec.shape for name, spec in specs(self.program).items()}
+        shapes = {name: spec.shape for name, spec in specs(self.program, places=places).items()}
         matrices = {f"structure.{name}" for placed in self._blocks.values() for name in placed.positions.values()}
         for name, shape in shapes.items():
             if name.startswith(("tables.", "rates.", "score_vectors.")) or name in matrices:
@@ -63,7 +64,7 @@ class SimulatorModules(PreTrainedModel):
                 parts = {part: shapes[stem + part] for part in ("weight", "gain", "bias") if stem + part in shapes}
                 place_module(self.prefixes, op.name, Prefix(op.result.type, parts, op.tiles, self.layout))
         self._sites: dict[Op, str] = {**sites(self.program)}
-        for op, placed in placement(self.program).items():
+        for op, placed in places.items():
             names = {name: block.name for name, block in placed.items()}
             place_module(self.sites, self._sites[op], SimModule(op, names))
         self.shared_inputs = shared_inputs(self.program)

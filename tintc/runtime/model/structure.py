@@ -113,7 +113,7 @@ class StructuralModel(SimulatorModules):
         self._freeze_structure()
         own = structure_digest(tensors.items()) == self.config.digests.get("structure")
         names = {name for name in tensors if name.startswith("structure.")}
-        complete = names == structure_specs(self.program).keys()
+        complete = names == self._structure_parameters().keys()
         self._checked = Snapshot.of(self._structure_tensors()), own and complete
 
     def has_own_structure(self) -> bool:
