@@ -7,16 +7,19 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, cast
 
 import pytest
 import torch
-from command import finished, forked
-from fused_cases import family, relative_to_update, run, token_ids
+from command import contents, finished, forked
+from fused_cases import relative_to_update, run, token_ids
+from programs import Imported, import_model
 from safetensors.torch import load_file, save_file
+from tiny_models import gpt2
 from torch import nn
 from torch.nn.modules.module import register_module_forward_hook
 
@@ -47,16 +50,26 @@ def ran(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return calls
 
 
+@pytest.fixture(scope="module")
+def imported() -> Imported:
+    """A model of one layer: which executor runs is not a matter of layers."""
+    return import_model(gpt2(n_layers=1, n_heads=3, head_dim=6, d_ff=31))
+
+
 @pytest.fixture
-def sim() -> TintForCausalLM:
-    made = family("gpt2").compile(inner_lr=0.02)
+def sim(imported: Imported) -> TintForCausalLM:
+    made = imported.compile(inner_lr=0.02)
     made.executor = "auto"
     return made
 
 
-@pytest.fixture
-def folder(sim: TintForCausalLM, tmp_path: Path) -> Path:
-    return write_artefact(sim, tmp_path / "sim")
+@pytest.fixture(scope="module")
+def folder(imported: Imported, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """What many tests load and none may change."""
+    made = write_artefact(imported.compile(inner_lr=0.02), tmp_path_factory.mktemp("choice") / "sim")
+    before = contents(made)
+    yield made
+    assert contents(made) == before, "a test has changed what all load"
 
 
 def structural(sim: TintForCausalLM) -> nn.Parameter:
@@ -182,9 +195,12 @@ def test_a_replaced_structural_parameter_never_runs_fused(folder: Path, ran: lis
     assert ran == ["literal"] * 3
 
 
-def test_edits_in_the_file_never_run_fused(folder: Path, ran: list[str], caplog: pytest.LogCaptureFixture) -> None:
+def test_edits_in_the_file_never_run_fused(
+    folder: Path, tmp_path: Path, ran: list[str], caplog: pytest.LogCaptureFixture
+) -> None:
     """The compiler's digest in config.json is of the tensors it wrote, whatever stands in the file now."""
     plain = run(load(folder), IDS, "auto")
+    folder = Path(shutil.copytree(folder, tmp_path / "sim"))
     file = folder / "model.safetensors"
     tensors = load_file(file)
     name = next(name for name in sorted(tensors) if name.startswith(MATTERS))
