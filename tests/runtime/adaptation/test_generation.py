@@ -186,7 +186,7 @@ def test_a_cache_goes_on() -> None:
 def test_pipeline() -> None:
     words = tokenizer()
     words.pad_token = words.unk_token
-    model = gpt2(vocab=len(words))
+    model = gpt2(n_layers=1, vocab=len(words))
     sim = tintc.compile(model.double(), inner_lr=1e-2)
     text = "the cat sat on the mat and then it was happy"
     writer = pipeline("text-generation", model=sim, tokenizer=words)

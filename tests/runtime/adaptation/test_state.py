@@ -14,6 +14,7 @@ from fused_cases import FAMILIES, family, run, token_ids
 from programs import mixture_like, simulator
 from safetensors import safe_open
 from safetensors.torch import save_file
+from tiny_models import gpt2
 from torch import Tensor
 
 import tintc
@@ -33,6 +34,7 @@ def test_a_state_is_what_a_forward_pass_predicts_with(name: str, steps: int) -> 
         found = continued(sim, ids, state, attention_mask=seen)
         assert worst(found[:, PROMPT - 1 :], whole(sim, ids, mask)) < 1e-9
         assert worst(one_by_one(sim, ids, mask, state=state), whole(sim, ids, mask)) < 1e-9
+    sim = compiled(name, n_steps=steps, n_update_layers=1)
     literal = run(sim, ids, "literal", train_mask=torch.arange(WHOLE)[None].expand(2, -1) < PROMPT // 2).logits
     sim.executor = "literal"
     try:
@@ -121,7 +123,7 @@ METADATA: dict[str, tuple[dict[str, str | None], str]] = {
 
 @pytest.mark.parametrize("examples", [1, 3])
 def test_damaged_files(examples: int, tmp_path: Path) -> None:
-    sim, file = compiled("gpt2"), tmp_path / "a.safetensors"
+    sim, file = compiled("gpt2", n_update_layers=1), tmp_path / "a.safetensors"
     sim.adapt(token_ids(examples, 8)).save(file)
     with safe_open(file, framework="pt") as opened:
         metadata, tensors = opened.metadata(), {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
@@ -141,7 +143,8 @@ def test_damaged_files(examples: int, tmp_path: Path) -> None:
 
 def test_a_state_of_another_dtype(tmp_path: Path) -> None:
     """Rounded weights give another fingerprint; those of a longer type do not."""
-    family("gpt2").compile(inner_lr=0.02, dtype=torch.float32).save_pretrained(tmp_path / "sim")
+    model = gpt2(n_layers=1, n_heads=3, head_dim=6, d_ff=31)
+    tintc.compile(model, inner_lr=0.02).save_pretrained(tmp_path / "sim")
     sims = {dtype: tintc.load(tmp_path / "sim", dtype=dtype) for dtype in ("float32", "bfloat16", "float64")}
     assert isinstance(sims["float32"], TintForCausalLM)
     old, ids = os.umask(0o027), token_ids(1, 8)

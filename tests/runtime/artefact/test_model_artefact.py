@@ -17,7 +17,7 @@ from tintc.errors import ArtefactError, OptionError
 from tintc.runtime.artefact.config import FORMAT_VERSION
 
 MAKERS = {
-    "gpt2": lambda: gpt2(n_layers=1, n_heads=3, head_dim=4),
+    "gpt2": lambda: gpt2(n_layers=1, n_heads=3, head_dim=6, d_ff=31),
     "opt": lambda: opt(n_layers=1, n_heads=3, head_dim=4, d_ff=20),
     "llama": lambda: llama(n_layers=1, n_heads=3, n_kv_heads=1, head_dim=4, d_ff=20),
 }

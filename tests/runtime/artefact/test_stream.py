@@ -32,8 +32,9 @@ needs_linux = pytest.mark.skipif(not MAPS.exists(), reason="only Linux says what
     [
         (tiny_models.gpt2, None),
         pytest.param(tiny_models.opt, "float64", marks=pytest.mark.slow),
-        (tiny_models.llama, "bfloat16"),
+        (lambda: tiny_models.llama(n_layers=1), "bfloat16"),
     ],
+    ids=["gpt2", "opt", "llama"],
 )
 def test_same_files(tmp_path: Path, make: Callable[[], Any], dtype: str | None) -> None:
     """Byte for byte."""

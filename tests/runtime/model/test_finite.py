@@ -28,9 +28,7 @@ def one_layer() -> TintForCausalLM:
 
 
 @pytest.fixture(params=["fused", "literal"])
-def sim(
-    one_layer: TintForCausalLM, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
-) -> TintForCausalLM:
+def sim(one_layer: TintForCausalLM, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> TintForCausalLM:
     """A simulator that has said nothing yet."""
     monkeypatch.setattr(one_layer, "executor", request.param)
     monkeypatch.setattr(one_layer, "_warnings_given", set())
