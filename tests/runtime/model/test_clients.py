@@ -259,7 +259,7 @@ def test_parametrised_prefixes(folder: Path, executor: str) -> None:
 @pytest.mark.parametrize(
     "model",
     [
-        lambda: tiny_models.llama(head_dim=4, d_ff=20),
+        lambda: tiny_models.llama(n_layers=1, n_heads=3, n_kv_heads=1, head_dim=4, d_ff=20),
         lambda: tiny_models.gpt2(n_heads=3, head_dim=4, d_ff=20),
     ],
     ids=["llama", "gpt2"],
