@@ -87,7 +87,14 @@ def test_what_is_no_choice() -> None:
 
 RULES: list[dict[str, Any]] = [
     {"optimizer": "momentum", "n_update_layers": 1},
-    {"optimizer": "normalized", "normalize": "all", "momentum": 0.5, "decay": 0.3, "inner_lr": 0.1, "n_update_layers": 2},
+    {
+        "optimizer": "normalized",
+        "normalize": "all",
+        "momentum": 0.5,
+        "decay": 0.3,
+        "inner_lr": 0.1,
+        "n_update_layers": 2,
+    },
 ]
 
 

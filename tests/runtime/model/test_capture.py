@@ -230,7 +230,7 @@ def test_a_programs_own_names_do_not_matter() -> None:
 def test_edits_patch_both_executors_alike(name: str) -> None:
     """Swapping the examples of a residual stream, before and after the update; what is before it stays."""
     sim = compiled(name, **TWO)
-    swap = {"pass0.layers.1.residual": lambda x: x.flip(0), "pass2.modules.*ln_2": lambda x: 0.5 * x}
+    swap = {"pass0.layers.1.residual": lambda x: x.flip(0), "pass2.modules.*h.2.ln_2": lambda x: 0.5 * x}
     swap = {key: f for key, f in swap.items() if "ln_2" not in key or name == "gpt2"}
     alone = run(sim, IDS, return_before=True)
     outs, streams = [], []

@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 import torch
-from fused_cases import compiled, token_ids
+from continuations import compiled
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from tiny_models import gpt2
+from tiny_models import gpt2, token_ids
 
 import tintc
 from tintc.errors import ArtefactError, InputError
@@ -77,7 +77,7 @@ def test_no_token_is_chosen_from_nan(sim: TintForCausalLM, how: dict[str, Any]) 
 
 @pytest.mark.parametrize("examples", [1, 2])
 def test_a_state_with_nan_is_refused(examples: int, tmp_path: Path) -> None:
-    sim, file = compiled("llama", n_update_layers=1), tmp_path / "a.state"
+    sim, file = compiled("gpt2", n_update_layers=1), tmp_path / "a.state"
     sim.adapt(IDS[:examples]).save(file)
     tensors = load_file(file)
     assert tintc.AdaptedState.load(file, sim).examples == examples
