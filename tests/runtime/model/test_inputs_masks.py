@@ -101,16 +101,17 @@ def test_masks_of_every_type_mean_the_same(sim: TintForCausalLM) -> None:
     sees = torch.ones(2, LENGTH, LENGTH, dtype=torch.long).tril()
     sees[:, 5:, :2] = 0
     masks = {"train_mask": train, "loss_mask": loss, "attention_mask": sees}
-    truths = {name: mask.bool() for name, mask in masks.items()}
-    right, resolved = logits(sim, ids, **truths), vars(sim.resolve(ids, **truths))
-    for dtype, factor in TYPES:
-        found = vars(sim.resolve(ids, **{name: (mask * factor).to(dtype) for name, mask in masks.items()}))
-        assert found.keys() == resolved.keys()
-        for name, value in found.items():
-            if isinstance(value, Tensor):
-                assert value.dtype == resolved[name].dtype and torch.equal(value, resolved[name]), (dtype, name)
-            else:
-                assert value == resolved[name], (dtype, name)
+    right = logits(sim, ids, **{name: mask.bool() for name, mask in masks.items()})
+    for given in (masks, masks | {"attention_mask": sees[:, -1]}):  # the latter marks padding
+        resolved = vars(sim.resolve(ids, **{name: mask.bool() for name, mask in given.items()}))
+        for dtype, factor in TYPES:
+            found = vars(sim.resolve(ids, **{name: (mask * factor).to(dtype) for name, mask in given.items()}))
+            assert found.keys() == resolved.keys()
+            for name, value in found.items():
+                if isinstance(value, Tensor):
+                    assert value.dtype == resolved[name].dtype and torch.equal(value, resolved[name]), (dtype, name)
+                else:
+                    assert value == resolved[name], (dtype, name)
     mixed = {name: (masks[name] * factor).to(dtype) for name, (dtype, factor) in zip(masks, TYPES[1:], strict=False)}
     assert torch.equal(logits(sim, ids, **mixed), right)
     assert not torch.equal(right, logits(sim, ids, train_mask=train, loss_mask=loss))
