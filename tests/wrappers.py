@@ -26,11 +26,11 @@ TYPES: dict[str, dict[str, Any]] = {
 """Types, and what is small in them besides what the sweep makes so."""
 
 
-def wrapper(kind: str, dtype: torch.dtype = torch.float64, **more: Any) -> Any:
-    """A tiny wrapper of that type with random weights; more: of its configuration."""
+def wrapper(kind: str, dtype: torch.dtype = torch.float64, **decoder: Any) -> Any:
+    """A tiny wrapper of that type with random weights. decoder: options of its model of text."""
     configuration = CONFIG_MAPPING[kind]
     torch.manual_seed(0)
-    options = _merged(_merged(_small(configuration()), TYPES[kind]), more)
+    options = _merged(_merged(_small(configuration()), TYPES[kind]), {"text_config": decoder} if decoder else {})
     model = AutoModelForImageTextToText.from_config(configuration(**options), attn_implementation="sdpa")
     with torch.no_grad():
         for parameter in model.parameters():

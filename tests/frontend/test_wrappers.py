@@ -27,8 +27,8 @@ TOLERANCE = 1e-9
 """Of logits in fp64."""
 
 
-ONE_LAYER: dict[str, Any] = {"text_config": {"num_hidden_layers": 1}}
-FULL = {"text_config": {"num_hidden_layers": 1, "layer_types": ["full_attention"]}}
+ONE_LAYER: dict[str, Any] = {"num_hidden_layers": 1}
+FULL = ONE_LAYER | {"layer_types": ["full_attention"]}
 SMALLER: dict[str, Any] = {
     **dict.fromkeys(set(TYPES) - {"gemma3", "mllama"}, ONE_LAYER),
     "gemma4": FULL,

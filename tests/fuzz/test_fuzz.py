@@ -98,7 +98,7 @@ def _write(place: Path) -> None:
 
 
 def _hoard(_: Path) -> None:
-    len(bytearray(b"x") * (300 << 20))
+    len(bytearray(b"x") * (60 << 20))
 
 
 def _fail(_: Path) -> None:
@@ -130,7 +130,8 @@ def test_mistakes_are_noticed(sandbox: Sandbox, tmp_path: Path, name: str, monke
     act, says = MISTAKES[name]
     (sandbox.base.parent / "kept").touch()
     monkeypatch.setitem(READERS, "wrong", Reader("sim", {}, lambda _, folder: act(folder), 1))
-    monkeypatch.setattr(cases, "MOST_SECONDS", 0.5)
+    monkeypatch.setattr(cases, "MOST_SECONDS", 0.1)
+    monkeypatch.setattr(cases, "MOST_MEMORY", 40_000_000)
     monkeypatch.setattr("time.sleep", _audited_sleep)
     told = outcomes(sandbox, tmp_path, lambda one: one(Case("wrong", ())))
     assert len(told["wrong"]) == 1 and says in told["wrong"][0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,9 @@ from tintc.runtime.artefact.folder import read_config
 
 STDIN = Path("-")
 """The file that stands for standard input."""
+
+SURROGATE = re.compile("[\ud800-\udfff]")
+"""Half of a character, as a shell passes bytes that are no UTF-8."""
 
 
 def read_text(text: str | None, file: Path | None) -> str:
@@ -34,7 +38,7 @@ def read_text(text: str | None, file: Path | None) -> str:
             raise InputError(f"{name} is not UTF-8 text (byte {error.start}); convert it first.") from error
     if not content:
         raise InputError("The text is empty; pass at least a few words.")
-    if any("\ud800" <= character <= "\udfff" for character in content):
+    if SURROGATE.search(content):
         raise InputError("The text is not valid Unicode; pass UTF-8.")
     return content
 

@@ -25,12 +25,12 @@ from tools.sweep.tiny import tiny_model
 
 EXPORTED: dict[str, Any] = {
     "gpt2": lambda: gpt2(n_heads=3, head_dim=6, d_ff=31),
-    "llama": lambda: llama(n_heads=4, n_kv_heads=2, head_dim=6, attention_bias=True),
+    "llama": lambda: llama(n_layers=1, n_heads=4, n_kv_heads=2, head_dim=6, attention_bias=True),
     "bloom": lambda: tiny_model("bloom"),
     "gpt_neox": lambda: tiny_model("gpt_neox"),
     "falcon": lambda: tiny_model("falcon"),
-    "gemma2": lambda: tiny_model("gemma2"),
-    "phi3": lambda: tiny_model("phi3"),
+    "gemma2": lambda: tiny_model("gemma2", num_hidden_layers=1, layer_types=["sliding_attention"]),
+    "phi3": lambda: tiny_model("phi3", num_hidden_layers=1),
 }
 """Transposed weights; grouped heads; query, key and value in one tensor, each in its own order; gains 1 + w."""
 
@@ -102,7 +102,7 @@ def check_trained_and_exported(sim: TintForCausalLM, model: Any, text: Tensor, f
 
 def test_where_the_auxiliary_comes_from(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    gpt2(vocab=24).save_pretrained(tmp_path / "aux")
+    gpt2(n_layers=1, vocab=24).save_pretrained(tmp_path / "aux")
     tokenizer().save_pretrained(tmp_path / "aux")
     sim = tintc.compile(tmp_path / "aux", inner_lr=0.1)
     state = sim.adapt(token_ids(1, 12, 24))
@@ -115,12 +115,12 @@ def test_where_the_auxiliary_comes_from(tmp_path: Path, monkeypatch: pytest.Monk
     with pytest.raises(ArtefactError, match="exists already"):
         state.export("out")
     with pytest.raises(ModelError, match="is not the model that the simulator was compiled from"):
-        state.export("again", model=gpt2(vocab=24, seed=1))
-    for other in (gpt2(vocab=24, d_ff=31), gpt2(vocab=24, n_heads=3)):
+        state.export("again", model=gpt2(n_layers=1, vocab=24, seed=1))
+    for other in (gpt2(n_layers=1, vocab=24, d_ff=31), gpt2(n_layers=1, vocab=24, n_heads=3)):
         with pytest.raises(ModelError, match="is not the model that the simulator was compiled from"):
             state.export("again", model=other)
     with pytest.raises(ModelError, match="has no tensor"):
-        state.export("again", model=llama(vocab=24))
+        state.export("again", model=llama(n_layers=1, vocab=24))
     assert not (tmp_path / "again").exists()
     memory = compiled("gpt2").adapt(token_ids(1, 8))
     monkeypatch.setattr(memory.sim.config, "described", None)
@@ -130,7 +130,7 @@ def test_where_the_auxiliary_comes_from(tmp_path: Path, monkeypatch: pytest.Monk
 
 def test_a_folder_is_not_looked_for_on_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A folder's name may be that of another model on the hub; nobody asks there for it."""
-    gpt2(vocab=24).save_pretrained(tmp_path / "gpt2")
+    gpt2(n_layers=1, vocab=24).save_pretrained(tmp_path / "gpt2")
     state = tintc.compile(tmp_path / "gpt2", inner_lr=0.1).adapt(token_ids(1, 12, 24))
     state.sim.config.described = None  # as of an earlier version
     monkeypatch.setattr(
@@ -143,7 +143,7 @@ def test_a_folder_is_not_looked_for_on_the_hub(tmp_path: Path, monkeypatch: pyte
 
 def test_a_folder_keeps_what_an_export_needs(tmp_path: Path) -> None:
     """fp32: the weights are the model's own, so what was not updated is the same to the bit."""
-    model = gpt2(vocab=24)
+    model = gpt2(n_layers=1, vocab=24)
     model.save_pretrained(tmp_path / "aux")
     tintc.compile(tmp_path / "aux", inner_lr=0.1, output=tmp_path / "sim")
     (tmp_path / "aux" / "config.json").unlink()

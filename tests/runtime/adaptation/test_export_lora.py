@@ -121,7 +121,7 @@ def test_lower_ranks_keep_the_largest_singular_values(tmp_path: Path) -> None:
 
 def test_a_folder_that_names_its_base(tmp_path: Path) -> None:
     """An adapter of a simulator's folder is loaded by its own name, by tintc too; fp32, 1e-4 of the largest logit."""
-    EXPORTED["gpt2"]().save_pretrained(tmp_path / "base")
+    gpt2(n_layers=1, n_heads=3, head_dim=6, d_ff=31).save_pretrained(tmp_path / "base")
     sim = tintc.compile(tmp_path / "base", inner_lr=0.5)
     state = sim.adapt(token_ids(1, 16))
     found = state.export(tmp_path / "lora", "lora", model=tmp_path / "base")
@@ -146,7 +146,7 @@ WRONG: list[tuple[dict[str, Any], str]] = [
 
 def test_what_no_adapter_can_hold(tmp_path: Path) -> None:
     """Nothing is written."""
-    model = tiny_model("mixtral")
+    model = tiny_model("mixtral", num_hidden_layers=1)
     experts = tintc.compile(model, inner_lr=0.05, max_length=24).adapt(token_ids(1, 12))
     with pytest.raises(
         ModelError, match=r"a stack of experts, for one\), and an adapter changes these alone; export with"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,10 @@ import pytest
 import torch
 from continuations import PADDED, PROMPT, WHOLE, compiled, continued, one_by_one, whole, worst
 from fused_cases import FAMILIES, family, run, token_ids
-from programs import mixture_like, simulator
+from programs import Imported, import_model, mixture_like, simulator
 from safetensors import safe_open
 from safetensors.torch import save_file
+from tiny_models import gpt2, llama
 from torch import Tensor
 
 import tintc
@@ -21,6 +23,12 @@ from tintc.errors import ArtefactError, InputError, OptionError
 from tintc.runtime.adaptation.cache import TintCache
 from tintc.runtime.model.adapted_state import AdaptedState
 from tintc.runtime.model.causal_lm import TintForCausalLM
+
+
+@cache
+def two_layers() -> Imported:
+    """For simulators that a test changes: one layer is updated, and one is not."""
+    return import_model(llama(head_dim=4, d_ff=20))
 
 
 @pytest.mark.parametrize(("name", "steps"), [("gpt2", 2), ("opt", 1), ("llama", 2)])
@@ -33,6 +41,7 @@ def test_a_state_is_what_a_forward_pass_predicts_with(name: str, steps: int) -> 
         found = continued(sim, ids, state, attention_mask=seen)
         assert worst(found[:, PROMPT - 1 :], whole(sim, ids, mask)) < 1e-9
         assert worst(one_by_one(sim, ids, mask, state=state), whole(sim, ids, mask)) < 1e-9
+    sim = compiled(name, n_steps=steps, n_update_layers=1)
     literal = run(sim, ids, "literal", train_mask=torch.arange(WHOLE)[None].expand(2, -1) < PROMPT // 2).logits
     sim.executor = "literal"
     try:
@@ -121,7 +130,7 @@ METADATA: dict[str, tuple[dict[str, str | None], str]] = {
 
 @pytest.mark.parametrize("examples", [1, 3])
 def test_damaged_files(examples: int, tmp_path: Path) -> None:
-    sim, file = compiled("gpt2"), tmp_path / "a.safetensors"
+    sim, file = compiled("gpt2", n_update_layers=1), tmp_path / "a.safetensors"
     sim.adapt(token_ids(examples, 8)).save(file)
     with safe_open(file, framework="pt") as opened:
         metadata, tensors = opened.metadata(), {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
@@ -141,7 +150,8 @@ def test_damaged_files(examples: int, tmp_path: Path) -> None:
 
 def test_a_state_of_another_dtype(tmp_path: Path) -> None:
     """Rounded weights give another fingerprint; those of a longer type do not."""
-    family("gpt2").compile(inner_lr=0.02, dtype=torch.float32).save_pretrained(tmp_path / "sim")
+    model = gpt2(n_layers=1, n_heads=3, head_dim=6, d_ff=31)
+    tintc.compile(model, inner_lr=0.02).save_pretrained(tmp_path / "sim")
     sims = {dtype: tintc.load(tmp_path / "sim", dtype=dtype) for dtype in ("float32", "bfloat16", "float64")}
     assert isinstance(sims["float32"], TintForCausalLM)
     old, ids = os.umask(0o027), token_ids(1, 8)
@@ -155,7 +165,7 @@ def test_a_state_of_another_dtype(tmp_path: Path) -> None:
     assert tintc.AdaptedState.load(tmp_path / "a.safetensors", sims["float64"]).examples == 1
 
 
-def test_what_a_state_cannot_be_used_for() -> None:
+def test_what_a_state_cannot_be_used_for(monkeypatch: pytest.MonkeyPatch) -> None:
     sim, other, ids = compiled("gpt2"), compiled("gpt2", n_steps=2), token_ids(3, 8)
     state = sim.adapt(ids[:2])
     with pytest.raises(OptionError, match="belongs to another simulator"):
@@ -168,9 +178,10 @@ def test_what_a_state_cannot_be_used_for() -> None:
         state.example(2)
     with pytest.raises(InputError, match="A prompt has 1 token;"):
         sim.adapt(ids[:, :1])
-    literal = family("gpt2").compile(inner_lr=0.02)
-    with pytest.raises(OptionError, match=r"neither a cache nor a state .* choose the executor auto or fused"):
-        literal(ids[:2], state=literal.adapt(ids[:2]))
+    with monkeypatch.context() as patch:
+        patch.setattr(sim, "executor", "literal")
+        with pytest.raises(OptionError, match=r"neither a cache nor a state .* choose the executor auto or fused"):
+            sim(ids[:2], state=sim.adapt(ids[:2]))
     with pytest.raises(OptionError, match="return_before"):
         sim(ids[:2], state=state, return_before=True)
     wrong: Any = "story.state"
@@ -196,7 +207,7 @@ def test_a_state_in_another_object_of_its_simulator() -> None:
 
 def test_a_state_keeps_no_stored_weights_of_other_times() -> None:
     """Neither those that autograd did not record, nor those that the parameters have left."""
-    sim, ids = family("llama").compile(inner_lr=0.02, n_update_layers=1), token_ids(2, 8)
+    sim, ids = two_layers().compile(inner_lr=0.02, n_update_layers=1), token_ids(2, 8)
     sim.executor = "fused"
     sim.trainable("prefixes", "rates")
 
@@ -213,7 +224,7 @@ def test_a_state_keeps_no_stored_weights_of_other_times() -> None:
 @pytest.mark.parametrize("through", ["parameter", "data"])
 def test_a_state_ends_with_the_weights_it_was_made_of(through: str, tmp_path: Path) -> None:
     """In memory too, where the layers that no step updates are the simulator's; learning rates do not matter."""
-    sim, ids = family("llama").compile(inner_lr=0.02, n_update_layers=1), token_ids(1, 8)
+    sim, ids = two_layers().compile(inner_lr=0.02, n_update_layers=1), token_ids(1, 8)
     sim.executor, given = "fused", {"max_new_tokens": 2, "do_sample": False}
     state, past = sim.adapt(ids), sim(ids, use_cache=True).past_key_values
     with torch.no_grad():
@@ -224,7 +235,7 @@ def test_a_state_ends_with_the_weights_it_was_made_of(through: str, tmp_path: Pa
     uses = [
         lambda: sim.generate(ids, state=state, **given),
         lambda: state.save(tmp_path / "state"),
-        lambda: state.export(tmp_path / "model", model=family("llama").source.model),
+        lambda: state.export(tmp_path / "model", model=two_layers().source.model),
     ]
     if through == "parameter":  # others, which are for every token, look at no number
         uses += [lambda: sim(ids, state=state), lambda: sim(ids, past_key_values=past)]
@@ -243,7 +254,7 @@ def test_moving_weights_does_not_end_a_state(name: str, update: str, tmp_path: P
     if name == "experts":
         sim = simulator(*mixture_like(chosen=2), inner_lr=0.02)
     else:
-        sim = family(name).compile(inner_lr=0.02)
+        sim = import_model(gpt2(n_layers=1, n_heads=3, head_dim=6, d_ff=31)).compile(inner_lr=0.02)
     sim.executor, sim.update, ids = "fused", update, token_ids(2, 8) % 11
     state, past = sim.adapt(ids), sim(ids, use_cache=True).past_key_values
     state.save(tmp_path / "state")
@@ -265,7 +276,7 @@ def test_moving_weights_does_not_end_a_state(name: str, update: str, tmp_path: P
 
 @pytest.mark.parametrize("how", ["other numbers", "another parameter", "cast and back"])
 def test_other_weights_in_their_place_end_a_state(how: str) -> None:
-    sim, ids = family("llama").compile(inner_lr=0.02, n_update_layers=1), token_ids(1, 8)
+    sim, ids = two_layers().compile(inner_lr=0.02, n_update_layers=1), token_ids(1, 8)
     sim.executor = "fused"
     state = sim.adapt(ids)
     prefix: Any = sim.prefixes.get_submodule("model.layers.0.mlp.up_proj")
@@ -281,7 +292,7 @@ def test_other_weights_in_their_place_end_a_state(how: str) -> None:
 
 @pytest.mark.parametrize("examples", [1, 2])
 def test_inference_mode(examples: int) -> None:
-    sim, ids = family("llama").compile(inner_lr=0.02), token_ids(examples, 8)
+    sim, ids = two_layers().compile(inner_lr=0.02, n_update_layers=1), token_ids(examples, 8)
     sim.executor = "fused"
     with torch.inference_mode():
         state = sim.adapt(ids)

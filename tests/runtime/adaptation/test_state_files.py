@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 import torch
 from command import contents, finished, forked
-from fused_cases import compiled, token_ids
+from continuations import compiled
+from fused_cases import token_ids
 from programs import mixture_like, simulator
 from safetensors.torch import load_file, save_file
 
@@ -59,13 +60,15 @@ def test_what_is_not_replaced(tmp_path: Path, what: str) -> None:
 
 
 @pytest.mark.parametrize("kind", ["one text", "several texts", "experts"])
-def test_the_same_bytes(tmp_path: Path, kind: str) -> None:
-    """In another process too, whose hashes of text are others; the tensors are the state's."""
+def test_the_same_bytes(tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In another process too, whose hashes of text are others; the tensors are the state's. One text's state is made
+    literally, the others fused."""
     if kind == "experts":
         sim = simulator(*mixture_like(chosen=2), inner_lr=0.02)
         sim.executor = "fused"
     else:
         sim = compiled("gpt2")
+        monkeypatch.setattr(sim, "executor", "literal" if kind == "one text" else "fused")
     ids = token_ids(1 + (kind != "one text"), 8) % 11
     sim.adapt(ids).save(tmp_path / "a")
     other = finished(forked(lambda: sim.adapt(ids).save(tmp_path / "b")))

@@ -26,7 +26,7 @@ IDS = tiny_models.token_ids(2, 12)
 
 @pytest.fixture(scope="module")
 def sim(tmp_path_factory: pytest.TempPathFactory) -> tintc.TintForCausalLM:
-    return tintc.compile(model_folder(tmp_path_factory.mktemp("model")), inner_lr=0.02)
+    return tintc.compile(model_folder(tmp_path_factory.mktemp("model"), tiny_models.gpt2(n_layers=1)), inner_lr=0.02)
 
 
 def run(sim: tintc.TintForCausalLM) -> torch.Tensor:
@@ -50,7 +50,7 @@ def test_round_trips(sim: tintc.TintForCausalLM, tmp_path: Path) -> None:
 
 
 def test_the_model_is_not_needed_again(tmp_path: Path) -> None:
-    model = model_folder(tmp_path / "model")
+    model = model_folder(tmp_path / "model", tiny_models.gpt2(n_layers=1))
     write_artefact(tintc.compile(model), tmp_path / "sim")
     for file in model.iterdir():
         file.unlink()

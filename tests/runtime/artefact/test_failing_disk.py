@@ -242,10 +242,10 @@ def test_a_mapping_that_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         load_auxiliary(tmp_path)
 
 
-def test_two_that_compile_to_one_place(two_layers: Path, tmp_path: Path) -> None:
+def test_two_that_compile_to_one_place(one_layer: Path, tmp_path: Path) -> None:
     """Neither may replace what is there: one wins, the other is refused in a sentence, and the place is whole."""
     out = tmp_path / "sim"
-    running = [process("compile", two_layers, "-o", out, "--lr", rate) for rate in (0.25, 0.5)]
+    running = [process("compile", one_layer, "-o", out, "--lr", rate) for rate in (0.25, 0.5)]
     results = [finished(one) for one in running]
     assert sorted(result.code for result in results) == [0, 2], results
     (loser,) = [result for result in results if result.code]

@@ -47,9 +47,9 @@ def arranged(point: str) -> str:
 
 
 @pytest.fixture(scope="module")
-def old(two_layers: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def old(one_layer: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("old") / "sim"
-    tintc.compile(two_layers, inner_lr=0.5, output=out)
+    tintc.compile(one_layer, inner_lr=0.5, output=out)
     return out
 
 
@@ -57,11 +57,11 @@ SHORT = ("in a weight file",)
 
 
 @pytest.mark.parametrize("point", [p if p in SHORT else pytest.param(p, marks=pytest.mark.slow) for p in POINTS])
-def test_killed(tmp_path: Path, two_layers: Path, old: Path, point: str) -> None:
+def test_killed(tmp_path: Path, one_layer: Path, old: Path, point: str) -> None:
     """The old simulator is there, or the new one; what lies beside it is hidden, and is gone after the next compile."""
     out = Path(shutil.copytree(old, tmp_path / "sim"))
     before = contents(out)
-    running = process("compile", two_layers, "-o", out, "--lr", 0.25, "--force", before=arranged(point))
+    running = process("compile", one_layer, "-o", out, "--lr", 0.25, "--force", before=arranged(point))
     assert finished(running).code == -signal.SIGKILL
     (left,) = [path for path in tmp_path.iterdir() if path != out]
     assert left.name.startswith(".")
@@ -69,21 +69,21 @@ def test_killed(tmp_path: Path, two_layers: Path, old: Path, point: str) -> None
         assert tintc.load(out).config.inner_lr == 0.25 and contents(left) == before
     else:
         assert contents(out) == before and is_artefact(left) == (point == "before the renaming")
-    tintc.compile(two_layers, inner_lr=0.75, output=out, force=True)
+    tintc.compile(one_layer, inner_lr=0.75, output=out, force=True)
     assert list(tmp_path.iterdir()) == [out] and tintc.load(out).config.inner_lr == 0.75
 
 
 @pytest.mark.slow
-def test_killed_at_any_time(tmp_path: Path, two_layers: Path) -> None:
+def test_killed_at_any_time(tmp_path: Path, one_layer: Path) -> None:
     """Over as long as a compile takes: there is no simulator, or a whole one."""
     out = tmp_path / "sim"
     start = time.perf_counter()
-    assert finished(process("compile", two_layers, "-o", tmp_path / "first")).code == 0
+    assert finished(process("compile", one_layer, "-o", tmp_path / "first")).code == 0
     whole = time.perf_counter() - start
     shutil.rmtree(tmp_path / "first")
     found = set()
     for tenths in range(1, 13):
-        running = process("compile", two_layers, "-o", out, "--force")
+        running = process("compile", one_layer, "-o", out, "--force")
         time.sleep(whole * tenths / 10)
         running.send(signal.SIGKILL)
         finished(running)
@@ -92,7 +92,7 @@ def test_killed_at_any_time(tmp_path: Path, two_layers: Path) -> None:
             assert tintc.load(out)(tiny_models.token_ids(1, 8)).logits.isfinite().all()
             shutil.rmtree(out)
     assert found == {False, True}
-    tintc.compile(two_layers, output=out)
+    tintc.compile(one_layer, output=out)
     assert list(tmp_path.iterdir()) == [out]
 
 

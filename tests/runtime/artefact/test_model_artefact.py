@@ -17,7 +17,7 @@ from tintc.errors import ArtefactError, OptionError
 from tintc.runtime.artefact.config import FORMAT_VERSION
 
 MAKERS = {
-    "gpt2": lambda: gpt2(n_layers=1, n_heads=3, head_dim=4),
+    "gpt2": lambda: gpt2(n_layers=1, n_heads=3, head_dim=6, d_ff=31),
     "opt": lambda: opt(n_layers=1, n_heads=3, head_dim=4, d_ff=20),
     "llama": lambda: llama(n_layers=1, n_heads=3, n_kv_heads=1, head_dim=4, d_ff=20),
 }
@@ -75,10 +75,16 @@ def test_the_configuration(tmp_path: Path) -> None:
     assert "program" not in json.loads((tmp_path / "config.json").read_text())
 
 
+@pytest.fixture(scope="module")
+def in_fp64(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("fp64") / "sim"
+    tintc.compile(MAKERS["gpt2"](), dtype="float64").save_pretrained(out)
+    return out
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, "bfloat16"])
-def test_loading_in_another_type(dtype: torch.dtype | str, tmp_path: Path) -> None:
-    tintc.compile(MAKERS["gpt2"](), dtype="float64").save_pretrained(tmp_path)
-    sim = tintc.load(tmp_path, dtype=dtype, executor="literal")
+def test_loading_in_another_type(dtype: torch.dtype | str, in_fp64: Path) -> None:
+    sim = tintc.load(in_fp64, dtype=dtype, executor="literal")
     wanted = dtype if isinstance(dtype, torch.dtype) else torch.bfloat16
     assert sim.dtype == wanted
     with torch.no_grad():
@@ -87,9 +93,8 @@ def test_loading_in_another_type(dtype: torch.dtype | str, tmp_path: Path) -> No
     assert rates == {torch.float32}, "rates stay in fp32 or better"
 
 
-def test_damaged_folders_are_refused(tmp_path: Path) -> None:
-    whole = tmp_path / "whole"
-    tintc.compile(MAKERS["gpt2"]()).save_pretrained(whole)
+def test_damaged_folders_are_refused(one_layer_sim: Path, tmp_path: Path) -> None:
+    whole = one_layer_sim
 
     def broken(name: str) -> Path:
         return Path(shutil.copytree(whole, tmp_path / name))
@@ -110,12 +115,12 @@ def test_damaged_folders_are_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("version", [FORMAT_VERSION + 1, "2.0"])
-def test_a_newer_format_is_refused(version: int | str, tmp_path: Path) -> None:
-    tintc.compile(MAKERS["gpt2"]()).save_pretrained(tmp_path)
-    file = tmp_path / "config.json"
+def test_a_newer_format_is_refused(version: int | str, one_layer_sim: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(one_layer_sim, tmp_path / "sim"))
+    file = folder / "config.json"
     config = json.loads(file.read_text())
     assert config["format_version"] == FORMAT_VERSION
     file.write_text(json.dumps(config | {"format_version": version}))
     for read in (tintc.load, tintc.TintForCausalLM.from_pretrained, lambda path: read_artefact(str(path))):
         with pytest.raises(ArtefactError, match=rf"newer tintc \(format {version}; .*\); update tintc\.$"):
-            read(tmp_path)
+            read(folder)

@@ -32,8 +32,9 @@ needs_linux = pytest.mark.skipif(not MAPS.exists(), reason="only Linux says what
     [
         (tiny_models.gpt2, None),
         pytest.param(tiny_models.opt, "float64", marks=pytest.mark.slow),
-        (tiny_models.llama, "bfloat16"),
+        (lambda: tiny_models.llama(n_layers=1), "bfloat16"),
     ],
+    ids=["gpt2", "opt", "llama"],
 )
 def test_same_files(tmp_path: Path, make: Callable[[], Any], dtype: str | None) -> None:
     """Byte for byte."""
@@ -44,12 +45,12 @@ def test_same_files(tmp_path: Path, make: Callable[[], Any], dtype: str | None) 
     assert sim.config.provenance["source"] == "model" and sim.tokenizer is not None
 
 
-def test_shards(two_layers: Path, tmp_path: Path) -> None:
+def test_shards(one_layer: Path, tmp_path: Path) -> None:
     """No file of several tensors is larger than asked for, each tensor is in one, and they load as one file does.
     Sharded sources are read, too."""
-    tiny_models.gpt2().save_pretrained(tmp_path / "model", max_shard_size="20KB")
+    tiny_models.gpt2(n_layers=1).save_pretrained(tmp_path / "model", max_shard_size="20KB")
     assert (tmp_path / "model" / INDEX).exists()
-    whole = tintc.compile(two_layers, output=tmp_path / "whole")
+    whole = tintc.compile(one_layer, output=tmp_path / "whole")
     sharded = tintc.compile(tmp_path / "model", output=tmp_path / "sharded", max_shard_size="40KB")
     found: dict[str, Path] = {}
     for file in (tmp_path / "sharded").glob("*.safetensors"):
@@ -81,28 +82,28 @@ def test_sizes_that_are_none(text: str) -> None:
         parse_size(text)
 
 
-def test_no_room(two_layers: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_room(one_layer: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Refused from the plan, before any tensor is computed."""
     usage = SimpleNamespace(total=10**9, used=10**9 - 1000, free=1000)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
     monkeypatch.setattr("tintc.runtime.artefact.streaming.write_files", lambda *_: pytest.fail("something was written"))
     with pytest.raises(ArtefactError, match="make room"):
-        tintc.compile(two_layers, output=tmp_path / "sim")
+        tintc.compile(one_layer, output=tmp_path / "sim")
     assert not list(tmp_path.iterdir())
 
 
-def test_output_exists(two_layers: Path, tmp_path: Path) -> None:
-    tintc.compile(two_layers, output=tmp_path / "sim")
+def test_output_exists(one_layer: Path, tmp_path: Path) -> None:
+    tintc.compile(one_layer, output=tmp_path / "sim")
     with pytest.raises(ArtefactError, match="--force"):
         tintc.compile(tmp_path / "no such model", output=tmp_path / "sim")
-    assert tintc.compile(two_layers, inner_lr=0.5, output=tmp_path / "sim", force=True).config.inner_lr == 0.5
+    assert tintc.compile(one_layer, inner_lr=0.5, output=tmp_path / "sim", force=True).config.inner_lr == 0.5
     assert [path.name for path in tmp_path.iterdir()] == ["sim"]
 
 
 @needs_linux
-def test_loading_maps(two_layers: Path, tmp_path: Path) -> None:
+def test_loading_maps(one_layer: Path, tmp_path: Path) -> None:
     """What a loaded simulator holds lies in its files."""
-    sim = tintc.compile(two_layers, output=tmp_path / "sim")
+    sim = tintc.compile(one_layer, output=tmp_path / "sim")
     held = [p for name in ("tables", "prefixes") for p in sim.get_submodule(name).parameters()]
     assert held and all(MappedWeights([tensor]).nbytes for tensor in held)
 
@@ -145,9 +146,9 @@ def test_tensors_are_read_sparingly(tmp_path: Path) -> None:
 
 
 @needs_linux
-def test_a_mapped_model_runs_sparingly(two_layers: Path) -> None:
+def test_a_mapped_model_runs_sparingly(one_layer: Path) -> None:
     """The same logits, and no hook stays."""
-    source, ids = load_auxiliary(two_layers), tiny_models.token_ids(1, 9)
+    source, ids = load_auxiliary(one_layer), tiny_models.token_ids(1, 9)
     assert source.weights.nbytes > 1000
     with torch.no_grad():
         wanted = source.model(ids).logits

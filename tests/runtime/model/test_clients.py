@@ -256,7 +256,14 @@ def test_parametrised_prefixes(folder: Path, executor: str) -> None:
         assert parameter.grad is not None and float(parameter.grad.norm()) > 0
 
 
-@pytest.mark.parametrize("model", [tiny_models.llama, tiny_models.gpt2])
+@pytest.mark.parametrize(
+    "model",
+    [
+        lambda: tiny_models.llama(n_layers=1, n_heads=3, n_kv_heads=1, head_dim=4, d_ff=20),
+        lambda: tiny_models.gpt2(n_heads=3, head_dim=4, d_ff=20),
+    ],
+    ids=["llama", "gpt2"],
+)
 def test_gradients_reach_what_is_handed_out(model: Callable[[], Any]) -> None:
     """Every hidden state, attention and captured token value, the same in both executors: fp64, 1e-9.
 

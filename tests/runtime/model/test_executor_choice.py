@@ -7,16 +7,19 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, cast
 
 import pytest
 import torch
-from command import finished, forked
-from fused_cases import family, relative_to_update, run, token_ids
+from command import contents, finished, forked
+from fused_cases import relative_to_update, run, token_ids
+from programs import Imported, import_model
 from safetensors.torch import load_file, save_file
+from tiny_models import gpt2
 from torch import nn
 from torch.nn.modules.module import register_module_forward_hook
 
@@ -47,16 +50,38 @@ def ran(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return calls
 
 
+@pytest.fixture(scope="module")
+def imported() -> Imported:
+    """A model of one layer: which executor runs is not a matter of layers."""
+    return import_model(gpt2(n_layers=1, n_heads=3, head_dim=6, d_ff=31))
+
+
 @pytest.fixture
-def sim() -> TintForCausalLM:
-    made = family("gpt2").compile(inner_lr=0.02)
+def sim(imported: Imported) -> TintForCausalLM:
+    made = imported.compile(inner_lr=0.02)
     made.executor = "auto"
     return made
 
 
+@pytest.fixture(scope="module")
+def folder(imported: Imported, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """What many tests load and none may change."""
+    made = write_artefact(imported.compile(inner_lr=0.02), tmp_path_factory.mktemp("choice") / "sim")
+    before = contents(made)
+    yield made
+    assert contents(made) == before, "a test has changed what all load"
+
+
+@pytest.fixture(scope="module")
+def one_for_all(folder: Path) -> TintForCausalLM:
+    return load(folder)
+
+
 @pytest.fixture
-def folder(sim: TintForCausalLM, tmp_path: Path) -> Path:
-    return write_artefact(sim, tmp_path / "sim")
+def loaded(one_for_all: TintForCausalLM, monkeypatch: pytest.MonkeyPatch) -> TintForCausalLM:
+    """For tests that leave it as it was: a simulator that has said nothing yet."""
+    monkeypatch.setattr(one_for_all, "_warnings_given", set())
+    return one_for_all
 
 
 def structural(sim: TintForCausalLM) -> nn.Parameter:
@@ -90,8 +115,8 @@ LOOKS: dict[str, Callable[[TintForCausalLM], object]] = {
 
 def test_looking_changes_nothing(folder: Path, ran: list[str]) -> None:
     """Parameters, state dicts, modes and moves are PyTorch's own: everything is there, and runs stay fused."""
+    sim = load(folder)
     for name, look in LOOKS.items():
-        sim = load(folder)
         before = {key: tensor.data_ptr() for key, tensor in sim.state_dict().items()}
         look(sim)
         run(sim, IDS, "auto")
@@ -101,7 +126,8 @@ def test_looking_changes_nothing(folder: Path, ran: list[str]) -> None:
 
 
 def test_threads_see_all_parameters(folder: Path) -> None:
-    sim, complete = load(folder), len(structure_specs(load(folder).program))
+    sim = load(folder)
+    complete = len(structure_specs(sim.program))
     with ThreadPoolExecutor(4) as pool:
         counts = list(
             pool.map(lambda _: sum(1 for n, _ in sim.named_parameters() if n.startswith("structure.")), "x" * 40)
@@ -182,9 +208,12 @@ def test_a_replaced_structural_parameter_never_runs_fused(folder: Path, ran: lis
     assert ran == ["literal"] * 3
 
 
-def test_edits_in_the_file_never_run_fused(folder: Path, ran: list[str], caplog: pytest.LogCaptureFixture) -> None:
+def test_edits_in_the_file_never_run_fused(
+    folder: Path, tmp_path: Path, ran: list[str], caplog: pytest.LogCaptureFixture
+) -> None:
     """The compiler's digest in config.json is of the tensors it wrote, whatever stands in the file now."""
     plain = run(load(folder), IDS, "auto")
+    folder = Path(shutil.copytree(folder, tmp_path / "sim"))
     file = folder / "model.safetensors"
     tensors = load_file(file)
     name = next(name for name in sorted(tensors) if name.startswith(MATTERS))
@@ -216,9 +245,9 @@ def test_saving_an_edited_simulator_does_not_launder_it(folder: Path, tmp_path: 
 @pytest.mark.parametrize("kind", ["register_forward_hook", "register_forward_pre_hook", "register_full_backward_hook"])
 @pytest.mark.parametrize("where", ["", "sites", "structure.linear_forward", "prefixes.transformer.h.0.attn.c_proj"])
 def test_hooks_run_literally_while_they_are_there(
-    folder: Path, ran: list[str], caplog: pytest.LogCaptureFixture, kind: str, where: str
+    loaded: TintForCausalLM, ran: list[str], caplog: pytest.LogCaptureFixture, kind: str, where: str
 ) -> None:
-    sim = load(folder)
+    sim = loaded
     module = sim.get_submodule(where)
     module = (
         next(iter(module.modules()))
@@ -318,13 +347,13 @@ def test_float16_is_refused(folder: Path, tmp_path: Path) -> None:
 
 
 def test_rates_and_frequencies_keep_their_precision(folder: Path) -> None:
-    sim = load(folder, dtype="float32").to(torch.bfloat16)
+    sim = load(folder, dtype="float32")
+    rate = next(name for name in sim.state_dict() if "rates." in name)
+    stored = sim.state_dict()[rate].clone()
+    sim.to(torch.bfloat16)
     kinds = {name.partition(".")[0]: tensor.dtype for name, tensor in sim.state_dict().items()}
     assert kinds == dict.fromkeys(("tables", "prefixes", "structure"), torch.bfloat16) | {"rates": torch.float32}
-    assert torch.equal(
-        sim.state_dict()[rate := next(n for n in sim.state_dict() if "rates." in n)],
-        load(folder, dtype="float32").state_dict()[rate],
-    )
+    assert torch.equal(sim.state_dict()[rate], stored)
 
 
 def test_a_value_written_behind_torch_s_back(folder: Path, ran: list[str]) -> None:
@@ -336,8 +365,8 @@ def test_a_value_written_behind_torch_s_back(folder: Path, ran: list[str]) -> No
     assert ran == ["fused", "literal"]
 
 
-def test_hooks_for_every_module_are_heard(folder: Path, ran: list[str]) -> None:
-    sim, heard = load(folder), set[str]()
+def test_hooks_for_every_module_are_heard(loaded: TintForCausalLM, ran: list[str]) -> None:
+    sim, heard = loaded, set[str]()
     handle = register_module_forward_hook(lambda module, *_: heard.add(type(module).__name__))
     try:
         run(sim, IDS, "auto")
@@ -348,8 +377,10 @@ def test_hooks_for_every_module_are_heard(folder: Path, ran: list[str]) -> None:
     assert ran == ["literal", "fused"] and "SimModule" in heard
 
 
-def test_hooks_that_never_fire_are_said(folder: Path, ran: list[str], caplog: pytest.LogCaptureFixture) -> None:
-    sim = load(folder)
+def test_hooks_that_never_fire_are_said(
+    loaded: TintForCausalLM, ran: list[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    sim = loaded
     name = "sites.forward_0.transformer"
     handle = sim.get_submodule(name).register_forward_hook(lambda *_: None)
     with caplog.at_level(logging.WARNING, "tintc"):

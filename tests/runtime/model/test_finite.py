@@ -9,34 +9,40 @@ from typing import Any
 
 import pytest
 import torch
-from fused_cases import compiled, token_ids
+from continuations import compiled
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from tiny_models import gpt2, token_ids
 
 import tintc
 from tintc.errors import ArtefactError, InputError
-from tintc.ir.finite import PIECE, is_finite
+from tintc.ir.finite import is_finite
 from tintc.runtime.model.causal_lm import TintForCausalLM
 
 IDS = token_ids(2, 10)
 
 
+@pytest.fixture(scope="module")
+def one_layer() -> TintForCausalLM:
+    return tintc.compile(gpt2(n_layers=1, n_heads=3, head_dim=6, d_ff=31), inner_lr=0.02)
+
+
 @pytest.fixture(params=["fused", "literal"])
-def sim(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> TintForCausalLM:
+def sim(one_layer: TintForCausalLM, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> TintForCausalLM:
     """A simulator that has said nothing yet."""
-    found = compiled("gpt2", torch.float32)
-    monkeypatch.setattr(found, "executor", request.param)
-    monkeypatch.setattr(found, "_warnings_given", set())
-    return found
+    monkeypatch.setattr(one_layer, "executor", request.param)
+    monkeypatch.setattr(one_layer, "_warnings_given", set())
+    return one_layer
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64, torch.float16])
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
-def test_numbers_wherever_they_are(dtype: torch.dtype, bad: float) -> None:
+def test_numbers_wherever_they_are(dtype: torch.dtype, bad: float, monkeypatch: pytest.MonkeyPatch) -> None:
     """The last of several pieces; sums that overflow are not taken for infinite numbers."""
-    tensor = torch.full((PIECE + 3,), torch.finfo(dtype).max / 2, dtype=dtype).reshape(1, -1)
+    monkeypatch.setattr("tintc.ir.finite.PIECE", 100)
+    tensor = torch.full((103,), torch.finfo(dtype).max / 2, dtype=dtype).reshape(1, -1)
     assert is_finite(tensor) and is_finite(torch.zeros(0, dtype=dtype))
-    for place in (0, PIECE, PIECE + 2):
+    for place in (0, 100, 102):
         broken = tensor.clone()
         broken[0, place] = bad
         assert not is_finite(broken)
@@ -71,7 +77,7 @@ def test_no_token_is_chosen_from_nan(sim: TintForCausalLM, how: dict[str, Any]) 
 
 @pytest.mark.parametrize("examples", [1, 2])
 def test_a_state_with_nan_is_refused(examples: int, tmp_path: Path) -> None:
-    sim, file = compiled("llama"), tmp_path / "a.state"
+    sim, file = compiled("gpt2", n_update_layers=1), tmp_path / "a.state"
     sim.adapt(IDS[:examples]).save(file)
     tensors = load_file(file)
     assert tintc.AdaptedState.load(file, sim).examples == examples

@@ -19,7 +19,7 @@ from tintc.runtime.model.causal_lm import TintForCausalLM
 SMALL: dict[str, Any] = {
     "vocab_size": 53,
     "hidden_size": 24,
-    "num_hidden_layers": 3,
+    "num_hidden_layers": 2,
     "num_attention_heads": 3,
     "intermediate_size": 40,
     "max_position_embeddings": 32,
@@ -39,10 +39,12 @@ def random(config: Any) -> Any:
 
 
 MODELS: dict[str, Any] = {
-    "llama": lambda: llama(n_layers=3),
-    "gpt2": lambda: gpt2(n_layers=3),
-    "opt": lambda: opt(n_layers=3),
-    "opt, narrow tables and norms after": lambda: opt(word_embed_proj_dim=16, do_layer_norm_before=False),
+    "llama": lambda: llama(head_dim=4, d_ff=20),
+    "gpt2": lambda: gpt2(n_heads=3, head_dim=4, d_ff=20),
+    "opt": lambda: opt(n_heads=3, head_dim=4, d_ff=20),
+    "opt, narrow tables and norms after": lambda: opt(
+        n_heads=3, head_dim=4, d_ff=20, word_embed_proj_dim=8, do_layer_norm_before=False
+    ),
     "gpt_neox, parallel": lambda: random(GPTNeoXConfig(**SMALL, use_parallel_residual=True)),
     "gemma2: scaled embeddings, four norms, caps, windows": lambda: random(Gemma2Config(**GEMMA)),
 }
@@ -51,8 +53,9 @@ IDS = token_ids(2, 9)
 
 @cache
 def auxiliary(name: str) -> tuple[Any, TintForCausalLM]:
-    model = MODELS[name]().double().eval()
+    model = MODELS[name]()
     sim = import_model(model).compile(max_length=16, inner_lr=0.02)
+    model = model.double().eval()
     model.set_attn_implementation("eager")
     return model, sim
 
@@ -103,10 +106,10 @@ def test_the_configuration_s_defaults_and_tuples() -> None:
             logits, *_ = sim(IDS)
     finally:
         config.output_hidden_states, config.output_attentions, config.return_dict = False, False, True
-    assert len(out.hidden_states) == 4 and len(out.attentions) == 3
-    assert fewer.hidden_states is None and len(fewer.attentions_before) == 3
+    assert len(out.hidden_states) == 3 and len(out.attentions) == 2
+    assert fewer.hidden_states is None and len(fewer.attentions_before) == 2
     loss, others, hidden, before = found
     assert loss.dim() == 0 and torch.equal(others, out.logits) and torch.equal(logits, out.logits)
-    assert len(hidden) == len(before) == 4
+    assert len(hidden) == len(before) == 3
     with torch.no_grad():
         assert tuple(sim(IDS)) == ("logits",)

@@ -29,7 +29,7 @@ def backward_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @cache
 def imported() -> Any:
-    return import_model(llama(n_layers=1, d_ff=20))
+    return import_model(llama(n_layers=1, n_heads=3, n_kv_heads=1, head_dim=4, d_ff=20))
 
 
 def simulator() -> TintForCausalLM:

@@ -11,13 +11,15 @@ import threading
 import warnings
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import transformers
-from fused_cases import compiled, token_ids
+from programs import import_model
+from tiny_models import gpt2, token_ids
 from torch import Tensor
 
 import tintc
@@ -26,6 +28,13 @@ from tintc.runtime.model.causal_lm import TintForCausalLM
 
 TEXTS = [token_ids(1 + k % 3, 8 + k, seed=k) for k in range(6)]
 POINT = "pass1.final"
+
+
+@cache
+def one_layer() -> TintForCausalLM:
+    sim = import_model(gpt2(n_layers=1, n_heads=3, head_dim=6, d_ff=31)).compile(inner_lr=0.02)
+    sim.executor = "auto"
+    return sim
 
 
 def learnt(sim: TintForCausalLM, ids: Tensor) -> Tensor:
@@ -60,7 +69,7 @@ USES: dict[str, Callable[[TintForCausalLM, Tensor], Tensor]] = {
 @pytest.mark.parametrize("executor", ["fused", "literal"])
 def test_every_use_at_once(executor: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Texts of several sizes, all uses mixed, four threads that change places as often as Python lets them."""
-    sim = compiled("gpt2")
+    sim = one_layer()
     monkeypatch.setattr(sim, "executor", executor)
     uses, texts = list(USES.values()), TEXTS
     if executor == "literal":  # which goes on from no state, and is slower
@@ -85,7 +94,7 @@ def test_every_use_at_once(executor: str, monkeypatch: pytest.MonkeyPatch) -> No
 
 def test_blocks_belong_to_their_context() -> None:
     """Another thread, or another task, sees neither captures nor edits, while its own are there."""
-    sim = compiled("gpt2")
+    sim = one_layer()
     ids = TEXTS[0]
     with torch.no_grad():
         plain = sim(ids).logits
@@ -122,7 +131,7 @@ def test_blocks_belong_to_their_context() -> None:
 
 
 def test_blocks_that_end_in_another_order() -> None:
-    sim = compiled("gpt2")
+    sim = one_layer()
     first, second = sim.edit({POINT: lambda value: value}), sim.edit({"pass0.final": lambda value: value})
     first.__enter__()
     second.__enter__()

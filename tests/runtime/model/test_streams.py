@@ -20,14 +20,14 @@ from tintc.runtime.model.causal_lm import TintForCausalLM
 from tools.sweep.tiny import tiny_model
 
 RATE = 0.02
-TEXTS = token_ids(2, 29)
+TEXTS = token_ids(2, 19)
 PROBE = token_ids(1, 11, seed=9)
 EXECUTORS = ("fused", "literal")
 
 
 def sim_of(name: str, executor: str, n_steps: int = 1) -> TintForCausalLM:
-    """A simulator of a family's upper two layers; at most 24 tokens, so that the texts are longer."""
-    sim = compiled(name, inner_lr=RATE, n_steps=n_steps, n_update_layers=2, max_length=24)
+    """A simulator of a family's upper two layers; at most 16 tokens, so that the texts are longer."""
+    sim = compiled(name, inner_lr=RATE, n_steps=n_steps, n_update_layers=2, max_length=16)
     sim.executor = executor
     return sim
 
@@ -57,10 +57,10 @@ def check_stream(sim: TintForCausalLM, texts: Tensor, loops: Sequence[ExplicitLo
 
 
 CASES = [
-    ("gpt2", 1, 10, 0, 1),
+    ("gpt2", 1, 8, 0, 1),
     ("llama", 1, 7, 9, 2),
-    ("llama", 2, 20, 3, 1),
-    pytest.param("opt", 2, 5, 19, 2, marks=pytest.mark.slow),
+    ("llama", 2, 12, 3, 1),
+    pytest.param("opt", 2, 5, 11, 2, marks=pytest.mark.slow),
 ]
 
 
@@ -139,17 +139,17 @@ def test_texts_of_unequal_lengths_are_streamed_as_alone() -> None:
 
 
 def test_a_stream_goes_on_from_a_state_and_leaves_it() -> None:
-    """Two halves are the whole where no context is read; what was frozen is then the state."""
+    """Two parts are the whole where no context is read; what was frozen is then the state."""
     sim = sim_of("gpt2", "fused")
-    whole = sim.stream(TEXTS[0, :24], 6)
-    half = sim.stream(TEXTS[0, :12], 6)
-    kept = continued(sim, PROBE, half.state)
-    rest = sim.stream(TEXTS[0, 12:24], 6, state=half.state)
-    assert torch.allclose(torch.cat((half.streamed, rest.streamed)), whole.streamed, rtol=1e-9, atol=0)
+    whole = sim.stream(TEXTS[0, :18], 6)
+    part = sim.stream(TEXTS[0, :6], 6)
+    kept = continued(sim, PROBE, part.state)
+    rest = sim.stream(TEXTS[0, 6:18], 6, state=part.state)
+    assert torch.allclose(torch.cat((part.streamed, rest.streamed)), whole.streamed, rtol=1e-9, atol=0)
     assert torch.equal(rest.frozen[0], rest.streamed[0]) and not torch.equal(rest.frozen[1], rest.streamed[1])
-    assert torch.equal(continued(sim, PROBE, half.state), kept)
+    assert torch.equal(continued(sim, PROBE, part.state), kept)
     assert whole.perplexity_frozen != whole.perplexity_streamed
-    silent = sim.stream(TEXTS[0, :24], 6, frozen=False)
+    silent = sim.stream(TEXTS[0, :18], 6, frozen=False)
     assert torch.equal(silent.streamed, whole.streamed)
     with pytest.raises(OptionError, match="leave out frozen=False"):
         _ = silent.frozen
@@ -159,8 +159,8 @@ def test_a_stream_runs_when_it_is_asked() -> None:
     sim = sim_of("gpt2", "fused")
     stream = sim.stream(TEXTS, 8, inner_lr=torch.tensor([0.0, RATE]))
     first = next(iter(stream))
-    assert (first.start, first.stop, len(stream)) == (0, 8, 4) and first.tokens.tolist() == [7, 7]
-    assert [chunk.stop for chunk in stream] == [8, 16, 24, 29]
+    assert (first.start, first.stop, len(stream)) == (0, 8, 3) and first.tokens.tolist() == [7, 7]
+    assert [chunk.stop for chunk in stream] == [8, 16, 19]
     learnt = (stream.streamed - stream.frozen).abs()[1:].amin(0)
     assert float(learnt[0]) < 1e-12 and float(learnt[1]) > 1e-3, "a rate of each row"
 
@@ -169,7 +169,7 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "no chunk": ({"chunk_size": 0}, "chunk size is 0; it must be a number of tokens, at least 1"),
     "half a chunk": ({"chunk_size": 2.5}, "chunk size is 2.5"),
     "context": ({"chunk_size": 4, "context": -1}, "context is -1; it must be a number of tokens, at least 0"),
-    "too long": ({"chunk_size": 20, "context": 5}, "20 tokens with 5 before it would be 25; .* at most 24"),
+    "too long": ({"chunk_size": 12, "context": 5}, "12 tokens with 5 before it would be 17; .* at most 16"),
 }
 
 
