@@ -90,7 +90,7 @@ def test_explicit_fine_tuning_agrees(name: str) -> None:
 
 
 def test_parts_of_a_batch_keep_their_masks() -> None:
-    sim, ids = compiled("opt", n_steps=2), token_ids(3, LENGTH)
+    sim, ids = compiled("gpt2", n_steps=2), token_ids(3, LENGTH)
     masks = torch.rand(2, 3, LENGTH, generator=torch.Generator().manual_seed(3)) < 0.6
     whole, parts = (run(sim, ids, train_mask=masks, max_batch=most) for most in (None, 1))
     assert torch.allclose(whole.logits, parts.logits, rtol=0, atol=1e-12)
