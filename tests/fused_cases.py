@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from functools import cache
 from typing import Any
 
@@ -15,6 +16,7 @@ from tintc.ir.core import Program
 from tintc.ir.inputs import resolve_inputs
 from tintc.ir.simulator.interface.interpreter import interpret
 from tintc.ir.text import parse_program, print_program
+from tintc.options import Options
 from tintc.runtime.artefact.config import TintConfig
 from tintc.runtime.execution.fused.planner import UPDATES
 from tintc.runtime.model.causal_lm import TintForCausalLM
@@ -31,11 +33,16 @@ def family(name: str) -> Imported:
     return import_model(FAMILIES[name]())
 
 
-@cache
 def compiled(name: str, dtype: torch.dtype = torch.float64, **options: Any) -> TintForCausalLM:
     """One simulator per set of options for the whole run: tests that change it compile their own."""
     chosen: dict[str, Any] = {"inner_lr": 0.02} | options
-    return family(name).compile(dtype=dtype, **chosen)
+    defaults = {field.name: field.default for field in fields(Options)}
+    return _compiled(name, dtype, **{key: chosen[key] for key in sorted(chosen) if chosen[key] != defaults[key]})
+
+
+@cache
+def _compiled(name: str, dtype: torch.dtype, **options: Any) -> TintForCausalLM:
+    return family(name).compile(dtype=dtype, **options)
 
 
 def run(sim: TintForCausalLM, ids: Tensor, executor: str = "fused", update: str = "auto", **given: Any) -> Any:

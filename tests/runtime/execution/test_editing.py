@@ -22,10 +22,7 @@ from tintc.ir.simulator.interface.interpreter import interpret
 from tintc.ir.text import parse_program, print_program
 from tintc.runtime.model.causal_lm import TintForCausalLM
 
-MODELS = {
-    "gpt2": lambda: gpt2(n_heads=3, head_dim=4),
-    "llama": lambda: llama(n_heads=3, n_kv_heads=1, head_dim=4, d_ff=20),
-}
+MODELS = {"gpt2": gpt2, "llama": llama}
 
 
 IDS = token_ids(2, 10)
