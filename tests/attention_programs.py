@@ -19,9 +19,10 @@ def decoder(
     q_norm: dict[str, Any] | None = None,
     v_norm: bool = False,
     value_dim: int = 0,
+    layers: int = 2,
     **options: Any,
 ) -> tuple[Program, dict[str, torch.Tensor]]:
-    """Two layers; q_norm: the attributes of norms on q and k; v_norm: a norm of each value head, without gain."""
+    """q_norm: the attributes of norms on q and k; v_norm: a norm of each value head, without gain."""
     make = Sketch(width, norm_kind="rms", bias=False)
     rotary = make.parameter("inv_freq", 2, scale=1.0)
     gain = make.parameter("gain", DIM, scale=1.0)
@@ -31,7 +32,7 @@ def decoder(
     if options.pop("sunk", False):
         options["sinks"] = make.parameter("sinks", HEADS, scale=2.0)
     x = make.embedding("wte", VOCAB)
-    for make.layer in range(2):
+    for make.layer in range(layers):
         stem = f"h.{make.layer}"
         normed = make.norm(f"{stem}.ln1", x)
         q = make.linear(f"{stem}.q", normed, HEADS * DIM, "query")
@@ -47,7 +48,7 @@ def decoder(
         mid = make.sum(f"{stem}.mid", x, make.linear(f"{stem}.o", y, width, "output"))
         x = make.sum(f"{stem}.out", mid, make.feed_forward(f"{stem}.ffn", make.norm(f"{stem}.ln2", mid), 20, True))
     make.layer = -1
-    return make.finish(make.norm("lnf", x, "final"), VOCAB, 2)
+    return make.finish(make.norm("lnf", x, "final"), VOCAB, layers)
 
 
 def head_norm(make: Sketch, name: str, x: Value, heads: int, given: dict[str, Any]) -> Value:

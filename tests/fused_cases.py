@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from functools import cache
 from typing import Any
 
 import torch
-from programs import Imported, import_model, relative_to_update
+from programs import Imported, check_agreement, import_model, relative_to_update, three_ways
 from tiny_models import gpt2, llama, opt, token_ids
 from torch import Tensor
 
+from tintc.ir.auxiliary.interpreter import Descent
 from tintc.ir.core import Program
 from tintc.ir.inputs import resolve_inputs
 from tintc.ir.simulator.interface.interpreter import interpret
 from tintc.ir.text import parse_program, print_program
+from tintc.options import Options
 from tintc.runtime.artefact.config import TintConfig
 from tintc.runtime.execution.fused.planner import UPDATES
 from tintc.runtime.model.causal_lm import TintForCausalLM
@@ -30,11 +33,16 @@ def family(name: str) -> Imported:
     return import_model(FAMILIES[name]())
 
 
-@cache
 def compiled(name: str, dtype: torch.dtype = torch.float64, **options: Any) -> TintForCausalLM:
     """One simulator per set of options for the whole run: tests that change it compile their own."""
     chosen: dict[str, Any] = {"inner_lr": 0.02} | options
-    return family(name).compile(dtype=dtype, **chosen)
+    defaults = {field.name: field.default for field in fields(Options)}
+    return _compiled(name, dtype, **{key: chosen[key] for key in sorted(chosen) if chosen[key] != defaults[key]})
+
+
+@cache
+def _compiled(name: str, dtype: torch.dtype, **options: Any) -> TintForCausalLM:
+    return family(name).compile(dtype=dtype, **options)
 
 
 def run(sim: TintForCausalLM, ids: Tensor, executor: str = "fused", update: str = "auto", **given: Any) -> Any:
@@ -48,22 +56,40 @@ def run(sim: TintForCausalLM, ids: Tensor, executor: str = "fused", update: str 
         sim.executor, sim.update = kept
 
 
-def check_fused(sim: TintForCausalLM, ids: Tensor, inner_lr: Tensor | None = None, **given: Any) -> None:
+def check_fused(
+    sim: TintForCausalLM, ids: Tensor, inner_lr: Tensor | None = None, literal: bool = True, **given: Any
+) -> None:
     """Fused, in every update mode and with and without `return_before`, and literal execution are the interpreter's,
-    to 1e-9 of the update in fp64."""
+    to 1e-9 of the update in fp64; literal: False where another test has literal execution, which is the dearest."""
     inputs = resolve_inputs(ids, semantics=sim.program.attributes["semantics"], **given)
     right = interpret(sim.program, sim.state_dict(), inputs, ("logits_before", "logits"), inner_lr)
     before, after = right["logits_before"], right["logits"]
     assert float((after - before).norm()) > 0
     given |= {"inner_lr": inner_lr}
-    literal = run(sim, ids, "literal", return_before=True, **given)
-    assert relative_to_update(literal.logits, after, before) < 1e-9
+    if literal:
+        found = run(sim, ids, "literal", return_before=True, **given)
+        assert relative_to_update(found.logits, after, before) < 1e-9
+    check_updates(sim, ids, before, after, **given)
+
+
+def check_updates(sim: TintForCausalLM, ids: Tensor, before: Tensor, after: Tensor, **given: Any) -> None:
+    """Fused, in every update mode and with and without `return_before`, gives these logits, to 1e-9 of the update in
+    fp64."""
     for update in UPDATES:
         both, alone = (run(sim, ids, "fused", update, return_before=ask, **given) for ask in (True, False))
         assert alone.logits_before is None
         assert relative_to_update(both.logits, after, before) < 1e-9, update
         assert relative_to_update(alone.logits, after, before) < 1e-9, update
         assert float((both.logits_before - before).norm() / (after - before).norm()) < 1e-9, update
+
+
+def check_every_way(
+    sim: TintForCausalLM, program: Program, tensors: dict[str, Tensor], ids: Tensor, descent: Descent, **masks: Any
+) -> None:
+    """Both interpreters, literal and fused execution, in every update mode, agree (fp64, 1e-9 of the update)."""
+    ways = three_ways(sim, program, tensors, ids, descent, **masks)
+    check_agreement(ways)
+    check_updates(sim, ids, *ways["interpreter"], **masks)
 
 
 def edited(sim: TintForCausalLM, program: Program) -> TintForCausalLM:
@@ -79,4 +105,15 @@ def edited(sim: TintForCausalLM, program: Program) -> TintForCausalLM:
     return other.eval()
 
 
-__all__ = ["FAMILIES", "check_fused", "compiled", "edited", "family", "relative_to_update", "run", "token_ids"]
+__all__ = [
+    "FAMILIES",
+    "check_every_way",
+    "check_fused",
+    "check_updates",
+    "compiled",
+    "edited",
+    "family",
+    "relative_to_update",
+    "run",
+    "token_ids",
+]

@@ -11,12 +11,13 @@ import pytest
 import torch
 from fused_cases import compiled
 from programs import gpt_like, simulator
-from tiny_models import llama
 
-import tintc
+from tintc import stages
 from tintc.analysis.head_roles import Roles
 from tintc.analysis.role import Place, Role
 from tintc.errors import OptionError
+from tintc.lowering.passes.calibrate_softmax_heads import calibrate_softmax_heads
+from tintc.options import Options
 from tintc.runtime.model.causal_lm import TintForCausalLM
 
 
@@ -88,9 +89,11 @@ def test_sums_and_steps_of_an_optimiser() -> None:
 
 def test_softmax_heads_come_in_pairs() -> None:
     """The first does what the linear head did; its partner has the same values, and scores that read no parameter."""
-    model = llama(n_layers=1, d_ff=9, attention_bias=True).double()
-    linear, soft = (tintc.compile(model, linear_attention=kind).roles() for kind in ("linear", "softmax"))
-    site = "forward_0.model.layers.0.self_attn.o_proj"
+    program, tensors = gpt_like(layers=1)
+    ids = torch.randint(0, 11, (20,), generator=torch.Generator().manual_seed(0))
+    made = stages.lower(program, Options(), 24)
+    linear, soft = Roles(made), Roles(calibrate_softmax_heads(made, tensors, 1e-4, torch.float64, ids))
+    site = "forward_0.h.0.attn.o"
     heads = [role for role in linear.rows(site=site) if role.head >= 0]
     pairs = [role for role in soft.rows(site=site) if role.head >= 0]
     values = [role.parameter if role.parameter.endswith("bias") else "" for role in heads]

@@ -28,9 +28,9 @@ GAINS = {"descend": "values,out,ffn,norm-bias,norm-gain"}
 CASES: dict[str, tuple[Any, dict[str, Any]]] = {
     "gpt": (lambda: gpt_like(layers=1), GAINS | {"n_steps": 2}),
     "the authors' layout": (lambda: gpt_like(width=8, heads=2, layers=1, d_ff=11), {"semantics": "paper-code"}),
-    "llama, nothing shared": (lambda: llama_like(width=8, heads=2, layers=1, d_ff=11), {"reuse": "none"}),
-    "experts": (lambda: mixture_like(layers=1, biases=True, chosen=2), {}),
-    "a recurrence": (lambda: hybrid_like(width=8, heads=4, d_ff=9, key_heads=2), {}),
+    "llama, nothing shared": (lambda: llama_like(width=6, heads=3, layers=1, d_ff=7), {"reuse": "none"}),
+    "experts": (lambda: mixture_like(width=8, heads=2, layers=1, d_ff=5, experts=3, biases=True, chosen=2), {}),
+    "a recurrence": (lambda: hybrid_like(width=6, heads=2, d_ff=7, key_heads=1), {}),
 }
 
 

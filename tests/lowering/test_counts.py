@@ -28,7 +28,7 @@ from tintc.lowering.emission.emit import blocks_of
 
 @pytest.fixture(scope="module")
 def gpt2() -> tintc.TintForCausalLM:
-    return tintc.compile(tiny_models.gpt2(n_layers=3))
+    return tintc.compile(tiny_models.gpt2())
 
 
 def test_costs_of_the_table() -> None:
@@ -56,7 +56,7 @@ def test_the_paper_s_sizes() -> None:
     assert not wanted
 
 
-@pytest.mark.parametrize("layers", [1, 3])
+@pytest.mark.parametrize("layers", [1, 2])
 def test_a_transformer_block_is_seven_modules(layers: int) -> None:
     """A GPT-2 block: forward 7 Q + Q_split, backward 7 Q + 6 D_sim H, descent 7 Q, times the layers."""
     sim = tintc.compile(tiny_models.gpt2(n_layers=layers), n_update_layers=1)
@@ -68,7 +68,7 @@ def test_a_transformer_block_is_seven_modules(layers: int) -> None:
 
 
 def test_steps_do_not_change_the_table(gpt2: tintc.TintForCausalLM) -> None:
-    twice = tintc.compile(tiny_models.gpt2(n_layers=3), n_steps=2, n_update_layers=2)
+    twice = tintc.compile(tiny_models.gpt2(), n_steps=2, n_update_layers=1)
     assert table_count(twice.program) == table_count(gpt2.program)
 
 
@@ -126,11 +126,11 @@ def test_module_counts_add_up(name: str) -> None:
 
 
 def test_module_counts_by_hand(gpt2: tintc.TintForCausalLM) -> None:
-    """GPT-2, width 32, feed-forward 128, three layers."""
+    """GPT-2, width 32, feed-forward 128, two layers."""
     rows = {(row.kind, row.layer, row.phase): row for row in module_counts(gpt2.program)}
     q, state = attention_cost(gpt2.layout), gpt2.state_dict()
     assert rows["linear", 0, "forward"].table == 4 * q, "q, k and v are one module; output, up and down"
-    assert rows["norm", 2, "backward"].table == 2 * (q + 2 * gpt2.layout.d_sim * gpt2.layout.n_heads)
+    assert rows["norm", 1, "backward"].table == 2 * (q + 2 * gpt2.layout.d_sim * gpt2.layout.n_heads)
     stored = {name: tensor.numel() for name, tensor in state.items() if name.startswith("prefixes.") and ".1." in name}
     assert stored and rows["weights", 1, "forward"].unique == sum(stored.values())
     assert rows["weights", 1, "forward"].unrolled == rows["weights", 1, "forward"].unique
@@ -143,4 +143,4 @@ def test_module_counts_by_hand(gpt2: tintc.TintForCausalLM) -> None:
 
 def test_a_block_by_the_table(gpt2: tintc.TintForCausalLM) -> None:
     block, table = transformer_block(gpt2.layout), table_count(gpt2.program)
-    assert (3 * block.forward, 3 * block.backward, 3 * block.descent) == (table.forward, table.backward, table.descent)
+    assert (2 * block.forward, 2 * block.backward, 2 * block.descent) == (table.forward, table.backward, table.descent)

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from programs import Imported, import_model, relative_to_update
+from programs import import_model, relative_to_update
 from safetensors.torch import load_file, save_file
 from tiny_models import gpt2, llama, token_ids
-from torch import Tensor
 
 import tintc
 from tintc.cli.inspect import read_artefact
@@ -22,15 +22,34 @@ from tintc.ir.simulator.interface.interpreter import interpret
 from tintc.ir.text import parse_program, print_program
 from tintc.runtime.model.causal_lm import TintForCausalLM
 
-MODELS = {
-    "gpt2": lambda: gpt2(n_heads=3, head_dim=4),
-    "llama": lambda: llama(n_heads=3, n_kv_heads=1, head_dim=4, d_ff=20),
-}
+MODELS = {"gpt2": gpt2, "llama": llama}
+
+
+IDS = token_ids(2, 10)
+RATE = 0.05
 
 
 @pytest.fixture(scope="module", params=MODELS)
-def auxiliary(request: pytest.FixtureRequest) -> Imported:
-    return import_model(MODELS[request.param]())
+def sim(request: pytest.FixtureRequest) -> TintForCausalLM:
+    """One for all tests, which do not change it."""
+    return import_model(MODELS[request.param]()).compile(inner_lr=RATE)
+
+
+@pytest.fixture(scope="module")
+def unedited(sim: TintForCausalLM) -> Any:
+    with torch.no_grad():
+        return sim(IDS, return_before=True)
+
+
+@pytest.fixture
+def folder(sim: TintForCausalLM, tmp_path: Path) -> Path:
+    """The simulator's own, for each test."""
+    sim.save_pretrained(tmp_path)
+    return tmp_path
+
+
+only = partial(pytest.mark.parametrize, "sim", indirect=True)
+"""For what does not depend on the model."""
 
 
 def descents(text: str) -> list[tuple[str, str, str]]:
@@ -68,17 +87,9 @@ def double_rate(text: str) -> str:
 EDITS: dict[str, Callable[[str], str]] = {"drop": drop_descent, "swap": swap_layers, "double": double_rate}
 
 
-def both(program_text: str, state: dict[str, Tensor], sim: TintForCausalLM, ids: Tensor) -> tuple[Tensor, Tensor]:
-    program = parse_program(program_text)
-    found = interpret(program, state, resolve_inputs(ids))["logits"]
-    with torch.no_grad():
-        return found, sim(ids).logits
-
-
 @pytest.mark.parametrize("edit", EDITS)
-def test_an_edit_changes_both_alike(auxiliary: Imported, edit: str) -> None:
+def test_an_edit_changes_both_alike(sim: TintForCausalLM, unedited: Any, edit: str) -> None:
     """The edited text runs with the tensors of the simulator it was made from."""
-    sim, ids = auxiliary.compile(inner_lr=0.05), token_ids(2, 10)
     state, text = sim.state_dict(), print_program(sim.program)
     changed = EDITS[edit](text)
     assert changed != text
@@ -88,69 +99,65 @@ def test_an_edit_changes_both_alike(auxiliary: Imported, edit: str) -> None:
     edited.executor = "literal"
     edited.load_state_dict(state, strict=edit != "drop", assign=True)
     edited.zero_absent_terms()
-    interpreted, literal = both(changed, state, edited, ids)
+    interpreted = interpret(program, state, resolve_inputs(IDS))["logits"]
     with torch.no_grad():
-        out = sim(ids, return_before=True)
+        literal = edited(IDS).logits
     assert print_program(program) == changed or edit == "double"
-    assert relative_to_update(interpreted, out.logits, out.logits_before) > 1e-4
-    assert relative_to_update(literal, interpreted, out.logits_before) < 1e-9
+    assert relative_to_update(interpreted, unedited.logits, unedited.logits_before) > 1e-4
+    assert relative_to_update(literal, interpreted, unedited.logits_before) < 1e-9
 
 
-@pytest.mark.parametrize("edit", EDITS)
-def test_an_artefact_with_an_edited_program_loads_and_runs_it(auxiliary: Imported, edit: str, tmp_path: Path) -> None:
-    sim, ids = auxiliary.compile(inner_lr=0.05), token_ids(2, 10)
-    sim.save_pretrained(tmp_path)
-    file = tmp_path / "program.tint"
+@pytest.mark.parametrize(
+    ("sim", "edit"), [("gpt2", "drop"), ("llama", "swap"), ("gpt2", "swap"), ("llama", "double")], indirect=["sim"]
+)
+def test_an_artefact_with_an_edited_program_loads_and_runs_it(
+    sim: TintForCausalLM, unedited: Any, edit: str, folder: Path
+) -> None:
+    file = folder / "program.tint"
     changed = EDITS[edit](file.read_text())
     file.write_text(changed)
-    state = dict(sim.state_dict())
-    with torch.no_grad():
-        out = sim(ids, return_before=True)
-    for executor in ("literal", "auto"):
-        edited = tintc.load(tmp_path, executor=executor)
-        interpreted, found = both(changed, state, edited, ids)
-        assert relative_to_update(interpreted, out.logits, out.logits_before) > 1e-4
-        assert relative_to_update(found, interpreted, out.logits_before) < 1e-9
+    interpreted = interpret(parse_program(changed), dict(sim.state_dict()), resolve_inputs(IDS))["logits"]
+    assert relative_to_update(interpreted, unedited.logits, unedited.logits_before) > 1e-4
+    edited = tintc.load(folder, executor="literal")
+    for edited.executor in ("literal", "auto"):
+        with torch.no_grad():
+            found = edited(IDS).logits
+        assert relative_to_update(found, interpreted, unedited.logits_before) < 1e-9
 
 
-def test_dropping_every_descent_is_no_update(auxiliary: Imported, tmp_path: Path) -> None:
-    sim, ids = auxiliary.compile(inner_lr=0.05), token_ids(2, 10)
-    sim.save_pretrained(tmp_path)
-    file = tmp_path / "program.tint"
+def test_dropping_every_descent_is_no_update(unedited: Any, folder: Path) -> None:
+    file = folder / "program.tint"
     file.write_text(drop_all_descents(file.read_text()))
-    edited = tintc.load(tmp_path, executor="literal")
+    edited = tintc.load(folder, executor="literal")
     with torch.no_grad():
-        assert torch.equal(edited(ids).logits, sim(ids, return_before=True).logits_before)
+        assert torch.equal(edited(IDS).logits, unedited.logits_before)
 
 
-def test_an_edit_that_does_not_verify_is_refused_when_loading(auxiliary: Imported, tmp_path: Path) -> None:
-    sim = auxiliary.compile()
-    sim.save_pretrained(tmp_path)
-    file = tmp_path / "program.tint"
+@only(argvalues=["llama"])
+def test_an_edit_that_does_not_verify_is_refused_when_loading(folder: Path) -> None:
+    file = folder / "program.tint"
     file.write_text(file.read_text().replace("sim.linear_backward(", "sim.linear_sideways(", 1))
     with pytest.raises(IRError, match=r"line \d+: there is no op 'sim.linear_sideways'"):
-        tintc.load(tmp_path)
+        tintc.load(folder)
 
 
-def test_an_artefact_with_an_edited_program_can_be_inspected(auxiliary: Imported, tmp_path: Path) -> None:
+def test_an_artefact_with_an_edited_program_can_be_inspected(folder: Path) -> None:
     """It may hold tensors that its program has no use for, as when it is loaded, but it may not lack any."""
-    auxiliary.compile().save_pretrained(tmp_path)
-    file = tmp_path / "program.tint"
+    file = folder / "program.tint"
     text = file.read_text()
     file.write_text(drop_all_descents(text))
-    kinds = {op.opname for op in read_artefact(str(tmp_path)).simulator().ops}
+    kinds = {op.opname for op in read_artefact(str(folder)).simulator().ops}
     assert "sim.linear_backward" in kinds and "sim.linear_descent" not in kinds
     file.write_text(text.replace("fd_step=0.001", "fd_step=0.01"))
     with pytest.raises(ArtefactError, match="does not fit its program"):
-        read_artefact(str(tmp_path))
+        read_artefact(str(folder))
 
 
-def test_tensors_nobody_asked_for_are_refused(auxiliary: Imported, tmp_path: Path) -> None:
-    sim = auxiliary.compile()
-    sim.save_pretrained(tmp_path)
-    weights = load_file(tmp_path / "model.safetensors")
-    save_file(weights | {"tables.more": torch.zeros(1)}, tmp_path / "model.safetensors", {"format": "pt"})
+@only(argvalues=["gpt2"])
+def test_tensors_nobody_asked_for_are_refused(folder: Path) -> None:
+    weights = load_file(folder / "model.safetensors")
+    save_file(weights | {"tables.more": torch.zeros(1)}, folder / "model.safetensors", {"format": "pt"})
     with pytest.raises(
         ArtefactError, match=r"does not fit its program: it has 1 tensor it does not know \(tables\.more\)"
     ):
-        read_artefact(str(tmp_path))
+        read_artefact(str(folder))

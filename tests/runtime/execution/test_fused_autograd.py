@@ -18,9 +18,9 @@ MODES = ("lazy", "materialised")
 PARTS = ("prefixes", "tables", "rates")
 
 
-@pytest.fixture(params=["gpt2", "llama"])
+@pytest.fixture(scope="module", params=["gpt2", "llama"])
 def sim(request: pytest.FixtureRequest) -> TintForCausalLM:
-    """A simulator of its own, of two steps on the top layer."""
+    """A simulator of this file's own, of two steps on the top layer."""
     return family(request.param).compile(n_steps=2, n_update_layers=1, inner_lr=0.02)
 
 

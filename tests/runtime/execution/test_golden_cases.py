@@ -86,9 +86,16 @@ def test_stored_case(kind: str, case: int) -> None:
     check(model, cases[case], own)
 
 
-@pytest.mark.parametrize("case", range(5))
-@pytest.mark.parametrize("folder", FOLDERS)
+@pytest.mark.parametrize(
+    ("folder", "case"),
+    [
+        pytest.param(name, case, marks=[pytest.mark.slow] * (int(name[-1]) != case % 2))
+        for name in FOLDERS
+        for case in range(5)
+    ],
+)
 def test_case(shared: Path, folder: str, case: int) -> None:
+    """Every case of both kinds of model in one of two folders, which differ by the seed; in the other it is slow."""
     place = shared / "golden" / folder
     options = json.loads((place / "golden.json").read_text())["cases"][case]
     assert options["index"] == case

@@ -15,8 +15,8 @@ import pytest
 import torch
 from attention_programs import decoder
 from fake_gpu import GPU, NoHostMemory, Waits, fake_gpu, fake_inputs, on_fake_gpu
-from fused_cases import compiled, relative_to_update, token_ids
-from programs import hybrid_like, mixture_like, simulator
+from programs import gpt_like, hybrid_like, llama_like, mixture_like, relative_to_update, simulator
+from tiny_models import token_ids
 from torch import Tensor
 from twin_graphs import TwinRecording, twins
 
@@ -33,10 +33,12 @@ from tintc.runtime.model.causal_lm import TintForCausalLM
 
 VOCAB = 11
 KINDS: dict[str, Callable[[], TintForCausalLM]] = {
-    "gpt2": lambda: compiled("gpt2", n_steps=2),
-    "llama": lambda: compiled("llama", n_steps=2),
-    "all of attention": lambda: written(decoder, window=3, soft_cap=2.0, slopes=(0.5, 0.25, 0.125), sunk=True),
-    "experts": lambda: written(mixture_like, chosen=2, normalise="sum", biases=True),
+    "gpt2": lambda: written(gpt_like),
+    "llama": lambda: written(llama_like),
+    "all of attention": lambda: written(
+        decoder, layers=1, window=3, soft_cap=2.0, slopes=(0.5, 0.25, 0.125), sunk=True
+    ),
+    "experts": lambda: written(mixture_like, layers=1, chosen=2, normalise="sum", biases=True),
     "delta rule": lambda: written(hybrid_like, key_heads=2, delta=True, unit_eps=1e-6),
     "state space": lambda: written(hybrid_like, key_heads=1, by_coordinate=True, skip=True),
 }
@@ -107,7 +109,7 @@ def test_rates_are_read_where_they_are(sim: TintForCausalLM, recorded: type[Twin
         same(sim(ids, inner_lr=rates, return_before=True), right)
     assert recorded.replays == 3
     sim.warm_up(2, 8, return_before=True)
-    name = "model.layers.1.mlp.up_proj"
+    name = "h.1.ffn.up"
     kept = sim.rate(name).clone()
     sim.rate(name).mul_(3)
     got = sim(ids, return_before=True)
@@ -151,7 +153,7 @@ def test_graphs_end_where_weights_move_or_cast(sim: TintForCausalLM, recorded: t
     ids = token_ids(2, 8, VOCAB)
     mine.warm_up(2, 8, return_before=True)
     assert len(copy.deepcopy(mine).graphs) == 0
-    weight: Any = mine.prefix("model.layers.1.mlp.up_proj").weight
+    weight: Any = mine.prefix("h.1.ffn.up").weight
     weight.mul_(1.5)
     replayed = mine(ids, return_before=True)
     assert recorded.replays == 1

@@ -6,14 +6,15 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator
+from functools import cache
 from typing import Any
 
 import pytest
 import torch
 from attention_programs import decoder
 from fake_gpu import GPU, fake_gpu, fake_inputs, on_fake_gpu
-from fused_cases import compiled, token_ids
-from programs import hybrid_like, mixture_like, simulator
+from programs import gpt_like, hybrid_like, mixture_like, simulator
+from tiny_models import token_ids
 from torch import Tensor, nn
 
 from tintc.errors import OptionError
@@ -31,17 +32,20 @@ from tintc.runtime.model import placing
 from tintc.runtime.model.causal_lm import TintForCausalLM
 
 SECOND = torch.device("cuda", 1)
-KINDS: dict[str, Callable[[], TintForCausalLM]] = {
-    "gpt2": lambda: compiled("gpt2", n_steps=2),
-    "all of attention": lambda: written(decoder, window=3, soft_cap=2.0, slopes=(0.5, 0.25, 0.125), sunk=True),
-    "experts": lambda: written(mixture_like, chosen=2, normalise="sum", biases=True),
-    "delta rule": lambda: written(hybrid_like, key_heads=2, delta=True, unit_eps=1e-6),
-    "state space": lambda: written(hybrid_like, key_heads=1, by_coordinate=True, skip=True),
+KINDS: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
+    "gpt2": (gpt_like, {}),
+    "all of attention": (decoder, {"window": 3, "soft_cap": 2.0, "slopes": (0.5, 0.25, 0.125), "sunk": True}),
+    "experts": (mixture_like, {"chosen": 2, "normalise": "sum", "biases": True}),
+    "delta rule": (hybrid_like, {"key_heads": 2, "delta": True, "unit_eps": 1e-6}),
+    "state space": (hybrid_like, {"key_heads": 1, "by_coordinate": True, "skip": True}),
 }
 
 
-def written(make: Callable[..., Any], **options: Any) -> TintForCausalLM:
-    return simulator(*make(**options), inner_lr=0.02, n_steps=2)
+@cache
+def kind(name: str, n_steps: int = 2) -> TintForCausalLM:
+    """One simulator of two layers for all tests; those that change it copy it."""
+    make, options = KINDS[name]
+    return simulator(*make(**options), inner_lr=0.02, n_steps=n_steps)
 
 
 def on_two_cards(sim: TintForCausalLM) -> TintForCausalLM:
@@ -59,8 +63,8 @@ def on_two_cards(sim: TintForCausalLM) -> TintForCausalLM:
 
 @pytest.mark.parametrize(("name", "padded"), [*((name, True) for name in KINDS), ("gpt2", False)])
 def test_no_operator_meets_both(name: str, padded: bool) -> None:
-    """A pass and the tokens after it, with padding and without."""
-    sim = KINDS[name]()
+    """A pass and the tokens after it, with padding and without; of two steps, or of one where the next has the same."""
+    sim = kind(name, 1 + (name == "gpt2"))
     mask = torch.ones(2, 9)
     mask[0, :2] = 0
     inputs = sim.resolve(token_ids(2, 9, 11), attention_mask=mask if padded else None)
@@ -82,7 +86,7 @@ def test_no_operator_meets_both(name: str, padded: bool) -> None:
 @pytest.mark.parametrize("name", ["gpt2", "experts"])
 def test_a_value_crosses_once(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """To each card, however many ops read it there; and between two layers of one card nothing crosses."""
-    sim = KINDS[name]()
+    sim = kind(name)
     inputs = sim.resolve(token_ids(2, 9, 11))
     sizes = sizes_of(inputs, sim.config.vocab_size)
     made: list[tuple[str, torch.device]] = []
@@ -109,7 +113,7 @@ def test_a_value_crosses_once(name: str, monkeypatch: pytest.MonkeyPatch) -> Non
 
 def test_what_is_moved_together_is_not_placed() -> None:
     """By `to`, whoever called it; a cast leaves it where it is."""
-    sim = copy.deepcopy(compiled("gpt2", n_steps=2))
+    sim = copy.deepcopy(kind("gpt2"))
     sim.prefixes.to("meta")
     sim.placed = True
     sim.float()
@@ -137,9 +141,9 @@ def two_names(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 @pytest.mark.parametrize("name", ["gpt2", "all of attention", "experts", "state space"])
 def test_results_are_those_of_one(name: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of passes, adapted weights and new tokens."""
-    sim = KINDS[name]()
-    sim.executor, ids, mask = "fused", token_ids(2, 9, 11), torch.ones(2, 9, dtype=torch.long)
+    sim, ids, mask = copy.deepcopy(kind(name)), token_ids(2, 9, 11), torch.ones(2, 9, dtype=torch.long)
     mask[0, :2] = 0
+    sim.executor = "fused"
     rates = torch.tensor([[0.01, 0.03]])
 
     def all_of_it() -> list[Tensor]:
@@ -168,11 +172,11 @@ def test_results_are_those_of_one(name: str, request: pytest.FixtureRequest, mon
 )
 def test_maps_that_are_none(device_map: dict[str, str], says: str) -> None:
     with pytest.raises(OptionError, match=says):
-        compiled("gpt2", n_steps=2).place_layers(device_map)
+        kind("gpt2").place_layers(device_map)
 
 
 def test_what_several_devices_do_not_bear() -> None:
-    sim = copy.deepcopy(compiled("gpt2", n_steps=2))
+    sim = copy.deepcopy(kind("gpt2"))
     assert sim.place_layers({"": "cpu", "prefixes": "cpu"}) == [torch.device("cpu")] and not sim.placed
     sim.placed, sim.executor = True, "literal"
     with pytest.raises(OptionError, match="only fused execution runs on"), torch.no_grad():
@@ -181,7 +185,7 @@ def test_what_several_devices_do_not_bear() -> None:
 
 def test_accelerate_spreads_layers() -> None:
     """By the memory that each has, of two GPUs that are not there; what does not fit is refused."""
-    sim = compiled("gpt2", n_steps=2)
+    sim = kind("gpt2")
     size = sum(p.numel() * p.element_size() for p in sim.prefixes.parameters())
     planned = placing._planned(sim, {0: int(size * 0.7), 1: size})
     assert planned[""] == 0 and set(planned.values()) == {0, 1}

@@ -51,31 +51,42 @@ CASES: dict[str, tuple[Any, dict[str, list[float]]]] = {
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("executor", ["fused", "literal"])
 def test_given_rates_are_stored_ones(case: str, executor: str) -> None:
+    """Which fused execution has read; the next test has literal execution read them."""
     sim, (given, written) = sim_of("gpt2"), CASES[case]
     with stored(sim, written):
-        wanted = run(sim, IDS, executor, return_before=True)
-    plain = run(sim, IDS, executor)
+        wanted = run(sim, IDS, return_before=True)
+    plain = run(sim, IDS)
     found = run(sim, IDS, executor, inner_lr=given)
     assert relative_to_update(found.logits, wanted.logits, wanted.logits_before) < 1e-9
     assert relative_to_update(plain.logits, wanted.logits, wanted.logits_before) > 1e-3
 
 
-@pytest.mark.parametrize("update", ["lazy", "materialised"])
-@pytest.mark.parametrize("executor", ["fused", "literal"])
-def test_per_step_and_example(executor: str, update: str) -> None:
-    """Each example as if it were alone, with its own rates of each step; also where autograd records."""
+def test_both_executors_read_stored_rates() -> None:
+    sim, (_, written) = sim_of("gpt2"), CASES["a layer per step, and the others"]
+    with stored(sim, written):
+        wanted, found = (run(sim, IDS, executor, return_before=True) for executor in ("fused", "literal"))
+    assert relative_to_update(found.logits, wanted.logits, wanted.logits_before) < 1e-9
+
+
+@pytest.mark.parametrize(
+    ("executor", "update", "parts"),
+    [("fused", "lazy", (1, 2)), ("fused", "materialised", (1, 2)), ("literal", "auto", (2,))],
+)
+def test_per_step_and_example(executor: str, update: str, parts: tuple[int, ...]) -> None:
+    """Each example as if it were alone in fused execution, with its own rates of each step; also where autograd
+    records, and in parts of the batch."""
     sim, rates = sim_of("llama"), torch.tensor([[BIG, SMALL, 0.0], [SMALL, 0.03, BIG]], dtype=torch.float64)
     found = run(sim, IDS, executor, update, inner_lr=rates, return_before=True)
     kept, sim.executor, sim.update = (sim.executor, sim.update), executor, update
     recorded = sim(IDS, inner_lr={"default": rates}).logits.detach()
     sim.executor, sim.update = kept
     for row in range(3):
-        alone = run(sim, IDS[row : row + 1], executor, update, inner_lr=rates[:, row])
+        alone = run(sim, IDS[row : row + 1], inner_lr=rates[:, row])
         for logits in (found.logits, recorded):
             before = found.logits_before[row : row + 1]
             assert relative_to_update(logits[row : row + 1], alone.logits, before) < 1e-9
-    for start in (1, 2):
-        cut = run(sim, IDS, executor, update, inner_lr=rates, max_batch=start)
+    for most in parts:
+        cut = run(sim, IDS, executor, update, inner_lr=rates, max_batch=most)
         assert relative_to_update(cut.logits, found.logits, found.logits_before) < 1e-9
 
 

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 import torch
-from fused_cases import check_fused
-from programs import check_agreement, hybrid_like, simulator, three_ways
+from fused_cases import check_every_way
+from programs import hybrid_like, simulator
 from tiny_models import token_ids
 
 from tintc.errors import InputError
@@ -31,8 +31,7 @@ def test_all_ways_agree(kind: str) -> None:
     mask = torch.ones(2, 21, dtype=torch.long)
     mask[0, :3] = 0
     mask[1, 18:] = 0
-    check_agreement(three_ways(sim, program, tensors, IDS, Descent(0.02, n_steps=2), attention_mask=mask))
-    check_fused(sim, IDS, attention_mask=mask)
+    check_every_way(sim, program, tensors, IDS, Descent(0.02, n_steps=2), attention_mask=mask)
 
 
 @pytest.mark.parametrize("kind", KINDS)

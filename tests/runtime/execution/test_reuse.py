@@ -13,6 +13,7 @@ import pytest
 import torch
 from command import Command
 from fused_cases import check_fused, family, relative_to_update, run, token_ids
+from programs import gpt_like, simulator
 
 from tintc import load
 from tintc.analysis.parameter_counts import (
@@ -34,7 +35,7 @@ from tintc.options import Options
 from tintc.runtime.load import write_artefact
 from tintc.runtime.model.causal_lm import TintForCausalLM
 
-IDS = token_ids(2, 9)
+IDS = token_ids(2, 9, 11)
 LAYERS, STEPS, UPDATED = 3, 2, 2
 
 
@@ -44,7 +45,8 @@ def compiled(reuse: str, name: str = "gpt2") -> TintForCausalLM:
 
 
 def fresh(reuse: str) -> TintForCausalLM:
-    made = family("gpt2").compile(reuse=reuse, n_steps=STEPS, n_update_layers=UPDATED, inner_lr=0.02)
+    """Of two layers by hand, of which one is updated, in two steps."""
+    made = simulator(*gpt_like(), reuse=reuse, n_steps=STEPS, n_update_layers=1, inner_lr=0.02)
     made.executor = "literal"
     return made
 
@@ -53,7 +55,7 @@ def fresh(reuse: str) -> TintForCausalLM:
 def test_sharing_does_not_change_the_result(name: str) -> None:
     """Literal and fused execution are the interpreter's, and one sharing's are another's."""
     made = compiled("none", name)
-    check_fused(made, IDS)
+    check_fused(made, IDS, literal=name == "gpt2")
     other = run(compiled("layer", name), IDS, "literal", return_before=True)
     found = run(made, IDS, "auto")
     assert made.last_executor == "fused"
@@ -119,17 +121,17 @@ def module(made: TintForCausalLM, phase: str, step: int, layer: int) -> sim.Line
 
 @pytest.mark.parametrize("reuse", REUSE)
 def test_an_edit_reaches_the_modules_that_share(reuse: str) -> None:
-    """One tensor of the value layer's module in step 1, layer 2, is changed."""
+    """One tensor of the value layer's module in step 1, layer 1, is changed."""
     made = fresh(reuse)
     right = run(made, IDS, "literal", return_before=True)
-    op = module(made, "forward", 1, 2)
+    op = module(made, "forward", 1, 1)
     place = placement(made.program)
     name = f"structure.{place[op]['linear_forward_bias'].name}.w_q.0.weight"
     users = {user for user, blocks in place.items() if any(name in tensors_of(one) for one in blocks.values())}
     steps, layers = {user.step for user in users}, {user.layer for user in users}
     assert (len(users), steps, layers) == {
-        "none": (1, {1}, {2}),
-        "layer": (len(users), {0, 1, 2}, {-1, 0, 1, 2}),
+        "none": (1, {1}, {1}),
+        "layer": (len(users), {0, 1, 2}, {-1, 0, 1}),
     }[reuse]
     with torch.no_grad():
         made.get_parameter(name).mul_(1.5)
@@ -141,7 +143,7 @@ def test_an_edit_reaches_the_modules_that_share(reuse: str) -> None:
 
 
 def test_a_file_holds_what_is_its_own(tmp_path: Path, command: Command) -> None:
-    made = fresh("none")
+    made = family("gpt2").compile(reuse="none", n_update_layers=1, inner_lr=0.02)
     right = run(made, IDS, "literal", return_before=True)
     folder = write_artefact(made, tmp_path / "sim")
     loaded = load(folder)
@@ -159,12 +161,11 @@ def test_a_file_holds_what_is_its_own(tmp_path: Path, command: Command) -> None:
 def test_tiles_of_one_layer_share_its_module() -> None:
     """The feed-forward is wider than a tile, the output projection is one tile. Whatever modules share, both are one
     module, of equal size, which is applied once for every tile, each time with other prefixes (Appendix I)."""
-    made = family("gpt2").compile(reuse="none", stack=1, shards=1, n_update_layers=1)
-    made.executor = "literal"
+    made = simulator(*gpt_like(layers=1), reuse="none", stack=1, shards=1)
     pitch, place = made.layout.pitch, placement(made.program)
     calls: Counter[str] = Counter()
     prefixes: dict[str, list[torch.Tensor]] = {}
-    top = [op for op in place if op.layer == LAYERS - 1 and op.phase in ("forward", "backward", "descent")]
+    top = [op for op in place if op.layer == 0 and op.phase in ("forward", "backward", "descent")]
     linear = [op for op in top if isinstance(op, sim.LinearForward | sim.LinearBackward | sim.LinearDescent)]
     for op in linear:
         site = made.site(op)
