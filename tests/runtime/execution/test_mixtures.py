@@ -45,7 +45,8 @@ ROUTERS: dict[str, dict[str, Any]] = {
 
 def made(name: str) -> tuple[Program, dict[str, Tensor]]:
     """Of one layer, unless the router's own options say two."""
-    return mixture_like(**{"layers": 1} | ROUTERS[name])
+    options: dict[str, Any] = {"layers": 1} | ROUTERS[name]
+    return mixture_like(**options)
 
 
 @pytest.mark.parametrize("name", ROUTERS)

@@ -48,8 +48,10 @@ def made(kind: str, rule: str, **options: Any) -> TintForCausalLM:
     return simulator(program, tensors, **({"n_steps": 2, "descend": GROUPS} | RULES[rule] | options))
 
 
-CASES = [(kind, "by all") for kind in ("dense", "experts", "recurrence")]
-CASES += [("one layer", rule) for rule in RULES if rule != "by all"]
+CASES = [
+    *((kind, "by all") for kind in ("dense", "experts", "recurrence")),
+    *(("one layer", rule) for rule in RULES if rule != "by all"),
+]
 
 
 @pytest.mark.parametrize(("kind", "rule"), CASES)
