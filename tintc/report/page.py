@@ -34,7 +34,10 @@ SIZES = ("d_sim", "heads", "head_width", "stack", "shards", "n_prefixes", "sim_s
 
 @dataclass
 class Quality:
-    """What comparing with the model gave. verdict: a sentence; gradients: rows of `quality.layers_of`."""
+    """The results of comparing a simulator with its model.
+
+    verdict: a sentence; gradients: rows of `quality.layers_of`; costs: a row for each approximation.
+    """
 
     verdict: str
     gradients: list[dict[str, Any]]
@@ -43,8 +46,11 @@ class Quality:
 
 @dataclass
 class Contents:
-    """What a page is made of. auxiliary: lines of the auxiliary's program by value; shares: of train tokens, by layer;
-    quality: None without a model; other: another simulator to compare with, if any."""
+    """The parts of a page, as they are computed before it is drawn.
+
+    auxiliary: lines of the auxiliary's program by value; shares: of train tokens, by layer; quality: None without a
+    model; other: another simulator to compare with, if any.
+    """
 
     name: str
     sim: TintForCausalLM
